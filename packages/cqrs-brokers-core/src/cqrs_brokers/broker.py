@@ -1,0 +1,576 @@
+"""`Broker`: what applications hold. It does everything that must be the same for every broker, once.
+
+    message → validate and encode → window → driver → client → outcome
+
+The parts: `validation` (what may be sent), `window` (what is in flight, and deadlines), `connection` (connecting and
+reconnecting), `simple` (drivers with only `send_message`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import warnings
+import weakref
+from asyncio import CancelledError
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from .connection import Connection, State
+from .delivery import BulkDelivery, BulkOutcomes, Delivery
+from .driver import PipelinedDriver
+from .exceptions import (
+    BackpressureError,
+    BrokerBlockedError,
+    BrokerClosedError,
+    ClosedWhilePendingError,
+    ConfigError,
+    ConnectError,
+    ConnectionLostError,
+    DeliveryError,
+    DeliveryTimeoutError,
+    NotConnectedError,
+    NotDeliveredError,
+    WrongLoopError,
+)
+from .health import Health
+from .protocol import Capabilities, Message, MessageBroker, MessageLike, Receipt
+from .simple import SimpleSender
+from .validation import Validator
+from .window import Window
+
+if TYPE_CHECKING:
+    from .events import Event
+    from .options import EffectiveOption
+    from .url import BrokerURL
+
+__all__ = ["Broker", "Observer"]
+
+logger = logging.getLogger("cqrs_brokers.broker")
+
+FORCED_CLOSE = 0.8
+"""How long a driver's `close` may take beyond its grace, in seconds."""
+
+
+class Observer(Protocol):
+    """Is told what happens. An exception in an observer is logged and changes nothing."""
+
+    def sent(self, message: Message, outcome: Receipt | DeliveryError, elapsed: float) -> None:
+        """A message has its outcome, `elapsed` seconds after the call."""
+
+    def connection_changed(self, state: str, reason: str) -> None:
+        """The connection is now connecting, connected, blocked, unblocked, lost, failed, idle or closed."""
+
+
+class Broker(MessageBroker):
+    """Sends messages through a driver and tells the truth about each.
+
+    Every send ends in one of three ways, at the latest at its deadline: a `Receipt`, a `NotDeliveredError` (the message
+    is not in the broker and never will be from this call) or a `DeliveryUnknownError` (it may be).
+
+    Made without I/O and without an event loop; the first send connects, or `connect()`, or `async with`. Bound to the
+    event loop in which it connects; when that loop is closed it connects anew in the next one.
+
+    Args:
+        driver: A driver, or any `MessageBroker`.
+        name: The broker's name in receipts. Default: the URL's scheme, else the driver's class name.
+        url: Where the driver connects to; shown redacted.
+        delivery_timeout: Seconds from the call to the outcome, at most.
+        connect_timeout: Seconds for `connect()` and for each attempt; it never extends a delivery's deadline.
+        close_timeout: Seconds that `close()` gives to what is in flight.
+        max_in_flight: How many messages the driver may hold; further ones wait.
+        max_in_flight_bytes: How many bytes it may hold.
+        max_message_bytes: The largest message: body, key and headers together.
+        encoder: Encodes payloads that come without `payload_bytes` and without a content type. Default: JSON.
+        observers: Who is told of outcomes and of the connection.
+        retry_count: After how many failed connection attempts in a row waiting sends fail. None: at their deadlines.
+        retry_delay: Seconds between connection attempts. None: 0.1 to 1, doubling, jittered.
+        options: The effective options with their origin, for `describe()`.
+
+    Raises:
+        TypeError: The driver is a `Broker`, or no `MessageBroker`.
+        ConfigError: A number is out of range.
+    """
+
+    def __init__(
+        self,
+        driver: MessageBroker,
+        /,
+        *,
+        name: str | None = None,
+        url: BrokerURL | None = None,
+        delivery_timeout: float = 30.0,
+        connect_timeout: float = 10.0,
+        close_timeout: float = 10.0,
+        max_in_flight: int = 1000,
+        max_in_flight_bytes: int = 32 * 2**20,
+        max_message_bytes: int = 1_000_000,
+        encoder: Callable[[object], bytes] | None = None,
+        observers: Sequence[Observer] = (),
+        retry_count: int | None = None,
+        retry_delay: float | None = None,
+        options: Mapping[str, EffectiveOption] | None = None,
+    ) -> None:
+        if isinstance(driver, Broker):
+            raise TypeError("a Broker of a Broker has no meaning: pass the driver, or use the Broker that is there")
+        if not isinstance(driver, MessageBroker):
+            raise TypeError(f"a {type(driver).__name__} is no MessageBroker: derive from MessageBroker or Driver")
+        limits = {
+            "delivery_timeout": delivery_timeout,
+            "connect_timeout": connect_timeout,
+            "max_in_flight": max_in_flight,
+            "max_in_flight_bytes": max_in_flight_bytes,
+            "max_message_bytes": max_message_bytes,
+        }
+        problems = [f"{limit} must be above 0, not {value}" for limit, value in limits.items() if not value > 0]
+        if not close_timeout >= 0:
+            problems.append(f"close_timeout must be 0 or more, not {close_timeout}")
+        if retry_count is not None and retry_count < 1:
+            problems.append("retry_count must be at least 1: with 0 no connection would ever be tried")
+        if problems:
+            raise ConfigError(problems)
+        self._driver = driver
+        self._sender: PipelinedDriver = driver if isinstance(driver, PipelinedDriver) else SimpleSender(driver)
+        self._name = name or (url.scheme if url is not None else type(driver).__name__)
+        self._url = url
+        self._address = str(url) if url is not None else self._name
+        self._delivery_timeout = delivery_timeout
+        self._connect_timeout = connect_timeout
+        self._close_timeout = close_timeout
+        self._options = dict(options or {})
+        self._observers = tuple(observers)
+        self._capabilities = self._sender.capabilities
+        # A plain MessageBroker declares nothing and is given every message as it is.
+        declared = None if isinstance(self._sender, SimpleSender) and not self._sender.declares else self._capabilities
+        self._validator = Validator(
+            address=self._address,
+            capabilities=declared,
+            refuse_topic=self._sender.refuse_topic,
+            max_message_bytes=min(max_message_bytes, self._capabilities.max_message_bytes or max_message_bytes),
+            encoder=encoder,
+        )
+        self._message, self._size = self._validator.message, self._validator.size
+        self._window = Window(
+            name=self._name,
+            address=self._address,
+            confirms=self._capabilities.confirms,
+            submit=self._sender.submit,
+            max_count=max_in_flight,
+            max_bytes=max_in_flight_bytes,
+            why_not=self._why_not,
+        )
+        if self._observers:
+            self._window.watch(self._observe)
+        self._connection = Connection(
+            self._sender,
+            self,
+            address=self._address,
+            timeout=connect_timeout,
+            retry_count=retry_count,
+            retry_delay=retry_delay,
+        )
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._forked = False
+        self._closing: asyncio.Task[None] | None = None
+        self._close_by = 0.0
+        self._closed = False
+        self._unclosed = False
+        _brokers.add(self)
+
+    # -- sending ------------------------------------------------------------------------------------------------------
+
+    async def send_message(self, message: MessageLike) -> Receipt:
+        """Sends one message and waits for its outcome.
+
+        Messages with the same topic and the same key keep the order of the calls; a call starts when its coroutine
+        first runs. Cancelling it while the message is with the client leaves the outcome unknown.
+
+        Args:
+            message: A `Message`, or anything with its attributes (python-cqrs' `Message`).
+
+        Returns:
+            The receipt.
+
+        Raises:
+            NotDeliveredError: The message is not in the broker and never will be from this call.
+            DeliveryUnknownError: It may be.
+        """
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop or self._closed:
+            self._enter(loop, message)
+        ready = self._message(message)
+        size = self._size(ready)
+        window = self._window
+        waiter = loop.create_future()
+        delivery = Delivery(ready, loop.time() + self._delivery_timeout, window, waiter, size)
+        if not window.admit(delivery) and not window.gate:
+            self._want(loop)
+        try:
+            return await waiter  # type: ignore[no-any-return]
+        except CancelledError:  # nobody but the caller's own task can reach this future: it is genuine
+            window.give_up(delivery)
+            raise
+
+    async def send_messages(self, messages: Iterable[MessageLike]) -> list[Receipt | DeliveryError]:
+        """Sends many messages; the cheapest way to send a batch. It may be larger than the window.
+
+        Args:
+            messages: The messages, in the order in which they are to be sent. All deadlines start with the call.
+
+        Returns:
+            One outcome per message, in the same order. Errors are returned, not raised.
+        """
+        loop = asyncio.get_running_loop()
+        window = self._window
+        bulk = BulkOutcomes(loop.create_future())
+        outcomes, deliveries = bulk.outcomes, []
+        deadline = loop.time() + self._delivery_timeout
+        refused: DeliveryError | None = None
+        if self._loop is not loop or self._closed:
+            try:
+                self._enter(loop)
+            except DeliveryError as error:
+                refused = error
+        make, measure = self._message, self._size
+        for index, message in enumerate(messages):
+            try:
+                ready = make(message)
+                size = measure(ready)
+                if refused is not None:
+                    raise refused.about(ready.message_id, ready.topic, self._address)
+            except DeliveryError as error:
+                outcomes.append(error.with_traceback(None))
+                continue
+            deliveries.append(BulkDelivery(ready, deadline, window, bulk, index, size))
+            outcomes.append(None)
+        if not deliveries:
+            return outcomes
+        bulk.left = len(deliveries)
+        window.queue(deliveries)
+        if window.gate:
+            window.pump()
+        else:
+            self._want(loop)
+        try:
+            await bulk.future
+        except CancelledError:
+            for delivery in deliveries:
+                window.give_up(delivery)
+            raise
+        return outcomes
+
+    async def publish(self, event: Event[Any]) -> Receipt:
+        """Sends an event as a message: its name, topic, id, time and ordering key, and `to_dict()` as the body.
+
+        Raises:
+            DeliveryError: As `send_message`.
+        """
+        return await self.send_message(event.to_message())
+
+    def _want(self, loop: asyncio.AbstractEventLoop) -> None:
+        error = self._connection.want(loop)
+        if error is not None:
+            self._window.fail_not_handed(error)
+
+    # -- lifecycle ----------------------------------------------------------------------------------------------------
+
+    async def connect(self) -> None:
+        """Connects now instead of at the first send: one pass over all hosts, so that start-up fails early.
+
+        Raises:
+            ConnectError: The pass failed; its class says why. Nothing is retried.
+            BrokerClosedError: The broker was closed.
+            WrongLoopError: It is connected in another loop that still runs.
+        """
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop or self._closed:
+            self._enter(loop)
+        await self._connection.connect(loop)
+
+    async def flush(self, timeout: float | None = None) -> None:
+        """Waits until everything that was sent so far has its outcome.
+
+        Args:
+            timeout: Seconds, at most. None: the messages' own deadlines bound it.
+
+        Raises:
+            DeliveryTimeoutError: Something was still without an outcome then; it goes on.
+        """
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            return
+        if self._loop is not loop or self._closed:
+            self._enter(loop)
+        if not await self._window.drained(timeout):
+            raise DeliveryTimeoutError(
+                f"flush() ended after {timeout:g} s with messages still in flight", broker=self._address
+            )
+
+    async def health(self) -> Health:
+        """How the broker is, now. Never raises and never takes longer than `connect_timeout` (+1 s)."""
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        reason = ""
+        try:
+            if self._loop is not loop or self._closed:
+                self._enter(loop)
+            if self._connection.state in (State.IDLE, State.FAILED):
+                await self._connection.connect(loop)
+            elif self._connection.state is State.READY:
+                await self._connection.ping(self._connect_timeout)
+            else:
+                reason = "connecting"
+        except (ConnectError, DeliveryError) as error:
+            reason = error.text
+        connection = self._connection
+        if not reason and connection.blocked_by is not None:
+            reason = f"blocked: {connection.blocked_by}"
+        return Health(
+            ok=not reason,
+            reason=reason or "ok",
+            latency=loop.time() - started,
+            last_error=connection.last_error,
+            blocked=connection.blocked_by is not None,
+            in_flight=len(self._window.in_flight) + len(self._window.overdue),
+        )
+
+    async def close(self, timeout: float | None = None) -> None:
+        """Flushes what was accepted, then closes the connection; nothing of ours is left after it.
+
+        May be called again, concurrently, before connecting and while the broker is down. A later, shorter timeout
+        shortens a close that is under way; a cancelled close ends at once, by force, before it raises.
+
+        Args:
+            timeout: Seconds for flushing and closing; default `close_timeout`. A forced end takes at most 1 s more.
+        """
+        loop = asyncio.get_running_loop()
+        if self._closing is None:
+            if self._closed:
+                return
+            if self._loop is not None and self._loop is not loop:
+                if self._forked or not self._loop.is_closed():
+                    self._enter(loop)
+                self._leave_closed_loop()
+            elif self._loop is None:
+                self._window.bind(loop)
+                self._loop = loop
+            self._closed = True
+            self._close_by = loop.time() + (self._close_timeout if timeout is None else timeout)
+            self._closing = loop.create_task(self._close(loop), name=f"cqrs-brokers close {self._address}")
+        elif self._closing.get_loop() is not loop:
+            return
+        else:
+            self._close_by = min(
+                self._close_by, loop.time() + (self._close_timeout if timeout is None else timeout)
+            )
+        closing = self._closing
+        try:
+            await asyncio.wait((closing,))
+        except CancelledError:
+            self._close_by = loop.time()
+            await asyncio.wait((closing,), timeout=FORCED_CLOSE + 0.5)
+            raise
+
+    async def _close(self, loop: asyncio.AbstractEventLoop) -> None:
+        window, connection = self._window, self._connection
+        while window.in_flight or window.waiting:
+            left = self._close_by - loop.time()
+            if left <= 0 or await window.drained(min(left, 0.05)):
+                break
+            if connection.state is State.FAILED:
+                break
+        unknown = window.settle(
+            ClosedWhilePendingError("the broker was closed before the confirm came"),
+            BrokerClosedError("the broker was closed before the message was sent"),
+        )
+        if unknown:
+            logger.warning("closing %s: the outcome of %d messages is unknown", self._address, unknown)
+        window.stop()
+        await connection.stop()
+        await self._close_driver(max(0.0, self._close_by - loop.time()))
+        self._unclosed = False
+        self.connection_changed("closed", "")
+
+    async def _close_driver(self, grace: float) -> None:
+        closing = asyncio.get_running_loop().create_task(self._sender.close(grace))
+        await asyncio.wait((closing,), timeout=grace + FORCED_CLOSE)
+        if not closing.done():
+            logger.error("the driver of %s did not close in time; its connection is dropped", self._address)
+            self._sender.abort()
+            closing.cancel()
+            await asyncio.wait((closing,), timeout=0.1)
+        elif not closing.cancelled() and (error := closing.exception()) is not None:
+            if not isinstance(error, Exception):
+                raise error
+            logger.error("the driver of %s raised %s in close()", self._address, type(error).__name__)
+            self._sender.abort()
+
+    async def __aenter__(self) -> Self:
+        await self.connect()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    # -- what it is ---------------------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """The broker's name, as in receipts."""
+        return self._name
+
+    @property
+    def driver(self) -> MessageBroker:
+        """The driver it was made from."""
+        return self._driver
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the driver can do."""
+        return self._capabilities
+
+    @property
+    def url(self) -> str | None:
+        """The URL it was opened with, redacted."""
+        return None if self._url is None else self._address
+
+    def describe(self) -> dict[str, Any]:
+        """Name, redacted URL, driver, state, capabilities, and every effective option with its origin, redacted."""
+        return {
+            "name": self._name,
+            "url": self.url,
+            "driver": f"{type(self._driver).__module__}.{type(self._driver).__qualname__}",
+            "state": "closed" if self._closed else self._connection.state.value,
+            "capabilities": {
+                field: getattr(self._capabilities, field) for field in type(self._capabilities).__dataclass_fields__
+            },
+            "options": dict(self._options),
+        }
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else self._connection.state.value
+        return f"<{type(self).__name__} {self._address} {state}>"
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        raise TypeError("a Broker holds a connection and cannot be pickled or copied")
+
+    # -- event loops (I13) --------------------------------------------------------------------------------------------
+
+    def _enter(self, loop: asyncio.AbstractEventLoop, message: object = None) -> None:
+        """The slow path of every call: first use, another loop, another process, closed."""
+        error: NotDeliveredError | None = None
+        if self._closed:
+            error = BrokerClosedError("the broker is closed")
+        elif self._forked:
+            error = WrongLoopError(
+                "this process was forked from the one that connected the broker: make a new Broker after the fork"
+            )
+        elif self._loop is not None and not self._loop.is_closed():
+            error = WrongLoopError(
+                "the broker is connected in another event loop that is still open (another thread?): "
+                "use one Broker per loop, or close it there first"
+            )
+        if error is not None:
+            raise error.about(getattr(message, "message_id", None), getattr(message, "topic", None), self._address)
+        if self._loop is not None:
+            self._leave_closed_loop()
+        self._loop = loop
+        self._window.bind(loop)
+
+    def _leave_closed_loop(self) -> None:
+        self._connection.drop()
+        self._warn_unclosed("its event loop was closed")
+        assert self._loop is not None
+        self._window.bind(asyncio.get_running_loop())
+        self._loop = asyncio.get_running_loop()
+
+    def _warn_unclosed(self, what: str) -> None:
+        """One warning per connection that nobody closed."""
+        if not self._unclosed:
+            return
+        self._unclosed = False
+        text = f"{self!r} was not closed ({what}): use `async with`, or await broker.close()"
+        try:
+            warnings.warn(text, ResourceWarning, source=self, stacklevel=2)
+        except ResourceWarning:  # warnings are errors: no reason to lose a message or to end a loop with a traceback
+            logger.warning("%s", text)
+
+    def __del__(self) -> None:
+        if getattr(self, "_unclosed", False) and not self._forked:
+            self._warn_unclosed("it was forgotten")
+            self._connection.drop()
+
+    # -- what the supervisor tells (connection.Host) ------------------------------------------------------------------
+
+    def connection_open(self, is_open: bool) -> None:
+        """See `connection.Host`."""
+        self._window.gate = is_open
+        if is_open:
+            self._unclosed = True
+            self._window.pump()
+
+    def connection_failed(self, error: NotConnectedError) -> None:
+        """See `connection.Host`."""
+        self._window.fail_not_handed(error)
+
+    def connection_dropped(self) -> None:
+        """See `connection.Host`."""
+        self._window.settle(
+            ConnectionLostError("the event loop is ending and the connection was dropped"),
+            NotConnectedError("the event loop is ending and the connection was dropped"),
+        )
+        self._window.stop()
+        self._warn_unclosed("its event loop is ending")
+
+    def anyone_waits(self) -> bool:
+        """See `connection.Host`."""
+        return any(not d.done for d in self._window.waiting) or bool(self._window.in_flight)
+
+    def connection_changed(self, state: str, reason: str) -> None:
+        """See `connection.Host`."""
+        for observer in self._observers:
+            try:
+                observer.connection_changed(state, reason)
+            except Exception:
+                logger.exception("an observer raised in connection_changed()")
+
+    def _observe(self, delivery: Delivery, outcome: Receipt | DeliveryError | None) -> None:
+        if outcome is None:
+            return
+        assert self._loop is not None
+        elapsed = self._loop.time() - delivery.deadline + self._delivery_timeout
+        for observer in self._observers:
+            try:
+                observer.sent(delivery.message, outcome, elapsed)
+            except Exception:
+                logger.exception("an observer raised in sent()")
+
+    def _why_not(self) -> NotDeliveredError:
+        """Why a message was not handed over by its deadline: the first that applies."""
+        connection = self._connection
+        if connection.state is not State.READY:
+            return connection.why_not_connected()
+        if connection.blocked_by is not None:
+            return BrokerBlockedError(
+                f"the broker took no messages until the deadline: {connection.blocked_by}; send again later"
+            )
+        return BackpressureError(
+            "no room until the deadline: messages come faster than the broker confirms them; send fewer at a time, "
+            "or raise delivery_timeout or max_in_flight"
+        )
+
+
+_brokers: weakref.WeakSet[Broker] = weakref.WeakSet()
+_FORKED: Any = object()
+"""Stands for the parent's event loop in a forked child: no running loop is ever this one."""
+
+
+def _mark_forked() -> None:
+    for broker in _brokers:
+        if broker._loop is not None:
+            broker._forked = True
+            broker._loop = _FORKED
+
+
+os.register_at_fork(after_in_child=_mark_forked)

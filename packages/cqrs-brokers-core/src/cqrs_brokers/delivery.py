@@ -1,0 +1,237 @@
+"""One message on its way: the contract between `Broker` and a driver, as an explicit state machine.
+
+    QUEUED ──admit──▶ SUBMITTED ──handed_over──▶ HANDED ──confirm / fail──▶ RELEASED
+       │                 ▲  │  └──────fail / skip──────────────────────────────▲
+       │                 └──┴────────────returned──────┘                       │
+       └──────────────────────── deadline, cancel, close ──────────────────────┘
+
+Two things end apart from each other. The *outcome* (`done`): the caller has a receipt or an error; the deadline, a
+cancellation or `close()` may bring it about while the driver still holds the message. The *place* in the in-flight
+window: free only when the driver lets go (`confirm`, `fail`, or `handed_over` returning False), so that what a stalled
+client holds in memory stays bounded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+from .exceptions import DeliveryError, DeliveryUnknownError, NotDeliveredError
+from .protocol import Message, Receipt
+
+if TYPE_CHECKING:
+    from .window import Window
+
+__all__ = ["BulkDelivery", "BulkOutcomes", "Delivery"]
+
+logger = logging.getLogger("cqrs_brokers.delivery")
+
+QUEUED: Final = 0
+"""In `Broker`'s own queue; the driver does not know it."""
+SUBMITTED: Final = 1
+"""The driver has it and has not given it to its client ("waiting" in the driver's contract)."""
+HANDED: Final = 2
+"""Given to the client: from here on only the broker's answer proves anything."""
+RELEASED: Final = 3
+"""The driver has let go, or never had it."""
+
+
+class Delivery:
+    """One message in a driver's hands. Made by `Broker` only.
+
+    A driver calls `handed_over()` immediately before it gives the message to its client, and then `confirm()` or
+    `fail()` once. It owes one of the three to every delivery, also to one whose caller has long got its answer.
+
+    Attributes:
+        message: What to send. Read it before `submit` returns, or keep a snapshot: the caller may change it later.
+        deadline: When `Broker` ends it, in the event loop's time (`loop.time()`), in seconds.
+        done: The caller has its outcome already (expired, cancelled, closed). `handed_over()` will say False.
+    """
+
+    __slots__ = ("message", "deadline", "done", "_window", "_waiter", "_size", "_state")
+
+    def __init__(self, message: Message, deadline: float, window: Window, waiter: asyncio.Future[Receipt], size: int):
+        self.message = message
+        self.deadline = deadline
+        self.done = False
+        self._window = window
+        self._waiter = waiter
+        self._size = size
+        self._state: int = QUEUED
+
+    def handed_over(self) -> bool:
+        """Says that the message goes to the client now.
+
+        Returns:
+            True: write it. False: it is over (expired, cancelled, closed); do not write it. Its place is free again.
+        """
+        if self._state == SUBMITTED:
+            if self.done:
+                self._release()
+                return False
+            self._state = HANDED
+            return True
+        if self._state == HANDED:
+            self._breach("handed_over() twice")
+        return False
+
+    def returned(self) -> None:
+        """Says that a message that was handed over is proven not written; it waits in the driver again."""
+        if self._state == HANDED:
+            self._state = SUBMITTED
+        elif self._state != RELEASED:
+            self._breach("returned() before handed_over()")
+
+    def confirm(self, *, partition: int | None = None, offset: int | None = None) -> None:
+        """Says that the broker confirmed the message.
+
+        Args:
+            partition: The partition it is in, where the broker has partitions.
+            offset: Its offset there, where the broker says it.
+        """
+        if self._state == HANDED and not self.done:
+            message, window = self.message, self._window
+            self._finish(
+                Receipt(message.message_id, message.topic, window.name, window.confirms, partition, offset), False
+            )
+        elif self._state == HANDED:
+            logger.debug("message %s was confirmed after its caller had its answer", self.message.message_id)
+            self._release()
+        else:
+            self._breach("confirm() before handed_over()" if self._state == SUBMITTED else "confirm() after the end")
+
+    def accept(self, receipt: Receipt | None) -> None:
+        """Says that a driver without confirms took the message: `Broker`'s own form of `confirm` for simple drivers."""
+        if self._state == HANDED and not self.done:
+            message, window = self.message, self._window
+            sure = receipt is not None and receipt.confirmed
+            partition, offset = (receipt.partition, receipt.offset) if receipt is not None else (None, None)
+            self._finish(Receipt(message.message_id, message.topic, window.name, sure, partition, offset), False)
+        else:
+            self.confirm()
+
+    def fail(self, error: DeliveryError) -> None:
+        """Says that the message ended without a confirm.
+
+        Args:
+            error: `NotDeliveredError` only when it is proven that the broker does not have the message and will not get
+                it; in every other case a `DeliveryUnknownError`. `Broker` fills in message and broker. One object may
+                fail many deliveries.
+        """
+        if self._state == RELEASED or self._state == QUEUED:
+            self._breach("fail() after the end")
+        elif self.done:
+            logger.debug("message %s ended after its caller had its answer: %s", self.message.message_id, error.text)
+            self._release()
+        else:
+            self._finish(self._classified(error), True)
+
+    # -- Broker's side ------------------------------------------------------------------------------------------------
+
+    def _classified(self, error: BaseException) -> DeliveryError:
+        message, window = self.message, self._window
+        if not isinstance(error, DeliveryError):
+            kind = DeliveryUnknownError if self._state == HANDED else NotDeliveredError
+            wrapped = kind(f"the driver reported an unclassified {type(error).__name__}")
+            wrapped.__cause__ = error
+            error = wrapped
+        return error.about(message.message_id, message.topic, window.address)
+
+    def _finish(self, outcome: Receipt | DeliveryError, failed: bool) -> None:
+        """The driver ends it: outcome and place at once."""
+        self.done = True
+        self._state = RELEASED
+        window = self._window
+        del window.in_flight[self]
+        window.bytes -= self._size
+        if window.waiting and not window.pumping:
+            window.pump_soon()
+        if window.attentive:
+            window.attend(self, outcome)
+        self._resolve(outcome, failed)
+
+    def _end(self, outcome: DeliveryError) -> None:
+        """Broker ends it (deadline, close): the outcome only; the place stays taken while the driver has it."""
+        self._detach()
+        window = self._window
+        if window.attentive:
+            window.attend(self, outcome)
+        self._resolve(outcome, True)
+
+    def _detach(self) -> None:
+        """The caller will not be told any more; the driver may still have it."""
+        self.done = True
+        if self._state == QUEUED:
+            self._state = RELEASED
+        else:
+            window = self._window
+            del window.in_flight[self]
+            window.overdue[self] = None
+
+    def _release(self) -> None:
+        """The driver lets go of one whose caller has its answer: its place is free."""
+        self._state = RELEASED
+        window = self._window
+        if window.overdue.pop(self, self) is None:
+            window.bytes -= self._size
+            if window.waiting and not window.pumping:
+                window.pump_soon()
+            if window.attentive:
+                window.attend(self, None)
+
+    def _resolve(self, outcome: Any, failed: bool) -> None:
+        waiter = self._waiter
+        if not waiter.done():
+            if failed:
+                waiter.set_exception(outcome)
+            else:
+                waiter.set_result(outcome)
+
+    def _breach(self, what: str) -> None:
+        logger.error(
+            "the driver of %s broke its contract for message %s: %s; ignored",
+            self._window.address,
+            self.message.message_id,
+            what,
+        )
+
+    def __repr__(self) -> str:
+        state = ("queued", "waiting", "handed over", "released")[self._state]
+        return f"<Delivery of {self.message!r}: {state}{', done' if self.done else ''}>"
+
+
+class BulkOutcomes:
+    """The outcomes of one `send_messages`: one future for all of them."""
+
+    __slots__ = ("outcomes", "left", "future")
+
+    def __init__(self, future: asyncio.Future[None]) -> None:
+        self.outcomes: list[Any] = []
+        self.left = 0
+        self.future = future
+
+
+class BulkDelivery(Delivery):
+    """A delivery that is one of many in a `send_messages`."""
+
+    __slots__ = ("_bulk", "_index")
+
+    def __init__(
+        self, message: Message, deadline: float, window: Window, bulk: BulkOutcomes, index: int, size: int
+    ) -> None:
+        self.message = message
+        self.deadline = deadline
+        self.done = False
+        self._window = window
+        self._size = size
+        self._state = QUEUED
+        self._bulk = bulk
+        self._index = index
+
+    def _resolve(self, outcome: Any, failed: bool) -> None:
+        bulk = self._bulk
+        bulk.outcomes[self._index] = outcome
+        bulk.left -= 1
+        if not bulk.left and not bulk.future.done():
+            bulk.future.set_result(None)

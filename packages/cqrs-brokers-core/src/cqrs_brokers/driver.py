@@ -1,0 +1,114 @@
+"""For plugin authors: what a driver is, and what `Broker` gives it.
+
+A driver maps a `Message` to its broker and classifies its client's errors. Nothing else: validation, encoding,
+deadlines, the in-flight window, connecting once, reconnecting with backoff, draining and closing are `Broker`'s, the
+same for every driver.
+
+Start with `Driver` and its `send_message`. Take `PipelinedDriver` when the broker takes many messages in flight and the
+client can be fed without a task for each message.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import NoReturn, Protocol
+
+from .delivery import Delivery
+from .encoding import content_type_of
+from .exceptions import ConnectError
+from .protocol import Capabilities, Message, MessageBroker
+
+__all__ = ["Capabilities", "Delivery", "Driver", "Link", "Message", "PipelinedDriver", "content_type_of"]
+
+
+class Link(Protocol):
+    """How a driver tells `Broker` what happens to its connection. To be called in the event loop's thread."""
+
+    def lost(self, error: ConnectError) -> None:
+        """The connection is gone, or must be made anew; `Broker` will call `connect()`.
+
+        Before this the driver fails what it had handed over (`ConnectionLostError`) or proves it not written
+        (`returned()`). What it has not handed over it keeps, in order, and sends after the next `connect()`.
+        """
+
+    def blocked(self, reason: str) -> None:
+        """The broker is connected but takes no messages for now. `Broker` submits nothing until `unblocked()`."""
+
+    def unblocked(self) -> None:
+        """The broker takes messages again."""
+
+
+class Driver(MessageBroker):
+    """What a plugin author writes. Only `send_message` must be written; override what else the broker has.
+
+    `Broker` calls `send_message` in tasks of its own, at most one at a time for the same topic and key when the driver
+    declares `ordering_key`. A send that has started counts as handed over: raise `NotDeliveredError` only for what is
+    proven not to be in the broker; anything unclassified becomes `DeliveryUnknownError`. Return a `Receipt`
+    (`confirmed=True` after the broker's confirm) or None.
+    """
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this broker can do; constant, and known before connecting."""
+        return Capabilities()
+
+    def bind(self, link: Link) -> None:
+        """Called once, before anything else. Keep the link if the driver notices lost connections by itself."""
+        return
+
+    def refuse_topic(self, topic: str) -> str | None:
+        """Why this broker cannot have such a topic, or None when it can. Asked once per topic, before any I/O.
+
+        `Broker` has already refused topics that are empty, not printable or longer than 255 bytes.
+        """
+        return None
+
+    async def connect(self) -> None:
+        """Makes one pass over all hosts. Called again after `lost`, `abort()` and failed passes; drops what is left.
+
+        `Broker` bounds it by `connect_timeout`.
+
+        Raises:
+            ConnectError: Why it failed; a permanent one stops the reconnecting.
+        """
+
+    async def ping(self) -> None:
+        """Asks the broker whether it is alive, for `Broker.health()`.
+
+        Raises:
+            ConnectError: It is not.
+        """
+
+    async def close(self, grace: float) -> None:
+        """Closes the connection: gracefully for `grace` seconds, then by force within a further 0.8 s.
+
+        Everything that was submitted has its outcome by then. After it no task or socket of the driver is left.
+        """
+
+    def abort(self) -> None:
+        """Drops the connection at once, without awaiting; also when the event loop is closed. The last resort.
+
+        Deliveries need no answer any more: `Broker` ends them itself.
+        """
+
+
+class PipelinedDriver(Driver):
+    """A driver that takes many messages in flight."""
+
+    async def send_message(self, message: Message) -> NoReturn:
+        """Not how a pipelined driver is used.
+
+        Raises:
+            TypeError: Always: pass the driver to a `Broker` and send through that.
+        """
+        raise TypeError(f"{type(self).__name__} takes messages from a Broker only: Broker(driver).send_message(…)")
+
+    @abstractmethod
+    def submit(self, deliveries: Sequence[Delivery], /) -> None:
+        """Takes messages, in order; returns at once, without I/O of its own.
+
+        Called only while connected. The driver keeps the order of submission among messages with the same topic and
+        key (None: unordered), through its own reconnects too. For each delivery it owes `confirm`, `fail`, or
+        `handed_over` returning False.
+        """

@@ -1,0 +1,330 @@
+"""Every error of the library, as one tree.
+
+    BrokerError                          picklable, without secrets; .retryable
+    ├─ ConfigError (ValueError)          the config string or an option is wrong; nothing was opened
+    ├─ PluginError
+    │  ├─ PluginNotFoundError            no installed distribution has the scheme
+    │  ├─ PluginLoadError                installed, but broken
+    │  ├─ PluginContractError            loaded, but it does not keep the contract
+    │  └─ AmbiguousPluginError           claimed by more than one distribution
+    ├─ ConnectError                      .permanent: trying again cannot help
+    │  ├─ AuthenticationError            permanent
+    │  ├─ AuthorizationError             permanent (virtual host, cluster)
+    │  ├─ TLSError                       permanent
+    │  ├─ UnreachableError               retryable
+    │  ├─ ProtocolError                  permanent
+    │  └─ TopologyError                  permanent
+    └─ DeliveryError                     .message_id .topic .broker
+       ├─ NotDeliveredError              the message is not in the broker and never will be from this call
+       │  ├─ InvalidMessageError
+       │  ├─ MessageTooLargeError
+       │  ├─ UnroutableError
+       │  ├─ DestinationNotFoundError
+       │  ├─ PublishForbiddenError
+       │  ├─ RejectedError               retryable; the broker refused it as a whole
+       │  ├─ BackpressureError           retryable; no room in the window until the deadline
+       │  ├─ BrokerBlockedError          retryable; the broker took no messages until the deadline
+       │  ├─ NotConnectedError           no connection until the deadline; the cause is a ConnectError
+       │  ├─ BrokerClosedError
+       │  └─ WrongLoopError
+       └─ DeliveryUnknownError           the message may be in the broker, or may not
+          ├─ DeliveryTimeoutError (TimeoutError)
+          ├─ ConnectionLostError
+          ├─ NackedError                 retryable; one queue refused it, others may hold it
+          └─ ClosedWhilePendingError
+
+`retryable` says whether the same call may succeed later without a change by a person.
+A send ends in a `Receipt`, a `NotDeliveredError` or a `DeliveryUnknownError`; nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, ClassVar, Self
+from uuid import UUID
+
+__all__ = [
+    "BrokerError",
+    "ConfigError",
+    "PluginError",
+    "PluginNotFoundError",
+    "PluginLoadError",
+    "PluginContractError",
+    "AmbiguousPluginError",
+    "ConnectError",
+    "AuthenticationError",
+    "AuthorizationError",
+    "TLSError",
+    "UnreachableError",
+    "ProtocolError",
+    "TopologyError",
+    "DeliveryError",
+    "NotDeliveredError",
+    "InvalidMessageError",
+    "MessageTooLargeError",
+    "UnroutableError",
+    "DestinationNotFoundError",
+    "PublishForbiddenError",
+    "RejectedError",
+    "BackpressureError",
+    "BrokerBlockedError",
+    "NotConnectedError",
+    "BrokerClosedError",
+    "WrongLoopError",
+    "DeliveryUnknownError",
+    "DeliveryTimeoutError",
+    "ConnectionLostError",
+    "NackedError",
+    "ClosedWhilePendingError",
+    "InsecureTransportWarning",
+]
+
+
+class InsecureTransportWarning(UserWarning):
+    """Credentials or messages travel without TLS, or to an unverified peer, to a host that is not loopback."""
+
+
+class BrokerError(Exception):
+    """Base of every error of this library.
+
+    Args:
+        text: What happened, to which broker (redacted), and what to do about it.
+    """
+
+    retryable: bool = False
+    """Whether the same call may succeed later."""
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # One for the whole tree: subclasses take different arguments, and OSError's own __reduce__ (through
+        # TimeoutError) would call them with the wrong ones.
+        return _rebuild, (type(self), self.__dict__.copy())
+
+
+def _rebuild(cls: type[BrokerError], state: dict[str, Any]) -> BrokerError:
+    error = cls.__new__(cls)
+    Exception.__init__(error, state.get("text", ""))
+    error.__dict__.update(state)
+    return error
+
+
+class ConfigError(BrokerError, ValueError):
+    """The config string or an option is wrong. Nothing was opened.
+
+    Args:
+        problems: Every problem found, a sentence each; none quotes a secret.
+    """
+
+    def __init__(self, problems: str | Iterable[str]) -> None:
+        self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
+        if len(self.problems) == 1:
+            super().__init__(self.problems[0])
+        else:
+            super().__init__(f"{len(self.problems)} problems:" + "".join(f"\n- {problem}" for problem in self.problems))
+
+
+class PluginError(BrokerError):
+    """A plugin cannot be found, chosen, loaded or used."""
+
+
+class PluginNotFoundError(PluginError):
+    """No installed distribution provides the scheme."""
+
+
+class PluginLoadError(PluginError):
+    """The plugin is installed but its metadata, its import or its requirement on core is broken."""
+
+
+class PluginContractError(PluginError):
+    """The plugin was loaded but does not do what the contract says."""
+
+
+class AmbiguousPluginError(PluginError):
+    """More than one installed distribution claims the scheme; none of them was imported."""
+
+
+class ConnectError(BrokerError):
+    """A connection to the broker cannot be made or was lost.
+
+    Args:
+        text: What happened and what to do.
+        broker: The broker's redacted URL; `Broker` fills it in when a driver leaves it empty.
+    """
+
+    permanent: ClassVar[bool] = False
+    """Whether trying again is useless until a person changes something."""
+
+    def __init__(self, text: str = "", *, broker: str = "") -> None:
+        super().__init__(text)
+        self.broker = broker
+
+    def __str__(self) -> str:
+        return f"{self.text} [{self.broker}]" if self.broker else self.text
+
+
+class AuthenticationError(ConnectError):
+    """The broker does not accept the credentials or the mechanism."""
+
+    permanent = True
+
+
+class AuthorizationError(ConnectError):
+    """The credentials are good, but not for this virtual host or cluster."""
+
+    permanent = True
+
+
+class TLSError(ConnectError):
+    """The TLS handshake failed: certificate, host name, or one side speaks plain text."""
+
+    permanent = True
+
+
+class UnreachableError(ConnectError):
+    """No node of the broker can be reached, or none answers."""
+
+    retryable = True
+
+
+class ProtocolError(ConnectError):
+    """The peer is reached but does not speak the protocol that is expected of it."""
+
+    permanent = True
+
+
+class TopologyError(ConnectError):
+    """What must exist in the broker (exchange, queue, topic) is missing or differs from what was declared."""
+
+    permanent = True
+
+
+class DeliveryError(BrokerError):
+    """A message was not, or perhaps not, delivered.
+
+    A driver gives only the text; `Broker` fills in the message and the broker.
+
+    Args:
+        text: What happened and what to do.
+        message_id: The message's id.
+        topic: The message's topic.
+        broker: The broker's redacted URL.
+    """
+
+    def __init__(
+        self, text: str = "", *, message_id: UUID | None = None, topic: str | None = None, broker: str = ""
+    ) -> None:
+        super().__init__(text)
+        self.message_id = message_id
+        self.topic = topic
+        self.broker = broker
+
+    def __str__(self) -> str:
+        about = []
+        if self.message_id is not None:
+            about.append(f"message {self.message_id}")
+        if self.topic is not None:
+            about.append(f"topic {self.topic!r:.80}")
+        if self.broker:
+            about.append(f"broker {self.broker}")
+        return f"{self.text} [{', '.join(about)}]" if about else self.text
+
+    def about(self, message_id: UUID | None, topic: str | None, broker: str) -> Self:
+        """This error, for that message: itself when it names none yet, else a copy with the same cause.
+
+        A driver may fail many messages with one error object; each caller must get one of its own.
+        """
+        error = self
+        if self.message_id is not None and self.message_id is not message_id:
+            error = type(self).__new__(type(self))
+            Exception.__init__(error, self.text)
+            error.__dict__.update(self.__dict__)
+            error.__cause__ = self.__cause__
+        error.message_id, error.topic, error.broker = message_id, topic, error.broker or broker
+        return error
+
+
+class NotDeliveredError(DeliveryError):
+    """The message is not in the broker and never will be from this call."""
+
+
+class InvalidMessageError(NotDeliveredError):
+    """The message cannot be sent as it is: topic, id, key, header, or a payload that cannot be encoded."""
+
+
+class MessageTooLargeError(NotDeliveredError):
+    """The message is larger than `max_message_bytes`, or than the broker accepts."""
+
+
+class UnroutableError(NotDeliveredError):
+    """The broker took the message, found no queue for it and returned it."""
+
+
+class DestinationNotFoundError(NotDeliveredError):
+    """The topic or the exchange does not exist."""
+
+
+class PublishForbiddenError(NotDeliveredError):
+    """The credentials do not allow publishing to this destination."""
+
+
+class RejectedError(NotDeliveredError):
+    """The broker refused the message as a whole."""
+
+    retryable = True
+
+
+class BackpressureError(NotDeliveredError):
+    """The in-flight window had no room until the deadline."""
+
+    retryable = True
+
+
+class BrokerBlockedError(NotDeliveredError):
+    """The broker was connected but accepted no messages until the deadline (RabbitMQ: a memory or disk alarm)."""
+
+    retryable = True
+
+
+class NotConnectedError(NotDeliveredError):
+    """There was no connection until the deadline, or connecting cannot succeed; `__cause__` is the `ConnectError`.
+
+    `retryable` is that of the cause: a wrong password does not heal by itself.
+    """
+
+    retryable = True
+
+
+class BrokerClosedError(NotDeliveredError):
+    """The `Broker` was closed before the message was handed to the client."""
+
+
+class WrongLoopError(NotDeliveredError):
+    """The `Broker` is connected in another event loop that still runs, or in the process that forked this one."""
+
+
+class DeliveryUnknownError(DeliveryError):
+    """The message may be in the broker, or may not: it was handed over and no proof came back."""
+
+
+class DeliveryTimeoutError(DeliveryUnknownError, TimeoutError):
+    """The message was handed over and the broker did not confirm it before the deadline."""
+
+
+class ConnectionLostError(DeliveryUnknownError):
+    """The connection was lost between handing over and the confirm."""
+
+
+class NackedError(DeliveryUnknownError):
+    """The broker answered with a nack: at least one queue refused the message, others may hold it."""
+
+    retryable = True
+
+
+class ClosedWhilePendingError(DeliveryUnknownError):
+    """The `Broker` was closed before the confirm came."""

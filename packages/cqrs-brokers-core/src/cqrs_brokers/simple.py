@@ -1,0 +1,128 @@
+"""Runs a broker that has only `send_message`, so that `Broker` can treat every driver as a pipelined one.
+
+Each send is a task of ours. With the capability `ordering_key` at most one runs at a time per topic and key; messages
+without a key are not serialised.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+from .delivery import Delivery
+from .driver import Driver, Link, PipelinedDriver
+from .exceptions import DeliveryError, DeliveryUnknownError
+from .protocol import Capabilities, MessageBroker, Receipt
+
+__all__ = ["SimpleSender"]
+
+
+class SimpleSender(PipelinedDriver):
+    """A pipelined driver over one `send_message`."""
+
+    def __init__(self, broker: MessageBroker) -> None:
+        self._broker = broker
+        self._driver = broker if isinstance(broker, Driver) else _Undeclared()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._lanes: dict[tuple[str, str], collections.deque[Delivery]] = {}
+        self.declares = isinstance(broker, Driver)
+        """Whether it says what it can do; a plain `MessageBroker` does not and takes every message as it is."""
+        self._ordered = self.capabilities.ordering_key
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self._driver.capabilities
+
+    def bind(self, link: Link) -> None:
+        self._driver.bind(link)
+
+    def refuse_topic(self, topic: str) -> str | None:
+        return self._driver.refuse_topic(topic)
+
+    async def connect(self) -> None:
+        await self._driver.connect()
+
+    async def ping(self) -> None:
+        await self._driver.ping()
+
+    def submit(self, deliveries: Sequence[Delivery], /) -> None:
+        for delivery in deliveries:
+            message = delivery.message
+            if not self._ordered or message.key is None:
+                self._start(self._send(delivery))
+                continue
+            lane = (message.topic, message.key)
+            behind = self._lanes.get(lane)
+            if behind is not None:
+                behind.append(delivery)
+            else:
+                self._lanes[lane] = collections.deque((delivery,))
+                self._start(self._send_in_turn(lane))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _send_in_turn(self, lane: tuple[str, str]) -> None:
+        queue = self._lanes[lane]
+        try:
+            while queue:
+                await self._send(queue.popleft())
+        finally:
+            del self._lanes[lane]
+
+    async def _send(self, delivery: Delivery) -> None:
+        if not delivery.handed_over():
+            return
+        task = asyncio.current_task()
+        assert task is not None
+        error: BaseException
+        try:
+            result = await self._broker.send_message(delivery.message)
+            if result is not None and not isinstance(result, Receipt):
+                raise TypeError(f"send_message() returned a {type(result).__name__}, not a Receipt or None")
+        except DeliveryError as classified:
+            delivery.fail(classified)
+        except asyncio.CancelledError as cancelled:
+            error = DeliveryUnknownError("the send was cancelled inside the driver")
+            error.__cause__ = cancelled
+            delivery.fail(error)
+            if task.cancelling():
+                raise
+        except Exception as unclassified:
+            error = DeliveryUnknownError(f"the driver raised an unclassified {type(unclassified).__name__}")
+            error.__cause__ = unclassified
+            delivery.fail(error)
+        else:
+            delivery.accept(result)
+
+    async def close(self, grace: float) -> None:
+        if self._tasks:
+            await asyncio.wait(tuple(self._tasks), timeout=grace)
+            await self._stop_tasks(0.4)
+        await self._driver.close(grace)
+
+    async def _stop_tasks(self, timeout: float) -> None:
+        tasks = tuple(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=timeout)
+
+    def abort(self) -> None:
+        for task in tuple(self._tasks):
+            if not task.get_loop().is_closed():
+                task.cancel()
+        self._tasks.clear()
+        self._lanes.clear()
+        self._driver.abort()
+
+
+class _Undeclared(Driver):
+    """Stands for the lifecycle of a plain `MessageBroker`, which has none."""
+
+    async def send_message(self, message: object) -> None:
+        raise AssertionError("a plain MessageBroker is called directly")

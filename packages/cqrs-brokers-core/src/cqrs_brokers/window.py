@@ -1,0 +1,280 @@
+"""The in-flight window: how many messages a driver may hold, who waits for room, and whose deadline passed.
+
+Bounded by count and by bytes. One dict and one timer serve all messages in flight, not one timeout each: with one
+timeout for all, the order of calls is the order of deadlines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from .delivery import HANDED, QUEUED, RELEASED, SUBMITTED, Delivery
+from .exceptions import DeliveryError, DeliveryTimeoutError, NotDeliveredError
+
+if TYPE_CHECKING:
+    from .protocol import Receipt
+
+__all__ = ["Window"]
+
+logger = logging.getLogger("cqrs_brokers.window")
+
+Watcher = Callable[[Delivery, "Receipt | DeliveryError | None"], None]
+
+
+class Window:
+    """Deliveries from the call to the outcome.
+
+    Args:
+        name: The broker's name, for receipts.
+        address: The broker's redacted URL, for errors.
+        confirms: Whether the driver's `confirm()` means that the broker confirmed.
+        submit: The driver's `submit`.
+        max_count: The most messages the driver may hold.
+        max_bytes: The most bytes it may hold; one larger message may go alone.
+        why_not: Makes the error for a message that was not handed over by its deadline.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        address: str,
+        confirms: bool,
+        submit: Callable[[Sequence[Delivery]], None],
+        max_count: int,
+        max_bytes: int,
+        why_not: Callable[[], NotDeliveredError],
+    ) -> None:
+        self.name = name
+        self.address = address
+        self.confirms = confirms
+        self._submit_to_driver = submit
+        self.max_count = max_count
+        self.max_bytes = max_bytes
+        self._why_not = why_not
+        self.gate = False
+        """Whether the driver takes messages now: connected and not blocked."""
+        self.in_flight: dict[Delivery, None] = {}
+        """Submitted, no outcome yet; in the order of deadlines."""
+        self.overdue: dict[Delivery, None] = {}
+        """Submitted, the caller has its outcome, the driver has not let go: still in the window."""
+        self.waiting: collections.deque[Delivery] = collections.deque()
+        self.bytes = 0
+        self.pumping = False
+        self.attentive = False
+        """Somebody watches outcomes: checked once per message instead of a call."""
+        self._watchers: list[Watcher] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def bind(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Starts anew in that event loop, forgetting what belonged to a closed one."""
+        self._loop = loop
+        self._timer = None
+        self.gate = self.pumping = False
+        for delivery in (*self.in_flight, *self.overdue, *self.waiting):
+            delivery.done = True
+            delivery._state = RELEASED
+        self.in_flight.clear()
+        self.overdue.clear()
+        self.waiting.clear()
+        self.bytes = 0
+
+    # -- in -----------------------------------------------------------------------------------------------------------
+
+    def admit(self, delivery: Delivery) -> bool:
+        """Submits at once if there is room and nobody waits; otherwise the delivery waits its turn.
+
+        Returns:
+            Whether the driver has it.
+        """
+        if self._timer is None:
+            self._arm(delivery.deadline)
+        size = delivery._size
+        if (
+            self.gate
+            and not self.waiting
+            and len(self.in_flight) + len(self.overdue) < self.max_count
+            and (self.bytes + size <= self.max_bytes or not self.bytes)
+        ):
+            delivery._state = SUBMITTED
+            self.in_flight[delivery] = None
+            self.bytes += size
+            self._submit((delivery,))
+            return True
+        self.waiting.append(delivery)
+        return False
+
+    def queue(self, deliveries: Sequence[Delivery]) -> None:
+        """Lets many wait their turn at once; `pump()` submits what has room."""
+        if deliveries:
+            if self._timer is None:
+                self._arm(deliveries[0].deadline)
+            self.waiting.extend(deliveries)
+
+    def pump_soon(self) -> None:
+        """One refill per turn of the event loop, however many places become free in it."""
+        if not self.pumping and self._loop is not None:
+            self.pumping = True
+            self._loop.call_soon(self.pump)
+
+    def pump(self) -> None:
+        """Submits what has room, in the order of calls, as one batch."""
+        self.pumping = False
+        if not self.gate:
+            return
+        waiting, in_flight, total, limit = self.waiting, self.in_flight, self.bytes, self.max_bytes
+        room = self.max_count - len(in_flight) - len(self.overdue)
+        batch: list[Delivery] = []
+        while waiting and room > 0:
+            delivery = waiting[0]
+            if not delivery.done:
+                if total + delivery._size > limit and total:
+                    break
+                delivery._state = SUBMITTED
+                in_flight[delivery] = None
+                total += delivery._size
+                room -= 1
+                batch.append(delivery)
+            waiting.popleft()
+        self.bytes = total
+        if batch:
+            self._submit(batch)
+
+    def _submit(self, batch: Sequence[Delivery]) -> None:
+        try:
+            self._submit_to_driver(batch)
+        except Exception as error:
+            logger.exception("the driver of %s raised in submit()", self.address)
+            for delivery in batch:
+                if delivery._state == SUBMITTED or delivery._state == HANDED:
+                    delivery.fail(error)  # type: ignore[arg-type] # classified there, by what was handed over
+
+    # -- out ----------------------------------------------------------------------------------------------------------
+
+    def give_up(self, delivery: Delivery) -> None:
+        """The caller was cancelled. What was handed over may still arrive; nobody will be told but the log."""
+        if delivery.done:
+            return
+        handed = delivery._state == HANDED
+        queued = delivery._state == QUEUED
+        delivery._detach()
+        if self.attentive:
+            self.attend(delivery, None)
+        if queued and self.waiting and self.waiting[0] is delivery:
+            self.waiting.popleft()
+            self.pump_soon()
+        if handed:
+            logger.info(
+                "the sender of message %s was cancelled after the message was handed over: it may be delivered",
+                delivery.message.message_id,
+            )
+
+    def fail_not_handed(self, error: NotDeliveredError) -> None:
+        """Ends everything that was not handed over: connecting cannot succeed, or waiting has no more sense."""
+        for delivery in [d for d in self.in_flight if d._state != HANDED]:
+            self._end(delivery, error)
+        while self.waiting:
+            delivery = self.waiting.popleft()
+            if not delivery.done:
+                self._end(delivery, error)
+
+    def settle(self, handed: DeliveryError, not_handed: NotDeliveredError) -> int:
+        """Ends everything, and takes every place back from a driver that will not answer any more.
+
+        Returns:
+            How many had been handed over, and so are unknown.
+        """
+        unknown = [d for d in self.in_flight if d._state == HANDED]
+        for delivery in unknown:
+            self._end(delivery, handed)
+        self.fail_not_handed(not_handed)
+        for delivery in list(self.overdue):
+            delivery._release()
+        return len(unknown)
+
+    def _end(self, delivery: Delivery, error: DeliveryError) -> None:
+        message = delivery.message
+        delivery._end(error.about(message.message_id, message.topic, self.address))
+
+    # -- deadlines ----------------------------------------------------------------------------------------------------
+
+    def _arm(self, when: float) -> None:
+        assert self._loop is not None
+        self._timer = self._loop.call_at(when, self._expire)
+
+    def _expire(self) -> None:
+        assert self._loop is not None
+        self._timer = None
+        # The loop fires a timer up to its clock's resolution early.
+        now = self._loop.time() + 0.001
+        late = []
+        for delivery in self.in_flight:
+            if delivery.deadline > now:
+                break
+            late.append(delivery)
+        for delivery in late:
+            if delivery.done:
+                continue
+            if delivery._state == HANDED:
+                self._end(delivery, DeliveryTimeoutError("the broker did not confirm it before the deadline"))
+            else:
+                self._end(delivery, self._why_not())
+        waiting = self.waiting
+        while waiting and (waiting[0].done or waiting[0].deadline <= now):
+            delivery = waiting.popleft()
+            if not delivery.done:
+                self._end(delivery, self._why_not())
+        heads = [next(iter(some)).deadline for some in (self.in_flight, waiting) if some]
+        if heads and self._timer is None:
+            self._arm(min(heads))
+
+    def stop(self) -> None:
+        """No timer any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self.gate = False
+
+    # -- who watches --------------------------------------------------------------------------------------------------
+
+    def watch(self, watcher: Watcher) -> None:
+        """Calls the watcher for each outcome (None: cancelled, or a place that became free later)."""
+        self._watchers.append(watcher)
+        self.attentive = True
+
+    def unwatch(self, watcher: Watcher) -> None:
+        self._watchers.remove(watcher)
+        self.attentive = bool(self._watchers)
+
+    def attend(self, delivery: Delivery, outcome: Receipt | DeliveryError | None) -> None:
+        for watcher in tuple(self._watchers):
+            watcher(delivery, outcome)
+
+    async def drained(self, timeout: float | None) -> bool:
+        """Waits until everything that is here now has its outcome.
+
+        Returns:
+            Whether it has, within the timeout (in seconds; None: the deadlines bound it).
+        """
+        assert self._loop is not None
+        pending = {d for d in (*self.in_flight, *self.waiting) if not d.done}
+        if not pending:
+            return True
+        empty = self._loop.create_future()
+
+        def watcher(delivery: Delivery, outcome: Receipt | DeliveryError | None) -> None:
+            pending.discard(delivery)
+            if not pending and not empty.done():
+                empty.set_result(None)
+
+        self.watch(watcher)
+        try:
+            await asyncio.wait((empty,), timeout=timeout)
+        finally:
+            self.unwatch(watcher)
+        return not pending
