@@ -15,7 +15,7 @@ import warnings
 import weakref
 from asyncio import CancelledError
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from .connection import Connection, State
 from .delivery import BulkDelivery, BulkOutcomes, Delivery
@@ -35,7 +35,8 @@ from .exceptions import (
     WrongLoopError,
 )
 from .health import Health
-from .protocol import Capabilities, Message, MessageBroker, MessageLike, Receipt
+from .observers import Observer, Observers
+from .protocol import Capabilities, MessageBroker, MessageLike, Receipt
 from .simple import SimpleSender
 from .validation import Validator
 from .window import Window
@@ -45,22 +46,13 @@ if TYPE_CHECKING:
     from .options import EffectiveOption
     from .url import BrokerURL
 
-__all__ = ["Broker", "Observer"]
+__all__ = ["Broker"]
 
 logger = logging.getLogger("cqrs_brokers.broker")
 
+FORKED_TEXT = "this process was forked from the one that connected the broker: make a new Broker after the fork"
 FORCED_CLOSE = 0.8
 """How long a driver's `close` may take beyond its grace, in seconds."""
-
-
-class Observer(Protocol):
-    """Is told what happens. An exception in an observer is logged and changes nothing."""
-
-    def sent(self, message: Message, outcome: Receipt | DeliveryError, elapsed: float) -> None:
-        """A message has its outcome, `elapsed` seconds after the call."""
-
-    def connection_changed(self, state: str, reason: str) -> None:
-        """The connection is now connecting, connected, blocked, unblocked, lost, failed, idle or closed."""
 
 
 class Broker(MessageBroker):
@@ -139,7 +131,7 @@ class Broker(MessageBroker):
         self._connect_timeout = connect_timeout
         self._close_timeout = close_timeout
         self._options = dict(options or {})
-        self._observers = tuple(observers)
+        self._observers = Observers(observers)
         self._capabilities = self._sender.capabilities
         # A plain MessageBroker declares nothing and is given every message as it is.
         declared = None if isinstance(self._sender, SimpleSender) and not self._sender.declares else self._capabilities
@@ -196,7 +188,10 @@ class Broker(MessageBroker):
             NotDeliveredError: The message is not in the broker and never will be from this call.
             DeliveryUnknownError: It may be.
         """
-        loop = asyncio.get_running_loop()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # asyncio's answer in a forked child, inside the parent's coroutine
+            loop = self._no_loop(message)
         if self._loop is not loop or self._closed:
             self._enter(loop, message)
         ready = self._message(message)
@@ -221,7 +216,10 @@ class Broker(MessageBroker):
         Returns:
             One outcome per message, in the same order. Errors are returned, not raised.
         """
-        loop = asyncio.get_running_loop()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            loop = self._no_loop(None)
         window = self._window
         bulk = BulkOutcomes(loop.create_future())
         outcomes, deliveries = bulk.outcomes, []
@@ -463,9 +461,7 @@ class Broker(MessageBroker):
         if self._closed:
             error = BrokerClosedError("the broker is closed")
         elif self._forked:
-            error = WrongLoopError(
-                "this process was forked from the one that connected the broker: make a new Broker after the fork"
-            )
+            error = WrongLoopError(FORKED_TEXT)
         elif self._loop is not None and not self._loop.is_closed():
             error = WrongLoopError(
                 "the broker is connected in another event loop that is still open (another thread?): "
@@ -477,6 +473,11 @@ class Broker(MessageBroker):
             self._leave_closed_loop()
         self._loop = loop
         self._window.bind(loop)
+
+    def _no_loop(self, message: object) -> NoReturn:
+        raise WrongLoopError(FORKED_TEXT).about(
+            getattr(message, "message_id", None), getattr(message, "topic", None), self._address
+        )
 
     def _leave_closed_loop(self) -> None:
         self._connection.drop()
@@ -529,22 +530,12 @@ class Broker(MessageBroker):
 
     def connection_changed(self, state: str, reason: str) -> None:
         """See `connection.Host`."""
-        for observer in self._observers:
-            try:
-                observer.connection_changed(state, reason)
-            except Exception:
-                logger.exception("an observer raised in connection_changed()")
+        self._observers.connection_changed(state, reason)
 
     def _observe(self, delivery: Delivery, outcome: Receipt | DeliveryError | None) -> None:
-        if outcome is None:
-            return
-        assert self._loop is not None
-        elapsed = self._loop.time() - delivery.deadline + self._delivery_timeout
-        for observer in self._observers:
-            try:
-                observer.sent(delivery.message, outcome, elapsed)
-            except Exception:
-                logger.exception("an observer raised in sent()")
+        if outcome is not None and self._loop is not None:
+            elapsed = self._loop.time() - delivery.deadline + self._delivery_timeout
+            self._observers.sent(delivery.message, outcome, elapsed)
 
     def _why_not(self) -> NotDeliveredError:
         """Why a message was not handed over by its deadline: the first that applies."""

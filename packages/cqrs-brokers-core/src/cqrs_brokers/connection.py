@@ -97,6 +97,8 @@ class Connection:
         self._wake: asyncio.Future[None] | None = None
         self._passes: list[asyncio.Future[ConnectError | None]] = []
         self._retry_at = 0.0
+        self._engaged = False
+        """Whether the driver may hold a connection."""
         driver.bind(self)
 
     # -- what the driver says (Link) ----------------------------------------------------------------------------------
@@ -182,7 +184,13 @@ class Connection:
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         # The state changes now, not when the task first runs: what is asked in between must see it.
         self.state = State.CONNECTING
-        self._task = loop.create_task(self._supervise(loop), name=f"cqrs-brokers connection to {self._address}")
+        self._engaged = True
+        task = self._task = loop.create_task(
+            self._supervise(loop), name=f"cqrs-brokers connection to {self._address}"
+        )
+        # A loop that is closed without cancelling its tasks would report this one as destroyed, beside the
+        # ResourceWarning that names the broker and the cure.
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
 
     async def _supervise(self, loop: asyncio.AbstractEventLoop) -> None:
         try:
@@ -234,6 +242,7 @@ class Connection:
     ) -> ConnectError | None:
         """Runs the driver's work in a task of its own: its cancellations are not ours, and ours reach it."""
         task = self._attempt = asyncio.get_running_loop().create_task(work)
+        task._log_destroy_pending = False  # type: ignore[attr-defined] # as the supervisor, which owns it
         try:
             await asyncio.wait((task,), timeout=timeout)
         finally:
@@ -316,9 +325,6 @@ class Connection:
 
     def drop(self) -> None:
         """The event loop is closed: forgets its tasks without I/O."""
-        for task in (self._task, self._attempt):
-            if task is not None and not task.done():
-                task._log_destroy_pending = False  # type: ignore[attr-defined] # its loop is gone: it can never finish
         self._task = self._attempt = self._lost = self._wake = None
         self._passes.clear()
         self._drop()
@@ -327,6 +333,9 @@ class Connection:
         self.state = State.IDLE
         self.blocked_by = None
         self._end_passes(ConnectError("the event loop is ending", broker=self._address))
+        if not self._engaged:
+            return
+        self._engaged = False
         try:
             self._driver.abort()
         except Exception:

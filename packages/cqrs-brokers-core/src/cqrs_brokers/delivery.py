@@ -122,7 +122,9 @@ class Delivery:
         if self._state == RELEASED or self._state == QUEUED:
             self._breach("fail() after the end")
         elif self.done:
-            logger.debug("message %s ended after its caller had its answer: %s", self.message.message_id, error.text)
+            logger.debug(
+                "message %s ended in %s after its caller had its answer", self.message.message_id, type(error).__name__
+            )
             self._release()
         else:
             self._finish(self._classified(error), True)

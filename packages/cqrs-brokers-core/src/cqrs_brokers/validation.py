@@ -1,7 +1,7 @@
 """What may be sent: every message is checked before any I/O, and anything message-like becomes a `Message`.
 
 Legal topics, names, content types and header names repeat; they are remembered in bounded sets. Values are checked
-every time. The limits are those of the strictest broker we know, so that a message that is legal here is legal everywhere:
+every time. The limits are those of the strictest broker we know, so that what is legal here is legal everywhere:
 AMQP's short strings have 255 bytes (AMQP 0-9-1, 4.2.5.3), and its field names 128 (4.2.5.5).
 """
 
@@ -146,12 +146,14 @@ class Validator:
 
     def _body(self, message: Message) -> bytes:
         try:
-            return message.body
+            body = message.body
         except (TypeError, ValueError) as error:
-            reason = error.args[0] if error.args else type(error).__name__
-        except Exception as error:
+            reason = str(error)
+        except Exception as error:  # a property of the payload's own class
             reason = f"encoding the payload raised {type(error).__name__}"
-        self._refuse(message, str(reason))
+        else:
+            return body
+        return self._refuse(message, reason)
 
     def _check_key(self, message: Message, key: Any) -> int:
         if not self._keys:

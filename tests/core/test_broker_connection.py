@@ -1,0 +1,210 @@
+"""Connecting: lazily and once, reconnecting, permanent failures, one-pass connect()."""
+
+import asyncio
+
+import pytest
+
+from cqrs_brokers import (
+    AuthenticationError,
+    Broker,
+    ConnectError,
+    ConnectionLostError,
+    NotConnectedError,
+    Receipt,
+    UnreachableError,
+)
+
+from .drivers import Scripted, message, settle, unreachable
+
+
+async def test_many_first_sends_make_one_connection() -> None:
+    """However many sends wait, the driver connects once."""
+    driver = Scripted(automatic=True)
+    driver.connect_delay = 0.02
+    broker = Broker(driver)
+    assert all(r.confirmed for r in await asyncio.gather(*(broker.send_message(message()) for _ in range(50))))
+    assert driver.connects == 1
+    await broker.close()
+
+
+async def test_waiting_sends_outlast_failed_attempts() -> None:
+    """A condition that can pass is waited out: the send succeeds at the third attempt."""
+    driver = Scripted(automatic=True)
+    driver.connect_errors = [unreachable(), unreachable()]
+    broker = Broker(driver)
+    assert (await broker.send_message(message())).confirmed
+    assert driver.connects == 3
+    await broker.close()
+
+
+async def test_no_connection_until_the_deadline_names_the_cause() -> None:
+    """NotConnectedError, retryable, caused by the last ConnectError; then nobody waits and nothing goes on."""
+    driver = Scripted()
+    driver.connect_errors = [unreachable("port 1 refused") for _ in range(100)]
+    broker = Broker(driver, delivery_timeout=0.3)
+    with pytest.raises(NotConnectedError, match="port 1 refused") as caught:
+        await broker.send_message(message())
+    assert isinstance(caught.value.__cause__, UnreachableError)
+    assert caught.value.retryable
+    await asyncio.sleep(1.1)
+    attempts = driver.connects
+    await asyncio.sleep(1.1)
+    assert driver.connects == attempts, "it goes on connecting for nobody"
+    assert broker.describe()["state"] == "idle"
+    await broker.close()
+
+
+async def test_a_permanent_error_fails_waiting_sends_at_once_and_stops() -> None:
+    """A wrong password ends every waiting send now, and further ones, without another attempt for 5 s."""
+    driver = Scripted()
+    driver.connect_errors = [AuthenticationError("wrong password")]
+    broker = Broker(driver)
+    async with asyncio.timeout(1):
+        results = await asyncio.gather(*(broker.send_message(message()) for _ in range(3)), return_exceptions=True)
+        with pytest.raises(NotConnectedError) as caught:
+            await broker.send_message(message())
+    assert {type(result) for result in results} == {NotConnectedError}
+    assert isinstance(caught.value.__cause__, AuthenticationError)
+    assert not caught.value.retryable
+    assert driver.connects == 1
+    broker._connection._retry_at = 0.0  # 5 s later
+    driver.automatic = True
+    assert (await broker.send_message(message())).confirmed
+    await broker.close()
+
+
+async def test_connect_is_one_pass_and_raises_its_class() -> None:
+    """connect() does not retry, whatever the class; a later one may succeed."""
+    driver = Scripted()
+    driver.connect_errors = [unreachable(), AuthenticationError("wrong"), ValueError("bug")]
+    broker = Broker(driver)
+    with pytest.raises(UnreachableError):
+        await broker.connect()
+    with pytest.raises(AuthenticationError):
+        await broker.connect()
+    with pytest.raises(ConnectError) as caught:
+        await broker.connect()
+    assert isinstance(caught.value.__cause__, ValueError)
+    assert driver.connects == 3
+    await broker.connect()
+    await broker.connect()
+    assert driver.connects == 4
+    await broker.close()
+
+
+async def test_a_silent_peer_ends_at_connect_timeout() -> None:
+    """A driver that never returns is cancelled; the error says what to check."""
+    driver = Scripted()
+    driver.connect_delay = 60
+    broker = Broker(driver, connect_timeout=0.1)
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    with pytest.raises(UnreachableError, match=r"no answer within 0\.1 s"):
+        await broker.connect()
+    assert loop.time() - started < 1.1
+    await broker.close()
+
+
+async def test_a_stray_cancellation_in_the_driver_is_no_cancellation_of_ours() -> None:
+    """A driver whose connect() ends in CancelledError is a failed attempt."""
+    driver = Scripted()
+
+    async def connect() -> None:
+        driver.connects += 1
+        if driver.connects == 1:
+            raise asyncio.CancelledError
+
+    driver.connect = connect  # type: ignore[method-assign]
+    driver.automatic = True
+    broker = Broker(driver)
+    with pytest.raises(UnreachableError):
+        await broker.connect()
+    assert (await broker.send_message(message())).confirmed
+    await broker.close()
+
+
+async def test_a_lost_connection_is_made_anew() -> None:
+    """After lost() the supervisor reconnects by itself; what the driver kept and what is new goes on."""
+    driver = Scripted(automatic=False)
+    async with Broker(driver) as broker:
+        sendings = [asyncio.create_task(broker.send_message(message())) for _ in range(2)]
+        await settle()
+        driver.held[0].handed_over()
+        driver.held[0].fail(ConnectionLostError("reset"))
+        driver.connect_errors = [unreachable()]
+        driver.link.lost(unreachable("reset"))
+        sendings.append(asyncio.create_task(broker.send_message(message())))
+        await settle()
+        assert len(driver.seen) == 2, "nothing is submitted while not connected"
+        driver.automatic = True
+        driver.held.pop(0)
+        while driver.connects < 3:
+            await asyncio.sleep(0.01)
+        await settle()
+        driver.confirm_all()
+        results = await asyncio.gather(*sendings, return_exceptions=True)
+    assert [type(result) for result in results] == [ConnectionLostError, Receipt, Receipt]
+
+
+async def test_a_permanent_error_while_reconnecting_fails_what_was_not_handed_over() -> None:
+    """A rotated password: waiting sends and those in the driver's queue fail at once."""
+    driver = Scripted()
+    broker = Broker(driver)
+    await broker.connect()
+    sending = asyncio.create_task(broker.send_message(message()))
+    await settle()
+    driver.connect_errors = [AuthenticationError("rotated")]
+    driver.link.lost(unreachable())
+    with pytest.raises(NotConnectedError) as caught:
+        await sending
+    assert isinstance(caught.value.__cause__, AuthenticationError)
+    assert driver.hand_over_all() == [False]
+    assert not (await broker.health()).ok or driver.connects > 2
+    await broker.close()
+
+
+async def test_retry_count_bounds_the_passes() -> None:
+    """After that many failed passes waiting sends fail; the next send starts anew."""
+    driver = Scripted()
+    driver.connect_errors = [unreachable() for _ in range(5)]
+    broker = Broker(driver, retry_count=2, retry_delay=0.01)
+    for attempts in (2, 4):
+        with pytest.raises(NotConnectedError):
+            await broker.send_message(message())
+        await settle()
+        assert driver.connects == attempts
+    await broker.close()
+
+
+async def test_an_externally_cancelled_supervisor_is_replaced() -> None:
+    """Somebody who cancels every task does not leave a broker that hangs."""
+    driver = Scripted(automatic=True)
+    broker = Broker(driver)
+    await broker.connect()
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()
+    await settle()
+    assert driver.aborted == 1
+    assert (await broker.send_message(message())).confirmed
+    assert driver.connects == 2
+    await broker.close()
+
+
+async def test_health_is_bounded_and_never_raises() -> None:
+    """Healthy, refusing, not answering, closed: an answer each, with the reason."""
+    driver = Scripted()
+    driver.connect_errors = [unreachable("refused")]
+    broker = Broker(driver, connect_timeout=0.1)
+    assert (await broker.health()).reason == "refused"
+    assert (await broker.health()).ok
+    driver.connect_errors = [unreachable("no pong")]
+    sick = await broker.health()
+    assert (sick.ok, sick.reason) == (False, "no pong")
+
+    async def ping() -> None:
+        await asyncio.sleep(60)
+
+    driver.ping = ping  # type: ignore[method-assign]
+    assert not (await broker.health()).ok
+    await broker.close()
+    assert (await broker.health()).reason == "the broker is closed"

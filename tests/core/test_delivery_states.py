@@ -1,0 +1,263 @@
+"""The delivery contract: every call in every state, first as a table, then as a model that is driven at random."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
+
+from cqrs_brokers.delivery import Delivery
+from cqrs_brokers.exceptions import (
+    BackpressureError,
+    BrokerClosedError,
+    ClosedWhilePendingError,
+    DeliveryError,
+    DeliveryTimeoutError,
+    DeliveryUnknownError,
+    NackedError,
+    NotDeliveredError,
+    UnroutableError,
+)
+from cqrs_brokers.protocol import Receipt
+from cqrs_brokers.window import Window
+
+from .drivers import message
+
+
+def make_window(loop: asyncio.AbstractEventLoop, submitted: list[Delivery], max_count: int = 3) -> Window:
+    window = Window(
+        name="test",
+        address="test://",
+        confirms=True,
+        submit=submitted.extend,
+        max_count=max_count,
+        max_bytes=10_000,
+        why_not=lambda: BackpressureError("no room"),
+    )
+    window.bind(loop)
+    window.gate = True
+    return window
+
+
+OPERATIONS: dict[str, Callable[[Window, Delivery], Any]] = {
+    "handed_over": lambda window, delivery: delivery.handed_over(),
+    "returned": lambda window, delivery: delivery.returned(),
+    "confirm": lambda window, delivery: delivery.confirm(partition=1, offset=7),
+    "unroutable": lambda window, delivery: delivery.fail(UnroutableError("no queue")),
+    "nack": lambda window, delivery: delivery.fail(NackedError("nack")),
+    "deadline": lambda window, delivery: expire(window),
+    "cancel": lambda window, delivery: window.give_up(delivery),
+    "close": lambda window, delivery: window.settle(
+        ClosedWhilePendingError("closed"), BrokerClosedError("closed")
+    ),
+}
+
+
+def expire(window: Window) -> None:
+    for delivery in (*window.in_flight, *window.waiting):
+        delivery.deadline = 0
+    window._expire()
+
+
+# What was done before → operation → (outcome afterwards, places taken, breach of contract logged).
+# Outcomes: None = no outcome yet; "gone" = the caller was cancelled.
+TABLE: list[tuple[list[str], str, tuple[Any, int, bool]]] = [
+    ([], "handed_over", (None, 1, False)),
+    ([], "returned", (None, 1, True)),
+    ([], "confirm", (None, 1, True)),
+    ([], "unroutable", (UnroutableError, 0, False)),
+    ([], "nack", (NackedError, 0, False)),
+    ([], "deadline", (BackpressureError, 1, False)),
+    ([], "cancel", ("gone", 1, False)),
+    ([], "close", (BrokerClosedError, 0, False)),
+    (["handed_over"], "handed_over", (None, 1, True)),
+    (["handed_over"], "returned", (None, 1, False)),
+    (["handed_over"], "confirm", (Receipt, 0, False)),
+    (["handed_over"], "unroutable", (UnroutableError, 0, False)),
+    (["handed_over"], "nack", (NackedError, 0, False)),
+    (["handed_over"], "deadline", (DeliveryTimeoutError, 1, False)),
+    (["handed_over"], "cancel", ("gone", 1, False)),
+    (["handed_over"], "close", (ClosedWhilePendingError, 0, False)),
+    (["handed_over", "returned"], "deadline", (BackpressureError, 1, False)),
+    (["handed_over", "returned"], "handed_over", (None, 1, False)),
+    (["handed_over", "returned"], "confirm", (None, 1, True)),
+    (["handed_over", "returned"], "close", (BrokerClosedError, 0, False)),
+    (["deadline"], "handed_over", (BackpressureError, 0, False)),
+    (["deadline"], "unroutable", (BackpressureError, 0, False)),
+    (["deadline"], "confirm", (BackpressureError, 1, True)),
+    (["deadline"], "close", (BackpressureError, 0, False)),
+    (["handed_over", "deadline"], "confirm", (DeliveryTimeoutError, 0, False)),
+    (["handed_over", "deadline"], "nack", (DeliveryTimeoutError, 0, False)),
+    (["handed_over", "deadline"], "returned", (DeliveryTimeoutError, 1, False)),
+    (["handed_over", "deadline", "returned"], "handed_over", (DeliveryTimeoutError, 0, False)),
+    (["handed_over", "deadline"], "close", (DeliveryTimeoutError, 0, False)),
+    (["cancel"], "handed_over", ("gone", 0, False)),
+    (["handed_over", "cancel"], "confirm", ("gone", 0, False)),
+    (["handed_over", "cancel"], "unroutable", ("gone", 0, False)),
+    (["handed_over", "confirm"], "confirm", (Receipt, 0, True)),
+    (["handed_over", "confirm"], "nack", (Receipt, 0, True)),
+    (["handed_over", "confirm"], "handed_over", (Receipt, 0, False)),
+    (["handed_over", "confirm"], "returned", (Receipt, 0, False)),
+    (["handed_over", "confirm"], "deadline", (Receipt, 0, False)),
+    (["handed_over", "confirm"], "cancel", (Receipt, 0, False)),
+    (["handed_over", "nack"], "confirm", (NackedError, 0, True)),
+    (["close"], "handed_over", (BrokerClosedError, 0, False)),
+    (["close"], "confirm", (BrokerClosedError, 0, True)),
+]
+
+
+@pytest.mark.parametrize(
+    ("before", "operation", "expected"), TABLE, ids=[f"{'-'.join(b) or 'waiting'}:{o}" for b, o, _ in TABLE]
+)
+async def test_each_call_in_each_state(
+    before: list[str], operation: str, expected: tuple[Any, int, bool], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A call in a state gives the outcome, frees or keeps the place, and is a logged breach of contract or not."""
+    loop = asyncio.get_running_loop()
+    window = make_window(loop, [])
+    waiter = loop.create_future()
+    delivery = Delivery(message(), loop.time() + 60, window, waiter, 2)
+    assert window.admit(delivery)
+    for step in before:
+        OPERATIONS[step](window, delivery)
+    caplog.clear()
+    OPERATIONS[operation](window, delivery)
+    outcome, places, breach = expected
+    assert len(window.in_flight) + len(window.overdue) == places
+    assert window.bytes == 2 * places
+    assert any("broke its contract" in record.message for record in caplog.records) is breach
+    if outcome is None:
+        assert not waiter.done()
+        assert not delivery.done
+    elif outcome == "gone":
+        assert delivery.done
+        assert not waiter.done()
+    elif outcome is Receipt:
+        assert waiter.result() == Receipt(delivery.message.message_id, "orders", "test", True, 1, 7)
+    else:
+        error = waiter.exception()
+        assert isinstance(error, DeliveryError)
+        assert type(error) is outcome
+        assert (error.message_id, error.topic, error.broker) == (delivery.message.message_id, "orders", "test://")
+    window.stop()
+
+
+class DeliveryModel(RuleBasedStateMachine):
+    """Random calls by caller, driver and clock against a plain model of outcomes and places."""
+
+    deliveries = Bundle("deliveries")
+    MAX = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.driver: list[Delivery] = []
+        self.window = make_window(self.loop, self.driver, self.MAX)
+        self.waiters: dict[Delivery, asyncio.Future[Receipt]] = {}
+        self.handed: set[Delivery] = set()
+        self.let_go: set[Delivery] = set()
+        self.confirmed: set[Delivery] = set()
+        self.order: list[Delivery] = []
+
+    def teardown(self) -> None:
+        self.window.stop()
+        for waiter in self.waiters.values():
+            if waiter.done() and not waiter.cancelled():
+                waiter.exception()
+        self.loop.close()
+
+    @rule(target=deliveries)
+    def send(self) -> Any:
+        waiter = self.loop.create_future()
+        delivery = Delivery(message(), self.loop.time() + 60, self.window, waiter, 10)
+        self.window.admit(delivery)
+        self.waiters[delivery] = waiter
+        self.order.append(delivery)
+        return delivery
+
+    @rule(delivery=deliveries)
+    def hand_over(self, delivery: Delivery) -> None:
+        if delivery in self.driver and delivery not in self.let_go and delivery not in self.handed:
+            finished = delivery.done
+            assert delivery.handed_over() is not finished
+            (self.let_go if finished else self.handed).add(delivery)
+
+    @rule(delivery=deliveries)
+    def give_back(self, delivery: Delivery) -> None:
+        if delivery in self.handed and delivery not in self.let_go:
+            delivery.returned()
+            self.handed.discard(delivery)
+
+    @rule(delivery=deliveries)
+    def confirm(self, delivery: Delivery) -> None:
+        if delivery in self.handed and delivery not in self.let_go:
+            if not delivery.done:
+                self.confirmed.add(delivery)
+            delivery.confirm()
+            self.let_go.add(delivery)
+
+    @rule(delivery=deliveries, error=st.sampled_from([NackedError("n"), UnroutableError("u"), ValueError("bug")]))
+    def fail(self, delivery: Delivery, error: Any) -> None:
+        if delivery in self.driver and delivery not in self.let_go:
+            done, handed = delivery.done, delivery in self.handed
+            delivery.fail(error)
+            self.let_go.add(delivery)
+            if not done and isinstance(error, ValueError):
+                raised = self.waiters[delivery].exception()
+                assert type(raised) is (DeliveryUnknownError if handed else NotDeliveredError)
+                assert raised.__cause__ is error
+
+    @rule(delivery=deliveries)
+    def cancel(self, delivery: Delivery) -> None:
+        if not delivery.done:
+            self.waiters[delivery].cancel()
+            self.window.give_up(delivery)
+
+    @rule()
+    def deadline(self) -> None:
+        late = [d for d in self.waiters if not d.done]
+        handed = {d for d in late if d in self.handed}
+        expire(self.window)
+        for delivery in late:
+            error = self.waiters[delivery].exception()
+            assert isinstance(error, DeliveryUnknownError if delivery in handed else NotDeliveredError)
+
+    @rule()
+    def turn_of_the_loop(self) -> None:
+        self.loop.call_soon(self.loop.stop)
+        self.loop.run_forever()
+
+    @rule(is_open=st.booleans())
+    def gate(self, is_open: bool) -> None:
+        self.window.gate = is_open
+        if is_open:
+            self.window.pump()
+
+    @invariant()
+    def places_are_those_the_driver_has_not_let_go(self) -> None:
+        held = [d for d in self.driver if d not in self.let_go]
+        assert {*self.window.in_flight, *self.window.overdue} == set(held)
+        assert not set(self.window.in_flight) & set(self.window.overdue)
+        assert len(held) <= self.MAX
+        assert self.window.bytes == 10 * len(held)
+
+    @invariant()
+    def the_driver_gets_them_in_the_order_of_calls(self) -> None:
+        assert self.driver == [d for d in self.order if d in set(self.driver)]
+
+    @invariant()
+    def outcomes_are_true(self) -> None:
+        for delivery, waiter in self.waiters.items():
+            if not waiter.done():
+                assert not delivery.done
+            elif not waiter.cancelled():
+                error = waiter.exception()
+                assert (error is None) is (delivery in self.confirmed)
+                assert error is None or isinstance(error, DeliveryError)
+
+
+DeliveryModel.TestCase.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+TestDeliveryModel = DeliveryModel.TestCase
