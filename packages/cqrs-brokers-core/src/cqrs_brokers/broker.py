@@ -3,20 +3,19 @@
     message → validate and encode → window → driver → client → outcome
 
 The parts: `validation` (what may be sent), `window` (what is in flight, and deadlines), `connection` (connecting and
-reconnecting), `simple` (drivers with only `send_message`).
+reconnecting), `closing`, `loops` (event loops and forks), `simple` (drivers with only `send_message`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import warnings
-import weakref
 from asyncio import CancelledError
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, Self
 
+from .closing import Closing
 from .connection import Connection, State
 from .delivery import BulkDelivery, BulkOutcomes, Delivery
 from .driver import PipelinedDriver
@@ -24,7 +23,6 @@ from .exceptions import (
     BackpressureError,
     BrokerBlockedError,
     BrokerClosedError,
-    ClosedWhilePendingError,
     ConfigError,
     ConnectError,
     ConnectionLostError,
@@ -32,9 +30,9 @@ from .exceptions import (
     DeliveryTimeoutError,
     NotConnectedError,
     NotDeliveredError,
-    WrongLoopError,
 )
 from .health import Health
+from .loops import LoopBinding, running_loop
 from .observers import Observer, Observers
 from .protocol import Capabilities, MessageBroker, MessageLike, Receipt
 from .simple import SimpleSender
@@ -49,10 +47,6 @@ if TYPE_CHECKING:
 __all__ = ["Broker"]
 
 logger = logging.getLogger("cqrs_brokers.broker")
-
-FORKED_TEXT = "this process was forked from the one that connected the broker: make a new Broker after the fork"
-FORCED_CLOSE = 0.8
-"""How long a driver's `close` may take beyond its grace, in seconds."""
 
 
 class Broker(MessageBroker):
@@ -162,13 +156,10 @@ class Broker(MessageBroker):
             retry_count=retry_count,
             retry_delay=retry_delay,
         )
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._forked = False
-        self._closing: asyncio.Task[None] | None = None
-        self._close_by = 0.0
+        self._bound = LoopBinding()
+        self._closing: Closing | None = None
         self._closed = False
         self._unclosed = False
-        _brokers.add(self)
 
     # -- sending ------------------------------------------------------------------------------------------------------
 
@@ -188,11 +179,8 @@ class Broker(MessageBroker):
             NotDeliveredError: The message is not in the broker and never will be from this call.
             DeliveryUnknownError: It may be.
         """
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:  # asyncio's answer in a forked child, inside the parent's coroutine
-            loop = self._no_loop(message)
-        if self._loop is not loop or self._closed:
+        loop = running_loop()
+        if self._bound.loop is not loop or self._closed:
             self._enter(loop, message)
         ready = self._message(message)
         size = self._size(ready)
@@ -216,16 +204,13 @@ class Broker(MessageBroker):
         Returns:
             One outcome per message, in the same order. Errors are returned, not raised.
         """
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            loop = self._no_loop(None)
+        loop = running_loop()
         window = self._window
         bulk = BulkOutcomes(loop.create_future())
         outcomes, deliveries = bulk.outcomes, []
         deadline = loop.time() + self._delivery_timeout
         refused: DeliveryError | None = None
-        if self._loop is not loop or self._closed:
+        if self._bound.loop is not loop or self._closed:
             try:
                 self._enter(loop)
             except DeliveryError as error:
@@ -281,8 +266,8 @@ class Broker(MessageBroker):
             BrokerClosedError: The broker was closed.
             WrongLoopError: It is connected in another loop that still runs.
         """
-        loop = asyncio.get_running_loop()
-        if self._loop is not loop or self._closed:
+        loop = running_loop()
+        if self._bound.loop is not loop or self._closed:
             self._enter(loop)
         await self._connection.connect(loop)
 
@@ -295,10 +280,10 @@ class Broker(MessageBroker):
         Raises:
             DeliveryTimeoutError: Something was still without an outcome then; it goes on.
         """
-        loop = asyncio.get_running_loop()
-        if self._loop is None:
+        loop = running_loop()
+        if self._bound.loop is None:
             return
-        if self._loop is not loop or self._closed:
+        if self._bound.loop is not loop or self._closed:
             self._enter(loop)
         if not await self._window.drained(timeout):
             raise DeliveryTimeoutError(
@@ -307,18 +292,19 @@ class Broker(MessageBroker):
 
     async def health(self) -> Health:
         """How the broker is, now. Never raises and never takes longer than `connect_timeout` (+1 s)."""
-        loop = asyncio.get_running_loop()
+        loop = running_loop()
         started = loop.time()
         reason = ""
         try:
-            if self._loop is not loop or self._closed:
+            if self._bound.loop is not loop or self._closed:
                 self._enter(loop)
             if self._connection.state in (State.IDLE, State.FAILED):
                 await self._connection.connect(loop)
             elif self._connection.state is State.READY:
                 await self._connection.ping(self._connect_timeout)
             else:
-                reason = "connecting"
+                known = self._connection.last_error
+                reason = "connecting" if known is None else known.text
         except (ConnectError, DeliveryError) as error:
             reason = error.text
         connection = self._connection
@@ -342,67 +328,21 @@ class Broker(MessageBroker):
         Args:
             timeout: Seconds for flushing and closing; default `close_timeout`. A forced end takes at most 1 s more.
         """
-        loop = asyncio.get_running_loop()
+        loop = running_loop()
+        timeout = self._close_timeout if timeout is None else timeout
         if self._closing is None:
-            if self._closed:
-                return
-            if self._loop is not None and self._loop is not loop:
-                if self._forked or not self._loop.is_closed():
-                    self._enter(loop)
-                self._leave_closed_loop()
-            elif self._loop is None:
-                self._window.bind(loop)
-                self._loop = loop
+            if self._bound.loop is not loop:
+                self._take_over(loop)
             self._closed = True
-            self._close_by = loop.time() + (self._close_timeout if timeout is None else timeout)
-            self._closing = loop.create_task(self._close(loop), name=f"cqrs-brokers close {self._address}")
-        elif self._closing.get_loop() is not loop:
-            return
-        else:
-            self._close_by = min(
-                self._close_by, loop.time() + (self._close_timeout if timeout is None else timeout)
-            )
-        closing = self._closing
-        try:
-            await asyncio.wait((closing,))
-        except CancelledError:
-            self._close_by = loop.time()
-            await asyncio.wait((closing,), timeout=FORCED_CLOSE + 0.5)
-            raise
-
-    async def _close(self, loop: asyncio.AbstractEventLoop) -> None:
-        window, connection = self._window, self._connection
-        while window.in_flight or window.waiting:
-            left = self._close_by - loop.time()
-            if left <= 0 or await window.drained(min(left, 0.05)):
-                break
-            if connection.state is State.FAILED:
-                break
-        unknown = window.settle(
-            ClosedWhilePendingError("the broker was closed before the confirm came"),
-            BrokerClosedError("the broker was closed before the message was sent"),
-        )
-        if unknown:
-            logger.warning("closing %s: the outcome of %d messages is unknown", self._address, unknown)
-        window.stop()
-        await connection.stop()
-        await self._close_driver(max(0.0, self._close_by - loop.time()))
-        self._unclosed = False
-        self.connection_changed("closed", "")
-
-    async def _close_driver(self, grace: float) -> None:
-        closing = asyncio.get_running_loop().create_task(self._sender.close(grace))
-        await asyncio.wait((closing,), timeout=grace + FORCED_CLOSE)
-        if not closing.done():
-            logger.error("the driver of %s did not close in time; its connection is dropped", self._address)
-            self._sender.abort()
-            closing.cancel()
-            await asyncio.wait((closing,), timeout=0.1)
-        elif not closing.cancelled() and (error := closing.exception()) is not None:
-            if not isinstance(error, Exception):
-                raise error
-            logger.error("the driver of %s raised %s in close()", self._address, type(error).__name__)
-            self._sender.abort()
+            self._closing = Closing(loop, self._window, self._connection, self._sender, self._address, timeout)
+            try:
+                await self._closing.wait()
+            finally:
+                self._unclosed = False
+                self.connection_changed("closed", "")
+        elif self._closing.loop is loop:
+            self._closing.shorten(timeout)
+            await self._closing.wait()
 
     async def __aenter__(self) -> Self:
         await self.connect()
@@ -457,34 +397,21 @@ class Broker(MessageBroker):
 
     def _enter(self, loop: asyncio.AbstractEventLoop, message: object = None) -> None:
         """The slow path of every call: first use, another loop, another process, closed."""
-        error: NotDeliveredError | None = None
         if self._closed:
-            error = BrokerClosedError("the broker is closed")
-        elif self._forked:
-            error = WrongLoopError(FORKED_TEXT)
-        elif self._loop is not None and not self._loop.is_closed():
-            error = WrongLoopError(
-                "the broker is connected in another event loop that is still open (another thread?): "
-                "use one Broker per loop, or close it there first"
+            raise BrokerClosedError("the broker is closed").about(
+                getattr(message, "message_id", None), getattr(message, "topic", None), self._address
             )
-        if error is not None:
-            raise error.about(getattr(message, "message_id", None), getattr(message, "topic", None), self._address)
-        if self._loop is not None:
-            self._leave_closed_loop()
-        self._loop = loop
+        self._take_over(loop, message)
+
+    def _take_over(self, loop: asyncio.AbstractEventLoop, message: object = None) -> None:
+        refusal = self._bound.refusal()
+        if refusal is not None:
+            raise refusal.about(getattr(message, "message_id", None), getattr(message, "topic", None), self._address)
+        if self._bound.loop is not None:
+            self._connection.drop()
+            self._warn_unclosed("its event loop was closed")
+        self._bound.loop = loop
         self._window.bind(loop)
-
-    def _no_loop(self, message: object) -> NoReturn:
-        raise WrongLoopError(FORKED_TEXT).about(
-            getattr(message, "message_id", None), getattr(message, "topic", None), self._address
-        )
-
-    def _leave_closed_loop(self) -> None:
-        self._connection.drop()
-        self._warn_unclosed("its event loop was closed")
-        assert self._loop is not None
-        self._window.bind(asyncio.get_running_loop())
-        self._loop = asyncio.get_running_loop()
 
     def _warn_unclosed(self, what: str) -> None:
         """One warning per connection that nobody closed."""
@@ -498,7 +425,7 @@ class Broker(MessageBroker):
             logger.warning("%s", text)
 
     def __del__(self) -> None:
-        if getattr(self, "_unclosed", False) and not self._forked:
+        if getattr(self, "_unclosed", False) and not self._bound.forked:
             self._warn_unclosed("it was forgotten")
             self._connection.drop()
 
@@ -533,8 +460,8 @@ class Broker(MessageBroker):
         self._observers.connection_changed(state, reason)
 
     def _observe(self, delivery: Delivery, outcome: Receipt | DeliveryError | None) -> None:
-        if outcome is not None and self._loop is not None:
-            elapsed = self._loop.time() - delivery.deadline + self._delivery_timeout
+        if outcome is not None and self._bound.loop is not None:
+            elapsed = self._bound.loop.time() - delivery.deadline + self._delivery_timeout
             self._observers.sent(delivery.message, outcome, elapsed)
 
     def _why_not(self) -> NotDeliveredError:
@@ -550,18 +477,3 @@ class Broker(MessageBroker):
             "no room until the deadline: messages come faster than the broker confirms them; send fewer at a time, "
             "or raise delivery_timeout or max_in_flight"
         )
-
-
-_brokers: weakref.WeakSet[Broker] = weakref.WeakSet()
-_FORKED: Any = object()
-"""Stands for the parent's event loop in a forked child: no running loop is ever this one."""
-
-
-def _mark_forked() -> None:
-    for broker in _brokers:
-        if broker._loop is not None:
-            broker._forked = True
-            broker._loop = _FORKED
-
-
-os.register_at_fork(after_in_child=_mark_forked)

@@ -183,11 +183,11 @@ class Window:
             if not delivery.done:
                 self._end(delivery, error)
 
-    def settle(self, handed: DeliveryError, not_handed: NotDeliveredError) -> int:
+    def settle(self, handed: DeliveryError, not_handed: NotDeliveredError) -> list[Delivery]:
         """Ends everything, and takes every place back from a driver that will not answer any more.
 
         Returns:
-            How many had been handed over, and so are unknown.
+            Those that had been handed over, and so are unknown.
         """
         unknown = [d for d in self.in_flight if d._state == HANDED]
         for delivery in unknown:
@@ -195,7 +195,7 @@ class Window:
         self.fail_not_handed(not_handed)
         for delivery in list(self.overdue):
             delivery._release()
-        return len(unknown)
+        return unknown
 
     def _end(self, delivery: Delivery, error: DeliveryError) -> None:
         message = delivery.message

@@ -1,0 +1,87 @@
+"""Closing a broker: flush what was accepted, tell the rest the truth, leave nothing behind. Bounded in every state.
+
+    flush until the deadline → end what is left → stop the supervisor → close the driver → abort it when it is late
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from .connection import Connection, State
+from .driver import PipelinedDriver
+from .exceptions import BrokerClosedError, ClosedWhilePendingError
+from .window import Window
+
+__all__ = ["Closing"]
+
+logger = logging.getLogger("cqrs_brokers.closing")
+
+FORCED_CLOSE = 0.8
+"""How long a driver's `close` may take beyond its grace, in seconds."""
+LOOK_AGAIN = 0.05
+"""How often a flush looks whether its deadline was shortened, in seconds."""
+
+
+class Closing:
+    """One close, whoever awaits it: later callers may only shorten it."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        window: Window,
+        connection: Connection,
+        sender: PipelinedDriver,
+        address: str,
+        timeout: float,
+    ) -> None:
+        self.loop = loop
+        self._window = window
+        self._connection = connection
+        self._sender = sender
+        self._address = address
+        self._by = loop.time() + timeout
+        self._task = loop.create_task(self._run(), name=f"cqrs-brokers close {address}")
+
+    def shorten(self, timeout: float) -> None:
+        """Ends it within that many seconds from now, if that is sooner."""
+        self._by = min(self._by, self.loop.time() + timeout)
+
+    async def wait(self) -> None:
+        """Waits for the end. A caller that is cancelled meanwhile ends it by force first."""
+        try:
+            await asyncio.wait((self._task,))
+        except asyncio.CancelledError:
+            self.shorten(0)
+            await asyncio.wait((self._task,), timeout=FORCED_CLOSE + 0.5)
+            raise
+
+    async def _run(self) -> None:
+        window, connection = self._window, self._connection
+        while (window.in_flight or window.waiting) and connection.state is not State.FAILED:
+            left = self._by - self.loop.time()
+            if left <= 0 or await window.drained(min(left, LOOK_AGAIN)):
+                break
+        unknown = window.settle(
+            ClosedWhilePendingError("the broker was closed before the confirm came"),
+            BrokerClosedError("the broker was closed before the message was sent"),
+        )
+        if unknown:
+            ids = ", ".join(str(d.message.message_id) for d in unknown[:10])
+            more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
+            logger.warning("closed %s with messages whose outcome is unknown: %s%s", self._address, ids, more)
+        window.stop()
+        await connection.stop()
+        await self._close_driver(max(0.0, self._by - self.loop.time()))
+
+    async def _close_driver(self, grace: float) -> None:
+        closing = self.loop.create_task(self._sender.close(grace))
+        await asyncio.wait((closing,), timeout=grace + FORCED_CLOSE)
+        if not closing.done():
+            logger.error("the driver of %s did not close in time; its connection is dropped", self._address)
+            self._sender.abort()
+            closing.cancel()
+            await asyncio.wait((closing,), timeout=0.1)
+        elif not closing.cancelled() and (error := closing.exception()) is not None:
+            logger.error("the driver of %s raised %s in close()", self._address, type(error).__name__)
+            self._sender.abort()

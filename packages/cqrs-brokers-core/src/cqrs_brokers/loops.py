@@ -1,0 +1,63 @@
+"""Which event loop a broker belongs to (I13): the one in which it connects, in the process in which it connects."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import weakref
+from typing import Any
+
+from .exceptions import WrongLoopError
+
+__all__ = ["LoopBinding"]
+
+FORKED = "this process was forked from the one that connected the broker: make a new Broker after the fork"
+OTHER_LOOP = (
+    "the broker is connected in another event loop that is still open (another thread?): "
+    "use one Broker per loop, or close it there first"
+)
+
+
+class LoopBinding:
+    """The bound event loop of one broker, or none yet."""
+
+    def __init__(self) -> None:
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.forked = False
+        _bindings.add(self)
+
+    def refusal(self) -> WrongLoopError | None:
+        """Why the running loop may not use the broker, or None when it may take it over."""
+        if self.forked:
+            return WrongLoopError(FORKED)
+        if self.loop is not None and not self.loop.is_closed():
+            return WrongLoopError(OTHER_LOOP)
+        return None
+
+
+def running_loop() -> asyncio.AbstractEventLoop:
+    """The running event loop.
+
+    Raises:
+        WrongLoopError: There is none: asyncio's answer in a forked child, inside a coroutine of the parent.
+    """
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        pass
+    raise WrongLoopError(FORKED)
+
+
+_bindings: weakref.WeakSet[LoopBinding] = weakref.WeakSet()
+_PARENTS_LOOP: Any = object()
+"""Stands for the parent's event loop in a forked child: no running loop is ever this one."""
+
+
+def _mark_forked() -> None:
+    for binding in _bindings:
+        if binding.loop is not None:
+            binding.forked = True
+            binding.loop = _PARENTS_LOOP
+
+
+os.register_at_fork(after_in_child=_mark_forked)
