@@ -1,0 +1,162 @@
+"""pytest fixtures of the test kit, loaded by pytest itself once `cqrs-brokers-testkit[pytest]` is installed.
+
+A server starts when the first test asks for it. Where it cannot be had, tests that need it are skipped with the command
+that would help, and the run's summary ends with a line about them; with `CI=true` in the environment they fail instead.
+"""
+
+import contextlib
+import os
+import uuid
+from collections.abc import Generator, Iterator
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import pytest
+
+if TYPE_CHECKING:
+    from cqrs_brokers_testkit.certificates import Certificates
+    from cqrs_brokers_testkit.kafka_mock import KafkaMock
+    from cqrs_brokers_testkit.proxy import FaultProxy
+    from cqrs_brokers_testkit.servers import KafkaCluster, KafkaServer, RabbitMQNode, RabbitMQServer
+
+# The testkit's modules are imported by the fixtures that need them: pytest loads this file in every run.
+
+_SERVERS = ("rabbitmq", "rabbitmq_node", "kafka", "kafka_node", "kafka_nodes")
+_LOG_LINES = 30
+
+_T = TypeVar("_T")
+
+
+class UniqueName(Protocol):
+    """What the fixture `unique_name` is."""
+
+    def __call__(self, prefix: str = "test") -> str:
+        """Return a name that begins with `prefix` and that no other test or run uses."""
+
+
+@contextlib.contextmanager
+def _available(server: "contextlib.AbstractContextManager[_T]") -> Iterator[_T]:
+    """Enter a server's context; skip, or fail in CI, where it cannot be had."""
+    from cqrs_brokers_testkit.servers import ServerUnavailable
+
+    with contextlib.ExitStack() as stack:
+        try:
+            running = stack.enter_context(server)
+        except ServerUnavailable as error:
+            if os.environ.get("CI", "").lower() in ("true", "1"):
+                pytest.fail(f"{error} (with CI=true a missing server is a failure)", pytrace=False)
+            pytest.skip(str(error))
+        yield running
+
+
+@pytest.fixture(scope="session")
+def rabbitmq() -> "Iterator[RabbitMQServer]":
+    """One RabbitMQ for the whole run, for tests that break nothing: `CQRS_TEST_AMQP_URL` if set, else a private one."""
+    from cqrs_brokers_testkit.servers import rabbitmq as start
+
+    with _available(start(shared=True)) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def kafka() -> "Iterator[KafkaServer]":
+    """One Kafka for the whole run, for tests that break nothing: `CQRS_TEST_KAFKA_URL` if set, else a private one."""
+    from cqrs_brokers_testkit.servers import kafka as start
+
+    with _available(start(shared=True)) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def rabbitmq_node() -> "Iterator[RabbitMQNode]":
+    """A private RabbitMQ node for the tests of one module, which may break it but must leave it running."""
+    from cqrs_brokers_testkit.servers import rabbitmq as start
+
+    with _available(start()) as node:
+        yield node
+
+
+@pytest.fixture(scope="module")
+def kafka_node() -> "Iterator[KafkaCluster]":
+    """A private Kafka of one node for the tests of one module, which may break it but must leave it running."""
+    from cqrs_brokers_testkit.servers import kafka as start
+
+    with _available(start()) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def kafka_nodes() -> "Iterator[KafkaCluster]":
+    """A private Kafka of three nodes for the tests of one module, which may break it but must leave it running."""
+    from cqrs_brokers_testkit.servers import kafka_cluster as start
+
+    with _available(start(3)) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def kafka_mock() -> "Iterator[KafkaMock]":
+    """librdkafka's mock Kafka cluster, with one broker."""
+    from cqrs_brokers_testkit.kafka_mock import KafkaMock
+
+    with KafkaMock() as mock:
+        yield mock
+
+
+@pytest.fixture
+def fault_proxy() -> "Iterator[FaultProxy]":
+    """A loopback TCP proxy in a thread of its own; set its `target` first."""
+    from cqrs_brokers_testkit.proxy import FaultProxy
+
+    with FaultProxy() as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> "Certificates":
+    """Throw-away certificates for TLS tests."""
+    from cqrs_brokers_testkit.certificates import make_certificates
+
+    return make_certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture
+def unique_name() -> "UniqueName":
+    """A function that makes a name for a topic, queue or exchange that no other test or run uses."""
+
+    def name(prefix: str = "test") -> str:
+        return f"{prefix}-{uuid.uuid4().hex[:12]}"
+
+    return name
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the marks that tests with servers carry."""
+    config.addinivalue_line("markers", "live: needs a real server (RabbitMQ or Kafka)")
+    config.addinivalue_line("markers", "fault: starts private servers and breaks them")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show the end of a server's log with a failed test that used it."""
+    report = yield
+    if report.failed:
+        for name in _SERVERS:
+            server = getattr(item, "funcargs", {}).get(name)
+            if server is not None and hasattr(server, "log_tail"):
+                report.sections.append((f"end of the log of {name}", server.log_tail(_LOG_LINES)))
+    return report
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """End the summary with what was skipped for want of a server, and the command that would help."""
+    skipped: dict[str, int] = {}
+    for report in terminalreporter.stats.get("skipped", []):
+        text = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
+        reason = text.removeprefix("Skipped: ")
+        if reason.startswith(("RabbitMQ is not available", "Apache Kafka is not available")):
+            skipped[reason] = skipped.get(reason, 0) + 1
+    for reason, count in skipped.items():
+        terminalreporter.write_line(f"NOT TESTED: {count} live test(s) were skipped. {reason}", yellow=True, bold=True)

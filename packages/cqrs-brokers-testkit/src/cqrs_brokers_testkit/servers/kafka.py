@@ -1,0 +1,549 @@
+"""Private Apache Kafka brokers (KRaft, one or several nodes) on loopback, with the controls that fault tests need.
+
+Each node is broker and controller in one process with a small heap. Besides the listener for clients under test every
+node has one of its own for the brokers among themselves, for readers and for administration: what a test does to the
+clients' way (a proxy, a wrong advertised address) does not touch it.
+"""
+
+import contextlib
+import os
+import socket
+import struct
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+from urllib.parse import urlsplit
+
+from cqrs_brokers_testkit.certificates import Certificates
+from cqrs_brokers_testkit.optional import require
+from cqrs_brokers_testkit.servers.install import KafkaInstallation, Progress, kafka_installation
+from cqrs_brokers_testkit.servers.processes import (
+    LOOPBACK,
+    ServerFailed,
+    ServerProcess,
+    container_command,
+    free_port,
+    report,
+    server_folder,
+)
+
+if TYPE_CHECKING:
+    from confluent_kafka.admin import AdminClient
+
+START_TIMEOUT = 60.0
+_ADMIN_TIMEOUT = 20.0
+_CLUSTER_ID = "MkU3OEVBNTcwNTJENDM2Qg"
+_HEAP = "-Xmx256m"
+# Serial collector, C1 only, class data sharing, no perf file: a node is up in half the time.
+_FAST_JVM = ["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto", "-XX:-UsePerfData"]
+_LOGGING = """\
+status = error
+appender.console.type = Console
+appender.console.name = console
+appender.console.layout.type = PatternLayout
+appender.console.layout.pattern = [%d] %p %m (%c)%n
+rootLogger.level = warn
+rootLogger.appenderRef.console.ref = console
+"""
+
+Listener = Literal["PLAINTEXT", "SASL_PLAINTEXT", "SSL", "SASL_SSL", "INTERNAL"]
+
+
+class KafkaServer:
+    """An Apache Kafka that tests may publish to; perhaps not ours, so without controls over its processes.
+
+    Args:
+        bootstrap_servers: `host:port[,host:port...]`.
+    """
+
+    def __init__(self, bootstrap_servers: str) -> None:
+        self._bootstrap_servers = bootstrap_servers
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """Where clients under test connect: `host:port[,host:port...]`."""
+        return self._bootstrap_servers
+
+    @property
+    def reader_bootstrap_servers(self) -> str:
+        """Where readers and administrators connect, past whatever stands in the way of the clients under test."""
+        return self._bootstrap_servers
+
+    @property
+    def url(self) -> str:
+        """`bootstrap_servers` as a `kafka://` URL."""
+        return f"kafka://{self.bootstrap_servers}"
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.bootstrap_servers}>"
+
+    def log_tail(self, lines: int = 30) -> str:
+        """Return the last lines of the server's log, when it is ours."""
+        return "(not our server: its log is not here)"
+
+    def create_topic(
+        self, name: str, partitions: int = 1, replication: int = 1, config: Mapping[str, str] | None = None
+    ) -> None:
+        """Create a topic and wait until all its partitions have a leader.
+
+        Args:
+            name: Its name.
+            partitions: Number of partitions.
+            replication: Copies of each partition.
+            config: Topic settings, such as `{"min.insync.replicas": "2"}`.
+
+        Raises:
+            MissingExtra: confluent-kafka is not installed.
+            ServerFailed: It could not be created within 20 seconds.
+        """
+        admin_module = require("confluent_kafka.admin", extra="kafka")
+        admin = self._admin()
+        topic = admin_module.NewTopic(name, partitions, replication, config=dict(config or {}))
+        self._await(f"create topic {name!r}", admin.create_topics([topic], operation_timeout=_ADMIN_TIMEOUT)[name])
+        give_up = time.monotonic() + _ADMIN_TIMEOUT
+        while time.monotonic() < give_up:
+            found = admin.list_topics(timeout=_ADMIN_TIMEOUT).topics.get(name)
+            if found and len(found.partitions) == partitions and all(p.leader >= 0 for p in found.partitions.values()):
+                return
+            time.sleep(0.05)
+        raise ServerFailed(f"topic {name!r} has partitions without a leader after {_ADMIN_TIMEOUT:g} s")
+
+    def delete_topic(self, name: str) -> None:
+        """Delete a topic.
+
+        Raises:
+            ServerFailed: It could not be deleted within 20 seconds.
+        """
+        admin = self._admin()
+        self._await(f"delete topic {name!r}", admin.delete_topics([name], operation_timeout=_ADMIN_TIMEOUT)[name])
+
+    def leader(self, topic: str, partition: int = 0) -> int:
+        """Return the id of the node that leads a partition; -1: none."""
+        metadata = self._admin().list_topics(topic, timeout=_ADMIN_TIMEOUT)
+        return int(metadata.topics[topic].partitions[partition].leader)
+
+    def in_sync_replicas(self, topic: str, partition: int = 0) -> list[int]:
+        """Return the ids of the nodes that hold a partition in full, sorted."""
+        metadata = self._admin().list_topics(topic, timeout=_ADMIN_TIMEOUT)
+        return sorted(metadata.topics[topic].partitions[partition].isrs)
+
+    def _admin(self) -> "AdminClient":
+        admin_module = require("confluent_kafka.admin", extra="kafka")
+        settings = {"bootstrap.servers": self.reader_bootstrap_servers, "log_level": 0}
+        client: AdminClient = admin_module.AdminClient(settings)
+        return client
+
+    def _await(self, what: str, future: "object") -> None:
+        try:
+            future.result(timeout=_ADMIN_TIMEOUT)  # type: ignore[attr-defined]
+        except Exception as error:
+            raise ServerFailed(f"could not {what}: {error}") from error
+
+
+class KafkaNode:
+    """One node of a `KafkaCluster`. All its methods block.
+
+    Attributes:
+        node_id: Its id, from 1.
+        ports: Port on 127.0.0.1 by listener name.
+    """
+
+    def __init__(self, node_id: int, process: ServerProcess, ports: Mapping[Listener, int], progress: Progress) -> None:
+        self.node_id = node_id
+        self.ports = dict(ports)
+        self._process = process
+        self._progress = progress
+
+    def __repr__(self) -> str:
+        return f"<KafkaNode {self.node_id} {self.address}>"
+
+    @property
+    def address(self) -> str:
+        """`host:port` of the listener for plain clients."""
+        return f"{LOOPBACK}:{self.ports['PLAINTEXT']}"
+
+    @property
+    def running(self) -> bool:
+        """Whether the node's process runs (a paused one does)."""
+        return self._process.running
+
+    @property
+    def pid(self) -> int:
+        """Process id of the node."""
+        return self._process.pid
+
+    def start(self, *, wait: bool = True) -> None:
+        """Start the node, with the data and ports that it had.
+
+        Args:
+            wait: Return when the node takes part in the cluster. False: at once (the first node of several cannot get
+                ready before the others run); then call `KafkaCluster.wait_ready()`.
+
+        Raises:
+            ServerFailed: It ended or was not ready after 60 seconds; with the end of its log.
+        """
+        self._process.start()
+        if wait:
+            self.wait_ready()
+
+    def wait_ready(self, nodes: int = 1) -> None:
+        """Wait until the node answers and knows itself and at least `nodes` live nodes in all.
+
+        Raises:
+            ServerFailed: It ended or was not ready after 60 seconds; with the end of its log.
+        """
+
+        def ready() -> bool:
+            alive = live_nodes(self.ports["INTERNAL"])
+            return self.node_id in alive and len(alive) >= nodes
+
+        self._process.wait_until(ready, START_TIMEOUT)
+
+    def kill(self) -> None:
+        """End the node with SIGKILL; its data stay."""
+        self._process.kill()
+
+    def terminate(self, timeout: float = 20.0) -> None:
+        """End the node in order (SIGTERM); its data stay. A node without a quorum does not obey: SIGKILL then."""
+        self._process.terminate(timeout)
+
+    def restart(self) -> None:
+        """End the node in order and start it again on the same ports with the same data."""
+        self.terminate()
+        self.start()
+
+    def pause(self) -> None:
+        """Freeze the node: connections stay open, nothing is answered."""
+        self._process.pause()
+
+    def resume(self) -> None:
+        """Let a paused node go on."""
+        self._process.resume()
+
+    def log_tail(self, lines: int = 30) -> str:
+        """Return the last lines of the node's log."""
+        return self._process.log_tail(lines)
+
+
+class KafkaCluster(KafkaServer):
+    """Private nodes, started by `kafka()` or `kafka_cluster()`.
+
+    The methods that end, freeze and start act on all nodes; those of one are in `nodes`.
+
+    Attributes:
+        nodes: The nodes; `nodes[0]` has id 1.
+        version: Version of Kafka.
+    """
+
+    def __init__(self, nodes: Sequence[KafkaNode], version: str, progress: Progress) -> None:
+        super().__init__(",".join(node.address for node in nodes))
+        self.nodes = list(nodes)
+        self.version = version
+        self._progress = progress
+
+    def bootstrap(self, listener: Listener) -> str:
+        """Return `host:port[,...]` of a listener: "PLAINTEXT", "SASL_PLAINTEXT", "SSL", "SASL_SSL" or "INTERNAL".
+
+        Raises:
+            KeyError: The cluster was started without this listener.
+        """
+        return ",".join(f"{LOOPBACK}:{node.ports[listener]}" for node in self.nodes)
+
+    @property
+    def reader_bootstrap_servers(self) -> str:
+        """Where readers and administrators connect, past whatever stands in the way of the clients under test."""
+        return self.bootstrap("INTERNAL")
+
+    def log_tail(self, lines: int = 30) -> str:
+        """Return the last lines of the log of each node."""
+        return "\n".join(f"node {node.node_id}:\n{node.log_tail(lines)}" for node in self.nodes)
+
+    def start(self) -> None:
+        """Start the nodes that do not run and wait until all of them form a cluster.
+
+        Raises:
+            ServerFailed: One ended or was not ready after 60 seconds; with the end of its log.
+        """
+        began = time.monotonic()
+        count = len(self.nodes)
+        what = f"Apache Kafka {self.version}" + (f" ({count} nodes)" if count > 1 else "")
+        self._progress(f"starting {what} on {self.bootstrap_servers} ...")
+        for node in self.nodes:
+            if not node.running:
+                node.start(wait=False)
+        self.wait_ready()
+        self._progress(f"{what} is ready after {time.monotonic() - began:.1f} s")
+
+    def wait_ready(self) -> None:
+        """Wait until every node answers and knows all the others.
+
+        Raises:
+            ServerFailed: One ended or was not ready after 60 seconds; with the end of its log.
+        """
+        for node in self.nodes:
+            node.wait_ready(len(self.nodes))
+
+    def kill(self) -> None:
+        """End all nodes with SIGKILL; their data stay."""
+        for node in self.nodes:
+            node.kill()
+
+    def terminate(self, timeout: float = 5.0) -> None:
+        """End all nodes in order (SIGTERM), each with SIGKILL after `timeout` seconds; their data stay."""
+        for node in self.nodes:
+            node.terminate(timeout)
+
+    def restart(self) -> None:
+        """End all nodes in order and start them again on the same ports with the same data."""
+        self.terminate()
+        self.start()
+
+    def pause(self) -> None:
+        """Freeze all nodes: connections stay open, nothing is answered."""
+        for node in self.nodes:
+            node.pause()
+
+    def resume(self) -> None:
+        """Let paused nodes go on."""
+        for node in self.nodes:
+            node.resume()
+
+
+def live_nodes(port: int) -> set[int]:
+    """Ask the broker at a loopback port which nodes are alive; empty: it does not answer, or knows none.
+
+    This speaks Kafka's Metadata request, version 0, itself: it must not wait, log or reconnect like a client.
+    """
+    client = b"cqrs-brokers-testkit"
+    request = struct.pack(f">hhih{len(client)}si", 3, 0, 1, len(client), client, 0)
+    try:
+        with socket.create_connection((LOOPBACK, port), timeout=2) as connection:
+            connection.sendall(struct.pack(">i", len(request)) + request)
+            stream = connection.makefile("rb")
+            size, _, count = struct.unpack(">iii", stream.read(12))
+            if not 0 <= count < size:
+                return set()
+            nodes = set()
+            for _ in range(count):
+                node, length = struct.unpack(">ih", stream.read(6))
+                stream.read(length + 4)  # host and port
+                nodes.add(node)
+            return nodes
+    except (OSError, struct.error):
+        return set()
+
+
+@overload
+def kafka(
+    *,
+    shared: Literal[False] = False,
+    advertised: tuple[str, int] | None = None,
+    sasl_users: Mapping[str, str] | None = None,
+    certificates: Certificates | None = None,
+    properties: Mapping[str, str] | None = None,
+    progress: Progress = report,
+) -> contextlib.AbstractContextManager[KafkaCluster]: ...
+@overload
+def kafka(*, shared: bool, progress: Progress = report) -> contextlib.AbstractContextManager[KafkaServer]: ...
+@contextlib.contextmanager
+def kafka(
+    *,
+    shared: bool = False,
+    advertised: tuple[str, int] | None = None,
+    sasl_users: Mapping[str, str] | None = None,
+    certificates: Certificates | None = None,
+    properties: Mapping[str, str] | None = None,
+    progress: Progress = report,
+) -> Iterator[Any]:
+    """Run a private Kafka of one node for the length of a `with` block.
+
+    Args:
+        shared: The server named by `CQRS_TEST_KAFKA_URL` will do, if that is set. For tests that break nothing.
+        advertised: Host and port that the PLAINTEXT listener tells clients to connect to: a proxy's, or a wrong one.
+        sasl_users: Passwords by user. Opens a SASL_PLAINTEXT listener with PLAIN, SCRAM-SHA-256 and SCRAM-SHA-512.
+        certificates: Opens an SSL listener, and a SASL_SSL one if there are `sasl_users`.
+        properties: Further lines of server.properties, which win over the defaults.
+        progress: Called with each line of progress; by default they go to stderr.
+
+    Yields:
+        The running `KafkaCluster`; with `shared=True` and the variable set, a `KafkaServer` without controls.
+
+    Raises:
+        ServerUnavailable: Kafka or Java is not on this machine and could not be installed.
+        ServerFailed: It did not start.
+    """
+    url = os.environ.get("CQRS_TEST_KAFKA_URL")
+    if shared and url:
+        yield KafkaServer(urlsplit(url).netloc if "://" in url else url)
+        return
+    with kafka_cluster(
+        nodes=1,
+        advertised=[advertised] if advertised else None,
+        sasl_users=sasl_users,
+        certificates=certificates,
+        properties=properties,
+        progress=progress,
+    ) as cluster:
+        yield cluster
+
+
+@contextlib.contextmanager
+def kafka_cluster(
+    nodes: int = 3,
+    *,
+    advertised: Sequence[tuple[str, int]] | None = None,
+    sasl_users: Mapping[str, str] | None = None,
+    certificates: Certificates | None = None,
+    properties: Mapping[str, str] | None = None,
+    progress: Progress = report,
+) -> Iterator[KafkaCluster]:
+    """Run a private Kafka of several nodes for the length of a `with` block.
+
+    Args:
+        nodes: How many.
+        advertised: Host and port for the PLAINTEXT listener of each node, as in `kafka()`.
+        sasl_users: As in `kafka()`.
+        certificates: As in `kafka()`.
+        properties: As in `kafka()`; the same for all nodes.
+        progress: As in `kafka()`.
+
+    Yields:
+        The running cluster. Topics with `replication=3` and `min.insync.replicas=2` lose no confirmed message when one
+        node dies.
+
+    Raises:
+        ServerUnavailable: Kafka or Java is not on this machine and could not be installed.
+        ServerFailed: It did not start.
+    """
+    if advertised is not None and len(advertised) != nodes:
+        raise ValueError(f"{nodes} nodes need {nodes} advertised addresses, got {len(advertised)}")
+    installation = kafka_installation(progress)
+    with server_folder("kafka", progress) as folder:
+        controllers = [free_port() for _ in range(nodes)]
+        made: list[KafkaNode] = []
+        for index in range(nodes):
+            ports: dict[Listener, int] = {"PLAINTEXT": free_port(), "INTERNAL": free_port()}
+            if sasl_users:
+                ports["SASL_PLAINTEXT"] = free_port()
+            if certificates:
+                ports["SSL"] = free_port()
+            if sasl_users and certificates:
+                ports["SASL_SSL"] = free_port()
+            lines = _properties(index + 1, controllers, ports, advertised[index] if advertised else None)
+            lines |= _security(folder, sasl_users or {}, certificates)
+            lines |= {"log.dirs": str(folder / f"data-{index + 1}"), **(properties or {})}
+            process = _node_process(installation, folder, index + 1, lines, sasl_users or {})
+            made.append(KafkaNode(index + 1, process, ports, progress))
+        cluster = KafkaCluster(made, installation.version, progress)
+        try:
+            cluster.start()
+            yield cluster
+        finally:
+            cluster.kill()
+
+
+def _properties(
+    node_id: int, controllers: Sequence[int], ports: Mapping[Listener, int], advertised: tuple[str, int] | None
+) -> dict[str, str]:
+    count = len(controllers)
+    copies, in_sync = str(min(count, 3)), str(min(count, 2))
+    public = {name: f"{name}://{LOOPBACK}:{port}" for name, port in ports.items()}
+    told = {**public, "PLAINTEXT": f"PLAINTEXT://{advertised[0]}:{advertised[1]}"} if advertised else public
+    security: dict[str, str] = {**{name: name for name in ports}, "INTERNAL": "PLAINTEXT", "CONTROLLER": "PLAINTEXT"}
+    lines = {
+        "process.roles": "broker,controller",
+        "node.id": str(node_id),
+        "controller.quorum.voters": ",".join(f"{i}@{LOOPBACK}:{port}" for i, port in enumerate(controllers, 1)),
+        "listeners": ",".join([*public.values(), f"CONTROLLER://{LOOPBACK}:{controllers[node_id - 1]}"]),
+        "advertised.listeners": ",".join(told.values()),
+        "inter.broker.listener.name": "INTERNAL",
+        "controller.listener.names": "CONTROLLER",
+        "listener.security.protocol.map": ",".join(f"{name}:{protocol}" for name, protocol in security.items()),
+        "offsets.topic.replication.factor": copies,
+        "offsets.topic.num.partitions": "1",
+        "transaction.state.log.replication.factor": copies,
+        "transaction.state.log.min.isr": in_sync,
+        "transaction.state.log.num.partitions": "1",
+        "share.coordinator.state.topic.replication.factor": copies,
+        "share.coordinator.state.topic.min.isr": in_sync,
+        "group.initial.rebalance.delay.ms": "0",
+        "num.partitions": "1",
+        "log.cleaner.dedupe.buffer.size": "2097152",  # the default alone takes half of the small heap
+        "log.cleaner.threads": "1",
+        "auto.create.topics.enable": "false",
+        # A node that died is fenced, and gets back in, after this long: the default of 9 s makes tests slow.
+        "broker.session.timeout.ms": "1000",
+        "broker.heartbeat.interval.ms": "250",
+    }
+    if count > 1:
+        lines |= {
+            "broker.session.timeout.ms": "3000",
+            "broker.heartbeat.interval.ms": "500",
+            "replica.lag.time.max.ms": "5000",
+            "controller.quorum.election.timeout.ms": "1000",
+            "controller.quorum.fetch.timeout.ms": "2000",
+            "unclean.leader.election.enable": "false",
+        }
+    return lines
+
+
+def _security(folder: Path, sasl_users: Mapping[str, str], certificates: Certificates | None) -> dict[str, str]:
+    lines = {}
+    if sasl_users:
+        login = "org.apache.kafka.common.security"
+        users = " ".join(f'user_{user}="{password}"' for user, password in sasl_users.items())
+        lines["sasl.enabled.mechanisms"] = "PLAIN,SCRAM-SHA-256,SCRAM-SHA-512"
+        for listener in ["sasl_plaintext", *(["sasl_ssl"] if certificates else [])]:
+            prefix = f"listener.name.{listener}"
+            lines[f"{prefix}.plain.sasl.jaas.config"] = f"{login}.plain.PlainLoginModule required {users};"
+            for mechanism in ("scram-sha-256", "scram-sha-512"):
+                lines[f"{prefix}.{mechanism}.sasl.jaas.config"] = f"{login}.scram.ScramLoginModule required;"
+    if certificates:
+        keystore = folder / "server.pem"
+        keystore.write_bytes(certificates.server_key.read_bytes() + certificates.server.read_bytes())
+        lines |= {
+            "ssl.keystore.type": "PEM",
+            "ssl.keystore.location": str(keystore),
+            "ssl.truststore.type": "PEM",
+            "ssl.truststore.location": str(certificates.ca),
+            "ssl.client.auth": "requested",
+        }
+    return lines
+
+
+def _node_process(
+    installation: KafkaInstallation, folder: Path, node_id: int, lines: Mapping[str, str], sasl_users: Mapping[str, str]
+) -> ServerProcess:
+    """Write the node's configuration, format its data folder and return its process, not started."""
+    config, logging = folder / f"node-{node_id}.properties", folder / "log4j2.properties"
+    config.write_text("".join(f"{key}={value}\n" for key, value in lines.items()))
+    config.chmod(0o600)
+    logging.write_text(_LOGGING)
+    environment = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8", "HOME": str(folder)}
+    java = [str(installation.java), _HEAP, *_FAST_JVM, "-cp", f"{installation.libs}/*"]
+    scram = [
+        option
+        for user, password in sasl_users.items()
+        for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512")
+        for option in ("--add-scram", f"{mechanism}=[name={user},password={password}]")
+    ]
+    format_command = [*java, "kafka.tools.StorageTool", "format", "-t", _CLUSTER_ID, "-c", str(config), *scram]
+    run_command = [*java, f"-Dlog4j2.configurationFile={logging}", "kafka.Kafka", str(config)]
+    name = f"Apache Kafka {installation.version} node {node_id}"
+    container = None
+    if installation.image:
+        container = f"cqrs-brokers-{folder.name}-{node_id}"
+        formatter = f"{container}-format"
+        format_command = container_command(formatter, installation.image, folder, environment, format_command)
+        run_command = container_command(container, installation.image, folder, environment, run_command)
+    done = subprocess.run(  # noqa: S603
+        format_command, env=environment, cwd=folder, capture_output=True, text=True, timeout=120, check=False
+    )
+    if done.returncode != 0:
+        raise ServerFailed(
+            f"{name}: formatting its data folder failed ({done.returncode}): {done.stderr or done.stdout}"
+        )
+    log = folder / f"node-{node_id}.log"
+    return ServerProcess(name, run_command, environment=environment, folder=folder, log=log, container=container)
