@@ -1,0 +1,15 @@
+"""The options of `devnull://`."""
+
+from __future__ import annotations
+
+from cqrs_brokers.options import BrokerOptions, option
+
+__all__ = ["DevnullOptions"]
+
+
+class DevnullOptions(BrokerOptions):
+    """What can be set in `devnull://?…`, besides what every broker has."""
+
+    allow_in_production: bool = option(
+        False, description="Discard messages although CQRS_BROKERS_ENV is `production`; otherwise that is refused."
+    )

@@ -1,0 +1,53 @@
+"""From a config string to a `Broker`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from .broker import Broker
+from .discovery import BrokerInfo, available_brokers
+from .exceptions import ConfigError
+from .options import resolve_options
+from .plugins import load_plugin
+from .url import BrokerURL
+
+if TYPE_CHECKING:
+    from .observers import Observer
+
+__all__ = ["URL_VARIABLE", "BrokerInfo", "available_brokers", "open_broker"]
+
+URL_VARIABLE = "CQRS_BROKER_URL"
+
+
+def open_broker(
+    url: str | BrokerURL | None = None,
+    /,
+    *,
+    distribution: str | None = None,
+    observers: Sequence[Observer] = (),
+    **options: object,
+) -> Broker:
+    """Makes the `Broker` that a config string names. Synchronous, no I/O: connecting is for the first send.
+
+    Args:
+        url: `scheme://[user:password@]host[:port][,…][/path][?option=value&…]`. None: the environment variable
+            `CQRS_BROKER_URL`.
+        distribution: Only this installed distribution may provide the scheme.
+        observers: Told of outcomes and connection changes.
+        **options: The scheme's options; each overrides the same option of the string.
+
+    Raises:
+        ConfigError: The string or an option is wrong, or there is no string at all. Reports every problem.
+        PluginError: The scheme is not installed, misspelt, broken, incompatible, or claimed twice.
+    """
+    if url is None:
+        url = os.environ.get(URL_VARIABLE) or None
+        if url is None:
+            raise ConfigError(f"no config string: pass one to open_broker, or set {URL_VARIABLE}")
+    parsed = BrokerURL.parse(url)
+    plugin = load_plugin(parsed.scheme, distribution)
+    resolved = resolve_options(plugin.options_type(), url=parsed, keywords=options)
+    driver = plugin.open(resolved.url or parsed, resolved.options)
+    return Broker(driver, name=parsed.scheme, observers=observers, **resolved.for_broker())

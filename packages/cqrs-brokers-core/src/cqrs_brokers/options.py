@@ -1,0 +1,449 @@
+"""The options of a broker: one pydantic model per plugin, and how strings and keywords become it.
+
+A plugin declares its options:
+
+    class KafkaOptions(BrokerOptions):
+        url_parts = frozenset({"userinfo", "hosts"})
+        client_id: str = option("cqrs-brokers", description="Name shown in the broker's logs.")
+        acks: Literal["all", "1", "0"] = option("all", description="Who must have the record before the receipt.")
+        ssl_keyfile_password: Secret | None = option(None, description="Opens `ssl_keyfile`.")
+        ssl_context: ssl.SSLContext | None = option(None, description="Replaces the ssl_* options.", keyword_only=True)
+
+and gets an instance, validated, in `open_message_broker(url, options)`. Names, types, defaults, ranges, units and
+descriptions are read from the model by validation, by `Broker.describe()` and by the documentation.
+A rule over several options is a pydantic `model_validator(mode="after")` that raises `ValueError` with a sentence.
+
+A secret option has the type `Secret` (or `Secret | None`) and a name that says so (`url.names_a_secret`), so that it is
+redacted before its plugin is known. Its `<name>_file` and `<name>_env` exist without being declared.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, NoReturn, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticUndefined
+
+from .exceptions import ConfigError, PluginContractError
+from .secret import MASK, Secret
+from .url import BrokerURL, names_a_secret
+from .values import Duration, Quantity, Size, converter, did_you_mean, quantity, show
+
+__all__ = [
+    "BrokerOptions",
+    "Duration",
+    "EffectiveOption",
+    "ResolvedOptions",
+    "Size",
+    "describe_options",
+    "option",
+    "resolve_options",
+]
+
+Origin = Literal["default", "string", "keyword", "file", "environment"]
+UrlPart = Literal["userinfo", "hosts", "path"]
+
+_DAY = 86_400.0
+
+
+def option(
+    default: Any = ..., *, description: str, unit: str | None = None, keyword_only: bool = False, **constraints: Any
+) -> Any:
+    """A field of a `BrokerOptions` model.
+
+    Args:
+        default: Left out: the option is required.
+        description: One sentence for the documentation.
+        unit: What a plain number counts, for example "ms". `Duration` and `Size` bring their own.
+        keyword_only: An object that no string can hold (`ssl_context`); given only as a keyword.
+        **constraints: pydantic's own: `ge`, `gt`, `le`, `lt`, `min_length`, `max_length`, `pattern` ...
+    """
+    extra: dict[str, Any] = {"unit": unit, "keyword_only": keyword_only}
+    # An object's own repr may show what it holds.
+    return Field(default, description=description, json_schema_extra=extra, repr=not keyword_only, **constraints)
+
+
+class BrokerOptions(BaseModel):
+    """Base of every plugin's options; holds those that `Broker` itself uses.
+
+    An instance made directly takes Python values and raises `ConfigError`, never pydantic's `ValidationError`.
+    """
+
+    # A validation error carries the input. Each of ours is turned into a ConfigError, which does not.
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        validate_default=False,
+        hide_input_in_errors=True,
+        arbitrary_types_allowed=True,
+        defer_build=True,  # the base is never instantiated by itself, and a plugin's model once
+    )
+
+    url_parts: ClassVar[frozenset[str]] = frozenset()
+    """Which parts of the URL the plugin reads: "userinfo", "hosts", "path". Any other part is a `ConfigError`, so that
+    nothing in a config string is silently ignored."""
+
+    delivery_timeout: Duration = option(
+        30.0, gt=0, le=_DAY, description="A send has its outcome after this time at the latest."
+    )
+    connect_timeout: Duration = option(
+        10.0, gt=0, le=_DAY, description="Limit for `connect()` and for each attempt to connect."
+    )
+    close_timeout: Duration = option(
+        10.0, ge=0, le=_DAY, description="`close()` flushes what is in flight for this long."
+    )
+    max_in_flight: int = option(
+        1000, ge=1, le=10**6, unit="messages", description="Messages without an outcome at any time; more have to wait."
+    )
+    max_in_flight_bytes: Size = option(
+        32 * 2**20, ge=1, le=2**40, description="Their size together; more have to wait."
+    )
+    max_message_bytes: Size = option(
+        1_000_000, ge=1, le=2**31 - 1, description="The largest message: body, key and headers together."
+    )
+    retry_count: int | None = option(
+        None, ge=1, le=10**6, unit="attempts", description="Failed connection passes before waiting sends give up."
+    )
+    retry_delay: Duration | None = option(
+        None, gt=0, le=_DAY, description="Pause between connection passes; none: 0.1s, growing to 1s."
+    )
+
+    def __init__(self, **values: Any) -> None:
+        problems: list[str] = []
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            problems = _problems(type(self), error)
+        if problems:  # raised here, where the ValidationError is no longer its context
+            raise ConfigError(_without_secrets(problems, values.values()))
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError("options cannot be changed")  # pydantic would raise its ValidationError
+
+
+class EffectiveOption(NamedTuple):
+    """An option as it is in effect.
+
+    Attributes:
+        name: As in a config string.
+        value: As text, a secret as its mask, an object as its type.
+        default: As text; "required" when there is none.
+        origin: Where the value came from.
+        unit: What the number counts, or None.
+        description: One sentence.
+    """
+
+    name: str
+    value: str
+    default: str
+    origin: Origin
+    unit: str | None
+    description: str
+
+
+O = TypeVar("O", bound=BrokerOptions)  # noqa: E741 - the usual one-letter name of a type variable
+
+
+class ResolvedOptions(NamedTuple, Generic[O]):
+    """What `resolve_options` found.
+
+    Attributes:
+        options: The validated model.
+        url: The URL with the password in it, wherever it was given.
+        effective: Every option by name, for `Broker.describe()`.
+    """
+
+    options: O
+    url: BrokerURL | None
+    effective: Mapping[str, EffectiveOption]
+
+    def for_broker(self) -> dict[str, Any]:
+        """`Broker`'s keyword arguments: the URL, the options that are its own, and all of them for `describe()`."""
+        own = {name: getattr(self.options, name) for name in BrokerOptions.model_fields}
+        return {"url": self.url, "options": self.effective, **own}
+
+
+class _Spec(NamedTuple):
+    """What the model says about one option."""
+
+    convert: Callable[[str], Any] | None
+    quantity: Quantity | None
+    unit: str | None
+    default: Any
+    description: str
+    secret: bool
+    keyword_only: bool
+
+    def effective(self, name: str, value: object, origin: Origin) -> EffectiveOption:
+        default = "required" if self.default is PydanticUndefined else show(self.default, self.quantity)
+        # An object-only option is shown by its type, even when it happens to be text: it may be a token.
+        text = f"<{type(value).__name__}>" if self.keyword_only and value is not None else show(value, self.quantity)
+        return EffectiveOption(name, text, default, origin, self.unit, self.description)
+
+
+_PASSWORD = _Spec(Secret, None, None, None, "Of the user in the URL.", secret=True, keyword_only=False)
+
+
+class _Given(NamedTuple):
+    """A value as somebody gave it, not yet read."""
+
+    value: object
+    source: Literal["value", "file", "env"]
+    origin: Origin
+
+
+def resolve_options(
+    options_type: type[O], *, url: BrokerURL | None = None, keywords: Mapping[str, object] | None = None
+) -> ResolvedOptions[O]:
+    """Makes a plugin's options from a URL's query and from keywords; a keyword overrides the string.
+
+    `open_broker` and the documented adapters use it, so both say the same about the same mistake. It reads the files
+    and environment variables that `password_file=` and the like name, and does no other I/O.
+    When the plugin reads the userinfo, `password=` (keyword only), `password_file=` and `password_env=` give the
+    password of the URL's user.
+
+    Raises:
+        ConfigError: With every problem found.
+        PluginContractError: The model breaks a rule of this module.
+    """
+    specs = _specs(options_type)
+    problems: list[str] = []
+    string: dict[str, object] = dict(url.query) if url is not None else {}
+    userinfo = url is not None and "userinfo" in options_type.url_parts
+    given = _layer(string, "string", specs, userinfo, problems)
+    if url is not None:
+        _check_parts(url, options_type, problems)
+        if url.password is not None:
+            if "password" in given:
+                problems.append("the password is given twice: in the user part and as an option")
+            given["password"] = _Given(url.password, "value", "string")
+    given |= _layer(keywords or {}, "keyword", specs, userinfo, problems)
+
+    values: dict[str, Any] = {}
+    origins: dict[str, Origin] = {}
+    bad: set[str] = set()
+    for name, item in given.items():
+        try:
+            values[name] = _read(name, item, specs.get(name, _PASSWORD))
+            origins[name] = item.origin if item.source == "value" else _ORIGIN[item.source]
+        except ValueError as error:
+            problems.append(f"{name}{_SUFFIX[item.source]}: {error}")
+            bad.add(name)
+
+    password = values.pop("password", None) if userinfo else None
+    if userinfo and url is not None and "password" not in bad:
+        if url.username is None and password is not None:
+            problems.append("a password without a user: put the user before an '@' in front of the hosts")
+        elif url.username is not None and password is None:
+            problems.append("a user without a password: write user:password@, or use password_file=, password_env=")
+        elif password is not None:
+            url = url.with_password(password)
+
+    options, more = _validate(options_type, values, bad, only_fields=bool(problems))
+    if problems or more or options is None:
+        raise ConfigError(_without_secrets(problems + more, [*values.values(), password]))
+    effective = {
+        name: spec.effective(name, getattr(options, name), origins.get(name, "default")) for name, spec in specs.items()
+    }
+    if password is not None:
+        effective["password"] = _PASSWORD.effective("password", password, origins["password"])
+    return ResolvedOptions(options, url, MappingProxyType(effective))
+
+
+def describe_options(options_type: type[BrokerOptions]) -> list[EffectiveOption]:
+    """Every option with its default, for documentation and for `describe` without opening anything."""
+    listed = [
+        spec.effective(name, None if spec.default is PydanticUndefined else spec.default, "default")
+        for name, spec in _specs(options_type).items()
+    ]
+    if "userinfo" in options_type.url_parts:
+        listed.append(_PASSWORD.effective("password", None, "default"))
+    return listed
+
+
+_ORIGIN: dict[str, Origin] = {"file": "file", "env": "environment"}
+_SUFFIX = {"value": "", "file": "_file", "env": "_env"}
+
+
+@lru_cache(maxsize=256)
+def _specs(options_type: type[BrokerOptions]) -> Mapping[str, _Spec]:
+    """The model's fields; checks the rules that hold for every plugin's model."""
+    specs: dict[str, _Spec] = {}
+    where = f"{options_type.__module__}.{options_type.__qualname__}"
+    _build(options_type)
+    unknown = options_type.url_parts - set(get_args(UrlPart))
+    if unknown:
+        raise PluginContractError(f"{where}.url_parts contains {', '.join(sorted(unknown))}, which is no part of a URL")
+    for name, field in options_type.model_fields.items():
+        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        keyword_only = bool(extra.get("keyword_only"))
+        convert = None if keyword_only else converter(field.annotation, field.metadata)
+        secret = field.annotation is Secret or Secret in get_args(field.annotation)
+        if convert is None and not keyword_only:
+            raise PluginContractError(f"{where}.{name}: text cannot become this type: mark it keyword_only=True")
+        if secret != names_a_secret(name) and not keyword_only:
+            raise PluginContractError(
+                f"{where}.{name}: the type of an option is Secret exactly when its name contains password, passphrase, "
+                "secret, token or credential; so it can be redacted before the plugin is loaded"
+            )
+        if name == "password" and "userinfo" in options_type.url_parts:
+            raise PluginContractError(f"{where}.password: the URL's own password has this name")
+        marker = quantity(field.annotation, field.metadata)
+        unit = marker.unit if marker else extra.get("unit")
+        specs[name] = _Spec(
+            convert=convert,
+            quantity=marker,
+            unit=None if unit is None else str(unit),
+            default=field.default,
+            description=field.description or "",
+            secret=secret,
+            keyword_only=keyword_only,
+        )
+    return MappingProxyType(specs)
+
+
+def _build(options_type: type[BrokerOptions]) -> None:
+    """Builds the model's validator, which `defer_build` put off.
+
+    Before the first model pydantic looks for its own plugins in every installed distribution, unguarded: one corrupt
+    entry_points.txt, of any package, raises here. It looks only once, so a second try finds out whether it was that.
+    """
+    try:
+        options_type.model_rebuild()
+        return
+    except Exception:
+        try:
+            options_type.model_rebuild(force=True)
+            return
+        except Exception as error:
+            problem = error
+    where = f"{options_type.__module__}.{options_type.__qualname__}"
+    raise PluginContractError(f"the model {where} cannot be built ({type(problem).__name__})") from problem
+
+
+def _layer(
+    layer: Mapping[str, object], origin: Origin, specs: Mapping[str, _Spec], userinfo: bool, problems: list[str]
+) -> dict[str, _Given]:
+    """One source of options, each under the name it is an option for."""
+    secrets = {name for name, spec in specs.items() if spec.secret and not spec.keyword_only}
+    if userinfo:
+        secrets.add("password")
+    known = set(specs) | {name + suffix for name in secrets for suffix in ("_file", "_env")}
+    given: dict[str, _Given] = {}
+    after_secret = None
+    for key, value in layer.items():
+        base, source = key, "value"
+        if key not in specs:
+            for suffix in ("file", "env"):
+                if key.endswith(f"_{suffix}") and key[: -len(suffix) - 1] in secrets:
+                    base, source = key[: -len(suffix) - 1], suffix
+        if origin == "string" and key in specs and specs[key].keyword_only:
+            problems.append(f"option {key!r} is an object: give it as a keyword, not in the config string")
+        elif origin == "string" and key == "password" and userinfo:
+            problems.append("option 'password': write user:password@, or give password_file= or password_env=")
+        elif base not in specs and base not in secrets:
+            if after_secret is None:
+                problems.append(f"unknown option {key!r}{did_you_mean(key, known)}")
+            else:
+                problems.append(
+                    f"unknown option after {after_secret!r}; its name is not shown, because it may be a part of the "
+                    "secret: write & in values as %26"
+                )
+        elif base in given:
+            problems.append(f"option {base!r} is given twice: use one of {base}, {base}_file, {base}_env")
+        else:
+            given[base] = _Given(value, source, origin)  # type: ignore[arg-type]
+        if origin == "string" and after_secret is None and names_a_secret(key):
+            after_secret = key
+    return given
+
+
+def _check_parts(url: BrokerURL, options_type: type[BrokerOptions], problems: list[str]) -> None:
+    """A part of the URL that the plugin does not read is a mistake, not decoration."""
+    found = {
+        "userinfo": url.username is not None,
+        "hosts": bool(url.hosts),
+        "path": bool(url.path),  # a lone "/" is how many write no path
+    }
+    names = {"userinfo": "user", "hosts": "hosts", "path": "path"}
+    for part, present in found.items():
+        if present and part not in options_type.url_parts:
+            problems.append(f"{url.scheme}:// takes no {names[part]}")
+
+
+def _read(name: str, item: _Given, spec: _Spec) -> Any:
+    """The Python value. Text is converted, wherever it came from; anything else is left to the model."""
+    value = item.value
+    if item.source != "value":
+        reference = value.reveal() if isinstance(value, Secret) else value
+        if not isinstance(reference, (str, os.PathLike)):
+            raise ValueError(f"must be text, not {type(reference).__name__}")
+        read = Secret.from_file if item.source == "file" else Secret.from_environment
+        return read(os.fspath(reference))
+    if spec.keyword_only:
+        return value
+    if isinstance(value, Secret) and not spec.secret:
+        return value.reveal()
+    if isinstance(value, str):
+        if spec.secret and not value:
+            raise ValueError("is empty")
+        return spec.convert(value) if spec.convert else value
+    if spec.quantity is not None and spec.quantity.unit == "s" and type(value) is int:
+        return float(value)
+    if spec is _PASSWORD and not isinstance(value, (Secret, type(None))):
+        raise ValueError("must be text")
+    return value
+
+
+def _validate(
+    options_type: type[O], values: dict[str, Any], bad: set[str], *, only_fields: bool
+) -> tuple[O | None, list[str]]:
+    """The model, or the problems pydantic and the plugin's own validators found in it."""
+    problems: list[str] = []
+    failed: str | None = None
+    try:
+        return options_type(**values), []
+    except ConfigError as error:
+        problems = list(error.problems)
+    except Exception as error:  # a bug of the plugin's validator; its text may hold a secret
+        failed = type(error).__name__
+    if failed is not None:
+        raise PluginContractError(
+            f"a validator of {options_type.__module__}.{options_type.__qualname__} raised {failed}, not ValueError"
+        )
+    if only_fields:  # a rule over several options would judge the defaults of those that could not be read
+        fields = options_type.model_fields
+        problems = [text for text in problems if text.partition(":")[0] in fields.keys() - bad]
+    return None, problems
+
+
+def _problems(options_type: type[BaseModel], error: ValidationError) -> list[str]:
+    """A sentence per error, with no input in it."""
+    problems: dict[str, None] = {}  # a union reports each of its members
+    for item in error.errors(include_input=False, include_url=False):
+        raised = item.get("ctx", {}).get("error")
+        text = str(raised) if item["type"] in ("value_error", "assertion_error") and raised else item["msg"]
+        name = str(item["loc"][0]) if item["loc"] else None
+        if item["type"] == "missing":
+            text = "is required"
+        elif item["type"] == "extra_forbidden":
+            text = f"is not an option{did_you_mean(str(name), options_type.model_fields)}"
+        elif text.startswith("Input should be "):
+            text = f"must be {text.removeprefix('Input should be ')}"
+        problems[text if name is None else f"{name}: {text}"] = None
+    return list(problems)
+
+
+def _without_secrets(problems: list[str], values: Iterable[object]) -> list[str]:
+    """A plugin's validator may have quoted what it was given."""
+    for value in values:
+        secret = value.reveal() if isinstance(value, Secret) else ""
+        # Two letters would be found everywhere, and masking them would give them away.
+        if len(secret) > 3:
+            problems = [problem.replace(secret, MASK) for problem in problems]
+    return problems

@@ -1,0 +1,231 @@
+"""The plugins that are loaded: pluggy's registry, the checks of what they give, and registration in process.
+
+Who owns a scheme is decided in `discovery`, before anything is imported; this module imports that one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from collections.abc import Iterable
+from typing import Any, NamedTuple, NoReturn
+
+import pluggy
+
+from .broker import Broker
+from .discovery import Claim, find_owner
+from .exceptions import BrokerError, ConfigError, PluginContractError, PluginLoadError
+from .hooks import PROJECT, BrokerHooks
+from .options import BrokerOptions
+from .protocol import MessageBroker
+from .secret import MASK, Secret
+from .url import SCHEME, BrokerURL
+
+__all__ = ["Plugin", "load_plugin", "register_plugin", "unregister_plugin"]
+
+_manager = pluggy.PluginManager(PROJECT)
+_manager.add_hookspecs(BrokerHooks)
+_in_process: dict[str, Plugin] = {}
+
+
+class Plugin(NamedTuple):
+    """A loaded plugin, as the owner of a scheme.
+
+    Attributes:
+        title: Its distribution and version, for errors.
+        implementation: The module or object with the hooks.
+    """
+
+    title: str
+    implementation: object
+
+    def options_type(self) -> type[BrokerOptions]:
+        """What its `broker_options` hook gives.
+
+        Raises:
+            PluginContractError: It raised, or gave something else.
+        """
+        if all(hook.plugin is not self.implementation for hook in _manager.hook.broker_options.get_hookimpls()):
+            return BrokerOptions
+        problem = None
+        try:
+            options_type = self._hook("broker_options")()
+        except Exception as error:
+            problem = error
+        if problem is not None:
+            raise PluginContractError(f"broker_options of {self.title} raised {type(problem).__name__}") from problem
+        if not (isinstance(options_type, type) and issubclass(options_type, BrokerOptions)):
+            raise PluginContractError(
+                f"broker_options of {self.title} must return a subclass of BrokerOptions, not {_kind(options_type)}"
+            )
+        return options_type
+
+    def open(self, url: BrokerURL, options: BrokerOptions) -> MessageBroker:
+        """The driver that its `open_message_broker` hook makes.
+
+        Raises:
+            ConfigError: From the plugin.
+            PluginContractError: It raised something else, or gave no `MessageBroker`.
+        """
+        problem = None
+        try:
+            driver = self._hook("open_message_broker")(url=url, options=options)
+        except Exception as error:
+            problem = error
+        if problem is not None:
+            self._failed(problem, url, options)
+        if inspect.iscoroutine(driver):
+            driver.close()
+        if isinstance(driver, Broker):
+            raise PluginContractError(f"open_message_broker of {self.title} must return a driver, not a Broker")
+        if not isinstance(driver, MessageBroker):
+            raise PluginContractError(
+                f"open_message_broker of {self.title} must return a MessageBroker, not {_kind(driver)}"
+            )
+        return driver
+
+    def _hook(self, name: str) -> Any:
+        # A plain call would be answered by whichever plugin was registered last.
+        others = [plugin for plugin in _manager.get_plugins() if plugin is not self.implementation]
+        return _manager.subset_hook_caller(name, others)
+
+    def _failed(self, error: Exception, url: BrokerURL, options: BrokerOptions) -> NoReturn:
+        """Passes on what the plugin raised, without the secrets that it was given.
+
+        A client library's error may quote them, in its text or in that of a cause; then the chain is left out.
+        """
+        given = [url.password, *url.query.values(), *(getattr(options, name) for name in type(options).model_fields)]
+        secrets = {value.reveal() for value in given if isinstance(value, Secret)}
+        clean = not _shows(error, secrets)
+        if isinstance(error, BrokerError):
+            if clean:
+                raise error
+            error.__cause__ = error.__context__ = None
+            problems = error.problems if isinstance(error, ConfigError) else (error.text,)
+            for secret in secrets:
+                problems = tuple(problem.replace(secret, MASK) for problem in problems)
+            raise ConfigError(problems) if isinstance(error, ConfigError) else type(error)(*problems)
+        text = f"open_message_broker of {self.title} raised {type(error).__name__}; only a ConfigError may leave it"
+        raise PluginContractError(text) from (error if clean else None)
+
+
+def load_plugin(scheme: str, distribution: str | None = None) -> Plugin:
+    """The plugin that owns the scheme, imported if it was not. Imports no other.
+
+    Args:
+        distribution: Only this installed distribution will do; see `discovery.find_owner`.
+
+    Raises:
+        PluginError: One of the five diagnoses, or a broken contract.
+    """
+    if distribution is None and scheme in _in_process:
+        return _in_process[scheme]
+    claim = find_owner(scheme, distribution)
+    implementation = _import(claim)
+    _register(implementation, claim.distribution, claim.title)
+    return Plugin(claim.title, implementation)
+
+
+def register_plugin(schemes: str | Iterable[str], plugin: object, *, name: str | None = None) -> None:
+    """Registers a plugin of this process, without packaging: for tests and frameworks.
+
+    It comes before installed distributions, also for a reserved scheme, because the application itself asked for it.
+
+    Args:
+        schemes: One scheme or several.
+        plugin: A module or an object with the hooks of `cqrs_brokers.hooks`.
+        name: What errors call it; default: its module or class name.
+
+    Raises:
+        ConfigError: Not a scheme, or one that another registered plugin has.
+        PluginContractError: It has no hooks, or wrong ones.
+    """
+    wanted = [schemes] if isinstance(schemes, str) else list(schemes)
+    problems = [f"{scheme!r:.80} is not a URL scheme" for scheme in wanted if not re.fullmatch(SCHEME, str(scheme))]
+    problems += [
+        f"{scheme}:// is already registered for {_in_process[scheme].title}"
+        for scheme in wanted
+        if scheme in _in_process and _in_process[scheme].implementation is not plugin
+    ]
+    if problems or not wanted:
+        raise ConfigError(problems or "a plugin needs a scheme")
+    title = name or str(getattr(plugin, "__name__", None) or type(plugin).__qualname__)
+    _register(plugin, f"{title} (in process, {id(plugin)})", title)
+    _in_process.update(dict.fromkeys(wanted, Plugin(title, plugin)))
+
+
+def unregister_plugin(plugin: object) -> None:
+    """Takes back `register_plugin`. Brokers that are open stay so."""
+    for scheme in [scheme for scheme, known in _in_process.items() if known.implementation is plugin]:
+        del _in_process[scheme]
+    if _manager.is_registered(plugin):
+        _manager.unregister(plugin)
+
+
+def _import(claim: Claim) -> object:
+    module, _, attribute = claim.value.partition("[")[0].partition(":")
+    try:
+        found: object = importlib.import_module(module.strip())
+        for part in filter(None, attribute.strip().split(".")):
+            found = getattr(found, part)
+    except (Exception, SystemExit) as error:
+        # KeyboardInterrupt passes: it is the user's, not the plugin's.
+        reason = f"{type(error).__name__}: {error}"
+        raise PluginLoadError(
+            f"{claim.scheme}:// is provided by {claim.title}, which is installed but broken: importing {claim.value} "
+            f"failed with {reason:.300}: reinstall or upgrade {claim.distribution}"
+        ) from error
+    return found
+
+
+def _register(plugin: object, name: str, title: str) -> None:
+    """Registers once; pluggy validates the hooks' signatures."""
+    if type(plugin).__hash__ is None:  # pluggy keeps sets of plugins
+        raise PluginContractError(f"{title} is not a broker plugin: a {type(plugin).__name__} cannot be hashed")
+    if _manager.is_registered(plugin):
+        return
+    while _manager.has_plugin(name):  # a distribution whose entry points name several modules
+        name += "'"
+    problem: str | None = None
+    cause: Exception | None = None
+    try:
+        _manager.register(plugin, name)
+        _manager.check_pending()
+        marked = {caller.name for caller in _manager.get_hookcallers(plugin) or ()}
+        for hook in ("broker_options", "open_message_broker"):
+            if hook not in marked and hasattr(plugin, hook):
+                problem = f"its {hook} is not marked with @hookimpl"
+        if problem is None and "open_message_broker" not in marked:
+            problem = "its open_message_broker is missing"
+    except pluggy.PluginValidationError as error:
+        problem = " ".join(str(error).split())
+    except Exception as error:
+        problem, cause = f"looking at it raised {type(error).__name__}", error
+    if problem is not None:
+        if _manager.has_plugin(name):
+            _manager.unregister(name=name)
+        raise PluginContractError(f"{title} is not a broker plugin: {problem}") from cause
+
+
+def _shows(error: BaseException, secrets: Iterable[str]) -> bool:
+    """Whether a printed traceback would show a secret, or holds pydantic's error, which carries the input."""
+    from traceback import TracebackException
+
+    from pydantic import ValidationError
+
+    pending, seen = [error], set[int]()
+    while pending:
+        current = pending.pop()
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        text = "".join(TracebackException.from_exception(current).format_exception_only()) + repr(current)
+        if isinstance(current, ValidationError) or any(secret in text for secret in secrets):
+            return True
+        pending += [linked for linked in (current.__cause__, current.__context__) if linked is not None]
+    return False
+
+
+def _kind(value: object) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"

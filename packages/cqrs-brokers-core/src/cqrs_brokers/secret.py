@@ -1,0 +1,158 @@
+"""A text that must not be seen. Not for hiding text from code that runs in this process: `reveal()` is public."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, final
+
+if TYPE_CHECKING:
+    from pydantic import GetCoreSchemaHandler
+    from pydantic_core import CoreSchema
+
+__all__ = ["MASK", "Secret"]
+
+MASK: Final = "**********"
+"""What is shown instead of a secret. Its length says nothing about the secret's."""
+
+MAX_FILE_BYTES: Final = 64 * 1024
+_UNFIT = "[\x00-\x1f\x7f-\x9f\ud800-\udfff]"  # control characters and broken UTF-8
+
+
+@final
+class Secret:
+    """A password, passphrase or token that shows itself only through `reveal()`.
+
+    `str`, `repr`, `format` and JSON by pydantic give the mask; `json.dumps` and `pickle` refuse it, because a pickled
+    secret would be in clear text and a pickled mask would be used as a password later. A copy is the same object.
+
+    Args:
+        value: The secret text; a `Secret` is taken over.
+
+    Raises:
+        TypeError: The value is neither `str` nor `Secret`.
+    """
+
+    __slots__ = ("_value",)
+    _value: str
+
+    def __init__(self, value: str | Secret) -> None:
+        if isinstance(value, Secret):
+            value = value._value
+        if not isinstance(value, str):
+            raise TypeError(f"a secret must be str, not {type(value).__name__}")
+        object.__setattr__(self, "_value", str(value))
+
+    @classmethod
+    def from_file(cls, path: str | bytes) -> Secret:
+        """The text of a file, without the newline at its end.
+
+        Only a regular file (what Docker and Kubernetes mount): a pipe or a device could keep us waiting for ever.
+
+        Raises:
+            ValueError: It cannot be read, is empty, too large, or not one line of text. Quotes neither path nor text.
+        """
+        try:
+            # Not to wait for the other end of a pipe.
+            descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else None
+            raise ValueError(f"the file cannot be read ({reason or 'not a path'})") from None
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise ValueError("is not a regular file")
+            data = os.read(descriptor, MAX_FILE_BYTES + 1)
+        except OSError as error:
+            raise ValueError(f"the file cannot be read ({error.strerror})") from None
+        finally:
+            os.close(descriptor)
+        if len(data) > MAX_FILE_BYTES:
+            raise ValueError(f"the file is larger than {MAX_FILE_BYTES} bytes")
+        try:
+            text = data.decode()
+        except UnicodeDecodeError:
+            text = "\0"  # refused below; not here, where the error that holds the bytes would be the context
+        return cls(_one_line(text.removesuffix("\n").removesuffix("\r"), "the file"))
+
+    @classmethod
+    def from_environment(cls, name: str | bytes) -> Secret:
+        """The value of an environment variable.
+
+        Raises:
+            ValueError: It is not set, empty, or not one line of text.
+        """
+        value = os.environ.get(os.fsdecode(name))
+        if value is None:
+            raise ValueError("the environment variable is not set")
+        return cls(_one_line(value, "the environment variable"))
+
+    def reveal(self) -> str:
+        """The secret text itself."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return f"Secret('{MASK}')"
+
+    def __str__(self) -> str:
+        return MASK
+
+    def __format__(self, spec: str) -> str:
+        return format(MASK, spec)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Secret):
+            return NotImplemented
+        from hmac import compare_digest  # imported here: it loads OpenSSL, and few programs compare secrets
+
+        ours, theirs = (secret._value.encode("utf-8", "surrogatepass") for secret in (self, other))
+        return compare_digest(ours, theirs)
+
+    def __hash__(self) -> int:
+        return hash((Secret, self._value))
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError("a Secret cannot be changed")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError("a Secret cannot be changed")
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("a Secret cannot be pickled: give the other process its own config string, or password_file=")
+
+    def __getstate__(self) -> NoReturn:
+        raise TypeError("a Secret has no state to give away")
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_plain_validator_function(
+            _validate,
+            serialization=core_schema.plain_serializer_function_ser_schema(str, when_used="json"),
+            json_schema_input_schema=core_schema.str_schema(),
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: Any) -> dict[str, Any]:
+        return {"type": "string", "format": "password", "writeOnly": True}
+
+
+def _validate(value: object) -> Secret:
+    if isinstance(value, (str, Secret)):
+        return Secret(value)
+    raise ValueError("must be text")
+
+
+def _one_line(text: str, what: str) -> str:
+    if not text:
+        raise ValueError(f"{what} is empty")
+    if re.search(_UNFIT, text):
+        raise ValueError(f"{what} is not one line of UTF-8 text")
+    return text

@@ -1,0 +1,354 @@
+"""The config string: `scheme://[user[:password]@]host[:port][,host[:port]…][/path][?option=value&…]`.
+
+Only its grammar. What an option means is for `options`, who owns a scheme for `discovery`.
+
+An own parser, because the general ones cannot read a list of hosts, accept what is ambiguous, and put passwords into
+their errors. Its rule for errors: a problem never quotes any part of the string but the scheme, the names of options
+and, of those, none that comes after a secret, where an unencoded `&` may have split one.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple, NoReturn, Self, final
+from urllib.parse import quote, unquote_to_bytes
+
+from .exceptions import ConfigError
+from .secret import MASK, Secret
+
+__all__ = ["BrokerURL", "Host", "names_a_secret"]
+
+MAX_LENGTH = 8192
+MAX_HOSTS = 64
+MAX_OPTIONS = 64
+
+# Patterns as text: compiled when first used, because compiling them all is a good part of this module's import time.
+SCHEME = r"[a-z][a-z0-9.+-]{0,63}"
+OPTION_NAME = r"[A-Za-z][A-Za-z0-9_.-]{0,63}"
+_ESCAPE = r"%[0-9A-Fa-f]{2}"
+_CONTROL = r"[\x00-\x1f\x7f-\x9f]"
+_HOST_NAME = r"(?=.{1,253}\Z)[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?"
+_ZONE = r"[A-Za-z0-9._~-]{1,64}"
+_PORT = r"[0-9]{1,5}"
+_SECRET_WORDS = ("password", "passwd", "passphrase", "secret", "token", "credential")
+_ENCODE = "percent-encode / ? # @ % and spaces in user names, passwords and values (@ is %40, / is %2F)"
+
+
+def names_a_secret(option: str) -> bool:
+    """Whether an option of that name is taken for a secret, before its plugin is known."""
+    name = option.lower()
+    return any(word in name for word in _SECRET_WORDS)
+
+
+class Host(NamedTuple):
+    """A host of a config string.
+
+    Attributes:
+        host: Name or address; an IPv6 address without brackets.
+        port: None when the string gives none: the plugin knows the default.
+    """
+
+    host: str
+    port: int | None = None
+
+    def __str__(self) -> str:
+        host = f"[{self.host.replace('%', '%25')}]" if ":" in self.host else self.host
+        return host if self.port is None else f"{host}:{self.port}"
+
+
+@final
+class BrokerURL:
+    """A parsed config string. Immutable. `str` and `repr` show no secret.
+
+    Made by `BrokerURL.parse` or `BrokerURL.build`. It can be pickled only when it holds no secret.
+
+    Attributes:
+        scheme: In lower case.
+        username: Decoded, or None.
+        password: A `Secret`, or None.
+        hosts: In the order given; empty for `devnull://`.
+        path: Decoded text after the first `/` behind the hosts, or None when there is no `/`: `amqp://h/` has the path
+            "", `amqp://h/%2F` has "/", `/a/b` and `/a%2Fb` both have "a/b".
+        query: The options, decoded; the value is a `Secret` where the name says so (`names_a_secret`).
+    """
+
+    __slots__ = ("scheme", "username", "password", "hosts", "path", "query")
+    scheme: str
+    username: str | None
+    password: Secret | None
+    hosts: tuple[Host, ...]
+    path: str | None
+    query: Mapping[str, str | Secret]
+
+    def __init__(self) -> None:
+        raise TypeError("use BrokerURL.parse or BrokerURL.build")
+
+    @classmethod
+    def parse(cls, text: str | BrokerURL) -> BrokerURL:
+        """Reads a config string.
+
+        Raises:
+            ConfigError: It is not one. All problems are reported at once, none quotes a secret.
+        """
+        if isinstance(text, BrokerURL):
+            return text
+        problems: list[str] = []
+        fields = _parse(text, problems)
+        if problems or fields is None:
+            raise ConfigError(problems)
+        return cls._make(**fields)
+
+    @classmethod
+    def build(
+        cls,
+        scheme: str,
+        *,
+        hosts: Iterable[str | Host] = (),
+        username: str | None = None,
+        password: str | Secret | None = None,
+        path: str | None = None,
+    ) -> BrokerURL:
+        """Makes one from parts that are not percent-encoded, by the same rules as `parse`.
+
+        Args:
+            hosts: `name`, `name:port` or `[IPv6]:port` each.
+
+        Raises:
+            ConfigError: A part is not what it must be.
+        """
+        listed = [str(host) for host in hosts]
+        if any(not host or re.search(r"[@/?#,]", host) for host in listed):
+            raise ConfigError("a host is a name or an address, with an optional port, and nothing else")
+        if password is not None and username is None:
+            raise ConfigError("a password without a user name")
+        userinfo = "" if username is None else _encode(username)
+        if password is not None:
+            userinfo += ":" + _encode(Secret(password).reveal())
+        authority = (f"{userinfo}@" if username is not None else "") + ",".join(listed)
+        return cls.parse(f"{scheme}://{authority}" + ("" if path is None else "/" + _encode(path)))
+
+    @classmethod
+    def _make(cls, **fields: Any) -> Self:
+        self = cls.__new__(cls)
+        for name in cls.__slots__:
+            object.__setattr__(self, name, fields[name])
+        return self
+
+    def with_password(self, password: Secret) -> BrokerURL:
+        """The same with another password."""
+        return self._make(**{name: getattr(self, name) for name in self.__slots__} | {"password": password})
+
+    def render(self, *, reveal: bool = False) -> str:
+        """The config string again, in its normal form: what `parse` reads back as an equal object when revealed.
+
+        Args:
+            reveal: Show the secrets. Only for what must have them; never for people or logs.
+        """
+        text = f"{self.scheme}://"
+        if self.username is not None:
+            text += _encode(self.username)
+            if self.password is not None:
+                text += ":" + (_encode(self.password.reveal()) if reveal else MASK)
+            text += "@"
+        text += ",".join(map(str, self.hosts))
+        if self.path is not None:
+            text += "/" + _encode(self.path)
+        options = []
+        for name, value in self.query.items():
+            shown = value if isinstance(value, str) else value.reveal() if reveal else MASK
+            options.append(f"{name}={quote(shown, safe=':/,+=*')}")
+        return text + ("?" + "&".join(options) if options else "")
+
+    def __str__(self) -> str:
+        return self.render()
+
+    def __repr__(self) -> str:
+        return f"BrokerURL({self.render()!r})"
+
+    def _fields(self) -> tuple[object, ...]:
+        return self.scheme, self.username, self.password, self.hosts, self.path, tuple(self.query.items())
+
+    def __eq__(self, other: object) -> bool:
+        return self._fields() == other._fields() if isinstance(other, BrokerURL) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._fields())
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError("a BrokerURL cannot be changed")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError("a BrokerURL cannot be changed")
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
+    def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
+        if self.password is not None or any(isinstance(value, Secret) for value in self.query.values()):
+            raise TypeError(f"{self!r} holds a secret and cannot be pickled: pass password_file= or password_env=")
+        return BrokerURL.parse, (self.render(),)
+
+
+def _encode(text: str) -> str:
+    return quote(text, safe="", errors="surrogatepass")
+
+
+def _parse(text: object, problems: list[str]) -> dict[str, Any] | None:
+    """Fills `problems`; the result is complete only when it stays empty."""
+    if not isinstance(text, str):
+        problems.append(f"a config string must be str, not {type(text).__name__}")
+        return None
+    # These make the rest unreadable, or show that a password was not encoded: what follows would be guesswork.
+    if len(text) > MAX_LENGTH:
+        problems.append(f"the config string is longer than {MAX_LENGTH} characters")
+        return None
+    if not text.isprintable() or " " in text:
+        problems.append("the config string contains a space or a character that cannot be printed: percent-encode it")
+        return None
+    scheme, separator, rest = text.partition("://")
+    scheme = scheme.lower()
+    if not separator or not re.fullmatch(SCHEME, scheme):
+        problems.append("the config string must start with a scheme and '://', for example kafka://localhost:9092")
+        return None
+    if "#" in rest:
+        problems.append(f"the config string contains '#': {_ENCODE}")
+        return None
+    end = min((at for at in map(rest.find, "/?") if at >= 0), default=len(rest))
+    authority, tail = rest[:end], rest[end:]
+    userinfo, at, host_list = authority.rpartition("@")
+    if "@" in userinfo or "@" in tail:
+        problems.append(f"the config string contains an '@' that does not separate the user from the hosts: {_ENCODE}")
+        return None
+    path_text, _, query_text = tail.partition("?")
+
+    username = password = path = None
+    if at:
+        user_text, colon, password_text = userinfo.partition(":")
+        username = _decode(user_text, "the user name", problems)
+        if username == "":
+            problems.append("the user name is empty")
+        if colon:
+            decoded = _decode(password_text, "the password", problems)
+            password = None if decoded is None else _secret(decoded, "the password", problems)
+    hosts = _hosts(host_list, problems)
+    if at and not host_list:
+        problems.append("there is a user but no host")
+    if path_text:
+        path = _decode(path_text[1:], "the path", problems)
+    return {
+        "scheme": scheme,
+        "username": username,
+        "password": password,
+        "hosts": hosts,
+        "path": path,
+        "query": MappingProxyType(_query(query_text, problems)),
+    }
+
+
+def _decode(text: str, what: str, problems: list[str]) -> str | None:
+    """Percent-decoded, strictly: complete escapes, UTF-8, no control characters. `+` is a plus."""
+    if text.count("%") != len(re.findall(_ESCAPE, text)):
+        problems.append(f"{what} contains a '%' that starts no escape: write %25")
+        return None
+    try:
+        decoded = unquote_to_bytes(text).decode() if "%" in text else text
+    except UnicodeDecodeError:
+        problems.append(f"{what} contains an escape that is not UTF-8")
+        return None
+    if re.search(_CONTROL, decoded):
+        problems.append(f"{what} contains a control character")
+        return None
+    return decoded
+
+
+def _secret(text: str, what: str, problems: list[str]) -> Secret:
+    if not text:
+        problems.append(f"{what} is empty")
+    if text == MASK:
+        problems.append(f"{what} is the mask of a redacted config string, not the real one")
+    return Secret(text)
+
+
+def _hosts(text: str, problems: list[str]) -> tuple[Host, ...]:
+    if not text:
+        return ()
+    items = text.split(",")
+    if len(items) > MAX_HOSTS:
+        problems.append(f"more than {MAX_HOSTS} hosts")
+        return ()
+    hosts: list[Host] = []
+    for number, item in enumerate(items, 1):
+        host = _host(item, f"host {number}", problems)
+        if host is not None and host in hosts:
+            problems.append(f"host {number} is listed twice")
+        elif host is not None:
+            hosts.append(host)
+    return tuple(hosts)
+
+
+def _host(text: str, what: str, problems: list[str]) -> Host | None:
+    if not text:
+        problems.append(f"{what} is empty")
+        return None
+    if text.startswith("["):
+        inside, bracket, after = text[1:].partition("]")
+        address, percent, zone = inside.partition("%25")
+        if not bracket or (after and not after.startswith(":")) or not _is_ipv6(address):
+            problems.append(f"{what} is not an IPv6 address in brackets with an optional port: [::1]:9092")
+            return None
+        if percent and not re.fullmatch(_ZONE, zone):
+            problems.append(f"{what} has an IPv6 zone that is not a name")
+            return None
+        name, colon, port_text = f"{address}%{zone}" if percent else address, after[:1], after[1:]
+    else:
+        name, colon, port_text = text.partition(":")
+        if ":" in port_text:
+            problems.append(f"{what} has more than one ':'; an IPv6 address needs brackets: [::1]:9092")
+            return None
+        if not re.fullmatch(_HOST_NAME, name) or name.startswith("-"):
+            problems.append(f"{what} is not a host name or address (letters, digits, '-', '_' and '.')")
+            return None
+    if not colon:
+        return Host(name)
+    port = int(port_text) if re.fullmatch(_PORT, port_text) else 0
+    if not 1 <= port <= 65535:
+        problems.append(f"the port of {what} is not a number from 1 to 65535")
+        return None
+    return Host(name, port)
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        socket.inet_pton(socket.AF_INET6, text)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _query(text: str, problems: list[str]) -> dict[str, str | Secret]:
+    options: dict[str, str | Secret] = {}
+    items = text.split("&") if text else []
+    if len(items) > MAX_OPTIONS:
+        problems.append(f"more than {MAX_OPTIONS} options")
+        return options
+    after_secret = False
+    for number, item in enumerate(items, 1):
+        name, equals, value_text = item.partition("=")
+        if not equals or not re.fullmatch(OPTION_NAME, name):
+            problems.append(f"option {number} is not of the form name=value: percent-encode & in values as %26")
+            continue
+        what = f"option {number}" if after_secret else f"option {name!r}"
+        secret = names_a_secret(name)
+        after_secret = after_secret or secret
+        value = _decode(value_text, what, problems)
+        if name in options:
+            problems.append(f"{what} is given twice")
+        elif value is not None:
+            options[name] = _secret(value, what, problems) if secret else value
+    return options

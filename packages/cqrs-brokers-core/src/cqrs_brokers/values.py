@@ -1,0 +1,187 @@
+"""Option values: from the text of a config string to Python and back. Strict: what is not clearly meant is refused.
+
+A converter takes text and returns the value, or raises `ValueError` with what would have been right; it never quotes
+the text. Which option has which type, and its range, is for `options`.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+import types
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from .secret import MASK, Secret
+
+__all__ = ["Duration", "Size", "converter", "did_you_mean", "quantity", "show"]
+
+
+class Quantity:
+    """Marks a number that is written with a unit in config strings."""
+
+    __slots__ = ("name", "unit", "units", "example", "bare")
+
+    def __init__(self, name: str, unit: str, units: dict[str, int | float], example: str, *, bare: bool) -> None:
+        self.name, self.unit, self.units, self.example, self.bare = name, unit, units, example, bare
+
+    def parse(self, text: str) -> float:
+        match = re.fullmatch(_QUANTITY, text, re.ASCII)
+        if match and match[2] in self.units:
+            return float(match[1]) * self.units[match[2]]
+        if match and not match[2] and self.bare:
+            return float(match[1])
+        raise ValueError(f"must be a {self.name} with its unit ({', '.join(self.units)}), for example {self.example}")
+
+    def show(self, value: float) -> str:
+        for unit in reversed(self.units):
+            count = value / self.units[unit]
+            if count >= 1 and count == round(count, 3):
+                return f"{count:g}{unit}"
+        return f"{value}{self.unit}"
+
+
+_QUANTITY = r"([0-9]{1,15}(?:\.[0-9]{1,9})?)([A-Za-z]*)"
+_DURATION = Quantity("duration", "s", {"ms": 0.001, "s": 1, "m": 60, "h": 3600}, "30s", bare=False)
+_SIZE = Quantity(
+    "size",
+    "B",
+    {"B": 1, "kB": 10**3, "KiB": 2**10, "MB": 10**6, "MiB": 2**20, "GB": 10**9, "GiB": 2**30},
+    "1MiB",
+    bare=True,
+)
+
+Duration = Annotated[float, _DURATION]
+"""Seconds. In a config string the unit is required: `500ms`, `30s`, `1m`, `2h`. As a keyword: a number of seconds."""
+
+Size = Annotated[int, _SIZE]
+"""Bytes. In a config string: `1MiB`, `64kB` or a plain number."""
+
+Converter = Callable[[str], Any]
+
+
+def converter(annotation: Any, metadata: list[Any]) -> Converter | None:
+    """How text becomes a value of the type, or None when text cannot become one (a keyword-only object)."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    for marker in metadata:
+        if isinstance(marker, Quantity):
+            return _size if marker is _SIZE else marker.parse
+    if origin is Annotated:
+        return converter(arguments[0], list(arguments[1:]))
+    if origin is Literal:
+        return _choice({str(choice): choice for choice in arguments})
+    if origin in (Union, types.UnionType):
+        return _first([converter(member, []) for member in arguments if member is not type(None)])
+    if origin in (list, tuple, frozenset):
+        return _several(origin, converter(arguments[0], []) if arguments else None)
+    if isinstance(annotation, type):
+        if issubclass(annotation, enum.Enum):
+            return _choice({str(member.value): member for member in annotation})
+        return _SIMPLE.get(annotation)
+    return None
+
+
+def _boolean(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError("must be true or false")
+    return text == "true"
+
+
+def _integer(text: str) -> int:
+    if not re.fullmatch(r"-?[0-9]{1,18}", text, re.ASCII):
+        raise ValueError("must be a whole number")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    if not re.fullmatch(r"-?[0-9]{1,18}(\.[0-9]{1,18})?", text, re.ASCII):
+        raise ValueError("must be a number")
+    return float(text)
+
+
+def _size(text: str) -> int:
+    value = _SIZE.parse(text)
+    if value != int(value):
+        raise ValueError("must be a whole number of bytes")
+    return int(value)
+
+
+_SIMPLE: dict[type, Converter] = {bool: _boolean, int: _integer, float: _number, str: str, Secret: Secret}
+
+
+def _choice(choices: dict[str, Any]) -> Converter:
+    def convert(text: str) -> Any:
+        if text in choices:
+            return choices[text]
+        raise ValueError(f"must be one of {', '.join(choices)}{did_you_mean(text, choices)}")
+
+    return convert
+
+
+def _first(converters: list[Converter | None]) -> Converter | None:
+    usable = [convert for convert in converters if convert is not None]
+    if len(usable) < 2:
+        return usable[0] if usable else None
+
+    def convert(text: str) -> Any:
+        reasons = []
+        for attempt in usable:
+            try:
+                return attempt(text)
+            except ValueError as error:
+                reasons.append(str(error))
+        raise ValueError(", or ".join(reasons))
+
+    return convert
+
+
+def _several(kind: type, item: Converter | None) -> Converter | None:
+    if item is None:
+        return None
+
+    def convert(text: str) -> Any:
+        parts = text.split(",")
+        if not all(parts):
+            raise ValueError("must be a list with commas between its items, none of them empty")
+        return kind(item(part) for part in parts)
+
+    return convert
+
+
+def did_you_mean(name: str, known: Any) -> str:
+    """`; did you mean 'x'?`, or nothing."""
+    from difflib import get_close_matches
+
+    plain = re.sub(r"[-.]", "_", name.lower())
+    close = get_close_matches(plain[:64], sorted({str(choice) for choice in known}), 1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def quantity(annotation: Any, metadata: list[Any]) -> Quantity | None:
+    """The unit that values of the type are written with, `Duration | None` included."""
+    for marker in metadata:
+        if isinstance(marker, Quantity):
+            return marker
+    if get_origin(annotation) is Annotated:
+        return quantity(Any, list(get_args(annotation)[1:]))
+    found = (quantity(member, []) for member in get_args(annotation) if get_origin(annotation) is not Literal)
+    return next((marker for marker in found if marker is not None), None)
+
+
+def show(value: object, unit: Quantity | None = None) -> str:
+    """The value as text for people: as in a config string, a secret as its mask, an object as its type."""
+    if isinstance(value, Secret):
+        return MASK
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, enum.Enum):
+        return str(value.value)
+    if isinstance(value, (int, float)):
+        return unit.show(value) if unit else str(value)
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (list, tuple, frozenset)):
+        return ",".join(show(item) for item in value)
+    return f"<{type(value).__name__}>"
