@@ -1,0 +1,46 @@
+"""Keeps bodies, headers and credentials out of aiormq's log records.
+
+At DEBUG aiormq logs every frame with its content. The filters replace what could hold content by its type and size.
+They never change a level and never drop a record.
+"""
+
+from __future__ import annotations
+
+import logging
+
+__all__ = ["LOGGERS", "redact_client_logs"]
+
+LOGGERS = ("aiormq.connection", "aiormq.channel", "aiormq.base", "aiormq.connection.marshall")
+"""The loggers of aiormq: a filter works only on the logger that a record was made with."""
+
+_PLAIN = (str, int, float, bool, type(None))
+_SHOWN = frozenset({"Connection", "Channel", "Ack", "Nack", "Heartbeat", "Blocked", "Unblocked"})
+
+
+class _Redacted(logging.Filter):
+    """Replaces frames, messages and exceptions in a record by what may be seen of them."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if isinstance(record.args, tuple):
+            record.args = tuple(_shown(value) for value in record.args)
+        if record.exc_info and record.exc_info[0] is not None:
+            # The text of a frame error quotes what came over the wire.
+            record.msg = f"{record.getMessage()} ({record.exc_info[0].__name__})"
+            record.args, record.exc_info, record.exc_text = (), None, None
+        return True
+
+
+def _shown(value: object) -> object:
+    if isinstance(value, _PLAIN) or type(value).__name__ in _SHOWN:
+        return value
+    payload = getattr(value, "payload", None)
+    size = f" of {len(payload)} bytes" if isinstance(payload, bytes) else ""
+    return f"<{type(value).__name__}{size}>"
+
+
+def redact_client_logs() -> None:
+    """Puts one filter on each of aiormq's loggers; does nothing when it is there."""
+    for name in LOGGERS:
+        logger = logging.getLogger(name)
+        if not any(type(one) is _Redacted for one in logger.filters):
+            logger.addFilter(_Redacted())

@@ -1,0 +1,64 @@
+"""The options of `amqp://` and `amqps://`. Names are RabbitMQ's own where it has one."""
+
+from __future__ import annotations
+
+import ssl
+from typing import ClassVar, Literal, Self
+
+from pydantic import model_validator
+
+from cqrs_brokers.options import BrokerOptions, option
+
+__all__ = ["AMQPOptions", "Declare", "ExchangeType"]
+
+Declare = Literal["exchange", "queue", "passive", "never"]
+ExchangeType = Literal["topic", "direct", "fanout", "headers"]
+
+
+class AMQPOptions(BrokerOptions):
+    """What can be set in `amqp://…?…`, besides what every broker has."""
+
+    url_parts: ClassVar[frozenset[str]] = frozenset({"userinfo", "hosts", "path"})
+
+    # AMQP 0-9-1: an exchange name has at most 127 characters, and aiormq takes only these. Empty is the default
+    # exchange, which routes to the queue that is named like the topic.
+    exchange: str = option(
+        "events",
+        max_length=127,
+        pattern=r"^[A-Za-z0-9_.:@#,/+ -]*$",
+        description="The exchange that messages are published to; empty: RabbitMQ's default exchange.",
+    )
+    exchange_type: ExchangeType = option("topic", description="The type with which the exchange is declared.")
+    declare: Declare = option(
+        "exchange",
+        description="What is created when it is not there: the durable `exchange`; that and one durable `queue` per "
+        "topic, bound to it; nothing, but the exchange must be there (`passive`); nothing at all (`never`).",
+    )
+    # aiormq reads a heartbeat above 65534 as 0, which means none.
+    heartbeat: int = option(
+        10, ge=1, le=65534, unit="s", description="A silent connection is given up after three of these."
+    )
+    connection_name: str = option(
+        "cqrs-brokers", min_length=1, max_length=255, description="Name shown in RabbitMQ's management pages and log."
+    )
+    ssl_cafile: str | None = option(
+        None, min_length=1, description="Certificates (PEM) to trust; none: those of the system."
+    )
+    ssl_certfile: str | None = option(None, min_length=1, description="The client's own certificate (PEM).")
+    ssl_keyfile: str | None = option(
+        None, min_length=1, description="Its private key (PEM); none: it is in `ssl_certfile`."
+    )
+    ssl_verify: bool = option(True, description="Verify the server's certificate and host name. `false` warns.")
+    require_tls: bool = option(False, description="Refuse to open without TLS to a host that is not loopback.")
+    ssl_context: ssl.SSLContext | None = option(
+        None, description="Takes the place of the other ssl_* options.", keyword_only=True
+    )
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if self.ssl_keyfile is not None and self.ssl_certfile is None:
+            raise ValueError("ssl_keyfile needs ssl_certfile")
+        files = {"ssl_cafile", "ssl_certfile", "ssl_keyfile", "ssl_verify"} & self.model_fields_set
+        if self.ssl_context is not None and files:
+            raise ValueError(f"ssl_context takes the place of {', '.join(sorted(files))}: give one or the other")
+        return self

@@ -1,0 +1,30 @@
+"""`kafka://` for cqrs-brokers: Apache Kafka, idempotent and in order, on aiokafka.
+
+    broker = open_broker("kafka://localhost:9092?client_id=my-app")
+
+This module is also the plugin: the entry point names it. aiokafka is imported when a broker is made, not before.
+"""
+
+from cqrs_brokers.driver import PipelinedDriver
+from cqrs_brokers.hooks import hookimpl
+from cqrs_brokers.url import BrokerURL
+
+from .broker import KafkaMessageBroker
+from .options import KafkaOptions
+from .settings import KafkaProducerAdapter, KafkaSettings
+
+__all__ = ["KafkaMessageBroker", "KafkaOptions", "KafkaProducerAdapter", "broker_options", "open_message_broker"]
+
+
+@hookimpl
+def broker_options() -> type[KafkaOptions]:
+    """The scheme's options."""
+    return KafkaOptions
+
+
+@hookimpl
+def open_message_broker(url: BrokerURL, options: KafkaOptions) -> PipelinedDriver:
+    """The driver for a config string; no I/O."""
+    from .driver import KafkaDriver
+
+    return KafkaDriver(KafkaSettings(url, options))

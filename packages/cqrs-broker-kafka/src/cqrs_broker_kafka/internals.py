@@ -1,0 +1,348 @@
+"""One aiokafka producer, and the only module that touches what aiokafka does not document.
+
+Written for aiokafka 0.14; tests/kafka/test_internals.py has a test for each use, which turns red when aiokafka changes:
+
+* `cluster._partitions` and `client._topics`: what is known of topics, and which are asked for.
+* `_message_accumulator`: a batch is appended without awaiting (what the coroutine `send_batch` does after it has waited
+  for metadata and for the previous batch), and its `MessageBatch` tells how often it was sent (`retry_count`).
+* `client.send`: only the last error of a batch reaches its future; whether it may be written shows in all of them.
+* `_sender.sender_task`: when it ends, the producer never sends again and says so to nobody (aiokafka#1039).
+* `_sender._send_produce_req`: its tasks must be cancelled too, and aiokafka keeps them in a local variable.
+* teardown: `stop()` never returns while the cluster is away and idempotence is on (aiokafka#1101).
+* `create_conn`: `start()` gives one and the same error whatever went wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.conn import create_conn
+from aiokafka.errors import (
+    ClusterAuthorizationFailedError,
+    KafkaError,
+    NodeNotReadyError,
+    ProducerClosed,
+    UnknownTopicOrPartitionError,
+)
+from aiokafka.protocol.metadata import MetadataRequest
+from aiokafka.protocol.produce import ProduceRequest
+from aiokafka.structs import TopicPartition
+
+from cqrs_brokers.exceptions import AuthorizationError, ConnectError, UnreachableError
+from cqrs_brokers.url import Host
+
+from .settings import KafkaSettings
+
+__all__ = ["HungUpError", "Producer", "greet", "why_not_started"]
+
+_MAY_BE_WRITTEN = frozenset({-1, 7, 13, 20, 56})
+"""Codes that aiokafka repeats a batch after, or does not know, and that do not say whether it was written: timed out,
+network exception, too few replicas after appending, storage error."""
+
+
+class Producer:
+    """One producer id's life: started once, fed, stopped or aborted.
+
+    Args:
+        settings: Where and how.
+        host: The bootstrap server; aiokafka would try several one after the other, in random order.
+        ended: Called once when the sender task ends although nobody stopped the producer.
+    """
+
+    def __init__(self, settings: KafkaSettings, host: Host, ended: Callable[[Producer], None]) -> None:
+        options = settings.options
+        self.idempotent = options.enable_idempotence
+        self.in_flight = 0
+        """Batches without an answer; kept by the lanes."""
+        self.appended = 0
+        """Records given to it so far."""
+        self._ended = ended
+        self._stopping = False
+        self._client: Any = AIOKafkaProducer(
+            bootstrap_servers=[str(host)],
+            acks=options.acks if options.acks == "all" else int(options.acks),
+            enable_idempotence=options.enable_idempotence,
+            compression_type=None if options.compression_type == "none" else options.compression_type,
+            max_batch_size=options.max_batch_size,
+            # No second limit: Broker has checked each message, and the broker judges batches.
+            max_request_size=2**31 - 1,
+            **settings.client_arguments(),
+        )
+        self._cluster = self._client.client.cluster
+        self._doubtful: set[tuple[str, int]] = set()
+        """Partitions whose batch had an attempt that may have been written."""
+        self._requests: set[asyncio.Task[Any]] = set()
+        self._send, self._client.client.send = self._client.client.send, self._watched_send
+        sender = self._client._sender
+        self._produce, sender._send_produce_req = sender._send_produce_req, self._tracked_produce
+        self.create_batch: Callable[[], Any] = self._client.create_batch
+
+    # -- start and metadata -------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Connects and gets a producer id; goes on for ever while no advertised node can be reached.
+
+        aiokafka's own `start()` asks a random node for the producer id, be it frozen or not, and, without idempotence,
+        reaches none of the advertised addresses.
+        """
+        producer, client = self._client, self._client.client
+        await client.bootstrap()
+        node = await self._reachable_node()
+        client.get_random_node = lambda: node
+        try:
+            await producer._sender.start()
+        finally:
+            del client.get_random_node
+        producer._sender.sender_task.add_done_callback(self._sender_done)
+
+    async def _reachable_node(self) -> int:
+        client = self._client.client
+        patience = 0.5
+        while True:
+            for node in random.sample(list(self._cluster.brokers()), len(self._cluster.brokers())):
+                with contextlib.suppress(TimeoutError):
+                    if await asyncio.wait_for(client.ready(node.nodeId), patience):
+                        return int(node.nodeId)
+            await asyncio.sleep(patience / 5)
+            patience = min(2 * patience, 4.0)
+
+    def _sender_done(self, task: asyncio.Task[None]) -> None:
+        if not self._stopping:
+            self._ended(self)
+
+    @property
+    def bootstrapped(self) -> bool:
+        """Whether a bootstrap server has told the cluster's nodes."""
+        return bool(self._cluster.brokers())
+
+    def nodes(self) -> list[str]:
+        """The advertised addresses."""
+        return [str(Host(node.host, node.port)) for node in self._cluster.brokers()]
+
+    async def ping(self) -> None:
+        """Waits for any node's answer.
+
+        Raises:
+            KafkaError: The node that was asked cannot be reached or does not answer.
+        """
+        client = self._client.client
+        await client.send(client.get_random_node(), MetadataRequest([]))
+
+    async def refresh(self, topics: Sequence[str] = (), *, timeout: float = 1.0) -> bool:
+        """Asks for metadata of the topics used so far and of these.
+
+        Args:
+            topics: These are asked for from now on.
+            timeout: Seconds; the client goes on asking after it. (Of a client that was closed nobody would answer.)
+
+        Returns:
+            Whether a node answered.
+        """
+        client = self._client.client
+        client._topics.update(topics)
+        try:
+            async with asyncio.timeout(timeout):
+                return bool(await client.force_metadata_update())
+        except TimeoutError:
+            return False
+
+    def forget(self, topic: str) -> None:
+        """Does not ask for the topic any more: aiokafka would log an error at each refresh."""
+        self._client.client._topics.discard(topic)
+
+    def partitions(self, topic: str) -> int:
+        """How many partitions the topic has; 0: unknown."""
+        # `partitions_for_topic` would copy them into a set, for each batch.
+        return len(self._cluster._partitions.get(topic, ()))
+
+    def forbidden(self, topic: str) -> bool:
+        """Whether the user may not see the topic."""
+        return topic in self._cluster.unauthorized_topics
+
+    def watch_metadata(self, changed: Callable[[Any], None]) -> None:
+        """Calls back after each refresh."""
+        self._cluster.add_listener(changed)
+
+    # -- batches ------------------------------------------------------------------------------------------------------
+
+    def append(self, builder: Any, topic: str, partition: int) -> Any:
+        """Queues a batch for its partition, which must have none queued.
+
+        Returns:
+            aiokafka's `MessageBatch`: `future` gets the outcome, `retry_count` says how often it was sent.
+
+        Raises:
+            KafkaError: The producer cannot take it; it was not queued.
+        """
+        accumulator = self._client._message_accumulator
+        if accumulator._closed or self._client._sender.sender_task.done():
+            raise ProducerClosed
+        if accumulator._exception is not None:
+            raise accumulator._exception
+        if self.partitions(topic) <= partition:
+            raise UnknownTopicOrPartitionError
+        self._doubtful.discard((topic, partition))
+        builder.close()
+        return accumulator._append_batch(builder, TopicPartition(topic, partition))
+
+    def may_be_written(self, topic: str, partition: int) -> bool:
+        """Whether an attempt to send the partition's last batch may have been written although it failed."""
+        return (topic, partition) in self._doubtful
+
+    async def _watched_send(self, node_id: Any, request: Any, **how: Any) -> Any:
+        if not isinstance(request, ProduceRequest):
+            return await self._send(node_id, request, **how)
+        try:
+            response = await self._send(node_id, request, **how)
+        except NodeNotReadyError:  # there was no connection to send it on
+            raise
+        except BaseException:
+            self._doubtful.update((topic, part[0]) for topic, parts in request._topics for part in parts)
+            raise
+        if request.required_acks != 0:
+            for topic, answers in response.topics:
+                for partition, code, *_ in answers:
+                    if code in _MAY_BE_WRITTEN:
+                        self._doubtful.add((topic, partition))
+        return response
+
+    async def _tracked_produce(self, node_id: Any, batches: Any) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._requests.add(task)
+        try:
+            await self._produce(node_id, batches)
+        finally:
+            self._requests.discard(task)
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    async def stop(self, grace: float) -> None:
+        """Stops gracefully for `grace` seconds, then by force within 0.7 s more; leaves no task and no socket."""
+        self._stopping = True
+        sender = self._client._sender.sender_task
+        if sender is None or sender.done():
+            grace = max(grace, 0.1)  # nothing to flush: it only closes connections
+        stopping = asyncio.ensure_future(self._client.stop())
+        try:
+            await asyncio.wait((stopping,), timeout=grace)
+            if not stopping.done():
+                await self._tear_down(stopping)
+        except asyncio.CancelledError:
+            stopping.cancel()
+            self.abort()
+            raise
+        if not stopping.cancelled():
+            stopping.exception()  # a client that fails to stop has been torn down anyway
+
+    async def _tear_down(self, stopping: asyncio.Future[None]) -> None:
+        """The order matters: verified on frozen and on killed brokers (no task, no socket, no noise in the loop)."""
+        producer = self._client
+        stopping.cancel()
+        closing = asyncio.ensure_future(producer.client.close())
+        await asyncio.wait((closing, stopping), timeout=0.2)
+        # The sender swallows its cancel to await its requests.
+        tasks = {task for task in (producer._sender.sender_task, closing, *self._requests) if task is not None}
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks, timeout=0.3)
+        self._fail_batches()
+        self._drop_sockets()
+        await asyncio.wait((stopping, *tasks), timeout=0.1)
+        for task in (stopping, *tasks):
+            if task.done() and not task.cancelled():
+                task.exception()
+
+    def _fail_batches(self) -> None:
+        accumulator = self._client._message_accumulator
+        for batches in list(accumulator._batches.values()):
+            accumulator._pending_batches.update(batches)  # else its own callback raises KeyError for retried ones
+        accumulator.fail_all(ProducerClosed())
+        for batch in list(accumulator._pending_batches):
+            if batch.future.done() and not batch.future.cancelled():
+                batch.future.exception()
+            if batch._drain_waiter.done() and not batch._drain_waiter.cancelled():
+                batch._drain_waiter.exception()
+
+    def abort(self) -> None:
+        """Drops everything at once; also when the event loop is closed. No task of it complains afterwards."""
+        self._stopping = True
+        producer = self._client
+        producer._closed = True  # else its __del__ warns
+        client = producer.client
+        alive = not producer._loop.is_closed()
+        for task in (producer._sender.sender_task, client._sync_task, *self._requests):
+            _drop_task(task, alive)
+        self._drop_sockets()
+        if alive:
+            self._fail_batches()
+
+    def _drop_sockets(self) -> None:
+        client = self._client.client
+        alive = not client._loop.is_closed()
+        for connection in list(client._conns.values()):
+            _drop_task(connection._read_task, alive)
+            if connection._idle_handle is not None:
+                connection._idle_handle.cancel()
+            writer, connection._writer, connection._reader = connection._writer, None, None
+            if writer is not None:
+                _drop_transport(writer.transport, alive)
+        client._conns.clear()
+
+
+def _drop_task(task: Any, alive: bool) -> None:
+    if task is None or task.done():
+        return
+    if alive:
+        task.cancel()
+    else:
+        task._log_destroy_pending = False  # its loop is gone: it can never finish
+
+
+def _drop_transport(transport: Any, alive: bool) -> None:
+    with contextlib.suppress(Exception):
+        if alive:
+            transport.abort()
+            return
+        inner = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
+        transport._closed = True  # an SSL transport warns by this one
+        for layer in (transport, inner):
+            raw = getattr(layer, "_sock", None)
+            if layer is not None and raw is not None:
+                raw.close()
+                layer._sock = None
+                layer._closing = True  # a stream writer warns by this one
+
+
+async def greet(settings: KafkaSettings, host: Host) -> None:
+    """Connects to one host as the producer will, and asks for the nodes: what `start()` does, but with its reasons.
+
+    Raises:
+        OSError, KafkaError, ssl.SSLError, TimeoutError: Whatever went wrong; `judge_greeting` in `probe` knows.
+    """
+    connection = await create_conn(host.host, host.port, **settings.client_arguments())
+    try:
+        try:
+            await connection.send(MetadataRequest([]))
+        except KafkaError as error:
+            raise HungUpError from error
+    finally:
+        closed = connection.close()
+        with contextlib.suppress(Exception):
+            await asyncio.wait((closed,), timeout=0.2)
+
+
+class HungUpError(Exception):
+    """The peer let us in and closed the connection at the first request."""
+
+
+def why_not_started(error: Exception) -> ConnectError:
+    """The error for a producer that could not start although a bootstrap server answered."""
+    if isinstance(error, ClusterAuthorizationFailedError):
+        return AuthorizationError("the user may not use the cluster: grant it IDEMPOTENT_WRITE on the cluster")
+    return UnreachableError(f"the cluster answered, but the producer could not start ({type(error).__name__})")

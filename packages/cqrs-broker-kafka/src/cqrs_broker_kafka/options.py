@@ -1,0 +1,128 @@
+"""The options of `kafka://`, under Kafka's own names."""
+
+from __future__ import annotations
+
+import importlib.util
+import ssl
+from typing import Any, ClassVar, Literal
+
+from pydantic import field_validator, model_validator
+
+from cqrs_brokers.options import BrokerOptions, Size, option
+from cqrs_brokers.secret import Secret
+
+__all__ = ["KafkaOptions"]
+
+
+class KafkaOptions(BrokerOptions):
+    """What can stand behind the `?` of a config string, and what `KafkaProducerAdapter` takes by name."""
+
+    url_parts: ClassVar = frozenset({"hosts"})
+
+    client_id: str | None = option(
+        None, min_length=1, max_length=249, description="Name in the broker's logs and quotas; none: aiokafka's own."
+    )
+    acks: Literal["all", "1", "0"] = option(
+        "all", description="Who must have a record before its receipt: all in-sync replicas, the leader, or nobody."
+    )
+    enable_idempotence: bool = option(True, description="The broker recognises and drops the client's own repeats.")
+    allow_unsafe: bool = option(
+        False, description="Permits acks=1, acks=0 and enable_idempotence=false, which may lose or repeat messages."
+    )
+    compression_type: Literal["none", "gzip", "snappy", "lz4", "zstd"] = option(
+        "none", description="Compression of batches; all but gzip need the extra of the same name."
+    )
+    request_timeout_ms: int = option(
+        15_000, ge=100, le=600_000, unit="ms", description="A request without an answer for so long is repeated."
+    )
+    max_batch_size: Size = option(
+        131_072, ge=1_024, le=16 * 2**20, description="The largest batch of records for one partition."
+    )
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = option(
+        "PLAINTEXT", description="Whether to use TLS (SSL) and to log in (SASL)."
+    )
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] | None = option(
+        None, description="How to log in; none: PLAIN, or OAUTHBEARER when a token provider is given."
+    )
+    sasl_plain_username: str | None = option(None, min_length=1, description="User for PLAIN and SCRAM.")
+    sasl_plain_password: Secret | None = option(None, description="Its password.")
+    sasl_oauth_token_provider: Any = option(
+        None, keyword_only=True, description="An `aiokafka.abc.AbstractTokenProvider`, for OAUTHBEARER."
+    )
+    ssl_cafile: str | None = option(None, min_length=1, description="Trusted certificates (PEM); none: the system's.")
+    ssl_certfile: str | None = option(None, min_length=1, description="Own certificate (PEM), for mutual TLS.")
+    ssl_keyfile: str | None = option(None, min_length=1, description="Its key (PEM, not encrypted).")
+    ssl_verify: bool = option(True, description="Check the broker's certificate and host name.")
+    ssl_context: ssl.SSLContext | None = option(None, keyword_only=True, description="Replaces the other ssl_ options.")
+    require_tls: bool = option(False, description="Refuse to connect without TLS.")
+
+    @field_validator("acks", mode="before")
+    @classmethod
+    def _acks_as_text(cls, value: object) -> object:
+        # Kafka's own configuration knows -1 as another word for all, and Python callers write numbers.
+        return {-1: "all", 0: "0", 1: "1"}.get(value, value) if type(value) is int else value
+
+    @model_validator(mode="after")
+    def _check(self) -> KafkaOptions:
+        problems = [*self._safety(), *self._sasl(), *self._tls(), *self._codec()]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _safety(self) -> list[str]:
+        if self.acks != "all" and self.enable_idempotence:
+            return [f"acks={self.acks} excludes idempotence: use acks=all, or add enable_idempotence=false"]
+        if not self.enable_idempotence and not self.allow_unsafe:
+            return ["enable_idempotence=false can repeat or lose messages: add allow_unsafe=true to accept it"]
+        return []
+
+    def _sasl(self) -> list[str]:
+        user, password, provider = self.sasl_plain_username, self.sasl_plain_password, self.sasl_oauth_token_provider
+        if not self.security_protocol.startswith("SASL_"):
+            if self.sasl_mechanism or user or password or provider is not None:
+                return ["sasl_ options need security_protocol=SASL_SSL (or SASL_PLAINTEXT)"]
+            return []
+        if self.mechanism == "OAUTHBEARER":
+            if provider is None:
+                return ["OAUTHBEARER needs sasl_oauth_token_provider="]
+            if user or password:
+                return ["OAUTHBEARER takes a token provider, not sasl_plain_username and sasl_plain_password"]
+            return []
+        if provider is not None:
+            return [f"sasl_oauth_token_provider is for OAUTHBEARER, not {self.mechanism}"]
+        if not user or password is None:
+            return [f"{self.mechanism} needs sasl_plain_username and sasl_plain_password"]
+        return []
+
+    def _tls(self) -> list[str]:
+        files = {name: getattr(self, name) for name in ("ssl_cafile", "ssl_certfile", "ssl_keyfile")}
+        given = [name for name, value in files.items() if value]
+        if not self.tls:
+            if given or self.ssl_context is not None or not self.ssl_verify:
+                return ["ssl_ options need security_protocol=SSL or SASL_SSL"]
+            if self.require_tls:
+                return ["require_tls=true needs security_protocol=SSL or SASL_SSL"]
+            return []
+        if self.ssl_context is not None:
+            if given or not self.ssl_verify:
+                return ["ssl_context replaces the other ssl_ options: give one or the others"]
+            return []
+        if self.ssl_keyfile and not self.ssl_certfile:
+            return ["ssl_keyfile needs ssl_certfile"]
+        return []
+
+    def _codec(self) -> list[str]:
+        codec = self.compression_type
+        if codec in ("snappy", "lz4", "zstd") and importlib.util.find_spec("cramjam") is None:
+            return [f"compression_type={codec} needs a library: pip install 'cqrs-broker-kafka[{codec}]'"]
+        return []
+
+    @property
+    def tls(self) -> bool:
+        """Whether connections use TLS."""
+        return self.security_protocol.endswith("SSL")
+
+    @property
+    def mechanism(self) -> str:
+        """The SASL mechanism in effect."""
+        return self.sasl_mechanism or ("OAUTHBEARER" if self.sasl_oauth_token_provider is not None else "PLAIN")

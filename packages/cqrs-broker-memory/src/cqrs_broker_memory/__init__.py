@@ -1,0 +1,36 @@
+"""`memory://name` for cqrs-brokers: a bounded broker inside the process, for an application's own tests.
+
+    from cqrs_broker_memory import published
+
+    async with open_broker("memory://orders") as broker:
+        await broker.send_message(Message("OrderPlaced", "orders", {"id": 1}, key="1"))
+    published("orders").assert_once(topic="orders", name="OrderPlaced", key="1")
+
+Faults come from the config string: `memory://orders?fail=2&unknown=1&latency=50ms` (see `options`). Not for production:
+everything is gone with the process, and nobody consumes it.
+"""
+
+from cqrs_brokers.exceptions import ConfigError
+from cqrs_brokers.hooks import hookimpl
+from cqrs_brokers.options import BrokerOptions
+from cqrs_brokers.url import BrokerURL
+
+from .driver import MemoryDriver
+from .options import MemoryOptions
+from .records import DEFAULT_NAME, Published, Record, published
+
+__all__ = ["MemoryDriver", "MemoryOptions", "Published", "Record", "published"]
+
+
+@hookimpl
+def broker_options() -> type[BrokerOptions]:
+    """The options of `memory://`."""
+    return MemoryOptions
+
+
+@hookimpl
+def open_message_broker(url: BrokerURL, options: MemoryOptions) -> MemoryDriver:
+    """The driver of `memory://name`."""
+    if len(url.hosts) > 1 or any(host.port is not None for host in url.hosts):
+        raise ConfigError("memory:// takes one name and no port, for example memory://orders")
+    return MemoryDriver(url.hosts[0].host if url.hosts else DEFAULT_NAME, options)

@@ -1,0 +1,201 @@
+"""What was published to a `memory://` broker: the reading side, for tests.
+
+Kept by name for as long as the process lives, so that a test can look after its event loop has ended. May be used from
+any thread and without an event loop.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from types import MappingProxyType
+from typing import Any, Final, Self
+from uuid import UUID
+
+from cqrs_brokers.driver import Message, content_type_of
+
+__all__ = ["DEFAULT_NAME", "Published", "Record", "published"]
+
+DEFAULT_NAME = "default"
+"""The name of `memory://` without one."""
+
+
+class _Any:
+    """Stands for "whatever it is", where None has a meaning of its own (a message without a key)."""
+
+    def __repr__(self) -> str:
+        return "any"
+
+
+_ANY: Final = _Any()
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Record:
+    """One message, as it was when it was sent.
+
+    `str` and `repr` show the name, the id, the topic and the size, never the body, a header or the key.
+
+    Attributes:
+        topic: Where it went.
+        name: The message name.
+        key: The ordering key, or None.
+        headers: The user's headers.
+        body: The bytes that a real broker would have got.
+        message_id: The message id.
+        content_type: MIME type of the body.
+        timestamp: When the message was made, timezone-aware.
+    """
+
+    topic: str
+    name: str
+    key: str | None
+    headers: Mapping[str, str]
+    body: bytes
+    message_id: UUID
+    content_type: str
+    timestamp: datetime
+
+    @classmethod
+    def of(cls, message: Message) -> Self:
+        """A snapshot of a message."""
+        return cls(
+            message.topic,
+            message.message_name,
+            message.key,
+            MappingProxyType(dict(message.headers)),
+            message.body,
+            message.message_id,
+            content_type_of(message),
+            message.timestamp,
+        )
+
+    def json(self) -> Any:
+        """The body, decoded from JSON.
+
+        Raises:
+            ValueError: It is not JSON.
+        """
+        return json.loads(self.body)
+
+    def __repr__(self) -> str:
+        return f"<Record {self.name!r:.80} {self.message_id} topic={self.topic!r:.80} {len(self.body)} bytes>"
+
+
+class Published:
+    """The messages of one `memory://name`, in the order in which they were kept.
+
+    Iterating, `len` and indexing see what is there at that moment.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._records: list[Record] = []
+        self._lock = threading.Lock()
+
+    def keep(self, record: Record, capacity: int) -> bool:
+        """Adds a record. Called by the driver.
+
+        Returns:
+            False when `capacity` records are here already; then it is not added.
+        """
+        with self._lock:
+            if len(self._records) >= capacity:
+                return False
+            self._records.append(record)
+            return True
+
+    def find(
+        self,
+        *,
+        topic: str | _Any = _ANY,
+        name: str | _Any = _ANY,
+        key: str | _Any | None = _ANY,
+        headers: Mapping[str, str] | None = None,
+    ) -> list[Record]:
+        """The records that have all that is given.
+
+        Args:
+            topic: Exactly this topic.
+            name: Exactly this message name.
+            key: Exactly this key; None: a message without a key. Left out: any.
+            headers: These headers with these values; a record may have more.
+        """
+        return [record for record in self if not _differences(record, topic, name, key, headers)]
+
+    def assert_once(
+        self,
+        *,
+        topic: str | _Any = _ANY,
+        name: str | _Any = _ANY,
+        key: str | _Any | None = _ANY,
+        headers: Mapping[str, str] | None = None,
+    ) -> Record:
+        """Asserts that exactly one record has all that is given; the arguments are those of `find`.
+
+        Returns:
+            The record, for a look at its body.
+
+        Raises:
+            AssertionError: There is none, or more than one. It lists what was published and in what each differs, but
+                shows no key, no header value and no body.
+        """
+        found, listed = [], []
+        for record in self:
+            differences = _differences(record, topic, name, key, headers)
+            if not differences:
+                found.append(record)
+            listed.append(f"{record!r}: " + (f"other {', '.join(differences)}" if differences else "matches"))
+        if len(found) == 1:
+            return found[0]
+        wanted = f"topic={topic!r}, name={name!r}, key={'any' if key is _ANY else 'given'}"
+        wanted += f", headers {', '.join(headers)}" if headers else ""
+        raise AssertionError(
+            f"{len(found)} messages match in memory://{self.name}, not 1 ({wanted}); published: {len(listed)}"
+            + "".join(f"\n- {line}" for line in listed[:_LISTED])
+            + (f"\n- and {len(listed) - _LISTED} more" if len(listed) > _LISTED else "")
+        )
+
+    def clear(self) -> None:
+        """Forgets everything, for the next test. Scripts go on where they are."""
+        with self._lock:
+            self._records.clear()
+
+    def __iter__(self) -> Iterator[Record]:
+        with self._lock:
+            return iter(tuple(self._records))
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Record:
+        return self._records[index]
+
+    def __repr__(self) -> str:
+        return f"<Published memory://{self.name} {len(self)} messages>"
+
+
+_LISTED = 20
+_by_name: dict[str, Published] = {}
+
+
+def published(name: str = DEFAULT_NAME) -> Published:
+    """What was published to `memory://name`; the same object whenever it is asked for."""
+    return _by_name.setdefault(name, Published(name))
+
+
+def _differences(
+    record: Record,
+    topic: str | _Any,
+    name: str | _Any,
+    key: str | _Any | None,
+    headers: Mapping[str, str] | None,
+) -> list[str]:
+    """In what the record is not what is wanted, without saying any value."""
+    fields = (("topic", topic, record.topic), ("name", name, record.name), ("key", key, record.key))
+    differences = [what for what, wanted, there in fields if wanted is not _ANY and wanted != there]
+    missing = [header for header, value in (headers or {}).items() if record.headers.get(header) != value]
+    return differences + [f"header {header!r}" for header in missing]

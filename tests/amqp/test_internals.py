@@ -1,0 +1,222 @@
+"""What we rely on inside aiormq, so that a new release turns a test red and not a user; and the way without it."""
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+from uuid import uuid4
+
+import aiormq
+import pytest
+from aiormq.abc import ChannelFrame
+from pamqp import commands
+
+from cqrs_broker_amqp import internals
+from cqrs_broker_amqp.connecting import Session
+from cqrs_broker_amqp.driver import AMQPDriver
+from cqrs_broker_amqp.errors import HandshakeRefused
+from cqrs_brokers import (
+    Broker,
+    ConnectionLostError,
+    Message,
+    NackedError,
+    Receipt,
+    UnroutableError,
+    open_broker,
+)
+from cqrs_brokers_testkit.leaks import no_leaks
+from cqrs_brokers_testkit.readers import bind_queue, drain_queue
+from cqrs_brokers_testkit.servers import RabbitMQServer
+
+Name = Callable[[str], str]
+
+
+def test_overridden_methods_are_there() -> None:
+    """Each method that our Connection overrides exists in aiormq, with the parameters that we take."""
+    base, ours = aiormq.Connection, internals.Connection
+    for name in (
+        "_rpc",
+        "_on_reader_done",
+        "_Connection__handle_connection_blocked",
+        "_Connection__handle_connection_unblocked",
+    ):
+        assert len(inspect.signature(getattr(base, name)).parameters) == len(
+            inspect.signature(getattr(ours, name)).parameters
+        ), name
+    assert isinstance(inspect.getattr_static(base, "_rpc"), staticmethod)
+
+
+def test_channel_frame() -> None:
+    """A ChannelFrame takes ready bytes and resolves its future when drained."""
+    loop = asyncio.new_event_loop()
+    drained = loop.create_future()
+    frame = ChannelFrame(payload=b"x", should_close=False, drain_future=drained)
+    assert frame.should_drain
+    frame.drain()
+    assert drained.done()
+    loop.close()
+
+
+def test_confirm_has_what_aiormq_calls() -> None:
+    """aiormq calls four methods on what is in its table of confirms, and no other."""
+    source = inspect.getsource(aiormq.channel.Channel._confirm_delivery)
+    source += inspect.getsource(aiormq.channel.Channel._on_return_frame)
+    called = {word.partition("(")[0] for word in source.split("confirmation.")[1:]}
+    assert called == {"done", "cancelled", "set_result", "set_exception"}
+    assert all(callable(getattr(internals.Confirm, name)) for name in called)
+
+
+@pytest.fixture
+def exchange(unique_name: Name) -> str:
+    return unique_name("internals")
+
+
+@pytest.fixture
+async def session(rabbitmq: RabbitMQServer, exchange: str) -> AsyncIterator[Session]:
+    bind_queue(rabbitmq.url, exchange)
+    async with open_broker(f"{rabbitmq.url}?exchange={exchange}") as broker:
+        assert isinstance(broker.driver, AMQPDriver)
+        assert broker.driver._session is not None
+        yield broker.driver._session
+
+
+@pytest.mark.live
+async def test_a_real_connection_has_what_the_fast_lane_needs(session: Session) -> None:
+    """Nothing is unexpected on a real channel, and each missing part would be noticed."""
+    assert session.lane is not None
+    channel = session.lane.channel
+    assert type(session.lane) is internals.FastLane
+    assert internals.unexpected(session.connection, channel) is None
+    for name in ("confirmations", "message_id_delivery_tag", "delivery_tag", "number", "write_queue", "frames"):
+
+        class Without:
+            def __init__(self, hidden: str) -> None:
+                self.hidden = hidden
+
+            def __getattr__(self, asked: str) -> object:
+                if asked == self.__dict__["hidden"]:
+                    raise AttributeError(asked)
+                return getattr(channel, asked)
+
+        assert name in (internals.unexpected(session.connection, Without(name)) or "")
+
+
+@pytest.mark.live
+async def test_a_closed_channel_is_forgotten_before_it_is_answered(session: Session) -> None:
+    """aiormq takes a channel out of `channels` when it reads Channel.Close: from there on we write nothing to it."""
+    lane = session.lane
+    assert lane is not None
+    assert lane.open
+    seen = []
+    put = lane.channel.write_queue.put_nowait
+
+    def watch(frame: ChannelFrame) -> None:
+        seen.append(lane.open)
+        put(frame)
+
+    lane.channel.write_queue.put_nowait = watch
+    await lane.channel.frames.put((0, commands.Channel.Close(404, "x", 60, 40)))
+    session.connection.channels.pop(lane.channel.number)  # as aiormq's reader does before it passes the frame on
+    await asyncio.sleep(0.1)
+    assert seen[:1] == [False]
+
+
+@pytest.mark.live
+async def test_tasks_are_known(session: Session) -> None:
+    """The reader, the writer, the heartbeat and the channel's reader are among the tasks we can end."""
+    assert len(session.connection.tasks) >= 4
+    session.abort()
+    await session.gone()
+    assert session.connection.tasks == []
+
+
+@pytest.mark.live
+async def test_upstream_confuses_equal_message_ids(rabbitmq: RabbitMQServer, exchange: str) -> None:
+    """aiormq reports an ack for a returned message when its id is in flight twice: why we hold the second one back."""
+    bind_queue(rabbitmq.url, exchange, "there")
+    connection = await aiormq.connect(rabbitmq.url)
+    channel = await connection.channel()
+    message_id = str(uuid4())
+
+    async def publish(key: str) -> object:
+        properties = commands.Basic.Properties(message_id=message_id)
+        return await channel.basic_publish(
+            b"x", exchange=exchange, routing_key=key, properties=properties, mandatory=True
+        )
+
+    returned, routed = await asyncio.gather(publish("nowhere"), publish("there"), return_exceptions=True)
+    assert isinstance(returned, commands.Basic.Ack), "fixed upstream? then the guard in the driver can go"
+    assert isinstance(routed, aiormq.exceptions.PublishError)
+    await connection.close()
+
+
+@pytest.mark.live
+async def test_a_refused_handshake_keeps_its_code(rabbitmq: RabbitMQServer) -> None:
+    """Our _rpc gives code and text where aiormq gives neither."""
+    broker = open_broker(rabbitmq.url.rpartition("/")[0] + "/not-there")
+    with pytest.raises(Exception) as caught:
+        await broker.connect()
+    assert isinstance(caught.value.__cause__, HandshakeRefused)
+    assert caught.value.__cause__.code == 530
+    await broker.close()
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(internals, "unexpected", lambda connection, channel: "it is not what it was")
+
+
+@pytest.mark.live
+@pytest.mark.usefixtures("plain")
+async def test_without_the_internals(rabbitmq: RabbitMQServer, exchange: str, caplog: pytest.LogCaptureFixture) -> None:
+    """When aiormq is not as expected, basic_publish is used and the log says why; every outcome stays true."""
+    queue = bind_queue(rabbitmq.url, exchange, "there")
+    limits: dict[str, Any] = {"x-max-length": 1, "x-overflow": "reject-publish"}
+    full = bind_queue(rabbitmq.url, exchange, "full", **limits)
+    async with no_leaks():
+        async with open_broker(f"{rabbitmq.url}?exchange={exchange}") as broker:
+            sends, topics = [], []
+            for pair in range(50):
+                message_id = uuid4()
+                for topic in ("there", "nowhere"):
+                    topics.append(topic)
+                    message = Message("n", topic, pair, message_id, key="k", headers={"h": "v"})
+                    sends.append(broker.send_message(message))
+            outcomes = await asyncio.gather(*sends, return_exceptions=True)
+            for topic, outcome in zip(topics, outcomes, strict=True):
+                assert isinstance(outcome, Receipt if topic == "there" else UnroutableError)
+            assert (await broker.send_message(Message("n", "full", 1))).confirmed
+            with pytest.raises(NackedError):
+                await broker.send_message(Message("n", "full", 2))
+            assert (await broker.send_message(Message("n", "there", b"x" * 300_000))).confirmed
+    assert "it is not what it was" in caplog.text
+    records = await asyncio.to_thread(drain_queue, rabbitmq.url, queue, 51)
+    assert [record.json() for record in records[:50]] == list(range(50))
+    assert records[0].headers == {"h": "v"}
+    assert records[0].key == "k"
+    assert records[0].properties["delivery_mode"] == 2
+    assert len(await asyncio.to_thread(drain_queue, rabbitmq.url, full, 1)) == 1
+
+
+@pytest.mark.live
+@pytest.mark.usefixtures("plain")
+async def test_without_the_internals_a_lost_connection_is_told(rabbitmq: RabbitMQServer, exchange: str) -> None:
+    """Also without the fast lane a lost connection is ConnectionLostError, and the next send works."""
+    bind_queue(rabbitmq.url, exchange)
+    async with open_broker(f"{rabbitmq.url}?exchange={exchange}") as broker:
+        await broker.send_message(Message("n", "t", 0))
+        sends = [asyncio.create_task(broker.send_message(Message("n", "t", number))) for number in range(200)]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        _abort(broker)
+        outcomes = await asyncio.gather(*sends, return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} <= {ConnectionLostError, Receipt}
+        assert ConnectionLostError in {type(outcome) for outcome in outcomes}
+        assert (await broker.send_message(Message("n", "t", 0))).confirmed
+
+
+def _abort(broker: Broker) -> None:
+    driver = broker.driver
+    assert isinstance(driver, AMQPDriver)
+    assert driver._session is not None
+    driver._session._sockets.abort()

@@ -1,0 +1,212 @@
+"""Why Kafka cannot be reached is told apart, within two seconds, on a real one with SASL and TLS listeners."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+
+from cqrs_brokers import (
+    AuthenticationError,
+    ConnectError,
+    ConnectionLostError,
+    Message,
+    NotConnectedError,
+    ProtocolError,
+    TLSError,
+    UnreachableError,
+    open_broker,
+)
+from cqrs_brokers_testkit.certificates import Certificates
+from cqrs_brokers_testkit.leaks import no_leaks
+from cqrs_brokers_testkit.servers import KafkaCluster
+from cqrs_brokers_testkit.servers import kafka as start_kafka
+
+pytestmark = pytest.mark.fault
+
+USER = "&sasl_plain_username=alice&sasl_plain_password=alice-secret"
+WRONG = "&sasl_plain_username=alice&sasl_plain_password=wr0ng-secret"
+
+
+@pytest.fixture(scope="module")
+def secured(certificates: Certificates, kafka: object) -> Iterator[KafkaCluster]:
+    """A Kafka with every kind of listener (`kafka` is asked for only to skip where there is none)."""
+    with start_kafka(sasl_users={"alice": "alice-secret"}, certificates=certificates) as cluster:
+        yield cluster
+
+
+def url(secured: KafkaCluster, listener: str, options: str) -> str:
+    return f"kafka://{secured.bootstrap(listener)}?{options}"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("listener", "options"),
+    [
+        ("SASL_PLAINTEXT", "security_protocol=SASL_PLAINTEXT&sasl_mechanism=PLAIN" + USER),
+        ("SASL_PLAINTEXT", "security_protocol=SASL_PLAINTEXT&sasl_mechanism=SCRAM-SHA-256" + USER),
+        ("SASL_PLAINTEXT", "security_protocol=SASL_PLAINTEXT&sasl_mechanism=SCRAM-SHA-512" + USER),
+        ("SSL", "security_protocol=SSL&ssl_cafile={ca}"),
+        ("SASL_SSL", "security_protocol=SASL_SSL&ssl_cafile={ca}" + USER),
+    ],
+)
+async def test_right_settings(secured: KafkaCluster, certificates: Certificates, listener: str, options: str) -> None:
+    """Each protocol and mechanism works, and leaves nothing behind."""
+    topic = f"secured-{listener.lower()}-{abs(hash(options))}"
+    secured.create_topic(topic)
+    async with no_leaks():
+        async with open_broker(url(secured, listener, options.format(ca=certificates.ca))) as broker:
+            assert (await broker.send_message(Message("E", topic, {}))).offset == 0
+
+
+@pytest.mark.parametrize(
+    ("listener", "options", "expected", "says"),
+    [
+        ("SASL_PLAINTEXT", "security_protocol=SASL_PLAINTEXT" + WRONG, AuthenticationError, "password"),
+        (
+            "SASL_PLAINTEXT",
+            "security_protocol=SASL_PLAINTEXT&sasl_mechanism=SCRAM-SHA-256" + WRONG,
+            AuthenticationError,
+            "password",
+        ),
+        ("SASL_SSL", "security_protocol=SASL_SSL&ssl_cafile={ca}" + WRONG, AuthenticationError, "password"),
+        ("PLAINTEXT", "security_protocol=SASL_PLAINTEXT" + USER, ProtocolError, "does not use SASL"),
+        ("SASL_PLAINTEXT", "client_id=x", ProtocolError, "wants SASL"),
+        ("SASL_SSL", "security_protocol=SSL&ssl_cafile={ca}", ProtocolError, "wants SASL"),
+        ("SSL", "client_id=x", ProtocolError, "TLS listener"),
+        ("PLAINTEXT", "security_protocol=SSL&ssl_cafile={ca}", TLSError, "TLS"),
+        ("SSL", "security_protocol=SSL&ssl_cafile={other}", TLSError, "certificate"),
+        ("SSL", "security_protocol=SSL", TLSError, "certificate"),
+    ],
+)
+async def test_wrong_settings(
+    secured: KafkaCluster,
+    certificates: Certificates,
+    listener: str,
+    options: str,
+    expected: type[ConnectError],
+    says: str,
+) -> None:
+    """Each mistake has its class and a hint, within 2 s; nothing is left behind and no secret is shown."""
+    text = url(secured, listener, options.format(ca=certificates.ca, other=certificates.other_ca))
+    loop = asyncio.get_running_loop()
+    async with no_leaks():
+        broker = open_broker(text)
+        started = loop.time()
+        with pytest.raises(expected, match=says) as caught:
+            await broker.connect()
+        assert loop.time() - started < 2
+        assert type(caught.value) is expected
+        await broker.close()
+    shown = repr(caught.value) + str(caught.value) + repr(caught.value.__cause__)
+    assert "secret" not in shown
+
+
+async def test_wrong_host_name(certificates: Certificates, kafka: object) -> None:
+    """A certificate for another host is TLSError."""
+    with start_kafka(certificates=certificates.serving("wrong_host")) as cluster:
+        broker = open_broker(url(cluster, "SSL", f"security_protocol=SSL&ssl_cafile={certificates.ca}"))
+        with pytest.raises(TLSError, match="host name"):
+            await broker.connect()
+        await broker.close()
+
+
+async def test_mechanism_not_enabled(certificates: Certificates, kafka: object) -> None:
+    """A SASL mechanism that the listener does not offer is AuthenticationError."""
+    properties = {"sasl.enabled.mechanisms": "PLAIN", "listener.name.sasl_plaintext.sasl.enabled.mechanisms": "PLAIN"}
+    with start_kafka(sasl_users={"alice": "alice-secret"}, properties=properties) as cluster:
+        text = url(cluster, "SASL_PLAINTEXT", "security_protocol=SASL_PLAINTEXT&sasl_mechanism=SCRAM-SHA-512" + USER)
+        broker = open_broker(text)
+        with pytest.raises(AuthenticationError, match="mechanism"):
+            await broker.connect()
+        await broker.close()
+
+
+@pytest.mark.parametrize(("host", "says"), [("127.0.0.1:1", "refuses"), ("no-such-host.invalid:9092", "resolved")])
+async def test_nobody_there(host: str, says: str) -> None:
+    """Refused and unresolvable are UnreachableError within 2 s, each with its reason."""
+    loop = asyncio.get_running_loop()
+    async with no_leaks():
+        broker = open_broker(f"kafka://{host}")
+        started = loop.time()
+        with pytest.raises(UnreachableError, match=says):
+            await broker.connect()
+        assert loop.time() - started < 2
+        await broker.close()
+
+
+@pytest.fixture
+async def silent_host() -> AsyncIterator[str]:
+    """A host that takes connections and says nothing."""
+    writers: list[asyncio.StreamWriter] = []
+    server = await asyncio.start_server(lambda _, writer: writers.append(writer), "127.0.0.1", 0)
+    yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    for writer in writers:
+        writer.close()
+    server.close()
+    await server.wait_closed()
+
+
+async def test_silent_host_delays_nobody(kafka_node: KafkaCluster, silent_host: str) -> None:
+    """A silent host before one that works: connected at once."""
+    loop = asyncio.get_running_loop()
+    broker = open_broker(f"kafka://{silent_host},{kafka_node.bootstrap_servers}")
+    started = loop.time()
+    await broker.connect()
+    assert loop.time() - started < 2
+    await broker.close()
+
+
+async def test_silent_host_alone(silent_host: str) -> None:
+    """Only a silent host: UnreachableError at connect_timeout."""
+    loop = asyncio.get_running_loop()
+    broker = open_broker(f"kafka://{silent_host}?connect_timeout=1s")
+    started = loop.time()
+    with pytest.raises(UnreachableError, match="does not answer"):
+        await broker.connect()
+    assert 0.8 < loop.time() - started < 2
+    await broker.close()
+
+
+async def test_rotated_password(certificates: Certificates, kafka: object) -> None:
+    """The password is changed while we are connected, and the broker restarts: AuthenticationError, not a timeout."""
+    import confluent_kafka.admin
+
+    admin: Any = confluent_kafka.admin  # its names are re-exported in a way that mypy does not accept
+    with start_kafka(sasl_users={"alice": "alice-secret"}) as cluster:
+        cluster.create_topic("rotated")
+        options = "security_protocol=SASL_PLAINTEXT&sasl_mechanism=SCRAM-SHA-256&delivery_timeout=15s" + USER
+        async with open_broker(url(cluster, "SASL_PLAINTEXT", options)) as broker:
+            await broker.send_message(Message("E", "rotated", {}, key="k"))
+            client = admin.AdminClient({"bootstrap.servers": cluster.reader_bootstrap_servers})
+            new = admin.ScramCredentialInfo(admin.ScramMechanism.SCRAM_SHA_256, 4096)
+            change = admin.UserScramCredentialUpsertion("alice", new, b"another-secret")
+            client.alter_user_scram_credentials([change])["alice"].result(10)
+            await asyncio.to_thread(cluster.restart)
+            sends = [asyncio.create_task(broker.send_message(Message("E", "rotated", {}, key="k"))) for _ in range(3)]
+            await asyncio.sleep(0.2)
+            sends += [asyncio.create_task(broker.send_message(Message("E", "rotated", {}, key="k")))]
+            outcomes = await asyncio.gather(*sends, return_exceptions=True)
+            assert {type(outcome) for outcome in outcomes} == {ConnectionLostError, NotConnectedError}
+            assert all(
+                isinstance(outcome.__cause__, AuthenticationError)
+                for outcome in outcomes
+                if isinstance(outcome, NotConnectedError)
+            )
+            health = await broker.health()
+            assert not health.ok
+            assert isinstance(health.last_error, AuthenticationError)
+
+
+@pytest.mark.parametrize("mode", ["", "&acks=1&enable_idempotence=false&allow_unsafe=true"])
+async def test_wrong_advertised_listeners(kafka: object, mode: str) -> None:
+    """Bootstrap works, the advertised address does not: UnreachableError at connect_timeout with that hint."""
+    with start_kafka(advertised=("127.0.0.1", 1)) as cluster:
+        loop = asyncio.get_running_loop()
+        async with no_leaks():
+            broker = open_broker(f"{cluster.url}?connect_timeout=2s{mode}")
+            started = loop.time()
+            with pytest.raises(UnreachableError, match=r"advertised\.listeners") as caught:
+                await broker.connect()
+            assert loop.time() - started < 3
+            assert "127.0.0.1:1" in str(caught.value)
+            await broker.close()

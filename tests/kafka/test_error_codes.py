@@ -1,0 +1,143 @@
+"""Error codes that a real broker won't give on demand, from librdkafka's mock cluster (without sequence checks)."""
+
+import pytest
+
+from cqrs_brokers import (
+    DeliveryError,
+    DeliveryUnknownError,
+    InvalidMessageError,
+    Message,
+    MessageTooLargeError,
+    PublishForbiddenError,
+    Receipt,
+    RejectedError,
+    open_broker,
+)
+from cqrs_brokers_testkit.kafka_mock import INIT_PRODUCER_ID, PRODUCE, KafkaMock
+
+pytestmark = pytest.mark.live
+
+UNSAFE = "?acks=1&enable_idempotence=false&allow_unsafe=true&request_timeout_ms=500"
+
+REFUSED = {
+    2: RejectedError,
+    10: MessageTooLargeError,
+    17: InvalidMessageError,
+    18: MessageTooLargeError,
+    29: PublishForbiddenError,
+    31: PublishForbiddenError,
+    32: RejectedError,
+    44: RejectedError,
+    45: DeliveryUnknownError,
+    47: DeliveryUnknownError,
+    59: DeliveryUnknownError,
+    74: DeliveryUnknownError,
+    87: DeliveryUnknownError,
+    -1: DeliveryUnknownError,
+}
+
+
+def producer_ids(driver: object) -> int:
+    return int(driver.producer._client._txn_manager.producer_id)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("code", "expected"), REFUSED.items())
+async def test_one_typed_error_and_a_new_producer(
+    kafka_mock: KafkaMock, code: int, expected: type[DeliveryError]
+) -> None:
+    """A refused batch gives exactly one error, of the table's class; the next send works, with a new producer id."""
+    kafka_mock.create_topic("t")
+    async with open_broker(kafka_mock.url) as broker:
+        await broker.send_message(Message("E", "t", {}, key="k"))
+        first = producer_ids(broker.driver)
+        kafka_mock.push_errors(PRODUCE, code)
+        with pytest.raises(DeliveryError) as caught:
+            await broker.send_message(Message("E", "t", {}, key="k"))
+        assert type(caught.value) is expected
+        assert (await broker.send_message(Message("E", "t", {}, key="k"))).confirmed
+        assert producer_ids(broker.driver) != first
+
+
+@pytest.mark.parametrize("code", [3, 5, 6, 7, 19, 20, 56])
+async def test_idempotent_retries_are_transparent(kafka_mock: KafkaMock, code: int) -> None:
+    """What aiokafka may repeat with the same sequence number, it repeats; the send succeeds."""
+    kafka_mock.create_topic("t")
+    async with open_broker(kafka_mock.url) as broker:
+        await broker.send_message(Message("E", "t", {}, key="k"))
+        kafka_mock.push_errors(PRODUCE, code, code)
+        assert (await broker.send_message(Message("E", "t", {}, key="k"))).confirmed
+
+
+async def test_known_duplicate_is_a_success_without_an_offset(kafka_mock: KafkaMock) -> None:
+    """Code 46 means that the batch is in the log, where the broker does not say: the receipt has no offset."""
+    kafka_mock.create_topic("t")
+    async with open_broker(kafka_mock.url) as broker:
+        await broker.send_message(Message("E", "t", {}, key="k"))
+        kafka_mock.push_errors(PRODUCE, 46)
+        receipt = await broker.send_message(Message("E", "t", {}, key="k"))
+    assert (receipt.confirmed, receipt.offset) == (True, None)
+
+
+@pytest.mark.parametrize("mode", ["", UNSAFE])
+async def test_a_refusal_after_certain_refusals_is_certain(kafka_mock: KafkaMock, mode: str) -> None:
+    """A fresh topic answers "not leader" first: that wrote nothing, so a refusal after it is still a proof."""
+    kafka_mock.create_topic("t")
+    async with open_broker(kafka_mock.url + mode) as broker:
+        await broker.send_message(Message("E", "t", {}, key="k"))
+        kafka_mock.push_errors(PRODUCE, 6, 3, 10)
+        with pytest.raises(MessageTooLargeError):
+            await broker.send_message(Message("E", "t", {}, key="k"))
+        kafka_mock.push_errors(PRODUCE, 6, 10)
+        outcomes = await broker.send_messages(Message("E", "t", {}, key="k") for _ in range(8))
+    assert all(isinstance(outcome, Receipt) for outcome in outcomes)
+
+
+@pytest.mark.parametrize("codes", [(7, 10), (20, 29), (7, 44)])
+async def test_a_refusal_after_a_retry_is_unknown(kafka_mock: KafkaMock, codes: tuple[int, ...]) -> None:
+    """A refusal proves nothing when an earlier attempt's answer was a timeout, and nothing is sent again."""
+    kafka_mock.create_topic("t")
+    async with open_broker(kafka_mock.url + UNSAFE) as broker:
+        await broker.send_message(Message("E", "t", {}, key="k"))
+        kafka_mock.push_errors(PRODUCE, *codes)
+        outcomes = await broker.send_messages(Message("E", "t", {}, key="k") for _ in range(4))
+        assert {type(outcome) for outcome in outcomes} == {DeliveryUnknownError}
+        assert (await broker.send_message(Message("E", "t", {}, key="k"))).confirmed
+
+
+async def test_neighbours_of_a_refused_record(kafka_mock: KafkaMock) -> None:
+    """A batch of ten that is refused once as too large is split and sent again: ten receipts."""
+    kafka_mock.create_topic("t", 1)
+    async with open_broker(kafka_mock.url) as broker:
+        await broker.send_message(Message("E", "t", {}, key="k"))
+        kafka_mock.push_errors(PRODUCE, 10)
+        outcomes = await broker.send_messages(Message("E", "t", {}, key="k") for _ in range(10))
+    assert all(isinstance(outcome, Receipt) for outcome in outcomes)
+
+
+async def test_topic_without_permission(kafka_mock: KafkaMock) -> None:
+    """A topic that the user may not see is PublishForbiddenError."""
+    kafka_mock.create_topic("t")
+    kafka_mock.set_topic_error("t", 29)
+    async with open_broker(kafka_mock.url) as broker:
+        with pytest.raises(PublishForbiddenError):
+            await broker.send_message(Message("E", "t", {}, key="k"))
+
+
+async def test_producer_id_is_waited_for(kafka_mock: KafkaMock) -> None:
+    """A coordinator that is still loading delays connect(), no more."""
+    kafka_mock.create_topic("t")
+    kafka_mock.push_errors(INIT_PRODUCER_ID, 15, 14, 15)
+    async with open_broker(kafka_mock.url) as broker:
+        assert (await broker.send_message(Message("E", "t", {}, key="k"))).confirmed
+
+
+async def test_sends_before_the_topic_exists(kafka_mock: KafkaMock) -> None:
+    """A topic that appears within the grace is waited for."""
+    kafka_mock.set_topic_error("late", 3)
+    async with open_broker(kafka_mock.url) as broker:
+        import asyncio
+
+        send = asyncio.create_task(broker.send_message(Message("E", "late", {}, key="k")))
+        await asyncio.sleep(0.5)
+        kafka_mock.set_topic_error("late", 0)
+        assert (await send).confirmed

@@ -1,0 +1,173 @@
+"""Brokers that freeze and die: every send has its true outcome by its deadline, and nothing is left behind."""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import pytest
+
+from cqrs_brokers import (
+    DeliveryError,
+    DeliveryTimeoutError,
+    DeliveryUnknownError,
+    Message,
+    NotDeliveredError,
+    Receipt,
+    open_broker,
+)
+from cqrs_brokers_testkit.leaks import no_leaks
+from cqrs_brokers_testkit.readers import drain_topic
+from cqrs_brokers_testkit.servers import KafkaCluster
+
+pytestmark = pytest.mark.fault
+
+Name = Callable[[str], str]
+
+
+async def read_ids(kafka: KafkaCluster, topic: str, count: int) -> list[str | None]:
+    records = await asyncio.to_thread(drain_topic, kafka.reader_bootstrap_servers, topic, count, 20.0)
+    return [record.message_id for record in records]
+
+
+async def test_frozen_broker(kafka_node: KafkaCluster, unique_name: Name) -> None:
+    """Frozen: what was handed over is unknown at its deadline, the rest not delivered; close(2) ends within 3 s."""
+    topic = unique_name("frozen")
+    kafka_node.create_topic(topic)
+    loop = asyncio.get_running_loop()
+    async with no_leaks():
+        broker = open_broker(f"{kafka_node.url}?delivery_timeout=2s")
+        await broker.send_message(Message("E", topic, {}, key="k"))
+        kafka_node.pause()
+        try:
+            await asyncio.sleep(0.5)
+            started = loop.time()
+            first = asyncio.create_task(broker.send_message(Message("E", topic, {}, key="k")))
+            await asyncio.sleep(0.1)
+            later = Message("E", topic, {}, key="k")
+            second = asyncio.create_task(broker.send_message(later))
+            outcomes = await asyncio.gather(first, second, return_exceptions=True)
+            assert loop.time() - started < 3.1
+            assert type(outcomes[0]) is DeliveryTimeoutError
+            assert isinstance(outcomes[1], NotDeliveredError)
+            started = loop.time()
+            await broker.close(2)
+            assert loop.time() - started < 3
+        finally:
+            kafka_node.resume()
+    await asyncio.sleep(1)
+    assert str(later.message_id) not in await read_ids(kafka_node, topic, 1)
+
+
+async def test_frozen_for_a_while(kafka_node: KafkaCluster, unique_name: Name) -> None:
+    """After a freeze shorter than the deadline every message arrives once, in order."""
+    topic = unique_name("thaw")
+    kafka_node.create_topic(topic, 2)
+    async with open_broker(f"{kafka_node.url}?request_timeout_ms=1000") as broker:
+        await broker.send_message(Message("E", topic, {}, key="k"))
+        kafka_node.pause()
+        await asyncio.sleep(0.3)
+        messages = [Message("E", topic, {}, key=f"k{n % 5}") for n in range(200)]
+        sends = [asyncio.create_task(broker.send_message(message)) for message in messages]
+        await asyncio.sleep(2.5)
+        kafka_node.resume()
+        receipts = await asyncio.gather(*sends)
+        assert (await broker.health()).ok
+    ids = await read_ids(kafka_node, topic, 201)
+    assert len(ids) == len(set(ids)) == 201
+    places = {(receipt.partition, receipt.offset) for receipt in receipts}
+    assert len(places) == 200
+
+
+async def test_killed_and_restarted_under_load(kafka_node: KafkaCluster, unique_name: Name) -> None:
+    """kill -9 and restart under load: nothing confirmed is lost, nothing is there twice, keys keep their order."""
+    topic = unique_name("killed")
+    kafka_node.create_topic(topic, 3)
+    stop = False
+    sent: dict[str, list[str]] = {}
+    outcomes: list[Receipt | DeliveryError] = []
+
+    async def publisher(key: str) -> None:
+        while not stop:
+            message = Message("E", topic, {}, key=key)
+            try:
+                outcomes.append(await broker.send_message(message))
+                sent.setdefault(key, []).append(str(message.message_id))
+            except DeliveryError as error:
+                outcomes.append(error)
+
+    async with open_broker(f"{kafka_node.url}?request_timeout_ms=2000") as broker:
+        publishers = [asyncio.create_task(publisher(f"k{number}")) for number in range(16)]
+        await asyncio.sleep(0.5)
+        await asyncio.to_thread(kafka_node.kill)
+        await asyncio.sleep(1)
+        before = len(outcomes)
+        await asyncio.to_thread(kafka_node.start)
+        await asyncio.sleep(3)
+        assert len(outcomes) > before + 16, "it did not recover"
+        stop = True
+        await asyncio.gather(*publishers)
+    ids = await read_ids(kafka_node, topic, sum(map(len, sent.values())))
+    assert len(ids) == len(set(ids))
+    place = {message_id: number for number, message_id in enumerate(ids)}
+    for confirmed in sent.values():
+        numbers = [place[message_id] for message_id in confirmed]
+        assert numbers == sorted(numbers)
+
+
+async def test_close_while_the_broker_is_dead(kafka_node: KafkaCluster, unique_name: Name) -> None:
+    """close(1) with a dead broker and messages on their way: within 2 s, each with its outcome, nothing left."""
+    topic = unique_name("dead")
+    kafka_node.create_topic(topic, 3)
+    async with no_leaks():
+        broker = open_broker(kafka_node.url)
+        await broker.send_message(Message("E", topic, {}))
+        await asyncio.to_thread(kafka_node.kill)
+        try:
+            sends = [asyncio.create_task(broker.send_message(Message("E", topic, {}))) for _ in range(500)]
+            await asyncio.sleep(1.5)
+            started = time.monotonic()
+            await broker.close(1)
+            assert time.monotonic() - started < 2
+            assert all(send.done() for send in sends)
+            outcomes = await asyncio.gather(*sends, return_exceptions=True)
+            assert all(isinstance(outcome, DeliveryError) for outcome in outcomes)
+        finally:
+            await asyncio.to_thread(kafka_node.start)
+    unknown = {str(o.message_id) for o in outcomes if isinstance(o, DeliveryUnknownError)}
+    ids = set(await read_ids(kafka_node, topic, 1))
+    assert not ids & {str(o.message_id) for o in outcomes if isinstance(o, NotDeliveredError)}
+    assert len(ids - unknown) == 1
+
+
+async def test_sender_task_dies(kafka_node: KafkaCluster, unique_name: Name) -> None:
+    """Somebody cancels aiokafka's own task: sends go on with another producer (aiokafka itself hangs for ever)."""
+    topic = unique_name("sender")
+    kafka_node.create_topic(topic)
+    async with no_leaks():
+        async with open_broker(f"{kafka_node.url}?delivery_timeout=5s") as broker:
+            await broker.send_message(Message("E", topic, {}, key="k"))
+            for task in asyncio.all_tasks():
+                if "_sender_routine" in repr(task.get_coro()):
+                    task.cancel()
+            await asyncio.sleep(0)
+            receipts = [await broker.send_message(Message("E", topic, {}, key="k")) for _ in range(10)]
+    assert [receipt.offset for receipt in receipts] == list(range(1, 11))
+
+
+async def test_memory_stays_bounded(kafka_node: KafkaCluster, unique_name: Name) -> None:
+    """Against a frozen broker only one batch per partition is unknown; all else is certainly not delivered."""
+    topic = unique_name("bounded")
+    kafka_node.create_topic(topic, 2)
+    async with open_broker(f"{kafka_node.url}?delivery_timeout=500ms&max_batch_size=4KiB&close_timeout=1s") as broker:
+        await broker.send_message(Message("E", topic, {}))
+        kafka_node.pause()
+        try:
+            await asyncio.sleep(0.3)
+            outcomes = []
+            for _ in range(4):
+                outcomes += await broker.send_messages(Message("E", topic, b"x" * 100) for _ in range(1000))
+        finally:
+            kafka_node.resume()
+        unknown = [outcome for outcome in outcomes if isinstance(outcome, DeliveryUnknownError)]
+        assert 0 < len(unknown) < 100
+        assert all(isinstance(outcome, DeliveryError) for outcome in outcomes)
