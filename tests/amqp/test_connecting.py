@@ -90,7 +90,7 @@ async def test_forbidden_declaration(rabbitmq_node: RabbitMQNode, unique_name: N
 
 
 async def test_forbidden_write(rabbitmq_node: RabbitMQNode, unique_name: Name) -> None:
-    """Without write permission every send is PublishForbiddenError, however many are sent at once; then it is granted."""
+    """Without write permission every send is PublishForbiddenError, however many at once; once granted, sends work."""
     user, exchange = unique_name("user"), unique_name("exchange")
     bind_queue(rabbitmq_node.url, exchange)
     rabbitmq_node.add_user(user, "pass-word", vhost=None)

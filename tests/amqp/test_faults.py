@@ -120,7 +120,7 @@ async def test_connections_lost_under_load(
 
 
 async def test_memory_alarm(rabbitmq_node: RabbitMQNode, exchange: str) -> None:
-    """Blocked: handed over is DeliveryTimeoutError, the rest BrokerBlockedError; health says so; it resumes by itself."""
+    """Blocked: handed over is DeliveryTimeoutError, the rest BrokerBlockedError; it resumes by itself."""
     queue = bind_queue(rabbitmq_node.url, exchange)
     loop = asyncio.get_running_loop()
     async with open_broker(f"{rabbitmq_node.url}?exchange={exchange}&delivery_timeout=2s") as broker:
@@ -247,10 +247,14 @@ async def test_a_stray_cancellation_never_surfaces(
     broker = open_broker(rabbitmq_node.url_for(port=proxy.port, exchange=exchange, heartbeat=1))
     await broker.send_message(Message("n", "t", 1))
     proxy.stall()
-    with pytest.raises(ExceptionGroup) as caught:
+
+    async def send_and_close() -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(broker.send_message(Message("n", "t", 2)))
             group.create_task(broker.close(0.2))
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await send_and_close()
     assert caught.group_contains(DeliveryUnknownError)
     proxy.heal()
 

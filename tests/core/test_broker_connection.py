@@ -208,3 +208,18 @@ async def test_health_is_bounded_and_never_raises() -> None:
     assert not (await broker.health()).ok
     await broker.close()
     assert (await broker.health()).reason == "the broker is closed"
+
+
+async def test_a_client_that_reconnects_by_itself_is_named_at_the_deadline() -> None:
+    """While the driver says so, what is not handed over ends in NotConnectedError; health says it; it passes."""
+    driver = Scripted()
+    async with Broker(driver, delivery_timeout=0.05) as broker:
+        driver.link.reconnecting(unreachable("node 1 does not answer"))
+        with pytest.raises(NotConnectedError, match="node 1 does not answer") as caught:
+            await broker.send_message(message())
+        assert isinstance(caught.value.__cause__, UnreachableError)
+        assert (await broker.health()).reason == "node 1 does not answer"
+        driver.link.reconnecting(None)
+        assert (await broker.health()).ok
+        assert driver.connects == 1
+        driver.hand_over_all()

@@ -227,9 +227,7 @@ class AMQPDriver(PipelinedDriver):
                 self._park(message.topic, entry)
             else:
                 add(entry)
-        if (
-            not self._busy
-        ):  # at once: a single message does not wait a turn, and the rest of a burst is one write after it
+        if not self._busy:  # a single message does not wait a turn; the rest of a burst is one write after the first
             self._flush()
 
     def _flush_soon(self) -> None:
@@ -401,7 +399,8 @@ class AMQPDriver(PipelinedDriver):
         from .topology import declare_queue, queue_error
 
         session, lane = self._session, self._lane
-        assert session is not None
+        if session is None or lane is None:
+            return  # lost before this task ran: the next connection declares it
         failure: DeliveryError | None = None
         try:
             async with asyncio.timeout(self._options.connect_timeout):

@@ -11,7 +11,6 @@ go on with the new one, so that nothing is lost and nothing overtakes.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Coroutine, Sequence
 from typing import Any
@@ -73,6 +72,8 @@ class KafkaDriver(PipelinedDriver):
         self._timer: asyncio.TimerHandle | None = None
         self._last_answer = 0.0
         self._asking = False
+        self._reconnecting = False
+        """`Broker` was told that aiokafka reconnects by itself."""
         self._trusted = False
         """These settings have worked."""
 
@@ -137,6 +138,10 @@ class KafkaDriver(PipelinedDriver):
     def answered(self, producer: Producer, failed: bool) -> None:
         """See `lanes.Feeder`."""
         self._last_answer = self._now()
+        if self._reconnecting:
+            self._reconnecting = False
+            if self._link is not None:
+                self._link.reconnecting(None)
         if producer is self.producer:
             if (failed and producer.idempotent) or producer.appended >= MOST_RECORDS:
                 self._replace(producer)
@@ -215,6 +220,7 @@ class KafkaDriver(PipelinedDriver):
         await self._drop_producer()
         self.producer = await self._open()
         self._last_answer = self._now()
+        self._reconnecting = False
         self._feed_all()
 
     async def _open(self) -> Producer:
@@ -328,8 +334,11 @@ class KafkaDriver(PipelinedDriver):
         """aiokafka repeats for ever what cannot succeed, after rotated credentials for example, and only logs why."""
         producer = self.producer
         try:
-            with contextlib.suppress(UnreachableError):
-                await first_that_answers(self._settings, timeout=2.0, trusted=True)
+            await first_that_answers(self._settings, timeout=2.0, trusted=True)
+        except UnreachableError as error:
+            if producer is not None and producer is self.producer and self._link is not None:
+                self._reconnecting = True
+                self._link.reconnecting(error)
         except ConnectError as error:
             if producer is not None and producer is self.producer:
                 self._bury(producer, error)

@@ -302,6 +302,8 @@ class Broker(MessageBroker):
                 await self._connection.connect(loop)
             elif self._connection.state is State.READY:
                 await self._connection.ping(self._connect_timeout)
+                if self._connection.last_error is not None:
+                    reason = self._connection.last_error.text
             else:
                 known = self._connection.last_error
                 reason = "connecting" if known is None else known.text
@@ -467,7 +469,7 @@ class Broker(MessageBroker):
     def _why_not(self) -> NotDeliveredError:
         """Why a message was not handed over by its deadline: the first that applies."""
         connection = self._connection
-        if connection.state is not State.READY:
+        if connection.state is not State.READY or connection.last_error is not None:
             return connection.why_not_connected()
         if connection.blocked_by is not None:
             return BrokerBlockedError(

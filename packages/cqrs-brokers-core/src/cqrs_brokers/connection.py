@@ -109,6 +109,19 @@ class Connection:
             self._host.connection_open(False)
             self._lost.set_result(error)
 
+    def reconnecting(self, error: ConnectError | None) -> None:
+        """See `Link.reconnecting`."""
+        if self.state is not State.READY or (error is None and self.last_error is None):
+            return
+        known, self.last_error = self.last_error, error
+        if error is None:
+            self._host.connection_changed("connected", "")
+        else:
+            error.broker = error.broker or self._address
+            if known is None:
+                logger.warning("the client of %s is reconnecting: %s", self._address, error.text)
+                self._host.connection_changed("reconnecting", error.text)
+
     def blocked(self, reason: str) -> None:
         """See `Link.blocked`."""
         self._block(reason)

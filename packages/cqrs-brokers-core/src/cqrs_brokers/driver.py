@@ -32,6 +32,13 @@ class Link(Protocol):
         (`returned()`). What it has not handed over it keeps, in order, and sends after the next `connect()`.
         """
 
+    def reconnecting(self, error: ConnectError | None) -> None:
+        """The client lost the broker and reconnects by itself, as aiokafka does; None: it has it again.
+
+        Messages go on being submitted; one that is not handed over by its deadline is `NotConnectedError` with this
+        cause, and `health()` says it.
+        """
+
     def blocked(self, reason: str) -> None:
         """The broker is connected but takes no messages for now. `Broker` submits nothing until `unblocked()`."""
 

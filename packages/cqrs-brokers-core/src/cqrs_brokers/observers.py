@@ -21,7 +21,7 @@ class Observer(Protocol):
         """A message has its outcome, `elapsed` seconds after the call."""
 
     def connection_changed(self, state: str, reason: str) -> None:
-        """The connection is now connecting, connected, blocked, unblocked, lost, failed, idle or closed."""
+        """The connection is connecting, connected, reconnecting, blocked, unblocked, lost, failed, idle or closed."""
 
 
 class Observers:

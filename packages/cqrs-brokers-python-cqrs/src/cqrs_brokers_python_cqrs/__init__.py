@@ -1,0 +1,16 @@
+"""python-cqrs on any message broker, by config string.
+
+    from cqrs.bootstrap.requests import bootstrap
+    from cqrs_brokers_python_cqrs import message_broker
+
+    broker = message_broker("kafka://localhost:9092")
+    mediator = bootstrap(di_container=container, commands_mapper=commands_mapper, message_broker=broker)
+
+What it adds to python-cqrs: `adapter` (its `MessageBroker`, over ours) and `events` (its event classes, and ours, at
+once). There is no bootstrap here: python-cqrs' own is used.
+"""
+
+from .adapter import BrokerAdapter, OrderingKey, lifespan, message_broker
+from .events import ECSTEvent, NotificationEvent
+
+__all__ = ["BrokerAdapter", "ECSTEvent", "NotificationEvent", "OrderingKey", "lifespan", "message_broker"]
