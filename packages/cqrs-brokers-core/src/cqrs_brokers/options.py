@@ -29,7 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticUndefined
 
 from .exceptions import ConfigError, PluginContractError
-from .secret import MASK, Secret
+from .secret import Secret, masked, secrets_in
 from .url import BrokerURL, names_a_secret
 from .values import Duration, Quantity, Size, converter, did_you_mean, quantity, show
 
@@ -441,9 +441,5 @@ def _problems(options_type: type[BaseModel], error: ValidationError) -> list[str
 
 def _without_secrets(problems: list[str], values: Iterable[object]) -> list[str]:
     """A plugin's validator may have quoted what it was given."""
-    for value in values:
-        secret = value.reveal() if isinstance(value, Secret) else ""
-        # Two letters would be found everywhere, and masking them would give them away.
-        if len(secret) > 3:
-            problems = [problem.replace(secret, MASK) for problem in problems]
-    return problems
+    secrets = secrets_in(values)
+    return [masked(problem, secrets) for problem in problems]

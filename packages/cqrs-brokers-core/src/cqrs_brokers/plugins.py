@@ -19,7 +19,7 @@ from .exceptions import BrokerError, ConfigError, PluginContractError, PluginLoa
 from .hooks import PROJECT, BrokerHooks
 from .options import BrokerOptions
 from .protocol import MessageBroker
-from .secret import MASK, Secret
+from .secret import masked, secrets_in
 from .url import SCHEME, BrokerURL
 
 __all__ = ["Plugin", "load_plugin", "register_plugin", "unregister_plugin"]
@@ -96,15 +96,14 @@ class Plugin(NamedTuple):
         A client library's error may quote them, in its text or in that of a cause; then the chain is left out.
         """
         given = [url.password, *url.query.values(), *(getattr(options, name) for name in type(options).model_fields)]
-        secrets = {value.reveal() for value in given if isinstance(value, Secret)}
+        secrets = secrets_in(given)
         clean = not _shows(error, secrets)
         if isinstance(error, BrokerError):
             if clean:
                 raise error
             error.__cause__ = error.__context__ = None
             problems = error.problems if isinstance(error, ConfigError) else (error.text,)
-            for secret in secrets:
-                problems = tuple(problem.replace(secret, MASK) for problem in problems)
+            problems = tuple(masked(problem, secrets) for problem in problems)
             raise ConfigError(problems) if isinstance(error, ConfigError) else type(error)(*problems)
         text = f"open_message_broker of {self.title} raised {type(error).__name__}; only a ConfigError may leave it"
         raise PluginContractError(text) from (error if clean else None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, final
 
 if TYPE_CHECKING:
@@ -155,4 +156,20 @@ def _one_line(text: str, what: str) -> str:
         raise ValueError(f"{what} is empty")
     if re.search(_UNFIT, text):
         raise ValueError(f"{what} is not one line of UTF-8 text")
+    return text
+
+
+def secrets_in(values: Iterable[object]) -> frozenset[str]:
+    """The secrets among values, in clear, as far as text can be searched for them.
+
+    Two or three letters would be found everywhere, and masking them would give them away.
+    """
+    found = (value.reveal() for value in values if isinstance(value, Secret))
+    return frozenset(secret for secret in found if len(secret) > 3)
+
+
+def masked(text: str, secrets: Iterable[str]) -> str:
+    """The text with every secret in it masked."""
+    for secret in secrets:
+        text = text.replace(secret, MASK)
     return text
