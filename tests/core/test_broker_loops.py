@@ -217,3 +217,27 @@ def test_made_without_an_event_loop() -> None:
     broker = Broker(driver)
     assert driver.connects == 0
     assert broker.url is None
+
+
+def test_a_late_collected_supervisor_does_not_hurt_its_successor() -> None:
+    """The old loop's supervisor is garbage when the next loop connects; collecting it changes nothing."""
+    done = run(
+        """
+        import gc
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.disable()
+        async def job(): return (await broker.send_message(message())).confirmed
+        async def collecting():
+            first = await job()
+            gc.collect()
+            await asyncio.sleep(0.01)
+            return first, await job(), broker.describe()["state"]
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(job())
+        loop.close()
+        del loop
+        print(asyncio.run(collecting()))
+        """,
+    )
+    assert done.stdout == "(True, True, 'ready')\n", done.stderr
+    assert "Traceback" not in done.stderr

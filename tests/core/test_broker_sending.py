@@ -11,6 +11,7 @@ from cqrs_brokers import (
     Broker,
     BrokerBlockedError,
     Capabilities,
+    ClosedWhilePendingError,
     ConfigError,
     DeliveryError,
     DeliveryTimeoutError,
@@ -439,3 +440,32 @@ def test_a_broker_is_truthy_and_has_no_pickle() -> None:
     for attempt in (pickle.dumps, copy.copy, copy.deepcopy):
         with pytest.raises(TypeError, match="pickled or copied"):
             attempt(broker)
+
+
+async def test_a_simple_driver_sends_the_message_as_it_was_at_the_call() -> None:
+    """What the caller changes after the call does not reach the broker, also while the message waits for its turn."""
+    driver = Simple()
+    async with Broker(driver) as broker:
+        sent = [Message(name, "orders", {"a": 1}, key="k", headers={"h": "v"}) for name in "xy"]
+        sendings = [asyncio.create_task(broker.send_message(each)) for each in sent]
+        await asyncio.sleep(0)
+        for each in sent:
+            each.payload, each.headers, each.topic = {"a": 2}, {}, "changed"
+        for name in "xy":
+            await settle()
+            driver.gates[name].set_result(None)
+        await asyncio.gather(*sendings)
+    assert [(m.body, m.headers, m.topic) for m in driver.started] == [(b'{"a":1}', {"h": "v"}, "orders")] * 2
+
+
+async def test_a_send_that_outlives_close_is_no_breach_of_the_driver(caplog: pytest.LogCaptureFixture) -> None:
+    """A simple driver cannot know that Broker ended its messages: no complaint about it in the log."""
+    driver = Simple()
+    broker = Broker(driver)
+    await broker.connect()
+    sending = asyncio.create_task(broker.send_message(message(name="n")))
+    await settle()
+    await broker.close(0)
+    with pytest.raises(ClosedWhilePendingError):
+        await sending
+    assert "broke its contract" not in caplog.text

@@ -206,6 +206,7 @@ class Connection:
         task._log_destroy_pending = False  # type: ignore[attr-defined]
 
     async def _supervise(self, loop: asyncio.AbstractEventLoop) -> None:
+        me = asyncio.current_task()
         try:
             await self._keep_connected(loop)
         except asyncio.CancelledError:
@@ -214,7 +215,9 @@ class Connection:
                 self._host.connection_dropped()
             raise
         finally:
-            self._task = self._lost = self._wake = None
+            # A supervisor whose loop was closed may be collected long after another one has taken its place.
+            if self._task is me:
+                self._task = self._lost = self._wake = None
 
     async def _keep_connected(self, loop: asyncio.AbstractEventLoop) -> None:
         was_ready = False
@@ -258,13 +261,10 @@ class Connection:
         task._log_destroy_pending = False  # type: ignore[attr-defined] # as the supervisor, which owns it
         try:
             await asyncio.wait((task,), timeout=timeout)
-        finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.wait((task,), timeout=0.4)
-                if not task.done():
-                    logger.error("the driver of %s does not let itself be cancelled", self._address)
-            self._attempt = None
+        except asyncio.CancelledError:
+            await self._end_attempt(task)
+            raise
+        await self._end_attempt(task)
         error: ConnectError
         if not task.done():
             return UnreachableError(silence, broker=self._address)
@@ -280,6 +280,15 @@ class Connection:
             error = ConnectError(f"the driver raised an unclassified {type(raised).__name__}", broker=self._address)
             error.__cause__ = raised
         return error
+
+    async def _end_attempt(self, task: asyncio.Task[None]) -> None:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait((task,), timeout=0.4)
+            if not task.done():
+                logger.error("the driver of %s does not let itself be cancelled", self._address)
+        if self._attempt is task:
+            self._attempt = None
 
     async def _ready_until_lost(self) -> ConnectError:
         assert self._lost is not None

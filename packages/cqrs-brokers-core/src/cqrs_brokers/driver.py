@@ -4,8 +4,14 @@ A driver maps a `Message` to its broker and classifies its client's errors. Noth
 deadlines, the in-flight window, connecting once, reconnecting with backoff, draining and closing are `Broker`'s, the
 same for every driver.
 
-Start with `Driver` and its `send_message`. Take `PipelinedDriver` when the broker takes many messages in flight and the
-client can be fed without a task for each message.
+| your broker | take |
+|---|---|
+| answers at once, in the process or through one call | `Driver` and its `send_message` |
+| is reached over a network | `PipelinedDriver`: it sees its deliveries, so it can say what was written |
+
+What every driver of a networked broker must do, whichever client it stands on: one connection, not a pool (a pool
+reorders); the client's own retries off (they re-send what may have been written); notice a dead connection while idle;
+tell `Link.lost` only about the connection that is in use (a callback of an old one may come late).
 """
 
 from __future__ import annotations
@@ -27,6 +33,9 @@ class Link(Protocol):
 
     def lost(self, error: ConnectError) -> None:
         """The connection is gone, or must be made anew; `Broker` will call `connect()`.
+
+        A permanent error stops the reconnecting. What has worked before is lost with `UnreachableError`, whatever came
+        over the wire at the end: connecting anew will tell the reason if it lasts.
 
         Before this the driver fails what it had handed over (`ConnectionLostError`) or proves it not written
         (`returned()`). What it has not handed over it keeps, in order, and sends after the next `connect()`.
@@ -90,7 +99,8 @@ class Driver(MessageBroker):
     async def close(self, grace: float) -> None:
         """Closes the connection: gracefully for `grace` seconds, then by force within a further 0.8 s.
 
-        Everything that was submitted has its outcome by then. After it no task or socket of the driver is left.
+        `Broker` has ended every delivery before: answer nothing any more, drop it. After it no task or socket of the
+        driver is left.
         """
 
     def abort(self) -> None:

@@ -11,10 +11,10 @@ import collections
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
-from .delivery import Delivery
+from .delivery import RELEASED, Delivery
 from .driver import Driver, Link, PipelinedDriver
 from .exceptions import DeliveryError, DeliveryUnknownError
-from .protocol import Capabilities, MessageBroker, Receipt
+from .protocol import Capabilities, Message, MessageBroker, Receipt
 
 __all__ = ["SimpleSender"]
 
@@ -26,7 +26,7 @@ class SimpleSender(PipelinedDriver):
         self._broker = broker
         self._driver = broker if isinstance(broker, Driver) else _Undeclared()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._lanes: dict[tuple[str, str], collections.deque[Delivery]] = {}
+        self._lanes: dict[tuple[str, str], collections.deque[tuple[Delivery, Message]]] = {}
         self.declares = isinstance(broker, Driver)
         """Whether it says what it can do; a plain `MessageBroker` does not and takes every message as it is."""
         self._ordered = self.capabilities.ordering_key
@@ -50,15 +50,17 @@ class SimpleSender(PipelinedDriver):
     def submit(self, deliveries: Sequence[Delivery], /) -> None:
         for delivery in deliveries:
             message = delivery.message
+            if self.declares:  # a plain MessageBroker is given the message as it is
+                message = _snapshot(message)
             if not self._ordered or message.key is None:
-                self._start(self._send(delivery))
+                self._start(self._send(delivery, message))
                 continue
             lane = (message.topic, message.key)
             behind = self._lanes.get(lane)
             if behind is not None:
-                behind.append(delivery)
+                behind.append((delivery, message))
             else:
-                self._lanes[lane] = collections.deque((delivery,))
+                self._lanes[lane] = collections.deque(((delivery, message),))
                 self._start(self._send_in_turn(lane))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
@@ -70,34 +72,40 @@ class SimpleSender(PipelinedDriver):
         queue = self._lanes[lane]
         try:
             while queue:
-                await self._send(queue.popleft())
+                await self._send(*queue.popleft())
         finally:
             del self._lanes[lane]
 
-    async def _send(self, delivery: Delivery) -> None:
+    async def _send(self, delivery: Delivery, message: Message) -> None:
         if not delivery.handed_over():
             return
         task = asyncio.current_task()
         assert task is not None
-        error: BaseException
+        error: DeliveryError
         try:
-            result = await self._broker.send_message(delivery.message)
+            result = await self._broker.send_message(message)
             if result is not None and not isinstance(result, Receipt):
                 raise TypeError(f"send_message() returned a {type(result).__name__}, not a Receipt or None")
         except DeliveryError as classified:
-            delivery.fail(classified)
+            self._fail(delivery, classified)
         except asyncio.CancelledError as cancelled:
             error = DeliveryUnknownError("the send was cancelled inside the driver")
             error.__cause__ = cancelled
-            delivery.fail(error)
+            self._fail(delivery, error)
             if task.cancelling():
                 raise
         except Exception as unclassified:
             error = DeliveryUnknownError(f"the driver raised an unclassified {type(unclassified).__name__}")
             error.__cause__ = unclassified
-            delivery.fail(error)
+            self._fail(delivery, error)
         else:
-            delivery.accept(result)
+            if delivery._state != RELEASED:
+                delivery.accept(result)
+
+    @staticmethod
+    def _fail(delivery: Delivery, error: DeliveryError) -> None:
+        if delivery._state != RELEASED:  # `Broker` was closed meanwhile and has ended it: no fault of the driver
+            delivery.fail(error)
 
     async def close(self, grace: float) -> None:
         if self._tasks:
@@ -119,6 +127,21 @@ class SimpleSender(PipelinedDriver):
         self._tasks.clear()
         self._lanes.clear()
         self._driver.abort()
+
+
+def _snapshot(message: Message) -> Message:
+    """The message as it is now: the driver reads it later, and the caller may change it meanwhile."""
+    return Message(
+        message.message_name,
+        message.topic,
+        message.payload,
+        message.message_id,
+        key=message.key,
+        headers=dict(message.headers) if message.headers else message.headers,
+        content_type=message.content_type,
+        timestamp=message.timestamp,
+        payload_bytes=message.body,
+    )
 
 
 class _Undeclared(Driver):
