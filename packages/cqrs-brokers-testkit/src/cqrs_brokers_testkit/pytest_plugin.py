@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import pytest
 
+from .memory import memory_broker_url, published  # noqa: F401 - fixtures: pytest finds them here
+
 if TYPE_CHECKING:
     from cqrs_brokers_testkit.certificates import Certificates
     from cqrs_brokers_testkit.kafka_mock import KafkaMock

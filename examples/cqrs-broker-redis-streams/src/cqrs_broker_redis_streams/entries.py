@@ -1,0 +1,27 @@
+"""What a message looks like in a stream. A consumer reads the same fields."""
+
+from cqrs_brokers.driver import Message, content_type_of
+
+__all__ = ["xadd"]
+
+HEADER = "header:"
+"""Before the names of the user's headers, so that none can take the place of a field of ours."""
+
+
+def xadd(message: Message, maxlen: int | None) -> list[bytes]:
+    """The command that adds a message to the stream of its topic, as Redis reads it (RESP); the body is not copied."""
+    fields = {
+        "message-id": str(message.message_id),
+        "message-name": message.message_name,
+        "content-type": content_type_of(message),
+        "timestamp": message.timestamp.isoformat(),
+    }
+    if message.key is not None:
+        fields["ordering-key"] = message.key
+    fields |= {HEADER + name: value for name, value in message.headers.items()}
+    limit = [] if maxlen is None else ["MAXLEN", "~", str(maxlen)]
+    pairs = [word for field in fields.items() for word in field]
+    words = ["XADD", message.topic, *limit, "*", *pairs, "body"]
+    head = b"".join(b"$%d\r\n%b\r\n" % (len(raw), raw) for raw in map(str.encode, words))
+    body = message.body
+    return [b"*%d\r\n%b$%d\r\n" % (len(words) + 1, head, len(body)), body, b"\r\n"]
