@@ -31,6 +31,7 @@ BROKERS = ["cqrs-broker-amqp", "cqrs-broker-devnull", "cqrs-broker-kafka", "cqrs
 EVERYTHING = [
     "cqrs-brokers-core",
     *BROKERS,
+    "cqrs-broker-kafka[lz4,snappy,zstd]",
     "cqrs-brokers-python-cqrs",
     "cqrs-brokers-testkit[pytest,amqp,kafka]",
 ]
@@ -77,7 +78,7 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Runs the tests; arguments after `--` go to pytest (`nox -s tests -- tests/core`)."""
-    install(session, EVERYTHING, *group("test"), *group("typing"))
+    install(session, EVERYTHING, *group("test"), *group("typing"), *group("lint"))
     if not session.posargs:
         # Finds, or installs where that is allowed, the servers; in a test this could take longer than its time limit.
         # What is missing is for the tests themselves to say: they skip, or fail when CI=true.
@@ -139,6 +140,22 @@ def wheels(session: nox.Session) -> None:
         # -I: nothing of this repository is on the path.
         session.run(python, "-I", "-W", "error", "tests/wheels/smoke.py", name, external=True)
     constraints.unlink()
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measures speed against other publishers on real servers, and writes tables and plots into docs/benchmarks/."""
+    install(session, EVERYTHING, *group("test"), *group("bench"))
+    session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """Publishes for a long time while servers are killed, paused and cut off; `-- amqp` or `-- kafka` for one."""
+    install(session, EVERYTHING, *group("test"))
+    for broker in [arg for arg in session.posargs if arg in ("amqp", "kafka")] or ["amqp", "kafka"]:
+        rest = [arg for arg in session.posargs if arg not in ("amqp", "kafka")]
+        session.run("python", "-m", "soak", broker, *rest)
 
 
 def check_content(session: nox.Session, wheel: Path) -> None:

@@ -42,6 +42,25 @@ def test_the_memory_page_has_its_table():
     assert any("MemoryOptions" in str(table.values) for table in TABLES)
 
 
+@pytest.mark.parametrize("page", sorted((DOCS / "brokers").glob("*.md")), ids=lambda page: page.stem)
+def test_a_brokers_page_has_every_option_and_the_right_defaults(page):
+    """Each option that is the broker's own stands in a first column; a plain default beside a single one is true."""
+    plugin = importlib.import_module(f"cqrs_broker_{page.stem}")
+    own = {
+        item.name: item.default
+        for item in describe_options(plugin.broker_options())
+        if item.name not in BrokerOptions.model_fields
+    }
+    listed = set()
+    for names, default in re.findall(r"^\| (`[^|]+`) *\| *([^|]*?) *\|", page.read_text(), re.MULTILINE):
+        options = re.findall(r"`([^`]+)`", names)
+        listed |= set(options)
+        plain = default.strip("`")
+        if len(options) == 1 and options[0] in own and default.startswith("`") and own[options[0]] != "none":
+            assert plain == own[options[0]], options[0]
+    assert own.keys() - listed <= {"password"}  # in the URL's user part: said on the page of config strings
+
+
 def test_the_wire_page_names_the_reserved_headers():
     """All of them, and no other."""
     sentence = re.search(r"Reserved header names[^:]*: ([^.]*)\.", WIRE)
