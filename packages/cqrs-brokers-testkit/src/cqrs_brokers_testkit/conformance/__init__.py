@@ -1,0 +1,27 @@
+"""The conformance suite: what every broker plugin must prove, as cases that run against a `Harness`.
+
+    report = run(MyHarness())
+    report.raise_for_failures()
+
+Or `python -m cqrs_brokers_testkit my-scheme`, or in pytest a subclass of `pytest_glue.BrokerConformance`.
+"""
+
+from cqrs_brokers_testkit.conformance.case import CASES, Case
+from cqrs_brokers_testkit.conformance.harness import Harness, Refusal, Target, Unsupported
+from cqrs_brokers_testkit.conformance.report import CaseResult, ConformanceFailed, Report
+from cqrs_brokers_testkit.conformance.runner import run
+from cqrs_brokers_testkit.readers import Record
+
+__all__ = [
+    "CASES",
+    "Case",
+    "CaseResult",
+    "ConformanceFailed",
+    "Harness",
+    "Record",
+    "Refusal",
+    "Report",
+    "Target",
+    "Unsupported",
+    "run",
+]

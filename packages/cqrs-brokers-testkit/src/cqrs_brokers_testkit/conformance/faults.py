@@ -1,0 +1,336 @@
+"""Cases that break the broker or the way to it: restarts, half-open and slow links, garbage, silence."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import time
+import tracemalloc
+from collections.abc import AsyncIterator, Callable
+
+from cqrs_brokers import Broker, ConnectError, NotConnectedError, Receipt, UnreachableError
+from cqrs_brokers_testkit.conformance.case import (
+    Clock,
+    Context,
+    case,
+    check,
+    check_all_receipts,
+    check_truth,
+    outcome_of,
+    show,
+    tally,
+)
+from cqrs_brokers_testkit.proxy import FaultProxy
+
+_MIB = 2**20
+_GRACE = 1.0
+_AFTER_PERMANENT = 8.0
+"""After an error that looks permanent `Broker` tries again only 5 s later."""
+
+
+def _proxy(ctx: Context) -> FaultProxy:
+    proxy = ctx.harness.proxy
+    assert proxy is not None  # the runner has looked: the case needs it
+    return proxy
+
+
+@contextlib.asynccontextmanager
+async def _healed(ctx: Context) -> AsyncIterator[FaultProxy]:
+    """The proxy, healed at the end and its connections ended."""
+    proxy = _proxy(ctx)
+    try:
+        yield proxy
+    finally:
+        await ctx.do(proxy.heal)
+        await ctx.do(proxy.reset)
+
+
+async def _works_again(ctx: Context, broker: Broker, topic: str, within: float = _AFTER_PERMANENT) -> None:
+    """Demands that sends succeed again after so many seconds at most."""
+    give_up = time.monotonic() + within
+    outcome: object = None
+    while time.monotonic() < give_up:
+        outcome = await outcome_of(broker.send_message(ctx.message(topic)))
+        if isinstance(outcome, Receipt):
+            return
+        await asyncio.sleep(0.3)
+    check(False, f"{within:g} s after the fault a good message still got {show(outcome)}")
+
+
+# -- restarts ----------------------------------------------------------------------------------------------------------
+
+
+async def _restarted(ctx: Context, at: float) -> None:
+    broker, topic = ctx.open(delivery_timeout=30.0), await ctx.topic()
+    messages = [ctx.message(topic, {"n": n}) for n in range(ctx.count(10_000, 1_000))]
+    outcomes: list[object] = [None] * len(messages)
+    ended = [0.0] * len(messages)
+    begun: set[int] = set()
+    reached = asyncio.Event()
+
+    async def work(first: int) -> None:
+        for index in range(first, len(messages), 100):
+            begun.add(index)
+            outcomes[index] = await outcome_of(broker.send_message(messages[index]))
+            ended[index] = time.monotonic()
+            if len(begun) >= len(messages) * at:
+                reached.set()
+
+    await broker.connect()
+    tasks = [asyncio.ensure_future(work(first)) for first in range(100)]
+    await asyncio.wait_for(reached.wait(), 30.0)
+    await ctx.do(ctx.harness.kill)
+    await ctx.do(ctx.harness.restart)
+    back = time.monotonic()
+    waiting = [index for index in begun if outcomes[index] is None]
+    await asyncio.gather(*tasks)
+    records = await ctx.read(topic, sum(isinstance(outcome, Receipt) for outcome in outcomes))
+    check_truth(messages, outcomes, records)
+    failed = [outcome for outcome in outcomes if not isinstance(outcome, Receipt)]
+    check(len(failed) <= 200, f"100 tasks, and {len(failed)} sends failed: {tally(failed)}")
+    if waiting:
+        late = sorted(ended[index] - back for index in waiting)
+        p95 = late[max(0, int(len(late) * 0.95) - 1)]
+        limit = ctx.harness.reconnect_within
+        check(p95 <= limit, f"95 % of {len(late)} waiting sends were through {p95:.1f} s after the server's return")
+
+
+@case("faults.restart-at-a-third", "fault", needs=["kill", "restart", "read_back"], capability="durable", limit=120.0)
+async def restart_at_a_third(ctx: Context) -> None:
+    """The server is killed and restarted at 1/3 of 10 000 messages of 100 tasks: none with a receipt is lost."""
+    await _restarted(ctx, 1 / 3)
+
+
+@case("faults.restart-at-half", "fault", needs=["kill", "restart", "read_back"], capability="durable", limit=120.0)
+async def restart_at_half(ctx: Context) -> None:
+    """The same at 1/2."""
+    await _restarted(ctx, 1 / 2)
+
+
+@case("faults.down-for-a-while", "fault", needs=["kill", "restart"], limit=90.0)
+async def down_for_a_while(ctx: Context) -> None:
+    """While the server is down sends wait until their deadline, then say why; `close()` is bounded; later it works."""
+    broker, other, topic = ctx.open(delivery_timeout=2.0), ctx.open(), await ctx.topic()
+    check_all_receipts([await outcome_of(one.send_message(ctx.message(topic))) for one in (broker, other)])
+    await ctx.do(ctx.harness.kill)
+    try:
+        await asyncio.sleep(0.3)
+        with Clock() as clock:
+            outcome = await outcome_of(broker.send_message(ctx.message(topic)))
+        with Clock() as closing:
+            await other.close(1.0)
+    finally:
+        await ctx.do(ctx.harness.restart)
+    check(not isinstance(outcome, Receipt), "the server was down, and the send got a receipt")
+    check(clock.seconds <= 2.0 + _GRACE, f"the outcome took {clock.seconds:.1f} s, with delivery_timeout=2")
+    check(closing.seconds <= 1.0 + _GRACE, f"close(1.0) took {closing.seconds:.1f} s while the server was down")
+    await _works_again(ctx, broker, topic, 15.0)
+
+
+# -- the wire ----------------------------------------------------------------------------------------------------------
+
+
+@case("faults.half-open", "fault", needs=["proxy"])
+async def half_open(ctx: Context) -> None:
+    """The broker's side of the connection is finished: every send has its outcome, and then it works again."""
+    broker, topic = ctx.open(delivery_timeout=4.0), await ctx.topic()
+    await broker.send_message(ctx.message(topic))
+    async with _healed(ctx) as proxy:
+        await ctx.do(lambda: proxy.half_close("down"))
+        with Clock() as clock:
+            await asyncio.gather(*(outcome_of(broker.send_message(ctx.message(topic))) for _ in range(10)))
+        check(clock.seconds <= 4.0 + _GRACE, f"the last outcome took {clock.seconds:.1f} s, with delivery_timeout=4")
+        await _works_again(ctx, broker, topic, 4.0)
+
+
+@case("faults.latency", "fault", needs=["proxy"])
+async def latency(ctx: Context) -> None:
+    """200 ms of latency with jitter: everything is delivered, once, and in much less than a round trip per message."""
+    async with _healed(ctx) as proxy:
+        await ctx.do(lambda: proxy.delay(0.2, jitter=0.1))
+        broker, topic = ctx.open(), await ctx.topic()
+        messages = [ctx.message(topic) for _ in range(200)]
+        with Clock() as clock:
+            outcomes = await broker.send_messages(messages)
+        check_all_receipts(outcomes)
+        check(clock.seconds <= 20.0, f"200 messages took {clock.seconds:.1f} s")
+        await broker.close()
+    if ctx.harness.lacks("read_back") is None:
+        check_truth(messages, outcomes, await ctx.read(topic, len(messages)))
+
+
+@case("faults.slow-link", "fault", needs=["proxy"])
+async def slow_link(ctx: Context) -> None:
+    """At 1 kB/s every send ends at its deadline, memory stays within the window, and then it works again."""
+    broker, topic = ctx.open(delivery_timeout=1.0, max_in_flight_bytes=_MIB), await ctx.topic()
+    await broker.send_message(ctx.message(topic))
+    tracemalloc.start()
+    try:
+        async with _healed(ctx) as proxy:
+            await ctx.do(lambda: proxy.throttle(1_000))
+            before, _ = tracemalloc.get_traced_memory()
+            for _ in range(6):
+                with Clock() as clock:
+                    await asyncio.gather(
+                        *(outcome_of(broker.send_message(ctx.message(topic, bytes(50_000)))) for _ in range(60))
+                    )
+                check(clock.seconds <= 1.0 + _GRACE, f"outcomes took {clock.seconds:.1f} s, with delivery_timeout=1")
+            gc.collect()
+            kept = (tracemalloc.get_traced_memory()[0] - before) / _MIB
+    finally:
+        tracemalloc.stop()
+    # Up to 4 MiB of it are the proxy's, which lives in this process.
+    check(kept < 9, f"18 MB were sent into a slow link, and {kept:.1f} MiB are kept; the window is 1 MiB")
+    await _works_again(ctx, broker, topic)
+
+
+@case("faults.partial-frame", "fault", needs=["proxy", "read_back"])
+async def partial_frame(ctx: Context) -> None:
+    """The connection is cut in the middle of a message: each outcome is true, and then it works again."""
+    broker, topic = ctx.open(delivery_timeout=6.0), await ctx.topic()
+    await broker.send_message(ctx.message(await ctx.topic()))
+    messages = [ctx.message(topic, bytes([n]) * 3_000) for n in range(50)]
+    async with _healed(ctx) as proxy:
+        for connection in list(proxy.connections):
+            await ctx.do(lambda connection=connection: connection.cut_after(20_000, "up"))  # type: ignore[misc]
+        outcomes = await asyncio.gather(*(outcome_of(broker.send_message(message)) for message in messages))
+        await asyncio.sleep(0.2)
+    check_truth(messages, outcomes, await ctx.read(topic, sum(isinstance(o, Receipt) for o in outcomes)))
+    await _works_again(ctx, broker, topic)
+
+
+@case("faults.garbage", "fault", needs=["proxy", "read_back"])
+async def garbage(ctx: Context) -> None:
+    """The broker's answers are garbage: no send succeeds by them, each ends by its deadline; later it works again."""
+    broker, topic = ctx.open(delivery_timeout=3.0), await ctx.topic()
+    await broker.send_message(ctx.message(await ctx.topic()))
+    messages = [ctx.message(topic) for _ in range(20)]
+    async with _healed(ctx) as proxy:
+        await ctx.do(lambda: proxy.corrupt("down"))
+        with Clock() as clock:
+            outcomes = await asyncio.gather(*(outcome_of(broker.send_message(message)) for message in messages))
+        check(clock.seconds <= 3.0 + _GRACE, f"the last outcome took {clock.seconds:.1f} s, with delivery_timeout=3")
+    check(not any(isinstance(o, Receipt) for o in outcomes), f"answers are garbage, outcomes {tally(outcomes)}")
+    check_truth(messages, outcomes, await ctx.read(topic, 0))
+    await _works_again(ctx, broker, topic)
+
+
+@contextlib.asynccontextmanager
+async def _peer(answer: bytes) -> AsyncIterator[int]:
+    """A server on loopback that gives every connection this answer and then nothing more; yields its port."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            if answer:
+                await reader.read(1)
+                writer.write(answer)
+            while await reader.read(65_536):
+                pass
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+
+
+@case("faults.silent-peer", "fault", needs=["peer_url"])
+async def silent_peer(ctx: Context) -> None:
+    """A peer that says nothing: `UnreachableError` at `connect_timeout`, `NotConnectedError` at the deadline."""
+    async with _peer(b"") as port:
+        broker = ctx.open(ctx.harness.peer_url(port), connect_timeout=1.0, delivery_timeout=2.0)
+        with Clock() as clock:
+            error = await _connect_error(broker)
+        check(type(error) is UnreachableError, f"connect(): expected UnreachableError, got {show(error)}")
+        check(clock.seconds <= 1.0 + _GRACE, f"connect() took {clock.seconds:.1f} s, with connect_timeout=1")
+        with Clock() as clock:
+            outcome = await outcome_of(broker.send_message(ctx.message("orders")))
+        check(type(outcome) is NotConnectedError, f"a send got {show(outcome)}")
+        check(clock.seconds <= 2.0 + _GRACE, f"the send took {clock.seconds:.1f} s, with delivery_timeout=2")
+        with Clock() as clock:
+            await broker.close(1.0)
+        check(clock.seconds <= 1.0 + _GRACE, f"close(1.0) took {clock.seconds:.1f} s")
+
+
+@case("faults.other-protocol", "fault", needs=["peer_url"])
+async def other_protocol(ctx: Context) -> None:
+    """A peer that speaks another protocol: a classified `ConnectError` within `connect_timeout`."""
+    async with _peer(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n" * 4) as port:
+        broker = ctx.open(ctx.harness.peer_url(port), connect_timeout=2.0)
+        with Clock() as clock:
+            error = await _connect_error(broker)
+        check(isinstance(error, ConnectError) and type(error) is not ConnectError, f"not classified: {show(error)}")
+        check(clock.seconds <= 2.0 + _GRACE, f"connect() took {clock.seconds:.1f} s, with connect_timeout=2")
+
+
+async def _connect_error(broker: Broker) -> ConnectError | None:
+    try:
+        await broker.connect()
+    except ConnectError as error:
+        return error
+    return None
+
+
+# -- closing in each of these states -----------------------------------------------------------------------------------
+
+
+async def _closes(ctx: Context, broken: Callable[[], object], url: str | None = None) -> None:
+    """Demands that `close(1.0)` with messages in flight is bounded and leaves no send without outcome."""
+    broker, topic = ctx.open(url), await ctx.topic()
+    if url is None:
+        await broker.send_message(ctx.message(topic))
+    await ctx.do(broken)
+    sends = [
+        asyncio.ensure_future(outcome_of(broker.send_message(ctx.message(topic, bytes(5_000))))) for _ in range(20)
+    ]
+    await asyncio.sleep(0.2)
+    with Clock() as clock:
+        await broker.close(1.0)
+    check(clock.seconds <= 1.0 + _GRACE, f"close(1.0) took {clock.seconds:.1f} s")
+    _, pending = await asyncio.wait(sends, timeout=0.5)
+    check(not pending, f"after close() {len(pending)} sends have no outcome")
+
+
+@case("faults.close-while-stalled", "fault", needs=["stall"])
+async def close_while_stalled(ctx: Context) -> None:
+    """`close()` is bounded while nothing gets through."""
+    try:
+        await _closes(ctx, ctx.harness.stall)
+    finally:
+        await ctx.do(ctx.harness.resume)
+
+
+@case("faults.close-after-a-reset", "fault", needs=["reset"])
+async def close_after_a_reset(ctx: Context) -> None:
+    """`close()` is bounded right after the connection was reset."""
+    await _closes(ctx, ctx.harness.reset)
+
+
+@case("faults.close-while-half-open", "fault", needs=["proxy"])
+async def close_while_half_open(ctx: Context) -> None:
+    """`close()` is bounded on a connection whose other side is finished."""
+    async with _healed(ctx) as proxy:
+        await _closes(ctx, lambda: proxy.half_close("down"))
+
+
+@case("faults.close-on-a-slow-link", "fault", needs=["proxy"])
+async def close_on_a_slow_link(ctx: Context) -> None:
+    """`close()` is bounded at 1 kB/s."""
+    async with _healed(ctx) as proxy:
+        await _closes(ctx, lambda: proxy.throttle(1_000))
+
+
+@case("faults.close-with-garbage", "fault", needs=["proxy"])
+async def close_with_garbage(ctx: Context) -> None:
+    """`close()` is bounded while the broker's answers are garbage."""
+    async with _healed(ctx) as proxy:
+        await _closes(ctx, lambda: proxy.corrupt("down"))
+
+
+@case("faults.close-with-a-silent-peer", "fault", needs=["peer_url"])
+async def close_with_a_silent_peer(ctx: Context) -> None:
+    """`close()` is bounded while a connect is under way with a peer that says nothing."""
+    async with _peer(b"") as port:
+        await _closes(ctx, lambda: None, ctx.harness.peer_url(port))

@@ -1,0 +1,231 @@
+"""The one class that a plugin's author writes: where the broker is, how to read it back, how to break it."""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+from cqrs_brokers import Message
+from cqrs_brokers.url import BrokerURL, Host
+from cqrs_brokers_testkit.proxy import FaultProxy
+from cqrs_brokers_testkit.readers import Record
+from cqrs_brokers_testkit.servers import free_port
+
+
+class Unsupported(Exception):  # noqa: N818 - names what it says
+    """The harness does not offer this; the cases that need it are reported as not run."""
+
+
+class Target(NamedTuple):
+    """Where to publish for one case.
+
+    Attributes:
+        url: The config string.
+        topic: The topic.
+    """
+
+    url: str
+    topic: str
+
+
+class Refusal(NamedTuple):
+    """A message that passes `Broker`'s own checks and that the broker refuses, while it takes others.
+
+    Attributes:
+        url: The config string.
+        topic: The topic of the message.
+        message: The message, which must be the first that is sent there.
+    """
+
+    url: str
+    topic: str
+    message: Message
+
+
+_BY_PROXY = {"stall", "resume", "reset", "lose_answers", "connections_made"}
+_OF_A_WIRE = {"proxy", "peer_url", "unreachable_url", "restart", "kill", *_BY_PROXY}
+
+
+class Harness:
+    """Tells the suite about one plugin. Subclass it, set `url`, and override what your broker can do.
+
+    All methods may block; none is called in an event loop. What is not overridden makes the cases that need it "not
+    run", and a report with such cases is not a pass.
+
+    Attributes:
+        url: The config string. With a `proxy`, it leads through the proxy. May be set by `start()`.
+        distribution: Which distribution is meant, when several claim the scheme.
+        options: Options for every broker that is opened, besides those that a case sets.
+        scale: How many messages the big cases send; 1: thousands. Less is for mutants and slow machines.
+        wire: False: there is no socket between driver and broker (an object in this process). The cases about
+            connections do not apply then, and another case proves that no socket is opened.
+        discards: True: the broker keeps nothing, so nothing can be read back. Then it must not confirm anything.
+        illegal_topics: Topics that this broker cannot have, besides those that no broker has.
+        not_applicable: Reasons, by case id, why a case has no meaning for this broker. Only for cases that are
+            waivable: refusals, permissions, credentials and TLS that a broker may not have.
+        proxy: The fault proxy in front of the broker, started by `start()`; None: there is none.
+        connect_within: Seconds in which a refused connection must be reported; 2 in the contract.
+        reconnect_within: Seconds from the server's return in which 95 % of the waiting sends must be through.
+    """
+
+    url: str = ""
+    distribution: str | None = None
+    options: Mapping[str, Any] = {}
+    scale: float = 1.0
+    wire: bool = True
+    discards: bool = False
+    illegal_topics: Sequence[str] = ()
+    not_applicable: Mapping[str, str] = {}
+    proxy: FaultProxy | None = None
+    connect_within: float = 2.0
+    reconnect_within: float = 2.0
+
+    def __init__(self, url: str | None = None) -> None:
+        if url is not None:
+            self.url = url
+
+    # -- the server ---------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Called once before the first live case. Starts the server and the proxy."""
+
+    def stop(self) -> None:
+        """Called once after the last case, also when `start()` failed."""
+
+    def new_topic_name(self) -> str:
+        """A legal topic name that nobody else uses."""
+        return f"conformance-{uuid.uuid4().hex[:16]}"
+
+    def create_topic(self, topic: str) -> None:
+        """Makes a topic ready to be published to and read back: a Kafka topic, an AMQP queue with its binding."""
+
+    def read_back(self, topic: str, count: int) -> Sequence[Record]:
+        """Everything that was ever published to a topic that `create_topic` made, in the order in which it came.
+
+        Read with an independent client, never with the plugin's own code.
+
+        Args:
+            topic: The topic.
+            count: Wait until at least so many are there, 10 s at most; then return all there are, fewer or more.
+        """
+        raise Unsupported
+
+    # -- what the broker refuses --------------------------------------------------------------------------------------
+
+    def make_unroutable(self) -> Target:
+        """A destination that the broker takes messages for and routes nowhere."""
+        raise Unsupported
+
+    def missing_destination(self) -> Target:
+        """A destination that does not exist."""
+        raise Unsupported
+
+    def forbidden_destination(self) -> Target:
+        """A destination that exists, with credentials that may connect but not publish there."""
+        raise Unsupported
+
+    def nacking_destination(self) -> Target:
+        """A destination where the broker answers every message with a nack although one copy is kept.
+
+        For RabbitMQ: one queue that is full and rejects, one that is free. `read_back(topic)` reads the free one.
+        """
+        raise Unsupported
+
+    def refuse_next(self) -> Refusal:
+        """A message that the broker refuses as a whole."""
+        raise Unsupported
+
+    def wrong_password_url(self) -> str:
+        """The config string with a wrong password."""
+        raise Unsupported
+
+    def wrong_permission_url(self) -> str:
+        """A config string with good credentials that may not use this virtual host or cluster."""
+        raise Unsupported
+
+    def tls_failures(self) -> Mapping[str, str]:
+        """Config strings whose TLS handshake must fail, by what is wrong (expired, wrong host, unknown authority)."""
+        raise Unsupported
+
+    def blocked(self) -> contextlib.AbstractContextManager[None]:
+        """While it is entered the broker takes no messages but keeps its connections."""
+        raise Unsupported
+
+    # -- faults -------------------------------------------------------------------------------------------------------
+
+    def kill(self) -> None:
+        """Ends the server at once; what it confirmed is on its disk."""
+        raise Unsupported
+
+    def restart(self) -> None:
+        """Starts the server after `kill()`, with the same address and data; returns when it takes connections."""
+        raise Unsupported
+
+    def stall(self) -> None:
+        """Lets nothing through in either direction; connections stay open. Default: by the proxy."""
+        self._through().stall()
+
+    def resume(self) -> None:
+        """Ends every fault."""
+        self._through().heal()
+
+    def reset(self) -> None:
+        """Ends all connections at once. Default: the proxy resets them."""
+        self._through().reset()
+
+    def lose_answers(self) -> None:
+        """Lets messages reach the broker, but none of its answers the driver, until `resume()`."""
+        self._through().stall("down")
+
+    def connections_made(self) -> int:
+        """How many connections were made so far, ever."""
+        return self._through().accepted
+
+    def peer_url(self, port: int) -> str:
+        """The config string, with this port of 127.0.0.1 for all its hosts."""
+        url = BrokerURL.parse(self.url)
+        fields = {name: getattr(url, name) for name in BrokerURL.__slots__}
+        return BrokerURL._make(**{**fields, "hosts": (Host("127.0.0.1", port),)}).render(reveal=True)
+
+    def url_with_credentials(self, user: str, password: str) -> str:
+        """The config string with this user and password, which need not be right.
+
+        Override it when credentials need further options.
+        """
+        url = BrokerURL.parse(self.url)
+        host = ",".join(map(str, url.hosts)) or "localhost"
+        _, _, rest = url.render(reveal=True).partition("://")
+        tail = rest[min((rest.find(mark) for mark in "/?" if mark in rest), default=len(rest)) :]
+        return f"{url.scheme}://{quote(user, safe='')}:{quote(password, safe='')}@{host}{tail}"
+
+    def unreachable_url(self) -> str:
+        """The config string of a broker that is not there. Default: a port where nobody listens."""
+        return self.peer_url(free_port())
+
+    def _through(self) -> FaultProxy:
+        if self.proxy is None:
+            raise Unsupported
+        return self.proxy
+
+    # -- what it offers (for the runner) ------------------------------------------------------------------------------
+
+    def lacks(self, need: str) -> str | None:
+        """Why a case with this need cannot run or does not apply, or None when it can run."""
+        if need == "read_back" and self.discards:
+            return "n/a: the broker discards what it takes, so nothing can be read back"
+        if self._offers(need):
+            return None
+        if not self.wire and need in _OF_A_WIRE:
+            return "n/a: there is no wire between driver and broker"
+        return f"the harness has no {need}"
+
+    def _offers(self, need: str) -> bool:
+        if need == "proxy":
+            return self.proxy is not None
+        overridden = getattr(type(self), need) is not getattr(Harness, need)
+        if need in ("peer_url", "unreachable_url"):
+            return overridden or (self.wire and bool(BrokerURL.parse(self.url).hosts))
+        return overridden or (need in _BY_PROXY and self.proxy is not None)

@@ -1,0 +1,144 @@
+"""Programs that are run in a fresh interpreter, for what can be seen only there.
+
+Each prints one line of JSON on success.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any, NamedTuple
+
+CORE_IMPORT = """
+import json, sys
+import cqrs_brokers
+cqrs_brokers.available_brokers()
+print(json.dumps(sorted(sys.modules)))
+"""
+
+PLUGIN_IMPORT = """
+import json, logging, sys, threading
+import cqrs_brokers.discovery, cqrs_brokers.plugins, cqrs_brokers.driver, cqrs_brokers.options
+seen = []
+watched = {"socket.connect", "socket.bind", "socket.getaddrinfo", "socket.gethostbyname", "subprocess.Popen",
+           "os.system", "os.fork", "os.posix_spawn", "urllib.Request"}
+def hook(event, arguments):
+    if event in watched:
+        seen.append(event)
+    elif event == "open" and isinstance(arguments[0], str) and any(m in str(arguments[1] or "") for m in "wax+"):
+        if "__pycache__" not in arguments[0]:
+            seen.append("open for writing")
+sys.addaudithook(hook)
+def levels():
+    known = logging.getLogger().manager.loggerDict
+    return {n: l.level for n, l in known.items() if isinstance(l, logging.Logger) and l.level} | {
+        "root": logging.getLogger().level, "disabled below": logging.root.manager.disable}
+before, threads = levels(), threading.active_count()
+handlers = len(logging.getLogger().handlers)
+plugin = cqrs_brokers.plugins.load_plugin(sys.argv[1], sys.argv[2] or None)
+plugin.options_type()
+after = levels()
+if threading.active_count() > threads:
+    seen.append("a thread")
+if len(logging.getLogger().handlers) > handlers:
+    seen.append("a handler of the root logger")
+seen += [f"level of logger {name}" for name in after if after[name] != before.get(name, 0)]
+print(json.dumps(seen))
+"""
+
+USE_AND_CLOSE = """
+import asyncio, json, logging, sys
+logging.basicConfig(level=logging.ERROR)  # a driver may log warnings; errors of asyncio and tracebacks are shown
+from cqrs_brokers import Message, open_broker
+url, topic, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+async def main():
+    async with open_broker(url, **options) as broker:
+        for n in range(5):
+            await broker.send_message(Message("ConformanceEvent", topic, {"n": n}))
+asyncio.run(main())
+print(json.dumps("done"))
+"""
+
+NEVER_CLOSED = """
+import asyncio, json, logging, sys
+logging.basicConfig(level=logging.ERROR)
+from cqrs_brokers import Message, open_broker
+url, topic, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+async def main():
+    broker = open_broker(url, **options)
+    await broker.send_message(Message("ConformanceEvent", topic, {}))
+asyncio.run(main())
+print(json.dumps("done"))
+"""
+
+FORKED = """
+import asyncio, json, os, sys, warnings
+from cqrs_brokers import Message, open_broker
+warnings.simplefilter("ignore")
+url, topic, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+async def send(broker):
+    await broker.send_message(Message("ConformanceEvent", topic, {}))
+async def main():
+    broker = open_broker(url, **options)
+    await send(broker)
+    reader, writer = os.pipe()
+    if not (child := os.fork()):
+        try:
+            send(broker).send(None)
+            text = "the send began"
+        except BaseException as error:
+            text = type(error).__name__
+        os.write(writer, text.encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    told = os.read(reader, 1000).decode()
+    await send(broker)
+    await broker.close()
+    return told
+print(json.dumps(asyncio.run(main())))
+"""
+
+
+class Probed(NamedTuple):
+    """What a program did.
+
+    Attributes:
+        answer: The JSON it printed, or None.
+        code: Its exit code.
+        stderr: What it printed to stderr.
+    """
+
+    answer: Any
+    code: int
+    stderr: str
+
+
+def probe(program: str, *arguments: str, flags: tuple[str, ...] = (), timeout: float = 15.0) -> Probed:
+    """Runs a program with this interpreter and this `sys.path`.
+
+    Raises:
+        subprocess.TimeoutExpired: It did not end.
+    """
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    for name in ("PYTHONWARNINGS", "PYTHONASYNCIODEBUG", "PYTHONDEVMODE"):
+        environment.pop(name, None)
+    done = subprocess.run(  # noqa: S603 - our own programs
+        [sys.executable, *flags, "-c", program, *arguments],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    try:
+        answer = json.loads(done.stdout.strip().splitlines()[-1])
+    except (ValueError, IndexError):
+        answer = None
+    return Probed(answer, done.returncode, done.stderr.strip())

@@ -1,0 +1,47 @@
+"""The suite in pytest: one test per case.
+
+    from cqrs_brokers_testkit.conformance.pytest_glue import BrokerConformance
+
+    class TestMyBroker(BrokerConformance):
+        harness = MyHarness
+
+Cases that do not apply are skipped with their reason. A case that could not be run fails: a harness that leaves cases
+out proves nothing about them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+import pytest
+
+from cqrs_brokers_testkit.conformance.case import CASES, Case
+from cqrs_brokers_testkit.conformance.harness import Harness
+from cqrs_brokers_testkit.conformance.runner import Session, session
+
+
+class BrokerConformance:
+    """Subclass it with a name that pytest collects (`Test…`).
+
+    Attributes:
+        harness: Your harness' class.
+    """
+
+    harness: ClassVar[type[Harness]]
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def conformance(cls) -> Iterator[Session]:
+        """The harness, started when the first live case runs and stopped after the last one."""
+        with session(cls.harness(), progress=lambda _: None) as running:
+            yield running
+
+    @pytest.mark.parametrize("case", CASES.values(), ids=lambda case: case.id)
+    def test_conforms(self, conformance: Session, case: Case) -> None:
+        """The broker does what the case says."""
+        result = conformance.run_case(case)
+        if result.status == "not applicable":
+            pytest.skip(result.reason)
+        if result.status != "passed":
+            pytest.fail(f"{case.title}\n{result.status}: {result.reason}\n{result.detail}", pytrace=False)

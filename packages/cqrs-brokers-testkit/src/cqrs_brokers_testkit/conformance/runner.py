@@ -1,0 +1,283 @@
+"""Runs the cases against one harness, each bounded in time, and reports. Knows nothing of pytest."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import platform
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from importlib import metadata
+
+from cqrs_brokers import Capabilities, open_broker
+from cqrs_brokers.discovery import available_brokers
+from cqrs_brokers_testkit.conformance import (
+    contract,
+    delivery,
+    faults,
+    lifecycle,
+    messages,
+    ordering,
+    refusals,
+    static,
+)
+from cqrs_brokers_testkit.conformance.case import CASES, Case, CaseFailed, Context
+from cqrs_brokers_testkit.conformance.harness import Harness, Unsupported
+from cqrs_brokers_testkit.conformance.report import CaseResult, Report, Status
+
+Progress = Callable[[str], None]
+
+_SECTIONS = (static, messages, refusals, delivery, ordering, lifecycle, faults, contract)
+for _section in _SECTIONS:  # in this order, whatever the order of the imports: `contract` looks back at the others
+    for _id in [case_id for case_id, each in CASES.items() if each.function.__module__ == _section.__name__]:
+        CASES[_id] = CASES.pop(_id)
+
+_CLEAN_UP = 6.0  # seconds that a case may take, after its limit, to be cancelled and to close what it opened
+
+
+def to_stderr(text: str) -> None:
+    """The default progress: each piece at once."""
+    sys.stderr.write(text)
+    sys.stderr.flush()
+
+
+def run(harness: Harness, *, only: Iterable[str] = (), progress: Progress = to_stderr) -> Report:
+    """Runs every case that applies.
+
+    Args:
+        harness: What to test.
+        only: Run only the cases whose id is one of these, or starts with one of these and a dot. The report is then
+            "incomplete", never a pass.
+        progress: Is given the text of the progress, piece by piece.
+
+    Raises:
+        LookupError: `only` names no case.
+        ValueError: The harness waives a case that cannot be waived, or one that does not exist.
+    """
+    with session(harness, progress=progress) as running:
+        return running.run_all(tuple(only))
+
+
+@contextmanager
+def session(harness: Harness, *, progress: Progress = to_stderr) -> Iterator[Session]:
+    """Starts the harness, for running single cases; `run` is this with all of them."""
+    for case_id in harness.not_applicable:
+        if case_id not in CASES:
+            raise ValueError(f"not_applicable names {case_id!r}, and there is no such case")
+        if not CASES[case_id].waivable:
+            raise ValueError(f"{case_id} is mandatory and cannot be declared not applicable")
+    with _logs_watched() as watcher:
+        try:
+            yield Session(harness, progress, watcher)
+        finally:
+            harness.stop()
+
+
+class Session:
+    """A harness that runs cases."""
+
+    def __init__(self, harness: Harness, progress: Progress, watcher: _Breaches) -> None:
+        self.harness = harness
+        self._progress = progress
+        self._watcher = watcher
+        self._started = False
+        self._start_problem: str | None = None
+        self._capabilities: Capabilities | None = None
+        self._capabilities_problem = ""
+        self.report = self._empty_report()
+
+    def run_all(self, only: tuple[str, ...]) -> Report:
+        """Runs the chosen cases, in order; an empty choice means all."""
+        unknown = [name for name in only if not any(_chosen(case_id, (name,)) for case_id in CASES)]
+        if unknown:
+            raise LookupError(f"no case is called {', '.join(unknown)}")
+        self.report.filtered = bool(only)
+        for number, case in enumerate(CASES.values(), 1):
+            if only and not _chosen(case.id, only):
+                self._add(_result(case, "not run", "not chosen"))
+                continue
+            self._progress(f"[{number:3}/{len(CASES)}] {case.id} ")
+            result = self.run_case(case)
+            seconds = f" ({result.seconds:.1f} s)" if result.seconds >= 0.05 else ""
+            self._progress(f"{result.status}{seconds}{': ' + result.reason if result.reason else ''}\n")
+        self._progress(f"{self.report.scheme}:// {self.report.verdict}: {self.report.summary}\n")
+        return self.report
+
+    def run_case(self, case: Case) -> CaseResult:
+        """Runs one case, unless it cannot be run or does not apply."""
+        return self._add(self._judge(case) or self._execute(case))
+
+    def _add(self, result: CaseResult) -> CaseResult:
+        self.report.cases.append(result)
+        return result
+
+    # -- what applies -------------------------------------------------------------------------------------------------
+
+    def _judge(self, case: Case) -> CaseResult | None:
+        """The result of a case that is not to be executed."""
+        if case.id in self.harness.not_applicable:
+            return _result(case, "not applicable", self.harness.not_applicable[case.id])
+        if case.kind != "static":
+            problem = self._start()
+            if problem:
+                return _result(case, "not run", problem)
+        capabilities = self._declared()
+        if capabilities is None:
+            return None if case.kind == "static" else _result(case, "not run", self._capabilities_problem)
+        undeclared = case.capability is not None and not getattr(capabilities, case.capability)
+        if case.without is not None and getattr(capabilities, case.without):
+            return _result(case, "not applicable", f"the driver declares {case.without}")
+        for need in case.needs if case.kind != "static" else ():
+            lack = self.harness.lacks(need)
+            if lack is not None and lack.startswith("n/a: "):
+                return _result(case, "not applicable", lack.removeprefix("n/a: "))
+            if lack is not None and undeclared:
+                return _result(case, "not applicable", f"the driver does not declare {case.capability}")
+            if lack is not None:
+                return _result(case, "not run", lack)
+        if undeclared:
+            if self._execute(case).status == "passed":
+                self.report.notes.append(f"{case.id} passes although the driver does not declare {case.capability}")
+            return _result(case, "not applicable", f"the driver does not declare {case.capability}")
+        return None
+
+    def _start(self) -> str | None:
+        if not self._started:
+            self._started = True
+            try:
+                self.harness.start()
+            except Exception as error:
+                self._start_problem = f"the harness did not start: {type(error).__name__}: {error}"
+            if self._start_problem is None and "://" not in self.harness.url:
+                self._start_problem = "no harness: give a config string to run the live cases"
+        return self._start_problem
+
+    def _declared(self) -> Capabilities | None:
+        if self._capabilities is None:
+            url = self.harness.url if "://" in self.harness.url else f"{self.harness.url}://"
+            try:
+                broker = open_broker(url, distribution=self.harness.distribution, **self.harness.options)
+                self._capabilities = broker.capabilities
+                self.report.capabilities = {
+                    field.name: getattr(self._capabilities, field.name) for field in fields(Capabilities)
+                }
+            except Exception as error:
+                self._capabilities_problem = f"the broker cannot be opened: {type(error).__name__}: {error}"
+        return self._capabilities
+
+    # -- running ------------------------------------------------------------------------------------------------------
+
+    def _execute(self, case: Case) -> CaseResult:
+        """Runs a case in a thread of its own, which is given up when the case does not end."""
+        ended: list[BaseException | None] = []
+        self._watcher.case_id, self._watcher.enabled = case.id, True
+        context = Context(self.harness, self.harness.url, self._capabilities or Capabilities(), self._watcher.found)
+        thread = threading.Thread(
+            target=lambda: ended.append(_outcome(case, context, self._watcher)),
+            name=f"conformance {case.id}",
+            daemon=True,
+        )
+        began = time.monotonic()
+        thread.start()
+        thread.join(case.limit + _CLEAN_UP)
+        seconds = round(time.monotonic() - began, 2)
+        if not ended:
+            where = traceback.format_stack(sys._current_frames()[thread.ident or 0])
+            return _result(case, "failed", f"still running after {seconds:.0f} s", seconds, "".join(where))
+        error = ended[0]
+        if error is None:
+            return _result(case, "passed", "", seconds)
+        if isinstance(error, Unsupported):
+            return _result(case, "not run", str(error) or "the harness does not offer what it needs", seconds)
+        text = str(error) if isinstance(error, CaseFailed) else f"{type(error).__name__}: {error}"
+        if isinstance(error, ExceptionGroup):
+            text += f" ({'; '.join(f'{type(e).__name__}: {e}' for e in error.exceptions)})"
+        return _result(case, "failed", text, seconds, "".join(traceback.format_exception(error)))
+
+    def _empty_report(self) -> Report:
+        scheme = self.harness.url.partition("://")[0]
+        owners = [info for info in available_brokers() if info.name == scheme and info.status == "ready"]
+        plugin = f"{owners[0].distribution} {owners[0].version}" if owners else "a plugin without distribution"
+        return Report(
+            suite=metadata.version("cqrs-brokers-testkit"),
+            core=metadata.version("cqrs-brokers-core"),
+            python=platform.python_version(),
+            scheme=scheme,
+            plugin=plugin,
+            capabilities={},
+        )
+
+
+def _outcome(case: Case, context: Context, watcher: _Breaches) -> BaseException | None:
+    """How the case ended: None when it holds."""
+    try:
+        if inspect.iscoroutinefunction(case.function):
+            asyncio.run(_bounded(case, context, watcher))
+        else:
+            case.function(context)
+    except BaseException as error:  # in a thread of ours: nothing may leave it
+        return error
+    return None
+
+
+async def _bounded(case: Case, context: Context, watcher: _Breaches) -> None:
+    try:
+        async with asyncio.timeout(case.limit) as timeout:
+            running = case.function(context)
+            if running is not None:
+                await running
+    except TimeoutError as error:
+        if timeout.expired():
+            raise CaseFailed(f"did not end within {case.limit:g} s") from error
+        raise
+    finally:
+        # When `Broker` closes it takes every place back and only then closes the driver: an answer of the server that
+        # comes in between looks like a breach and is none.
+        watcher.enabled = False
+        await context.clean_up()
+
+
+def _result(case: Case, status: Status, reason: str = "", seconds: float = 0.0, detail: str = "") -> CaseResult:
+    return CaseResult(case.id, case.kind, case.profile, status, reason, seconds, detail)
+
+
+def _chosen(case_id: str, only: tuple[str, ...]) -> bool:
+    return any(case_id == name or case_id.startswith(f"{name}.") for name in only)
+
+
+class _Breaches(logging.Handler):
+    """Collects what no driver may cause: breaches of the contract, and what asyncio found unhandled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.case_id = ""
+        self.enabled = True
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if (
+            self.enabled
+            and record.levelno >= logging.ERROR
+            and (record.name == "asyncio" or "broke its contract" in text or "cancelled" in text or "abort()" in text)
+        ):
+            self.found.append(f"in {self.case_id} {record.name} logged: {text}"[:400])
+
+
+@contextmanager
+def _logs_watched() -> Iterator[_Breaches]:
+    handler = _Breaches()
+    loggers = [logging.getLogger(name) for name in ("asyncio", "cqrs_brokers")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        yield handler
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)

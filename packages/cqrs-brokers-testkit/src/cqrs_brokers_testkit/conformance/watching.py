@@ -1,0 +1,102 @@
+"""Sees what a piece of code does to the world: I/O by Python's audit events, log records, logger levels, warnings."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+_IO = frozenset(
+    {
+        "socket.connect",
+        "socket.bind",
+        "socket.sendto",
+        "socket.sendmsg",
+        "socket.getaddrinfo",
+        "socket.gethostbyname",
+        "socket.__new__",
+        "subprocess.Popen",
+        "os.system",
+        "os.fork",
+        "os.posix_spawn",
+    }
+)
+_watching = threading.local()
+_installed = threading.Lock()
+
+
+def _hook(event: str, arguments: tuple[Any, ...]) -> None:
+    if event in _IO:
+        seen: list[str] | None = getattr(_watching, "seen", None)
+        if seen is not None:
+            seen.append(event)
+
+
+@contextlib.contextmanager
+def io_watched() -> Iterator[list[str]]:
+    """Lists the sockets, look-ups and processes that this thread makes in the block.
+
+    Audit hooks cannot be removed; ours is added once and does nothing outside such a block.
+    """
+    if _installed.acquire(blocking=False):
+        sys.addaudithook(_hook)
+    before = getattr(_watching, "seen", None)
+    seen: list[str] = []
+    _watching.seen = seen
+    try:
+        yield seen
+    finally:
+        _watching.seen = before
+
+
+class _Texts(logging.Handler):
+    """Every record as text, with its traceback."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.NOTSET)
+        self.texts: list[str] = []
+        self.setFormatter(logging.Formatter("%(name)s %(levelname)s %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self.texts.append(self.format(record))
+        except Exception as error:  # a record that cannot be formatted is somebody else's fault, but still has parts
+            self.texts.append(f"{record.name} {record.msg!r} {record.args!r} ({error!r})")
+
+
+@contextlib.contextmanager
+def logs_at_debug() -> Iterator[list[str]]:
+    """Lists everything that is logged or warned, by anybody, at any level, without showing it.
+
+    Sets the level of the root logger and of those that have one, and puts all back.
+    """
+    root, handler = logging.getLogger(), _Texts()
+    levels = {logger: logger.level for logger in [root, *_loggers().values()] if logger is root or logger.level}
+    shown = root.handlers[:]
+    for logger in levels:
+        logger.setLevel(logging.DEBUG)
+    root.handlers[:] = [handler]
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield handler.texts
+            handler.texts += [str(warning.message) for warning in caught]
+    finally:
+        root.handlers[:] = shown
+        for logger, level in levels.items():
+            logger.setLevel(level)
+
+
+def logger_levels() -> Mapping[str, int]:
+    """The level of every logger that has one."""
+    levels = {name: logger.level for name, logger in _loggers().items() if logger.level}
+    return {"root": logging.getLogger().level, **levels}
+
+
+def _loggers() -> dict[str, logging.Logger]:
+    known = logging.getLogger().manager.loggerDict.copy()
+    return {name: logger for name, logger in known.items() if isinstance(logger, logging.Logger)}

@@ -1,0 +1,232 @@
+"""Runs the suite, or some of its cases, against a mutant, in a process of its own.
+
+`python -m tests.conformance.mutant_runs NAME [CASE …]` prints the status of each case as JSON. The name "sound" is the
+driver that keeps every rule.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from cqrs_brokers import Message
+from cqrs_brokers_testkit.conformance import Harness, Record, Refusal, Target
+from cqrs_brokers_testkit.proxy import FaultProxy
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+
+_METADATA = "Metadata-Version: 2.1\nName: {name}\nVersion: 0.1.0\nRequires-Dist: cqrs-brokers-core{core}\n"
+
+
+def install(folder: Path) -> None:
+    """Lays out the plugins as pip would: the modules, and the metadata of the distributions."""
+    (folder / "cqrs_broker_mutant.py").write_text((HERE / "mutants.py").read_text())
+    (folder / "cqrs_broker_wiremutant.py").write_text((HERE / "wire_mutants.py").read_text())
+    for name, module, core, schemes in (
+        ("cqrs-broker-mutant", "cqrs_broker_mutant", ">=0.1,<0.2", ("mutant", "othername")),
+        ("cqrs-broker-wiremutant", "cqrs_broker_wiremutant", ">=0.1,<0.2", ("wiremutant",)),
+        ("cqrs-broker-stale", "cqrs_broker_mutant", ">=9", ("stale",)),
+    ):
+        info = folder / f"{name.replace('-', '_')}-0.1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(_METADATA.format(name=name, core=core))
+        lines = "".join(f"{scheme} = {module}\n" for scheme in schemes)
+        (info / "entry_points.txt").write_text(f"[cqrs_brokers]\n{lines}")
+
+
+def run_here(name: str, only: Sequence[str]) -> dict[str, str]:
+    """Runs cases against a mutant in this process; returns the status of each."""
+    import cqrs_broker_wiremutant  # type: ignore[import-not-found]
+
+    from cqrs_brokers_testkit.conformance import run
+
+    wired = name == "wire-sound" or name in cqrs_broker_wiremutant.WIRE_MUTANTS
+    report = run(_wire_harness() if wired else _harness(name), only=only)
+    for result in report.cases:
+        if result.status == "failed":
+            sys.stderr.write(f"{result.id}: {result.reason}\n{result.detail}\n")
+    return {result.id: result.status for result in report.cases}
+
+
+def _harness(name: str) -> Harness:
+    import cqrs_broker_mutant as plugin  # type: ignore[import-not-found]
+
+    server = plugin.server("server")
+
+    class MutantHarness(Harness):
+        """Everything that the server in this process can do."""
+
+        url = plugin.MUTANTS[name].url if name != "sound" else "mutant://server"
+        wire = False
+        scale = 0.04
+        options: Mapping[str, Any] = {"delivery_timeout": 4.0, "connect_timeout": 2.0, "close_timeout": 4.0}
+        illegal_topics = ("a%b",)
+
+        def read_back(self, topic: str, count: int) -> Sequence[Record]:
+            fields = ("topic", "key", "name", "message_id", "headers", "body", "content_type", "timestamp")
+            kept = [record for record in list(server.kept) if record.topic == topic]
+            return [Record(**{field: getattr(record, field) for field in fields}) for record in kept]
+
+        def _topic(self, prefix: str) -> Target:
+            return Target(self.url, f"{prefix}-{self.new_topic_name()}")
+
+        def make_unroutable(self) -> Target:
+            return self._topic("unroutable")
+
+        def missing_destination(self) -> Target:
+            return self._topic("missing")
+
+        def forbidden_destination(self) -> Target:
+            return self._topic("forbidden")
+
+        def nacking_destination(self) -> Target:
+            return self._topic("nack")
+
+        def refuse_next(self) -> Refusal:
+            topic = self.new_topic_name()
+            return Refusal(self.url, topic, Message("Refused", topic, {}))
+
+        def wrong_password_url(self) -> str:
+            return "mutant://user:wrong@server"
+
+        def wrong_permission_url(self) -> str:
+            return "mutant://user:right@server/locked"
+
+        def tls_failures(self) -> Mapping[str, str]:
+            return {"an unknown authority": "mutant://bad-tls"}
+
+        def unreachable_url(self) -> str:
+            return "mutant://nowhere"
+
+        @contextlib.contextmanager
+        def blocked(self) -> Iterator[None]:
+            for session in list(server.sessions):
+                session.blocked(True)
+            server.silent = True
+            try:
+                yield
+            finally:
+                for session in list(server.sessions):
+                    session.blocked(False)
+                server.silent = False
+
+        def kill(self) -> None:
+            server.kill()
+
+        def restart(self) -> None:
+            server.up = True
+
+        def stall(self) -> None:
+            server.stalled = True
+
+        def resume(self) -> None:
+            server.resume()
+
+        def reset(self) -> None:
+            server.reset()
+
+        def lose_answers(self) -> None:
+            server.silent = True
+
+        def connections_made(self) -> int:
+            return int(server.connections)
+
+    return MutantHarness()
+
+
+def _wire_harness() -> Harness:
+    import cqrs_broker_wiremutant as plugin
+
+    server, loop = plugin.WireServer(), asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+
+    class WireHarness(Harness):
+        """The TCP server in a thread of its own, behind the fault proxy."""
+
+        url = "wiremutant://localhost"
+        scale = 0.04
+        options: Mapping[str, Any] = {"delivery_timeout": 4.0, "connect_timeout": 2.0, "close_timeout": 4.0}
+
+        def start(self) -> None:
+            asyncio.run_coroutine_threadsafe(server.start(), loop).result(5.0)
+            self.proxy = FaultProxy(("127.0.0.1", server.port)).__enter__()
+            self.url = f"wiremutant://{self.proxy.address}"
+
+        def stop(self) -> None:
+            if self.proxy is not None:
+                self.proxy.__exit__()
+
+        def read_back(self, topic: str, count: int) -> Sequence[Record]:
+            give_up = time.monotonic() + 2
+            while True:
+                kept = [record for record in list(server.kept) if record["topic"] == topic]
+                if len(kept) >= count or time.monotonic() > give_up:
+                    return [_record(**record) for record in kept]
+                time.sleep(0.02)
+
+    return WireHarness()
+
+
+def _record(body: str, timestamp: str, **fields: Any) -> Record:
+    return Record(
+        body=base64.b64decode(body), timestamp=datetime.fromisoformat(timestamp), key=None, headers={}, **fields
+    )
+
+
+def run_apart(name: str, only: Sequence[str], timeout: float = 170.0) -> dict[str, str]:
+    """`run_here`, in a process of its own.
+
+    Raises:
+        RuntimeError: It did not answer.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        install(Path(folder))
+        path = os.pathsep.join([folder, str(ROOT), *(entry for entry in sys.path if entry)])
+        environment = {**os.environ, "PYTHONPATH": path, "CQRS_MUTANT": "" if name in ("sound", "wire-sound") else name}
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.conformance.mutant_runs", name, *only],
+            env=environment,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+    try:
+        statuses: dict[str, str] = json.loads(done.stdout.strip().splitlines()[-1])
+    except (ValueError, IndexError):
+        raise RuntimeError(f"{name} ended with {done.returncode}: {done.stderr[-2000:]}") from None
+    return statuses
+
+
+def run_many(jobs: Mapping[str, Sequence[str]], at_once: int = 6) -> dict[str, Any]:
+    """Runs several mutants, a few at a time; a failure to run stands in the place of the statuses."""
+
+    def one(job: tuple[str, Sequence[str]]) -> tuple[str, Any]:
+        try:
+            return job[0], run_apart(*job)
+        except Exception as error:
+            return job[0], error
+
+    with ThreadPoolExecutor(at_once) as pool:
+        return dict(pool.map(one, jobs.items()))
+
+
+if __name__ == "__main__":
+    found = run_here(sys.argv[1], sys.argv[2:])
+    print(json.dumps(found), flush=True)
+    os._exit(0)  # a mutant may have left threads that would keep the process

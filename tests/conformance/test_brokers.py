@@ -1,0 +1,36 @@
+"""Every broker that we ship conforms: one test per case."""
+
+import pytest
+
+from cqrs_brokers_testkit.conformance.pytest_glue import BrokerConformance
+from tests.conformance.harnesses import DevnullHarness, KafkaHarness, MemoryHarness, RabbitMQHarness
+
+
+class TestMemory(BrokerConformance):
+    """`memory://`."""
+
+    harness = MemoryHarness
+
+
+class TestDevnull(BrokerConformance):
+    """`devnull://`."""
+
+    harness = DevnullHarness
+
+
+@pytest.mark.live
+@pytest.mark.fault
+@pytest.mark.timeout(180)
+class TestRabbitMQ(BrokerConformance):
+    """`amqp://` on a private RabbitMQ."""
+
+    harness = RabbitMQHarness
+
+
+@pytest.mark.live
+@pytest.mark.fault
+@pytest.mark.timeout(180)
+class TestKafka(BrokerConformance):
+    """`kafka://` on a private Kafka."""
+
+    harness = KafkaHarness

@@ -1,0 +1,51 @@
+"""The suite catches every deliberately broken driver, by the case that names its defect, and no sound one."""
+
+from typing import Any
+
+import pytest
+
+from cqrs_brokers_testkit.conformance import CASES
+from tests.conformance.documents import REFERENCE, UNCAUGHT, expected, jobs, mutants_table
+from tests.conformance.mutant_runs import run_many
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def statuses() -> dict[str, Any]:
+    """Of every mutant, and of the two sound drivers, the status of each case that was run."""
+    return run_many({"sound": [], "wire-sound": [], **jobs()})
+
+
+@pytest.mark.parametrize("name", expected())
+def test_every_mutant_is_caught(name: str, statuses: dict[str, Any]) -> None:
+    """The cases that name the defect fail."""
+    found = statuses[name]
+    assert not isinstance(found, Exception), found
+    assert {case: found[case] for case in expected()[name][1]} == dict.fromkeys(expected()[name][1], "failed")
+
+
+@pytest.mark.parametrize("name", ["sound", "wire-sound"])
+def test_the_sound_driver_passes(name: str, statuses: dict[str, Any]) -> None:
+    """The driver that the mutants vary fails no case, so that it is the defect that is caught."""
+    found = statuses[name]
+    assert not isinstance(found, Exception), found
+    assert [case for case, status in found.items() if status == "failed"] == []
+    assert sum(status == "passed" for status in found.values()) > 60
+
+
+def test_there_are_enough() -> None:
+    """There are at least 24 mutants."""
+    assert len(expected()) >= 24
+
+
+def test_every_case_catches_a_mutant_or_has_a_reason() -> None:
+    """A case that catches no mutant has a reason; none has both."""
+    caught = {case for _, cases in expected().values() for case in cases}
+    assert caught | set(UNCAUGHT) == set(CASES)
+    assert caught & set(UNCAUGHT) == set()
+
+
+def test_the_table_in_the_documentation_is_current() -> None:
+    """docs/reference/mutants.md is what the command writes when all are caught."""
+    assert (REFERENCE / "mutants.md").read_text(encoding="utf-8") == mutants_table()

@@ -1,0 +1,223 @@
+"""The runner is honest: what was not proven is never a pass, and every case ends."""
+
+import asyncio
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from cqrs_brokers_testkit.conformance import CASES, ConformanceFailed, Harness, Report, run
+from cqrs_brokers_testkit.conformance.case import Context, case
+from cqrs_brokers_testkit.conformance.command import main
+from tests.conformance.harnesses import DevnullHarness, MemoryHarness
+
+QUICK = ["static.broker-is-true", "messages.identity-arrives", "delivery.nack-is-not-success"]
+
+
+class Few(MemoryHarness):
+    """For a suite of these three cases."""
+
+    not_applicable: Mapping[str, str] = {QUICK[2]: "there is no nack"}
+
+
+def quiet(_: str) -> None:
+    """No progress."""
+
+
+@pytest.fixture
+def three_cases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A suite of three cases."""
+    few = {name: CASES[name] for name in QUICK}
+    monkeypatch.setattr("cqrs_brokers_testkit.conformance.runner.CASES", few)
+
+
+def status(report: Report, case_id: str) -> str:
+    """How a case ended."""
+    return next(result.status for result in report.cases if result.id == case_id)
+
+
+def test_complete_run_passes(three_cases: None) -> None:
+    """A run in which every case passed or does not apply is a pass."""
+    report = run(Few(), progress=quiet)
+    report.raise_for_failures()
+    assert report.passed
+    assert [result.status for result in report.cases] == ["passed", "passed", "not applicable"]
+
+
+def test_filtered_run_is_no_pass(three_cases: None) -> None:
+    """A run of chosen cases is incomplete, also when it was asked for all of them by name."""
+    for only in (QUICK[:1], QUICK):
+        report = run(Few(), only=only, progress=quiet)
+        assert (report.passed, report.verdict) == (False, "incomplete")
+        with pytest.raises(ConformanceFailed, match="incomplete"):
+            report.raise_for_failures()
+
+
+def test_case_that_could_not_run_is_no_pass(three_cases: None) -> None:
+    """A harness without a reader leaves cases out, and the report is incomplete."""
+    report = run(Harness("memory://x"), progress=quiet)
+    assert status(report, "messages.identity-arrives") == "not run"
+    assert (report.passed, report.verdict) == (False, "incomplete")
+    assert report.profiles["core"] == "incomplete"
+
+
+def test_without_config_string_only_static_cases_run(three_cases: None) -> None:
+    """A scheme alone is enough for the static cases."""
+    report = run(Harness("memory"), progress=quiet)
+    assert [result.status for result in report.cases] == ["passed", "not run", "not run"]
+
+
+def test_mandatory_case_cannot_be_waived() -> None:
+    """Only cases about what a broker may not have can be declared not applicable."""
+
+    class Waiving(MemoryHarness):
+        not_applicable: Mapping[str, str] = {"messages.identity-arrives": "I say so"}
+
+    with pytest.raises(ValueError, match="mandatory"):
+        run(Waiving(), progress=quiet)
+
+
+def test_waiver_of_nothing_is_refused() -> None:
+    """A reason for a case that does not exist is a mistake."""
+
+    class Waiving(MemoryHarness):
+        not_applicable: Mapping[str, str] = {"messages.nonsense": "I say so"}
+
+    with pytest.raises(ValueError, match="no such case"):
+        run(Waiving(), progress=quiet)
+
+
+def test_unknown_case_is_refused() -> None:
+    """A misspelt choice runs nothing."""
+    with pytest.raises(LookupError, match="nonsense"):
+        run(MemoryHarness(), only=["nonsense"], progress=quiet)
+
+
+def test_harness_that_does_not_start_is_reported(three_cases: None) -> None:
+    """When the harness does not start its live cases are not run, and it is stopped all the same."""
+    stopped = []
+
+    class Broken(Few):
+        def start(self) -> None:
+            raise OSError("no server")
+
+        def stop(self) -> None:
+            stopped.append(True)
+
+    report = run(Broken(), progress=quiet)
+    assert status(report, "messages.identity-arrives") == "not run"
+    assert not report.passed
+    assert stopped
+
+
+@pytest.mark.parametrize("blocking", [False, True])
+def test_case_that_does_not_end_has_failed(blocking: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A case is bounded in time, be it that it waits or that it blocks."""
+
+    async def endless(_: Context) -> None:
+        """It never ends."""
+        if blocking:
+            time.sleep(8)  # longer than the limit and what comes after it
+        await asyncio.sleep(8)
+
+    case(f"test.endless-{blocking}", "static", limit=0.2)(endless)
+    only = {f"test.endless-{blocking}": CASES.pop(f"test.endless-{blocking}")}
+    monkeypatch.setattr("cqrs_brokers_testkit.conformance.runner.CASES", only)
+    began = time.monotonic()
+    report = run(Harness("memory://x"), progress=quiet)
+    assert time.monotonic() - began < 7.5
+    assert report.verdict == "failed"
+
+
+def test_capability_without_proof_is_incomplete(three_cases: None) -> None:
+    """A declared capability of which no case passed is not proven."""
+    assert run(Few(), progress=quiet).profiles["ordering_key"] == "incomplete"
+
+
+def test_undeclared_capability_that_works_is_noted() -> None:
+    """A capability that works although it is not declared is reported."""
+
+    class Reading(DevnullHarness):
+        discards = False
+
+        def make_unroutable(self):  # type: ignore[no-untyped-def]
+            raise AssertionError
+
+    report = run(Reading(), only=["delivery.discards-only-without-confirms"], progress=quiet)
+    assert any("does not declare confirms" in note for note in report.notes)
+
+
+def test_discarding_broker_that_confirms_fails() -> None:
+    """A harness cannot hide behind "it discards" when the driver confirms."""
+
+    class Discarding(MemoryHarness):
+        discards = True
+
+    report = run(Discarding(), only=["delivery.discards-only-without-confirms"], progress=quiet)
+    assert report.verdict == "failed"
+
+
+def test_report_as_data(three_cases: None, tmp_path: Path) -> None:
+    """conformance.json says what was tested, and of each case how it ended and why."""
+    path = tmp_path / "conformance.json"
+    run(Few(), progress=quiet).write_json(path)
+    data = json.loads(path.read_text())
+    assert (data["schema"], data["passed"], data["scheme"]) == (1, True, "memory")
+    assert data["plugin"].startswith("cqrs-broker-memory ")
+    assert set(data["cases"][0]) == {"id", "kind", "profile", "status", "reason", "seconds"}
+    assert data["cases"][2]["reason"]
+
+
+def test_progress_has_a_line_per_case(three_cases: None) -> None:
+    """Each case is named before it runs."""
+    pieces: list[str] = []
+    run(Few(), progress=pieces.append)
+    lines = "".join(pieces).splitlines()
+    assert lines[0].startswith("[  1/3] static.broker-is-true passed")
+    assert len(lines) == 4
+
+
+def test_command_without_harness(three_cases: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """For a scheme without a harness the command runs what it can, says so, and does not end with 0."""
+    assert main(["memory"]) == 3
+    assert "no harness is registered for memory://" in capsys.readouterr().out
+
+
+def test_command_with_harness(three_cases: None, tmp_path: Path) -> None:
+    """With a harness the command ends with 0 when all is proven, and writes the report."""
+    name = "tests.conformance.test_suite:Few"
+    assert main(["memory", "--harness", name, "--json", str(tmp_path / "c.json")]) == 0
+    assert json.loads((tmp_path / "c.json").read_text())["verdict"] == "passed"
+    assert main(["--harness", name, "--only", "static"]) == 3
+
+
+def test_command_with_a_wrong_harness(three_cases: None) -> None:
+    """What is no harness is a wrong usage."""
+    with pytest.raises(SystemExit) as ended:
+        main(["memory", "--harness", "json:JSONDecoder"])
+    assert ended.value.code == 2
+
+
+def test_command_lists_the_cases(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--list` names every case with what it demands."""
+    assert main(["--list"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in CASES)
+
+
+def test_the_contract_is_judged_last() -> None:
+    """Sections run in their order, and the case that looks back at all others comes last."""
+    sections = list(dict.fromkeys(name.partition(".")[0] for name in CASES))
+    order = ["static", "messages", "refusals", "delivery", "ordering", "lifecycle", "faults", "contract"]
+    assert sections == order
+
+
+def test_every_case_says_what_it_demands() -> None:
+    """Ids are `section.words-with-hyphens`, and each case has a sentence."""
+    for name, each in CASES.items():
+        section, _, rest = name.partition(".")
+        assert section
+        assert rest == rest.lower().replace("_", "-")
+        assert each.title.endswith(".")
