@@ -2,10 +2,11 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from aiokafka.errors import KafkaConnectionError
+from aiokafka.protocol.produce import ProduceRequest
 
 from cqrs_broker_kafka import KafkaOptions
 from cqrs_broker_kafka.internals import Producer
@@ -127,11 +128,29 @@ async def test_the_sender_task_is_watched(kafka: KafkaServer) -> None:
     assert ended == [made]
 
 
+@pytest.mark.parametrize(
+    ("code", "offset", "doubtful"),
+    [(0, 5, False), (6, -1, False), (6, 5, True), (3, -1, False), (19, -1, False), (20, 5, True), (7, -1, True)],
+)
+async def test_what_an_answer_leaves_in_doubt(code: int, offset: int, doubtful: bool) -> None:
+    """A refusal with an offset was appended first: real brokers answer (6, offset) when a leader steps down."""
+    made = make("127.0.0.1:1")
+    request = ProduceRequest(required_acks=-1, timeout=1000, topics=[("t", [(0, b"")])], transactional_id=None)
+
+    async def answer(*_: object, **__: object) -> Any:
+        return SimpleNamespace(topics=[("t", [(0, code, offset, -1, 0, [], None)])])
+
+    made._send = answer
+    await made._watched_send(1, request)
+    assert made.may_be_written("t", 0) is doubtful
+    await made.stop(0)
+
+
 async def test_failed_start_leaves_nothing() -> None:
     """A start that fails, and one that was never tried, leave no task, no socket and no warning after stop()."""
     async with no_leaks():
         made = make("127.0.0.1:1")
-        with pytest.raises(KafkaConnectionError):
+        with pytest.raises(ConnectionRefusedError):
             await made.start()
         await made.stop(0)
         await make("127.0.0.1:1").stop(0)

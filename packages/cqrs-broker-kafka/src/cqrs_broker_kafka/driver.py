@@ -44,7 +44,7 @@ TOPIC_MISSING_FOR = 3.0
 """How long a missing topic is remembered."""
 TICK = 0.5
 SILENCE = 3.0
-"""With batches on their way and no answer for so long, the bootstrap servers are asked why."""
+"""While messages wait and nothing is answered for so long, the bootstrap servers are asked why."""
 MOST_RECORDS = 2**30
 """A producer is replaced before a sequence number can wrap: aiokafka wraps to -2**31, Kafka expects 0."""
 
@@ -120,6 +120,7 @@ class KafkaDriver(PipelinedDriver):
         if was_clean and dirty:
             self._loop.call_soon(self._feed_dirty)
         if self._timer is None:
+            self._last_answer = self._now()
             self._timer = self._loop.call_later(TICK, self._tick)
 
     def _feed_dirty(self) -> None:
@@ -137,11 +138,7 @@ class KafkaDriver(PipelinedDriver):
 
     def answered(self, producer: Producer, failed: bool) -> None:
         """See `lanes.Feeder`."""
-        self._last_answer = self._now()
-        if self._reconnecting:
-            self._reconnecting = False
-            if self._link is not None:
-                self._link.reconnecting(None)
+        self._reached()
         if producer is self.producer:
             if (failed and producer.idempotent) or producer.appended >= MOST_RECORDS:
                 self._replace(producer)
@@ -316,25 +313,31 @@ class KafkaDriver(PipelinedDriver):
         """While something waits: lets go of what expired, and asks why when there is no answer for long."""
         assert self._loop is not None
         self._timer = None
-        busy = on_its_way = False
+        busy = False
         for topic in self._topics.values():
             topic.purge()
             busy = busy or topic.busy
-        producer = self.producer
-        on_its_way = producer is not None and producer.in_flight > 0
-        if not on_its_way:
-            self._last_answer = self._now()
-        elif self._now() - self._last_answer > SILENCE and not self._asking:
+        if not busy:
+            return
+        self._timer = self._loop.call_later(TICK, self._tick)
+        if self._now() - self._last_answer > SILENCE and not self._asking:
             self._asking = True
             self._spawn(self._ask_why())
-        if busy:
-            self._timer = self._loop.call_later(TICK, self._tick)
+
+    def _reached(self) -> None:
+        """The cluster answered."""
+        self._last_answer = self._now()
+        if self._reconnecting:
+            self._reconnecting = False
+            if self._link is not None:
+                self._link.reconnecting(None)
 
     async def _ask_why(self) -> None:
         """aiokafka repeats for ever what cannot succeed, after rotated credentials for example, and only logs why."""
         producer = self.producer
         try:
             await first_that_answers(self._settings, timeout=2.0, trusted=True)
+            self._reached()
         except UnreachableError as error:
             if producer is not None and producer is self.producer and self._link is not None:
                 self._reconnecting = True
@@ -357,6 +360,7 @@ class KafkaDriver(PipelinedDriver):
         try:
             if producer is not None:
                 await producer.ping()
+                self._reached()
                 return
         except Exception as error:
             raise UnreachableError(f"the cluster does not answer ({type(error).__name__})") from error

@@ -1,8 +1,8 @@
 """What a failed batch proves about its messages: by its last error, and by whether an earlier attempt may be written.
 
-A broker's error code proves "not written" only when every earlier attempt was refused for certain too (a node that did
-not lead the partition, for example). One whose answer was lost may have been written. Everything that is not in the
-table is unknown.
+A broker's error code proves "not written" only when every attempt was refused for certain, before anything was appended
+(by a node that did not lead the partition, for example). One whose answer was lost, or whose refusal has an offset, may
+have been written; `internals` watches for both. Everything that is not in the table is unknown.
 """
 
 from typing import NamedTuple

@@ -9,6 +9,7 @@ Written for aiokafka 0.14; tests/kafka/test_internals.py has a test for each use
 * `_sender.sender_task`: when it ends, the producer never sends again and says so to nobody (aiokafka#1039).
 * `_sender._send_produce_req`: its tasks must be cancelled too, and aiokafka keeps them in a local variable.
 * teardown: `stop()` never returns while the cluster is away and idempotence is on (aiokafka#1101).
+* `client._md_synchronizer`: the task that refreshes metadata, which `client.bootstrap()` starts.
 * `create_conn`: `start()` gives one and the same error whatever went wrong.
 """
 
@@ -50,12 +51,14 @@ class Producer:
 
     Args:
         settings: Where and how.
-        host: The bootstrap server; aiokafka would try several one after the other, in random order.
+        host: The bootstrap server.
         ended: Called once when the sender task ends although nobody stopped the producer.
     """
 
     def __init__(self, settings: KafkaSettings, host: Host, ended: Callable[[Producer], None]) -> None:
         options = settings.options
+        self._settings = settings
+        self._host = host
         self.idempotent = options.enable_idempotence
         self.in_flight = 0
         """Batches without an answer; kept by the lanes."""
@@ -91,7 +94,9 @@ class Producer:
         reaches none of the advertised addresses.
         """
         producer, client = self._client, self._client.client
-        await client.bootstrap()
+        # As `client.bootstrap()`, which leaves its connection open when it is cancelled.
+        self._cluster.update_metadata(await greet(self._settings, self._host))
+        client._sync_task = asyncio.create_task(client._md_synchronizer())
         node = await self._reachable_node()
         client.get_random_node = lambda: node
         try:
@@ -206,8 +211,10 @@ class Producer:
             raise
         if request.required_acks != 0:
             for topic, answers in response.topics:
-                for partition, code, *_ in answers:
-                    if code in _MAY_BE_WRITTEN:
+                for partition, code, offset, *_ in answers:
+                    # A refusal with an offset was appended first: a leader that stepped down while it waited for its
+                    # followers answers "not leader" (6), and the new leader may have the batch.
+                    if code and (offset >= 0 or code in _MAY_BE_WRITTEN):
                         self._doubtful.add((topic, partition))
         return response
 
@@ -319,8 +326,11 @@ def _drop_transport(transport: Any, alive: bool) -> None:
                 layer._closing = True  # a stream writer warns by this one
 
 
-async def greet(settings: KafkaSettings, host: Host) -> None:
+async def greet(settings: KafkaSettings, host: Host) -> Any:
     """Connects to one host as the producer will, and asks for the nodes: what `start()` does, but with its reasons.
+
+    Returns:
+        The host's metadata response.
 
     Raises:
         OSError, KafkaError, ssl.SSLError, TimeoutError: Whatever went wrong; `judge_greeting` in `probe` knows.
@@ -328,7 +338,7 @@ async def greet(settings: KafkaSettings, host: Host) -> None:
     connection = await create_conn(host.host, host.port, **settings.client_arguments())
     try:
         try:
-            await connection.send(MetadataRequest([]))
+            return await connection.send(MetadataRequest([]))
         except KafkaError as error:
             raise HungUpError from error
     finally:
