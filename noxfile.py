@@ -53,7 +53,8 @@ def write_constraints(folder: Path) -> Path:
 
 def install(session: nox.Session, ours: list[str], *others: str) -> None:
     """Builds every distribution and installs `ours` (some of them, with extras) and what else is needed."""
-    folder = Path(session.create_tmp()) / "wheels"
+    # Not session.create_tmp(): it sets TMPDIR, and tests that run pytest there would find this workspace's settings.
+    folder = Path(session.virtualenv.location) / "wheels"
     shutil.rmtree(folder, ignore_errors=True)
     session.install(BUILD_BACKEND)
     folders = [str(path.parent) for path in PACKAGES]
@@ -130,7 +131,7 @@ def wheels(session: nox.Session) -> None:
         check_content(session, wheel)
     constraints = write_constraints(dist)
     for name in session.posargs or NAMES:
-        environment = Path(session.create_tmp()) / name
+        environment = Path(session.virtualenv.location) / "alone" / name
         shutil.rmtree(environment, ignore_errors=True)
         session.run("python", "-m", "venv", "--without-pip", str(environment), silent=True)
         python = str(environment / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python"))
@@ -174,6 +175,7 @@ def check_content(session: nox.Session, wheel: Path) -> None:
         f"{name} does not belong there" for name in files if not name.startswith((f"{module}/", f"{distribution}-"))
     ]
     requires = [line for line in metadata.splitlines() if line.startswith("Requires-Dist: cqrs-broker")]
+    requires = [line.partition(";")[0] for line in requires]  # without the marker: extra == '…'
     problems += [f"{line}: a sibling is required by range" for line in requires if "==" in line or "<" not in line]
     if problems:
         session.error(f"{wheel.name}: {'; '.join(problems)}")

@@ -2,7 +2,9 @@
 
 import asyncio
 import inspect
+import re
 from collections.abc import AsyncIterator, Callable
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -11,7 +13,7 @@ import pytest
 from aiormq.abc import ChannelFrame
 from pamqp import commands
 
-from cqrs_broker_amqp import internals
+from cqrs_broker_amqp import internals, lanes
 from cqrs_broker_amqp.connecting import Session
 from cqrs_broker_amqp.driver import AMQPDriver
 from cqrs_broker_amqp.errors import HandshakeRefused
@@ -57,13 +59,76 @@ def test_channel_frame() -> None:
     loop.close()
 
 
-def test_confirm_has_what_aiormq_calls() -> None:
-    """aiormq calls four methods on what is in its table of confirms, and no other."""
-    source = inspect.getsource(aiormq.channel.Channel._confirm_delivery)
-    source += inspect.getsource(aiormq.channel.Channel._on_return_frame)
-    called = {word.partition("(")[0] for word in source.split("confirmation.")[1:]}
-    assert called == {"done", "cancelled", "set_result", "set_exception"}
-    assert all(callable(getattr(internals.Confirm, name)) for name in called)
+def test_what_aiormq_does_with_a_return() -> None:
+    """aiormq takes a returned message's future out of its table, marks it there, and gives the future the error."""
+    source = inspect.getsource(aiormq.channel.Channel._on_return_frame)
+    assert re.findall(r"self\.confirmations\S*", source) == [
+        "self.confirmations.pop(delivery_tag,",
+        "self.confirmations[delivery_tag]",
+    ]
+    assert re.findall(r"confirmation\.(\w+)", source) == ["set_exception", "set_result"]
+    assert "self.message_id_delivery_tag.get(message_id)" in source
+
+
+def test_where_aiormq_uses_its_table_of_confirms() -> None:
+    """Nothing but publishing, returns and the reading of confirms, which we replace, looks into the table."""
+    users = {
+        name
+        for name, method in inspect.getmembers(aiormq.channel.Channel, inspect.isfunction)
+        if method.__module__ == "aiormq.channel" and "self.confirmations" in inspect.getsource(method)
+    }
+    assert users == {"__init__", "basic_publish", "_on_return_frame", "_confirm_delivery", "_on_confirm_frame"}
+    assert "await self._on_confirm_frame(frame)" in inspect.getsource(aiormq.channel.Channel._reader)
+
+
+class FakeDelivery:
+    """Notes what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def confirm(self) -> None:
+        self.told.append("confirmed")
+
+
+async def test_answers_of_every_form() -> None:
+    """Single, multiple and zero tags, acks and nacks, in any order: each message has one answer, and only its own."""
+    loop = asyncio.get_running_loop()
+    channel: Any = SimpleNamespace(delivery_tag=0, number=1, loop=loop, write_queue=asyncio.Queue())
+    connection: Any = SimpleNamespace(frame_max=131_072, channels={1: channel})
+    resolved: list[object] = []
+    lane = lanes.FastLane(
+        connection,
+        channel,
+        failed=lambda delivery, error: delivery.told.append(type(error).__name__),
+        resolved=resolved.append,
+        drained=lambda lane: None,
+    )
+    sent: list[Any] = [FakeDelivery() for _ in range(12)]
+    lane.send([(delivery, number, b"x", b"") for number, delivery in enumerate(sent, 1)], 5.0)
+    told = [delivery.told for delivery in sent]
+    await lane._answered(commands.Basic.Ack(delivery_tag=13, multiple=True))  # never sent
+    await lane._answered(commands.Basic.Ack(delivery_tag=2**63, multiple=True))
+    assert not any(told)
+    await lane._answered(commands.Basic.Ack(delivery_tag=3))
+    await lane._answered(commands.Basic.Nack(delivery_tag=2))
+    lane._returned(5, RuntimeError())
+    await lane._answered(commands.Basic.Ack(delivery_tag=5))  # the ack that follows a return
+    oldest = lane.oldest()
+    assert oldest is not None
+    assert oldest[1:] == (1, 5.0)
+    await lane._answered(commands.Basic.Ack(delivery_tag=6, multiple=True))
+    await lane._answered(commands.Basic.Ack(delivery_tag=4, multiple=True))  # again, and late
+    await lane._answered(commands.Basic.Nack(delivery_tag=8, multiple=True))
+    assert sorted(lane.in_flight) == [9, 10, 11, 12]
+    assert not resolved
+    lane.attentive = True
+    await lane._answered(commands.Basic.Ack(delivery_tag=0, multiple=True))
+    assert resolved == [lane]
+    ok, nack = ["confirmed"], ["DeliveryError"]
+    assert told == [ok, nack, ok, ok, ["RuntimeError"], ok, nack, nack, ok, ok, ok, ok]
+    assert not lane.in_flight
+    assert lane.oldest() is None
 
 
 @pytest.fixture
@@ -85,9 +150,26 @@ async def test_a_real_connection_has_what_the_fast_lane_needs(session: Session) 
     """Nothing is unexpected on a real channel, and each missing part would be noticed."""
     assert session.lane is not None
     channel = session.lane.channel
-    assert type(session.lane) is internals.FastLane
-    assert internals.unexpected(session.connection, channel) is None
-    for name in ("confirmations", "message_id_delivery_tag", "delivery_tag", "number", "write_queue", "frames"):
+    assert type(session.lane) is lanes.FastLane
+    with pytest.MonkeyPatch.context() as patch:  # as it was before the lane took its parts over
+        patch.setattr(channel, "confirmations", {})
+        patch.setattr(channel, "message_id_delivery_tag", {})
+        patch.delattr(channel, "_on_confirm_frame")
+        _each_part_is_missed(session, channel)
+
+
+def _each_part_is_missed(session: Session, channel: Any) -> None:
+    assert lanes.unexpected(session.connection, channel) is None
+    for name in (
+        "confirmations",
+        "message_id_delivery_tag",
+        "delivery_tag",
+        "number",
+        "write_queue",
+        "frames",
+        "_on_confirm_frame",
+        "_on_return_frame",
+    ):
 
         class Without:
             def __init__(self, hidden: str) -> None:
@@ -98,7 +180,7 @@ async def test_a_real_connection_has_what_the_fast_lane_needs(session: Session) 
                     raise AttributeError(asked)
                 return getattr(channel, asked)
 
-        assert name in (internals.unexpected(session.connection, Without(name)) or "")
+        assert name in (lanes.unexpected(session.connection, Without(name)) or ""), name
 
 
 @pytest.mark.live
@@ -163,7 +245,7 @@ async def test_a_refused_handshake_keeps_its_code(rabbitmq: RabbitMQServer) -> N
 
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(internals, "unexpected", lambda connection, channel: "it is not what it was")
+    monkeypatch.setattr(lanes, "unexpected", lambda connection, channel: "it is not what it was")
 
 
 @pytest.mark.live

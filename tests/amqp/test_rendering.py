@@ -19,8 +19,8 @@ TIME = datetime(2024, 2, 29, 12, 30, 45, 999_999, tzinfo=UTC)
 
 
 def rendered(message: Message, exchange: str = "events", frame_max: int = 131_072) -> bytes:
-    body = message.body
-    parts = [Renderer(exchange).render(message, str(message.message_id), len(body))]
+    frames, body = Renderer(exchange).render(message)
+    parts = [frames]
     body_frames(body, frame_max, parts)
     return b"".join(parts)
 
@@ -85,7 +85,8 @@ short = st.text(st.characters(blacklist_categories=["Cs", "Cc"]), min_size=1, ma
     key=st.none() | text,
     headers=st.dictionaries(st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=30), text),
     body=st.binary(max_size=300),
-    frame_max=st.sampled_from([16, 64, 131_072]),
+    size=st.sampled_from([0, 4096, 9000]),
+    frame_max=st.sampled_from([4096, 131_072]),
 )
 def test_an_independent_decoder_reads_what_was_rendered(
     topic: str,
@@ -94,10 +95,12 @@ def test_an_independent_decoder_reads_what_was_rendered(
     key: str | None,
     headers: dict[str, str],
     body: bytes,
+    size: int,
     frame_max: int,
 ) -> None:
     """pamqp reads every field back as it was given."""
     headers.pop("ordering-key", None)
+    body = body + b"x" * size
     message = Message(
         name, topic, body, ID, key=key, headers=headers, content_type=content_type, timestamp=TIME, payload_bytes=body
     )
@@ -120,7 +123,7 @@ def test_many_routes_and_header_names_are_forgotten_again() -> None:
     renderer = Renderer("events")
     for number in range(2500):
         message = Message("n", f"topic{number}", b"", ID, headers={f"h{number}": "v"}, timestamp=TIME)
-        publish, header = frames(renderer.render(message, str(ID), 0))
+        publish, header = frames(renderer.render(message)[0])
         assert publish.routing_key == f"topic{number}"
         assert header.properties.headers == {f"h{number}": "v"}
     assert len(renderer._routes) <= 1000

@@ -208,7 +208,7 @@ class NoBackpressure(WireSound):
 
     def submit(self, deliveries: Sequence[Delivery], /) -> None:
         super().submit(deliveries)
-        asyncio.get_running_loop().call_later(0.05, self._let_go)
+        asyncio.get_running_loop().call_soon(self._let_go)
 
     def _let_go(self) -> None:
         for number in list(self._in_flight):

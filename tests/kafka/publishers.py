@@ -59,7 +59,9 @@ class Publishers:
             while len(self.receipts) < wanted:
                 await asyncio.sleep(0.05)
 
-    async def check(self, kafka: KafkaServer, *, duplicates: bool = False, lost: bool = False, timeout: float = 20.0) -> list[Record]:
+    async def check(
+        self, kafka: KafkaServer, *, duplicates: bool = False, lost: bool = False, timeout: float = 20.0
+    ) -> list[Record]:
         """What every broker owes: nothing confirmed is lost, doubled or out of order, nothing refused is there.
 
         Args:

@@ -13,16 +13,19 @@ from aiormq.exceptions import ConnectionClosed
 from yarl import URL
 
 from cqrs_brokers.driver import Delivery
-from cqrs_brokers.exceptions import ConnectError, TopologyError, UnreachableError
+from cqrs_brokers.exceptions import ConnectError, TLSError, TopologyError, UnreachableError
 
-from .errors import connect_error, telling
-from .internals import Connection, Lane, Sockets, make_lane
+from .errors import connect_error, hung_up, telling
+from .internals import Connection, Sockets
+from .lanes import Lane, make_lane
 from .rendering import CHANNEL
 from .settings import AMQPSettings
 from .topology import declare_exchange
 
 __all__ = ["Owner", "Session", "connect"]
 
+SECOND_TRY = 0.3
+"""Seconds between two tries at a host that hangs up, so that a proxy's reset is not taken for a verdict."""
 _FORCED = 0.3
 """How long aiormq's tasks get to end after their socket was dropped, in seconds."""
 
@@ -127,7 +130,7 @@ class Session:
         assert error is not None
         if isinstance(error, ConnectError):
             raise error
-        raise connect_error(error, self.where) from error
+        raise connect_error(error, self.where)
 
     # -- what the connection says (internals.Watcher) -----------------------------------------------------------------
 
@@ -199,8 +202,12 @@ class Session:
         await asyncio.sleep(0)  # the transport calls connection_lost in the loop's next turn
 
 
-async def connect(settings: AMQPSettings, first: int, owner: Owner) -> tuple[Session, int]:
+async def connect(settings: AMQPSettings, first: int, owner: Owner, *, trusted: bool) -> tuple[Session, int]:
     """Tries the hosts in turn, starting with number `first`; each gets its share of `connect_timeout`.
+
+    With TLS 1.3 a server learns only after the handshake that the client certificate is missing, and its reset may
+    overtake the alert that says so. A node that restarts resets too: so it counts only twice in a row, and only with
+    settings that have never worked (`trusted` False).
 
     Returns:
         The session, and the number of its host.
@@ -215,16 +222,30 @@ async def connect(settings: AMQPSettings, first: int, owner: Owner) -> tuple[Ses
     for turn in range(len(hosts)):
         number = (first + turn) % len(hosts)
         share = max(0.1, (end - loop.time()) / (len(hosts) - turn))
-        session = Session(settings, hosts[number], owner)
-        try:
-            await session.run(session.open(), share)
-        except TopologyError:
-            raise  # every node of a cluster says the same
-        except ConnectError as error:
-            errors.append(error)
-        else:
-            return session, number
+        for once_more in (settings.tls is not None and not trusted, False):
+            session = Session(settings, hosts[number], owner)
+            try:
+                await session.run(session.open(), share)
+            except TopologyError:
+                raise  # every node of a cluster says the same
+            except ConnectError as error:
+                if once_more and hung_up(error):
+                    await asyncio.sleep(SECOND_TRY)
+                    continue
+                errors.append(_twice(error, session) if settings.tls and not trusted and hung_up(error) else error)
+                break
+            else:
+                return session, number
     raise telling(errors)
+
+
+def _twice(error: ConnectError, session: Session) -> TLSError:
+    found = TLSError(
+        f"{session.where} hangs up during or after the TLS handshake: does it ask for a client certificate, and is "
+        "this its TLS port?"
+    )
+    found.__cause__ = error.__cause__
+    return found
 
 
 def _url(settings: AMQPSettings, host: tuple[str, int]) -> URL:

@@ -33,12 +33,13 @@ from cqrs_brokers.exceptions import (
 )
 
 from .logs import redact_client_logs
+from .parking import Parking
 from .rendering import Renderer
 from .settings import AMQPSettings
 
 if TYPE_CHECKING:
     from .connecting import Session
-    from .internals import Entry, Lane
+    from .lanes import Entry, Lane
 
 __all__ = ["AMQPDriver"]
 
@@ -46,6 +47,8 @@ FLUSH_BYTES = 512 * 1024
 """How much one write may have: what a stalled connection holds in memory beyond the operating system's buffers."""
 SILENCE = 2.0
 """When nothing came in for so long after a hand-over, the connection is given up once the deadline has passed."""
+SLOW_REOPENING = 0.5
+"""After how many seconds without a channel the connection counts as reconnecting."""
 _FULL_QUEUE_PAUSE = 0.01
 _QUEUE_NAME = re.compile(r"[A-Za-z0-9_.:@#,/+ -]*")
 _CAPABILITIES = Capabilities(
@@ -63,9 +66,11 @@ class AMQPDriver(PipelinedDriver):
     def __init__(self, settings: AMQPSettings) -> None:
         self._settings = settings
         self._options = settings.options
-        self._declares_queues = settings.options.declare == "queue"
+        self._parking = Parking(settings.options, self) if settings.options.declare == "queue" else None
         self._link: Link | None = None
         self._render = Renderer(settings.options.exchange).render
+        self._trusted = False
+        """These settings have worked."""
         self._host = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._session: Session | None = None
@@ -74,8 +79,6 @@ class AMQPDriver(PipelinedDriver):
         self._tasks: set[asyncio.Task[None]] = set()
         self._lane: Lane | None = None
         self._outbox: collections.deque[Entry] = collections.deque()
-        self._parked: dict[str, list[Entry]] = {}
-        self._declared: set[str] = set()
         self._busy = False
         """A flush is due, or the operating system has not taken the last one."""
         self._trying = False
@@ -94,7 +97,7 @@ class AMQPDriver(PipelinedDriver):
 
     def refuse_topic(self, topic: str) -> str | None:
         """With `declare=queue` the topic must do as a queue's name."""
-        if not self._declares_queues:
+        if self._parking is None:
             return None
         if topic.startswith("amq."):
             return "declare=queue: RabbitMQ keeps queue names that start with 'amq.' for itself"
@@ -112,15 +115,19 @@ class AMQPDriver(PipelinedDriver):
         self._loop = asyncio.get_running_loop()
         self._drop_session()
         await self._clear_away()
-        session, self._host = await connect(self._settings, self._host, self)
+        session, self._host = await connect(
+            self._settings, self._host, self, trusted=self._trusted
+        )
         self._host = (self._host + 1) % len(self._settings.hosts)
         if session.over or session.lane is None:
             raise UnreachableError(f"{session.where} ended the connection as soon as it was made")
         self._session = session
+        self._trusted = True
         self._use(session.lane)
 
     async def ping(self) -> None:
         """Opens and closes a channel."""
+        from .errors import scrubbed
         from .topology import ThrowAwayChannel
 
         session = self._session
@@ -131,7 +138,7 @@ class AMQPDriver(PipelinedDriver):
                 pass
         except (Exception, asyncio.CancelledError) as error:
             self._raise_if_cancelled(error)
-            raise UnreachableError(f"{session.where} does not answer ({type(error).__name__})") from error
+            raise UnreachableError(f"{session.where} does not answer ({type(error).__name__})") from scrubbed(error)
 
     async def close(self, grace: float) -> None:
         """See `Driver.close`."""
@@ -158,13 +165,9 @@ class AMQPDriver(PipelinedDriver):
         self._lane = lane
         self._busy = False
         self._trying = True
-        self._declared.clear()
-        if self._declares_queues:
+        if self._parking is not None and self._session is not None:
             waiting, self._outbox = self._outbox, collections.deque()
-            for entry in waiting:
-                self._parked.setdefault(entry[0].message.topic, []).append(entry)
-            for topic in self._parked:
-                self._start(self._declare(topic))
+            self._parking.use(self._session, waiting)
         self._flush_soon()
 
     def _drop_session(self) -> None:
@@ -178,6 +181,8 @@ class AMQPDriver(PipelinedDriver):
         """Nothing is sent, declared or watched any more, until there is a connection again."""
         self._lane = None
         self._blocked = False
+        if self._parking is not None:
+            self._parking.stop()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -199,7 +204,8 @@ class AMQPDriver(PipelinedDriver):
                 delivery.fail(handed)
         self._fail_waiting(not_handed, lambda _: True)
 
-    def _start(self, work: Coroutine[object, object, None]) -> None:
+    def start(self, work: Coroutine[object, object, None]) -> None:
+        """Runs it in a task that `_stop` ends."""
         assert self._loop is not None
         task = self._loop.create_task(work)
         self._tasks.add(task)
@@ -216,16 +222,12 @@ class AMQPDriver(PipelinedDriver):
 
     def submit(self, deliveries: Sequence[Delivery], /) -> None:
         """Renders the messages, so that later changes to them do no harm, and lets them go with the next flush."""
-        render, add, parks = self._render, self._outbox.append, self._declares_queues
+        render, add, parking = self._render, self._outbox.append, self._parking
         for delivery in deliveries:
             message = delivery.message
-            body = message.body
-            digits = f"{message.message_id.int:032x}"
-            message_id = f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
-            entry = (delivery, message_id, render(message, message_id, len(body)), body)
-            if parks and message.topic not in self._declared:
-                self._park(message.topic, entry)
-            else:
+            frames, body = render(message)
+            entry = (delivery, message.message_id.int, frames, body)
+            if parking is None or not parking.takes(message.topic, entry):
                 add(entry)
         if not self._busy:  # a single message does not wait a turn; the rest of a burst is one write after the first
             self._flush()
@@ -254,7 +256,7 @@ class AMQPDriver(PipelinedDriver):
         room = 1 if self._trying else FLUSH_BYTES
         while outbox and room > 0:
             entry = outbox[0]
-            delivery, message_id, head, body = entry
+            delivery, message_id, frames, body = entry
             if message_id in in_flight and not delivery.done:
                 # aiormq finds the message of a return by its id: a second one in flight would get a false receipt. What
                 # comes after it waits too, or the order would be lost.
@@ -264,7 +266,7 @@ class AMQPDriver(PipelinedDriver):
             if delivery.handed_over():
                 in_flight[message_id] = 0
                 batch.append(entry)
-                room -= len(head) + len(body)
+                room -= len(frames) + len(body)
         if not batch:
             return
         if self._trying:
@@ -326,20 +328,22 @@ class AMQPDriver(PipelinedDriver):
         if session is self._session:
             from .errors import lost_error
 
-            self._lost(lost_error(error))
+            self.lost(lost_error(error))
 
     def channel_closed(self, lane: Lane, error: BaseException | None) -> None:
         """RabbitMQ closed the channel because of one message, without saying which."""
         if lane is not self._lane:
             return
-        from .errors import channel_reply, publish_error
+        from .errors import channel_reply, publish_error, scrubbed
 
         self._lane = None
+        if self._parking is not None:
+            self._parking.stop()
         code, reply = channel_reply(error)
         unresolved = lane.take_in_flight()
         blamed = publish_error(code, reply, self._options.exchange)
         if blamed is not None and len(unresolved) == 1:
-            blamed.__cause__ = error
+            blamed.__cause__ = scrubbed(error)
             only = unresolved[0]
             only.fail(blamed)
             if self._trying and "access to exchange" in reply:
@@ -349,21 +353,24 @@ class AMQPDriver(PipelinedDriver):
                 self._fail_waiting(blamed, lambda delivery: delivery.message.topic == topic)
         else:
             lost = ConnectionLostError(f"RabbitMQ closed the channel: {reply or type(error).__name__}")
-            lost.__cause__ = error
+            lost.__cause__ = scrubbed(error)
             for delivery in unresolved:
                 delivery.fail(lost)
-        self._start(self._reopen(code))
+        self.start(self._reopen(code, reply))
 
     # -- after the channel was closed ---------------------------------------------------------------------------------
 
-    async def _reopen(self, code: int) -> None:
+    async def _reopen(self, code: int, reply: str) -> None:
         """Applies `declare` again, or looks what is wrong, and opens the channel anew."""
         from .errors import NOT_FOUND, publish_error
         from .topology import check_exchange, declare_exchange
 
-        session, options = self._session, self._options
-        if session is None:
+        session, options, link, loop = self._session, self._options, self._link, self._loop
+        if session is None or link is None or loop is None:
             return
+        # Opening a channel takes a round trip. When it takes long, what waits is to be told why at its deadline.
+        reason = UnreachableError(f"{session.where} closed the channel ({reply or code}) and is slow to open another")
+        slow = loop.call_later(SLOW_REOPENING, link.reconnecting, reason)
 
         async def work() -> None:
             if options.declare in ("exchange", "queue"):
@@ -378,54 +385,29 @@ class AMQPDriver(PipelinedDriver):
             await session.run(work(), options.connect_timeout)
         except ConnectError as error:
             if session is self._session:
-                self._lost(error)
+                self.lost(error)
         else:
             if session is self._session and session.lane is not None and not session.over:
+                link.reconnecting(None)
                 self._use(session.lane)
+        finally:
+            slow.cancel()
 
-    # -- declare=queue ------------------------------------------------------------------------------------------------
+    # -- declare=queue (parking.Owner) --------------------------------------------------------------------------------
 
-    def _park(self, topic: str, entry: Entry) -> None:
-        waiting = self._parked.get(topic)
-        if waiting is not None:
-            waiting.append(entry)
-            return
-        self._parked[topic] = [entry]
-        if self._lane is not None:
-            self._start(self._declare(topic))
+    def declared(self, entries: list[Entry]) -> None:
+        """See `parking.Owner`."""
+        self._outbox.extend(entries)
+        self._flush_soon()
 
-    async def _declare(self, topic: str) -> None:
-        """Declares the topic's queue, then lets go what waited for it. Other topics do not wait."""
-        from .topology import declare_queue, queue_error
-
-        session, lane = self._session, self._lane
-        if session is None or lane is None:
-            return  # lost before this task ran: the next connection declares it
-        failure: DeliveryError | None = None
-        try:
-            async with asyncio.timeout(self._options.connect_timeout):
-                await declare_queue(session.connection, self._options, topic)
-        except TimeoutError:
-            if session is self._session:
-                self._lost(UnreachableError(f"{session.where} does not answer a declaration"))
-            return
-        except (Exception, asyncio.CancelledError) as error:
-            self._raise_if_cancelled(error)
-            failure = queue_error(error, topic)
-        if lane is not self._lane:
-            return  # the new channel declares it again
-        waiting = self._parked.pop(topic, [])
-        if failure is None:
-            self._declared.add(topic)
-            self._outbox.extend(waiting)
-            self._flush_soon()
-            return
-        for entry in waiting:
-            self._fail_not_handed(entry[0], failure)
+    def not_declared(self, entries: list[Entry], error: DeliveryError) -> None:
+        """See `parking.Owner`."""
+        for entry in entries:
+            self._fail_not_handed(entry[0], error)
 
     # -- the connection is lost ---------------------------------------------------------------------------------------
 
-    def _lost(self, error: ConnectError) -> None:
+    def lost(self, error: ConnectError) -> None:
         """What was handed over is unknown; the rest waits, in order, for the next connection."""
         lane = self._lane
         unresolved = lane.take_in_flight() if lane is not None else []
@@ -441,11 +423,8 @@ class AMQPDriver(PipelinedDriver):
     def _fail_waiting(self, error: NotDeliveredError, which: Callable[[Delivery], bool]) -> None:
         """Fails what is not handed over."""
         waiting, self._outbox = self._outbox, collections.deque()
-        parked, self._parked = self._parked, {}
-        for topic, entries in parked.items():
-            kept = [entry for entry in entries if not self._failed_if(entry[0], error, which)]
-            if kept:
-                self._parked[topic] = kept
+        if self._parking is not None:
+            self._parking.drop(lambda entry: self._failed_if(entry[0], error, which))
         self._outbox.extend(entry for entry in waiting if not self._failed_if(entry[0], error, which))
 
     def _failed_if(self, delivery: Delivery, error: NotDeliveredError, which: Callable[[Delivery], bool]) -> bool:
@@ -472,11 +451,12 @@ class AMQPDriver(PipelinedDriver):
         if oldest is None or self._session is None:
             return
         assert self._loop is not None
+        delivery, _, handed_at = oldest
         now, heard = self._loop.time(), self._session.last_inbound
-        due = max(oldest.delivery.deadline, oldest.handed_at + SILENCE)
+        due = max(delivery.deadline, handed_at + SILENCE)
         if now < due:
             self._watch_at(due)
-        elif not self._blocked and (heard < oldest.handed_at or now - heard > self._options.heartbeat + 1):
-            self._lost(UnreachableError(f"{self._session.where} has been silent for {now - heard:.0f} s: half-open?"))
+        elif not self._blocked and (heard < handed_at or now - heard > self._options.heartbeat + 1):
+            self.lost(UnreachableError(f"{self._session.where} has been silent for {now - heard:.0f} s: half-open?"))
         else:
             self._watch_at(now + 1.0)

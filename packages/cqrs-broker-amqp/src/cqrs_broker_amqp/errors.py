@@ -24,7 +24,9 @@ from cqrs_brokers.exceptions import (
     UnreachableError,
 )
 
-__all__ = ["HandshakeRefused", "channel_reply", "connect_error", "lost_error", "publish_error", "telling"]
+from .logs import safe_reply
+
+__all__ = ["HandshakeRefused", "channel_reply", "connect_error", "lost_error", "publish_error", "scrubbed", "telling"]
 
 ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED = 403, 404, 406
 _CONTENT_TOO_LARGE, _CONNECTION_FORCED, _NOT_ALLOWED, _INTERNAL_ERROR, _RESOURCE_ERROR = 311, 320, 530, 541, 506
@@ -46,9 +48,28 @@ class HandshakeRefused(Exception):  # noqa: N818 - names what the server did
     """
 
     def __init__(self, code: int, reply: str) -> None:
+        reply = safe_reply(reply)
         super().__init__(f"{code} {reply}")
         self.code = code
         self.reply = reply
+
+
+def scrubbed(error: BaseException | None) -> BaseException | None:
+    """An exception of the client as it may be shown as a cause: of the same class, without quoted bytes.
+
+    A frame that cannot be read is quoted by pamqp, and so is one of ours by RabbitMQ.
+    """
+    if isinstance(error, client.ProtocolSyntaxError):
+        return type(error)("a frame could not be read")
+    if isinstance(error, (client.ConnectionClosed, client.AMQPChannelError)):
+        shown = tuple(safe_reply(part) if isinstance(part, str) else part for part in error.args)
+        if shown != error.args:
+            return type(error)(*shown)
+    return error
+
+
+class NotAMQPError(ConnectionError):
+    """What comes in cannot be AMQP."""
 
 
 def connect_error(error: BaseException, where: str) -> ConnectError:
@@ -59,7 +80,7 @@ def connect_error(error: BaseException, where: str) -> ConnectError:
         where: The host and port.
     """
     found = _connect_error(error, where)
-    found.__cause__ = error
+    found.__cause__ = scrubbed(error)
     return found
 
 
@@ -88,7 +109,7 @@ def _connect_error(error: BaseException, where: str) -> ConnectError:
         return UnreachableError(f"{where} refuses connections: is RabbitMQ running there?")
     if isinstance(root, TimeoutError):
         return UnreachableError(f"{where} does not answer: check the address and the network")
-    if isinstance(root, (client.ProtocolSyntaxError, client.IncompatibleProtocolError)):
+    if isinstance(root, (client.ProtocolSyntaxError, client.IncompatibleProtocolError, NotAMQPError)):
         return ProtocolError(f"{where} does not speak AMQP 0-9-1: check the port (RabbitMQ: 5672, with TLS 5671)")
     if isinstance(root, (OSError, EOFError, asyncio.CancelledError, client.AMQPError, RuntimeError)):
         reason = getattr(root, "strerror", None) or type(root).__name__
@@ -96,6 +117,13 @@ def _connect_error(error: BaseException, where: str) -> ConnectError:
             f"{where} ended the connection while it was being made ({reason}): is it starting, or is this a TLS port?"
         )
     return ConnectError(f"connecting to {where} failed with an unclassified {type(error).__name__}")
+
+
+def hung_up(error: ConnectError) -> bool:
+    """Whether the peer ended the connection without a word while it was being made."""
+    cause = error.__cause__
+    root = cause.__cause__ if isinstance(cause, client.AMQPConnectionError) and cause.__cause__ else cause
+    return isinstance(root, (ConnectionResetError, BrokenPipeError, EOFError, ssl.SSLEOFError, ssl.SSLZeroReturnError))
 
 
 def _refused(code: int, reply: str, where: str) -> ConnectError:
@@ -131,10 +159,10 @@ def lost_error(error: BaseException | None) -> UnreachableError:
         found = UnreachableError("RabbitMQ has been silent for three heartbeats")
     elif isinstance(error, client.ConnectionClosed):
         reply = error.args[-1] if error.args else ""
-        found = UnreachableError(f"RabbitMQ closed the connection: {reply}")
+        found = UnreachableError(f"RabbitMQ closed the connection: {safe_reply(str(reply))}")
     else:
         found = UnreachableError(f"the connection broke ({type(error.__cause__ or error).__name__})")
-    found.__cause__ = error
+    found.__cause__ = scrubbed(error)
     return found
 
 
@@ -142,9 +170,9 @@ def channel_reply(error: BaseException | None) -> tuple[int, str]:
     """The code and text with which the server closed a channel; 0 when it was not the server."""
     for kind, code in _CHANNEL_CODES.items():
         if isinstance(error, kind):
-            return code, str(error.args[0]) if error.args else ""
+            return code, safe_reply(str(error.args[0])) if error.args else ""
     if isinstance(error, client.ChannelClosed) and len(error.args) == 2 and isinstance(error.args[0], int):
-        return error.args[0], str(error.args[1])
+        return error.args[0], safe_reply(str(error.args[1]))
     return 0, ""
 
 

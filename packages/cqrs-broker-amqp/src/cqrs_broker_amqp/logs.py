@@ -7,14 +7,41 @@ They never change a level and never drop a record.
 from __future__ import annotations
 
 import logging
+import re
 
-__all__ = ["LOGGERS", "redact_client_logs"]
+__all__ = ["LOGGERS", "redact_client_logs", "safe_reply"]
 
 LOGGERS = ("aiormq.connection", "aiormq.channel", "aiormq.base", "aiormq.connection.marshall")
 """The loggers of aiormq: a filter works only on the logger that a record was made with."""
 
-_PLAIN = (str, int, float, bool, type(None))
+_PLAIN = (int, float, bool, type(None))
 _SHOWN = frozenset({"Connection", "Channel", "Ack", "Nack", "Heartbeat", "Blocked", "Unblocked"})
+
+_REPLY = re.compile(r"([A-Z]+(?:_[A-Z]+)*) - ")
+_QUOTES_NOTHING = frozenset(
+    {
+        "ACCESS_REFUSED",
+        "CONNECTION_FORCED",
+        "CONTENT_TOO_LARGE",
+        "NOT_ALLOWED",
+        "NOT_FOUND",
+        "PRECONDITION_FAILED",
+        "RESOURCE_ERROR",
+        "RESOURCE_LOCKED",
+    }
+)
+
+
+def safe_reply(text: str) -> str:
+    """A reply text of RabbitMQ as it may be shown.
+
+    Those about frames (`FRAME_ERROR`, 501, for one) quote the bytes that came over the wire, which may be a body. Only
+    the kinds that speak of names and limits are passed on whole, of the others the name.
+    """
+    found = _REPLY.match(text)
+    if found is None or found[1] in _QUOTES_NOTHING:
+        return text
+    return f"{found[1]} (RabbitMQ's log says more)"
 
 
 class _Redacted(logging.Filter):
@@ -31,6 +58,8 @@ class _Redacted(logging.Filter):
 
 
 def _shown(value: object) -> object:
+    if isinstance(value, str):
+        return safe_reply(value)
     if isinstance(value, _PLAIN) or type(value).__name__ in _SHOWN:
         return value
     payload = getattr(value, "payload", None)

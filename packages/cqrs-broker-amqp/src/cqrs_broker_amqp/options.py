@@ -49,7 +49,7 @@ class AMQPOptions(BrokerOptions):
         None, min_length=1, description="Its private key (PEM); none: it is in `ssl_certfile`."
     )
     ssl_verify: bool = option(True, description="Verify the server's certificate and host name. `false` warns.")
-    require_tls: bool = option(False, description="Refuse to open without TLS to a host that is not loopback.")
+    require_tls: bool = option(False, description="Refuse to open without TLS.")
     ssl_context: ssl.SSLContext | None = option(
         None, description="Takes the place of the other ssl_* options.", keyword_only=True
     )

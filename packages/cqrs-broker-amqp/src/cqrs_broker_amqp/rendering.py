@@ -20,25 +20,39 @@ from struct import Struct
 
 from cqrs_brokers.driver import Message, content_type_of
 
-__all__ = ["CHANNEL", "FRAME_END", "Renderer", "body_frames"]
+__all__ = ["CHANNEL", "SMALL_BODY", "Renderer", "body_frames"]
 
 CHANNEL = 1
 """The channel that messages are published on: always the same, so that what is rendered outlives a reconnect."""
 
 FRAME_END = b"\xce"
 FRAME_OVERHEAD = 8
+SMALL_BODY = 4096 - FRAME_OVERHEAD
+"""A body of so many bytes fits into one frame whatever was negotiated (AMQP 0-9-1, 1.2: frame-min-size)."""
 
 _METHOD, _HEADER, _BODY = 1, 2, 3
 _PUBLISH = Struct(">HHH").pack  # class 60, method 40, a reserved short
 _frame = Struct(">BHI").pack  # type, channel, size
-_content = Struct(">HHQH").pack  # class 60, weight 0, body size, property flags
 _long, _long_long = Struct(">I").pack, Struct(">Q").pack
 _MANDATORY = b"\x01"
+_CLASS = b"\x00\x3c\x00\x00"  # class 60, weight 0; the size of the body follows
 # content-type, delivery-mode, message-id, timestamp, type; with bit 13: headers too (AMQP 0-9-1, 4.2.6.1).
-_WITHOUT_HEADERS, _WITH_HEADERS = 0x90E0, 0xB0E0
+_WITHOUT_HEADERS, _WITH_HEADERS = b"\x90\xe0", b"\xb0\xe0"
 _FIXED = 14 + 1 + 37 + 8  # class to flags, delivery mode, message id, timestamp
+_DELIVERY_MODE = b"\x02"
+_ID_SIZE = b"\x24"
+_BODY_FRAME = b"\x03" + CHANNEL.to_bytes(2, "big") + b"%b%b" + FRAME_END
 _REMEMBERED = 1000
 _ORDERING_KEY = b"\x0cordering-keyS"
+
+# Start, size of the body, content type, id, time, name.
+_PLAIN = b"%b%b%b%b-%b-%b-%b-%b%b%b"
+_PLAIN_AND_BODY = _PLAIN + _BODY_FRAME
+# The same, with size of the header frame and the headers.
+_RICH = b"%b\x02" + CHANNEL.to_bytes(2, "big") + b"%b" + _CLASS + b"%b%b%b%b\x02\x24%b-%b-%b-%b-%b%b%b"
+_RICH_AND_BODY = _RICH + _BODY_FRAME
+
+_Route = tuple[bytes, bytes, bytes, int, bytes, bytes]
 
 
 class Renderer:
@@ -50,56 +64,79 @@ class Renderer:
 
     def __init__(self, exchange: str) -> None:
         self._exchange = _short(exchange)
-        self._routes: dict[tuple[str, str, str | None], tuple[bytes, bytes, bytes, bytes]] = {}
+        self._routes: dict[tuple[str, str, str | None], _Route] = {}
         self._names: dict[str, bytes] = {}
 
-    def render(self, message: Message, message_id: str, size: int) -> bytes:
-        """The frames before the body: the method and the content header.
+    def render(self, message: Message) -> tuple[bytes, bytes]:
+        """The message's frames, and its body when that is not among them because it may need several.
 
         Args:
             message: A validated message.
-            message_id: Its id as text.
-            size: Of its body, in bytes.
         """
+        body = message.body
+        size = len(body)
         content_type = message.content_type or content_type_of(message)
         route = self._routes.get((message.topic, message.message_name, content_type))
         if route is None:
             route = self._route(message.topic, message.message_name, content_type)
-        publish, plain, short_type, short_name = route
+        start, before_id, name, fixed, publish, rich_type = route
+        digits = b"%032x" % message.message_id.int
         seconds = _long_long(int(message.timestamp.timestamp()))
         headers, key = message.headers, message.key
+        small = 0 < size <= SMALL_BODY
         if key is None and not headers:
-            return b"%b%b%b\x02\x24%b%b%b\xce" % (
-                publish + plain,
-                _content(60, 0, size, _WITHOUT_HEADERS),
-                short_type,
-                message_id.encode(),
+            fields = (
+                start,
+                _long_long(size),
+                before_id,
+                digits[:8],
+                digits[8:12],
+                digits[12:16],
+                digits[16:20],
+                digits[20:],
                 seconds,
-                short_name,
+                name,
             )
+            if small:
+                return _PLAIN_AND_BODY % (*fields, _long(size), body), b""
+            return _PLAIN % fields, body
         table = self._table(key, headers)
         length = len(table)
-        return b"%b%b%b%b%b%b\x02\x24%b%b%b\xce" % (
+        rich = (
             publish,
-            _frame(_HEADER, CHANNEL, _FIXED + len(short_type) + 4 + length + len(short_name)),
-            _content(60, 0, size, _WITH_HEADERS),
-            short_type,
+            _long(fixed + length),
+            _long_long(size),
+            rich_type,
             _long(length),
             table,
-            message_id.encode(),
+            digits[:8],
+            digits[8:12],
+            digits[12:16],
+            digits[16:20],
+            digits[20:],
             seconds,
-            short_name,
+            name,
         )
+        if small:
+            return _RICH_AND_BODY % (*rich, _long(size), body), b""
+        return _RICH % rich, body
 
-    def _route(self, topic: str, name: str, content_type: str) -> tuple[bytes, bytes, bytes, bytes]:
-        """The method frame, the content header's frame header where there are no headers, content type and name."""
+    def _route(self, topic: str, name: str, content_type: str) -> _Route:
+        """What is the same for all messages of a topic, a name and a content type."""
         if len(self._routes) >= _REMEMBERED:
             self._routes.clear()
         arguments = _PUBLISH(60, 40, 0) + self._exchange + _short(topic) + _MANDATORY
-        method = _frame(_METHOD, CHANNEL, len(arguments)) + arguments + FRAME_END
+        publish = _frame(_METHOD, CHANNEL, len(arguments)) + arguments + FRAME_END
         short_type, short_name = _short(content_type), _short(name)
-        plain = _frame(_HEADER, CHANNEL, _FIXED + len(short_type) + len(short_name))
-        route = self._routes[topic, name, content_type] = (method, plain, short_type, short_name)
+        size = _FIXED + len(short_type) + len(short_name)
+        route = self._routes[topic, name, content_type] = (
+            publish + _frame(_HEADER, CHANNEL, size) + _CLASS,
+            _WITHOUT_HEADERS + short_type + _DELIVERY_MODE + _ID_SIZE,
+            short_name + FRAME_END,
+            size + 4,
+            publish,
+            _WITH_HEADERS + short_type,
+        )
         return route
 
     def _table(self, key: str | None, headers: Mapping[str, str]) -> bytes:

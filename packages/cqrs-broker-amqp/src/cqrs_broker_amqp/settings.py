@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from cqrs_brokers.exceptions import ConfigError, InsecureTransportWarning
 from cqrs_brokers.options import ResolvedOptions, resolve_options
 from cqrs_brokers.secret import Secret
-from cqrs_brokers.url import BrokerURL
+from cqrs_brokers.url import BrokerURL, names_a_secret
 
 from .options import AMQPOptions
 
@@ -72,12 +72,12 @@ class AMQPSettings:
             given = sorted(name for name in options.model_fields_set if name.startswith("ssl_"))
             if given:
                 problems.append(f"{', '.join(given)} would be ignored without TLS: write amqps://")
-            if options.require_tls and not local:
+            if options.require_tls:
                 problems.append("require_tls=true, and this is not TLS: write amqps://")
         tls = _tls_context(options, problems) if secure else None
         if problems:
             raise ConfigError(problems)
-        if not local:
+        if tls is not None or not local:
             _warn_if_insecure(url, tls)
         return cls(hosts, url.username or "guest", password, vhost, tls, options)
 
@@ -143,7 +143,10 @@ class AMQPPublisherAdapter:
         if url.scheme not in PORTS:
             raise ConfigError(f"{url.scheme}:// is not RabbitMQ: write amqp:// or amqps://")
         self._url = url
-        self._keywords = dict(options)
+        self._keywords = {
+            name: Secret(value) if names_a_secret(name) and isinstance(value, str) else value
+            for name, value in options.items()
+        }
         self._resolved = resolve_options(AMQPOptions, url=url, keywords=options)
         self._taken = False
         self.value_serializer = value_serializer

@@ -17,8 +17,8 @@ from cqrs_brokers.exceptions import (
     UnreachableError,
 )
 
-from .errors import ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED, channel_reply
-from .internals import Connection
+from .errors import ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED, channel_reply, scrubbed
+from .internals import Connection, goodbye
 from .options import AMQPOptions
 
 __all__ = ["ThrowAwayChannel", "check_exchange", "declare_exchange", "declare_queue", "queue_error"]
@@ -44,7 +44,7 @@ async def declare_exchange(connection: Connection, options: AMQPOptions) -> None
         async with ThrowAwayChannel(connection) as channel:
             await channel.exchange_declare(name, exchange_type=kind, durable=True)
     except Exception as error:
-        raise _exchange_error(error, options) from error
+        raise _exchange_error(error, options) from scrubbed(error)
 
 
 async def check_exchange(connection: Connection, name: str) -> bool:
@@ -65,7 +65,7 @@ async def check_exchange(connection: Connection, name: str) -> bool:
         # RabbitMQ 3.10 asks no permission for this; whoever may not look may still publish.
         if code == ACCESS_REFUSED:
             return True
-        raise _lost(error) from error
+        raise _lost(error) from scrubbed(error)
     return True
 
 
@@ -99,7 +99,7 @@ def queue_error(error: BaseException, topic: str) -> NotDeliveredError:
         found = NotDeliveredError(f"declare=queue failed for {topic!r}: {reply}")
     else:
         found = NotDeliveredError(f"declare=queue failed for {topic!r} ({type(error).__name__})")
-    found.__cause__ = error
+    found.__cause__ = scrubbed(error)
     return found
 
 
@@ -155,6 +155,9 @@ class ThrowAwayChannel:
         self._channel = await self._connection.channel(number, publisher_confirms=False)
         return self._channel
 
-    async def __aexit__(self, *_: object) -> None:
-        if not self._channel.is_closed:
-            await self._channel.close()
+    async def __aexit__(self, error: type[BaseException] | None, *_: object) -> None:
+        # After an error the server closed it, or aiormq is about to. aiormq's own close() would send Channel.Close a
+        # second time when the answer takes longer than a heartbeat or the wait is cancelled, and then RabbitMQ closes
+        # the whole connection. So nobody waits: the number is free again when the answer comes.
+        if error is None:
+            goodbye(self._channel)

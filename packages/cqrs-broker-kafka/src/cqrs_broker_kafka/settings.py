@@ -63,8 +63,10 @@ class KafkaSettings:
 
     def _warn(self) -> None:
         options = self.options
-        if not options.ssl_verify:
-            text = "ssl_verify=false: anybody between here and the broker can read and change what is sent"
+        tls = self.ssl_context
+        if tls is not None and (tls.verify_mode != ssl.CERT_REQUIRED or not tls.check_hostname):
+            which = "the ssl_context does not verify the broker" if options.ssl_verify else "ssl_verify=false"
+            text = f"{which}: anybody between here and it can read and change what is sent"
             warnings.warn(text, InsecureTransportWarning, stacklevel=4)
         if options.security_protocol == "SASL_PLAINTEXT" and not all(_is_loopback(host.host) for host in self.hosts):
             text = "credentials go over plain text to a host that is not loopback: use security_protocol=SASL_SSL"

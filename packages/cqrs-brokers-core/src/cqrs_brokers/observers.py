@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from asyncio import CancelledError
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -38,7 +39,7 @@ class Observers:
         for observer in self._observers:
             try:
                 observer.sent(message, outcome, elapsed)
-            except Exception as error:
+            except (Exception, CancelledError) as error:
                 self._broken(observer, "sent", error)
 
     def connection_changed(self, state: str, reason: str) -> None:
@@ -46,10 +47,10 @@ class Observers:
         for observer in self._observers:
             try:
                 observer.connection_changed(state, reason)
-            except Exception as error:
+            except (Exception, CancelledError) as error:
                 self._broken(observer, "connection_changed", error)
 
     @staticmethod
-    def _broken(observer: Observer, method: str, error: Exception) -> None:
+    def _broken(observer: Observer, method: str, error: BaseException) -> None:
         # Not its traceback: an observer gets the message object, and its errors may quote what is in it.
         logger.error("observer %s raised %s in %s()", type(observer).__qualname__, type(error).__name__, method)

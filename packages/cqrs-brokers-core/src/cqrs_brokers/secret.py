@@ -7,6 +7,7 @@ import re
 import stat
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, final
+from urllib.parse import quote
 
 if TYPE_CHECKING:
     from pydantic import GetCoreSchemaHandler
@@ -160,16 +161,17 @@ def _one_line(text: str, what: str) -> str:
 
 
 def secrets_in(values: Iterable[object]) -> frozenset[str]:
-    """The secrets among values, in clear, as far as text can be searched for them.
+    """The secrets among values, in clear and percent-encoded, as far as text can be searched for them.
 
     Two or three letters would be found everywhere, and masking them would give them away.
     """
-    found = (value.reveal() for value in values if isinstance(value, Secret))
-    return frozenset(secret for secret in found if len(secret) > 3)
+    found = [value.reveal() for value in values if isinstance(value, Secret)]
+    forms = (form for secret in found for form in (secret, quote(secret, safe=""), quote(secret, safe=":/,+=*")))
+    return frozenset(form for form in forms if len(form) > 3)
 
 
 def masked(text: str, secrets: Iterable[str]) -> str:
     """The text with every secret in it masked."""
-    for secret in secrets:
+    for secret in sorted(secrets, key=len, reverse=True):  # one may be a part of another
         text = text.replace(secret, MASK)
     return text

@@ -267,7 +267,9 @@ class _Breaches(logging.Handler):
             and record.levelno >= logging.ERROR
             and (record.name == "asyncio" or "broke its contract" in text or "cancelled" in text or "abort()" in text)
         ):
-            self.found.append(f"in {self.case_id} {record.name} logged: {text}"[:400])
+            raised = record.exc_info[1] if record.exc_info else None
+            what = f" ({type(raised).__name__}: {raised})" if raised is not None else ""
+            self.found.append(f"in {self.case_id} {record.name} logged: {text}{what}"[:400])
 
 
 @contextmanager
