@@ -269,7 +269,7 @@ class _Breaches(logging.Handler):
         ):
             raised = record.exc_info[1] if record.exc_info else None
             what = f" ({type(raised).__name__}: {raised})" if raised is not None else ""
-            self.found.append(f"in {self.case_id} {record.name} logged: {text}{what}"[:400])
+            self.found.append(f"in {self.case_id} {record.name} logged{what}: {text}"[:500])
 
 
 @contextmanager
