@@ -1,0 +1,171 @@
+"""Interleaved rounds: every contender does the same job, one after the other, in an order that is shuffled each time.
+
+A ratio is the median over the rounds of (contender in this round / baseline in this round), so that what slows the
+machine for a while slows both.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from .contender import contenders
+from .workloads import Job
+
+__all__ = ["BASELINE", "OURS", "Figures", "Process", "WrongCount", "play"]
+
+OURS, BASELINE = "ours", "raw"
+ROOT = Path(__file__).parent.parent
+
+
+class WrongCount(Exception):  # noqa: N818 - says what it is
+    """The server does not have as many messages as a contender says it published."""
+
+
+class Process:
+    """A process of ours that answers lines with lines, and idles in between."""
+
+    def __init__(self, name: str, *arguments: str) -> None:
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+        command = [sys.executable, "-m", *arguments]
+        self.name = name
+        self._process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def answer(self) -> dict[str, Any]:
+        """Waits for its next line."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.name} ended with code {self._process.wait()}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def tell(self, order: object) -> None:
+        """Gives it a line."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+
+    def ask(self, order: object) -> dict[str, Any]:
+        """Gives it a line and waits for the answer."""
+        self.tell(order)
+        return self.answer()
+
+    def end(self) -> None:
+        """Lets it disconnect; kills it if it does not end by itself."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.close()
+            self._process.wait(15)
+        except (subprocess.TimeoutExpired, BrokenPipeError):
+            self._process.kill()
+            self._process.wait()
+
+
+class Figures:
+    """What was measured: for each (row, rich, contender) one entry per round."""
+
+    def __init__(self) -> None:
+        self.rounds: dict[tuple[str, bool, str], list[dict[str, float]]] = {}
+        self.profiles: dict[str, dict[str, float]] = {}
+        self.verified = 0
+
+    def add(self, job: Job, contender: str, result: dict[str, float]) -> None:
+        """Keeps the result of one job."""
+        entry = {**result, "rate": job.count / result["seconds"], "cpu": result["cpu"] / job.count * 1e6}
+        self.rounds.setdefault((job.row, job.rich, contender), []).append(entry)
+        self.verified += job.count
+
+    def median(self, row: str, rich: bool, contender: str, what: str) -> float:
+        """Median over the rounds."""
+        return statistics.median(entry[what] for entry in self.rounds[row, rich, contender])
+
+    def ratio(self, row: str, rich: bool, contender: str, what: str, to: str = BASELINE) -> float:
+        """Median of the ratios of paired rounds; of `cpu`: how many times less than the other."""
+        pairs = list(zip(self.rounds[row, rich, contender], self.rounds[row, rich, to], strict=True))
+        if what == "cpu":
+            return statistics.median(other["cpu"] / max(one["cpu"], 0.01) for one, other in pairs)
+        return statistics.median(one[what] / other[what] for one, other in pairs)
+
+    def has(self, row: str, rich: bool, contender: str) -> bool:
+        """Whether it took part."""
+        return (row, rich, contender) in self.rounds
+
+    def raw(self) -> dict[str, Any]:
+        """All of it, for a JSON file."""
+        rounds = [
+            {"row": row, "rich": rich, "contender": name, "rounds": entries}
+            for (row, rich, name), entries in self.rounds.items()
+        ]
+        return {"figures": rounds, "profiles": self.profiles, "verified": self.verified}
+
+
+def play(
+    broker: str,
+    url: str,
+    jobs: Iterable[Job],
+    rounds: int,
+    *,
+    left_out: Iterable[str] = (),
+    profile: Iterable[Job] = (),
+    topic: Callable[[str], str],
+    check: Callable[[str, int], None],
+    progress: Callable[[str], None],
+    seed: int,
+) -> Figures:
+    """Runs all the rounds.
+
+    Args:
+        broker: "amqp" or "kafka".
+        url: The server.
+        jobs: The rows.
+        rounds: How often each is done by each contender, after one short round that does not count.
+        left_out: Contenders that cannot run here.
+        profile: Jobs of ours to look into afterwards.
+        topic: The topic of a contender, made ready.
+        check: Raises `WrongCount` unless the server has so many more messages of that topic than at the last check.
+        progress: Told what is going on.
+        seed: Of the order.
+    """
+    shuffle = random.Random(seed).shuffle
+    known = {name: one for name, one in contenders(broker).items() if name not in set(left_out)}
+    figures = Figures()
+    processes: dict[str, Process] = {}
+
+    def run(name: str, job: Job, profiled: bool = False) -> dict[str, Any]:
+        order = {"row": job.row, "rich": job.rich, "count": job.count}
+        answer = processes[name].ask({"job": order, "profile": profiled})
+        check(topic(name), job.count)
+        return answer
+
+    jobs = list(jobs)
+    try:
+        for name in known:
+            processes[name] = Process(name, "benchmarks.contender", broker, name, url, topic(name))
+            processes[name].answer()
+        for number in range(rounds + 1):
+            progress(f"{broker}: round {number} of {rounds}" if number else f"{broker}: warming up")
+            for job in jobs:
+                order = [n for n, one in known.items() if one.rows is None or job.row in one.rows]
+                shuffle(order)
+                for name in order:
+                    share = known[name].share if number else min(known[name].share, 0.1)
+                    mine = Job(job.row, job.rich, max(20, int(job.count * share)))
+                    result = run(name, mine)
+                    if number:
+                        figures.add(mine, name, result)
+        for job in profile:
+            figures.profiles[job.row] = run(OURS, job, profiled=True)["shares"]
+    finally:
+        for process in processes.values():
+            process.end()
+    return figures
