@@ -105,7 +105,10 @@ TABLE: list[tuple[list[str], str, tuple[Any, int, bool]]] = [
     (["handed_over", "confirm"], "cancel", (Receipt, 0, False)),
     (["handed_over", "nack"], "confirm", (NackedError, 0, True)),
     (["close"], "handed_over", (BrokerClosedError, 0, False)),
-    (["close"], "confirm", (BrokerClosedError, 0, True)),
+    (["close"], "confirm", (BrokerClosedError, 0, False)),
+    (["handed_over", "close"], "confirm", (ClosedWhilePendingError, 0, False)),
+    (["handed_over", "close"], "nack", (ClosedWhilePendingError, 0, False)),
+    (["handed_over", "close"], "returned", (ClosedWhilePendingError, 0, False)),
 ]
 
 

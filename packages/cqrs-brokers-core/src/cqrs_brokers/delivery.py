@@ -35,6 +35,8 @@ HANDED: Final = 2
 """Given to the client: from here on only the broker's answer proves anything."""
 RELEASED: Final = 3
 """The driver has let go, or never had it."""
+SETTLED: Final = 4
+"""`Broker` was closed and took the place back: what the driver still says is late, and no fault of its."""
 
 
 class Delivery:
@@ -80,7 +82,7 @@ class Delivery:
         """Says that a message that was handed over is proven not written; it waits in the driver again."""
         if self._state == HANDED:
             self._state = SUBMITTED
-        elif self._state != RELEASED:
+        elif self._state < RELEASED:
             self._breach("returned() before handed_over()")
 
     def confirm(self, *, partition: int | None = None, offset: int | None = None) -> None:
@@ -101,6 +103,11 @@ class Delivery:
         else:
             self._breach("confirm() before handed_over()" if self._state == SUBMITTED else "confirm() after the end")
 
+    def _settle(self) -> None:
+        """Broker takes the place back from a driver that will not be asked any more."""
+        self._release()
+        self._state = SETTLED
+
     def accept(self, receipt: Receipt | None) -> None:
         """Says that a driver without confirms took the message: `Broker`'s own form of `confirm` for simple drivers."""
         if self._state == HANDED and not self.done:
@@ -119,7 +126,7 @@ class Delivery:
                 it; in every other case a `DeliveryUnknownError`. `Broker` fills in message and broker. One object may
                 fail many deliveries.
         """
-        if self._state == RELEASED or self._state == QUEUED:
+        if self._state >= RELEASED or self._state == QUEUED:
             self._breach("fail() after the end")
         elif self.done:
             logger.debug(
@@ -191,6 +198,8 @@ class Delivery:
                 waiter.set_result(outcome)
 
     def _breach(self, what: str) -> None:
+        if self._state == SETTLED:
+            return
         logger.error(
             "the driver of %s broke its contract for message %s: %s; ignored",
             self._window.address,
@@ -199,7 +208,7 @@ class Delivery:
         )
 
     def __repr__(self) -> str:
-        state = ("queued", "waiting", "handed over", "released")[self._state]
+        state = ("queued", "waiting", "handed over", "released", "settled")[self._state]
         return f"<Delivery of {self.message!r}: {state}{', done' if self.done else ''}>"
 
 

@@ -99,12 +99,12 @@ class SimpleSender(PipelinedDriver):
             error.__cause__ = unclassified
             self._fail(delivery, error)
         else:
-            if delivery._state != RELEASED:
+            if delivery._state < RELEASED:
                 delivery.accept(result)
 
     @staticmethod
     def _fail(delivery: Delivery, error: DeliveryError) -> None:
-        if delivery._state != RELEASED:  # `Broker` was closed meanwhile and has ended it: no fault of the driver
+        if delivery._state < RELEASED:  # `Broker` was closed meanwhile and has ended it: no fault of the driver
             delivery.fail(error)
 
     async def close(self, grace: float) -> None:

@@ -194,7 +194,7 @@ class Window:
             self._end(delivery, handed)
         self.fail_not_handed(not_handed)
         for delivery in list(self.overdue):
-            delivery._release()
+            delivery._settle()
         return unknown
 
     def _end(self, delivery: Delivery, error: DeliveryError) -> None:

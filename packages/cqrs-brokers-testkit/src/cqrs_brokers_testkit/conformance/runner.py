@@ -179,7 +179,7 @@ class Session:
         self._watcher.case_id, self._watcher.enabled = case.id, True
         context = Context(self.harness, self.harness.url, self._capabilities or Capabilities(), self._watcher.found)
         thread = threading.Thread(
-            target=lambda: ended.append(_outcome(case, context, self._watcher)),
+            target=lambda: ended.append(_outcome(case, context)),
             name=f"conformance {case.id}",
             daemon=True,
         )
@@ -214,11 +214,11 @@ class Session:
         )
 
 
-def _outcome(case: Case, context: Context, watcher: _Breaches) -> BaseException | None:
+def _outcome(case: Case, context: Context) -> BaseException | None:
     """How the case ended: None when it holds."""
     try:
         if inspect.iscoroutinefunction(case.function):
-            asyncio.run(_bounded(case, context, watcher))
+            asyncio.run(_bounded(case, context))
         else:
             case.function(context)
     except BaseException as error:  # in a thread of ours: nothing may leave it
@@ -226,7 +226,7 @@ def _outcome(case: Case, context: Context, watcher: _Breaches) -> BaseException 
     return None
 
 
-async def _bounded(case: Case, context: Context, watcher: _Breaches) -> None:
+async def _bounded(case: Case, context: Context) -> None:
     try:
         async with asyncio.timeout(case.limit) as timeout:
             running = case.function(context)
@@ -237,9 +237,6 @@ async def _bounded(case: Case, context: Context, watcher: _Breaches) -> None:
             raise CaseFailed(f"did not end within {case.limit:g} s") from error
         raise
     finally:
-        # When `Broker` closes it takes every place back and only then closes the driver: an answer of the server that
-        # comes in between looks like a breach and is none.
-        watcher.enabled = False
         await context.clean_up()
 
 
