@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 import os
@@ -33,7 +34,9 @@ def build() -> Path | str:
                 install._apt_install("librabbitmq-dev")
         except (OSError, subprocess.SubprocessError):
             pass
-    program = Path(tempfile.mkdtemp(prefix="cqrs-brokers-bench-")) / "publisher"
+    folder = tempfile.mkdtemp(prefix="cqrs-brokers-bench-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    program = Path(folder, "publisher")
     command = [compiler, "-O2", "-o", str(program), str(_SOURCE), "-lrabbitmq"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     if done.returncode:
@@ -47,7 +50,6 @@ class CPublisher:
     def __init__(self, url: str, exchange: str, topic: str) -> None:
         program = build()
         assert isinstance(program, Path), program  # else the contender is left out
-        self._program = program
         parts = urlsplit(url)
         command = [str(program), str(parts.hostname), str(parts.port), exchange, topic]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -68,4 +70,3 @@ class CPublisher:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait(10)
-        shutil.rmtree(self._program.parent, ignore_errors=True)
