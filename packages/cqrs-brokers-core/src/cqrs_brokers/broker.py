@@ -334,7 +334,7 @@ class Broker(MessageBroker):
         timeout = self._close_timeout if timeout is None else timeout
         if self._closing is None:
             if self._bound.loop is not loop:
-                self._take_over(loop)
+                self._enter(loop)
             self._closed = True
             self._closing = Closing(loop, self._window, self._connection, self._sender, self._address, timeout)
             try:
@@ -399,14 +399,7 @@ class Broker(MessageBroker):
 
     def _enter(self, loop: asyncio.AbstractEventLoop, message: object = None) -> None:
         """The slow path of every call: first use, another loop, another process, closed."""
-        if self._closed:
-            raise BrokerClosedError("the broker is closed").about(
-                getattr(message, "message_id", None), getattr(message, "topic", None), self._address
-            )
-        self._take_over(loop, message)
-
-    def _take_over(self, loop: asyncio.AbstractEventLoop, message: object = None) -> None:
-        refusal = self._bound.refusal()
+        refusal = BrokerClosedError("the broker is closed") if self._closed else self._bound.refusal()
         if refusal is not None:
             raise refusal.about(getattr(message, "message_id", None), getattr(message, "topic", None), self._address)
         if self._bound.loop is not None:
