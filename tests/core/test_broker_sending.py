@@ -1,7 +1,9 @@
 """Sending through `Broker`: outcomes, deadlines, the window, batches, cancellation, observers."""
 
 import asyncio
+import gc
 import logging
+import weakref
 from typing import Any
 
 import pytest
@@ -76,6 +78,31 @@ async def test_the_deadline_tells_handed_over_from_not(handed: bool, kind: type[
     assert isinstance(caught.value, TimeoutError) is handed
     assert (await broker.health()).in_flight == 1, "the driver has not let go"
     await broker.close()
+
+
+async def test_an_error_is_gone_when_its_caller_is_done_with_it() -> None:
+    """A failed send leaves no reference cycle: during an outage memory would grow until the garbage collector runs."""
+    driver = Scripted()
+    gone = []
+
+    def refuse() -> None:
+        delivery = driver.held.pop()
+        delivery.handed_over()
+        delivery.fail(NackedError("refused"))
+
+    async with Broker(driver) as broker:
+        gc.disable()
+        try:
+            for _ in range(3):
+                asyncio.get_running_loop().call_later(0.01, refuse)
+                try:
+                    await broker.send_message(message())
+                except DeliveryError as error:
+                    gone.append(weakref.ref(error))
+            await settle()
+            assert [reference() for reference in gone] == [None, None, None]
+        finally:
+            gc.enable()
 
 
 async def test_a_message_beyond_its_deadline_is_never_written() -> None:

@@ -194,6 +194,9 @@ class Broker(MessageBroker):
         except CancelledError:  # nobody but the caller's own task can reach this future: it is genuine
             window.give_up(delivery)
             raise
+        finally:
+            # An error's traceback holds this frame: with the future in it, every failure would be a reference cycle.
+            del waiter, delivery
 
     async def send_messages(self, messages: Iterable[MessageLike]) -> list[Receipt | DeliveryError]:
         """Sends many messages; the cheapest way to send a batch. It may be larger than the window.

@@ -21,11 +21,11 @@ from collections.abc import Sequence
 from typing import NoReturn, Protocol
 
 from .delivery import Delivery
-from .encoding import content_type_of
+from .encoding import content_type_of, id_text
 from .exceptions import ConnectError
 from .protocol import Capabilities, Message, MessageBroker
 
-__all__ = ["Capabilities", "Delivery", "Driver", "Link", "Message", "PipelinedDriver", "content_type_of"]
+__all__ = ["Capabilities", "Delivery", "Driver", "Link", "Message", "PipelinedDriver", "content_type_of", "id_text"]
 
 
 class Link(Protocol):

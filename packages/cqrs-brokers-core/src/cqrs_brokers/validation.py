@@ -89,7 +89,7 @@ class Validator:
         timestamp = message.timestamp
         if not isinstance(timestamp, datetime) or timestamp.tzinfo is None:
             self._refuse(message, "timestamp must be a timezone-aware datetime: use datetime.now(UTC)")
-        if timestamp < _EPOCH:
+        if timestamp.year <= 1970 and timestamp < _EPOCH:  # the year is cheap to ask; no zone is a year off
             self._refuse(message, "timestamp is before 1970-01-01, which no broker can carry")
         body = message.payload_bytes
         if body is None:
@@ -99,7 +99,10 @@ class Validator:
         size = len(body)
         key = message.key
         if key is not None:
-            size += self._check_key(message, key)
+            if self._keys and type(key) is str and key.isascii() and len(key) <= MAX_TEXT_BYTES:
+                size += len(key)
+            else:
+                size += self._check_key(message, key)
         if message.headers:
             size += self._check_headers(message, message.headers)
         if size > self._max:
@@ -161,7 +164,7 @@ class Validator:
         return self._text_bytes(message, key, "key")
 
     def _check_headers(self, message: Message, headers: Any) -> int:
-        if not isinstance(headers, Mapping):
+        if type(headers) is not dict and not isinstance(headers, Mapping):
             self._refuse(message, f"headers must be a mapping, not {type(headers).__name__}")
         if not self._headers:
             self._refuse(message, "this broker carries no headers, and the message has some: send it without")
@@ -175,7 +178,10 @@ class Validator:
                     self._refuse(message, f"header {name.lower()!r} is reserved: it carries a field of the message")
                 self._check_name(known, name, message, "a header name", MAX_HEADER_NAME_BYTES)
             size += len(name) if name.isascii() else len(name.encode())
-            size += self._text_bytes(message, value, "a header value")
+            if type(value) is str and value.isascii() and len(value) <= MAX_TEXT_BYTES:
+                size += len(value)
+            else:
+                size += self._text_bytes(message, value, "a header value")
         return size
 
     def _text_bytes(self, message: Message, text: Any, what: str) -> int:
