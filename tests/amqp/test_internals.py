@@ -17,6 +17,7 @@ from cqrs_broker_amqp import internals, lanes
 from cqrs_broker_amqp.connecting import Session
 from cqrs_broker_amqp.driver import AMQPDriver
 from cqrs_broker_amqp.errors import HandshakeRefused
+from cqrs_broker_amqp.rendering import Renderer
 from cqrs_brokers import (
     Broker,
     ConnectionLostError,
@@ -27,6 +28,7 @@ from cqrs_brokers import (
     open_broker,
 )
 from cqrs_brokers_testkit.leaks import no_leaks
+from cqrs_brokers_testkit.proxy import FaultProxy
 from cqrs_brokers_testkit.readers import bind_queue, drain_queue
 from cqrs_brokers_testkit.servers import RabbitMQServer
 
@@ -95,7 +97,8 @@ async def test_answers_of_every_form() -> None:
     """Single, multiple and zero tags, acks and nacks, in any order: each message has one answer, and only its own."""
     loop = asyncio.get_running_loop()
     channel: Any = SimpleNamespace(delivery_tag=0, number=1, loop=loop, write_queue=asyncio.Queue())
-    connection: Any = SimpleNamespace(frame_max=131_072, channels={1: channel})
+    sockets = SimpleNamespace(open=True, write=lambda frames: True)
+    connection: Any = SimpleNamespace(frame_max=131_072, channels={1: channel}, sockets=sockets)
     resolved: list[object] = []
     lane = lanes.FastLane(
         connection,
@@ -201,6 +204,38 @@ async def test_a_closed_channel_is_forgotten_before_it_is_answered(session: Sess
         await lane.channel.rpc(commands.Queue.Declare(queue=f"missing-{uuid4()}", passive=True))
     # The declaration itself, then aiormq's Channel.CloseOk.
     assert seen[:2] == [True, False]
+
+
+@pytest.mark.live
+async def test_writing_past_the_writer_task(rabbitmq: RabbitMQServer, exchange: str) -> None:
+    """What the socket does not take at once is told by `drained` when it has; frames stay whole and in order."""
+    bind_queue(rabbitmq.url, exchange)
+    frames, _ = Renderer(exchange).render(Message("n", "t", None, payload_bytes=b"x" * 4000))
+    drained = asyncio.Event()
+    sent: list[Any] = []
+    async with FaultProxy((rabbitmq.host, rabbitmq.port)) as proxy:
+        async with open_broker(f"amqp://guest:guest@127.0.0.1:{proxy.port}/?exchange={exchange}") as broker:
+            assert isinstance(broker.driver, AMQPDriver)
+            lane = broker.driver._lane
+            assert lane is not None
+            lane.drained = lambda _: drained.set()
+            proxy.stall("up")
+            taken = True
+            while taken:
+                some: list[Any] = [FakeDelivery() for _ in range(128)]
+                taken = lane.send([(one, len(sent) + number, frames, b"") for number, one in enumerate(some)], 0.0)
+                sent += some
+                assert len(sent) < 20_000, "the socket takes everything from a server that reads nothing"
+            await asyncio.sleep(0.05)
+            assert not drained.is_set()
+            proxy.resume("up")
+            await asyncio.wait_for(drained.wait(), 10)
+            # Were a frame broken or out of order, RabbitMQ would close the channel.
+            assert isinstance(await lane.channel.rpc(commands.Queue.Declare(exclusive=True)), commands.Queue.DeclareOk)
+            while lane.in_flight:
+                await asyncio.sleep(0.01)
+            assert {tuple(one.told) for one in sent} == {("confirmed",)}
+            assert lane.open
 
 
 @pytest.mark.live

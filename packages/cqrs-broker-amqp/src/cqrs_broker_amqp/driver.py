@@ -3,7 +3,8 @@
     submit → rendered → outbox ──flush──▶ lane (handed over) ──ack / return / nack──▶ outcome
                   └─ parked, until the topic's queue is declared (declare=queue)
 
-One flush hands over all that is ready, as one write; the next one waits until the operating system has taken it ("group
+One flush hands over all that is ready, as one write: at the end of the event loop's turn, or earlier in a burst, so
+that the server works while the rest is rendered. The next one waits until the operating system has taken it ("group
 commit"). So a connection that stalls holds little that was handed over, and the rest is proven not sent.
 
 A new channel is first tried with a single message: RabbitMQ answers a wrong exchange or a missing permission by closing
@@ -45,6 +46,8 @@ __all__ = ["AMQPDriver"]
 
 FLUSH_BYTES = 512 * 1024
 """How much one write may have: what a stalled connection holds in memory beyond the operating system's buffers."""
+BURST = 128
+"""So many messages that come in one turn of the event loop are written before its end."""
 SILENCE = 2.0
 """When nothing came in for so long after a hand-over, the connection is given up once the deadline has passed."""
 SLOW_REOPENING = 0.5
@@ -79,8 +82,10 @@ class AMQPDriver(PipelinedDriver):
         self._tasks: set[asyncio.Task[None]] = set()
         self._lane: Lane | None = None
         self._outbox: collections.deque[Entry] = collections.deque()
-        self._busy = False
-        """A flush is due, or the operating system has not taken the last one."""
+        self._due = False
+        """A flush is due in the event loop."""
+        self._stalled = False
+        """The operating system has not taken all of the last flush."""
         self._trying = False
         """The channel is new: one message at a time until one has its answer."""
         self._blocked = False
@@ -163,7 +168,7 @@ class AMQPDriver(PipelinedDriver):
     def _use(self, lane: Lane) -> None:
         """Publishes on a new channel: nothing is known to be declared, and its first message goes alone."""
         self._lane = lane
-        self._busy = False
+        self._stalled = False
         self._trying = True
         if self._parking is not None and self._session is not None:
             waiting, self._outbox = self._outbox, collections.deque()
@@ -222,31 +227,39 @@ class AMQPDriver(PipelinedDriver):
 
     def submit(self, deliveries: Sequence[Delivery], /) -> None:
         """Renders the messages, so that later changes to them do no harm, and lets them go with the next flush."""
-        render, add, parking = self._render, self._outbox.append, self._parking
+        render, outbox, parking, lane = self._render, self._outbox, self._parking, self._lane
         for delivery in deliveries:
             message = delivery.message
             frames, body = render(message)
             entry = (delivery, message.message_id.int, frames, body)
             if parking is None or not parking.takes(message.topic, entry):
-                add(entry)
-        if not self._busy:  # a single message does not wait a turn; the rest of a burst is one write after the first
+                outbox.append(entry)
+                if not len(outbox) % BURST:  # the server works on the first of a burst while the last are rendered
+                    self._flush()
+        if lane is not None and not lane.in_flight:  # a single message does not wait a turn
             self._flush()
+        else:
+            self._flush_soon()
 
     def _flush_soon(self) -> None:
-        if self._outbox and not self._busy and self._loop is not None:
-            self._busy = True
-            self._loop.call_soon(self._flush)
+        if self._outbox and not self._due and self._loop is not None:
+            self._due = True
+            self._loop.call_soon(self._flush_due)
+
+    def _flush_due(self) -> None:
+        self._due = False
+        self._flush()
 
     def _flush(self) -> None:
         """Hands over what is ready."""
-        self._busy = False
         lane, outbox = self._lane, self._outbox
-        if lane is None or self._blocked or not lane.open:
+        if lane is None or self._stalled or self._blocked or not lane.open:
             return
         assert self._loop is not None
         if lane.full:  # by heartbeats and declarations, for an instant
-            self._busy = True
-            self._loop.call_later(_FULL_QUEUE_PAUSE, self._flush)
+            if not self._due:
+                self._due = True
+                self._loop.call_later(_FULL_QUEUE_PAUSE, self._flush_due)
             return
         in_flight = lane.in_flight
         if self._trying and in_flight:
@@ -271,17 +284,18 @@ class AMQPDriver(PipelinedDriver):
             return
         if self._trying:
             lane.attentive = True
-        self._busy = True
-        lane.send(batch, self._loop.time())
+        self._stalled = not lane.send(batch, self._loop.time())
         if self._timer is None:
             self._watch_at(batch[0][0].deadline)
+        if not self._stalled and not lane.attentive:
+            self._flush_soon()
 
     # -- what RabbitMQ says (connecting.Owner) ------------------------------------------------------------------------
 
     def drained(self, lane: Lane) -> None:
         """See `connecting.Owner`."""
         if lane is self._lane:
-            self._busy = False
+            self._stalled = False
             self._flush_soon()
 
     def resolved(self, lane: Lane) -> None:

@@ -86,6 +86,21 @@ class Sockets(TransportFactory):
         """When the last byte came, in the loop's time."""
         return self._reader.last_inbound if self._reader is not None else 0.0
 
+    @property
+    def open(self) -> bool:
+        """Whether what is written now can still reach the server."""
+        return self._transport is not None and not self._transport.is_closing()
+
+    def write(self, frames: bytes) -> bool:
+        """Writes whole frames, between those of aiormq's writer task: it too writes nothing but whole ones.
+
+        Returns:
+            Whether the operating system has taken all that was written.
+        """
+        assert self._transport is not None
+        self._transport.write(frames)
+        return not self._transport.get_write_buffer_size()
+
     def abort(self) -> None:
         """Drops the socket; also when the event loop is closed."""
         self._aborted = True
@@ -151,6 +166,7 @@ class Connection(aiormq.Connection):
     def __init__(self, url: URL, *, vhost: str, sockets: Sockets, watcher: Watcher) -> None:
         super().__init__(url, transport_factory=sockets)
         self.vhost = vhost
+        self.sockets = sockets
         self._watcher: Watcher | None = watcher
 
     @staticmethod

@@ -79,7 +79,8 @@ class Lane:
         aiormq forgets a channel when it reads the server's Channel.Close, before it answers it. Frames that follow the
         answer would make the server close the whole connection.
         """
-        return self.connection.channels.get(self.channel.number) is self.channel
+        connection, channel = self.connection, self.channel
+        return connection.channels.get(channel.number) is channel and connection.sockets.open
 
     @property
     def full(self) -> bool:
@@ -91,8 +92,12 @@ class Lane:
         """Whether answers have come in that aiormq has not looked at."""
         return not self.channel.frames.empty()
 
-    def send(self, entries: Sequence[Entry], now: float) -> None:
-        """Sends messages that are handed over."""
+    def send(self, entries: Sequence[Entry], now: float) -> bool:
+        """Sends messages that are handed over.
+
+        Returns:
+            Whether the operating system has taken them; if not, `drained` will be called when it has.
+        """
         raise NotImplementedError
 
     def oldest(self) -> Handed | None:
@@ -119,8 +124,8 @@ class FastLane(Lane):
         channel.confirmations = _Returns(self._returned)
         channel._on_confirm_frame = self._answered
 
-    def send(self, entries: Sequence[Entry], now: float) -> None:
-        """See `Lane`. The caller waits for `drained` before it sends again, so the queue has room."""
+    def send(self, entries: Sequence[Entry], now: float) -> bool:
+        """See `Lane`. Written at once: aiormq's writer task would do it some turns of the event loop later."""
         channel = self.channel
         tags, handed, frame_max = self.in_flight, self._handed, self._frame_max
         tag = self._last
@@ -133,10 +138,13 @@ class FastLane(Lane):
             if body:
                 body_frames(body, frame_max, parts)
         self._last = channel.delivery_tag = tag
+        if self.connection.sockets.write(b"".join(parts)):
+            return True
+        # aiormq's writer task says when the socket takes more. The queue has room: the caller has looked.
         drained = channel.loop.create_future()
         drained.add_done_callback(self._drained)
-        frame = ChannelFrame(payload=b"".join(parts), should_close=False, drain_future=drained)
-        channel.write_queue.put_nowait(frame)
+        channel.write_queue.put_nowait(ChannelFrame(payload=b"", should_close=False, drain_future=drained))
+        return False
 
     def _drained(self, _: object) -> None:
         self.drained(self)
@@ -240,7 +248,7 @@ class PlainLane(Lane):
         super().__init__(connection, channel, **callbacks)
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def send(self, entries: Sequence[Entry], now: float) -> None:
+    def send(self, entries: Sequence[Entry], now: float) -> bool:
         """See `Lane`. Tasks start in the order in which they were made, and aiormq's lock is fair."""
         loop = asyncio.get_running_loop()
         for delivery, message_id, frames, body in entries:
@@ -249,6 +257,7 @@ class PlainLane(Lane):
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         loop.call_soon(self.drained, self)
+        return False
 
     async def _publish(self, message_id: int, frames: bytes, body: bytes) -> None:
         read, _, publish = pamqp.frame.unmarshal(frames)

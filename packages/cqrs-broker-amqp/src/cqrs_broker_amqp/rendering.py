@@ -17,8 +17,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from struct import Struct
+from typing import NamedTuple
 
-from cqrs_brokers.driver import Message, content_type_of
+from cqrs_brokers.driver import Message, content_type_of, id_text
 
 __all__ = ["CHANNEL", "SMALL_BODY", "Renderer", "body_frames"]
 
@@ -39,20 +40,31 @@ _CLASS = b"\x00\x3c\x00\x00"  # class 60, weight 0; the size of the body follows
 # content-type, delivery-mode, message-id, timestamp, type; with bit 13: headers too (AMQP 0-9-1, 4.2.6.1).
 _WITHOUT_HEADERS, _WITH_HEADERS = b"\x90\xe0", b"\xb0\xe0"
 _FIXED = 14 + 1 + 37 + 8  # class to flags, delivery mode, message id, timestamp
-_DELIVERY_MODE = b"\x02"
-_ID_SIZE = b"\x24"
-_BODY_FRAME = b"\x03" + CHANNEL.to_bytes(2, "big") + b"%b%b" + FRAME_END
+_BEFORE_ID = b"\x02\x24"  # delivery mode 2, and the size of the id
+_HEADER_FRAME = b"\x02" + CHANNEL.to_bytes(2, "big")
+_BODY_FRAME = b"\x03" + CHANNEL.to_bytes(2, "big")
+_rich_start = Struct(">I4sQ").pack  # size of the header frame, class, size of the body
 _REMEMBERED = 1000
 _ORDERING_KEY = b"\x0cordering-keyS"
 
-# Start, size of the body, content type, id, time, name.
-_PLAIN = b"%b%b%b%b-%b-%b-%b-%b%b%b"
-_PLAIN_AND_BODY = _PLAIN + _BODY_FRAME
-# The same, with size of the header frame and the headers.
-_RICH = b"%b\x02" + CHANNEL.to_bytes(2, "big") + b"%b" + _CLASS + b"%b%b%b%b\x02\x24%b-%b-%b-%b-%b%b%b"
-_RICH_AND_BODY = _RICH + _BODY_FRAME
 
-_Route = tuple[bytes, bytes, bytes, int, bytes, bytes]
+class _Route(NamedTuple):
+    """What is the same for all messages of a topic, a name and a content type."""
+
+    start: bytes
+    """Without headers: from the method frame to before the size of the body."""
+    before_id: bytes
+    """Without headers: from after the size of the body."""
+    end: bytes
+    """From after the timestamp."""
+    end_and_body: bytes
+    """The same, and the start of a body frame."""
+    fixed: int
+    """With headers: the size of the header frame without their table."""
+    rich_start: bytes
+    """With headers: from the method frame to before the size of the header frame."""
+    rich_type: bytes
+    """With headers: from after the size of the body to before the table."""
 
 
 class Renderer:
@@ -64,7 +76,7 @@ class Renderer:
 
     def __init__(self, exchange: str) -> None:
         self._exchange = _short(exchange)
-        self._routes: dict[tuple[str, str, str | None], _Route] = {}
+        self._routes: dict[tuple[str, str, str], _Route] = {}
         self._names: dict[str, bytes] = {}
 
     def render(self, message: Message) -> tuple[bytes, bytes]:
@@ -73,53 +85,48 @@ class Renderer:
         Args:
             message: A validated message.
         """
-        body = message.body
+        body = message.payload_bytes or message.body
         size = len(body)
         content_type = message.content_type or content_type_of(message)
         route = self._routes.get((message.topic, message.message_name, content_type))
         if route is None:
             route = self._route(message.topic, message.message_name, content_type)
-        start, before_id, name, fixed, publish, rich_type = route
-        digits = b"%032x" % message.message_id.int
+        start, before_id, end, end_and_body, fixed, rich_start, rich_type = route
+        message_id = id_text(message.message_id)
         seconds = _long_long(int(message.timestamp.timestamp()))
         headers, key = message.headers, message.key
         small = 0 < size <= SMALL_BODY
         if key is None and not headers:
-            fields = (
-                start,
-                _long_long(size),
-                before_id,
-                digits[:8],
-                digits[8:12],
-                digits[12:16],
-                digits[16:20],
-                digits[20:],
-                seconds,
-                name,
-            )
             if small:
-                return _PLAIN_AND_BODY % (*fields, _long(size), body), b""
-            return _PLAIN % fields, body
+                return b"".join(
+                    (
+                        start,
+                        _long_long(size),
+                        before_id,
+                        message_id,
+                        seconds,
+                        end_and_body,
+                        _long(size),
+                        body,
+                        FRAME_END,
+                    )
+                ), b""
+            return b"".join((start, _long_long(size), before_id, message_id, seconds, end)), body
         table = self._table(key, headers)
         length = len(table)
-        rich = (
-            publish,
-            _long(fixed + length),
-            _long_long(size),
+        parts = (
+            rich_start,
+            _rich_start(fixed + length, _CLASS, size),
             rich_type,
             _long(length),
             table,
-            digits[:8],
-            digits[8:12],
-            digits[12:16],
-            digits[16:20],
-            digits[20:],
+            _BEFORE_ID,
+            message_id,
             seconds,
-            name,
         )
         if small:
-            return _RICH_AND_BODY % (*rich, _long(size), body), b""
-        return _RICH % rich, body
+            return b"".join((*parts, end_and_body, _long(size), body, FRAME_END)), b""
+        return b"".join((*parts, end)), body
 
     def _route(self, topic: str, name: str, content_type: str) -> _Route:
         """What is the same for all messages of a topic, a name and a content type."""
@@ -127,15 +134,16 @@ class Renderer:
             self._routes.clear()
         arguments = _PUBLISH(60, 40, 0) + self._exchange + _short(topic) + _MANDATORY
         publish = _frame(_METHOD, CHANNEL, len(arguments)) + arguments + FRAME_END
-        short_type, short_name = _short(content_type), _short(name)
-        size = _FIXED + len(short_type) + len(short_name)
-        route = self._routes[topic, name, content_type] = (
-            publish + _frame(_HEADER, CHANNEL, size) + _CLASS,
-            _WITHOUT_HEADERS + short_type + _DELIVERY_MODE + _ID_SIZE,
-            short_name + FRAME_END,
-            size + 4,
-            publish,
-            _WITH_HEADERS + short_type,
+        short_type, end = _short(content_type), _short(name) + FRAME_END
+        size = _FIXED + len(short_type) + len(end) - len(FRAME_END)
+        route = self._routes[topic, name, content_type] = _Route(
+            start=publish + _frame(_HEADER, CHANNEL, size) + _CLASS,
+            before_id=_WITHOUT_HEADERS + short_type + _BEFORE_ID,
+            end=end,
+            end_and_body=end + _BODY_FRAME,
+            fixed=size + 4,
+            rich_start=publish + _HEADER_FRAME,
+            rich_type=_WITH_HEADERS + short_type,
         )
         return route
 
