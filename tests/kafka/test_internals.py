@@ -10,6 +10,7 @@ from aiokafka.protocol.produce import ProduceRequest
 
 from cqrs_broker_kafka import KafkaOptions
 from cqrs_broker_kafka.internals import Producer
+from cqrs_broker_kafka.produce import encode_once
 from cqrs_broker_kafka.settings import KafkaSettings
 from cqrs_brokers.url import BrokerURL
 from cqrs_brokers_testkit.leaks import no_leaks
@@ -48,6 +49,18 @@ async def topic(kafka: KafkaServer, producer: Producer, unique_name: Name) -> st
     while not producer.partitions(name):
         await producer.refresh([name])
     return name
+
+
+@pytest.mark.parametrize("version", ProduceRequest._CLASSES, ids=lambda version: f"v{version.API_VERSION}")
+def test_encoding_a_request_once(version: Any) -> None:
+    """Header, size and records in one copy are the bytes that aiokafka itself writes, in each version it knows."""
+    topics = [("tøpic", [(0, b"records"), (3, b"")]), ("b", [(1, b"x" * 1000)])]
+    request = ProduceRequest(None, -1, 40_000, topics)
+    plain = request.build(version).encode()
+    encode_once(request)
+    message = b"header" + request.build(version).encode()
+    assert len(message) == len(b"header" + plain)
+    assert b"size" + message == b"size" + b"header" + plain
 
 
 @pytest.mark.live

@@ -1,7 +1,8 @@
 """The Kafka driver: messages into lanes, lanes onto a producer, and a new producer when the old one is spoiled.
 
 The parts: `records` (message to record), `topics` and `lanes` (partition, order, one batch at a time), `internals` (one
-aiokafka producer), `errors` (what a failed batch proves), `probe` (why there is no connection).
+aiokafka producer), `produce` (its requests), `errors` (what a failed batch proves), `probe` (why there is no
+connection).
 
 A producer is replaced, not repaired: after any failed batch its sequence numbers for that partition have a gap, and the
 broker refuses all that follows (aiokafka#1017). Lanes with a batch on the old producer wait for its answer, all others

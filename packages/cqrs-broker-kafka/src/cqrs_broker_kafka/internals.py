@@ -1,4 +1,4 @@
-"""One aiokafka producer, and the only module that touches what aiokafka does not document.
+"""One aiokafka producer, and with `produce` the only module that touches what aiokafka does not document.
 
 Written for aiokafka 0.14; tests/kafka/test_internals.py has a test for each use, which turns red when aiokafka changes:
 
@@ -37,6 +37,7 @@ from aiokafka.structs import TopicPartition
 from cqrs_brokers.exceptions import AuthorizationError, ConnectError, UnreachableError
 from cqrs_brokers.url import Host
 
+from .produce import encode_once
 from .settings import KafkaSettings
 
 __all__ = ["HungUpError", "Producer", "greet", "why_not_started"]
@@ -202,6 +203,7 @@ class Producer:
     async def _watched_send(self, node_id: Any, request: Any, **how: Any) -> Any:
         if not isinstance(request, ProduceRequest):
             return await self._send(node_id, request, **how)
+        encode_once(request)
         try:
             response = await self._send(node_id, request, **how)
         except NodeNotReadyError:  # there was no connection to send it on

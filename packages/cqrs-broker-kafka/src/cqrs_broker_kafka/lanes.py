@@ -104,7 +104,7 @@ class Lane:
         most = min(self._group, self._suspects) if self._suspects else len(pending)
         while pending and len(records) < most:
             record = pending[0]
-            delivery, timestamp, key, value, headers = record
+            delivery = record.delivery
             if not delivery.handed_over():  # expired, cancelled or closed
                 self._drop_head()
                 continue
@@ -114,7 +114,9 @@ class Lane:
                     delivery.returned()
                     break
             try:
-                fits = append(timestamp=timestamp, key=key, value=value, headers=headers)
+                fits = append(
+                    timestamp=record.timestamp, key=record.key, value=record.value, headers=record.headers()
+                )
             except Exception as error:
                 refusal = InvalidMessageError(f"the client cannot write it as a record ({type(error).__name__})")
                 refusal.__cause__ = error

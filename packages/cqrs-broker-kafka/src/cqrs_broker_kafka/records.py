@@ -4,10 +4,10 @@ value = body; key = `key` in UTF-8, or none; timestamp = `timestamp` in millisec
 headers: message-id (UUID as text), message-name, content-type, then the user's own, values in UTF-8
 """
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import NamedTuple
 
-from cqrs_brokers.driver import Delivery, Message, content_type_of
+from cqrs_brokers.driver import Delivery, Message, content_type_of, id_text
 
 __all__ = ["Headers", "Record", "RecordMaker"]
 
@@ -15,7 +15,6 @@ Headers = list[tuple[str, bytes]]
 
 _REMEMBERED = 1000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MILLISECOND = timedelta(milliseconds=1)
 _new = tuple.__new__
 
 
@@ -27,12 +26,23 @@ class Record(NamedTuple):
     """Milliseconds since 1970-01-01 UTC."""
     key: bytes | None
     value: bytes
-    headers: Headers
+    message_id: bytes
+    repeating: Headers
+    """The headers that other records have too."""
+    own: Headers | None
+    """The message's own headers."""
+
+    def headers(self) -> Headers:
+        """All headers. Not kept: while a message waits, every list is one more for the garbage collector to visit."""
+        headers = [("message-id", self.message_id), *self.repeating]
+        if self.own is not None:
+            headers += self.own
+        return headers
 
     def size(self) -> int:
         """Its size in a batch, at most (Kafka protocol, record format v2)."""
         size = 32 + len(self.value) + len(self.key or b"")
-        for name, value in self.headers:
+        for name, value in self.headers():
             size += 10 + 4 * len(name) + len(value)
         return size
 
@@ -46,20 +56,23 @@ class RecordMaker:
     def record(self, delivery: Delivery) -> Record:
         """The record of a delivery's message."""
         message = delivery.message
-        content_type = content_type_of(message)
+        content_type = message.content_type or content_type_of(message)
         repeating = self._repeating.get((message.message_name, content_type))
         if repeating is None:
             repeating = self._remember(message, content_type)
-        text = message.message_id.int.to_bytes(16).hex()  # half of what `str` of a UUID costs
-        message_id = f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}".encode()
-        headers = [("message-id", message_id), *repeating]
-        if message.headers:
-            headers += [(name, value.encode()) for name, value in message.headers.items()]
-        key = message.key
+        headers, key = message.headers, message.key
         # Not by way of `timestamp()`: a float of seconds gets the millisecond wrong after the year 2100.
-        timestamp = (message.timestamp - _EPOCH) // _MILLISECOND
-        # A NamedTuple's own constructor costs four times as much.
-        return _new(Record, (delivery, timestamp, None if key is None else key.encode(), message.body, headers))
+        since = message.timestamp - _EPOCH
+        fields = (
+            delivery,
+            since.days * 86_400_000 + since.seconds * 1000 + since.microseconds // 1000,
+            None if key is None else key.encode(),
+            message.payload_bytes or message.body,
+            id_text(message.message_id),
+            repeating,
+            [(name, value.encode()) for name, value in headers.items()] if headers else None,
+        )
+        return _new(Record, fields)  # a NamedTuple's own constructor costs four times as much
 
     def _remember(self, message: Message, content_type: str) -> Headers:
         if len(self._repeating) >= _REMEMBERED:
