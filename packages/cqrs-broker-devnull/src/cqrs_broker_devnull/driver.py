@@ -59,7 +59,8 @@ class DevnullDriver(Driver):
     async def close(self, grace: float) -> None:
         """Says how many messages there were."""
         if self.discarded:
-            _log.warning("devnull:// discarded %d messages in all", self.discarded)
+            noun = "message" if self.discarded == 1 else "messages"
+            _log.warning("devnull:// discarded %d %s in all", self.discarded, noun)
 
     def _warn(self, what: str, message: Message) -> None:
         self._logged = self.discarded
