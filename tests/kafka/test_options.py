@@ -59,6 +59,12 @@ def test_wrong_options_are_refused(query: str, says: str) -> None:
         settings(f"kafka://h?{query}")
 
 
+def test_a_token_provider_must_be_one() -> None:
+    """Anything else is refused when the broker is made, not at the first connection."""
+    with pytest.raises(ConfigError, match="AbstractTokenProvider"):
+        open_broker("kafka://h?security_protocol=SASL_PLAINTEXT", sasl_oauth_token_provider=lambda: "token")
+
+
 def test_a_user_in_the_url_is_refused() -> None:
     """Kafka's credentials are sasl_ options; a user part would be silently ignored."""
     with pytest.raises(ConfigError, match="takes no user"):

@@ -1,12 +1,8 @@
 """The Kafka driver: messages into lanes, lanes onto a producer, and a new producer when the old one is spoiled.
 
-The parts: `records` (message to record), `topics` and `lanes` (partition, order, one batch at a time), `internals` (one
-aiokafka producer), `produce` (its requests), `errors` (what a failed batch proves), `probe` (why there is no
-connection).
-
-A producer is replaced, not repaired: after any failed batch its sequence numbers for that partition have a gap, and the
-broker refuses all that follows (aiokafka#1017). Lanes with a batch on the old producer wait for its answer, all others
-go on with the new one, so that nothing is lost and nothing overtakes.
+The parts: `records` (message to record), `topics` and `lanes` (partition, order, one batch at a time), `producers`
+(which producer takes batches, and its replacement), `internals` (one aiokafka producer), `produce` (its requests),
+`errors` (what a failed batch proves), `probe` (why there is no connection).
 """
 
 from __future__ import annotations
@@ -25,10 +21,11 @@ from cqrs_brokers.exceptions import (
     UnreachableError,
 )
 
-from .internals import Producer, why_not_started
+from .internals import Producer
 from .lanes import Lane
 from .logs import redact_client_logs
 from .probe import first_that_answers
+from .producers import Producers
 from .records import RecordMaker
 from .settings import KafkaSettings
 from .topics import Topic, why_illegal
@@ -46,8 +43,6 @@ TOPIC_MISSING_FOR = 3.0
 TICK = 0.5
 SILENCE = 3.0
 """While messages wait and nothing is answered for so long, the bootstrap servers are asked why."""
-MOST_RECORDS = 2**30
-"""A producer is replaced before a sequence number can wrap: aiokafka wraps to -2**31, Kafka expects 0."""
 
 
 class KafkaDriver(PipelinedDriver):
@@ -59,13 +54,9 @@ class KafkaDriver(PipelinedDriver):
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
-        self._timeout = settings.options.connect_timeout
         self._link: Link | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self.producer: Producer | None = None
-        self._retired: list[Producer] = []
-        """Not fed any more; stopped when their last batch has its answer."""
-        self._replacing: asyncio.Task[None] | None = None
+        self._producers = Producers(settings, self)
         self._tasks: set[asyncio.Task[None]] = set()
         self._topics: dict[str, Topic] = {}
         self._record = RecordMaker().record
@@ -75,8 +66,6 @@ class KafkaDriver(PipelinedDriver):
         self._asking = False
         self._reconnecting = False
         """`Broker` was told that aiokafka reconnects by itself."""
-        self._trusted = False
-        """These settings have worked."""
 
     # -- what it is ---------------------------------------------------------------------------------------------------
 
@@ -93,6 +82,11 @@ class KafkaDriver(PipelinedDriver):
     def refuse_topic(self, topic: str) -> str | None:
         """See `Driver.refuse_topic`."""
         return why_illegal(topic)
+
+    @property
+    def producer(self) -> Producer | None:
+        """See `lanes.Feeder`."""
+        return self._producers.current
 
     # -- messages -----------------------------------------------------------------------------------------------------
 
@@ -130,7 +124,8 @@ class KafkaDriver(PipelinedDriver):
             lane.dirty = False
             lane.feed()
 
-    def _feed_all(self) -> None:
+    def renewed(self) -> None:
+        """See `producers.Owner`."""
         for topic in self._topics.values():
             for lane in topic.lanes:
                 lane.feed()
@@ -140,23 +135,18 @@ class KafkaDriver(PipelinedDriver):
     def answered(self, producer: Producer, failed: bool) -> None:
         """See `lanes.Feeder`."""
         self._reached()
-        if producer is self.producer:
-            if (failed and producer.idempotent) or producer.appended >= MOST_RECORDS:
-                self._replace(producer)
-        elif not producer.in_flight and producer in self._retired:
-            self._spawn(self._stop_retired(producer))
+        self._producers.answered(producer, failed)
 
     def refused(self, producer: Producer, topic: Topic, error: BaseException) -> None:
         """See `lanes.Feeder`."""
         logger.warning("aiokafka did not take a batch (%s): the producer is replaced", type(error).__name__)
-        if producer is self.producer:
-            self._replace(producer)
+        self._producers.replace(producer)
 
     # -- topics -------------------------------------------------------------------------------------------------------
 
     def resolve(self, topic: Topic) -> None:
         """See `topics.TopicOwner`."""
-        self._spawn(self._resolve(topic))
+        self.spawn(self._resolve(topic))
 
     async def _resolve(self, topic: Topic) -> None:
         grace = TOPIC_GRACE if topic.missing is None else TOPIC_GRACE_AGAIN
@@ -192,7 +182,8 @@ class KafkaDriver(PipelinedDriver):
         producer.forget(topic.name)
         topic.not_found(error, self._now() + TOPIC_MISSING_FOR)
 
-    def _metadata_changed(self, _: object) -> None:
+    def metadata_changed(self, _: object) -> None:
+        """See `producers.Owner`."""
         producer = self.producer
         if producer is None:
             return
@@ -215,96 +206,23 @@ class KafkaDriver(PipelinedDriver):
         """
         self._loop = asyncio.get_running_loop()
         redact_client_logs()
-        await self._drop_producer()
-        self.producer = await self._open()
+        await self._producers.connect()
         self._last_answer = self._now()
         self._reconnecting = False
-        self._feed_all()
+        self.renewed()
 
-    async def _open(self) -> Producer:
-        """A producer that can take messages."""
-        until = self._now() + self._timeout
-        host = await first_that_answers(self._settings, timeout=self._timeout, trusted=self._trusted)
-        producer = Producer(self._settings, host, self._ended)
-        try:
-            async with asyncio.timeout_at(until):
-                await producer.start()
-                in_use = [name for name, topic in self._topics.items() if topic.lanes or topic.waiting]
-                if in_use:
-                    await producer.refresh(in_use)
-        except asyncio.CancelledError:
-            producer.abort()
-            raise
-        except Exception as error:
-            failure = self._why(producer, error)
-            await producer.stop(0.0)
-            raise failure from error
-        self._trusted = True
-        producer.watch_metadata(self._metadata_changed)
-        return producer
+    def topics_in_use(self) -> list[str]:
+        """See `producers.Owner`."""
+        return [name for name, topic in self._topics.items() if topic.lanes or topic.waiting]
 
-    def _why(self, producer: Producer, error: Exception) -> ConnectError:
-        if not isinstance(error, TimeoutError):
-            return why_not_started(error)
-        if producer.bootstrapped:
-            return UnreachableError(
-                f"the bootstrap server answers, but none of the nodes it advertises can be reached within "
-                f"{self._timeout:g} s ({', '.join(producer.nodes())}): check advertised.listeners and the network"
-            )
-        return UnreachableError(f"the cluster did not answer within {self._timeout:g} s")
-
-    def _replace(self, producer: Producer) -> None:
-        if self._replacing is None:
-            self._replacing = self._spawn(self._swap(producer))
-
-    async def _swap(self, old: Producer) -> None:
-        try:
-            new = await self._open()
-        except ConnectError as error:
-            # Batches that the old one still has stay with it: it reconnects by itself, and their answers count.
-            if self.producer is old:
-                self._retire(old)
-                self._lost(error)
-            return
-        finally:
-            self._replacing = None
-        if self.producer is not old:  # connected anew, or dropped, meanwhile
-            await new.stop(0.0)
-            return
-        self.producer = new
-        self._retire(old)
-        self._feed_all()
-
-    def _retire(self, producer: Producer) -> None:
-        if self.producer is producer:
-            self.producer = None
-        self._retired.append(producer)
-        if not producer.in_flight:
-            self._spawn(self._stop_retired(producer))
-
-    async def _stop_retired(self, producer: Producer) -> None:
-        if producer in self._retired:
-            self._retired.remove(producer)
-            await producer.stop(0.2)
-
-    def _ended(self, producer: Producer) -> None:
-        """Its sender task ended: it will never send again. No task is made here: the loop may be ending."""
-        logger.warning("aiokafka's sender task ended by itself: the producer is replaced")
-        self._bury(producer, UnreachableError("the Kafka client stopped working and is replaced"))
-
-    def _bury(self, producer: Producer, error: ConnectError) -> None:
-        current = producer is self.producer
-        if current:
-            self.producer = None
-        if producer not in self._retired:
-            self._retired.append(producer)
+    def died(self, producer: Producer) -> None:
+        """See `producers.Owner`."""
         for topic in self._topics.values():
             for lane in topic.all_lanes():
                 lane.give_up(producer)
-        if current:
-            self._lost(error)
 
-    def _lost(self, error: ConnectError) -> None:
+    def lost(self, error: ConnectError) -> None:
+        """See `producers.Owner`."""
         if self._link is not None:
             self._link.lost(error)
 
@@ -323,7 +241,7 @@ class KafkaDriver(PipelinedDriver):
         self._timer = self._loop.call_later(TICK, self._tick)
         if self._now() - self._last_answer > SILENCE and not self._asking:
             self._asking = True
-            self._spawn(self._ask_why())
+            self.spawn(self._ask_why())
 
     def _reached(self) -> None:
         """The cluster answered."""
@@ -345,8 +263,8 @@ class KafkaDriver(PipelinedDriver):
                 self._link.reconnecting(error)
         except ConnectError as error:
             if producer is not None and producer is self.producer:
-                self._bury(producer, error)
-                await self._stop_retired(producer)
+                self._producers.bury(producer, error)
+                await self._producers.stop_retired(producer)
         finally:
             self._asking = False
             self._last_answer = self._now()
@@ -372,10 +290,7 @@ class KafkaDriver(PipelinedDriver):
     async def close(self, grace: float) -> None:
         """See `Driver.close`."""
         self._forget()
-        producers, self._retired = self._retired, []
-        if self.producer is not None:
-            producers.append(self.producer)
-            self.producer = None
+        producers = self._producers.take_all()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -391,10 +306,7 @@ class KafkaDriver(PipelinedDriver):
     def abort(self) -> None:
         """See `Driver.abort`."""
         self._forget()
-        producers, self._retired = self._retired, []
-        if self.producer is not None:
-            producers.append(self.producer)
-            self.producer = None
+        producers = self._producers.take_all()
         for producer in producers:
             producer.abort()
         for task in list(self._tasks):
@@ -410,23 +322,13 @@ class KafkaDriver(PipelinedDriver):
             topic.clear()
         self._topics.clear()
         self._dirty.clear()
-        self._replacing = None
         self._asking = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    async def _drop_producer(self) -> None:
-        """Before connecting anew: dead producers go; those that still wait for answers stay until they have them."""
-        if self.producer is not None:
-            self._retire(self.producer)
-        self._replacing = None
-        dead = [producer for producer in self._retired if not producer.in_flight]
-        for producer in dead:
-            self._retired.remove(producer)
-            await producer.stop(0.0)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """See `producers.Owner`."""
         assert self._loop is not None
         task = self._loop.create_task(work)
         self._tasks.add(task)

@@ -26,8 +26,9 @@ __all__ = ["Batch", "Feeder", "Lane"]
 class Feeder(Protocol):
     """What a lane needs of the driver."""
 
-    producer: Producer | None
-    """Who takes batches now; None: nobody."""
+    @property
+    def producer(self) -> Producer | None:
+        """Who takes batches now; None: nobody."""
 
     def answered(self, producer: Producer, failed: bool) -> None:
         """A batch of the producer has its answer."""

@@ -85,6 +85,11 @@ class KafkaOptions(BrokerOptions):
         if self.mechanism == "OAUTHBEARER":
             if provider is None:
                 return ["OAUTHBEARER needs sasl_oauth_token_provider="]
+            from aiokafka.abc import AbstractTokenProvider  # who has a provider has imported it
+
+            if not isinstance(provider, AbstractTokenProvider):
+                kind = type(provider).__name__
+                return [f"sasl_oauth_token_provider is a {kind}: derive it from aiokafka.abc.AbstractTokenProvider"]
             if user or password:
                 return ["OAUTHBEARER takes a token provider, not sasl_plain_username and sasl_plain_password"]
             return []

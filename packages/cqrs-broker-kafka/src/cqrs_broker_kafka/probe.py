@@ -119,7 +119,8 @@ def _judge(error: BaseException, host: Host, settings: KafkaSettings) -> Finding
             return Finding(TLSError(text))
         if isinstance(cause, ssl.SSLError):
             reason = cause.reason or type(cause).__name__
-            return Finding(TLSError(f"the TLS handshake with {host} failed ({reason}): is it a TLS listener?"))
+            advice = "is it a TLS listener, and does it ask for a client certificate (ssl_certfile)?"
+            return Finding(TLSError(f"the TLS handshake with {host} failed ({reason}): {advice}"))
         cause = cause.__cause__
     if isinstance(error, kafka.SaslAuthenticationFailed):
         return Finding(AuthenticationError(f"{host} refuses the user or the password ({options.mechanism})"))
