@@ -29,13 +29,7 @@ from cqrs_brokers_testkit.servers import RabbitMQNode
 
 pytestmark = pytest.mark.fault
 
-Name = Callable[[str], str]
 Outcome = Receipt | DeliveryError
-
-
-@pytest.fixture
-def exchange(unique_name: Name) -> str:
-    return unique_name("fault")
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
@@ -31,8 +31,6 @@ from cqrs_brokers_testkit.leaks import no_leaks
 from cqrs_brokers_testkit.proxy import FaultProxy
 from cqrs_brokers_testkit.readers import bind_queue, drain_queue
 from cqrs_brokers_testkit.servers import RabbitMQServer
-
-Name = Callable[[str], str]
 
 
 def test_overridden_methods_are_there() -> None:
@@ -132,11 +130,6 @@ async def test_answers_of_every_form() -> None:
     assert told == [ok, nack, ok, ok, ["RuntimeError"], ok, nack, nack, ok, ok, ok, ok]
     assert not lane.in_flight
     assert lane.oldest() is None
-
-
-@pytest.fixture
-def exchange(unique_name: Name) -> str:
-    return unique_name("internals")
 
 
 @pytest.fixture

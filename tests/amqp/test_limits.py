@@ -46,11 +46,6 @@ def node() -> Iterator[RabbitMQNode]:
         pytest.skip(str(error))
 
 
-@pytest.fixture
-def exchange(unique_name: Name) -> str:
-    return unique_name("limits")
-
-
 async def test_larger_than_the_server_takes(node: RabbitMQNode, exchange: str) -> None:
     """Alone, a message over RabbitMQ's max_message_size is MessageTooLargeError, and the next one works."""
     bind_queue(node.url, exchange)

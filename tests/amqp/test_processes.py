@@ -23,11 +23,6 @@ pytestmark = pytest.mark.fault
 Name = Callable[[str], str]
 
 
-@pytest.fixture
-def exchange(unique_name: Name) -> str:
-    return unique_name("process")
-
-
 @pytest.mark.parametrize("connected", [True, False])
 async def test_cancelled_at_every_step(rabbitmq_node: RabbitMQNode, exchange: str, connected: bool) -> None:
     """Cancelled at the k-th step of the event loop, a send disturbs nobody, and every receipt is in the queue once."""

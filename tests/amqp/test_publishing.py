@@ -1,7 +1,6 @@
 """Messages through a real RabbitMQ: what arrives, and what the sender is told."""
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
@@ -15,16 +14,9 @@ from cqrs_brokers_testkit.servers import RabbitMQServer
 
 pytestmark = pytest.mark.live
 
-Name = Callable[[str], str]
-
 
 async def drain(server: RabbitMQServer, queue: str, count: int | None = None) -> list[Record]:
     return await asyncio.to_thread(drain_queue, server.url, queue, count)
-
-
-@pytest.fixture
-def exchange(unique_name: Name) -> str:
-    return unique_name("exchange")
 
 
 async def test_every_field_arrives(rabbitmq: RabbitMQServer, exchange: str) -> None:

@@ -24,11 +24,6 @@ pytestmark = pytest.mark.live
 Name = Callable[[str], str]
 
 
-@pytest.fixture
-def exchange(unique_name: Name) -> str:
-    return unique_name("topology")
-
-
 def on_channel(server: RabbitMQServer, action: Callable[[pika.channel.Channel], object]) -> None:
     connection = pika.BlockingConnection(pika.URLParameters(server.url))
     try:
