@@ -17,7 +17,7 @@ SECURE = {
     "kafka": f"kafka://{{}}?security_protocol=SASL_SSL&{SASL}",
 }
 ELSEWHERE = ["broker.example", "10.0.0.1", "[2001:db8::1]:1234", "localhost.example.com", "localhost,broker.example"]
-LOOPBACK = ["localhost", "127.0.0.1", "127.8.9.1:1234", "[::1]", "localhost,127.0.0.1"]
+LOOPBACK = ["localhost", "LocalHost.", "127.0.0.1", "127.8.9.1:1234", "[::1]", "localhost,127.0.0.1"]
 
 
 def option(text: str, url: str) -> str:

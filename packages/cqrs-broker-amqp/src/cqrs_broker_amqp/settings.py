@@ -5,7 +5,6 @@ No network here. Options themselves are in `options`.
 
 from __future__ import annotations
 
-import ipaddress
 import ssl
 import warnings
 from collections.abc import Callable
@@ -56,7 +55,7 @@ class AMQPSettings:
         """
         problems: list[str] = []
         hosts = tuple((host.host, host.port or PORTS[url.scheme]) for host in url.hosts)
-        local = all(_is_loopback(host) for host, _ in hosts)
+        local = all(host.is_loopback for host in url.hosts)
         if not hosts:
             problems.append(f"there is no host: write {url.scheme}://user:password@host/vhost")
         if url.username is None and not local:
@@ -80,15 +79,6 @@ class AMQPSettings:
         if tls is not None or not local:
             _warn_if_insecure(url, tls)
         return cls(hosts, url.username or "guest", password, vhost, tls, options)
-
-
-def _is_loopback(host: str) -> bool:
-    if host.rstrip(".").lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
-    except ValueError:
-        return False
 
 
 def _tls_context(options: AMQPOptions, problems: list[str]) -> ssl.SSLContext | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import ssl
 import warnings
 from collections.abc import Callable, Iterable
@@ -68,16 +67,9 @@ class KafkaSettings:
             which = "the ssl_context does not verify the broker" if options.ssl_verify else "ssl_verify=false"
             text = f"{which}: anybody between here and it can read and change what is sent"
             warnings.warn(text, InsecureTransportWarning, stacklevel=4)
-        if options.security_protocol == "SASL_PLAINTEXT" and not all(_is_loopback(host.host) for host in self.hosts):
+        if options.security_protocol == "SASL_PLAINTEXT" and not all(host.is_loopback for host in self.hosts):
             text = "credentials go over plain text to a host that is not loopback: use security_protocol=SASL_SSL"
             warnings.warn(text, InsecureTransportWarning, stacklevel=4)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _ssl_context(options: KafkaOptions) -> ssl.SSLContext:

@@ -54,6 +54,18 @@ class Host(NamedTuple):
     host: str
     port: int | None = None
 
+    @property
+    def is_loopback(self) -> bool:
+        """Whether what is sent there stays on this machine, by the name or address alone (nothing is looked up)."""
+        import ipaddress  # only who checks credentials needs it
+
+        if self.host.rstrip(".").lower() == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host.partition("%")[0]).is_loopback
+        except ValueError:
+            return False
+
     def __str__(self) -> str:
         host = f"[{self.host.replace('%', '%25')}]" if ":" in self.host else self.host
         return host if self.port is None else f"{host}:{self.port}"
