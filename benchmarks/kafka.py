@@ -19,10 +19,10 @@ __all__ = ["run"]
 PARTITIONS = 6
 _COUNTS = {
     SEQUENTIAL: 1_500,
-    GATHER_100: 6_000,
-    GATHER_1000: 10_000,
-    WORKERS: 10_000,
-    HOT_KEY: 6_000,
+    GATHER_100: 20_000,
+    GATHER_1000: 20_000,
+    WORKERS: 20_000,
+    HOT_KEY: 8_000,
     BULK: 30_000,
     LATENCY: 3_000,
 }

@@ -40,7 +40,9 @@ _DISTRIBUTIONS = {
 _SETUP = {
     "amqp": "One node, a durable topic exchange and a durable queue for each contender, publisher confirms, persistent "
     "messages, `mandatory`, 500-byte bodies. *Rich*: with a key and two headers. After every round the depth of the "
-    "queue is compared, with pika, to what was confirmed; a difference ends the benchmark.",
+    "queue is compared, with pika, to what was confirmed; a difference ends the benchmark. RabbitMQ handles a queue in "
+    "one Erlang process: when that is busy no client gets more messages into the queue, and the fastest one shows how "
+    "many that are.",
     "kafka": "One node, a topic of 6 partitions for each contender, 1 000 keys, three headers, `acks=all`, idempotent, "
     "500-byte bodies. After every round the log's end offsets are compared, with confluent-kafka, to what was "
     "confirmed; a difference ends the benchmark.",
@@ -118,7 +120,8 @@ def _page(outcome: Outcome, load: str) -> list[str]:
         f"* {_SETUP[broker]} Here: {figures.verified} messages, none lost, none twice.",
         f"* {outcome.rounds} rounds, interleaved, in shuffled order; every contender in a process of its own. msg/s "
         "and CPU (user and system, of the client's process) are medians; a ratio is the median of those to "
-        f"{baseline} in the same round. Ours is the whole public API: `open_broker`, a fresh `Message` each, receipts.",
+        f"{baseline} in the same round. Ours is the whole public API: `open_broker`, a fresh `Message` each, receipts. "
+        "Slow clients do a part of each row.",
         "",
         f"![Throughput and CPU compared with {baseline}]({broker}.png)",
         "",
