@@ -168,7 +168,7 @@ class AMQPDriver(PipelinedDriver):
     def _use(self, lane: Lane) -> None:
         """Publishes on a new channel: nothing is known to be declared, and its first message goes alone."""
         self._lane = lane
-        self._stalled = False
+        self._due = self._stalled = False  # what was due in an event loop that is closed never comes
         self._trying = True
         if self._parking is not None and self._session is not None:
             waiting, self._outbox = self._outbox, collections.deque()

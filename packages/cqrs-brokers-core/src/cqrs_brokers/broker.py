@@ -405,11 +405,11 @@ class Broker(MessageBroker):
         refusal = BrokerClosedError("the broker is closed") if self._closed else self._bound.refusal()
         if refusal is not None:
             raise refusal.about(getattr(message, "message_id", None), getattr(message, "topic", None), self._address)
-        if self._bound.loop is not None:
+        before, self._bound.loop = self._bound.loop, loop
+        self._window.bind(loop)  # first: a closed loop would refuse to wake those whom the driver tells now
+        if before is not None:
             self._connection.drop()
             self._warn_unclosed("its event loop was closed")
-        self._bound.loop = loop
-        self._window.bind(loop)
 
     def _warn_unclosed(self, what: str) -> None:
         """One warning per connection that nobody closed."""

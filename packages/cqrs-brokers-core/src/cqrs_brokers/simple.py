@@ -124,6 +124,10 @@ class SimpleSender(PipelinedDriver):
         for task in tuple(self._tasks):
             if not task.get_loop().is_closed():
                 task.cancel()
+            else:  # it can never finish
+                task._log_destroy_pending = False  # type: ignore[attr-defined]
+                coroutine: Any = task.get_coro()
+                coroutine.close()
         self._tasks.clear()
         self._lanes.clear()
         self._driver.abort()

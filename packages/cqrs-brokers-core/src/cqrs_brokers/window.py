@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from .delivery import HANDED, QUEUED, RELEASED, SUBMITTED, Delivery
+from .delivery import HANDED, QUEUED, SETTLED, SUBMITTED, Delivery
 from .exceptions import DeliveryError, DeliveryTimeoutError, NotDeliveredError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Window:
         self.gate = self.pumping = False
         for delivery in (*self.in_flight, *self.overdue, *self.waiting):
             delivery.done = True
-            delivery._state = RELEASED
+            delivery._state = SETTLED
         self.in_flight.clear()
         self.overdue.clear()
         self.waiting.clear()
