@@ -1,6 +1,7 @@
 """What happens to the process and to the callers: cancellation at every step, signals, forks, no descriptors left."""
 
 import asyncio
+import gc
 import json
 import signal
 import subprocess
@@ -325,3 +326,34 @@ async def test_a_frame_cut_in_the_middle(rabbitmq_node: RabbitMQNode, exchange: 
     arrived = [record.message_id for record in await asyncio.to_thread(drain_queue, rabbitmq_node.url, queue)]
     assert len(arrived) == len(set(arrived))
     assert {str(message.message_id) for message, outcome in sent if isinstance(outcome, Receipt)} <= set(arrived)
+
+
+# That work was left unfinished is true, and the fault of who closed the loop.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::RuntimeWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_loop_closed_in_mid_send_holds_up_nothing(
+    rabbitmq_node: RabbitMQNode, exchange: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was due in a loop that is closed never comes; in the next loop a burst is sent all the same."""
+    bind_queue(rabbitmq_node.url, exchange)
+    broker = open_broker(f"{rabbitmq_node.url}?exchange={exchange}&delivery_timeout=5s")
+    abandoned = []
+
+    async def leave() -> None:
+        await broker.send_message(Message("n", "t", 0))
+        loop = asyncio.get_running_loop()
+        # They take their first step in the loop's last turn.
+        abandoned.extend(loop.create_task(broker.send_message(Message("n", "t", 1))) for _ in range(5))
+
+    async def go_on() -> list[Receipt]:
+        async with broker:
+            return await asyncio.gather(*(broker.send_message(Message("n", "t", 2)) for _ in range(20)))
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(leave())
+    loop.close()
+    for task in abandoned:
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
+    assert len(asyncio.run(go_on())) == 20
+    assert not [record for record in caplog.records if record.name.startswith("cqrs_broker")]
+    gc.collect()

@@ -1063,23 +1063,6 @@ class KeepsItsFirstLoop(Sound):
         self.loop.call_soon(self.flush)
 
 
-@mutant("lifecycle.loop-closed-in-mid-send")
-class WaitsForADeadLoop(Sound):
-    """Waits for a flush that was due in an event loop that is closed."""
-
-    due = False
-
-    def submit(self, deliveries: Sequence[Delivery], /) -> None:
-        self._outbox.extend((delivery, self.render(delivery.message)) for delivery in deliveries)
-        if not self.due:
-            self.due = True
-            asyncio.get_running_loop().call_soon(self.flush_due)
-
-    def flush_due(self) -> None:
-        self.due = False
-        self.flush()
-
-
 @mutant("lifecycle.health-when-healthy")
 class HealthRaises(Sound):
     """Raises its client's exception in `ping()`."""

@@ -241,3 +241,44 @@ def test_a_late_collected_supervisor_does_not_hurt_its_successor() -> None:
     )
     assert done.stdout == "(True, True, 3)\n", done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_loop_closed_in_mid_send_is_no_error_of_ours() -> None:
+    """What a simple driver had begun is dropped without a word of asyncio's, and the next loop's sends work."""
+    done = run(
+        """
+        from cqrs_brokers.driver import Driver
+
+        class Slow(Driver):
+            slow = True
+            async def send_message(self, message):
+                if self.slow:
+                    await asyncio.sleep(60)
+
+        driver = Slow()
+        broker = Broker(driver)
+        tasks = []
+
+        async def leave():
+            await broker.connect()
+            for _ in range(3):
+                tasks.append(asyncio.get_running_loop().create_task(broker.send_message(message())))
+            await asyncio.sleep(0)
+
+        async def go_on():
+            driver.slow = False
+            print(type(await broker.send_message(message())).__name__)
+            await broker.close()
+
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(leave())
+        loop.close()
+        for task in tasks:
+            task._log_destroy_pending = False
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # nobody closed it, and it says so
+            asyncio.run(go_on())
+        """
+    )
+    assert done.stdout.split() == ["Receipt"]
+    assert done.stderr == ""

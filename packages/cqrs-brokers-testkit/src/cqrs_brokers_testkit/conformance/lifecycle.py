@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import threading
 import warnings
@@ -261,40 +260,6 @@ def works_in_the_next_loop(ctx: Context) -> None:
     check(len(ours) == 2, f"two connections were dropped with their loops, and there were {len(ours)} warnings")
     if ctx.harness.lacks("read_back") is None:
         check_truth(messages, [Receipt(m.message_id, topic, "") for m in messages], ctx.read_now(topic, 3))
-
-
-@case("lifecycle.loop-closed-in-mid-send", "live")
-def loop_closed_in_mid_send(ctx: Context) -> None:
-    """What was due in a loop that was closed while sends were under way holds up nothing in the next one."""
-    topic = ctx.new_topic()
-    broker = open_broker(ctx.url, distribution=ctx.harness.distribution, **ctx.harness.options)
-    abandoned: list[asyncio.Task[object]] = []
-
-    async def leave() -> None:
-        await broker.send_message(ctx.message(topic))
-        loop = asyncio.get_running_loop()
-        # They take their first step in the loop's last turn.
-        abandoned.extend(loop.create_task(outcome_of(broker.send_message(ctx.message(topic)))) for _ in range(5))
-
-    async def go_on() -> list[Receipt | DeliveryError]:
-        try:
-            sends = [outcome_of(broker.send_message(ctx.message(topic))) for _ in range(20)]
-            return await asyncio.gather(*sends)
-        finally:
-            await broker.close()
-
-    with warnings.catch_warnings():
-        # That work was left unfinished is true, and the fault of who closed the loop.
-        warnings.simplefilter("ignore", ResourceWarning)
-        warnings.simplefilter("ignore", RuntimeWarning)
-        loop = asyncio.new_event_loop()
-        loop.run_until_complete(leave())
-        loop.close()
-        for task in abandoned:
-            task._log_destroy_pending = False  # type: ignore[attr-defined] # the loop is gone: they can never finish
-        outcomes = asyncio.run(go_on())
-        gc.collect()
-    check_all_receipts(outcomes)
 
 
 @case("lifecycle.other-loop-is-refused", "live")
