@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -185,6 +186,38 @@ async def test_a_batch_has_one_outcome_per_message_in_order() -> None:
     assert [o.message_id for o in outcomes if isinstance(o, Receipt)] == [
         m.message_id for i, m in enumerate(batch) if i % 5 and i != 7
     ]
+
+
+async def test_the_broker_works_on_a_batch_while_the_rest_is_made_ready() -> None:
+    """send_messages hands on the first messages before it has looked at the last."""
+    driver = Scripted(automatic=True)
+    seen: list[int] = []
+
+    def encoder(payload: object) -> bytes:
+        seen.append(len(driver.seen))
+        return b"{}"
+
+    async with Broker(driver, encoder=encoder) as broker:
+        outcomes = await broker.send_messages([Message("n", "t", {"number": number}) for number in range(1000)])
+    assert [type(outcome) for outcome in outcomes] == [Receipt] * 1000
+    assert seen[0] == 0
+    assert 0 < seen[-1] < 1000
+
+
+async def test_a_batch_that_cannot_be_read_is_not_sent_in_part() -> None:
+    """An iterable that raises half way raises from send_messages, and none of its messages was sent."""
+    driver = Scripted(automatic=True)
+
+    def broken() -> Iterator[Message]:
+        for _ in range(1000):
+            yield message()
+        raise LookupError("no more rows")
+
+    async with Broker(driver) as broker:
+        with pytest.raises(LookupError, match="no more rows"):
+            await broker.send_messages(broken())
+        await settle()
+    assert driver.seen == []
 
 
 async def test_an_empty_batch_needs_no_connection() -> None:

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
-from cqrs_brokers.delivery import Delivery
+from cqrs_brokers.delivery import Delivery, confirm_all
 from cqrs_brokers.exceptions import (
     BackpressureError,
     BrokerClosedError,
@@ -46,6 +46,7 @@ OPERATIONS: dict[str, Callable[[Window, Delivery], Any]] = {
     "handed_over": lambda window, delivery: delivery.handed_over(),
     "returned": lambda window, delivery: delivery.returned(),
     "confirm": lambda window, delivery: delivery.confirm(partition=1, offset=7),
+    "confirm_all": lambda window, delivery: confirm_all([delivery], partition=1, offset=7),
     "unroutable": lambda window, delivery: delivery.fail(UnroutableError("no queue")),
     "nack": lambda window, delivery: delivery.fail(NackedError("nack")),
     "deadline": lambda window, delivery: expire(window),
@@ -112,6 +113,18 @@ TABLE: list[tuple[list[str], str, tuple[Any, int, bool]]] = [
 ]
 
 
+# A batch that is confirmed as one is confirmed as each of its messages would be.
+TABLE += [
+    (
+        ["confirm_all" if step == "confirm" else step for step in before],
+        operation.replace("confirm", "confirm_all"),
+        expected,
+    )
+    for before, operation, expected in TABLE
+    if "confirm" in (*before, operation)
+]
+
+
 @pytest.mark.parametrize(
     ("before", "operation", "expected"), TABLE, ids=[f"{'-'.join(b) or 'waiting'}:{o}" for b, o, _ in TABLE]
 )
@@ -145,6 +158,37 @@ async def test_each_call_in_each_state(
         assert isinstance(error, DeliveryError)
         assert type(error) is outcome
         assert (error.message_id, error.topic, error.broker) == (delivery.message.message_id, "orders", "test://")
+    window.stop()
+
+
+async def test_a_batch_confirmed_as_one() -> None:
+    """Each message has the next offset, whatever became of those before it; watchers hear of each; room is refilled."""
+    loop = asyncio.get_running_loop()
+    submitted: list[Delivery] = []
+    window = make_window(loop, submitted)
+    waiters = [loop.create_future() for _ in range(5)]
+    for waiter in waiters:
+        window.admit(Delivery(message(), loop.time() + 60, window, waiter, 2))
+    watched: list[Delivery] = []
+    window.watch(lambda delivery, outcome: watched.append(delivery))
+    batch = list(submitted)
+    assert len(batch) == 3
+    assert all(delivery.handed_over() for delivery in batch)
+    window.give_up(batch[1])
+    del watched[:]
+    confirm_all(batch, partition=4, offset=10)
+    await asyncio.sleep(0)
+    assert watched == batch
+    assert [waiters[number].result().offset for number in (0, 2)] == [10, 12]
+    assert not waiters[1].done()
+    assert len(submitted) == 5
+    window.unwatch(window._watchers[0])
+    for delivery in submitted[3:]:
+        delivery.handed_over()
+    confirm_all(submitted[3:])
+    assert [(waiter.result().partition, waiter.result().offset) for waiter in waiters[3:]] == [(None, None)] * 2
+    assert not window.in_flight
+    assert not window.bytes
     window.stop()
 
 

@@ -1,11 +1,12 @@
 """What may be sent and what it becomes: coercion, validation, encoding."""
 
 import asyncio
+import copy
 import dataclasses
 import json
 import math
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum, IntEnum, StrEnum
@@ -19,9 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cqrs_brokers import Broker, InvalidMessageError, Message, MessageTooLargeError
-from cqrs_brokers.driver import content_type_of
+from cqrs_brokers.driver import content_type_of, id_text, timestamp_ms
 from cqrs_brokers.encoding import encode
-from cqrs_brokers.protocol import EventBody, new_message_id
+from cqrs_brokers.ids import new_message_id
+from cqrs_brokers.protocol import EventBody
 
 from .drivers import Scripted
 
@@ -304,6 +306,51 @@ def test_message_ids_are_random_uuids() -> None:
     assert len(set(ids)) == 1000
     assert {(i.version, i.variant) for i in ids} == {(4, uuid4().variant)}
     assert pickle.loads(pickle.dumps(ids[0])) == ids[0]
+
+
+def test_a_message_makes_its_id_and_time_once() -> None:
+    """The id and the time of a message are those of its making, also in what goes on the wire, and may be replaced."""
+    before = datetime.now(UTC)
+    message = Message("E", "t", {})
+    made, text = timestamp_ms(message), id_text(message)
+    assert before - timedelta(milliseconds=1) <= message.timestamp <= datetime.now(UTC)
+    assert message.timestamp is message.timestamp
+    assert message.message_id is message.message_id
+    assert (int(message.timestamp.timestamp() * 1000), str(message.message_id).encode()) == (made, text)
+    assert (timestamp_ms(message), id_text(message)) == (made, text)
+    message.message_id, message.timestamp = UUID(int=7), datetime(2020, 1, 1, tzinfo=UTC)
+    assert (id_text(message), message.message_id) == (b"00000000-0000-0000-0000-000000000007", UUID(int=7))
+    assert (timestamp_ms(message), message.timestamp.year) == (1577836800000, 2020)
+
+
+@pytest.mark.parametrize("wrong", [None, 7, "2020-01-01", datetime(2020, 1, 1)])
+async def test_a_wrong_time_is_refused(wrong: Any) -> None:
+    """A timestamp that is none, or has no zone, given or assigned, is InvalidMessageError."""
+    assigned = valid()
+    assigned.timestamp = wrong
+    for message in (assigned, valid(timestamp=wrong)):
+        with pytest.raises(InvalidMessageError, match="timezone-aware"):
+            await Broker(Scripted()).send_message(message)
+
+
+@pytest.mark.parametrize("wrong", [None, 7, str(UUID(int=7)), str(UUID(int=7)).encode()])
+async def test_a_wrong_id_is_refused(wrong: Any) -> None:
+    """An id that is no UUID, given or assigned, is InvalidMessageError, also its text."""
+    assigned = valid()
+    assigned.message_id = wrong
+    for message in (assigned, valid(message_id=wrong)):
+        with pytest.raises(InvalidMessageError, match="must be a UUID"):
+            await Broker(Scripted()).send_message(message)
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))])
+def test_messages_can_be_copied_and_pickled(duplicate: Callable[[Message], Message]) -> None:
+    """A copy is the same message: id, time and all."""
+    for message in (Message("E", "t", {"a": 1}), valid(key="k", headers={"h": "v"}, payload_bytes=b"x")):
+        copied = duplicate(message)
+        for name in ("message_name", "topic", "payload", "key", "content_type", "timestamp", "message_id", "body"):
+            assert getattr(copied, name) == getattr(message, name)
+        assert dict(copied.headers) == dict(message.headers)
 
 
 async def test_ten_thousand_topics_are_remembered_and_no_more() -> None:

@@ -48,6 +48,9 @@ __all__ = ["Broker"]
 
 logger = logging.getLogger("cqrs_brokers.broker")
 
+BURST = 250
+"""So many messages of a `send_messages` go to the driver at a time."""
+
 
 class Broker(MessageBroker):
     """Sends messages through a driver and tells the truth about each.
@@ -136,6 +139,7 @@ class Broker(MessageBroker):
             max_message_bytes=min(max_message_bytes, self._capabilities.max_message_bytes or max_message_bytes),
             encoder=encoder,
         )
+        self._as_it_is = self._validator.as_it_is
         self._message, self._size = self._validator.message, self._validator.size
         self._window = Window(
             name=self._name,
@@ -182,7 +186,7 @@ class Broker(MessageBroker):
         loop = running_loop()
         if self._bound.loop is not loop or self._closed:
             self._enter(loop, message)
-        ready = self._message(message)
+        ready: Any = message if type(message) is self._as_it_is else self._message(message)
         size = self._size(ready)
         window = self._window
         waiter = loop.create_future()
@@ -210,7 +214,8 @@ class Broker(MessageBroker):
         loop = running_loop()
         window = self._window
         bulk = BulkOutcomes(loop.create_future())
-        outcomes, deliveries = bulk.outcomes, []
+        outcomes = bulk.outcomes
+        deliveries: list[Delivery] = []
         deadline = loop.time() + self._delivery_timeout
         refused: DeliveryError | None = None
         if self._bound.loop is not loop or self._closed:
@@ -218,10 +223,11 @@ class Broker(MessageBroker):
                 self._enter(loop)
             except DeliveryError as error:
                 refused = error
-        make, measure = self._message, self._size
-        for index, message in enumerate(messages):
+        as_it_is, make, measure = self._as_it_is, self._message, self._size
+        queued = 0
+        for index, message in enumerate(list(messages)):  # all are there before the first is sent, or none is sent
             try:
-                ready = make(message)
+                ready: Any = message if type(message) is as_it_is else make(message)
                 size = measure(ready)
                 if refused is not None:
                     raise refused.about(ready.message_id, ready.topic, self._address)
@@ -230,14 +236,19 @@ class Broker(MessageBroker):
                 continue
             deliveries.append(BulkDelivery(ready, deadline, window, bulk, index, size))
             outcomes.append(None)
+            bulk.left += 1
+            if len(deliveries) - queued == BURST:  # the broker works on the first while the last are made ready
+                window.queue(deliveries[queued:])
+                queued += BURST
+                window.pump()
         if not deliveries:
             return outcomes
-        bulk.left = len(deliveries)
-        window.queue(deliveries)
+        window.queue(deliveries[queued:])
         if window.gate:
             window.pump()
         else:
             self._want(loop)
+        bulk.one_less()
         try:
             await bulk.future
         except CancelledError:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from .exceptions import DeliveryError, DeliveryUnknownError, NotDeliveredError
@@ -23,7 +24,7 @@ from .protocol import Message, Receipt
 if TYPE_CHECKING:
     from .window import Window
 
-__all__ = ["BulkDelivery", "BulkOutcomes", "Delivery"]
+__all__ = ["BulkDelivery", "BulkOutcomes", "Delivery", "confirm_all"]
 
 logger = logging.getLogger("cqrs_brokers.delivery")
 
@@ -95,7 +96,7 @@ class Delivery:
         if self._state == HANDED and not self.done:
             message, window = self.message, self._window
             self._finish(
-                Receipt(message.message_id, message.topic, window.name, window.confirms, partition, offset), False
+                Receipt(message._id, message.topic, window.name, window.confirms, partition, offset), False
             )
         elif self._state == HANDED:
             logger.debug("message %s was confirmed after its caller had its answer", self.message.message_id)
@@ -114,7 +115,7 @@ class Delivery:
             message, window = self.message, self._window
             sure = receipt is not None and receipt.confirmed
             partition, offset = (receipt.partition, receipt.offset) if receipt is not None else (None, None)
-            self._finish(Receipt(message.message_id, message.topic, window.name, sure, partition, offset), False)
+            self._finish(Receipt(message._id, message.topic, window.name, sure, partition, offset), False)
         else:
             self.confirm()
 
@@ -212,6 +213,32 @@ class Delivery:
         return f"<Delivery of {self.message!r}: {state}{', done' if self.done else ''}>"
 
 
+def confirm_all(deliveries: Iterable[Delivery], *, partition: int | None = None, offset: int | None = None) -> None:
+    """Says that the broker confirmed a batch: `Delivery.confirm` for each, at half the cost.
+
+    Args:
+        deliveries: The batch, in its order in the partition.
+        partition: The partition it is in, where the broker has partitions.
+        offset: The offset of the first one there, where the broker says it.
+    """
+    for delivery in deliveries:
+        window = delivery._window
+        if delivery._state != HANDED or delivery.done or window.attentive:
+            delivery.confirm(partition=partition, offset=offset)
+        else:  # as `_finish`
+            delivery.done = True
+            delivery._state = RELEASED
+            del window.in_flight[delivery]
+            window.bytes -= delivery._size
+            message = delivery.message
+            receipt = Receipt(message._id, message.topic, window.name, window.confirms, partition, offset)
+            delivery._resolve(receipt, False)
+            if window.waiting and not window.pumping:
+                window.pump_soon()
+        if offset is not None:
+            offset += 1
+
+
 class BulkOutcomes:
     """The outcomes of one `send_messages`: one future for all of them."""
 
@@ -219,8 +246,15 @@ class BulkOutcomes:
 
     def __init__(self, future: asyncio.Future[None]) -> None:
         self.outcomes: list[Any] = []
-        self.left = 0
+        self.left = 1
+        """How many have no outcome; and one for those that are still to come."""
         self.future = future
+
+    def one_less(self) -> None:
+        """One more has its outcome, or all are there."""
+        self.left -= 1
+        if not self.left and not self.future.done():
+            self.future.set_result(None)
 
 
 class BulkDelivery(Delivery):
@@ -243,6 +277,4 @@ class BulkDelivery(Delivery):
     def _resolve(self, outcome: Any, failed: bool) -> None:
         bulk = self._bulk
         bulk.outcomes[self._index] = outcome
-        bulk.left -= 1
-        if not bulk.left and not bulk.future.done():
-            bulk.future.set_result(None)
+        bulk.one_less()

@@ -20,12 +20,23 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import NoReturn, Protocol
 
-from .delivery import Delivery
-from .encoding import content_type_of, id_text
+from .delivery import Delivery, confirm_all
+from .encoding import content_type_of
 from .exceptions import ConnectError
-from .protocol import Capabilities, Message, MessageBroker
+from .protocol import Capabilities, Message, MessageBroker, id_text, timestamp_ms
 
-__all__ = ["Capabilities", "Delivery", "Driver", "Link", "Message", "PipelinedDriver", "content_type_of", "id_text"]
+__all__ = [
+    "Capabilities",
+    "Delivery",
+    "Driver",
+    "Link",
+    "Message",
+    "PipelinedDriver",
+    "confirm_all",
+    "content_type_of",
+    "id_text",
+    "timestamp_ms",
+]
 
 
 class Link(Protocol):

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from binascii import hexlify
 from collections.abc import Callable, Mapping
 from datetime import date, datetime, time
 from decimal import Decimal
 from enum import Enum
-from struct import Struct
 from typing import Any
 from uuid import UUID
 
-__all__ = ["content_type_of", "encode", "id_text"]
+__all__ = ["content_type_of", "encode"]
 
 JSON = "application/json"
 BYTES = "application/octet-stream"
@@ -51,14 +49,6 @@ def encode(payload: object) -> bytes:
 def content_type_of(message: Any) -> str:
     """The content type that goes on the wire with a message."""
     return message.content_type or (BYTES if type(message.payload) is bytes else JSON)
-
-
-_id_parts = Struct("8s4s4s4s12s").unpack
-
-
-def id_text(message_id: UUID) -> bytes:
-    """The message id as it goes on the wire: 8-4-4-4-12 hex digits. Half of what `str(message_id).encode()` costs."""
-    return b"-".join(_id_parts(hexlify(message_id.int.to_bytes(16))))
 
 
 class _Refused(Exception):  # noqa: N818 - a signal inside this module, not an error that leaves it

@@ -18,7 +18,8 @@ from uuid import UUID
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from .protocol import EventBody, Message, new_message_id
+from .ids import new_message_id
+from .protocol import EventBody, Message
 
 __all__ = ["ECSTEvent", "Event", "NotificationEvent"]
 

@@ -55,6 +55,8 @@ class Validator:
         self._refuse_topic = refuse_topic
         self._max = max_message_bytes
         self._encoder = encoder
+        self.as_it_is = Message if encoder is None else None
+        """What needs no `message()`: it would return the same."""
         self._known_topics: set[str] = set()
         self._known_names: set[str] = set()
         self._known_types: set[str] = set()
@@ -84,13 +86,10 @@ class Validator:
                 self._check_name(self._known_types, content_type, message, "content_type", MAX_NAME_BYTES)
         except TypeError:  # unhashable
             self._refuse(message, "topic, message_name and content_type must be text")
-        if type(message.message_id) is not UUID and not isinstance(message.message_id, UUID):
+        if type(message._id) is not bytes and not isinstance(message._id, UUID):  # bytes: it is ours
             self._refuse(message, "message_id must be a UUID")
-        timestamp = message.timestamp
-        if not isinstance(timestamp, datetime) or timestamp.tzinfo is None:
-            self._refuse(message, "timestamp must be a timezone-aware datetime: use datetime.now(UTC)")
-        if timestamp.year <= 1970 and timestamp < _EPOCH:  # the year is cheap to ask; no zone is a year off
-            self._refuse(message, "timestamp is before 1970-01-01, which no broker can carry")
+        if message._made_ns is None:  # else it is ours
+            self._check_timestamp(message, message.timestamp)
         body = message.payload_bytes
         if body is None:
             body = self._body(message)
@@ -138,6 +137,12 @@ class Validator:
         if len(known) >= _REMEMBERED:
             known.clear()
         known.add(text)
+
+    def _check_timestamp(self, message: Message, timestamp: Any) -> None:
+        if not isinstance(timestamp, datetime) or timestamp.tzinfo is None:
+            self._refuse(message, "timestamp must be a timezone-aware datetime: use datetime.now(UTC)")
+        if timestamp.year <= 1970 and timestamp < _EPOCH:  # the year is cheap to ask; no zone is a year off
+            self._refuse(message, "timestamp is before 1970-01-01, which no broker can carry")
 
     def _check_topic(self, message: Message) -> None:
         topic = message.topic

@@ -52,7 +52,7 @@ class Window:
         self.name = name
         self.address = address
         self.confirms = confirms
-        self._submit_to_driver = submit
+        self._submit = submit
         self.max_count = max_count
         self.max_bytes = max_bytes
         self._why_not = why_not
@@ -104,7 +104,11 @@ class Window:
             delivery._state = SUBMITTED
             self.in_flight[delivery] = None
             self.bytes += size
-            self._submit((delivery,))
+            one = (delivery,)
+            try:
+                self._submit(one)
+            except Exception as error:
+                self._not_submitted(one, error)
             return True
         self.waiting.append(delivery)
         return False
@@ -143,16 +147,16 @@ class Window:
             waiting.popleft()
         self.bytes = total
         if batch:
-            self._submit(batch)
+            try:
+                self._submit(batch)
+            except Exception as error:
+                self._not_submitted(batch, error)
 
-    def _submit(self, batch: Sequence[Delivery]) -> None:
-        try:
-            self._submit_to_driver(batch)
-        except Exception as error:
-            logger.exception("the driver of %s raised in submit()", self.address)
-            for delivery in batch:
-                if delivery._state == SUBMITTED or delivery._state == HANDED:
-                    delivery.fail(error)  # type: ignore[arg-type] # classified there, by what was handed over
+    def _not_submitted(self, batch: Sequence[Delivery], error: Exception) -> None:
+        logger.error("the driver of %s raised in submit()", self.address, exc_info=error)
+        for delivery in batch:
+            if delivery._state == SUBMITTED or delivery._state == HANDED:
+                delivery.fail(error)  # type: ignore[arg-type] # classified there, by what was handed over
 
     # -- out ----------------------------------------------------------------------------------------------------------
 
