@@ -9,7 +9,7 @@ import pytest
 from aiokafka.protocol.produce import ProduceRequest
 
 from cqrs_broker_kafka import KafkaOptions
-from cqrs_broker_kafka.internals import Producer
+from cqrs_broker_kafka.internals import Builder, Producer
 from cqrs_broker_kafka.produce import encode_once
 from cqrs_broker_kafka.settings import KafkaSettings
 from cqrs_brokers.url import BrokerURL
@@ -25,11 +25,28 @@ def make(servers: str, ended: Callable[[Producer], None] = lambda _: None, **opt
     return Producer(settings, settings.hosts[0], ended)
 
 
-def batch_of(producer: Producer, *values: bytes) -> Any:
-    builder = producer.create_batch()
-    for value in values:
-        assert builder.append(timestamp=1_700_000_000_000, key=None, value=value, headers=[("h", b"v")]) is not None
-    return builder
+class Values:
+    """Contents of a batch: `future` gets its offset, or its error."""
+
+    def __init__(self, *values: bytes) -> None:
+        self.values = list(values)
+        self.filled = False
+        self.future: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
+
+    def fill(self, builder: Builder) -> None:
+        """See `Contents`."""
+        assert not self.filled
+        self.filled = True
+        for value in self.values:
+            taken = builder.append(timestamp=1_700_000_000_000, key=None, value=value, headers=[("h", b"v")])
+            assert taken is not None
+
+    def answered(self, offset: int | None, error: BaseException | None) -> None:
+        """See `Contents`."""
+        if error is None:
+            self.future.set_result(offset)
+        else:
+            self.future.set_exception(error)
 
 
 @pytest.fixture
@@ -65,14 +82,80 @@ def test_encoding_a_request_once(version: Any) -> None:
 
 @pytest.mark.live
 async def test_appending_a_batch(producer: Producer, topic: str) -> None:
-    """`_append_batch` queues a batch; its `future` gets the base offset, and `retry_count` counts its sends."""
-    first = await producer.append(batch_of(producer, b"a", b"b"), topic, 1).future
-    assert (first.offset, first.partition) == (0, 1)
-    handle = producer.append(batch_of(producer, b"c"), topic, 1)
+    """A batch is queued at once; its contents get the base offset, and `retry_count` counts its sends."""
+    first = Values(b"a", b"b")
+    producer.append(first, topic, 1)
+    assert producer.has_queued
+    assert await first.future == 0
+    assert not producer.has_queued
+    second = Values(b"c")
+    handle = producer.append(second, topic, 1)
     assert handle.retry_count == 0
-    assert (await handle.future).offset == 2
+    assert await second.future == 2
     assert handle.retry_count == 1
     assert not producer.may_be_written(topic, 1)
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("idempotent", [True, False])
+async def test_a_batch_is_filled_when_it_is_taken(kafka: KafkaServer, unique_name: Name, idempotent: bool) -> None:
+    """The sender asks `record_count` first, in a later turn of the loop: what came until then is in the batch."""
+    options: dict[str, Any] = {} if idempotent else {"acks": "1", "enable_idempotence": False, "allow_unsafe": True}
+    name = unique_name("filled")
+    kafka.create_topic(name, 1)
+    made = make(kafka.bootstrap_servers, **options)
+    await made.start()
+    try:
+        while not made.partitions(name):
+            await made.refresh([name])
+        contents = Values(b"a")
+        made.append(contents, name, 0)
+        assert not contents.filled
+        contents.values += [b"b", b"c"]
+        assert await contents.future == 0
+        after = Values(b"d")
+        made.append(after, name, 0)
+        assert await after.future == 3
+    finally:
+        await made.stop(2)
+
+
+@pytest.mark.live
+async def test_an_empty_batch_is_not_sent(producer: Producer, topic: str) -> None:
+    """A batch that has nothing when the sender takes it is over at once, and takes no sequence number."""
+    empty = Values()
+    producer.append(empty, topic, 0)
+    assert await empty.future is None
+    full = Values(b"a")
+    producer.append(full, topic, 0)
+    assert await full.future == 0
+
+
+@pytest.mark.live
+async def test_contents_know_before_the_future(producer: Producer, topic: str) -> None:
+    """`done` tells the contents at once, and lets go of them: a cycle would keep every message."""
+    told: list[bool] = []
+
+    class Early(Values):
+        def answered(self, offset: int | None, error: BaseException | None) -> None:
+            super().answered(offset, error)
+            told.append(handle.contents is None)
+
+    contents = Early(b"a")
+    handle = producer.append(contents, topic, 0)
+    await contents.future
+    assert told == [True]
+
+
+async def test_a_full_builder_and_a_cleared_one() -> None:
+    """`append` says None when the batch is full, but takes one record whatever its size; `clear` begins again."""
+    builder = Builder(200, 0, None)
+    for _ in range(2):
+        assert builder.append(timestamp=1, key=b"k", value=b"x" * 500, headers=[]) is not None
+        assert builder.append(timestamp=1, key=b"k", value=b"x", headers=[]) is None
+        assert builder.record_count() == 1
+        builder.clear()
+    assert builder.record_count() == 0
 
 
 @pytest.mark.live
@@ -80,7 +163,9 @@ async def test_timestamps_are_milliseconds(producer: Producer, topic: str, kafka
     """`BatchBuilder.append(timestamp=)` takes milliseconds (its documentation says seconds)."""
     from cqrs_brokers_testkit.readers import drain_topic
 
-    await producer.append(batch_of(producer, b"a"), topic, 0).future
+    contents = Values(b"a")
+    producer.append(contents, topic, 0)
+    await contents.future
     (record,) = await asyncio.to_thread(drain_topic, kafka.reader_bootstrap_servers, topic, 1)
     assert record.timestamp is not None
     assert record.timestamp.timestamp() == 1_700_000_000
@@ -89,7 +174,9 @@ async def test_timestamps_are_milliseconds(producer: Producer, topic: str, kafka
 @pytest.mark.live
 async def test_sequence_numbers_belong_to_the_producer(producer: Producer, topic: str) -> None:
     """aiokafka counts sequence numbers per partition at the first send: what makes replacing a producer necessary."""
-    await producer.append(batch_of(producer, b"a", b"b"), topic, 0).future
+    contents = Values(b"a", b"b")
+    producer.append(contents, topic, 0)
+    await contents.future
     numbers = producer._client._txn_manager._sequence_numbers
     assert {partition.partition: number for partition, number in numbers.items() if number} == {0: 2}
 
@@ -102,7 +189,7 @@ async def test_what_a_stopped_producer_says(kafka: KafkaServer, producer: Produc
     await other.refresh([topic])
     await other.stop(1)
     with pytest.raises(Exception, match="ProducerClosed"):
-        other.append(batch_of(other, b"a"), topic, 0)
+        other.append(Values(b"a"), topic, 0)
     assert not other._client._message_accumulator._batches
 
 
@@ -185,19 +272,23 @@ async def test_teardown(kafka_node: KafkaCluster, unique_name: Name, fate: str, 
         await made.start()
         while not made.partitions(topic):
             await made.refresh([topic])
-        await made.append(batch_of(made, b"a"), topic, 0).future
+        first = Values(b"a")
+        made.append(first, topic, 0)
+        await first.future
         await asyncio.to_thread(getattr(kafka_node, fate))
         try:
             await asyncio.sleep(0.5)
-            handles = [made.append(batch_of(made, b"b"), topic, partition) for partition in (0, 1)]
+            pending = [Values(b"b"), Values(b"c")]
+            for partition, contents in enumerate(pending):
+                made.append(contents, topic, partition)
             await asyncio.sleep(0.5)
             loop = asyncio.get_running_loop()
             started = loop.time()
             await made.stop(0.5)
             assert loop.time() - started < 1.3
-            assert all(handle.future.done() for handle in handles)
-            for handle in handles:
-                handle.future.exception()
+            for contents in pending:
+                assert contents.future.done()
+                contents.future.exception()
         finally:
             await asyncio.to_thread(kafka_node.resume if fate == "pause" else kafka_node.start)
     assert not noise
@@ -218,11 +309,12 @@ async def test_abort(kafka_node: KafkaCluster, unique_name: Name) -> None:
         kafka_node.pause()
         try:
             await asyncio.sleep(0.3)
-            handle = made.append(batch_of(made, b"b"), topic, 0)
+            contents = Values(b"b")
+            made.append(contents, topic, 0)
             await asyncio.sleep(0.1)
             made.abort()
-            assert handle.future.done()
-            handle.future.exception()
+            assert contents.future.done()
+            contents.future.exception()
             await asyncio.sleep(0.3)
         finally:
             kafka_node.resume()

@@ -22,7 +22,7 @@ from cqrs_brokers.exceptions import (
 )
 
 from .internals import Producer
-from .lanes import Lane
+from .lanes import Batch
 from .logs import redact_client_logs
 from .probe import first_that_answers
 from .producers import Producers
@@ -43,6 +43,8 @@ TOPIC_MISSING_FOR = 3.0
 TICK = 0.5
 SILENCE = 3.0
 """While messages wait and nothing is answered for so long, the bootstrap servers are asked why."""
+TURNS_TO_WRITE = 2
+"""So many turns of the event loop aiokafka takes to write what is queued when an answer has come."""
 
 
 class KafkaDriver(PipelinedDriver):
@@ -60,7 +62,8 @@ class KafkaDriver(PipelinedDriver):
         self._tasks: set[asyncio.Task[None]] = set()
         self._topics: dict[str, Topic] = {}
         self._record = RecordMaker().record
-        self._dirty: list[Lane] = []
+        self._confirmed: list[tuple[Batch, int | None]] = []
+        """Batches whose callers wake up in a moment."""
         self._timer: asyncio.TimerHandle | None = None
         self._last_answer = 0.0
         self._asking = False
@@ -91,9 +94,8 @@ class KafkaDriver(PipelinedDriver):
     # -- messages -----------------------------------------------------------------------------------------------------
 
     def submit(self, deliveries: Sequence[Delivery], /) -> None:
-        """Puts each message into its partition's lane; the lanes are fed once per turn of the loop."""
-        topics, make, dirty = self._topics, self._record, self._dirty
-        was_clean = not dirty
+        """Puts each message into its partition's lane."""
+        topics, make = self._topics, self._record
         for delivery in deliveries:
             name = delivery.message.topic
             topic = topics.get(name)
@@ -103,26 +105,17 @@ class KafkaDriver(PipelinedDriver):
             if topic.lanes:
                 lane = topic.lane(record.key)
                 lane.pending.append(record)
-                if not lane.dirty and lane.batch is None:
-                    lane.dirty = True
-                    dirty.append(lane)
+                if lane.batch is None:  # aiokafka takes what comes in this turn of the loop in the next one
+                    lane.feed(idle=True)
             elif topic.missing is not None and self._now() < topic.missing_until:
                 delivery.fail(topic.missing)
             else:
                 topic.waiting.append(record)
                 topic.lost()
-        assert self._loop is not None
-        if was_clean and dirty:
-            self._loop.call_soon(self._feed_dirty)
         if self._timer is None:
+            assert self._loop is not None
             self._last_answer = self._now()
             self._timer = self._loop.call_later(TICK, self._tick)
-
-    def _feed_dirty(self) -> None:
-        dirty, self._dirty = self._dirty, []
-        for lane in dirty:
-            lane.dirty = False
-            lane.feed()
 
     def renewed(self) -> None:
         """See `producers.Owner`."""
@@ -136,6 +129,25 @@ class KafkaDriver(PipelinedDriver):
         """See `lanes.Feeder`."""
         self._reached()
         self._producers.answered(producer, failed)
+
+    def confirmed(self, batch: Batch, offset: int | None) -> None:
+        """See `lanes.Feeder`."""
+        if not batch.producer.has_queued:
+            batch.confirm(offset)
+            return
+        if not self._confirmed:
+            assert self._loop is not None
+            self._loop.call_soon(self._confirm, TURNS_TO_WRITE)
+        self._confirmed.append((batch, offset))
+
+    def _confirm(self, turns: int) -> None:
+        if turns:
+            assert self._loop is not None
+            self._loop.call_soon(self._confirm, turns - 1)
+            return
+        confirmed, self._confirmed = self._confirmed, []
+        for batch, offset in confirmed:
+            batch.confirm(offset)
 
     def refused(self, producer: Producer, topic: Topic, error: BaseException) -> None:
         """See `lanes.Feeder`."""
@@ -321,7 +333,7 @@ class KafkaDriver(PipelinedDriver):
         for topic in self._topics.values():
             topic.clear()
         self._topics.clear()
-        self._dirty.clear()
+        self._confirmed = []
         self._asking = False
         if self._timer is not None:
             self._timer.cancel()

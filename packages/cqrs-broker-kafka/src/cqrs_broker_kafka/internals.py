@@ -4,7 +4,10 @@ Written for aiokafka 0.14; tests/kafka/test_internals.py has a test for each use
 
 * `cluster._partitions` and `client._topics`: what is known of topics, and which are asked for.
 * `_message_accumulator`: a batch is appended without awaiting (what the coroutine `send_batch` does after it has waited
-  for metadata and for the previous batch), and its `MessageBatch` tells how often it was sent (`retry_count`).
+  for metadata and for the previous batch).
+* `BatchBuilder.record_count()`, which the sender asks first when it takes a batch: only then we fill it.
+* `MessageBatch.done`, `.done_noack`, `.failure` tell the outcome a turn of the event loop before its `future` does, and
+  `.retry_count` how often it was sent.
 * `client.send`: only the last error of a batch reaches its future; whether it may be written shows in all of them.
 * `_sender.sender_task`: when it ends, the producer never sends again and says so to nobody (aiokafka#1039).
 * `_sender._send_produce_req`: its tasks must be cancelled too, and aiokafka keeps them in a local variable.
@@ -17,9 +20,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import random
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.conn import create_conn
@@ -30,6 +34,7 @@ from aiokafka.errors import (
     ProducerClosed,
     UnknownTopicOrPartitionError,
 )
+from aiokafka.producer.message_accumulator import BatchBuilder, MessageBatch
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.structs import TopicPartition
@@ -40,11 +45,83 @@ from cqrs_brokers.url import Host
 from .produce import encode_once
 from .settings import KafkaSettings
 
-__all__ = ["HungUpError", "Producer", "greet", "why_not_started"]
+__all__ = ["Builder", "Contents", "HungUpError", "Producer", "greet", "why_not_started"]
+
+logger = logging.getLogger("cqrs_broker_kafka.internals")
 
 _MAY_BE_WRITTEN = frozenset({-1, 7, 13, 20, 56})
 """Codes that aiokafka repeats a batch after, or does not know, and that do not say whether it was written: timed out,
 network exception, too few replicas after appending, storage error."""
+
+
+class Contents(Protocol):
+    """What goes into a batch, and who is told of its outcome."""
+
+    def fill(self, builder: Builder) -> None:
+        """Called when aiokafka takes the batch to send it. An empty one is not sent."""
+
+    def answered(self, offset: int | None, error: BaseException | None) -> None:
+        """Called with the outcome."""
+
+
+class Builder(BatchBuilder):  # type: ignore[misc]
+    """aiokafka's builder, which gets its records when aiokafka takes the batch, not when it is queued."""
+
+    def __init__(self, size: int, compression: int, contents: Contents | None) -> None:
+        super().__init__(size, compression)
+        self._made_of = size, compression
+        self._contents = contents
+
+    def record_count(self) -> int:
+        """See `BatchBuilder`."""
+        contents, self._contents = self._contents, None
+        if contents is not None:
+            contents.fill(self)
+            self.close()
+        return int(super().record_count())
+
+    def append(self, *, timestamp: int, key: bytes | None, value: bytes, headers: Sequence[tuple[str, bytes]]) -> Any:
+        """As `BatchBuilder`'s, without the serializers that we do not use. `timestamp` is in milliseconds.
+
+        Returns:
+            None when it is full.
+        """
+        taken = self._builder.append(self._relative_offset, timestamp, key, value, headers)
+        if taken is not None:
+            self._relative_offset += 1
+        return taken
+
+    def clear(self) -> None:
+        """Begins again."""
+        self.__init__(*self._made_of, None)  # type: ignore[misc]
+
+
+class _Batch(MessageBatch):  # type: ignore[misc]
+    """aiokafka's batch, which tells its outcome at once."""
+
+    contents: Contents | None
+
+    def done(self, base_offset: int, *args: Any, **how: Any) -> None:
+        super().done(base_offset, *args, **how)
+        self._tell(base_offset, None)
+
+    def done_noack(self) -> None:
+        super().done_noack()
+        self._tell(None, None)
+
+    def failure(self, exception: BaseException) -> None:
+        super().failure(exception)
+        self.future.exception()  # asked, or asyncio would complain
+        self._tell(None, exception)
+
+    def _tell(self, offset: int | None, error: BaseException | None) -> None:
+        contents, self.contents = self.contents, None  # which knows this batch: a cycle would keep every message
+        if contents is None:
+            return
+        try:
+            contents.answered(offset, error)
+        except Exception:  # in aiokafka's sender task, which must not end
+            logger.exception("unexpected error in the Kafka driver")
 
 
 class Producer:
@@ -84,7 +161,6 @@ class Producer:
         self._send, self._client.client.send = self._client.client.send, self._watched_send
         sender = self._client._sender
         self._produce, sender._send_produce_req = sender._send_produce_req, self._tracked_produce
-        self.create_batch: Callable[[], Any] = self._client.create_batch
 
     # -- start and metadata -------------------------------------------------------------------------------------------
 
@@ -176,11 +252,11 @@ class Producer:
 
     # -- batches ------------------------------------------------------------------------------------------------------
 
-    def append(self, builder: Any, topic: str, partition: int) -> Any:
+    def append(self, contents: Contents, topic: str, partition: int) -> Any:
         """Queues a batch for its partition, which must have none queued.
 
         Returns:
-            aiokafka's `MessageBatch`: `future` gets the outcome, `retry_count` says how often it was sent.
+            aiokafka's batch: `retry_count` says how often it was sent.
 
         Raises:
             KafkaError: The producer cannot take it; it was not queued.
@@ -193,8 +269,20 @@ class Producer:
         if self.partitions(topic) <= partition:
             raise UnknownTopicOrPartitionError
         self._doubtful.discard((topic, partition))
-        builder.close()
-        return accumulator._append_batch(builder, TopicPartition(topic, partition))
+        builder = Builder(accumulator._batch_size, accumulator._compression_type, contents)
+        where = TopicPartition(topic, partition)
+        # As `_append_batch`, with a batch of our own.
+        batch = _Batch(where, builder, accumulator._batch_ttl, accumulator._linger_time)
+        batch.contents = contents
+        accumulator._batches[where].append(batch)
+        if not accumulator._waiter_future.done():
+            accumulator._waiter_future.set_result(None)
+        return batch
+
+    @property
+    def has_queued(self) -> bool:
+        """Whether batches wait for the sender."""
+        return bool(self._client._message_accumulator._batches)
 
     def may_be_written(self, topic: str, partition: int) -> bool:
         """Whether an attempt to send the partition's last batch may have been written although it failed."""

@@ -1,23 +1,23 @@
 """One FIFO per partition: what keeps the order of calls per key.
 
-A lane gives aiokafka one batch at a time and the next one after the answer. So what is still in the lane is certainly
-not delivered, nothing can overtake what is being retried, and a batch that is proven not written can go again in its
-old place.
+A lane gives aiokafka one batch at a time, the next one after the answer, and fills it only when aiokafka takes it to
+send it. So what is still in the lane is certainly not delivered, nothing can overtake what is being retried, and what
+is proven not written can go again in its old place.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
+from cqrs_brokers.driver import confirm_all
 from cqrs_brokers.exceptions import ConnectionLostError, InvalidMessageError
 
 from .errors import judge
 from .records import Record
 
 if TYPE_CHECKING:
-    from .internals import Producer
+    from .internals import Builder, Producer
     from .topics import Topic
 
 __all__ = ["Batch", "Feeder", "Lane"]
@@ -33,25 +33,59 @@ class Feeder(Protocol):
     def answered(self, producer: Producer, failed: bool) -> None:
         """A batch of the producer has its answer."""
 
+    def confirmed(self, batch: Batch, offset: int | None) -> None:
+        """Confirm its records when what is queued now has been written: callers wake up while the broker works."""
+
     def refused(self, producer: Producer, topic: Topic, error: BaseException) -> None:
         """The producer did not take a batch."""
 
 
 class Batch:
-    """Records that aiokafka has now."""
+    """A batch that aiokafka has.
 
-    __slots__ = ("producer", "handle", "records")
+    Attributes:
+        records: What is in it; nothing until aiokafka takes it to send it.
+        handle: aiokafka's own object for it.
+    """
 
-    def __init__(self, producer: Producer, handle: Any, records: list[Record]) -> None:
+    __slots__ = ("lane", "producer", "records", "handle", "_part")
+
+    def __init__(self, lane: Lane, producer: Producer, part: bool) -> None:
+        self.lane = lane
         self.producer = producer
-        self.handle = handle
-        self.records = records
+        self.records: list[Record] = []
+        self.handle: Any = None
+        self._part = part
+
+    def fill(self, builder: Builder) -> None:
+        """Called once, by aiokafka's sender."""
+        if self.lane.batch is self:  # else it was given up
+            self.records = self.lane.fill(builder, self._part)
+            self.producer.appended += len(self.records)
+
+    def answered(self, offset: int | None, error: BaseException | None) -> None:
+        """Called once.
+
+        Args:
+            offset: Where its first record is; -1: the broker does not know any more (code 46); None: acks=0.
+            error: Why it failed.
+        """
+        if self.lane.batch is self:
+            self.lane.answered(self, offset, error)
+
+    def confirm(self, offset: int | None) -> None:
+        """The callers get their receipts."""
+        deliveries = [record.delivery for record in self.records]
+        if offset is None:
+            confirm_all(deliveries)
+        else:
+            confirm_all(deliveries, partition=self.lane.partition, offset=None if offset < 0 else offset)
 
 
 class Lane:
     """The messages of one partition."""
 
-    __slots__ = ("feeder", "topic", "partition", "pending", "batch", "dirty", "gone", "_spoiled", "_suspects", "_group")
+    __slots__ = ("feeder", "topic", "partition", "pending", "batch", "gone", "_spoiled", "_suspects", "_group")
 
     def __init__(self, feeder: Feeder, topic: Topic, partition: int) -> None:
         self.feeder = feeder
@@ -59,8 +93,6 @@ class Lane:
         self.partition = partition
         self.pending: deque[Record] = deque()
         self.batch: Batch | None = None
-        self.dirty = False
-        """The driver will feed it in this turn of the loop."""
         self.gone = False
         """Its partition does not exist any more."""
         self._spoiled: Producer | None = None
@@ -70,8 +102,13 @@ class Lane:
         self._group = 0
         """… and go again in groups of so many."""
 
-    def feed(self) -> None:
-        """Hands one batch over, if there is something to send, nothing on its way, and a producer to take it."""
+    def feed(self, *, idle: bool = False) -> None:
+        """Gives aiokafka a batch, if there is something to send, nothing on its way, and a producer to take it.
+
+        Args:
+            idle: Nothing was on its way before. Of many messages only a part goes first, so that from then on the
+                broker works on one part while the other is made ready.
+        """
         producer = self.feeder.producer
         if self.batch is not None or not self.pending or producer is None or producer is self._spoiled:
             return
@@ -79,30 +116,30 @@ class Lane:
         if producer.partitions(topic.name) <= self.partition:
             topic.lost()
             return
-        filled = None
-        while filled is None:
-            builder = producer.create_batch()
-            filled = self._fill(builder)
-        if not filled:
-            return
+        batch = Batch(self, producer, idle)
         try:
-            handle = producer.append(builder, topic.name, self.partition)
+            batch.handle = producer.append(batch, topic.name, self.partition)
         except Exception as error:
-            self._take_back(filled)
             self.feeder.refused(producer, topic, error)
             return
+        self.batch = batch
         producer.in_flight += 1
-        producer.appended += len(filled)
-        self.batch = Batch(producer, handle, filled)
-        topic.fed(self)
-        handle.future.add_done_callback(self._answered)
 
-    def _fill(self, builder: Any) -> list[Record] | None:
-        """Moves records from the head into the builder; None: it is spoiled, begin again with another one."""
+    def fill(self, builder: Builder, part: bool) -> list[Record]:
+        """Moves records from the head into the builder.
+
+        Returns:
+            Those that it took.
+        """
         pending, append, limit = self.pending, builder.append, self.topic.batch_limit
         records: list[Record] = []
         size = 0
-        most = min(self._group, self._suspects) if self._suspects else len(pending)
+        if self._suspects:
+            most = min(self._group, self._suspects)
+        elif part and self.topic.crowded():
+            most = (len(pending) + 1) // 2
+        else:
+            most = len(pending)
         while pending and len(records) < most:
             record = pending[0]
             delivery = record.delivery
@@ -124,12 +161,14 @@ class Lane:
                 delivery.fail(refusal)
                 self._drop_head()
                 self._take_back(records)
-                return None
+                builder.clear()  # it is spoiled
+                return self.fill(builder, part)
             if fits is None:  # full
                 delivery.returned()
                 break
             pending.popleft()
             records.append(record)
+        self.topic.fed(self)
         return records
 
     def _drop_head(self) -> None:
@@ -143,38 +182,22 @@ class Lane:
             record.delivery.returned()
             self.pending.appendleft(record)
 
-    def _answered(self, future: asyncio.Future[Any]) -> None:
-        batch = self.batch
-        if batch is None or batch.handle.future is not future:
-            if not future.cancelled():
-                future.exception()  # given up before the answer came; asyncio would complain
-            return
+    def answered(self, batch: Batch, offset: int | None, error: BaseException | None) -> None:
+        """The batch has its answer; see `Batch.answered`."""
         self.batch = None
-        batch.producer.in_flight -= 1
-        error: BaseException | None = asyncio.CancelledError() if future.cancelled() else future.exception()
+        producer = batch.producer
+        producer.in_flight -= 1
         if error is None:
             if self._suspects:
                 self._acquit(len(batch.records))
-            self.feeder.answered(batch.producer, failed=False)
-            self.feed()  # first, so that the next batch is on its way while callers wake up
-            self._confirm(batch, future.result())
-        else:
+            self.feeder.answered(producer, failed=False)
+            self.feed()
+            self.feeder.confirmed(batch, offset)
+            return
+        if batch.records:  # else aiokafka did not even take it
             self._failed(batch, error)
-
-    def _confirm(self, batch: Batch, answer: Any) -> None:
-        partition = self.partition
-        if answer is None:  # acks=0
-            for record in batch.records:
-                record.delivery.confirm()
-            return
-        offset = answer.offset
-        if offset < 0:  # the broker knew the batch already and has forgotten where it is (code 46)
-            for record in batch.records:
-                record.delivery.confirm(partition=partition)
-            return
-        for record in batch.records:
-            record.delivery.confirm(partition=partition, offset=offset)
-            offset += 1
+        self.feeder.answered(producer, failed=bool(batch.records))
+        self.feed()
 
     def _failed(self, batch: Batch, error: BaseException) -> None:
         records, producer = batch.records, batch.producer
@@ -195,8 +218,6 @@ class Lane:
                 self._acquit(len(records))
             for record in records:
                 record.delivery.fail(verdict.error)
-        self.feeder.answered(producer, failed=True)
-        self.feed()
 
     def _acquit(self, count: int) -> None:
         """The head group has its outcome: those behind it are tried in larger groups again."""
@@ -212,10 +233,7 @@ class Lane:
             return
         self.batch = None
         producer.in_flight -= 1
-        future = batch.handle.future
-        if future.done() and not future.cancelled() and future.exception() is None:
-            self._confirm(batch, future.result())
-        elif batch.handle.retry_count == 0 and not self.gone:
+        if batch.handle.retry_count == 0 and not self.gone:
             self._take_back(batch.records)
         else:
             for record in batch.records:

@@ -4,17 +4,15 @@ value = body; key = `key` in UTF-8, or none; timestamp = `timestamp` in millisec
 headers: message-id (UUID as text), message-name, content-type, then the user's own, values in UTF-8
 """
 
-from datetime import UTC, datetime
 from typing import NamedTuple
 
-from cqrs_brokers.driver import Delivery, Message, content_type_of, id_text
+from cqrs_brokers.driver import Delivery, Message, content_type_of, id_text, timestamp_ms
 
 __all__ = ["Headers", "Record", "RecordMaker"]
 
 Headers = list[tuple[str, bytes]]
 
 _REMEMBERED = 1000
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _new = tuple.__new__
 
 
@@ -61,14 +59,12 @@ class RecordMaker:
         if repeating is None:
             repeating = self._remember(message, content_type)
         headers, key = message.headers, message.key
-        # Not by way of `timestamp()`: a float of seconds gets the millisecond wrong after the year 2100.
-        since = message.timestamp - _EPOCH
         fields = (
             delivery,
-            since.days * 86_400_000 + since.seconds * 1000 + since.microseconds // 1000,
+            timestamp_ms(message),
             None if key is None else key.encode(),
             message.payload_bytes or message.body,
-            id_text(message.message_id),
+            id_text(message),
             repeating,
             [(name, value.encode()) for name, value in headers.items()] if headers else None,
         )

@@ -16,6 +16,9 @@ KEYS_REMEMBERED = 20_000
 STICKY_RECORDS = 64
 """Keyless messages stay on a partition for one batch, or for so many messages while it is busy."""
 
+CROWD = 400
+"""So many messages are worth two requests, one under way while the other is made."""
+
 _LEGAL = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 _LONGEST = 249
 
@@ -89,6 +92,15 @@ class Topic:
             lane = self.lanes[(self._sticky + 1) % count]
         self._sticky = lane.partition
         return lane
+
+    def crowded(self) -> bool:
+        """Whether many messages wait or are on their way."""
+        count = 0
+        for lane in self.lanes:
+            count += len(lane.pending) + (len(lane.batch.records) if lane.batch is not None else 0)
+            if count >= CROWD:
+                return True
+        return False
 
     def fed(self, lane: Lane) -> None:
         """A batch of the lane went to the client: keyless messages go elsewhere now."""
