@@ -91,6 +91,13 @@ class FakeDelivery:
         self.told.append("confirmed")
 
 
+@pytest.fixture
+def _fakes_are_confirmed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Core's `confirm_all` looks into real deliveries."""
+    monkeypatch.setattr(lanes, "confirm_all", lambda deliveries: [delivery.confirm() for delivery in deliveries])
+
+
+@pytest.mark.usefixtures("_fakes_are_confirmed")
 async def test_answers_of_every_form() -> None:
     """Single, multiple and zero tags, acks and nacks, in any order: each message has one answer, and only its own."""
     loop = asyncio.get_running_loop()
@@ -200,10 +207,11 @@ async def test_a_closed_channel_is_forgotten_before_it_is_answered(session: Sess
 
 
 @pytest.mark.live
+@pytest.mark.usefixtures("_fakes_are_confirmed")
 async def test_writing_past_the_writer_task(rabbitmq: RabbitMQServer, exchange: str) -> None:
     """What the socket does not take at once is told by `drained` when it has; frames stay whole and in order."""
     bind_queue(rabbitmq.url, exchange)
-    frames, _ = Renderer(exchange).render(Message("n", "t", None, payload_bytes=b"x" * 4000))
+    _, frames, _ = Renderer(exchange).render(Message("n", "t", None, payload_bytes=b"x" * 4000))
     drained = asyncio.Event()
     sent: list[Any] = []
     async with FaultProxy((rabbitmq.host, rabbitmq.port)) as proxy:

@@ -19,7 +19,8 @@ TIME = datetime(2024, 2, 29, 12, 30, 45, 999_999, tzinfo=UTC)
 
 
 def rendered(message: Message, exchange: str = "events", frame_max: int = 131_072) -> bytes:
-    frames, body = Renderer(exchange).render(message)
+    message_id, frames, body = Renderer(exchange).render(message)
+    assert message_id == str(message.message_id).encode()
     parts = [frames]
     body_frames(body, frame_max, parts)
     return b"".join(parts)
@@ -123,7 +124,7 @@ def test_many_routes_and_header_names_are_forgotten_again() -> None:
     renderer = Renderer("events")
     for number in range(2500):
         message = Message("n", f"topic{number}", b"", ID, headers={f"h{number}": "v"}, timestamp=TIME)
-        publish, header = frames(renderer.render(message)[0])
+        publish, header = frames(renderer.render(message)[1])
         assert publish.routing_key == f"topic{number}"
         assert header.properties.headers == {f"h{number}": "v"}
     assert len(renderer._routes) <= 1000

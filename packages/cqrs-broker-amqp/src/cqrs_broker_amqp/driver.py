@@ -230,8 +230,7 @@ class AMQPDriver(PipelinedDriver):
         render, outbox, parking, lane = self._render, self._outbox, self._parking, self._lane
         for delivery in deliveries:
             message = delivery.message
-            frames, body = render(message)
-            entry = (delivery, message.message_id.int, frames, body)
+            entry = (delivery, *render(message))
             if parking is None or not parking.takes(message.topic, entry):
                 outbox.append(entry)
                 if not len(outbox) % BURST:  # the server works on the first of a burst while the last are rendered

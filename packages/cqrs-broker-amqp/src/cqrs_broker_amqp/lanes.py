@@ -18,7 +18,6 @@ import inspect
 import logging
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from typing import Any
-from uuid import UUID
 
 import aiormq
 import pamqp.frame
@@ -27,7 +26,7 @@ from pamqp import commands
 from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 
-from cqrs_brokers.driver import Delivery
+from cqrs_brokers.driver import Delivery, confirm_all
 
 from .internals import Connection
 from .rendering import body_frames
@@ -36,10 +35,10 @@ __all__ = ["Entry", "FastLane", "Lane", "PlainLane", "make_lane", "unexpected"]
 
 logger = logging.getLogger("cqrs_broker_amqp.lanes")
 
-Entry = tuple[Delivery, int, bytes, bytes]
+Entry = tuple[Delivery, bytes, bytes, bytes]
 """A rendered message: the delivery, its id, its frames, and its body when that is not among them."""
 
-Handed = tuple[Delivery, int, float]
+Handed = tuple[Delivery, bytes, float]
 """A message without an answer: the delivery, its id, when it was handed over (in the loop's time)."""
 
 
@@ -68,7 +67,7 @@ class Lane:
         self.failed = failed
         self.resolved = resolved
         self.drained = drained
-        self.in_flight: dict[int, Any] = {}
+        self.in_flight: dict[bytes, Any] = {}
         """What has no answer yet, by message id. An id is in it once."""
         self.attentive = False
 
@@ -163,16 +162,17 @@ class FastLane(Lane):
         else:
             tags = (tag,)
         in_flight, find = self.in_flight, handed.pop
-        acked = isinstance(frame, commands.Basic.Ack)
+        answered: list[Delivery] = []
         for tag in tags:
             one = find(tag, None)
-            if one is None:  # it was returned, or has its answer
-                continue
-            delivery, message_id, _ = one
-            del in_flight[message_id]
-            if acked:
-                delivery.confirm()
-            else:
+            if one is not None:  # else it was returned, or has its answer
+                delivery, message_id, _ = one
+                del in_flight[message_id]
+                answered.append(delivery)
+        if isinstance(frame, commands.Basic.Ack):
+            confirm_all(answered)
+        else:
+            for delivery in answered:
                 self.failed(delivery, aiormq.exceptions.DeliveryError(None, frame))
         while first <= last and first not in handed:
             first += 1
@@ -204,15 +204,12 @@ class FastLane(Lane):
 class _TagById:
     """Stands for aiormq's table of delivery tags, in which it looks up the id of a returned message."""
 
-    def __init__(self, tags: Mapping[int, int]) -> None:
+    def __init__(self, tags: Mapping[bytes, int]) -> None:
         self._tags = tags
 
     def get(self, message_id: str) -> int | None:
         """The tag of that message, or None when nothing with this id is in flight."""
-        try:
-            return self._tags.get(UUID(message_id).int)
-        except ValueError:  # none of ours
-            return None
+        return self._tags.get(message_id.encode())
 
 
 class _Returns:
@@ -259,7 +256,7 @@ class PlainLane(Lane):
         loop.call_soon(self.drained, self)
         return False
 
-    async def _publish(self, message_id: int, frames: bytes, body: bytes) -> None:
+    async def _publish(self, message_id: bytes, frames: bytes, body: bytes) -> None:
         read, _, publish = pamqp.frame.unmarshal(frames)
         also, _, header = pamqp.frame.unmarshal(frames[read:])
         assert isinstance(publish, commands.Basic.Publish)
@@ -284,7 +281,7 @@ class PlainLane(Lane):
             if isinstance(answer, commands.Basic.Ack):
                 self._end(message_id, None)
 
-    def _end(self, message_id: int, error: BaseException | None) -> None:
+    def _end(self, message_id: bytes, error: BaseException | None) -> None:
         one = self.in_flight.pop(message_id, None)
         if one is None:
             return

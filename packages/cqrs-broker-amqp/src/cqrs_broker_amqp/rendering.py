@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from struct import Struct
 from typing import NamedTuple
 
-from cqrs_brokers.driver import Message, content_type_of, id_text
+from cqrs_brokers.driver import Message, content_type_of, id_text, timestamp_ms
 
 __all__ = ["CHANNEL", "SMALL_BODY", "Renderer", "body_frames"]
 
@@ -79,8 +79,8 @@ class Renderer:
         self._routes: dict[tuple[str, str, str], _Route] = {}
         self._names: dict[str, bytes] = {}
 
-    def render(self, message: Message) -> tuple[bytes, bytes]:
-        """The message's frames, and its body when that is not among them because it may need several.
+    def render(self, message: Message) -> tuple[bytes, bytes, bytes]:
+        """The message's id, its frames, and its body when that is not among them because it may need several.
 
         Args:
             message: A validated message.
@@ -92,13 +92,13 @@ class Renderer:
         if route is None:
             route = self._route(message.topic, message.message_name, content_type)
         start, before_id, end, end_and_body, fixed, rich_start, rich_type = route
-        message_id = id_text(message.message_id)
-        seconds = _long_long(int(message.timestamp.timestamp()))
+        message_id = id_text(message)
+        seconds = _long_long(timestamp_ms(message) // 1000)
         headers, key = message.headers, message.key
         small = 0 < size <= SMALL_BODY
         if key is None and not headers:
             if small:
-                return b"".join(
+                frames = b"".join(
                     (
                         start,
                         _long_long(size),
@@ -110,8 +110,9 @@ class Renderer:
                         body,
                         FRAME_END,
                     )
-                ), b""
-            return b"".join((start, _long_long(size), before_id, message_id, seconds, end)), body
+                )
+                return message_id, frames, b""
+            return message_id, b"".join((start, _long_long(size), before_id, message_id, seconds, end)), body
         table = self._table(key, headers)
         length = len(table)
         parts = (
@@ -125,8 +126,8 @@ class Renderer:
             seconds,
         )
         if small:
-            return b"".join((*parts, end_and_body, _long(size), body, FRAME_END)), b""
-        return b"".join((*parts, end)), body
+            return message_id, b"".join((*parts, end_and_body, _long(size), body, FRAME_END)), b""
+        return message_id, b"".join((*parts, end)), body
 
     def _route(self, topic: str, name: str, content_type: str) -> _Route:
         """What is the same for all messages of a topic, a name and a content type."""
