@@ -128,7 +128,7 @@ class RabbitMQNode(RabbitMQServer):
         (folder / "enabled_plugins").write_text("[].\n")
         cookie.write_text(secrets.token_hex(16))
         cookie.chmod(0o400)
-        erl_args = f"+S 1:1 +sbwt none -kernel inet_dist_use_interface {{127,0,0,1}} -setcookie {cookie.read_text()}"
+        erl_args = f"+sbwt none -kernel inet_dist_use_interface {{127,0,0,1}} -setcookie {cookie.read_text()}"
         if not self._installation.image:
             erl_args += " -start_epmd false"
         return {
