@@ -303,8 +303,10 @@ async def test_blocked_is_named_and_passes() -> None:
         driver.link.blocked("memory alarm")
         with pytest.raises(BrokerBlockedError, match="memory alarm"):
             await broker.send_message(message())
+        driver.connect_errors = [UnreachableError("a blocked connection answers no ping")]
         health = await broker.health()
-        assert (health.ok, health.blocked) == (False, True)
+        assert (health.ok, health.blocked, health.reason) == (False, True, "blocked: memory alarm")
+        assert driver.connect_errors.pop(), "it was pinged"
         driver.link.unblocked()
         assert (await broker.send_message(message())).confirmed
         assert (await broker.health()).ok

@@ -315,7 +315,8 @@ class Broker(MessageBroker):
             if self._connection.state in (State.IDLE, State.FAILED):
                 await self._connection.connect(loop)
             elif self._connection.state is State.READY:
-                await self._connection.ping(self._connect_timeout)
+                if self._connection.blocked_by is None:  # else it reads nothing: a ping would not be answered
+                    await self._connection.ping(self._connect_timeout)
                 if self._connection.last_error is not None:
                     reason = self._connection.last_error.text
             else:
@@ -324,7 +325,7 @@ class Broker(MessageBroker):
         except (ConnectError, DeliveryError) as error:
             reason = error.text
         connection = self._connection
-        if not reason and connection.blocked_by is not None:
+        if connection.blocked_by is not None:  # also when that is why it did not answer
             reason = f"blocked: {connection.blocked_by}"
         return Health(
             ok=not reason,

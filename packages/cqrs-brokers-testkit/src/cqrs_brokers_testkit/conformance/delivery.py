@@ -224,7 +224,8 @@ async def blocked_is_waited_out(ctx: Context) -> None:
     check(isinstance(first, BrokerBlockedError | DeliveryTimeoutError), f"the first send while blocked: {show(first)}")
     check(type(outcome) is BrokerBlockedError, f"a blocked send got {show(outcome)}")
     check(clock.seconds <= 3.0 + _GRACE, f"it took {clock.seconds:.1f} s, with delivery_timeout=3")
-    check(not health.ok and health.blocked, f"health while blocked: {health}")
+    check(not health.ok and health.blocked and "blocked" in health.reason, f"health while blocked: {health}")
+    check(health.latency < 1.0, f"health() took {health.latency:.1f} s while the broker was blocked")
 
 
 # -- lost answers, stalls, cuts ----------------------------------------------------------------------------------------
