@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Batch", "Feeder", "Lane"]
 
+WORTH_A_BATCH = 32
+"""Fewer messages than this are not divided."""
+
 
 class Feeder(Protocol):
     """What a lane needs of the driver."""
@@ -136,7 +139,7 @@ class Lane:
         size = 0
         if self._suspects:
             most = min(self._group, self._suspects)
-        elif part and self.topic.crowded():
+        elif part and len(pending) >= WORTH_A_BATCH and self.topic.crowded():
             most = (len(pending) + 1) // 2
         else:
             most = len(pending)
