@@ -6,7 +6,9 @@ import dataclasses
 import json
 import math
 import pickle
+import sys
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum, IntEnum, StrEnum
@@ -19,10 +21,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cqrs_brokers import Broker, InvalidMessageError, Message, MessageTooLargeError
+from cqrs_brokers import Broker, InvalidMessageError, Message, MessageTooLargeError, Receipt
 from cqrs_brokers.driver import content_type_of, id_text, timestamp_ms
 from cqrs_brokers.encoding import encode
-from cqrs_brokers.ids import new_message_id
+from cqrs_brokers.ids import new_message_id, new_text
 from cqrs_brokers.protocol import EventBody
 
 from .drivers import Scripted
@@ -351,6 +353,57 @@ def test_messages_can_be_copied_and_pickled(duplicate: Callable[[Message], Messa
         for name in ("message_name", "topic", "payload", "key", "content_type", "timestamp", "message_id", "body"):
             assert getattr(copied, name) == getattr(message, name)
         assert dict(copied.headers) == dict(message.headers)
+
+
+class Branded(Message):
+    """A subclass with a constructor and an attribute of its own."""
+
+    def __init__(self, brand: str) -> None:
+        super().__init__("E", "t", {"brand": brand}, key="k")
+        self.brand = brand
+
+
+def test_copies_of_subclasses() -> None:
+    """A subclass of Message is copied and pickled with what it adds."""
+    branded = Branded("acme")
+    for duplicate in (copy.copy(branded), copy.deepcopy(branded), pickle.loads(pickle.dumps(branded))):
+        assert (type(duplicate), duplicate.brand, duplicate.message_id) == (Branded, "acme", branded.message_id)
+
+
+class Unreadable:
+    """A message whose own code raises."""
+
+    message_name, topic, message_id = "E", "t", UUID(int=1)
+
+    @property
+    def payload(self) -> object:
+        raise LookupError("hunter2")
+
+
+async def test_a_message_that_cannot_be_read_is_refused() -> None:
+    """What a message's own code raises is InvalidMessageError without a trace of it; in a batch, at its place."""
+    driver = Scripted(automatic=True)
+    unreadable: Any = Unreadable()
+    async with Broker(driver) as broker:
+        with pytest.raises(InvalidMessageError, match="reading the message raised LookupError") as caught:
+            await broker.send_message(unreadable)
+        assert (caught.value.__cause__, caught.value.__context__) == (None, None)
+        outcomes = await broker.send_messages([valid()] * 600 + [unreadable] + [valid()] * 100)
+    assert [number for number, outcome in enumerate(outcomes) if not isinstance(outcome, Receipt)] == [600]
+    assert isinstance(outcomes[600], InvalidMessageError)
+    assert len(driver.seen) == 700
+
+
+def test_message_ids_in_threads() -> None:
+    """Threads that make messages at the same time get different ids, also when the pool runs empty."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            made = list(threads.map(lambda _: [new_text() for _ in range(2000)], range(4)))
+    finally:
+        sys.setswitchinterval(before)
+    assert len({text for some in made for text in some}) == 8000
 
 
 async def test_ten_thousand_topics_are_remembered_and_no_more() -> None:

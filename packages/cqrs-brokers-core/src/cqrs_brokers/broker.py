@@ -28,6 +28,7 @@ from .exceptions import (
     ConnectionLostError,
     DeliveryError,
     DeliveryTimeoutError,
+    InvalidMessageError,
     NotConnectedError,
     NotDeliveredError,
 )
@@ -186,8 +187,19 @@ class Broker(MessageBroker):
         loop = running_loop()
         if self._bound.loop is not loop or self._closed:
             self._enter(loop, message)
-        ready: Any = message if type(message) is self._as_it_is else self._message(message)
-        size = self._size(ready)
+        refusal: InvalidMessageError | None = None
+        try:
+            ready: Any = message if type(message) is self._as_it_is else self._message(message)
+            size = self._size(ready)
+        except DeliveryError:
+            raise
+        except Exception as error:
+            refusal = self._validator.unreadable(error)
+        if refusal is not None:  # raised here, so that what the message's own code raised is not its context
+            try:
+                raise refusal
+            finally:
+                del refusal
         window = self._window
         waiter = loop.create_future()
         delivery = Delivery(ready, loop.time() + self._delivery_timeout, window, waiter, size)
@@ -233,6 +245,9 @@ class Broker(MessageBroker):
                     raise refused.about(ready.message_id, ready.topic, self._address)
             except DeliveryError as error:
                 outcomes.append(error.with_traceback(None))
+                continue
+            except Exception as error:
+                outcomes.append(self._validator.unreadable(error))
                 continue
             deliveries.append(BulkDelivery(ready, deadline, window, bulk, index, size))
             outcomes.append(None)
@@ -483,7 +498,12 @@ class Broker(MessageBroker):
             return BrokerBlockedError(
                 f"the broker took no messages until the deadline: {connection.blocked_by}; send again later"
             )
+        if self._window.full:
+            return BackpressureError(
+                "no room until the deadline: messages come faster than the broker confirms them; send fewer at a time, "
+                "or raise delivery_timeout or max_in_flight"
+            )
         return BackpressureError(
-            "no room until the deadline: messages come faster than the broker confirms them; send fewer at a time, "
-            "or raise delivery_timeout or max_in_flight"
+            "the broker did not take it until the deadline: it takes nothing for this topic, or part of it, at the "
+            "moment; send again later, or raise delivery_timeout"
         )

@@ -22,7 +22,7 @@
        │  ├─ DestinationNotFoundError
        │  ├─ PublishForbiddenError
        │  ├─ RejectedError               retryable; the broker refused it as a whole
-       │  ├─ BackpressureError           retryable; no room in the window until the deadline
+       │  ├─ BackpressureError           retryable; not taken until the deadline: no room, or no leader
        │  ├─ BrokerBlockedError          retryable; the broker took no messages until the deadline
        │  ├─ NotConnectedError           no connection until the deadline; the cause is a ConnectError
        │  ├─ BrokerClosedError
@@ -280,7 +280,7 @@ class RejectedError(NotDeliveredError):
 
 
 class BackpressureError(NotDeliveredError):
-    """The in-flight window had no room until the deadline."""
+    """The in-flight window had no room until the deadline, or the broker took nothing for this topic or partition."""
 
     retryable = True
 

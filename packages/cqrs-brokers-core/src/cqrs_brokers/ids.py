@@ -26,15 +26,17 @@ _pool: list[bytes] = []
 
 
 def new_text() -> bytes:
-    """The text of a new id."""
-    if not _pool:
+    """The text of a new id. Safe in threads: nobody else has what was taken, or what was made here."""
+    try:
+        return _pool.pop()
+    except IndexError:
         fresh = int.from_bytes(os.urandom(16 * _POOLED)) & _RANDOM | _VERSION_4
-        digits, texts = hexlify(fresh.to_bytes(16 * _POOLED)), bytearray(_DASHES)
-        for number, column in enumerate(_DIGITS):  # column by column, for all ids at once
-            texts[column::_SIZE] = digits[number::32]
-        made = bytes(texts)
-        _pool.extend([made[start : start + _SIZE] for start in range(0, len(made), _SIZE)])
-    return _pool.pop()
+    digits, texts = hexlify(fresh.to_bytes(16 * _POOLED)), bytearray(_DASHES)
+    for number, column in enumerate(_DIGITS):  # column by column, for all ids at once
+        texts[column::_SIZE] = digits[number::32]
+    made = bytes(texts)
+    _pool.extend([made[start : start + _SIZE] for start in range(_SIZE, len(made), _SIZE)])
+    return made[:_SIZE]
 
 
 # A forked child would otherwise repeat its parent's ids.

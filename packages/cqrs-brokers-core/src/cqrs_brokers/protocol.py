@@ -144,18 +144,10 @@ class Message:
         size = "not encoded yet" if body is None else f"{len(body)} bytes"
         return f"<Message {self.message_name!r:.80} {self.message_id} topic={self.topic!r:.80} {size}>"
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (
-            self.message_name,
-            self.topic,
-            self.payload,
-            self.message_id,
-            self.key,
-            dict(self.headers),  # the default one cannot be copied
-            self.content_type,
-            self.timestamp,
-            self.payload_bytes,
-        )
+    def __getstate__(self) -> tuple[object, dict[str, Any]]:
+        state: Any = super().__getstate__()
+        rest, slots = state  # of a class with slots
+        return rest, slots | {"headers": dict(self.headers)}  # the default ones cannot be copied
 
 
 def id_text(message: Message) -> bytes:

@@ -114,6 +114,10 @@ class Validator:
             )
         return size
 
+    def unreadable(self, error: Exception) -> InvalidMessageError:
+        """The error for a message whose own code raised while it was looked at. No cause: it may quote the message."""
+        return InvalidMessageError(f"reading the message raised {type(error).__name__}", broker=self._address)
+
     # -- parts --------------------------------------------------------------------------------------------------------
 
     def _refuse(self, message: Any, text: str) -> NoReturn:

@@ -158,6 +158,11 @@ class Window:
             if delivery._state == SUBMITTED or delivery._state == HANDED:
                 delivery.fail(error)  # type: ignore[arg-type] # classified there, by what was handed over
 
+    @property
+    def full(self) -> bool:
+        """Whether messages wait for room."""
+        return bool(self.waiting) or len(self.in_flight) + len(self.overdue) >= self.max_count
+
     # -- out ----------------------------------------------------------------------------------------------------------
 
     def give_up(self, delivery: Delivery) -> None:
