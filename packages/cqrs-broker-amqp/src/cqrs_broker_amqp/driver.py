@@ -347,7 +347,7 @@ class AMQPDriver(PipelinedDriver):
         """RabbitMQ closed the channel because of one message, without saying which."""
         if lane is not self._lane:
             return
-        from .errors import channel_reply, publish_error, scrubbed
+        from .errors import channel_reply, forbidden, publish_error, scrubbed
 
         self._lane = None
         if self._parking is not None:
@@ -359,9 +359,9 @@ class AMQPDriver(PipelinedDriver):
             blamed.__cause__ = scrubbed(error)
             only = unresolved[0]
             only.fail(blamed)
-            if self._trying and "access to exchange" in reply:
+            if self._trying and forbidden(reply) == "exchange":
                 self._fail_waiting(blamed, lambda _: True)
-            elif self._trying and "access to topic" in reply:
+            elif self._trying and forbidden(reply) == "topic":
                 topic = only.message.topic
                 self._fail_waiting(blamed, lambda delivery: delivery.message.topic == topic)
         else:

@@ -6,6 +6,7 @@ Reply codes: AMQP 0-9-1, 1.2 "Constants", and what RabbitMQ does with them.
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import ssl
 
@@ -26,10 +27,22 @@ from cqrs_brokers.exceptions import (
 
 from .logs import safe_reply
 
-__all__ = ["HandshakeRefused", "channel_reply", "connect_error", "lost_error", "publish_error", "scrubbed", "telling"]
+__all__ = [
+    "HandshakeRefused",
+    "channel_reply",
+    "connect_error",
+    "forbidden",
+    "lost_error",
+    "publish_error",
+    "scrubbed",
+    "telling",
+]
 
 ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED = 403, 404, 406
 _CONTENT_TOO_LARGE, _CONNECTION_FORCED, _NOT_ALLOWED, _INTERNAL_ERROR, _RESOURCE_ERROR = 311, 320, 530, 541, 506
+
+# Later versions name the permission first. From the beginning, because a topic's name follows.
+_FORBIDDEN = re.compile(r"ACCESS_REFUSED - (?:\w+ )?access to (exchange|topic) ")
 
 _CHANNEL_CODES: dict[type[BaseException], int] = {
     client.ChannelAccessRefused: ACCESS_REFUSED,
@@ -132,9 +145,10 @@ def _refused(code: int, reply: str, where: str) -> ConnectError:
     if code == ACCESS_REFUSED:
         return AuthenticationError(f"{said}: check user and password (guest may log in from its own host only)")
     if code == _NOT_ALLOWED:
-        if "limit" in reply:
+        # Users and virtual hosts may have any name, "limit" or "not found" too: the end of the text is RabbitMQ's own.
+        if reply.endswith("is reached"):
             return UnreachableError(f"{said}: close other connections or raise the limit")
-        if "not found" in reply:
+        if reply.endswith("not found"):
             return AuthorizationError(f"there is no such virtual host; {said}: create it, or check the path of the URL")
         return AuthorizationError(
             f"the user may not use the virtual host; {said}: grant it with rabbitmqctl set_permissions"
@@ -189,3 +203,9 @@ def publish_error(code: int, reply: str, exchange: str) -> NotDeliveredError | N
     if code == _CONTENT_TOO_LARGE or (code == PRECONDITION_FAILED and "size" in reply):
         return MessageTooLargeError(f"RabbitMQ refused the message: {reply}: send less, or raise its max_message_size")
     return None
+
+
+def forbidden(reply: str) -> str:
+    """What the permission is missing for, by RabbitMQ's text: "exchange", "topic", or "" for neither."""
+    found = _FORBIDDEN.match(reply)
+    return found[1] if found else ""
