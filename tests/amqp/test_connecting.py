@@ -12,6 +12,8 @@ from cqrs_brokers import (
     AuthorizationError,
     Broker,
     ConnectError,
+    ConnectionLostError,
+    DeliveryError,
     InsecureTransportWarning,
     Message,
     NotConnectedError,
@@ -20,6 +22,7 @@ from cqrs_brokers import (
     PublishForbiddenError,
     Receipt,
     TLSError,
+    TopologyError,
     UnreachableError,
     open_broker,
 )
@@ -29,6 +32,8 @@ from cqrs_brokers_testkit.proxy import FaultProxy
 from cqrs_brokers_testkit.readers import bind_queue
 from cqrs_brokers_testkit.servers import RabbitMQNode, ServerUnavailable
 from cqrs_brokers_testkit.servers import rabbitmq as start_rabbitmq
+
+from .outcomes import Sent, check, not_the_proxys
 
 pytestmark = pytest.mark.fault
 
@@ -106,40 +111,117 @@ async def test_forbidden_write(rabbitmq_node: RabbitMQNode, unique_name: Name) -
         assert (await broker.send_message(Message("n", "t", 1))).confirmed
 
 
-async def test_forbidden_topics(rabbitmq_node: RabbitMQNode, unique_name: Name) -> None:
+@pytest.mark.parametrize("bad", ["bad", "access to exchange"])
+async def test_forbidden_topics(rabbitmq_node: RabbitMQNode, unique_name: Name, bad: str) -> None:
     """A forbidden routing key never gives its error to a neighbour: they get receipts, or it is unknown."""
     user, exchange = unique_name("user"), unique_name("exchange")
-    bind_queue(rabbitmq_node.url, exchange)
+    queue = bind_queue(rabbitmq_node.url, exchange)
     rabbitmq_node.add_user(user, "pass-word")
     rabbitmq_node.ctl("set_topic_permissions", "-p", "/", user, exchange, "^good", ".*")
+    sent: list[Sent] = []
     async with open_broker(rabbitmq_node.url_for(user, "pass-word", exchange=exchange)) as broker:
-        assert (await broker.send_message(Message("n", "good", 0))).confirmed
-        with pytest.raises(PublishForbiddenError):
-            await broker.send_message(Message("n", "bad", 0))
-        topics = ["good", "bad", "good", "good", "bad", "good"] * 10
-        outcomes = await broker.send_messages([Message("n", topic, 0) for topic in topics])
-        for topic, outcome in zip(topics, outcomes, strict=True):
-            assert topic == "bad" or not isinstance(outcome, NotDeliveredError)
-            assert topic == "good" or not isinstance(outcome, Receipt)
-        assert (await broker.send_message(Message("n", "good", 0))).confirmed
+        for topics in ([bad, "good", "good"], [bad], ["good", bad, "good", "good", bad, "good"] * 10, ["good"]):
+            messages = [Message("n", topic, 0) for topic in topics]
+            sent += zip(messages, await broker.send_messages(messages), strict=True)
+    assert type(sent[0][1]) is PublishForbiddenError  # the first on its channel: those that waited are not told so
+    assert [type(outcome) for _, outcome in sent[1:4]] == [Receipt, Receipt, PublishForbiddenError]
+    for message, outcome in sent:
+        assert message.topic == bad or not isinstance(outcome, NotDeliveredError)
+        assert message.topic == "good" or not isinstance(outcome, Receipt)
+    assert isinstance(sent[-1][1], Receipt)
+    await check(rabbitmq_node.url, queue, sent)
 
 
 async def test_rotated_password(rabbitmq_node: RabbitMQNode, unique_name: Name) -> None:
-    """A password changed under way makes sends fail fast, with AuthenticationError as the cause."""
+    """A password changed under way: in flight is unknown, then sends fail at once, until it is right again."""
     user, exchange = unique_name("user"), unique_name("exchange")
-    bind_queue(rabbitmq_node.url, exchange)
+    queue = bind_queue(rabbitmq_node.url, exchange)
     rabbitmq_node.add_user(user, "pass-word")
-    async with no_leaks():
-        async with open_broker(rabbitmq_node.url_for(user, "pass-word", exchange=exchange)) as broker:
-            assert (await broker.send_message(Message("n", "t", 1))).confirmed
+    sent: list[Sent] = []
+
+    async def send(broker: Broker, count: int) -> list[Receipt | DeliveryError]:
+        messages = [Message("n", "t", number, key="k") for number in range(count)]
+        outcomes = await broker.send_messages(messages)
+        sent.extend(zip(messages, outcomes, strict=True))
+        return outcomes
+
+    async with FaultProxy((rabbitmq_node.host, rabbitmq_node.port)) as proxy:
+        url = rabbitmq_node.url_for(user, "pass-word", port=proxy.port, exchange=exchange)
+        async with no_leaks(ignore=not_the_proxys(proxy, rabbitmq_node)), open_broker(url) as broker:
+            assert isinstance((await send(broker, 1))[0], Receipt)
+            for connection in list(proxy.connections):
+                connection.stall("up")  # what is sent stays in flight
+            in_flight = asyncio.create_task(send(broker, 20))
             await asyncio.to_thread(rabbitmq_node.ctl, "change_password", user, "other")
             await asyncio.to_thread(rabbitmq_node.close_all_connections)
-            await asyncio.sleep(1)
+            assert {type(outcome) for outcome in await in_flight} == {ConnectionLostError}
+            proxy.heal()
             started = time.monotonic()
-            with pytest.raises(NotConnectedError) as caught:
-                await broker.send_message(Message("n", "t", 1))
-            assert isinstance(caught.value.__cause__, AuthenticationError)
-            assert time.monotonic() - started < 1
+            (refused,) = await send(broker, 1)
+            ended = time.monotonic()
+            assert ended - started < 1
+            assert type(refused) is NotConnectedError
+            assert type(refused.__cause__) is AuthenticationError
+            assert not refused.retryable
+            accepted = proxy.accepted
+            await asyncio.sleep(1.5)
+            assert proxy.accepted == accepted, "it goes on trying"
+            await asyncio.to_thread(rabbitmq_node.ctl, "change_password", user, "pass-word")
+            await asyncio.sleep(max(0.0, ended + 5.1 - time.monotonic()))
+            assert isinstance((await send(broker, 1))[0], Receipt)
+            assert proxy.accepted == accepted + 1
+    await check(rabbitmq_node.url, queue, sent)
+
+
+@pytest.mark.parametrize("reason", ["missing virtual host", "an exchange that differs"])
+async def test_no_second_try_at_what_cannot_pass(rabbitmq_node: RabbitMQNode, exchange: str, reason: str) -> None:
+    """What a person must change is not tried again by itself, and a send is not retryable."""
+    differs = reason == "an exchange that differs"
+    vhost = "/" if differs else "limits"  # nor does its name make it a limit that is reached
+    bind_queue(rabbitmq_node.url, exchange, exchange_type="fanout")
+    async with FaultProxy((rabbitmq_node.host, rabbitmq_node.port)) as proxy:
+        broker = open_broker(rabbitmq_node.url_for(vhost=vhost, port=proxy.port, exchange=exchange))
+        sends = [asyncio.create_task(broker.send_message(Message("n", "t", number))) for number in range(10)]
+        outcomes = await asyncio.gather(*sends, return_exceptions=True)
+        await asyncio.sleep(1.5)
+        assert proxy.accepted == 1
+        await broker.close()
+    for outcome in outcomes:
+        assert type(outcome) is NotConnectedError
+        assert type(outcome.__cause__) is (TopologyError if differs else AuthorizationError)
+        assert not outcome.retryable
+
+
+@pytest.mark.parametrize("reason", ["at its limit", "down"])
+async def test_a_virtual_host_that_takes_nobody_for_now(
+    rabbitmq_node: RabbitMQNode, unique_name: Name, reason: str
+) -> None:
+    """A virtual host at its limit or stopped is only unreachable, and a send waits until it can be used."""
+    vhost = unique_name("vhost")
+    stop, start = {
+        "at its limit": (
+            ("set_vhost_limits", "-p", vhost, '{"max-connections": 0}'),
+            ("clear_vhost_limits", "-p", vhost),
+        ),
+        "down": (
+            ("eval", f'rabbit_vhost_sup_sup:stop_and_delete_vhost(<<"{vhost}">>).'),
+            ("restart_vhost", "-p", vhost),
+        ),
+    }[reason]
+    await asyncio.to_thread(rabbitmq_node.add_vhost, vhost)
+    url = rabbitmq_node.url_for(vhost=vhost)
+    queue = bind_queue(url, "events")
+    await asyncio.to_thread(rabbitmq_node.ctl, *stop)
+    error = await why(open_broker(url))
+    assert type(error) is UnreachableError
+    assert error.retryable
+    broker = open_broker(url)
+    message = Message("n", "t", 1)
+    send = asyncio.create_task(broker.send_message(message))
+    await asyncio.to_thread(rabbitmq_node.ctl, *start)
+    receipt = await send
+    await broker.close()
+    await check(url, queue, [(message, receipt)])
 
 
 @pytest.fixture

@@ -1,16 +1,28 @@
 """Messages through a real RabbitMQ: what arrives, and what the sender is told."""
 
 import asyncio
+import time
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
 from cqrs_broker_amqp import AMQPMessageBroker, AMQPPublisherAdapter
-from cqrs_brokers import Message, MessageTooLargeError, NackedError, Receipt, UnroutableError, open_broker
+from cqrs_brokers import (
+    DeliveryTimeoutError,
+    Message,
+    MessageTooLargeError,
+    NackedError,
+    Receipt,
+    UnroutableError,
+    open_broker,
+)
 from cqrs_brokers_testkit.leaks import no_leaks
+from cqrs_brokers_testkit.proxy import FaultProxy
 from cqrs_brokers_testkit.readers import Record, bind_queue, drain_queue
 from cqrs_brokers_testkit.servers import RabbitMQServer
+
+from .outcomes import Sent, check, ids, through
 
 pytestmark = pytest.mark.live
 
@@ -40,6 +52,20 @@ async def test_every_field_arrives(rabbitmq: RabbitMQServer, exchange: str) -> N
     assert record.timestamp == message.timestamp.replace(microsecond=0)
     assert record.properties["delivery_mode"] == 2
     assert record.exchange == exchange
+
+
+async def test_the_longest_names_arrive(rabbitmq: RabbitMQServer, exchange: str) -> None:
+    """A topic and a name of 255 bytes, a header name of 128 and large values arrive whole."""
+    queue = bind_queue(rabbitmq.url, exchange)
+    topic, name, header, text = "ü" * 127 + "t", "n" * 255, "ä" * 64, "ö" * 16_383
+    assert [len(one.encode()) for one in (topic, name, header)] == [255, 255, 128]
+    messages = [Message(name, topic, number, key=text, headers={header: text, "h" * 128: ""}) for number in range(3)]
+    async with open_broker(f"{rabbitmq.url}?exchange={exchange}") as broker:
+        await asyncio.gather(*map(broker.send_message, messages))
+    for record, message in zip(await drain(rabbitmq, queue, 3), messages, strict=True):
+        assert (record.topic, record.name, record.key) == (topic, name, text)
+        assert record.headers == {header: text, "h" * 128: ""}
+        assert (record.message_id, record.json()) == (str(message.message_id), message.payload)
 
 
 @pytest.mark.parametrize("size", [0, 1, 131_064, 131_065, 131_072, 400_000, 999_000])
@@ -93,6 +119,19 @@ async def test_nack_is_unknown(rabbitmq: RabbitMQServer, exchange: str) -> None:
     assert nacked[0].retryable
     assert len(await drain(rabbitmq, free, 20)) == 20
     assert len(await drain(rabbitmq, full, 1)) == 1
+
+
+async def test_a_burst_into_a_full_queue(rabbitmq: RabbitMQServer, exchange: str) -> None:
+    """With 200 at once, a receipt means in both queues, a nack not in the full one, and the free one has them all."""
+    limits: dict[str, Any] = {"x-max-length": 1, "x-overflow": "reject-publish"}
+    full = bind_queue(rabbitmq.url, exchange, **limits)
+    free = bind_queue(rabbitmq.url, exchange)
+    messages = [Message("n", "t", number, key="k") for number in range(200)]
+    async with open_broker(f"{rabbitmq.url}?exchange={exchange}") as broker:
+        sent: list[Sent] = list(zip(messages, await broker.send_messages(messages), strict=True))
+    assert {type(outcome) for _, outcome in sent} == {Receipt, NackedError}
+    assert [record.message_id for record in await drain(rabbitmq, full)] == ids(sent, Receipt)
+    assert [int(record.body) for record in await check(rabbitmq.url, free, sent)] == list(range(200))
 
 
 async def test_equal_ids_in_flight_never_give_a_false_receipt(rabbitmq: RabbitMQServer, exchange: str) -> None:
@@ -180,3 +219,43 @@ async def test_a_loop_per_test(rabbitmq: RabbitMQServer, exchange: str) -> None:
 
     assert (await asyncio.to_thread(run)).confirmed
     assert (await asyncio.to_thread(run)).confirmed
+
+
+async def test_the_wall_clock_jumps(
+    rabbitmq: RabbitMQServer, exchange: str, fault_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock that is set by a day, either way, between sends or under one, moves no deadline and falsifies nothing."""
+    queue = bind_queue(rabbitmq.url, exchange)
+    fault_proxy.target = (rabbitmq.host, rabbitmq.port)
+    day = 86_400
+    wall, wall_ns = time.time, time.time_ns
+    sent: list[Sent] = []
+
+    def jump(by: int) -> None:
+        monkeypatch.setattr(time, "time", lambda: wall() + by)
+        monkeypatch.setattr(time, "time_ns", lambda: wall_ns() + by * 10**9)
+
+    url = through(fault_proxy, rabbitmq, exchange=exchange, delivery_timeout="1s")
+    async with open_broker(url) as broker:
+
+        async def send(count: int) -> set[type[object]]:
+            messages = [Message("n", "t", number, key="k") for number in range(count)]
+            outcomes = await broker.send_messages(messages)
+            sent.extend(zip(messages, outcomes, strict=True))
+            return {type(outcome) for outcome in outcomes}
+
+        for by in (0, day, -day):
+            jump(by)
+            assert await send(50) == {Receipt}
+        for by in (day, -day):
+            jump(0)
+            fault_proxy.stall("down")
+            started = time.monotonic()
+            waiting = asyncio.create_task(send(50))
+            await asyncio.sleep(0.3)
+            jump(by)
+            assert await waiting == {DeliveryTimeoutError}
+            assert 0.9 < time.monotonic() - started < 2
+            fault_proxy.heal()
+            assert await send(1) == {Receipt}
+    await check(rabbitmq.url, queue, sent)

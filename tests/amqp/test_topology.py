@@ -2,22 +2,27 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pika
 import pytest
 
 from cqrs_brokers import (
     ConnectionLostError,
+    DeliveryError,
     DestinationNotFoundError,
     Message,
     NotDeliveredError,
     Receipt,
     TopologyError,
+    UnroutableError,
     open_broker,
 )
+from cqrs_brokers_testkit.proxy import FaultProxy
 from cqrs_brokers_testkit.readers import bind_queue, drain_queue
 from cqrs_brokers_testkit.servers import RabbitMQServer
+
+from .outcomes import Sent, check, through
 
 pytestmark = pytest.mark.live
 
@@ -30,6 +35,16 @@ def on_channel(server: RabbitMQServer, action: Callable[[pika.channel.Channel], 
         action(connection.channel())
     finally:
         connection.close()
+
+
+def read_methods(data: bytes) -> Iterator[object]:
+    """The AMQP methods in what a client wrote, as pika reads them."""
+    while data:
+        size, frame = pika.frame.decode_frame(data)
+        assert size, "the end of a frame is missing"
+        if isinstance(frame, pika.frame.Method):
+            yield frame.method
+        data = data[size:]
 
 
 def exists(server: RabbitMQServer, exchange: str) -> bool:
@@ -168,24 +183,94 @@ async def test_quorum_queue(rabbitmq: RabbitMQServer, exchange: str, unique_name
     assert [int(record.body) for record in records] == list(range(200))
 
 
-@pytest.mark.parametrize("declare", ["exchange", "queue"])
-async def test_a_deleted_exchange_comes_back(
-    rabbitmq: RabbitMQServer, exchange: str, unique_name: Name, declare: str
+@pytest.mark.parametrize(
+    ("declare", "while_reopening"),
+    [
+        ("exchange", UnroutableError),  # it is there again, and nothing is bound to it
+        ("queue", Receipt),
+        ("passive", DestinationNotFoundError),
+        ("never", DestinationNotFoundError),
+    ],
+)
+async def test_an_exchange_deleted_under_way(
+    rabbitmq: RabbitMQServer, exchange: str, unique_name: Name, declare: str, while_reopening: type[object]
 ) -> None:
-    """An exchange deleted under way: what was handed over is unknown, then it is declared again and sends go on."""
+    """What was handed over is unknown, what was not gets what `declare` makes of it, and later sends go on."""
     topic = unique_name("topic")
+    queue = bind_queue(rabbitmq.url, exchange, topic, topic)
+    sent: list[Sent] = []
     async with open_broker(f"{rabbitmq.url}?exchange={exchange}&declare={declare}") as broker:
-        bind_queue(rabbitmq.url, exchange, topic)
-        assert (await broker.send_message(Message("n", topic, 0))).confirmed
+
+        async def send(count: int) -> list[Receipt | DeliveryError]:
+            messages = [Message("n", topic, number, key="k") for number in range(count)]
+            outcomes = await broker.send_messages(messages)
+            sent.extend(zip(messages, outcomes, strict=True))
+            return outcomes
+
+        assert isinstance((await send(1))[0], Receipt)
         on_channel(rabbitmq, lambda channel: channel.exchange_delete(exchange))
-        outcomes = await broker.send_messages([Message("n", topic, number) for number in range(50)])
-        lost = [outcome for outcome in outcomes if isinstance(outcome, ConnectionLostError)]
-        assert lost
+        lost = await send(50)
+        waiting = await send(50)  # the channel is being opened again
+        assert {type(outcome) for outcome in lost} == {ConnectionLostError}
         assert "NOT_FOUND - no exchange" in str(lost[0])
-        await asyncio.sleep(0.3)
-        assert exists(rabbitmq, exchange)
-        bind_queue(rabbitmq.url, exchange, topic)
-        assert (await broker.send_message(Message("n", topic, 1))).confirmed
+        assert {type(outcome) for outcome in waiting} == {while_reopening}
+        assert exists(rabbitmq, exchange) is (declare in ("exchange", "queue"))
+        bind_queue(rabbitmq.url, exchange, topic, topic)
+        assert isinstance((await send(1))[0], Receipt)
+        assert {type(outcome) for outcome in await send(50)} == {Receipt}
+    await check(rabbitmq.url, queue, sent)
+
+
+async def test_declared_again_after_a_reconnect(
+    rabbitmq: RabbitMQServer, exchange: str, unique_name: Name, fault_proxy: FaultProxy
+) -> None:
+    """declare=queue: exchange and queue that were deleted while the connection was lost are there for what waited."""
+    topic = unique_name("topic")
+    proxy = fault_proxy
+    proxy.target = (rabbitmq.host, rabbitmq.port)
+    async with open_broker(through(proxy, rabbitmq, exchange=exchange, declare="queue")) as broker:
+        assert (await broker.send_message(Message("n", topic, "before"))).confirmed
+        proxy.refuse()
+        proxy.reset()
+        on_channel(rabbitmq, lambda channel: (channel.queue_delete(topic), channel.exchange_delete(exchange)))
+        while (await broker.health()).ok:  # else it might hand over to the connection that is gone
+            await asyncio.sleep(0.01)
+        messages = [Message("n", topic, number, key="k") for number in range(10)]
+        sends = [asyncio.create_task(broker.send_message(message)) for message in messages]
+        await asyncio.sleep(0.05)
+        assert not any(send.done() for send in sends)
+        proxy.accept()
+        sent = list(zip(messages, await asyncio.gather(*sends, return_exceptions=True), strict=True))
+    assert {type(outcome) for _, outcome in sent} == {Receipt}
+    assert len(await check(rabbitmq.url, topic, sent)) == 10
+
+
+async def test_declared_once(
+    rabbitmq: RabbitMQServer, exchange: str, unique_name: Name, fault_proxy: FaultProxy
+) -> None:
+    """declare=queue: on one connection the exchange is declared once, and each topic's queue once."""
+    topics = [unique_name("topic") for _ in range(2)]
+    proxy = fault_proxy
+    proxy.target = (rabbitmq.host, rabbitmq.port)
+    written: list[bytes] = []
+
+    def record(data: bytes) -> bytes:
+        written.append(data)
+        return data
+
+    proxy.rewrite(record, "up")
+    async with open_broker(through(proxy, rabbitmq, exchange=exchange, declare="queue")) as broker:
+        for _ in range(2):  # at once, when nothing is declared and when all is; then one after the other
+            outcomes = await broker.send_messages([Message("n", topics[number % 2], number) for number in range(80)])
+            assert {type(outcome) for outcome in outcomes} == {Receipt}
+        for number in range(40):
+            assert (await broker.send_message(Message("n", topics[number % 2], number))).confirmed
+    methods = list(read_methods(b"".join(written)))
+    assert proxy.accepted == 1
+    assert [one.exchange for one in methods if isinstance(one, pika.spec.Exchange.Declare)] == [exchange]
+    assert sorted(one.queue for one in methods if isinstance(one, pika.spec.Queue.Declare)) == sorted(topics)
+    assert sorted(one.queue for one in methods if isinstance(one, pika.spec.Queue.Bind)) == sorted(topics)
+    assert sum(isinstance(one, pika.spec.Basic.Publish) for one in methods) == 200
 
 
 async def test_alone_it_is_told_why(rabbitmq: RabbitMQServer, exchange: str) -> None:
