@@ -9,7 +9,7 @@ import pytest
 from aiokafka.protocol.produce import ProduceRequest
 
 from cqrs_broker_kafka import KafkaOptions
-from cqrs_broker_kafka.internals import Builder, Producer
+from cqrs_broker_kafka.internals import Producer, QueuedBatch
 from cqrs_broker_kafka.produce import encode_once
 from cqrs_broker_kafka.settings import KafkaSettings
 from cqrs_brokers.url import BrokerURL
@@ -19,34 +19,45 @@ from cqrs_brokers_testkit.servers import KafkaCluster, KafkaServer
 Name = Callable[[str], str]
 
 
-def make(servers: str, ended: Callable[[Producer], None] = lambda _: None, **options: Any) -> Producer:
+def make(
+    servers: str,
+    ended: Callable[[Producer], None] = lambda _: None,
+    heard: Callable[[], None] = lambda: None,
+    **options: Any,
+) -> Producer:
     url = BrokerURL.build("kafka", hosts=servers.split(","))
     settings = KafkaSettings(url, KafkaOptions(**options))
-    return Producer(settings, settings.hosts[0], ended)
+    return Producer(settings, settings.hosts[0], ended, heard)
 
 
-class Values:
-    """Contents of a batch: `future` gets its offset, or its error."""
+class Values(QueuedBatch):
+    """A batch of such values; `outcome` gets its offset, or its error."""
 
-    def __init__(self, *values: bytes) -> None:
+    def __init__(self, producer: Producer, topic: str, partition: int, *values: bytes) -> None:
+        super().__init__(producer, topic, partition)
         self.values = list(values)
-        self.filled = False
-        self.future: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
+        self.filled = 0
+        self.outcome: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
 
-    def fill(self, builder: Builder) -> None:
-        """See `Contents`."""
-        assert not self.filled
-        self.filled = True
+    def fill(self, append: Callable[..., Any]) -> bool:
+        """See `QueuedBatch`."""
+        self.filled += 1
         for value in self.values:
-            taken = builder.append(timestamp=1_700_000_000_000, key=None, value=value, headers=[("h", b"v")])
-            assert taken is not None
+            assert append(timestamp=1_700_000_000_000, key=None, value=value, headers=[("h", b"v")]) is not None
+        return True
 
     def answered(self, offset: int | None, error: BaseException | None) -> None:
-        """See `Contents`."""
+        """See `QueuedBatch`."""
         if error is None:
-            self.future.set_result(offset)
+            self.outcome.set_result(offset)
         else:
-            self.future.set_exception(error)
+            self.outcome.set_exception(error)
+
+
+def append(producer: Producer, topic: str, partition: int, *values: bytes) -> Values:
+    batch = Values(producer, topic, partition, *values)
+    producer.append(batch)
+    return batch
 
 
 @pytest.fixture
@@ -82,24 +93,19 @@ def test_encoding_a_request_once(version: Any) -> None:
 
 @pytest.mark.live
 async def test_appending_a_batch(producer: Producer, topic: str) -> None:
-    """A batch is queued at once; its contents get the base offset, and `retry_count` counts its sends."""
-    first = Values(b"a", b"b")
-    producer.append(first, topic, 1)
+    """A batch is queued at once, and gets the offset of its first record."""
+    first = append(producer, topic, 1, b"a", b"b")
     assert producer.has_queued
-    assert await first.future == 0
+    assert await first.outcome == 0
     assert not producer.has_queued
-    second = Values(b"c")
-    handle = producer.append(second, topic, 1)
-    assert handle.retry_count == 0
-    assert await second.future == 2
-    assert handle.retry_count == 1
+    assert await append(producer, topic, 1, b"c").outcome == 2
     assert not producer.may_be_written(topic, 1)
 
 
 @pytest.mark.live
 @pytest.mark.parametrize("idempotent", [True, False])
 async def test_a_batch_is_filled_when_it_is_taken(kafka: KafkaServer, unique_name: Name, idempotent: bool) -> None:
-    """The sender asks `record_count` first, in a later turn of the loop: what came until then is in the batch."""
+    """The sender asks for the count first, in a later turn of the loop: what came until then is in the batch, once."""
     options: dict[str, Any] = {} if idempotent else {"acks": "1", "enable_idempotence": False, "allow_unsafe": True}
     name = unique_name("filled")
     kafka.create_topic(name, 1)
@@ -108,14 +114,12 @@ async def test_a_batch_is_filled_when_it_is_taken(kafka: KafkaServer, unique_nam
     try:
         while not made.partitions(name):
             await made.refresh([name])
-        contents = Values(b"a")
-        made.append(contents, name, 0)
-        assert not contents.filled
-        contents.values += [b"b", b"c"]
-        assert await contents.future == 0
-        after = Values(b"d")
-        made.append(after, name, 0)
-        assert await after.future == 3
+        batch = append(made, name, 0, b"a")
+        assert (batch.taken, batch.filled) == (False, 0)
+        batch.values += [b"b", b"c"]
+        assert await batch.outcome == 0
+        assert (batch.taken, batch.filled) == (True, 1)
+        assert await append(made, name, 0, b"d").outcome == 3
     finally:
         await made.stop(2)
 
@@ -123,39 +127,77 @@ async def test_a_batch_is_filled_when_it_is_taken(kafka: KafkaServer, unique_nam
 @pytest.mark.live
 async def test_an_empty_batch_is_not_sent(producer: Producer, topic: str) -> None:
     """A batch that has nothing when the sender takes it is over at once, and takes no sequence number."""
-    empty = Values()
-    producer.append(empty, topic, 0)
-    assert await empty.future is None
-    full = Values(b"a")
-    producer.append(full, topic, 0)
-    assert await full.future == 0
+    assert await append(producer, topic, 0).outcome is None
+    assert await append(producer, topic, 0, b"a").outcome == 0
 
 
 @pytest.mark.live
-async def test_contents_know_before_the_future(producer: Producer, topic: str) -> None:
-    """`done` tells the contents at once, and lets go of them: a cycle would keep every message."""
+async def test_a_batch_that_is_withdrawn(producer: Producer, topic: str) -> None:
+    """A batch that was not taken can be withdrawn, and the next one for its partition goes."""
+    withdrawn = append(producer, topic, 0, b"a")
+    following = append(producer, topic, 0, b"b")
+    producer.withdraw(withdrawn)
+    assert await following.outcome == 0
+    assert not withdrawn.taken
+    alone = append(producer, topic, 0, b"c")
+    producer.withdraw(alone)
+    assert not producer.has_queued
+    producer.withdraw(alone)
+    assert await append(producer, topic, 0, b"d").outcome == 1
+
+
+@pytest.mark.live
+async def test_a_batch_knows_before_its_future(producer: Producer, topic: str) -> None:
+    """`done` tells the batch in the turn of the loop in which the answer is read."""
     told: list[bool] = []
 
     class Early(Values):
         def answered(self, offset: int | None, error: BaseException | None) -> None:
             super().answered(offset, error)
-            told.append(handle.contents is None)
+            told.append(called == [])
 
-    contents = Early(b"a")
-    handle = producer.append(contents, topic, 0)
-    await contents.future
+    called: list[object] = []
+    batch = Early(producer, topic, 0, b"a")
+    batch.future.add_done_callback(called.append)
+    producer.append(batch)
+    await batch.outcome
     assert told == [True]
 
 
-async def test_a_full_builder_and_a_cleared_one() -> None:
-    """`append` says None when the batch is full, but takes one record whatever its size; `clear` begins again."""
-    builder = Builder(200, 0, None)
-    for _ in range(2):
-        assert builder.append(timestamp=1, key=b"k", value=b"x" * 500, headers=[]) is not None
-        assert builder.append(timestamp=1, key=b"k", value=b"x", headers=[]) is None
-        assert builder.record_count() == 1
-        builder.clear()
-    assert builder.record_count() == 0
+@pytest.mark.live
+async def test_a_full_batch_and_a_spoiled_one(producer: Producer, topic: str) -> None:
+    """`append` says None when the batch is full, but takes one record whatever its size; a spoiled one begins again."""
+    taken: list[bool] = []
+
+    class Large(Values):
+        def fill(self, append: Callable[..., Any]) -> bool:
+            large = b"x" * 500_000
+            for value in (large, b"x"):
+                taken.append(append(timestamp=1, key=b"k", value=value, headers=[]) is not None)
+            return len(taken) > 2
+
+    batch = Large(producer, topic, 0)
+    producer.append(batch)
+    assert await batch.outcome == 0
+    assert taken == [True, False, True, False]
+    assert await append(producer, topic, 0, b"next").outcome == 1
+
+
+@pytest.mark.live
+async def test_stopping_when_the_sender_has_ended(kafka: KafkaServer, topic: str) -> None:
+    """Batches that are queued when the sender task ends are failed by stop(); no task of aiokafka waits for them."""
+    async with no_leaks():
+        made = make(kafka.bootstrap_servers)
+        await made.start()
+        while not made.partitions(topic):
+            await made.refresh([topic])
+        made._client._sender.sender_task.cancel()
+        batch = append(made, topic, 0, b"a")
+        await asyncio.sleep(0.05)
+        assert not made.alive
+        await made.stop(1)
+        with pytest.raises(Exception, match="ProducerClosed"):
+            await batch.outcome
 
 
 @pytest.mark.live
@@ -163,9 +205,7 @@ async def test_timestamps_are_milliseconds(producer: Producer, topic: str, kafka
     """`BatchBuilder.append(timestamp=)` takes milliseconds (its documentation says seconds)."""
     from cqrs_brokers_testkit.readers import drain_topic
 
-    contents = Values(b"a")
-    producer.append(contents, topic, 0)
-    await contents.future
+    await append(producer, topic, 0, b"a").outcome
     (record,) = await asyncio.to_thread(drain_topic, kafka.reader_bootstrap_servers, topic, 1)
     assert record.timestamp is not None
     assert record.timestamp.timestamp() == 1_700_000_000
@@ -174,9 +214,7 @@ async def test_timestamps_are_milliseconds(producer: Producer, topic: str, kafka
 @pytest.mark.live
 async def test_sequence_numbers_belong_to_the_producer(producer: Producer, topic: str) -> None:
     """aiokafka counts sequence numbers per partition at the first send: what makes replacing a producer necessary."""
-    contents = Values(b"a", b"b")
-    producer.append(contents, topic, 0)
-    await contents.future
+    await append(producer, topic, 0, b"a", b"b").outcome
     numbers = producer._client._txn_manager._sequence_numbers
     assert {partition.partition: number for partition, number in numbers.items() if number} == {0: 2}
 
@@ -189,7 +227,7 @@ async def test_what_a_stopped_producer_says(kafka: KafkaServer, producer: Produc
     await other.refresh([topic])
     await other.stop(1)
     with pytest.raises(Exception, match="ProducerClosed"):
-        other.append(Values(b"a"), topic, 0)
+        append(other, topic, 0, b"a")
     assert not other._client._message_accumulator._batches
 
 
@@ -226,6 +264,48 @@ async def test_the_sender_task_is_watched(kafka: KafkaServer) -> None:
     async with asyncio.timeout(1):
         await made.stop(0.5)
     assert ended == [made]
+
+
+@pytest.mark.live
+async def test_a_sender_task_that_fails(kafka: KafkaServer, topic: str) -> None:
+    """When the sender raises we are told once, and nothing complains in the event loop."""
+    noise: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: noise.append(context))
+    ended: list[Producer] = []
+    async with no_leaks():
+        made = make(kafka.bootstrap_servers, ended.append)
+        await made.start()
+        while not made.partitions(topic):
+            await made.refresh([topic])
+
+        def drain(**_: object) -> None:
+            raise RuntimeError("a fault of the client")
+
+        made._client._message_accumulator.drain_by_nodes = drain
+        batch = append(made, topic, 0, b"a")
+        await asyncio.sleep(0.05)
+        assert ended == [made]
+        await made.stop(1)
+        with pytest.raises(Exception, match="ProducerClosed"):
+            await batch.outcome
+    assert not noise
+
+
+@pytest.mark.live
+async def test_answers_are_heard(kafka: KafkaServer, topic: str) -> None:
+    """An answered produce request is news from the cluster; a batch that had nothing is not."""
+    heard: list[bool] = []
+    made = make(kafka.bootstrap_servers, heard=lambda: heard.append(True))
+    await made.start()
+    try:
+        while not made.partitions(topic):
+            await made.refresh([topic])
+        await append(made, topic, 0).outcome
+        assert not heard
+        await append(made, topic, 0, b"a").outcome
+        assert heard
+    finally:
+        await made.stop(1)
 
 
 @pytest.mark.parametrize(
@@ -272,23 +352,19 @@ async def test_teardown(kafka_node: KafkaCluster, unique_name: Name, fate: str, 
         await made.start()
         while not made.partitions(topic):
             await made.refresh([topic])
-        first = Values(b"a")
-        made.append(first, topic, 0)
-        await first.future
+        await append(made, topic, 0, b"a").outcome
         await asyncio.to_thread(getattr(kafka_node, fate))
         try:
             await asyncio.sleep(0.5)
-            pending = [Values(b"b"), Values(b"c")]
-            for partition, contents in enumerate(pending):
-                made.append(contents, topic, partition)
+            pending = [append(made, topic, partition, b"b") for partition in (0, 1)]
             await asyncio.sleep(0.5)
             loop = asyncio.get_running_loop()
             started = loop.time()
             await made.stop(0.5)
             assert loop.time() - started < 1.3
-            for contents in pending:
-                assert contents.future.done()
-                contents.future.exception()
+            for batch in pending:
+                assert batch.outcome.done()
+                batch.outcome.exception()
         finally:
             await asyncio.to_thread(kafka_node.resume if fate == "pause" else kafka_node.start)
     assert not noise
@@ -309,12 +385,11 @@ async def test_abort(kafka_node: KafkaCluster, unique_name: Name) -> None:
         kafka_node.pause()
         try:
             await asyncio.sleep(0.3)
-            contents = Values(b"b")
-            made.append(contents, topic, 0)
+            batch = append(made, topic, 0, b"b")
             await asyncio.sleep(0.1)
             made.abort()
-            assert contents.future.done()
-            contents.future.exception()
+            assert batch.outcome.done()
+            batch.outcome.exception()
             await asyncio.sleep(0.3)
         finally:
             kafka_node.resume()

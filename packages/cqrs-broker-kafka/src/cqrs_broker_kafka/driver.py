@@ -127,7 +127,6 @@ class KafkaDriver(PipelinedDriver):
 
     def answered(self, producer: Producer, failed: bool) -> None:
         """See `lanes.Feeder`."""
-        self._reached()
         self._producers.answered(producer, failed)
 
     def confirmed(self, batch: Batch, offset: int | None) -> None:
@@ -151,8 +150,9 @@ class KafkaDriver(PipelinedDriver):
 
     def refused(self, producer: Producer, topic: Topic, error: BaseException) -> None:
         """See `lanes.Feeder`."""
-        logger.warning("aiokafka did not take a batch (%s): the producer is replaced", type(error).__name__)
-        self._producers.replace(producer)
+        if producer.alive:  # else it tells itself that it has ended
+            logger.warning("aiokafka did not take a batch (%s): the producer is replaced", type(error).__name__)
+            self._producers.replace(producer)
 
     # -- topics -------------------------------------------------------------------------------------------------------
 
@@ -255,8 +255,8 @@ class KafkaDriver(PipelinedDriver):
             self._asking = True
             self.spawn(self._ask_why())
 
-    def _reached(self) -> None:
-        """The cluster answered."""
+    def heard(self) -> None:
+        """See `producers.Owner`."""
         self._last_answer = self._now()
         if self._reconnecting:
             self._reconnecting = False
@@ -268,7 +268,7 @@ class KafkaDriver(PipelinedDriver):
         producer = self.producer
         try:
             await first_that_answers(self._settings, timeout=2.0, trusted=True)
-            self._reached()
+            self.heard()
         except UnreachableError as error:
             if producer is not None and producer is self.producer and self._link is not None:
                 self._reconnecting = True
@@ -291,7 +291,7 @@ class KafkaDriver(PipelinedDriver):
         try:
             if producer is not None:
                 await producer.ping()
-                self._reached()
+                self.heard()
                 return
         except Exception as error:
             raise UnreachableError(f"the cluster does not answer ({type(error).__name__})") from error

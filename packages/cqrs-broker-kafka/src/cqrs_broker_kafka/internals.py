@@ -5,11 +5,11 @@ Written for aiokafka 0.14; tests/kafka/test_internals.py has a test for each use
 * `cluster._partitions` and `client._topics`: what is known of topics, and which are asked for.
 * `_message_accumulator`: a batch is appended without awaiting (what the coroutine `send_batch` does after it has waited
   for metadata and for the previous batch).
-* `BatchBuilder.record_count()`, which the sender asks first when it takes a batch: only then we fill it.
-* `MessageBatch.done`, `.done_noack`, `.failure` tell the outcome a turn of the event loop before its `future` does, and
-  `.retry_count` how often it was sent.
+* `MessageBatch.record_count` and `.is_empty()`, which the sender asks first when it takes a batch: it is filled then.
+* `MessageBatch.done`, `.done_noack`, `.failure` tell the outcome a turn of the event loop before its `future` does.
 * `client.send`: only the last error of a batch reaches its future; whether it may be written shows in all of them.
-* `_sender.sender_task`: when it ends, the producer never sends again and says so to nobody (aiokafka#1039).
+* `_sender.sender_task`: when it ends, the producer never sends again and says so to nobody (aiokafka#1039);
+  `_sender._fail_all`, its callback, raises in idempotent producers.
 * `_sender._send_produce_req`: its tasks must be cancelled too, and aiokafka keeps them in a local variable.
 * teardown: `stop()` never returns while the cluster is away and idempotence is on (aiokafka#1101).
 * `client._md_synchronizer`: the task that refreshes metadata, which `client.bootstrap()` starts.
@@ -23,7 +23,7 @@ import contextlib
 import logging
 import random
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.conn import create_conn
@@ -45,7 +45,7 @@ from cqrs_brokers.url import Host
 from .produce import encode_once
 from .settings import KafkaSettings
 
-__all__ = ["Builder", "Contents", "HungUpError", "Producer", "greet", "why_not_started"]
+__all__ = ["Builder", "HungUpError", "Producer", "QueuedBatch", "greet", "why_not_started"]
 
 logger = logging.getLogger("cqrs_broker_kafka.internals")
 
@@ -54,31 +54,8 @@ _MAY_BE_WRITTEN = frozenset({-1, 7, 13, 20, 56})
 network exception, too few replicas after appending, storage error."""
 
 
-class Contents(Protocol):
-    """What goes into a batch, and who is told of its outcome."""
-
-    def fill(self, builder: Builder) -> None:
-        """Called when aiokafka takes the batch to send it. An empty one is not sent."""
-
-    def answered(self, offset: int | None, error: BaseException | None) -> None:
-        """Called with the outcome."""
-
-
 class Builder(BatchBuilder):  # type: ignore[misc]
-    """aiokafka's builder, which gets its records when aiokafka takes the batch, not when it is queued."""
-
-    def __init__(self, size: int, compression: int, contents: Contents | None) -> None:
-        super().__init__(size, compression)
-        self._made_of = size, compression
-        self._contents = contents
-
-    def record_count(self) -> int:
-        """See `BatchBuilder`."""
-        contents, self._contents = self._contents, None
-        if contents is not None:
-            contents.fill(self)
-            self.close()
-        return int(super().record_count())
+    """aiokafka's builder of the bytes of a batch."""
 
     def append(self, *, timestamp: int, key: bytes | None, value: bytes, headers: Sequence[tuple[str, bytes]]) -> Any:
         """As `BatchBuilder`'s, without the serializers that we do not use. `timestamp` is in milliseconds.
@@ -91,37 +68,92 @@ class Builder(BatchBuilder):  # type: ignore[misc]
             self._relative_offset += 1
         return taken
 
-    def clear(self) -> None:
+    def clear(self, size: int, compression: int) -> None:
         """Begins again."""
-        self.__init__(*self._made_of, None)  # type: ignore[misc]
+        self.__init__(size, compression)  # type: ignore[misc]
 
 
-class _Batch(MessageBatch):  # type: ignore[misc]
-    """aiokafka's batch, which tells its outcome at once."""
+class QueuedBatch(MessageBatch):  # type: ignore[misc]
+    """A batch in aiokafka's queue: filled when the sender takes it, and told its outcome at once.
 
-    contents: Contents | None
+    Args:
+        producer: Whose queue.
+        topic: The topic.
+        partition: The partition.
+    """
+
+    def __init__(self, producer: Producer, topic: str, partition: int) -> None:
+        accumulator = producer._client._message_accumulator
+        self._made_of = accumulator._batch_size, accumulator._compression_type
+        super().__init__(
+            TopicPartition(topic, partition),
+            Builder(*self._made_of),
+            accumulator._batch_ttl,
+            accumulator._linger_time,
+        )
+        self.producer = producer
+        self.taken = False
+        """The sender has it, or had it."""
+        self._told = False
+
+    def fill(self, append: Callable[..., Any]) -> bool:
+        """To be overridden: called once, in the sender's task. A batch with nothing in it is not sent.
+
+        Args:
+            append: See `Builder.append`.
+
+        Returns:
+            False to begin again with an empty builder: this one is spoiled.
+        """
+        raise NotImplementedError
+
+    def answered(self, offset: int | None, error: BaseException | None) -> None:
+        """To be overridden: called once, with the outcome.
+
+        Args:
+            offset: Where the first record is; -1: the broker does not know any more (code 46); None: acks=0, or empty.
+            error: Why it failed.
+        """
+        raise NotImplementedError
+
+    @property
+    def record_count(self) -> int:
+        """See `MessageBatch`."""
+        if not self.taken:
+            self.taken = True
+            self.producer._doubtful.discard((self.tp.topic, self.tp.partition))
+            while not self.fill(self._builder.append):
+                self._builder.clear(*self._made_of)
+            self._builder.close()
+        return int(self._builder.record_count())
+
+    def is_empty(self) -> bool:
+        """See `MessageBatch`."""
+        return not self.record_count
 
     def done(self, base_offset: int, *args: Any, **how: Any) -> None:
+        """See `MessageBatch`."""
         super().done(base_offset, *args, **how)
         self._tell(base_offset, None)
 
     def done_noack(self) -> None:
+        """See `MessageBatch`."""
         super().done_noack()
         self._tell(None, None)
 
     def failure(self, exception: BaseException) -> None:
+        """See `MessageBatch`."""
         super().failure(exception)
         self.future.exception()  # asked, or asyncio would complain
         self._tell(None, exception)
 
     def _tell(self, offset: int | None, error: BaseException | None) -> None:
-        contents, self.contents = self.contents, None  # which knows this batch: a cycle would keep every message
-        if contents is None:
-            return
-        try:
-            contents.answered(offset, error)
-        except Exception:  # in aiokafka's sender task, which must not end
-            logger.exception("unexpected error in the Kafka driver")
+        if not self._told:
+            self._told = True
+            try:
+                self.answered(offset, error)
+            except Exception:  # in aiokafka's sender task, which must not end
+                logger.exception("unexpected error in the Kafka driver")
 
 
 class Producer:
@@ -131,9 +163,12 @@ class Producer:
         settings: Where and how.
         host: The bootstrap server.
         ended: Called once when the sender task ends although nobody stopped the producer.
+        heard: Called when the cluster has answered a produce request.
     """
 
-    def __init__(self, settings: KafkaSettings, host: Host, ended: Callable[[Producer], None]) -> None:
+    def __init__(
+        self, settings: KafkaSettings, host: Host, ended: Callable[[Producer], None], heard: Callable[[], None]
+    ) -> None:
         options = settings.options
         self._settings = settings
         self._host = host
@@ -142,7 +177,10 @@ class Producer:
         """Batches without an answer; kept by the lanes."""
         self.appended = 0
         """Records given to it so far."""
+        self.reached: int | None = None
+        """The first advertised node that could be reached."""
         self._ended = ended
+        self._heard = heard
         self._stopping = False
         self._client: Any = AIOKafkaProducer(
             bootstrap_servers=[str(host)],
@@ -174,13 +212,16 @@ class Producer:
         # As `client.bootstrap()`, which leaves its connection open when it is cancelled.
         self._cluster.update_metadata(await greet(self._settings, self._host))
         client._sync_task = asyncio.create_task(client._md_synchronizer())
-        node = await self._reachable_node()
+        node = self.reached = await self._reachable_node()
         client.get_random_node = lambda: node
         try:
             await producer._sender.start()
         finally:
             del client.get_random_node
-        producer._sender.sender_task.add_done_callback(self._sender_done)
+        sender = producer._sender
+        # It raises without transactions; `ended` does its work.
+        sender.sender_task.remove_done_callback(sender._fail_all)
+        sender.sender_task.add_done_callback(self._sender_done)
 
     async def _reachable_node(self) -> int:
         client = self._client.client
@@ -194,6 +235,8 @@ class Producer:
             patience = min(2 * patience, 4.0)
 
     def _sender_done(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("aiokafka's sender task failed", exc_info=task.exception())
         if not self._stopping:
             self._ended(self)
 
@@ -252,32 +295,37 @@ class Producer:
 
     # -- batches ------------------------------------------------------------------------------------------------------
 
-    def append(self, contents: Contents, topic: str, partition: int) -> Any:
-        """Queues a batch for its partition, which must have none queued.
-
-        Returns:
-            aiokafka's batch: `retry_count` says how often it was sent.
+    def append(self, batch: QueuedBatch) -> None:
+        """Queues a batch for its partition, behind what is queued for it.
 
         Raises:
             KafkaError: The producer cannot take it; it was not queued.
         """
-        accumulator = self._client._message_accumulator
-        if accumulator._closed or self._client._sender.sender_task.done():
+        accumulator, where = self._client._message_accumulator, batch.tp
+        if accumulator._closed or not self.alive:
             raise ProducerClosed
         if accumulator._exception is not None:
             raise accumulator._exception
-        if self.partitions(topic) <= partition:
+        if self.partitions(where.topic) <= where.partition:
             raise UnknownTopicOrPartitionError
-        self._doubtful.discard((topic, partition))
-        builder = Builder(accumulator._batch_size, accumulator._compression_type, contents)
-        where = TopicPartition(topic, partition)
         # As `_append_batch`, with a batch of our own.
-        batch = _Batch(where, builder, accumulator._batch_ttl, accumulator._linger_time)
-        batch.contents = contents
         accumulator._batches[where].append(batch)
         if not accumulator._waiter_future.done():
             accumulator._waiter_future.set_result(None)
-        return batch
+
+    def withdraw(self, batch: QueuedBatch) -> None:
+        """Takes back a batch that the sender has not taken: an empty one would hold up the one behind it."""
+        batches = self._client._message_accumulator._batches
+        queue = batches.get(batch.tp, ())
+        if batch in queue:
+            queue.remove(batch)
+            if not queue:
+                del batches[batch.tp]
+
+    @property
+    def alive(self) -> bool:
+        """Whether its sender task runs."""
+        return not self._client._sender.sender_task.done()
 
     @property
     def has_queued(self) -> bool:
@@ -299,6 +347,7 @@ class Producer:
         except BaseException:
             self._doubtful.update((topic, part[0]) for topic, parts in request._topics for part in parts)
             raise
+        self._heard()
         if request.required_acks != 0:
             for topic, answers in response.topics:
                 for partition, code, offset, *_ in answers:
@@ -325,6 +374,7 @@ class Producer:
         sender = self._client._sender.sender_task
         if sender is None or sender.done():
             grace = max(grace, 0.1)  # nothing to flush: it only closes connections
+            self._fail_batches()  # or a task of aiokafka would wait for their outcome
         stopping = asyncio.ensure_future(self._client.stop())
         try:
             await asyncio.wait((stopping,), timeout=grace)

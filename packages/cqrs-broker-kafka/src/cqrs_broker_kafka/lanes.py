@@ -8,22 +8,24 @@ is proven not written can go again in its old place.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cqrs_brokers.driver import confirm_all
 from cqrs_brokers.exceptions import ConnectionLostError, InvalidMessageError
 
 from .errors import judge
+from .internals import Producer, QueuedBatch
 from .records import Record
 
 if TYPE_CHECKING:
-    from .internals import Builder, Producer
     from .topics import Topic
 
 __all__ = ["Batch", "Feeder", "Lane"]
 
-WORTH_A_BATCH = 32
-"""Fewer messages than this are not divided."""
+STUCK = 0.05
+"""A batch that aiokafka has not taken for so long, in seconds, waits for a node or a leader."""
 
 
 class Feeder(Protocol):
@@ -43,36 +45,33 @@ class Feeder(Protocol):
         """The producer did not take a batch."""
 
 
-class Batch:
-    """A batch that aiokafka has.
+class Batch(QueuedBatch):
+    """A lane's batch.
+
+    Args:
+        lane: The lane.
+        producer: Who is to take it.
+        part: Of many messages only a part goes with it.
 
     Attributes:
-        records: What is in it; nothing until aiokafka takes it to send it.
-        handle: aiokafka's own object for it.
+        records: What is in it; nothing until it is taken.
     """
 
-    __slots__ = ("lane", "producer", "records", "handle", "_part")
-
     def __init__(self, lane: Lane, producer: Producer, part: bool) -> None:
+        super().__init__(producer, lane.topic.name, lane.partition)
         self.lane = lane
-        self.producer = producer
         self.records: list[Record] = []
-        self.handle: Any = None
+        self.queued_at = monotonic()
         self._part = part
 
-    def fill(self, builder: Builder) -> None:
-        """Called once, by aiokafka's sender."""
-        if self.lane.batch is self:  # else it was given up
-            self.records = self.lane.fill(builder, self._part)
-            self.producer.appended += len(self.records)
+    def fill(self, append: Callable[..., Any]) -> bool:
+        """See `QueuedBatch`."""
+        if self.lane.batch is not self:  # given up
+            return True
+        return self.lane.fill(self, append, self._part)
 
     def answered(self, offset: int | None, error: BaseException | None) -> None:
-        """Called once.
-
-        Args:
-            offset: Where its first record is; -1: the broker does not know any more (code 46); None: acks=0.
-            error: Why it failed.
-        """
+        """See `QueuedBatch`."""
         if self.lane.batch is self:
             self.lane.answered(self, offset, error)
 
@@ -105,12 +104,17 @@ class Lane:
         self._group = 0
         """… and go again in groups of so many."""
 
+    @property
+    def stuck(self) -> bool:
+        """Whether aiokafka does not take its batch: there is no leader, or its node does not answer."""
+        batch = self.batch
+        return batch is not None and not batch.taken and monotonic() - batch.queued_at > STUCK
+
     def feed(self, *, idle: bool = False) -> None:
         """Gives aiokafka a batch, if there is something to send, nothing on its way, and a producer to take it.
 
         Args:
-            idle: Nothing was on its way before. Of many messages only a part goes first, so that from then on the
-                broker works on one part while the other is made ready.
+            idle: Nothing was on its way before.
         """
         producer = self.feeder.producer
         if self.batch is not None or not self.pending or producer is None or producer is self._spoiled:
@@ -121,26 +125,21 @@ class Lane:
             return
         batch = Batch(self, producer, idle)
         try:
-            batch.handle = producer.append(batch, topic.name, self.partition)
+            producer.append(batch)
         except Exception as error:
             self.feeder.refused(producer, topic, error)
             return
         self.batch = batch
         producer.in_flight += 1
 
-    def fill(self, builder: Builder, part: bool) -> list[Record]:
-        """Moves records from the head into the builder.
-
-        Returns:
-            Those that it took.
-        """
-        pending, append, limit = self.pending, builder.append, self.topic.batch_limit
-        records: list[Record] = []
+    def fill(self, batch: Batch, append: Callable[..., Any], part: bool) -> bool:
+        """Moves records from the head into the batch; see `QueuedBatch.fill`."""
+        pending, records, limit = self.pending, batch.records, self.topic.batch_limit
         size = 0
         if self._suspects:
             most = min(self._group, self._suspects)
-        elif part and len(pending) >= WORTH_A_BATCH and self.topic.crowded():
-            most = (len(pending) + 1) // 2
+        elif part:
+            most = self.topic.first_part(len(pending))
         else:
             most = len(pending)
         while pending and len(records) < most:
@@ -164,15 +163,16 @@ class Lane:
                 delivery.fail(refusal)
                 self._drop_head()
                 self._take_back(records)
-                builder.clear()  # it is spoiled
-                return self.fill(builder, part)
+                records.clear()
+                return False
             if fits is None:  # full
                 delivery.returned()
                 break
             pending.popleft()
             records.append(record)
+        batch.producer.appended += len(records)
         self.topic.fed(self)
-        return records
+        return True
 
     def _drop_head(self) -> None:
         self.pending.popleft()
@@ -186,7 +186,7 @@ class Lane:
             self.pending.appendleft(record)
 
     def answered(self, batch: Batch, offset: int | None, error: BaseException | None) -> None:
-        """The batch has its answer; see `Batch.answered`."""
+        """The batch has its answer; see `QueuedBatch.answered`."""
         self.batch = None
         producer = batch.producer
         producer.in_flight -= 1
@@ -230,17 +230,14 @@ class Lane:
     # -- when the client cannot answer --------------------------------------------------------------------------------
 
     def give_up(self, producer: Producer) -> None:
-        """The producer is dead: what it never sent waits again, the rest is unknown."""
+        """The producer is dead: what it had taken is unknown, the rest waits for the next one."""
         batch = self.batch
         if batch is None or batch.producer is not producer:
             return
         self.batch = None
         producer.in_flight -= 1
-        if batch.handle.retry_count == 0 and not self.gone:
-            self._take_back(batch.records)
-        else:
-            for record in batch.records:
-                record.delivery.fail(ConnectionLostError("the client stopped before the broker confirmed the message"))
+        for record in batch.records:
+            record.delivery.fail(ConnectionLostError("the client stopped before the broker confirmed the message"))
 
     def purge(self) -> None:
         """Lets go of messages whose callers have their answer, so that a stuck partition does not fill the window."""
@@ -257,6 +254,12 @@ class Lane:
     def leave(self) -> deque[Record]:
         """The partition is gone: what waited for it must go elsewhere."""
         self.gone = True
+        batch = self.batch
+        if batch is not None and not batch.taken:
+            batch.producer.withdraw(batch)
+            self.batch = None
+            batch.producer.in_flight -= 1
+            self.feeder.answered(batch.producer, failed=False)
         left, self.pending = self.pending, deque()
         self._suspects = 0
         return left

@@ -35,6 +35,9 @@ class Owner(Protocol):
     def metadata_changed(self, _: object) -> None:
         """A producer has fresh metadata."""
 
+    def heard(self) -> None:
+        """The cluster has answered."""
+
     def renewed(self) -> None:
         """Another producer takes batches now."""
 
@@ -87,15 +90,16 @@ class Producers:
         self.current = await self._open()
 
     async def _open(self) -> Producer:
-        until = asyncio.get_running_loop().time() + self._timeout
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._timeout
         host = await first_that_answers(self._settings, timeout=self._timeout, trusted=self._trusted)
-        producer = Producer(self._settings, host, self._ended)
+        producer = Producer(self._settings, host, self._ended, self._owner.heard)
         try:
             async with asyncio.timeout_at(until):
                 await producer.start()
-                topics = self._owner.topics_in_use()
-                if topics:
-                    await producer.refresh(topics)
+            topics = self._owner.topics_in_use()
+            if topics:  # what it does not know by then is asked for again before it is sent to
+                await producer.refresh(topics, timeout=min(1.0, until - loop.time()))
         except asyncio.CancelledError:
             producer.abort()
             raise
@@ -110,6 +114,11 @@ class Producers:
     def _why(self, producer: Producer, error: Exception) -> ConnectError:
         if not isinstance(error, TimeoutError):
             return why_not_started(error)
+        if producer.reached is not None:
+            return UnreachableError(
+                f"node {producer.reached} of the cluster was reached, but gave no producer id within "
+                f"{self._timeout:g} s: see its log, and whether the cluster has an active controller"
+            )
         if producer.bootstrapped:
             return UnreachableError(
                 f"the bootstrap server answers, but none of the nodes it advertises can be reached within "

@@ -17,7 +17,9 @@ STICKY_RECORDS = 64
 """Keyless messages stay on a partition for one batch, or for so many messages while it is busy."""
 
 CROWD = 400
-"""So many messages are worth two requests, one under way while the other is made."""
+"""So many messages are worth two requests, one under way while the other is made …"""
+WORTH_DIVIDING = 32
+"""… but fewer than this for one partition go together."""
 
 _LEGAL = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 _LONGEST = 249
@@ -71,7 +73,7 @@ class Topic:
         """Where a message with that key goes."""
         if key is None:
             lane = self.lanes[self._sticky]
-            if len(lane.pending) >= STICKY_RECORDS:
+            if len(lane.pending) >= STICKY_RECORDS or lane.stuck:
                 lane = self._next_sticky()
             return lane
         known = self._lane_of.get(key)
@@ -82,25 +84,27 @@ class Topic:
         return known
 
     def _next_sticky(self) -> Lane:
-        """The next partition that is idle, else simply the next: a stuck one must not collect the keyless messages."""
-        count = len(self.lanes)
-        for step in range(1, count + 1):
-            lane = self.lanes[(self._sticky + step) % count]
-            if lane.batch is None and not lane.pending:
-                break
-        else:
-            lane = self.lanes[(self._sticky + 1) % count]
+        """The next partition that is idle, else the next whose messages are taken, else simply the next."""
+        turn = self.lanes[self._sticky + 1 :] + self.lanes[: self._sticky + 1]
+        idle = (lane for lane in turn if lane.batch is None and not lane.pending)
+        moving = (lane for lane in turn if not lane.stuck)
+        lane = next(idle, None) or next(moving, None) or turn[0]
         self._sticky = lane.partition
         return lane
 
-    def crowded(self) -> bool:
-        """Whether many messages wait or are on their way."""
+    def first_part(self, waiting: int) -> int:
+        """How many of so many messages, for a partition that was idle, go first.
+
+        All of them, or half of many: then the broker works on one half while the other is made ready, and so on.
+        """
+        if waiting < WORTH_DIVIDING:
+            return waiting
         count = 0
         for lane in self.lanes:
             count += len(lane.pending) + (len(lane.batch.records) if lane.batch is not None else 0)
             if count >= CROWD:
-                return True
-        return False
+                return (waiting + 1) // 2
+        return waiting
 
     def fed(self, lane: Lane) -> None:
         """A batch of the lane went to the client: keyless messages go elsewhere now."""

@@ -101,8 +101,16 @@ class KafkaServer:
         admin_module = require("confluent_kafka.admin", extra="kafka")
         admin = self._admin()
         topic = admin_module.NewTopic(name, partitions, replication, config=dict(config or {}))
-        self._await(f"create topic {name!r}", admin.create_topics([topic], operation_timeout=_ADMIN_TIMEOUT)[name])
         give_up = time.monotonic() + _ADMIN_TIMEOUT
+        while True:
+            try:
+                self._await(f"create topic {name!r}", admin.create_topics([topic], operation_timeout=5.0)[name])
+                break
+            except ServerFailed as error:
+                # A node that was not scheduled for longer than its session timeout is fenced for a moment.
+                if "fenced" not in str(error) or time.monotonic() > give_up:
+                    raise
+                time.sleep(0.2)
         while time.monotonic() < give_up:
             found = admin.list_topics(timeout=_ADMIN_TIMEOUT).topics.get(name)
             if found and len(found.partitions) == partitions and all(p.leader >= 0 for p in found.partitions.values()):
