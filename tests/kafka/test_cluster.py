@@ -50,7 +50,7 @@ async def test_leaders_die_and_move(kafka_nodes: KafkaCluster, unique_name: Name
     topic = unique_name("leaders")
     kafka_nodes.create_topic(topic, 3, 3, SAFE)
     async with open_broker(f"{kafka_nodes.url}?request_timeout_ms=10000") as broker:
-        async with publishing(broker, topic, pause=0.005) as publishers:
+        async with publishing(broker, topic, pause=0.05) as publishers:
             await asyncio.sleep(0.5)
             victim = await asyncio.to_thread(leader, kafka_nodes, topic)
             await asyncio.to_thread(victim.kill)
@@ -73,13 +73,13 @@ async def test_frozen_leader(kafka_nodes: KafkaCluster, unique_name: Name) -> No
     topic = unique_name("frozen")
     kafka_nodes.create_topic(topic, 3, 3, SAFE)
     async with open_broker(f"{kafka_nodes.url}?request_timeout_ms=4000") as broker:
-        async with publishing(broker, topic, pause=0.005) as publishers:
+        async with publishing(broker, topic, pause=0.05) as publishers:
             await asyncio.sleep(0.5)
             victim = await asyncio.to_thread(leader, kafka_nodes, topic)
             victim.pause()
             try:
                 await asyncio.sleep(2)
-                await publishers.recovered(15, enough=200)
+                await publishers.recovered(15)
             finally:
                 victim.resume()
             await until_in_sync(kafka_nodes, topic, 3)
@@ -93,18 +93,19 @@ async def test_too_few_replicas(kafka_nodes: KafkaCluster, unique_name: Name) ->
     topic = unique_name("insync")
     kafka_nodes.create_topic(topic, 1, 3, {"min.insync.replicas": "3"})
     loop = asyncio.get_running_loop()
-    async with open_broker(f"{kafka_nodes.url}?delivery_timeout=3s&request_timeout_ms=1000") as broker:
+    url = f"{kafka_nodes.url}?delivery_timeout=3s&request_timeout_ms=1000"
+    async with open_broker(url) as broker:
         await broker.send_message(Message("E", topic, {}, key="k"))
         head = await asyncio.to_thread(leader, kafka_nodes, topic)
         follower = next(node for node in kafka_nodes.nodes if node is not head)
         await asyncio.to_thread(follower.kill)
         try:
             await until_in_sync(kafka_nodes, topic, 2)
+            closed = await close_with_pending(url, topic)
             started = loop.time()
             first = asyncio.create_task(broker.send_message(Message("E", topic, {}, key="k")))
             await asyncio.sleep(0.2)
-            queued = Message("E", topic, {}, key="k")
-            second = asyncio.create_task(broker.send_message(queued))
+            second = asyncio.create_task(broker.send_message(Message("E", topic, {}, key="k")))
             outcomes = await asyncio.gather(first, second, return_exceptions=True)
             assert loop.time() - started < 4.2
             assert [type(outcome) for outcome in outcomes] == [DeliveryTimeoutError, BackpressureError]
@@ -120,7 +121,27 @@ async def test_too_few_replicas(kafka_nodes: KafkaCluster, unique_name: Name) ->
     ids = [record.message_id for record in records]
     assert len(ids) == len(set(ids))
     assert ids[-1] == str(last.message_id)
-    assert str(queued.message_id) not in ids
+    told = [*outcomes, *closed, *waited]
+    assert {str(o.message_id) for o in told if isinstance(o, Receipt)} <= set(ids)
+    assert not {str(o.message_id) for o in told if isinstance(o, NotDeliveredError)} & set(ids)
+
+
+async def close_with_pending(url: str, topic: str) -> list[Receipt | BaseException]:
+    """Opens a broker whose messages find too few replicas and closes it within 2 s; what they were told."""
+    loop = asyncio.get_running_loop()
+    async with no_leaks():
+        broker = open_broker(url)
+        await broker.connect()
+        sends = [asyncio.create_task(broker.send_message(Message("E", topic, {}, key="k")))]
+        await asyncio.sleep(0.5)
+        sends += [asyncio.create_task(broker.send_message(Message("E", topic, {}, key="k"))) for _ in range(3)]
+        await asyncio.sleep(0.2)
+        started = loop.time()
+        await broker.close(2)
+        assert loop.time() - started < 3
+    outcomes = await asyncio.gather(*sends, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [ClosedWhilePendingError, *[BrokerClosedError] * 3]
+    return outcomes
 
 
 async def test_too_few_replicas_without_idempotence(kafka_nodes: KafkaCluster, unique_name: Name) -> None:
@@ -203,7 +224,7 @@ async def test_leader_changes_without_a_fault() -> None:
     with KafkaMock(2) as mock:
         mock.create_topic("t", 1, 2)
         async with open_broker(mock.url) as broker:
-            async with publishing(broker, "t", count=4, pause=0.005) as publishers:
+            async with publishing(broker, "t", count=4, pause=0.02) as publishers:
                 for node in (2, 1, 2, 1):
                     mock.set_leader("t", 0, node)
                     await publishers.recovered(5)
@@ -233,15 +254,18 @@ async def test_all_nodes_dead_is_said(kafka_nodes: KafkaCluster, unique_name: Na
     """All nodes dead: health names it, queued messages are NotConnectedError with the cause, later it is gone."""
     topic = unique_name("dead")
     kafka_nodes.create_topic(topic, 1, 3, SAFE)
+    loop = asyncio.get_running_loop()
     async with open_broker(f"{kafka_nodes.url}?delivery_timeout=6s&request_timeout_ms=2000") as broker:
         await broker.send_message(Message("E", topic, {}, key="k"))
         await asyncio.to_thread(kafka_nodes.kill)
         try:
+            started = loop.time()
             first = asyncio.create_task(broker.send_message(Message("E", topic, {}, key="k")))
             await asyncio.sleep(0.1)
             second = asyncio.create_task(broker.send_message(Message("E", topic, {}, key="k")))
             unseen = asyncio.create_task(broker.send_message(Message("E", unique_name("unseen"), {})))
             outcomes = await asyncio.gather(first, second, unseen, return_exceptions=True)
+            assert loop.time() - started < 7.1
             assert [type(o) for o in outcomes] == [DeliveryTimeoutError, NotConnectedError, NotConnectedError]
             for outcome in outcomes[1:]:
                 assert isinstance(outcome, NotConnectedError)

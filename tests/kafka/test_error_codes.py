@@ -1,5 +1,7 @@
 """Error codes that a real broker won't give on demand, from librdkafka's mock cluster (without sequence checks)."""
 
+import asyncio
+
 import pytest
 
 from cqrs_brokers import (
@@ -11,9 +13,11 @@ from cqrs_brokers import (
     PublishForbiddenError,
     Receipt,
     RejectedError,
+    UnreachableError,
     open_broker,
 )
 from cqrs_brokers_testkit.kafka_mock import INIT_PRODUCER_ID, PRODUCE, KafkaMock
+from cqrs_brokers_testkit.leaks import no_leaks
 
 pytestmark = pytest.mark.live
 
@@ -104,6 +108,19 @@ async def test_a_refusal_after_a_retry_is_unknown(kafka_mock: KafkaMock, codes: 
         assert (await broker.send_message(Message("E", "t", {}, key="k"))).confirmed
 
 
+async def test_written_to_too_few_replicas_is_unknown(kafka_mock: KafkaMock) -> None:
+    """Code 20 as the last word, after as many repeats as request_timeout_ms allows: the message may stay written."""
+    kafka_mock.create_topic("t")
+    async with open_broker(kafka_mock.url + UNSAFE) as broker:
+        await broker.send_message(Message("E", "t", {}, key="k"))
+        kafka_mock.push_errors(PRODUCE, *[20] * 100)
+        with pytest.raises(DeliveryError, match=r"min\.insync\.replicas.* may have been written") as caught:
+            await broker.send_message(Message("E", "t", {}, key="k"))
+        assert type(caught.value) is DeliveryUnknownError
+        kafka_mock.clear_errors(PRODUCE)
+        assert (await broker.send_message(Message("E", "t", {}, key="k"))).confirmed
+
+
 async def test_neighbours_of_a_refused_record(kafka_mock: KafkaMock) -> None:
     """A batch of ten that is refused once as too large is split and sent again: ten receipts."""
     kafka_mock.create_topic("t", 1)
@@ -131,12 +148,28 @@ async def test_producer_id_is_waited_for(kafka_mock: KafkaMock) -> None:
         assert (await broker.send_message(Message("E", "t", {}, key="k"))).confirmed
 
 
+async def test_producer_id_is_refused_for_ever(kafka_mock: KafkaMock) -> None:
+    """UnreachableError at connect_timeout, which says that a node was reached; nothing is left; later it works."""
+    kafka_mock.create_topic("t")
+    kafka_mock.push_errors(INIT_PRODUCER_ID, *[15] * 2000)
+    loop = asyncio.get_running_loop()
+    broker = open_broker(f"{kafka_mock.url}?connect_timeout=1500ms")
+    async with no_leaks():
+        started = loop.time()
+        with pytest.raises(UnreachableError, match=r"node 1 .* reached, but gave no producer id") as caught:
+            await broker.connect()
+        assert 1.4 < loop.time() - started < 2.5
+    assert type(caught.value) is UnreachableError
+    assert "advertised" not in str(caught.value)
+    kafka_mock.clear_errors(INIT_PRODUCER_ID)
+    assert (await broker.send_message(Message("E", "t", {}, key="k"))).confirmed
+    await broker.close()
+
+
 async def test_sends_before_the_topic_exists(kafka_mock: KafkaMock) -> None:
     """A topic that appears within the grace is waited for."""
     kafka_mock.set_topic_error("late", 3)
     async with open_broker(kafka_mock.url) as broker:
-        import asyncio
-
         send = asyncio.create_task(broker.send_message(Message("E", "late", {}, key="k")))
         await asyncio.sleep(0.5)
         kafka_mock.set_topic_error("late", 0)
