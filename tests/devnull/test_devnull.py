@@ -62,6 +62,28 @@ async def test_each_of_the_first_ten_is_warned_of_then_one_a_second(caplog, monk
     assert CANARY not in "".join(lines)
 
 
+def resident() -> int:
+    """This process's memory now, in bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+@pytest.mark.slow
+async def test_a_million_messages_leave_nothing(caplog):
+    """Memory does not grow with what was sent, and all are counted."""
+    caplog.set_level(logging.CRITICAL, logger="cqrs_broker_devnull")  # caplog would keep the warnings
+    async with open_broker("devnull://") as broker:
+
+        async def send(count: int) -> None:
+            for _ in range(count // 10_000):
+                await broker.send_messages([Message("N", "orders", b"x" * 200, key="k") for _ in range(10_000)])
+
+        await send(100_000)
+        before = resident()
+        await send(900_000)
+        assert resident() - before < 20e6  # a fifth of the bodies alone would be 36 MB
+        assert broker.driver.discarded == 1_000_000
+
+
 async def test_without_messages_it_says_nothing(caplog):
     """A broker that was only opened is no news."""
     async with open_broker("devnull://"):
