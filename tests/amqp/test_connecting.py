@@ -97,18 +97,21 @@ async def test_forbidden_declaration(rabbitmq_node: RabbitMQNode, unique_name: N
 async def test_forbidden_write(rabbitmq_node: RabbitMQNode, unique_name: Name) -> None:
     """Without write permission every send is PublishForbiddenError, however many at once; once granted, sends work."""
     user, exchange = unique_name("user"), unique_name("exchange")
-    bind_queue(rabbitmq_node.url, exchange)
+    queue = bind_queue(rabbitmq_node.url, exchange)
     rabbitmq_node.add_user(user, "pass-word", vhost=None)
     rabbitmq_node.set_permissions(user, write="^$")
     async with open_broker(rabbitmq_node.url_for(user, "pass-word", exchange=exchange)) as broker:
         started = time.monotonic()
-        outcomes = await broker.send_messages([Message("n", "t", number) for number in range(200)])
-        assert {type(outcome) for outcome in outcomes} == {PublishForbiddenError}
+        messages = [Message("n", "t", number) for number in range(200)]
+        sent: list[Sent] = list(zip(messages, await broker.send_messages(messages), strict=True))
+        assert {type(outcome) for _, outcome in sent} == {PublishForbiddenError}
         with pytest.raises(PublishForbiddenError, match="write permission"):
             await broker.send_message(Message("n", "t", 1))
         assert time.monotonic() - started < 2
         rabbitmq_node.set_permissions(user)
-        assert (await broker.send_message(Message("n", "t", 1))).confirmed
+        last = Message("n", "t", 1)
+        sent.append((last, await broker.send_message(last)))
+    assert len(await check(rabbitmq_node.url, queue, sent)) == 1
 
 
 @pytest.mark.parametrize("bad", ["bad", "access to exchange"])
