@@ -106,6 +106,18 @@ async def test_an_error_is_gone_when_its_caller_is_done_with_it() -> None:
             gc.enable()
 
 
+async def test_why_a_message_was_not_taken() -> None:
+    """Behind a full window, by count or by bytes, there was no room; in the driver's hands the broker took nothing."""
+    for options in ({"max_in_flight": 1}, {"max_in_flight_bytes": 1}):
+        broker = Broker(Scripted(), delivery_timeout=0.05, **options)  # type: ignore[arg-type]
+        outcomes = await broker.send_messages([message() for _ in range(3)])
+        assert all(type(outcome) is BackpressureError for outcome in outcomes)
+        assert all("no room" in str(outcome) for outcome in outcomes)
+    (outcome,) = await Broker(Scripted(), delivery_timeout=0.05).send_messages([message()])
+    assert type(outcome) is BackpressureError
+    assert "takes nothing for this topic" in str(outcome)
+
+
 async def test_a_message_beyond_its_deadline_is_never_written() -> None:
     """handed_over() says False after the deadline, and frees the place."""
     driver = Scripted()

@@ -35,7 +35,7 @@ def make_window(loop: asyncio.AbstractEventLoop, submitted: list[Delivery], max_
         submit=submitted.extend,
         max_count=max_count,
         max_bytes=10_000,
-        why_not=lambda: BackpressureError("no room"),
+        why_not=lambda _: BackpressureError("no room"),
     )
     window.bind(loop)
     window.gate = True

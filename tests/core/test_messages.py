@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cqrs_brokers import Broker, InvalidMessageError, Message, MessageTooLargeError, Receipt
+from cqrs_brokers import Broker, BrokerClosedError, InvalidMessageError, Message, MessageTooLargeError, Receipt
 from cqrs_brokers.driver import content_type_of, id_text, timestamp_ms
 from cqrs_brokers.encoding import encode
 from cqrs_brokers.ids import new_message_id, new_text
@@ -355,6 +355,16 @@ def test_messages_can_be_copied_and_pickled(duplicate: Callable[[Message], Messa
         assert dict(copied.headers) == dict(message.headers)
 
 
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))])
+def test_a_copy_is_encoded_anew(duplicate: Callable[[Message], Message]) -> None:
+    """A copy of a message that was sent can get another payload."""
+    template = Message("E", "t", {"a": 1})
+    assert template.body == b'{"a":1}'
+    copied = duplicate(template)
+    copied.payload = {"a": 2}
+    assert (template.body, copied.body) == (b'{"a":1}', b'{"a":2}')
+
+
 class Branded(Message):
     """A subclass with a constructor and an attribute of its own."""
 
@@ -392,6 +402,24 @@ async def test_a_message_that_cannot_be_read_is_refused() -> None:
     assert [number for number, outcome in enumerate(outcomes) if not isinstance(outcome, Receipt)] == [600]
     assert isinstance(outcomes[600], InvalidMessageError)
     assert len(driver.seen) == 700
+
+
+class Nameless:
+    """A message that raises when it is asked for its id."""
+
+    @property
+    def message_id(self) -> UUID:
+        raise LookupError("hunter2")
+
+
+async def test_a_closed_broker_reads_no_message() -> None:
+    """What a closed broker says is the same whatever the message's own code raises."""
+    broker = Broker(Scripted())
+    await broker.close()
+    nameless: Any = Nameless()
+    with pytest.raises(BrokerClosedError) as caught:
+        await broker.send_message(nameless)
+    assert caught.value.__context__ is None
 
 
 def test_message_ids_in_threads() -> None:

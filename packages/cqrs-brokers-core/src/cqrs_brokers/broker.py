@@ -9,6 +9,7 @@ reconnecting), `closing`, `loops` (event loops and forks), `simple` (drivers wit
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import warnings
 from asyncio import CancelledError
@@ -431,7 +432,10 @@ class Broker(MessageBroker):
         """The slow path of every call: first use, another loop, another process, closed."""
         refusal = BrokerClosedError("the broker is closed") if self._closed else self._bound.refusal()
         if refusal is not None:
-            raise refusal.about(getattr(message, "message_id", None), getattr(message, "topic", None), self._address)
+            message_id = topic = None
+            with contextlib.suppress(Exception):  # the message's own code
+                message_id, topic = getattr(message, "message_id", None), getattr(message, "topic", None)
+            raise refusal.about(message_id, topic, self._address)
         before, self._bound.loop = self._bound.loop, loop
         self._window.bind(loop)  # first: a closed loop would refuse to wake those whom the driver tells now
         if before is not None:
@@ -489,7 +493,7 @@ class Broker(MessageBroker):
             elapsed = self._bound.loop.time() - delivery.deadline + self._delivery_timeout
             self._observers.sent(delivery.message, outcome, elapsed)
 
-    def _why_not(self) -> NotDeliveredError:
+    def _why_not(self, room: bool) -> NotDeliveredError:
         """Why a message was not handed over by its deadline: the first that applies."""
         connection = self._connection
         if connection.state is not State.READY or connection.last_error is not None:
@@ -498,12 +502,12 @@ class Broker(MessageBroker):
             return BrokerBlockedError(
                 f"the broker took no messages until the deadline: {connection.blocked_by}; send again later"
             )
-        if self._window.full:
+        if room:
             return BackpressureError(
-                "no room until the deadline: messages come faster than the broker confirms them; send fewer at a time, "
-                "or raise delivery_timeout or max_in_flight"
+                "the broker did not take it until the deadline: it takes nothing for this topic, or part of it, at the "
+                "moment; send again later, or raise delivery_timeout"
             )
         return BackpressureError(
-            "the broker did not take it until the deadline: it takes nothing for this topic, or part of it, at the "
-            "moment; send again later, or raise delivery_timeout"
+            "no room until the deadline: messages come faster than the broker confirms them; send fewer at a time, "
+            "or raise delivery_timeout or max_in_flight"
         )

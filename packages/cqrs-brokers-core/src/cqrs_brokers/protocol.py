@@ -147,7 +147,8 @@ class Message:
     def __getstate__(self) -> tuple[object, dict[str, Any]]:
         state: Any = super().__getstate__()
         rest, slots = state  # of a class with slots
-        return rest, slots | {"headers": dict(self.headers)}  # the default ones cannot be copied
+        # The default headers cannot be copied; and the copy may get another payload, so it is encoded anew.
+        return rest, slots | {"headers": dict(self.headers), "_body": None}
 
 
 def id_text(message: Message) -> bytes:

@@ -35,7 +35,7 @@ class Window:
         submit: The driver's `submit`.
         max_count: The most messages the driver may hold.
         max_bytes: The most bytes it may hold; one larger message may go alone.
-        why_not: Makes the error for a message that was not handed over by its deadline.
+        why_not: Makes the error for a message that was not handed over by its deadline, told whether there was room.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Window:
         submit: Callable[[Sequence[Delivery]], None],
         max_count: int,
         max_bytes: int,
-        why_not: Callable[[], NotDeliveredError],
+        why_not: Callable[[bool], NotDeliveredError],
     ) -> None:
         self.name = name
         self.address = address
@@ -158,11 +158,6 @@ class Window:
             if delivery._state == SUBMITTED or delivery._state == HANDED:
                 delivery.fail(error)  # type: ignore[arg-type] # classified there, by what was handed over
 
-    @property
-    def full(self) -> bool:
-        """Whether messages wait for room."""
-        return bool(self.waiting) or len(self.in_flight) + len(self.overdue) >= self.max_count
-
     # -- out ----------------------------------------------------------------------------------------------------------
 
     def give_up(self, delivery: Delivery) -> None:
@@ -221,6 +216,7 @@ class Window:
         self._timer = None
         # The loop fires a timer up to its clock's resolution early.
         now = self._loop.time() + 0.001
+        room = not self.waiting and len(self.in_flight) + len(self.overdue) < self.max_count
         late = []
         for delivery in self.in_flight:
             if delivery.deadline > now:
@@ -232,12 +228,12 @@ class Window:
             if delivery._state == HANDED:
                 self._end(delivery, DeliveryTimeoutError("the broker did not confirm it before the deadline"))
             else:
-                self._end(delivery, self._why_not())
+                self._end(delivery, self._why_not(room))
         waiting = self.waiting
         while waiting and (waiting[0].done or waiting[0].deadline <= now):
             delivery = waiting.popleft()
             if not delivery.done:
-                self._end(delivery, self._why_not())
+                self._end(delivery, self._why_not(room))
         heads = [next(iter(some)).deadline for some in (self.in_flight, waiting) if some]
         if heads and self._timer is None:
             self._arm(min(heads))
