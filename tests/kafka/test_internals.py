@@ -248,7 +248,7 @@ async def test_listener_and_nodes(producer: Producer, kafka: KafkaServer) -> Non
     producer.watch_metadata(calls.append)
     await producer.refresh()
     assert calls
-    assert producer.nodes() == kafka.bootstrap_servers.split(",")
+    assert list(map(str, producer.nodes())) == kafka.bootstrap_servers.split(",")
     await producer.ping()
 
 

@@ -2,21 +2,19 @@
 
 import asyncio
 import gc
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from cqrs_broker_kafka.driver import KafkaDriver
 from cqrs_brokers import (
     BackpressureError,
     ConnectError,
     DeliveryError,
-    DeliveryTimeoutError,
     DeliveryUnknownError,
     Message,
     NotConnectedError,
-    NotDeliveredError,
     ProtocolError,
     Receipt,
     UnreachableError,
@@ -203,6 +201,31 @@ async def test_sender_task_dies_with_a_batch_in_flight(
     assert receipts == sorted(receipts, key=lambda receipt: receipt.offset or 0)
 
 
+async def test_metadata_while_a_produce_request_waits(
+    proxy: FaultProxy, broken: KafkaCluster, unique_name: Name
+) -> None:
+    """With the connection that produces silent, health is good and another topic's partitions are found at once."""
+    first, other = unique_name("first"), unique_name("other")
+    broken.create_topic(first)
+    broken.create_topic(other)
+    async with open_broker(f"kafka://{proxy.address}") as broker:
+        await broker.send_message(Message("E", first, {}))
+        for connection in list(proxy.connections):
+            connection.stall("down")
+        waiting = asyncio.create_task(broker.send_message(Message("E", first, {})))
+        await asyncio.sleep(0.2)
+        driver = broker.driver
+        assert isinstance(driver, KafkaDriver)
+        assert driver.producer is not None
+        async with asyncio.timeout(2):
+            assert (await broker.health()).ok
+            assert await driver.producer.refresh([other])
+            assert driver.producer.partitions(other) == 1
+        assert not waiting.done()
+        proxy.heal()
+        assert (await waiting).confirmed
+
+
 def resident() -> int:
     """This process's memory now, in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
@@ -248,47 +271,3 @@ async def test_flood_on_a_narrow_line(proxy: FaultProxy, broken: KafkaCluster, u
     records = await asyncio.to_thread(drain_topic, broken.reader_bootstrap_servers, topic, timeout=20.0)
     assert refused
     assert not refused & {record.message_id for record in records}
-
-
-async def test_the_wall_clock_jumps(
-    proxy: FaultProxy, broken: KafkaCluster, unique_name: Name, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A clock that is set by an hour, either way, between sends or under one, moves no deadline and loses nothing."""
-    topic = unique_name("clock")
-    broken.create_topic(topic)
-    hour = 3600  # a broker refuses records from far in the future
-    wall, wall_ns = time.time, time.time_ns
-    outcomes: list[Receipt | DeliveryError] = []
-
-    def jump(by: int) -> None:
-        monkeypatch.setattr(time, "time", lambda: wall() + by)
-        monkeypatch.setattr(time, "time_ns", lambda: wall_ns() + by * 10**9)
-
-    async with open_broker(f"kafka://{proxy.address}?delivery_timeout=1s&request_timeout_ms=500") as broker:
-
-        async def send(count: int) -> set[type[object]]:
-            found = await broker.send_messages([Message("E", topic, {}, key="k") for _ in range(count)])
-            outcomes.extend(found)
-            return {type(outcome) for outcome in found}
-
-        for by in (0, hour, -hour):
-            jump(by)
-            assert await send(50) == {Receipt}
-        for by in (hour, -hour):
-            jump(0)
-            proxy.stall("down")
-            started = time.monotonic()
-            waiting = asyncio.create_task(send(50))
-            await asyncio.sleep(0.3)
-            jump(by)
-            assert await waiting == {DeliveryTimeoutError}
-            assert 0.9 < time.monotonic() - started < 2
-            proxy.heal()
-            while (await send(1)) != {Receipt}:  # until the batch that was in flight has its answer
-                assert time.monotonic() - started < 5
-    records = await asyncio.to_thread(drain_topic, broken.reader_bootstrap_servers, topic)
-    ids = [record.message_id for record in records]
-    assert len(ids) == len(set(ids))
-    for outcome in outcomes:
-        assert not isinstance(outcome, Receipt) or ids[outcome.offset or 0] == str(outcome.message_id)
-        assert not isinstance(outcome, NotDeliveredError) or str(outcome.message_id) not in ids

@@ -1,7 +1,6 @@
 """What a process does to its broker: cancels, forks, gets signals, has no file descriptors left."""
 
 import asyncio
-import re
 import signal
 import subprocess
 import sys
@@ -190,52 +189,6 @@ async def test_sigterm_while_publishing(
     check(ids, told["confirmed"])
     assert not told["refused"] & set(ids)
     assert set(ids) <= told["confirmed"] | told["unknown"]
-
-
-INTERRUPTED = """
-import asyncio, sys
-from cqrs_brokers import Message, open_broker
-
-async def main(url, topic):
-    broker = open_broker(url)
-    await broker.send_message(Message("E", topic, {}))
-    print("ready", flush=True)
-    while True:
-        await asyncio.gather(*(broker.send_message(Message("E", topic, {})) for _ in range(100)))
-
-asyncio.run(main(sys.argv[1], sys.argv[2]))
-"""
-
-
-async def test_sigint_without_close(kafka: KafkaServer, unique_name: Name, tmp_path: Path) -> None:
-    """Ctrl-C in a program that never closes: Python's KeyboardInterrupt and one ResourceWarning of ours, no more."""
-    topic = unique_name("int")
-    kafka.create_topic(topic)
-    script = tmp_path / "publish.py"
-    script.write_text(INTERRUPTED)
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-W", "always", script, kafka.url, topic, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    try:
-        assert process.stdout is not None
-        assert await asyncio.wait_for(process.stdout.readline(), 30) == b"ready\n"
-        await asyncio.sleep(0.3)
-        process.send_signal(signal.SIGINT)
-        _, errors = await asyncio.wait_for(process.communicate(), 10)
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    text = errors.decode()
-    assert text.rstrip().endswith("KeyboardInterrupt")
-    (warning,) = re.findall(r": ResourceWarning: (.*)", text)
-    assert "was not closed" in warning
-    tracebacks = re.findall(r"^Traceback \(most recent call last\):\n(?:  .*\n)+(.*)", text, re.MULTILINE)
-    assert tracebacks == ["asyncio.exceptions.CancelledError", "KeyboardInterrupt"]  # the second one is of the first
-    assert text.count("Traceback (most recent call last)") == len(tracebacks)
-    assert "never retrieved" not in text
-    assert "destroyed" not in text
-    assert "Unclosed" not in text
 
 
 FORKED = """

@@ -232,6 +232,8 @@ class KafkaDriver(PipelinedDriver):
         for topic in self._topics.values():
             for lane in topic.all_lanes():
                 lane.give_up(producer)
+            for lane in topic.lanes:  # another producer may be there
+                lane.feed()
 
     def lost(self, error: ConnectError) -> None:
         """See `producers.Owner`."""
@@ -248,7 +250,7 @@ class KafkaDriver(PipelinedDriver):
         for topic in self._topics.values():
             topic.purge()
             busy = busy or topic.busy
-        if not busy:
+        if not self._producers.reap() and not busy:
             return
         self._timer = self._loop.call_later(TICK, self._tick)
         if self._now() - self._last_answer > SILENCE and not self._asking:
@@ -266,20 +268,25 @@ class KafkaDriver(PipelinedDriver):
     async def _ask_why(self) -> None:
         """aiokafka repeats for ever what cannot succeed, after rotated credentials for example, and only logs why."""
         producer = self.producer
+        dead: ConnectError | None = None
         try:
             await first_that_answers(self._settings, timeout=2.0, trusted=True)
-            self.heard()
+            if producer is None or await _reaches_a_node(producer):
+                self.heard()
+            else:
+                text = "the bootstrap server answers, but none of the nodes that it named before: are there others now?"
+                dead = UnreachableError(text)
         except UnreachableError as error:
             if producer is not None and producer is self.producer and self._link is not None:
                 self._reconnecting = True
                 self._link.reconnecting(error)
         except ConnectError as error:
-            if producer is not None and producer is self.producer:
-                self._producers.bury(producer, error)
-                await self._producers.stop_retired(producer)
+            dead = error
         finally:
             self._asking = False
             self._last_answer = self._now()
+        if dead is not None and producer is not None and producer is self.producer:
+            await self._producers.bury_all(dead)
 
     async def ping(self) -> None:
         """Asks a node for metadata.
@@ -355,3 +362,14 @@ class KafkaDriver(PipelinedDriver):
     def _now(self) -> float:
         assert self._loop is not None
         return self._loop.time()
+
+
+async def _reaches_a_node(producer: Producer) -> bool:
+    for pause in (0.5, 0.0):  # not all of them may be back
+        try:
+            await producer.ping()
+        except Exception:
+            await asyncio.sleep(pause)
+        else:
+            return True
+    return False

@@ -1,4 +1,4 @@
-"""One aiokafka producer, and with `produce` the only module that touches what aiokafka does not document.
+"""One aiokafka producer, and with `produce` and `connections` all that touches what aiokafka does not document.
 
 Written for aiokafka 0.14; tests/kafka/test_internals.py has a test for each use, which turns red when aiokafka changes:
 
@@ -12,8 +12,8 @@ Written for aiokafka 0.14; tests/kafka/test_internals.py has a test for each use
   `_sender._fail_all`, its callback, raises in idempotent producers.
 * `_sender._send_produce_req`: its tasks must be cancelled too, and aiokafka keeps them in a local variable.
 * teardown: `stop()` never returns while the cluster is away and idempotence is on (aiokafka#1101).
-* `client._md_synchronizer`: the task that refreshes metadata, which `client.bootstrap()` starts.
-* `create_conn`: `start()` gives one and the same error whatever went wrong.
+* `client._md_synchronizer`: the task that refreshes metadata, which `client.bootstrap()` starts, and
+  `client._metadata_update`, with which it does so.
 """
 
 from __future__ import annotations
@@ -22,32 +22,33 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.conn import create_conn
 from aiokafka.errors import (
     ClusterAuthorizationFailedError,
-    KafkaError,
     NodeNotReadyError,
     ProducerClosed,
     UnknownTopicOrPartitionError,
 )
 from aiokafka.producer.message_accumulator import BatchBuilder, MessageBatch
-from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.structs import TopicPartition
 
 from cqrs_brokers.exceptions import AuthorizationError, ConnectError, UnreachableError
 from cqrs_brokers.url import Host
 
+from .connections import Inquirer, greet
 from .produce import encode_once
 from .settings import KafkaSettings
 
-__all__ = ["Builder", "HungUpError", "Producer", "QueuedBatch", "greet", "why_not_started"]
+__all__ = ["Builder", "Producer", "QueuedBatch", "why_not_started"]
 
 logger = logging.getLogger("cqrs_broker_kafka.internals")
+
+PAUSE = 0.05
+"""Seconds before metadata is asked for again while a partition has no leader."""
 
 _MAY_BE_WRITTEN = frozenset({-1, 7, 13, 20, 56})
 """Codes that aiokafka repeats a batch after, or does not know, and that do not say whether it was written: timed out,
@@ -196,6 +197,10 @@ class Producer:
         self._doubtful: set[tuple[str, int]] = set()
         """Partitions whose batch had an attempt that may have been written."""
         self._requests: set[asyncio.Task[Any]] = set()
+        self._unsettled = False
+        """A partition had no leader when metadata was last asked for, or nobody answered."""
+        self._inquirer = Inquirer(settings, self.nodes, self._client.client._conns, self._requests)
+        self._client.client._metadata_update = self._update_metadata
         self._send, self._client.client.send = self._client.client.send, self._watched_send
         sender = self._client._sender
         self._produce, sender._send_produce_req = sender._send_produce_req, self._tracked_produce
@@ -245,18 +250,34 @@ class Producer:
         """Whether a bootstrap server has told the cluster's nodes."""
         return bool(self._cluster.brokers())
 
-    def nodes(self) -> list[str]:
+    def nodes(self) -> list[Host]:
         """The advertised addresses."""
-        return [str(Host(node.host, node.port)) for node in self._cluster.brokers()]
+        return [Host(node.host, node.port) for node in self._cluster.brokers()]
 
     async def ping(self) -> None:
         """Waits for any node's answer.
 
         Raises:
-            KafkaError: The node that was asked cannot be reached or does not answer.
+            OSError, KafkaError, TimeoutError: None answers.
         """
-        client = self._client.client
-        await client.send(client.get_random_node(), MetadataRequest([]))
+        await self._inquirer.ask(())
+
+    async def _update_metadata(self, cluster: Any, topics: Collection[str]) -> bool:
+        """In place of the client's own, which asks again without a pause while a partition has no leader."""
+        if self._unsettled:
+            await asyncio.sleep(PAUSE)
+        self._unsettled = True
+        try:
+            answer = await self._inquirer.ask(list(topics))
+            if not answer.brokers:
+                return False
+            cluster.update_metadata(answer)
+        except Exception as error:  # must not end the client's task
+            logger.info("no metadata from any node (the last one: %s)", type(error).__name__)
+            cluster.failed_update(None)
+            return False
+        self._unsettled = any(partition[2] < 0 for topic in answer.topics for partition in topic[-1])
+        return True
 
     async def refresh(self, topics: Sequence[str] = (), *, timeout: float = 1.0) -> bool:
         """Asks for metadata of the topics used so far and of these.
@@ -374,6 +395,7 @@ class Producer:
         sender = self._client._sender.sender_task
         if sender is None or sender.done():
             grace = max(grace, 0.1)  # nothing to flush: it only closes connections
+            await self._end_requests()  # one that pauses before it repeats would miss its batch
             self._fail_batches()  # or a task of aiokafka would wait for their outcome
         stopping = asyncio.ensure_future(self._client.stop())
         try:
@@ -404,6 +426,13 @@ class Producer:
         for task in (stopping, *tasks):
             if task.done() and not task.cancelled():
                 task.exception()
+
+    async def _end_requests(self) -> None:
+        requests = set(self._requests)
+        for task in requests:
+            task.cancel()
+        if requests:
+            await asyncio.wait(requests, timeout=0.1)
 
     def _fail_batches(self) -> None:
         accumulator = self._client._message_accumulator
@@ -464,31 +493,6 @@ def _drop_transport(transport: Any, alive: bool) -> None:
                 raw.close()
                 layer._sock = None
                 layer._closing = True  # a stream writer warns by this one
-
-
-async def greet(settings: KafkaSettings, host: Host) -> Any:
-    """Connects to one host as the producer will, and asks for the nodes: what `start()` does, but with its reasons.
-
-    Returns:
-        The host's metadata response.
-
-    Raises:
-        OSError, KafkaError, ssl.SSLError, TimeoutError: Whatever went wrong; `judge_greeting` in `probe` knows.
-    """
-    connection = await create_conn(host.host, host.port, **settings.client_arguments())
-    try:
-        try:
-            return await connection.send(MetadataRequest([]))
-        except KafkaError as error:
-            raise HungUpError from error
-    finally:
-        closed = connection.close()
-        with contextlib.suppress(Exception):
-            await asyncio.wait((closed,), timeout=0.2)
-
-
-class HungUpError(Exception):
-    """The peer let us in and closed the connection at the first request."""
 
 
 def why_not_started(error: Exception) -> ConnectError:

@@ -19,7 +19,7 @@ from cqrs_brokers.exceptions import (
 )
 from cqrs_brokers.url import Host
 
-from .internals import HungUpError, greet
+from .connections import HungUpError, greet
 from .settings import KafkaSettings
 
 __all__ = ["Finding", "first_that_answers", "judge_greeting"]

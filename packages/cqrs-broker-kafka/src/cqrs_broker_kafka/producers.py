@@ -120,9 +120,10 @@ class Producers:
                 f"{self._timeout:g} s: see its log, and whether the cluster has an active controller"
             )
         if producer.bootstrapped:
+            nodes = ", ".join(map(str, producer.nodes()))
             return UnreachableError(
                 f"the bootstrap server answers, but none of the nodes it advertises can be reached within "
-                f"{self._timeout:g} s ({', '.join(producer.nodes())}): check advertised.listeners and the network"
+                f"{self._timeout:g} s ({nodes}): check advertised.listeners and the network"
             )
         return UnreachableError(f"the cluster did not answer within {self._timeout:g} s")
 
@@ -166,6 +167,17 @@ class Producers:
         if not producer.in_flight:
             self._owner.spawn(self.stop_retired(producer))
 
+    def reap(self) -> bool:
+        """Stops retired ones that wait for nothing, because they died.
+
+        Returns:
+            Whether there are retired ones.
+        """
+        for producer in self._retired:
+            if not producer.in_flight:
+                self._owner.spawn(self.stop_retired(producer))
+        return bool(self._retired)
+
     async def stop_retired(self, producer: Producer) -> None:
         """Stops one that has nothing to wait for."""
         if producer in self._retired:
@@ -189,6 +201,14 @@ class Producers:
         self._owner.died(producer)
         if current:
             self._owner.lost(error)
+
+    async def bury_all(self, error: ConnectError) -> None:
+        """None of them can go on, for that reason: they are stopped, and connecting begins anew."""
+        for producer in (*self._retired, self.current):
+            if producer is not None:
+                self.bury(producer, error)
+        for producer in list(self._retired):
+            await self.stop_retired(producer)
 
     def take_all(self) -> list[Producer]:
         """All of them, to be stopped or dropped; there is none any more."""

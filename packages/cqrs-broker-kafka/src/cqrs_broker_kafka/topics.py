@@ -140,12 +140,21 @@ class Topic:
                 if lane.batch is not None:
                     self._gone.append(lane)
             del self.lanes[partitions:]
-            self.lanes += [Lane(self._owner, self, number) for number in range(len(self.lanes), partitions)]
+            self.lanes += [self._new_lane(number) for number in range(len(self.lanes), partitions)]
         waiting, self.waiting = homeless + self.waiting, []
         for record in waiting:
             self.lane(record.key).pending.append(record)
         for lane in self.lanes:
             lane.feed()
+
+    def _new_lane(self, partition: int) -> Lane:
+        """The partition's lane: the one that it had, if that has a batch on its way, which must not be overtaken."""
+        for lane in self._gone:
+            if lane.partition == partition and lane.batch is not None:
+                self._gone.remove(lane)
+                lane.gone = False
+                return lane
+        return Lane(self._owner, self, partition)
 
     def all_lanes(self) -> list[Lane]:
         """Its lanes, and those of partitions that are gone but whose last batch has no answer yet."""
