@@ -1,7 +1,6 @@
 """Programs that end without closing: what Python says then, and what not."""
 
 import asyncio
-import signal
 import subprocess
 import sys
 
@@ -31,21 +30,6 @@ if sys.argv[2] == "closed loop":
     broker._connection.drop()
 else:
     broker = asyncio.run(main())
-"""
-
-
-_INTERRUPTED = """
-import asyncio, sys
-from cqrs_brokers import Message, open_broker
-
-async def main():
-    broker = open_broker(sys.argv[1])
-    await broker.send_message(Message("n", "t", 0))
-    print("ready", flush=True)
-    while True:
-        await asyncio.gather(*(broker.send_message(Message("n", "t", number)) for number in range(100)))
-
-asyncio.run(main())
 """
 
 
@@ -82,32 +66,3 @@ async def test_a_loop_closed_under_the_connection(rabbitmq: RabbitMQServer, exch
     assert "Traceback" not in done.stderr, done.stderr
     assert "Task was destroyed" not in done.stderr, done.stderr
     assert "unclosed transport" not in done.stderr, done.stderr
-
-
-async def test_sigint_without_close(rabbitmq: RabbitMQServer, exchange: str) -> None:
-    """Ctrl-C in a program that never closes: Python's KeyboardInterrupt and one ResourceWarning of ours, no more."""
-    bind_queue(rabbitmq.url, exchange)
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-X", "dev", "-c", _INTERRUPTED, f"{rabbitmq.url}?exchange={exchange}"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    try:
-        assert process.stdout is not None
-        assert await asyncio.wait_for(process.stdout.readline(), 30) == b"ready\n"
-        await asyncio.sleep(0.3)
-        process.send_signal(signal.SIGINT)
-        _, errors = await asyncio.wait_for(process.communicate(), 10)
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    text = errors.decode()
-    assert process.returncode == -signal.SIGINT, text
-    assert text.rstrip().endswith("KeyboardInterrupt"), text
-    # Python's own: asyncio.run() turns the main task's CancelledError into a KeyboardInterrupt.
-    assert text.count("Traceback") == 1 + text.count("During handling of the above exception"), text
-    assert text.count("ResourceWarning: <") == 1, text
-    assert "ResourceWarning: <Broker" in text
-    assert "never retrieved" not in text
-    assert "destroyed" not in text

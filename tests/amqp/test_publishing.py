@@ -1,7 +1,6 @@
 """Messages through a real RabbitMQ: what arrives, and what the sender is told."""
 
 import asyncio
-import time
 from typing import Any
 from uuid import uuid4
 
@@ -9,7 +8,6 @@ import pytest
 
 from cqrs_broker_amqp import AMQPMessageBroker, AMQPPublisherAdapter
 from cqrs_brokers import (
-    DeliveryTimeoutError,
     Message,
     MessageTooLargeError,
     NackedError,
@@ -18,11 +16,10 @@ from cqrs_brokers import (
     open_broker,
 )
 from cqrs_brokers_testkit.leaks import no_leaks
-from cqrs_brokers_testkit.proxy import FaultProxy
 from cqrs_brokers_testkit.readers import Record, bind_queue, drain_queue
 from cqrs_brokers_testkit.servers import RabbitMQServer
 
-from .outcomes import Sent, check, ids, through
+from .outcomes import Sent, check, ids
 
 pytestmark = pytest.mark.live
 
@@ -219,43 +216,3 @@ async def test_a_loop_per_test(rabbitmq: RabbitMQServer, exchange: str) -> None:
 
     assert (await asyncio.to_thread(run)).confirmed
     assert (await asyncio.to_thread(run)).confirmed
-
-
-async def test_the_wall_clock_jumps(
-    rabbitmq: RabbitMQServer, exchange: str, fault_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A clock that is set by a day, either way, between sends or under one, moves no deadline and falsifies nothing."""
-    queue = bind_queue(rabbitmq.url, exchange)
-    fault_proxy.target = (rabbitmq.host, rabbitmq.port)
-    day = 86_400
-    wall, wall_ns = time.time, time.time_ns
-    sent: list[Sent] = []
-
-    def jump(by: int) -> None:
-        monkeypatch.setattr(time, "time", lambda: wall() + by)
-        monkeypatch.setattr(time, "time_ns", lambda: wall_ns() + by * 10**9)
-
-    url = through(fault_proxy, rabbitmq, exchange=exchange, delivery_timeout="1s")
-    async with open_broker(url) as broker:
-
-        async def send(count: int) -> set[type[object]]:
-            messages = [Message("n", "t", number, key="k") for number in range(count)]
-            outcomes = await broker.send_messages(messages)
-            sent.extend(zip(messages, outcomes, strict=True))
-            return {type(outcome) for outcome in outcomes}
-
-        for by in (0, day, -day):
-            jump(by)
-            assert await send(50) == {Receipt}
-        for by in (day, -day):
-            jump(0)
-            fault_proxy.stall("down")
-            started = time.monotonic()
-            waiting = asyncio.create_task(send(50))
-            await asyncio.sleep(0.3)
-            jump(by)
-            assert await waiting == {DeliveryTimeoutError}
-            assert 0.9 < time.monotonic() - started < 2
-            fault_proxy.heal()
-            assert await send(1) == {Receipt}
-    await check(rabbitmq.url, queue, sent)

@@ -1042,7 +1042,7 @@ class WarnsOnUse(Sound):
         await super().connect()
 
 
-@mutant("lifecycle.run-ends-without-close")
+@mutant("lifecycle.run-ends-without-close", "lifecycle.interrupted-without-close")
 class LoudAbort(Sound):
     """Adds a warning of its own when its loop ends without `close()`."""
 
@@ -1120,6 +1120,31 @@ class RefusesTheCancelled(Sound):
 
 
 # faults and the contract
+
+
+@mutant("faults.wall-clock-jumps")
+class TrustsTheWallClock(Sound):
+    """Measures by the wall clock for how long it has heard nothing, and takes a long silence for a lost connection."""
+
+    def __init__(self, url: BrokerURL, options: BrokerOptions) -> None:
+        super().__init__(url, options)
+        self._heard = 0.0
+
+    async def connect(self) -> None:
+        await super().connect()
+        self._heard = time.time()
+
+    def answered(self, token: int, verdict: str) -> None:
+        self._heard = time.time()
+        super().answered(token, verdict)
+
+    def hand_over(self, entry: Entry) -> None:
+        super().hand_over(entry)
+        asyncio.get_running_loop().call_later(1.0, self.look)
+
+    def look(self) -> None:
+        if self._in_flight and abs(time.time() - self._heard) > 600 and self._session is not None:
+            self._session.cut()
 
 
 @mutant("faults.restart-at-a-third", "faults.restart-at-half")

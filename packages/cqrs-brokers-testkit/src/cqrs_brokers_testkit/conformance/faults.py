@@ -7,9 +7,10 @@ import contextlib
 import gc
 import time
 import tracemalloc
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from unittest import mock
 
-from cqrs_brokers import Broker, ConnectError, NotConnectedError, Receipt, UnreachableError
+from cqrs_brokers import Broker, ConnectError, DeliveryError, Message, NotConnectedError, Receipt, UnreachableError
 from cqrs_brokers_testkit.conformance.case import (
     Clock,
     Context,
@@ -25,6 +26,8 @@ from cqrs_brokers_testkit.proxy import FaultProxy
 
 _MIB = 2**20
 _GRACE = 1.0
+_HALF_AN_HOUR = 1800
+"""Seconds. Brokers may refuse messages from farther in the future."""
 _AFTER_PERMANENT = 8.0
 """After an error that looks permanent `Broker` tries again only 5 s later."""
 
@@ -126,6 +129,69 @@ async def down_for_a_while(ctx: Context) -> None:
     check(clock.seconds <= 2.0 + _GRACE, f"the outcome took {clock.seconds:.1f} s, with delivery_timeout=2")
     check(closing.seconds <= 1.0 + _GRACE, f"close(1.0) took {closing.seconds:.1f} s while the server was down")
     await _works_again(ctx, broker, topic, 15.0)
+
+
+# -- the clock ---------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _wall_clock() -> Iterator[Callable[[int], None]]:
+    """Yields what sets this process's wall clock to so many seconds from the true time; the monotonic one stays."""
+    wall, wall_ns = time.time, time.time_ns
+    ahead = 0
+
+    def jump(by: int) -> None:
+        nonlocal ahead
+        ahead = by
+
+    def shifted() -> float:
+        return wall() + ahead
+
+    def shifted_ns() -> int:
+        return wall_ns() + ahead * 10**9
+
+    with mock.patch.object(time, "time", shifted), mock.patch.object(time, "time_ns", shifted_ns):
+        yield jump
+
+
+@case("faults.wall-clock-jumps", "fault", needs=["stall", "read_back"])
+async def wall_clock_jumps(ctx: Context) -> None:
+    """A wall clock that is set, either way, between sends or under one, moves no deadline and falsifies nothing."""
+    broker, topic = ctx.open(delivery_timeout=2.0), await ctx.topic()
+    messages: list[Message] = []
+    sends: list[asyncio.Future[Receipt | DeliveryError]] = []
+
+    def send() -> list[asyncio.Future[Receipt | DeliveryError]]:
+        new = [ctx.message(topic) for _ in range(20)]
+        messages.extend(new)
+        sends.extend(asyncio.ensure_future(outcome_of(broker.send_message(message))) for message in new)
+        return sends[-len(new) :]
+
+    with _wall_clock() as jump:
+        for by in (0, _HALF_AN_HOUR, -_HALF_AN_HOUR):
+            jump(by)
+            check_all_receipts(await asyncio.gather(*send()))
+        for by in (_HALF_AN_HOUR, -_HALF_AN_HOUR):
+            jump(0)
+            await ctx.do(ctx.harness.stall)
+            try:
+                with Clock() as last:
+                    with Clock() as first:
+                        waiting = send()
+                        await asyncio.sleep(0.3)
+                        jump(by)
+                        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                    outcomes = await asyncio.gather(*waiting)
+            finally:
+                await ctx.do(ctx.harness.resume)
+            check(not any(isinstance(o, Receipt) for o in outcomes), f"nothing got through: {tally(outcomes)}")
+            took = f"outcomes came after {first.seconds:.1f} to {last.seconds:.1f} s"
+            in_time = first.seconds >= 1.9 and last.seconds <= 2.0 + _GRACE
+            check(in_time, f"{took}, with delivery_timeout=2 and a clock set by {by} s: {tally(outcomes)}")
+            await _works_again(ctx, broker, topic)
+    told = await asyncio.gather(*sends)
+    records = await ctx.read(topic, sum(isinstance(outcome, Receipt) for outcome in told))
+    check_truth(messages, told, records)
 
 
 # -- the wire ----------------------------------------------------------------------------------------------------------

@@ -73,6 +73,20 @@ asyncio.run(main())
 print(json.dumps("done"))
 """
 
+INTERRUPTED = """
+import asyncio, json, logging, os, signal, sys
+logging.basicConfig(level=logging.ERROR)
+from cqrs_brokers import Message, open_broker
+url, topic, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+async def main():
+    broker = open_broker(url, **options)
+    await broker.send_message(Message("ConformanceEvent", topic, {}))
+    asyncio.get_running_loop().call_later(0.3, os.kill, os.getpid(), signal.SIGINT)
+    while True:
+        await asyncio.gather(*(broker.send_message(Message("ConformanceEvent", topic, {})) for _ in range(100)))
+asyncio.run(main())
+"""
+
 FORKED = """
 import asyncio, json, os, sys, warnings
 from cqrs_brokers import Message, open_broker
