@@ -1,4 +1,4 @@
-"""Contract tests for each undocumented thing of aiokafka that `internals` uses: red here means aiokafka has changed."""
+"""Contract tests for each undocumented thing of aiokafka that we use: red here means aiokafka has changed."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -9,7 +9,8 @@ import pytest
 from aiokafka.protocol.produce import ProduceRequest
 
 from cqrs_broker_kafka import KafkaOptions
-from cqrs_broker_kafka.internals import Producer, QueuedBatch
+from cqrs_broker_kafka.batches import QueuedBatch
+from cqrs_broker_kafka.internals import Producer
 from cqrs_broker_kafka.produce import encode_once
 from cqrs_broker_kafka.settings import KafkaSettings
 from cqrs_brokers.url import BrokerURL

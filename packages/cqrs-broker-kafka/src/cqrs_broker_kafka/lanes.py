@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from cqrs_brokers.driver import confirm_all
 from cqrs_brokers.exceptions import ConnectionLostError, InvalidMessageError
 
+from .batches import QueuedBatch
 from .errors import judge
-from .internals import Producer, QueuedBatch
+from .internals import Producer
 from .records import Record
 
 if TYPE_CHECKING:
