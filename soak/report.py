@@ -53,14 +53,18 @@ class Silence:
 
 
 class Demand:
-    """For each stream: when receipts came, and since when something waited for one."""
+    """For each stream: when receipts came, and since when something waited for one.
+
+    Calls that were cancelled do not count: none waited for longer than half a second, and on a stream with few messages
+    the next call may be seconds away.
+    """
 
     def __init__(self, ledger: Ledger) -> None:
         partitions = {(e.broker, e.topic, e.key): e.partition for e in ledger.entries.values() if e.outcome == RECEIPT}
         ended: dict[Stream, list[tuple[float, float]]] = {}
         for entry in ledger.entries.values():
             place = (entry.broker, entry.topic, entry.key)
-            if place in partitions:
+            if place in partitions and entry.outcome != CANCELLED:
                 end = entry.ended or float("inf")
                 ended.setdefault((entry.broker, partitions[place]), []).append((end, entry.began))
         self.receipts = ledger.receipt_times

@@ -1,6 +1,7 @@
 """Metadata on a connection of its own: never behind a produce request, nor behind a node that is silent."""
 
 import asyncio
+import gc
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -67,6 +68,34 @@ async def test_a_silent_node_delays_nobody(kafka: KafkaServer, silent: Host, tim
         (connection,) = kept.values()
         assert connection.port == host(kafka).port
         await close(kept)
+
+
+class Resets:
+    """A connection that answers nothing and fails when it is given up."""
+
+    def connected(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        pass
+
+    async def send(self, _: object) -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            raise ConnectionResetError from None
+
+
+async def test_those_that_fail_later_do_not_complain(kafka: KafkaServer) -> None:
+    """When a node has answered nobody hears of the errors of the others."""
+    noise: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: noise.append(context))
+    asker, kept, _ = inquirer(host(kafka))
+    kept[asker] = Resets()
+    assert (await asker.ask([])).brokers
+    gc.collect()
+    assert not noise
+    await close(kept)
 
 
 async def test_nobody_answers(silent: Host) -> None:

@@ -70,9 +70,19 @@ def test_late_and_unconfirmed_calls_are_problems() -> None:
     assert len(ledger.problems) == 2
 
 
-def silence(calls: list[tuple[float, float]], away: list[tuple[float, float]], began: float, ended: float) -> float:
-    """The longest silence with receipts for these calls; a call that ended at infinity gets none."""
+def silence(
+    calls: list[tuple[float, float]],
+    away: list[tuple[float, float]],
+    began: float,
+    ended: float,
+    cancelled: tuple[float, float] | None = None,
+) -> float:
+    """The longest silence of these calls: with receipts, but for one that ended at infinity, and a cancelled one."""
     ledger = Ledger()
+    if cancelled is not None:
+        entry = ledger.begin(Message("n", "t", {}, key="k"), "b", "x")
+        ledger.end(entry, None, deadline=1e9)
+        entry.began, entry.ended = cancelled
     for start, end in calls:
         message = Message("n", "t", {}, key="k")
         entry = ledger.begin(message, "b", "x")
@@ -97,6 +107,11 @@ def test_recovery_without_an_outage_counts_from_the_last_receipt() -> None:
 def test_a_pause_of_the_publishers_is_no_silence() -> None:
     """Nothing was sent from 10 to 16.5: only the half second after that counts."""
     assert silence([(9, 10), (16.5, 17)], [], 10, 12) == 0.5
+
+
+def test_a_cancelled_call_does_not_wait() -> None:
+    """A call at 12 was cancelled at once and the next one came at 16.5: only the half second after that counts."""
+    assert silence([(9, 10), (16.5, 17)], [], 10, 12, cancelled=(12, 12.01)) == 0.5
 
 
 def test_no_receipt_ever_again_is_infinite() -> None:

@@ -20,7 +20,7 @@ from cqrs_brokers.url import Host
 
 from .settings import KafkaSettings
 
-__all__ = ["HungUpError", "Inquirer", "greet"]
+__all__ = ["HungUpError", "Inquirer", "greet", "looked_at"]
 
 PATIENCE = 0.3
 """A node that has not answered for so long, in seconds, need not: the next one is asked too."""
@@ -49,6 +49,12 @@ async def greet(settings: KafkaSettings, host: Host) -> Any:
 
 class HungUpError(Exception):
     """The peer let us in and closed the connection at the first request."""
+
+
+def looked_at(task: asyncio.Task[Any]) -> None:
+    """For those that fail when another one has answered: nobody asks for their errors, and asyncio would complain."""
+    if not task.cancelled():
+        task.exception()
 
 
 class Inquirer:
@@ -120,6 +126,7 @@ class Inquirer:
         task = asyncio.get_running_loop().create_task(way)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(looked_at)
         return task
 
     async def _ask_again(self, connection: Any, request: MetadataRequest) -> Any:

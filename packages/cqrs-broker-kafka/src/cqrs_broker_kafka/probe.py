@@ -19,7 +19,7 @@ from cqrs_brokers.exceptions import (
 )
 from cqrs_brokers.url import Host
 
-from .connections import HungUpError, greet
+from .connections import HungUpError, greet, looked_at
 from .settings import KafkaSettings
 
 __all__ = ["Finding", "first_that_answers", "judge_greeting"]
@@ -71,6 +71,8 @@ async def first_that_answers(settings: KafkaSettings, *, timeout: float, trusted
 async def _ask_all(settings: KafkaSettings, until: float) -> Host | Finding:
     loop = asyncio.get_running_loop()
     asked = {loop.create_task(greet(settings, host)): host for host in settings.hosts}
+    for task in asked:
+        task.add_done_callback(looked_at)
     waiting = set(asked)
     findings: list[Finding] = []
     try:
