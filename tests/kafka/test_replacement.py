@@ -145,7 +145,7 @@ async def test_a_partition_without_a_leader_is_asked_for_at_a_pace() -> None:
 
 @pytest.mark.fault
 async def test_all_nodes_are_others_now() -> None:
-    """When the bootstrap server names other nodes and none of the old ones answers, connecting begins anew."""
+    """When nothing is answered and the bootstrap server names none of the old nodes, connecting begins anew."""
     with KafkaMock(1) as old, KafkaMock(1) as new, FaultProxy() as proxy:
         for mock in (old, new):
             mock.create_topic("t", 2)

@@ -1,8 +1,9 @@
 """The Kafka driver: messages into lanes, lanes onto a producer, and a new producer when the old one is spoiled.
 
 The parts: `records` (message to record), `topics` and `lanes` (partition, order, one batch at a time), `producers`
-(which producer takes batches, and its replacement), `internals` (one aiokafka producer), `produce` (its requests),
-`errors` (what a failed batch proves), `probe` (why there is no connection).
+(which producer takes batches, and its replacement), `internals` (one aiokafka producer), `batches` (what it sends),
+`produce` (its requests), `connections` (metadata), `errors` (what a failed batch proves), `probe` (why there is no
+connection).
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from cqrs_brokers.exceptions import (
     PublishForbiddenError,
     UnreachableError,
 )
+from cqrs_brokers.url import Host
 
+from .connections import greet
 from .internals import Producer
 from .lanes import Batch
 from .logs import redact_client_logs
@@ -270,12 +273,11 @@ class KafkaDriver(PipelinedDriver):
         producer = self.producer
         dead: ConnectError | None = None
         try:
-            await first_that_answers(self._settings, timeout=2.0, trusted=True)
-            if producer is None or await _reaches_a_node(producer):
-                self.heard()
+            host = await first_that_answers(self._settings, timeout=2.0, trusted=True)
+            if producer is not None and not await self._still_has(producer.nodes(), host):
+                dead = UnreachableError(f"{host} names other nodes now than when the producer was started")
             else:
-                text = "the bootstrap server answers, but none of the nodes that it named before: are there others now?"
-                dead = UnreachableError(text)
+                self.heard()
         except UnreachableError as error:
             if producer is not None and producer is self.producer and self._link is not None:
                 self._reconnecting = True
@@ -287,6 +289,16 @@ class KafkaDriver(PipelinedDriver):
             self._last_answer = self._now()
         if dead is not None and producer is not None and producer is self.producer:
             await self._producers.bury_all(dead)
+
+    async def _still_has(self, nodes: Sequence[Host], host: Host) -> bool:
+        """Whether the cluster behind that host has one of these nodes. aiokafka would never hear of a new cluster."""
+        try:
+            async with asyncio.timeout(2.0):
+                answer = await greet(self._settings, host)
+        except Exception:
+            return True  # nobody knows
+        named = {Host(name, port) for _, name, port, *_ in answer.brokers}
+        return not named or not named.isdisjoint(nodes)
 
     async def ping(self) -> None:
         """Asks a node for metadata.
@@ -362,14 +374,3 @@ class KafkaDriver(PipelinedDriver):
     def _now(self) -> float:
         assert self._loop is not None
         return self._loop.time()
-
-
-async def _reaches_a_node(producer: Producer) -> bool:
-    for pause in (0.5, 0.0):  # not all of them may be back
-        try:
-            await producer.ping()
-        except Exception:
-            await asyncio.sleep(pause)
-        else:
-            return True
-    return False
