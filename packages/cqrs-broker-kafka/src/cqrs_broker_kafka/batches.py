@@ -3,6 +3,8 @@
 Written for aiokafka 0.14, of which they use what is not documented; tests/kafka/test_internals.py has a test for each:
 
 * `MessageBatch.record_count` and `.is_empty()`, which the sender asks first when it takes a batch: it is filled then.
+* `MessageBatch.expired()`, which it asks while the partition has no leader, and fails the batch (`lanes.Batch` says
+  when; the test is in test_error_codes.py).
 * `MessageBatch.done`, `.done_noack`, `.failure` tell the outcome a turn of the event loop before its `future` does.
 * `BatchBuilder` keeps the bytes of the records, which `append` makes without the serializers that we do not use.
 """

@@ -71,6 +71,14 @@ class Batch(QueuedBatch):
             return True
         return self.lane.fill(self, append, self._part)
 
+    def expired(self) -> bool:
+        """See `MessageBatch`. What may be written is not let go: only another attempt can tell."""
+        if not super().expired():
+            return False
+        producer, lane = self.producer, self.lane
+        in_doubt = producer.idempotent and producer.may_be_written(lane.topic.name, lane.partition)
+        return not (in_doubt and any(not record.delivery.done for record in self.records))
+
     def answered(self, offset: int | None, error: BaseException | None) -> None:
         """See `QueuedBatch`."""
         if self.lane.batch is self:
