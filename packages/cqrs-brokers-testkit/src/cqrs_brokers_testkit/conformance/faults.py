@@ -253,11 +253,12 @@ async def slow_link(ctx: Context) -> None:
 
 @case("faults.partial-frame", "fault", needs=["proxy", "read_back"])
 async def partial_frame(ctx: Context) -> None:
-    """The connection is cut in the middle of a message: each outcome is true, and then it works again."""
+    """Cut in the middle of a message, with answers still on their way: each outcome is true; then it works again."""
     broker, topic = ctx.open(delivery_timeout=6.0), await ctx.topic()
     await broker.send_message(ctx.message(await ctx.topic()))
     messages = [ctx.message(topic, bytes([n]) * 3_000) for n in range(50)]
     async with _healed(ctx) as proxy:
+        await ctx.do(lambda: proxy.delay(0.1, way="down"))  # so that some arrive of which the answers never do
         for connection in list(proxy.connections):
             await ctx.do(lambda connection=connection: connection.cut_after(20_000, "up"))  # type: ignore[misc]
         outcomes = await asyncio.gather(*(outcome_of(broker.send_message(message)) for message in messages))
