@@ -7,7 +7,8 @@ Not for production, and not for measuring the speed of a broker: the servers run
 """
 
 from cqrs_brokers_testkit.servers.install import ServerUnavailable
-from cqrs_brokers_testkit.servers.kafka import KafkaCluster, KafkaNode, KafkaServer, kafka, kafka_cluster
+from cqrs_brokers_testkit.servers.kafka import KafkaCluster, KafkaServer, kafka, kafka_cluster
+from cqrs_brokers_testkit.servers.kafka_node import KafkaNode
 from cqrs_brokers_testkit.servers.processes import ServerFailed, free_port
 from cqrs_brokers_testkit.servers.rabbitmq import RabbitMQNode, RabbitMQServer, rabbitmq
 
