@@ -6,14 +6,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from aiokafka.protocol.metadata import MetadataResponse_v0
 from aiokafka.protocol.produce import ProduceRequest
 
 from cqrs_broker_kafka import KafkaOptions
 from cqrs_broker_kafka.batches import QueuedBatch
+from cqrs_broker_kafka.connections import Greeting, greet
 from cqrs_broker_kafka.internals import Producer
 from cqrs_broker_kafka.produce import encode_once
 from cqrs_broker_kafka.settings import KafkaSettings
-from cqrs_brokers.url import BrokerURL
+from cqrs_brokers.url import BrokerURL, Host
 from cqrs_brokers_testkit.leaks import no_leaks
 from cqrs_brokers_testkit.servers import KafkaCluster, KafkaServer
 
@@ -29,6 +31,10 @@ def make(
     url = BrokerURL.build("kafka", hosts=servers.split(","))
     settings = KafkaSettings(url, KafkaOptions(**options))
     return Producer(settings, settings.hosts[0], ended, heard)
+
+
+async def start(producer: Producer) -> None:
+    await producer.start(await greet(producer._settings, producer._settings.hosts[0]))
 
 
 class Values(QueuedBatch):
@@ -65,7 +71,7 @@ def append(producer: Producer, topic: str, partition: int, *values: bytes) -> Va
 async def producer(kafka: KafkaServer) -> AsyncIterator[Producer]:
     """A started producer."""
     made = make(kafka.bootstrap_servers)
-    await made.start()
+    await start(made)
     yield made
     await made.stop(2)
 
@@ -111,7 +117,7 @@ async def test_a_batch_is_filled_when_it_is_taken(kafka: KafkaServer, unique_nam
     name = unique_name("filled")
     kafka.create_topic(name, 1)
     made = make(kafka.bootstrap_servers, **options)
-    await made.start()
+    await start(made)
     try:
         while not made.partitions(name):
             await made.refresh([name])
@@ -189,7 +195,7 @@ async def test_stopping_when_the_sender_has_ended(kafka: KafkaServer, topic: str
     """Batches that are queued when the sender task ends are failed by stop(); no task of aiokafka waits for them."""
     async with no_leaks():
         made = make(kafka.bootstrap_servers)
-        await made.start()
+        await start(made)
         while not made.partitions(topic):
             await made.refresh([topic])
         made._client._sender.sender_task.cancel()
@@ -224,7 +230,7 @@ async def test_sequence_numbers_belong_to_the_producer(producer: Producer, topic
 async def test_what_a_stopped_producer_says(kafka: KafkaServer, producer: Producer, topic: str) -> None:
     """A producer that was stopped refuses a batch without queueing it."""
     other = make(kafka.bootstrap_servers)
-    await other.start()
+    await start(other)
     await other.refresh([topic])
     await other.stop(1)
     with pytest.raises(Exception, match="ProducerClosed"):
@@ -258,7 +264,7 @@ async def test_the_sender_task_is_watched(kafka: KafkaServer) -> None:
     """`_sender.sender_task` is the task without which nothing is sent; we are told when it ends."""
     ended: list[Producer] = []
     made = make(kafka.bootstrap_servers, ended.append)
-    await made.start()
+    await start(made)
     made._client._sender.sender_task.cancel()
     await asyncio.sleep(0.05)
     assert ended == [made]
@@ -275,7 +281,7 @@ async def test_a_sender_task_that_fails(kafka: KafkaServer, topic: str) -> None:
     ended: list[Producer] = []
     async with no_leaks():
         made = make(kafka.bootstrap_servers, ended.append)
-        await made.start()
+        await start(made)
         while not made.partitions(topic):
             await made.refresh([topic])
 
@@ -297,7 +303,7 @@ async def test_answers_are_heard(kafka: KafkaServer, topic: str) -> None:
     """An answered produce request is news from the cluster; a batch that had nothing is not."""
     heard: list[bool] = []
     made = make(kafka.bootstrap_servers, heard=lambda: heard.append(True))
-    await made.start()
+    await start(made)
     try:
         while not made.partitions(topic):
             await made.refresh([topic])
@@ -331,8 +337,10 @@ async def test_failed_start_leaves_nothing() -> None:
     """A start that fails, and one that was never tried, leave no task, no socket and no warning after stop()."""
     async with no_leaks():
         made = make("127.0.0.1:1")
-        with pytest.raises(ConnectionRefusedError):
-            await made.start()
+        nowhere = MetadataResponse_v0(brokers=[(1, "127.0.0.1", 1)], topics=[])
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await made.start(Greeting(Host("127.0.0.1", 1), nowhere))
         await made.stop(0)
         await make("127.0.0.1:1").stop(0)
         make("127.0.0.1:1").abort()
@@ -350,7 +358,7 @@ async def test_teardown(kafka_node: KafkaCluster, unique_name: Name, fate: str, 
     kafka_node.create_topic(topic, 2)
     async with no_leaks(settle=0.1):
         made = make(kafka_node.bootstrap_servers, request_timeout_ms=3000, **options)
-        await made.start()
+        await start(made)
         while not made.partitions(topic):
             await made.refresh([topic])
         await append(made, topic, 0, b"a").outcome
@@ -380,7 +388,7 @@ async def test_abort(kafka_node: KafkaCluster, unique_name: Name) -> None:
     kafka_node.create_topic(topic)
     async with no_leaks(settle=0.5):
         made = make(kafka_node.bootstrap_servers)
-        await made.start()
+        await start(made)
         while not made.partitions(topic):
             await made.refresh([topic])
         kafka_node.pause()

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Callable, Coroutine, MutableMapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from aiokafka.conn import create_conn
 from aiokafka.errors import KafkaError
@@ -20,17 +20,31 @@ from cqrs_brokers.url import Host
 
 from .settings import KafkaSettings
 
-__all__ = ["HungUpError", "Inquirer", "greet", "looked_at"]
+__all__ = ["Greeting", "HungUpError", "Inquirer", "greet", "looked_at"]
 
 PATIENCE = 0.3
 """A node that has not answered for so long, in seconds, need not: the next one is asked too."""
 
 
-async def greet(settings: KafkaSettings, host: Host) -> Any:
-    """Connects to one host as the producer will, and asks for the nodes: what `start()` does, but with its reasons.
+class Greeting(NamedTuple):
+    """A host that answered.
 
-    Returns:
-        The host's metadata response.
+    Attributes:
+        host: The host.
+        answer: Its metadata response.
+    """
+
+    host: Host
+    answer: Any
+
+    @property
+    def nodes(self) -> set[Host]:
+        """The nodes that it names."""
+        return {Host(name, port) for _, name, port, *_ in self.answer.brokers}
+
+
+async def greet(settings: KafkaSettings, host: Host) -> Greeting:
+    """Connects to one host as the producer will, and asks for the nodes: what `bootstrap()` does, but with its reasons.
 
     Raises:
         OSError, KafkaError, ssl.SSLError, TimeoutError: Whatever went wrong; `judge_greeting` in `probe` knows.
@@ -38,7 +52,7 @@ async def greet(settings: KafkaSettings, host: Host) -> Any:
     connection = await create_conn(host.host, host.port, **settings.client_arguments())
     try:
         try:
-            return await connection.send(MetadataRequest([]))
+            return Greeting(host, await connection.send(MetadataRequest([])))
         except KafkaError as error:
             raise HungUpError from error
     finally:

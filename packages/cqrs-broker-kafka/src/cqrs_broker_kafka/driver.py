@@ -21,9 +21,7 @@ from cqrs_brokers.exceptions import (
     PublishForbiddenError,
     UnreachableError,
 )
-from cqrs_brokers.url import Host
 
-from .connections import greet
 from .internals import Producer
 from .lanes import Batch
 from .logs import redact_client_logs
@@ -273,9 +271,10 @@ class KafkaDriver(PipelinedDriver):
         producer = self.producer
         dead: ConnectError | None = None
         try:
-            host = await first_that_answers(self._settings, timeout=2.0, trusted=True)
-            if producer is not None and not await self._still_has(producer.nodes(), host):
-                dead = UnreachableError(f"{host} names other nodes now than when the producer was started")
+            greeting = await first_that_answers(self._settings, timeout=2.0, trusted=True)
+            if producer is not None and greeting.nodes and greeting.nodes.isdisjoint(producer.nodes()):
+                # aiokafka asks only the nodes it knows: it would never hear of a new cluster.
+                dead = UnreachableError(f"{greeting.host} names other nodes now than when the producer was started")
             else:
                 self.heard()
         except UnreachableError as error:
@@ -289,16 +288,6 @@ class KafkaDriver(PipelinedDriver):
             self._last_answer = self._now()
         if dead is not None and producer is not None and producer is self.producer:
             await self._producers.bury_all(dead)
-
-    async def _still_has(self, nodes: Sequence[Host], host: Host) -> bool:
-        """Whether the cluster behind that host has one of these nodes. aiokafka would never hear of a new cluster."""
-        try:
-            async with asyncio.timeout(2.0):
-                answer = await greet(self._settings, host)
-        except Exception:
-            return True  # nobody knows
-        named = {Host(name, port) for _, name, port, *_ in answer.brokers}
-        return not named or not named.isdisjoint(nodes)
 
     async def ping(self) -> None:
         """Asks a node for metadata.

@@ -36,7 +36,7 @@ from cqrs_brokers.exceptions import AuthorizationError, ConnectError, Unreachabl
 from cqrs_brokers.url import Host
 
 from .batches import QueuedBatch
-from .connections import Inquirer, greet
+from .connections import Greeting, Inquirer
 from .produce import encode_once
 from .settings import KafkaSettings
 
@@ -57,7 +57,7 @@ class Producer:
 
     Args:
         settings: Where and how.
-        host: The bootstrap server.
+        host: A bootstrap server that answers.
         ended: Called once when the sender task ends although nobody stopped the producer.
         heard: Called when the cluster has answered a produce request.
     """
@@ -67,7 +67,6 @@ class Producer:
     ) -> None:
         options = settings.options
         self._settings = settings
-        self._host = host
         self.idempotent = options.enable_idempotence
         self.in_flight = 0
         """Batches without an answer; kept by the lanes."""
@@ -102,15 +101,18 @@ class Producer:
 
     # -- start and metadata -------------------------------------------------------------------------------------------
 
-    async def start(self) -> None:
+    async def start(self, greeting: Greeting) -> None:
         """Connects and gets a producer id; goes on for ever while no advertised node can be reached.
+
+        Args:
+            greeting: Of the bootstrap server.
 
         aiokafka's own `start()` asks a random node for the producer id, be it frozen or not, and, without idempotence,
         reaches none of the advertised addresses.
         """
         producer, client = self._client, self._client.client
-        # As `client.bootstrap()`, which leaves its connection open when it is cancelled.
-        self._cluster.update_metadata(await greet(self._settings, self._host))
+        # As `client.bootstrap()`, which asks that server once more.
+        self._cluster.update_metadata(greeting.answer)
         client._sync_task = asyncio.create_task(client._md_synchronizer())
         node = self.reached = await self._reachable_node()
         client.get_random_node = lambda: node
@@ -139,11 +141,6 @@ class Producer:
             logger.error("aiokafka's sender task failed", exc_info=task.exception())
         if not self._stopping:
             self._ended(self)
-
-    @property
-    def bootstrapped(self) -> bool:
-        """Whether a bootstrap server has told the cluster's nodes."""
-        return bool(self._cluster.brokers())
 
     def nodes(self) -> list[Host]:
         """The advertised addresses."""

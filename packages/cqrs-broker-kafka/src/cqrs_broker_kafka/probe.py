@@ -19,7 +19,7 @@ from cqrs_brokers.exceptions import (
 )
 from cqrs_brokers.url import Host
 
-from .connections import HungUpError, greet, looked_at
+from .connections import Greeting, HungUpError, greet, looked_at
 from .settings import KafkaSettings
 
 __all__ = ["Finding", "first_that_answers", "judge_greeting"]
@@ -39,8 +39,8 @@ class Finding(NamedTuple):
     inferred: bool = False
 
 
-async def first_that_answers(settings: KafkaSettings, *, timeout: float, trusted: bool) -> Host:
-    """The bootstrap host that answers first.
+async def first_that_answers(settings: KafkaSettings, *, timeout: float, trusted: bool) -> Greeting:
+    """The greeting of the bootstrap host that answers first.
 
     All are asked at once, so that a silent one delays nobody.
 
@@ -59,7 +59,7 @@ async def first_that_answers(settings: KafkaSettings, *, timeout: float, trusted
         again = await _ask_all(settings, until)
         if not isinstance(again, Finding) or type(again.error) is type(outcome.error):
             outcome = Finding(again.error) if isinstance(again, Finding) else again
-    if isinstance(outcome, Host):
+    if isinstance(outcome, Greeting):
         return outcome
     if outcome.inferred:
         error = UnreachableError(outcome.error.text)
@@ -68,7 +68,7 @@ async def first_that_answers(settings: KafkaSettings, *, timeout: float, trusted
     raise outcome.error
 
 
-async def _ask_all(settings: KafkaSettings, until: float) -> Host | Finding:
+async def _ask_all(settings: KafkaSettings, until: float) -> Greeting | Finding:
     loop = asyncio.get_running_loop()
     asked = {loop.create_task(greet(settings, host)): host for host in settings.hosts}
     for task in asked:
@@ -85,10 +85,10 @@ async def _ask_all(settings: KafkaSettings, until: float) -> Host | Finding:
                 findings.append(Finding(UnreachableError(f"{text}: is it Kafka, and is it alive?")))
                 break
             for task in done:
-                error = None if task.cancelled() else task.exception()
-                if error is None and not task.cancelled():
-                    return asked[task]
-                findings.append(judge_greeting(error or asyncio.CancelledError(), asked[task], settings))
+                error = asyncio.CancelledError() if task.cancelled() else task.exception()
+                if error is None:
+                    return task.result()
+                findings.append(judge_greeting(error, asked[task], settings))
     finally:
         for task in waiting:
             task.cancel()

@@ -92,11 +92,11 @@ class Producers:
     async def _open(self) -> Producer:
         loop = asyncio.get_running_loop()
         until = loop.time() + self._timeout
-        host = await first_that_answers(self._settings, timeout=self._timeout, trusted=self._trusted)
-        producer = Producer(self._settings, host, self._ended, self._owner.heard)
+        greeting = await first_that_answers(self._settings, timeout=self._timeout, trusted=self._trusted)
+        producer = Producer(self._settings, greeting.host, self._ended, self._owner.heard)
         try:
             async with asyncio.timeout_at(until):
-                await producer.start()
+                await producer.start(greeting)
             topics = self._owner.topics_in_use()
             if topics:  # what it does not know by then is asked for again before it is sent to
                 await producer.refresh(topics, timeout=min(1.0, until - loop.time()))
@@ -119,13 +119,11 @@ class Producers:
                 f"node {producer.reached} of the cluster was reached, but gave no producer id within "
                 f"{self._timeout:g} s: see its log, and whether the cluster has an active controller"
             )
-        if producer.bootstrapped:
-            nodes = ", ".join(map(str, producer.nodes()))
-            return UnreachableError(
-                f"the bootstrap server answers, but none of the nodes it advertises can be reached within "
-                f"{self._timeout:g} s ({nodes}): check advertised.listeners and the network"
-            )
-        return UnreachableError(f"the cluster did not answer within {self._timeout:g} s")
+        nodes = ", ".join(map(str, producer.nodes()))
+        return UnreachableError(
+            f"the bootstrap server answers, but none of the nodes it advertises can be reached within "
+            f"{self._timeout:g} s ({nodes}): check advertised.listeners and the network"
+        )
 
     # -- one after the other ------------------------------------------------------------------------------------------
 
