@@ -532,6 +532,68 @@ async def test_a_simple_driver_sends_the_message_as_it_was_at_the_call() -> None
     assert [(m.body, m.headers, m.topic) for m in driver.started] == [(b'{"a":1}', {"h": "v"}, "orders")] * 2
 
 
+def spoil(each: Message) -> None:
+    each.payload, each.headers, each.topic, each.key = object(), {"h": object()}, 7, 8  # type: ignore[assignment, dict-item]
+    each.payload_bytes, each.message_id, each.message_name = b"after", None, ""  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("waits", ["for a connection", "for room", "in the driver"])
+@pytest.mark.parametrize("batch", [False, True])
+@pytest.mark.parametrize("failed", [False, True])
+async def test_what_is_sent_is_the_message_of_the_call(waits: str, batch: bool, failed: bool) -> None:
+    """What becomes of a message after the call changes nothing, on the wire, in the receipt or in the error."""
+    driver = Scripted()
+    broker = Broker(driver, max_in_flight=1 if waits == "for room" else 10)
+    if waits != "for a connection":
+        await broker.connect()
+    first = asyncio.create_task(broker.send_message(message()))
+    await asyncio.sleep(0)
+    each = Message("E", "orders", {"a": 1}, key="k", headers={"h": "v"})
+    identity = each.message_id
+    send: Any = broker.send_messages([each]) if batch else broker.send_message(each)
+    sending = asyncio.create_task(send)
+    await asyncio.sleep(0)
+    if waits != "in the driver":  # what it was given it has read
+        spoil(each)
+    await settle()
+    for _ in range(2):
+        for delivery in driver.held:
+            read = delivery.message
+            if read.message_name == "E":
+                wire = read.body, read.headers, read.topic, read.key, read.message_id
+                assert wire == (b'{"a":1}', {"h": "v"}, "orders", "k", identity)
+                spoil(each)
+                delivery.handed_over()
+                if failed:
+                    delivery.fail(NackedError("refused"))
+                else:
+                    delivery.confirm()
+        driver.held = [delivery for delivery in driver.held if delivery.message.message_name == "OrderPlaced"]
+        driver.confirm_all()
+        await settle()
+    await first
+    (outcome,) = (await sending) if batch else await asyncio.gather(sending, return_exceptions=True)
+    assert isinstance(outcome, NackedError if failed else Receipt)
+    assert (outcome.message_id, outcome.topic) == (identity, "orders")
+    await broker.close()
+
+
+async def test_a_message_that_is_sent_again_is_encoded_again() -> None:
+    """Each call sends the payload as it is then."""
+    driver = Scripted(automatic=True)
+    payload = {"a": 1}
+    each = Message("E", "orders", payload)
+    bodies = []
+    async with Broker(driver) as broker:
+        for number in (1, 2, 3):
+            payload["a"] = number
+            if number == 3:
+                each.payload = [3]
+            await broker.send_message(each)
+            bodies.append(driver.seen[-1].body)
+    assert bodies == [b'{"a":1}', b'{"a":2}', b"[3]"]
+
+
 async def test_a_send_that_outlives_close_is_no_breach_of_the_driver(caplog: pytest.LogCaptureFixture) -> None:
     """A simple driver cannot know that Broker ended its messages: no complaint about it in the log."""
     driver = Simple()

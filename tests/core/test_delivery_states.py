@@ -35,6 +35,7 @@ def make_window(loop: asyncio.AbstractEventLoop, submitted: list[Delivery], max_
         submit=submitted.extend,
         max_count=max_count,
         max_bytes=10_000,
+        keeps=True,
         why_not=lambda _: BackpressureError("no room"),
     )
     window.bind(loop)

@@ -308,7 +308,7 @@ class AMQPDriver(PipelinedDriver):
         """A return or a nack."""
         from aiormq.exceptions import PublishError
 
-        exchange, topic = self._options.exchange, delivery.message.topic
+        exchange, topic = self._options.exchange, delivery.topic
         found: DeliveryError
         if isinstance(error, PublishError):  # before its base class, which a nack is
             if exchange:
@@ -362,8 +362,8 @@ class AMQPDriver(PipelinedDriver):
             if self._trying and forbidden(reply) == "exchange":
                 self._fail_waiting(blamed, lambda _: True)
             elif self._trying and forbidden(reply) == "topic":
-                topic = only.message.topic
-                self._fail_waiting(blamed, lambda delivery: delivery.message.topic == topic)
+                topic = only.topic
+                self._fail_waiting(blamed, lambda delivery: delivery.topic == topic)
         else:
             lost = ConnectionLostError(f"RabbitMQ closed the channel: {reply or type(error).__name__}")
             lost.__cause__ = scrubbed(error)

@@ -59,7 +59,7 @@ class Parking:
         self._channels += 1
         self._declared.clear()
         for entry in unsent:
-            self._waiting.setdefault(entry[0].message.topic, []).append(entry)
+            self._waiting.setdefault(entry[0].topic, []).append(entry)
         for topic in self._waiting:
             self._owner.start(self._declare(session, topic, self._channels))
 

@@ -98,7 +98,7 @@ class KafkaDriver(PipelinedDriver):
         """Puts each message into its partition's lane."""
         topics, make = self._topics, self._record
         for delivery in deliveries:
-            name = delivery.message.topic
+            name = delivery.topic
             topic = topics.get(name)
             if topic is None:
                 topic = topics[name] = Topic(name, self)

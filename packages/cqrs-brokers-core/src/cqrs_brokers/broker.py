@@ -150,6 +150,7 @@ class Broker(MessageBroker):
             submit=self._sender.submit,
             max_count=max_in_flight,
             max_bytes=max_in_flight_bytes,
+            keeps=declared is not None,
             why_not=self._why_not,
         )
         if self._observers:
@@ -264,6 +265,7 @@ class Broker(MessageBroker):
             window.pump()
         else:
             self._want(loop)
+        window.keep(deliveries)
         bulk.one_less()
         try:
             await bulk.future

@@ -17,9 +17,11 @@ import asyncio
 import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
 
 from .exceptions import DeliveryError, DeliveryUnknownError, NotDeliveredError
-from .protocol import Message, Receipt
+from .ids import from_text
+from .protocol import Message, Receipt, snapshot
 
 if TYPE_CHECKING:
     from .window import Window
@@ -48,20 +50,29 @@ class Delivery:
 
     Attributes:
         message: What to send. Read it before `submit` returns, or keep a snapshot: the caller may change it later.
+        topic: The message's topic; whatever becomes of the message, it stays.
         deadline: When `Broker` ends it, in the event loop's time (`loop.time()`), in seconds.
         done: The caller has its outcome already (expired, cancelled, closed). `handed_over()` will say False.
     """
 
-    __slots__ = ("message", "deadline", "done", "_window", "_waiter", "_size", "_state")
+    __slots__ = ("message", "topic", "deadline", "done", "_id", "_window", "_waiter", "_size", "_state")
 
     def __init__(self, message: Message, deadline: float, window: Window, waiter: asyncio.Future[Receipt], size: int):
         self.message = message
+        self.topic = message.topic
+        self._id: Any = message._id
         self.deadline = deadline
         self.done = False
         self._window = window
         self._waiter = waiter
         self._size = size
         self._state: int = QUEUED
+
+    @property
+    def message_id(self) -> UUID:
+        """The message's id; whatever becomes of the message, it stays."""
+        known = self._id
+        return from_text(known) if type(known) is bytes else known
 
     def handed_over(self) -> bool:
         """Says that the message goes to the client now.
@@ -94,12 +105,10 @@ class Delivery:
             offset: Its offset there, where the broker says it.
         """
         if self._state == HANDED and not self.done:
-            message, window = self.message, self._window
-            self._finish(
-                Receipt(message._id, message.topic, window.name, window.confirms, partition, offset), False
-            )
+            window = self._window
+            self._finish(Receipt(self._id, self.topic, window.name, window.confirms, partition, offset), False)
         elif self._state == HANDED:
-            logger.debug("message %s was confirmed after its caller had its answer", self.message.message_id)
+            logger.debug("message %s was confirmed after its caller had its answer", self.message_id)
             self._release()
         else:
             self._breach("confirm() before handed_over()" if self._state == SUBMITTED else "confirm() after the end")
@@ -112,10 +121,9 @@ class Delivery:
     def accept(self, receipt: Receipt | None) -> None:
         """Says that a driver without confirms took the message: `Broker`'s own form of `confirm` for simple drivers."""
         if self._state == HANDED and not self.done:
-            message, window = self.message, self._window
             sure = receipt is not None and receipt.confirmed
             partition, offset = (receipt.partition, receipt.offset) if receipt is not None else (None, None)
-            self._finish(Receipt(message._id, message.topic, window.name, sure, partition, offset), False)
+            self._finish(Receipt(self._id, self.topic, self._window.name, sure, partition, offset), False)
         else:
             self.confirm()
 
@@ -131,7 +139,7 @@ class Delivery:
             self._breach("fail() after the end")
         elif self.done:
             logger.debug(
-                "message %s ended in %s after its caller had its answer", self.message.message_id, type(error).__name__
+                "message %s ended in %s after its caller had its answer", self.message_id, type(error).__name__
             )
             self._release()
         else:
@@ -139,14 +147,17 @@ class Delivery:
 
     # -- Broker's side ------------------------------------------------------------------------------------------------
 
+    def _keep(self) -> None:
+        """It has to wait: from here on the caller may change the message."""
+        self.message = snapshot(self.message)
+
     def _classified(self, error: BaseException) -> DeliveryError:
-        message, window = self.message, self._window
         if not isinstance(error, DeliveryError):
             kind = DeliveryUnknownError if self._state == HANDED else NotDeliveredError
             wrapped = kind(f"the driver reported an unclassified {type(error).__name__}")
             wrapped.__cause__ = error
             error = wrapped
-        return error.about(message.message_id, message.topic, window.address)
+        return error.about(self.message_id, self.topic, self._window.address)
 
     def _finish(self, outcome: Receipt | DeliveryError, failed: bool) -> None:
         """The driver ends it: outcome and place at once."""
@@ -204,7 +215,7 @@ class Delivery:
         logger.error(
             "the driver of %s broke its contract for message %s: %s; ignored",
             self._window.address,
-            self.message.message_id,
+            self.message_id,
             what,
         )
 
@@ -230,8 +241,7 @@ def confirm_all(deliveries: Iterable[Delivery], *, partition: int | None = None,
             delivery._state = RELEASED
             del window.in_flight[delivery]
             window.bytes -= delivery._size
-            message = delivery.message
-            receipt = Receipt(message._id, message.topic, window.name, window.confirms, partition, offset)
+            receipt = Receipt(delivery._id, delivery.topic, window.name, window.confirms, partition, offset)
             delivery._resolve(receipt, False)
             if window.waiting and not window.pumping:
                 window.pump_soon()
@@ -266,6 +276,8 @@ class BulkDelivery(Delivery):
         self, message: Message, deadline: float, window: Window, bulk: BulkOutcomes, index: int, size: int
     ) -> None:
         self.message = message
+        self.topic = message.topic
+        self._id = message._id
         self.deadline = deadline
         self.done = False
         self._window = window

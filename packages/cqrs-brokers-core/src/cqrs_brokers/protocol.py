@@ -5,6 +5,7 @@ Not here: how messages are validated (`validation`), encoded (`encoding`) or sen
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ __all__ = [
     "MessageLike",
     "Receipt",
     "id_text",
+    "snapshot",
     "timestamp_ms",
 ]
 
@@ -125,7 +127,7 @@ class Message:
 
     @property
     def body(self) -> bytes:
-        """The bytes that go on the wire; encoded once.
+        """The bytes that go on the wire; encoded once for each send.
 
         Raises:
             TypeError: The payload, or something in it, is of a type that has no JSON form.
@@ -165,6 +167,24 @@ def timestamp_ms(message: Message) -> int:
     # Not by way of `datetime.timestamp()`: a float of seconds gets the millisecond wrong after the year 2100.
     since = message.timestamp - _EPOCH
     return since.days * 86_400_000 + since.seconds * 1000 + since.microseconds // 1000
+
+
+def snapshot(message: Message) -> Message:
+    """A validated message as it is now: whoever made it may change it before it is read."""
+    headers = message.headers
+    kept = Message.__new__(Message) if type(message) is Message else copy.copy(message)
+    kept.message_name = message.message_name
+    kept.topic = message.topic
+    kept.payload = message.payload
+    kept.key = message.key
+    kept.headers = dict(headers) if headers else headers
+    kept.content_type = message.content_type
+    kept.payload_bytes = message.payload_bytes
+    kept._id = message._id
+    kept._made_ns = message._made_ns
+    kept._timestamp = message._timestamp
+    kept._body = message._body  # what was validated, whatever becomes of the payload
+    return kept
 
 
 class EventBody(dict[str, Any]):

@@ -14,7 +14,7 @@ from typing import Any
 from .delivery import RELEASED, Delivery
 from .driver import Driver, Link, PipelinedDriver
 from .exceptions import DeliveryError, DeliveryUnknownError
-from .protocol import Capabilities, Message, MessageBroker, Receipt
+from .protocol import Capabilities, Message, MessageBroker, Receipt, snapshot
 
 __all__ = ["SimpleSender"]
 
@@ -51,7 +51,7 @@ class SimpleSender(PipelinedDriver):
         for delivery in deliveries:
             message = delivery.message
             if self.declares:  # a plain MessageBroker is given the message as it is
-                message = _snapshot(message)
+                message = snapshot(message)
             if not self._ordered or message.key is None:
                 self._start(self._send(delivery, message))
                 continue
@@ -131,21 +131,6 @@ class SimpleSender(PipelinedDriver):
         self._tasks.clear()
         self._lanes.clear()
         self._driver.abort()
-
-
-def _snapshot(message: Message) -> Message:
-    """The message as it is now: the driver reads it later, and the caller may change it meanwhile."""
-    return Message(
-        message.message_name,
-        message.topic,
-        message.payload,
-        message.message_id,
-        key=message.key,
-        headers=dict(message.headers) if message.headers else message.headers,
-        content_type=message.content_type,
-        timestamp=message.timestamp,
-        payload_bytes=message.body,
-    )
 
 
 class _Undeclared(Driver):

@@ -157,6 +157,7 @@ class Validator:
         self._check_name(self._known_topics, topic, message, "topic", MAX_NAME_BYTES)
 
     def _body(self, message: Message) -> bytes:
+        message._body = None  # the payload may have been changed since it was sent before
         try:
             body = message.body
         except (TypeError, ValueError) as error:

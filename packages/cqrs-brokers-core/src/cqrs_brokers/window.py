@@ -35,6 +35,7 @@ class Window:
         submit: The driver's `submit`.
         max_count: The most messages the driver may hold.
         max_bytes: The most bytes it may hold; one larger message may go alone.
+        keeps: What waits is kept as it was at the call; else a driver gets the caller's own object.
         why_not: Makes the error for a message that was not handed over by its deadline, told whether there was room.
     """
 
@@ -47,6 +48,7 @@ class Window:
         submit: Callable[[Sequence[Delivery]], None],
         max_count: int,
         max_bytes: int,
+        keeps: bool,
         why_not: Callable[[bool], NotDeliveredError],
     ) -> None:
         self.name = name
@@ -55,6 +57,7 @@ class Window:
         self._submit = submit
         self.max_count = max_count
         self.max_bytes = max_bytes
+        self._keeps = keeps
         self._why_not = why_not
         self.gate = False
         """Whether the driver takes messages now: connected and not blocked."""
@@ -110,15 +113,24 @@ class Window:
             except Exception as error:
                 self._not_submitted(one, error)
             return True
+        if self._keeps:
+            delivery._keep()
         self.waiting.append(delivery)
         return False
 
     def queue(self, deliveries: Sequence[Delivery]) -> None:
-        """Lets many wait their turn at once; `pump()` submits what has room."""
+        """Lets many wait their turn at once; `pump()` submits what has room, `keep()` is for the others."""
         if deliveries:
             if self._timer is None:
                 self._arm(deliveries[0].deadline)
             self.waiting.extend(deliveries)
+
+    def keep(self, deliveries: Sequence[Delivery]) -> None:
+        """Before their caller gives way to others: those that wait are kept as they are."""
+        if self._keeps and self.waiting:
+            for delivery in deliveries:
+                if delivery._state == QUEUED:
+                    delivery._keep()
 
     def pump_soon(self) -> None:
         """One refill per turn of the event loop, however many places become free in it."""
@@ -175,7 +187,7 @@ class Window:
         if handed:
             logger.info(
                 "the sender of message %s was cancelled after the message was handed over: it may be delivered",
-                delivery.message.message_id,
+                delivery.message_id,
             )
 
     def fail_not_handed(self, error: NotDeliveredError) -> None:
@@ -202,8 +214,7 @@ class Window:
         return unknown
 
     def _end(self, delivery: Delivery, error: DeliveryError) -> None:
-        message = delivery.message
-        delivery._end(error.about(message.message_id, message.topic, self.address))
+        delivery._end(error.about(delivery.message_id, delivery.topic, self.address))
 
     # -- deadlines ----------------------------------------------------------------------------------------------------
 

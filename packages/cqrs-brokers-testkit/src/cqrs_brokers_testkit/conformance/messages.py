@@ -192,23 +192,26 @@ async def callers_message_is_unchanged(ctx: Context) -> None:
 
 @case("messages.snapshot-is-taken", "live", needs=["read_back"])
 async def snapshot_is_taken(ctx: Context) -> None:
-    """What the caller changes in a message after the call has begun changes nothing on the wire."""
-    broker, topic, other = ctx.open(), await ctx.topic(), await ctx.topic()
-    await broker.connect()
-    headers = {"a": "before"} if ctx.capabilities.headers else {}
-    message = ctx.message(topic, b"before", headers=headers, content_type="text/before")
-    identity = message.message_id
-    sending = asyncio.ensure_future(broker.send_message(message))
-    await asyncio.sleep(0)  # one turn of the loop, and the call has begun
-    message.payload, message.payload_bytes, message.topic = b"after", b"after", other
-    message.message_name, message.content_type, message.message_id = "After", "text/after", uuid.uuid4()
-    headers.update({"a": "after"} if headers else {})
-    await sending
-    record = await ctx.read_one(topic)
-    got = (record.body, record.name, record.content_type, record.message_id, record.headers.get("a", "before"))
-    wanted = (b"before", "ConformanceEvent", "text/before", str(identity), "before")
-    changed = [n for n, a, b in zip(("body", "name", "type", "id", "header"), got, wanted, strict=True) if a != b]
-    check(not changed, f"changed after the call, and changed on the wire: {', '.join(changed)}")
+    """What the caller changes in a message after the call has begun changes nothing, on the wire or in the receipt."""
+    for connected in (True, False):  # not connected: the message waits
+        broker, topic, other = ctx.open(), await ctx.topic(), await ctx.topic()
+        if connected:
+            await broker.connect()
+        headers = {"a": "before"} if ctx.capabilities.headers else {}
+        message = ctx.message(topic, b"before", headers=headers, content_type="text/before")
+        identity = message.message_id
+        sending = asyncio.ensure_future(broker.send_message(message))
+        await asyncio.sleep(0)  # one turn of the loop, and the call has begun
+        message.payload, message.payload_bytes, message.topic = b"after", b"after", other
+        message.message_name, message.content_type, message.message_id = "After", "text/after", uuid.uuid4()
+        headers.update({"a": "after"} if headers else {})
+        receipt = await sending
+        record = await ctx.read_one(topic)
+        got = (record.body, record.name, record.content_type, record.message_id, record.headers.get("a", "before"))
+        wanted = (b"before", "ConformanceEvent", "text/before", str(identity), "before")
+        changed = [n for n, a, b in zip(("body", "name", "type", "id", "header"), got, wanted, strict=True) if a != b]
+        check(not changed, f"changed after the call, and changed on the wire: {', '.join(changed)}")
+        check((receipt.message_id, receipt.topic) == (identity, topic), "changed after the call, and in the receipt")
 
 
 @case("messages.topics-are-kept-apart", "live", needs=["read_back"])
