@@ -77,6 +77,7 @@ INTERRUPTED = """
 import asyncio, json, logging, os, signal, sys
 logging.basicConfig(level=logging.ERROR)
 from cqrs_brokers import Message, open_broker
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job, and so its children, ignore it
 url, topic, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 async def main():
     broker = open_broker(url, **options)
