@@ -184,7 +184,9 @@ async def callers_message_is_unchanged(ctx: Context) -> None:
     )
     before = {name: getattr(message, name) for name in _FIELDS}
     copied = {name: dict(value) if isinstance(value, dict) else value for name, value in before.items()}
-    await ctx.open().send_message(message)
+    broker = ctx.open()
+    await broker.connect()  # a message that waits for a connection would be kept from the driver
+    await broker.send_message(message)
     changed = [name for name in _FIELDS if getattr(message, name) is not before[name]]
     changed += [name for name in _FIELDS if getattr(message, name) != copied[name]]
     check(not changed, f"these fields of the caller's message were changed: {', '.join(sorted(set(changed)))}")
