@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from cqrs_brokers import (
+    Broker,
     DeliveryError,
     DeliveryUnknownError,
     InvalidMessageError,
@@ -121,13 +122,18 @@ async def test_written_to_too_few_replicas_is_unknown(kafka_mock: KafkaMock) -> 
         assert (await broker.send_message(Message("E", "t", {}, key="k"))).confirmed
 
 
+async def doubt(kafka_mock: KafkaMock, broker: Broker) -> None:
+    """Lets the next batch be one that may be written, in a partition that then has no leader."""
+    kafka_mock.create_topic("t")
+    await broker.send_message(Message("E", "t", {}, key="k"))
+    kafka_mock.push_errors(PRODUCE, 20, 6)
+    kafka_mock.set_leader("t", 0, -1)
+
+
 async def test_doubt_waits_for_a_leader(kafka_mock: KafkaMock) -> None:
     """What may be written is repeated when a leader is there again, however long after request_timeout_ms."""
-    kafka_mock.create_topic("t")
     async with open_broker(f"{kafka_mock.url}?request_timeout_ms=500") as broker:
-        await broker.send_message(Message("E", "t", {}, key="k"))
-        kafka_mock.push_errors(PRODUCE, 20, 6)
-        kafka_mock.set_leader("t", 0, -1)
+        await doubt(kafka_mock, broker)
         send = asyncio.create_task(broker.send_message(Message("E", "t", {}, key="k")))
         await asyncio.sleep(2)
         kafka_mock.set_leader("t", 0, 1)
@@ -136,11 +142,8 @@ async def test_doubt_waits_for_a_leader(kafka_mock: KafkaMock) -> None:
 
 async def test_doubt_ends_at_the_deadline(kafka_mock: KafkaMock) -> None:
     """What may be written and finds no leader is unknown at its deadline; nothing is left waiting, and it goes on."""
-    kafka_mock.create_topic("t")
     async with open_broker(f"{kafka_mock.url}?request_timeout_ms=500&delivery_timeout=1.5s") as broker:
-        await broker.send_message(Message("E", "t", {}, key="k"))
-        kafka_mock.push_errors(PRODUCE, 20, 6)
-        kafka_mock.set_leader("t", 0, -1)
+        await doubt(kafka_mock, broker)
         first = broker.driver.producer  # type: ignore[attr-defined]
         with pytest.raises(DeliveryUnknownError):
             await broker.send_message(Message("E", "t", {}, key="k"))

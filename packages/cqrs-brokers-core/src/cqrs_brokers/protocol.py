@@ -179,11 +179,11 @@ def snapshot(message: Message) -> Message:
     kept.key = message.key
     kept.headers = dict(headers) if headers else headers
     kept.content_type = message.content_type
-    kept.payload_bytes = message.payload_bytes
+    kept.payload_bytes = message.body  # what was validated, whatever becomes of the payload
     kept._id = message._id
     kept._made_ns = message._made_ns
     kept._timestamp = message._timestamp
-    kept._body = message._body  # what was validated, whatever becomes of the payload
+    kept._body = None
     return kept
 
 

@@ -313,7 +313,7 @@ def kafka_cluster(
             lines |= security_of(folder, sasl_users or {}, certificates)
             lines |= {"log.dirs": str(folder / f"data-{index + 1}"), **(properties or {})}
             process = node_process(installation, folder, index + 1, lines, sasl_users or {})
-            made.append(KafkaNode(index + 1, process, ports, progress))
+            made.append(KafkaNode(index + 1, process, ports))
         cluster = KafkaCluster(made, installation.version, progress)
         try:
             cluster.start()

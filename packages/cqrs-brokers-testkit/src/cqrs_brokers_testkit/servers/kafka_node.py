@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from cqrs_brokers_testkit.certificates import Certificates
-from cqrs_brokers_testkit.servers.install import KafkaInstallation, Progress
+from cqrs_brokers_testkit.servers.install import KafkaInstallation
 from cqrs_brokers_testkit.servers.processes import LOOPBACK, ServerFailed, ServerProcess, container_command
 
 START_TIMEOUT = 60.0
@@ -38,11 +38,10 @@ class KafkaNode:
         ports: Port on 127.0.0.1 by listener name.
     """
 
-    def __init__(self, node_id: int, process: ServerProcess, ports: Mapping[Listener, int], progress: Progress) -> None:
+    def __init__(self, node_id: int, process: ServerProcess, ports: Mapping[Listener, int]) -> None:
         self.node_id = node_id
         self.ports = dict(ports)
         self._process = process
-        self._progress = progress
 
     def __repr__(self) -> str:
         return f"<KafkaNode {self.node_id} {self.address}>"
