@@ -10,12 +10,11 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
-from typing import Any
 
 from cqrs_brokers_testkit.conformance import CASES, run
 from tests.conformance import mutants, wire_mutants
 from tests.conformance.harnesses import HARNESSES
-from tests.conformance.mutant_runs import ROOT, run_many
+from tests.conformance.mutant_runs import ROOT, Ran, run_many
 
 REFERENCE = ROOT / "docs" / "reference"
 COMMAND = "python -m tests.conformance.documents"
@@ -66,11 +65,11 @@ def jobs() -> dict[str, list[str]]:
     return wanted
 
 
-def mutants_table(statuses: Mapping[str, Any] | None = None) -> str:
+def mutants_table(runs: Mapping[str, Ran | Exception] | None = None) -> str:
     """The table of mutants and cases.
 
     Args:
-        statuses: Of each mutant the status of each case that was run; None: as it must be.
+        runs: What the run of each mutant came to; None: as it must be.
     """
     lines = [
         "# Mutants",
@@ -82,9 +81,9 @@ def mutants_table(statuses: Mapping[str, Any] | None = None) -> str:
         "| --- | --- | --- |",
     ]
     for name, (defect, cases) in expected().items():
-        cells = []
+        cells, ran = [], runs[name] if runs is not None else None
         for case in cases:
-            caught = statuses is None or (isinstance(statuses[name], dict) and statuses[name].get(case) == "failed")
+            caught = ran is None or (isinstance(ran, Ran) and ran.statuses.get(case) == "failed")
             cells.append(f"`{case}`" + ("" if caught else " **not caught**"))
         lines.append(f"| {name} | {defect} | {', '.join(cells)} |")
     lines += ["", "## Cases that catch no mutant", "", "| case | why |", "| --- | --- |"]

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cqrs_brokers import Message
 from cqrs_brokers_testkit.conformance import Harness, Record, Refusal, Target
@@ -187,7 +187,19 @@ def _record(body: str, timestamp: str, **fields: Any) -> Record:
     )
 
 
-def run_apart(name: str, only: Sequence[str], timeout: float = 170.0) -> dict[str, str]:
+class Ran(NamedTuple):
+    """What a run came to.
+
+    Attributes:
+        statuses: The status of each case that was run.
+        told: What it wrote to stderr: why cases failed.
+    """
+
+    statuses: dict[str, str]
+    told: str
+
+
+def run_apart(name: str, only: Sequence[str], timeout: float = 170.0) -> Ran:
     """`run_here`, in a process of its own.
 
     Raises:
@@ -207,16 +219,15 @@ def run_apart(name: str, only: Sequence[str], timeout: float = 170.0) -> dict[st
             check=False,
         )
     try:
-        statuses: dict[str, str] = json.loads(done.stdout.strip().splitlines()[-1])
+        return Ran(json.loads(done.stdout.strip().splitlines()[-1]), done.stderr)
     except (ValueError, IndexError):
         raise RuntimeError(f"{name} ended with {done.returncode}: {done.stderr[-2000:]}") from None
-    return statuses
 
 
-def run_many(jobs: Mapping[str, Sequence[str]], at_once: int = 6) -> dict[str, Any]:
-    """Runs several mutants, a few at a time; a failure to run stands in the place of the statuses."""
+def run_many(jobs: Mapping[str, Sequence[str]], at_once: int = 6) -> dict[str, Ran | Exception]:
+    """Runs several mutants, a few at a time; a failure to run stands in the place of what it came to."""
 
-    def one(job: tuple[str, Sequence[str]]) -> tuple[str, Any]:
+    def one(job: tuple[str, Sequence[str]]) -> tuple[str, Ran | Exception]:
         try:
             return job[0], run_apart(*job)
         except Exception as error:

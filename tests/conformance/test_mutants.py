@@ -1,37 +1,35 @@
 """The suite catches every deliberately broken driver, by the case that names its defect, and no sound one."""
 
-from typing import Any
-
 import pytest
 
 from cqrs_brokers_testkit.conformance import CASES
 from tests.conformance.documents import REFERENCE, UNCAUGHT, expected, jobs, mutants_table
-from tests.conformance.mutant_runs import run_many
+from tests.conformance.mutant_runs import Ran, run_many
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
-def statuses() -> dict[str, Any]:
-    """Of every mutant, and of the two sound drivers, the status of each case that was run."""
+def runs() -> dict[str, Ran | Exception]:
+    """What the run of every mutant, and of the two sound drivers, came to."""
     return run_many({"sound": [], "wire-sound": [], **jobs()})
 
 
 @pytest.mark.parametrize("name", expected())
-def test_every_mutant_is_caught(name: str, statuses: dict[str, Any]) -> None:
+def test_every_mutant_is_caught(name: str, runs: dict[str, Ran | Exception]) -> None:
     """The cases that name the defect fail."""
-    found = statuses[name]
+    found = runs[name]
     assert not isinstance(found, Exception), found
-    assert {case: found[case] for case in expected()[name][1]} == dict.fromkeys(expected()[name][1], "failed")
+    assert {case: found.statuses[case] for case in expected()[name][1]} == dict.fromkeys(expected()[name][1], "failed")
 
 
 @pytest.mark.parametrize("name", ["sound", "wire-sound"])
-def test_the_sound_driver_passes(name: str, statuses: dict[str, Any]) -> None:
+def test_the_sound_driver_passes(name: str, runs: dict[str, Ran | Exception]) -> None:
     """The driver that the mutants vary fails no case, so that it is the defect that is caught."""
-    found = statuses[name]
+    found = runs[name]
     assert not isinstance(found, Exception), found
-    assert [case for case, status in found.items() if status == "failed"] == []
-    assert sum(status == "passed" for status in found.values()) > 60
+    assert [case for case, status in found.statuses.items() if status == "failed"] == [], found.told
+    assert sum(status == "passed" for status in found.statuses.values()) > 60
 
 
 def test_there_are_enough() -> None:
