@@ -1,12 +1,14 @@
 """Connecting: lazily and once, reconnecting, permanent failures, one-pass connect()."""
 
 import asyncio
+import gc
 
 import pytest
 
 from cqrs_brokers import (
     AuthenticationError,
     Broker,
+    BrokerClosedError,
     ConnectError,
     ConnectionLostError,
     NotConnectedError,
@@ -223,3 +225,22 @@ async def test_a_client_that_reconnects_by_itself_is_named_at_the_deadline() -> 
         assert (await broker.health()).ok
         assert driver.connects == 1
         driver.hand_over_all()
+
+
+async def test_an_attempt_that_fails_as_the_broker_closes_leaves_no_complaint(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Whatever turn the close comes in, asyncio has no error that nobody looked at."""
+    for turns in range(8):
+        driver = Scripted()
+        driver.connect_errors = [unreachable() for _ in range(5)]
+        broker = Broker(driver)
+        connecting = asyncio.ensure_future(broker.connect())
+        await settle(turns)
+        await broker.close(0.0)
+        with pytest.raises((ConnectError, BrokerClosedError)):
+            await connecting
+        del broker, driver, connecting
+    gc.collect()
+    await settle()
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []

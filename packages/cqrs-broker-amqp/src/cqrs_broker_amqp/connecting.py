@@ -55,6 +55,12 @@ class Owner(Protocol):
         """What was sent last is with the operating system."""
 
 
+def _looked_at(task: asyncio.Task[None]) -> None:
+    """For a task whose error changes nothing: asyncio would complain that nobody looked at it."""
+    if not task.cancelled():
+        task.exception()
+
+
 class Session:
     """A connection to one host, and the channel that messages are published on.
 
@@ -175,6 +181,7 @@ class Session:
             if grace > 0 and self.connection.is_opened:
                 goodbye = ConnectionClosed(200, "closed by us")
                 closing = asyncio.get_running_loop().create_task(self.connection.close(goodbye))
+                closing.add_done_callback(_looked_at)
                 await asyncio.wait((closing,), timeout=grace)
         finally:
             self.abort()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from .connection import Connection, State
+from .connection import Connection, State, looked_at
 from .driver import PipelinedDriver
 from .exceptions import BrokerClosedError, ClosedWhilePendingError
 from .window import Window
@@ -76,6 +76,7 @@ class Closing:
 
     async def _close_driver(self, grace: float) -> None:
         closing = self.loop.create_task(self._sender.close(grace))
+        closing.add_done_callback(looked_at)
         await asyncio.wait((closing,), timeout=grace + FORCED_CLOSE)
         if not closing.done():
             logger.error("the driver of %s did not close in time; its connection is dropped", self._address)

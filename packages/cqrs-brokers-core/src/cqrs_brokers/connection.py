@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from .driver import Driver
 from .exceptions import ConnectError, NotConnectedError, UnreachableError
 
-__all__ = ["Connection", "Host", "State"]
+__all__ = ["Connection", "Host", "State", "looked_at"]
 
 logger = logging.getLogger("cqrs_brokers.connection")
 
@@ -55,6 +55,12 @@ class Host(Protocol):
 
     def connection_changed(self, state: str, reason: str) -> None:
         """For the observers."""
+
+
+def looked_at(task: asyncio.Task[None]) -> None:
+    """For a task that may fail in the very turn in which its owner is cancelled: asyncio would complain."""
+    if not task.cancelled():
+        task.exception()
 
 
 class Connection:
@@ -259,6 +265,7 @@ class Connection:
         """Runs the driver's work in a task of its own: its cancellations are not ours, and ours reach it."""
         task = self._attempt = asyncio.get_running_loop().create_task(work)
         task._log_destroy_pending = False  # type: ignore[attr-defined] # as the supervisor, which owns it
+        task.add_done_callback(looked_at)
         try:
             await asyncio.wait((task,), timeout=timeout)
         except asyncio.CancelledError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 from cqrs_brokers import (
     Broker,
@@ -30,6 +31,8 @@ from cqrs_brokers_testkit.leaks import Leak, no_leaks
 
 _GRACE = 1.0
 """By contract `close()` takes so many seconds more than its timeout, at most."""
+_TURNS_OF_AN_ATTEMPT = 12
+"""In so many turns of the event loop an attempt to connect where nobody listens has failed."""
 
 # -- connecting --------------------------------------------------------------------------------------------------------
 
@@ -161,8 +164,20 @@ async def pending_at_close_is_no_success(ctx: Context) -> None:
 
 @case("lifecycle.close-while-down", "live", needs=["unreachable_url"])
 async def close_while_down(ctx: Context) -> None:
-    """`close()` ends within its timeout while the broker cannot be reached, and waiting sends get their outcome."""
-    broker = ctx.open(await ctx.do(ctx.harness.unreachable_url))
+    """`close()` ends within its timeout while the broker cannot be reached, and waiting sends get their outcome.
+
+    It comes in every turn of an attempt to connect, also the one in which that fails: no error is left unhandled.
+    """
+    url = await ctx.do(ctx.harness.unreachable_url)
+    for turns in range(_TURNS_OF_AN_ATTEMPT):
+        broker = ctx.open(url)
+        send = asyncio.ensure_future(outcome_of(broker.send_message(ctx.message("orders"))))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await broker.close(0.0)
+        check(type(await send) is BrokerClosedError, f"never handed over, and told {show(await send)}")
+    gc.collect()
+    broker = ctx.open(url)
     sends = [asyncio.ensure_future(outcome_of(broker.send_message(ctx.message("orders")))) for _ in range(5)]
     await asyncio.sleep(0.3)
     with Clock() as clock:
