@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from cqrs_brokers.exceptions import (
     NotDeliveredError,
     UnroutableError,
 )
+from cqrs_brokers.outcomes import AwaitedDelivery
 from cqrs_brokers.protocol import Receipt
 from cqrs_brokers.window import Window
 
@@ -41,6 +43,13 @@ def make_window(loop: asyncio.AbstractEventLoop, submitted: list[Delivery], max_
     window.bind(loop)
     window.gate = True
     return window
+
+
+def made(window: Window, size: int = 2) -> AwaitedDelivery:
+    """A delivery that a task awaits."""
+    delivery = AwaitedDelivery(message(), window.wakeups.loop.time() + 60, window, window.wakeups, size)
+    delivery.add_done_callback(lambda _: None, context=copy_context())
+    return delivery
 
 
 OPERATIONS: dict[str, Callable[[Window, Delivery], Any]] = {
@@ -135,8 +144,7 @@ async def test_each_call_in_each_state(
     """A call in a state gives the outcome, frees or keeps the place, and is a logged breach of contract or not."""
     loop = asyncio.get_running_loop()
     window = make_window(loop, [])
-    waiter = loop.create_future()
-    delivery = Delivery(message(), loop.time() + 60, window, waiter, 2)
+    delivery = made(window)
     assert window.admit(delivery)
     for step in before:
         OPERATIONS[step](window, delivery)
@@ -146,16 +154,14 @@ async def test_each_call_in_each_state(
     assert len(window.in_flight) + len(window.overdue) == places
     assert window.bytes == 2 * places
     assert any("broke its contract" in record.message for record in caplog.records) is breach
-    if outcome is None:
-        assert not waiter.done()
-        assert not delivery.done
-    elif outcome == "gone":
-        assert delivery.done
-        assert not waiter.done()
+    found = delivery._outcome
+    assert delivery.done is (outcome is not None)
+    if outcome is None or outcome == "gone":
+        assert found is None
     elif outcome is Receipt:
-        assert waiter.result() == Receipt(delivery.message.message_id, "orders", "test", True, 1, 7)
+        assert found == Receipt(delivery.message.message_id, "orders", "test", True, 1, 7)
     else:
-        error = waiter.exception()
+        error = found
         assert isinstance(error, DeliveryError)
         assert type(error) is outcome
         assert (error.message_id, error.topic, error.broker) == (delivery.message.message_id, "orders", "test://")
@@ -167,9 +173,9 @@ async def test_a_batch_confirmed_as_one() -> None:
     loop = asyncio.get_running_loop()
     submitted: list[Delivery] = []
     window = make_window(loop, submitted)
-    waiters = [loop.create_future() for _ in range(5)]
-    for waiter in waiters:
-        window.admit(Delivery(message(), loop.time() + 60, window, waiter, 2))
+    sent = [made(window) for _ in range(5)]
+    for delivery in sent:
+        window.admit(delivery)
     watched: list[Delivery] = []
     window.watch(lambda delivery, outcome: watched.append(delivery))
     batch = list(submitted)
@@ -180,14 +186,17 @@ async def test_a_batch_confirmed_as_one() -> None:
     confirm_all(batch, partition=4, offset=10)
     await asyncio.sleep(0)
     assert watched == batch
-    assert [waiters[number].result().offset for number in (0, 2)] == [10, 12]
-    assert not waiters[1].done()
+    receipts = [delivery._outcome for delivery in sent]
+    assert [receipt and receipt.offset for receipt in receipts] == [10, None, 12, None, None]
+    assert receipts[1] is None
     assert len(submitted) == 5
     window.unwatch(window._watchers[0])
     for delivery in submitted[3:]:
         delivery.handed_over()
     confirm_all(submitted[3:])
-    assert [(waiter.result().partition, waiter.result().offset) for waiter in waiters[3:]] == [(None, None)] * 2
+    for delivery in sent[3:]:
+        assert isinstance(delivery._outcome, Receipt)
+        assert (delivery._outcome.partition, delivery._outcome.offset) == (None, None)
     assert not window.in_flight
     assert not window.bytes
     window.stop()
@@ -204,25 +213,19 @@ class DeliveryModel(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         self.driver: list[Delivery] = []
         self.window = make_window(self.loop, self.driver, self.MAX)
-        self.waiters: dict[Delivery, asyncio.Future[Receipt]] = {}
         self.handed: set[Delivery] = set()
         self.let_go: set[Delivery] = set()
         self.confirmed: set[Delivery] = set()
-        self.order: list[Delivery] = []
+        self.order: list[AwaitedDelivery] = []
 
     def teardown(self) -> None:
         self.window.stop()
-        for waiter in self.waiters.values():
-            if waiter.done() and not waiter.cancelled():
-                waiter.exception()
         self.loop.close()
 
     @rule(target=deliveries)
     def send(self) -> Any:
-        waiter = self.loop.create_future()
-        delivery = Delivery(message(), self.loop.time() + 60, self.window, waiter, 10)
+        delivery = made(self.window, 10)
         self.window.admit(delivery)
-        self.waiters[delivery] = waiter
         self.order.append(delivery)
         return delivery
 
@@ -248,29 +251,30 @@ class DeliveryModel(RuleBasedStateMachine):
             self.let_go.add(delivery)
 
     @rule(delivery=deliveries, error=st.sampled_from([NackedError("n"), UnroutableError("u"), ValueError("bug")]))
-    def fail(self, delivery: Delivery, error: Any) -> None:
+    def fail(self, delivery: AwaitedDelivery, error: Any) -> None:
         if delivery in self.driver and delivery not in self.let_go:
             done, handed = delivery.done, delivery in self.handed
             delivery.fail(error)
             self.let_go.add(delivery)
             if not done and isinstance(error, ValueError):
-                raised = self.waiters[delivery].exception()
+                raised = delivery._outcome
+                assert isinstance(raised, DeliveryError)
                 assert type(raised) is (DeliveryUnknownError if handed else NotDeliveredError)
                 assert raised.__cause__ is error
 
     @rule(delivery=deliveries)
-    def cancel(self, delivery: Delivery) -> None:
+    def cancel(self, delivery: AwaitedDelivery) -> None:
         if not delivery.done:
-            self.waiters[delivery].cancel()
+            delivery.cancel()
             self.window.give_up(delivery)
 
     @rule()
     def deadline(self) -> None:
-        late = [d for d in self.waiters if not d.done]
+        late = [d for d in self.order if not d.done]
         handed = {d for d in late if d in self.handed}
         expire(self.window)
         for delivery in late:
-            error = self.waiters[delivery].exception()
+            error = delivery._outcome
             assert isinstance(error, DeliveryUnknownError if delivery in handed else NotDeliveredError)
 
     @rule()
@@ -298,13 +302,13 @@ class DeliveryModel(RuleBasedStateMachine):
 
     @invariant()
     def outcomes_are_true(self) -> None:
-        for delivery, waiter in self.waiters.items():
-            if not waiter.done():
-                assert not delivery.done
-            elif not waiter.cancelled():
-                error = waiter.exception()
-                assert (error is None) is (delivery in self.confirmed)
-                assert error is None or isinstance(error, DeliveryError)
+        for delivery in self.order:
+            cancelled, outcome = delivery._cancelled is not None, delivery._outcome
+            assert delivery.done is (cancelled or outcome is not None)
+            assert not (cancelled and outcome is not None)
+            if outcome is not None:
+                assert isinstance(outcome, Receipt) is (delivery in self.confirmed)
+                assert isinstance(outcome, Receipt | DeliveryError)
 
 
 DeliveryModel.TestCase.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from .closing import Closing
 from .connection import Connection, State
-from .delivery import BulkDelivery, BulkOutcomes, Delivery
+from .delivery import Delivery
 from .driver import PipelinedDriver
 from .exceptions import (
     BackpressureError,
@@ -36,6 +36,7 @@ from .exceptions import (
 from .health import Health
 from .loops import LoopBinding, running_loop
 from .observers import Observer, Observers
+from .outcomes import AwaitedDelivery, BulkDelivery, BulkOutcomes
 from .protocol import Capabilities, MessageBroker, MessageLike, Receipt
 from .simple import SimpleSender
 from .validation import Validator
@@ -203,18 +204,14 @@ class Broker(MessageBroker):
             finally:
                 del refusal
         window = self._window
-        waiter = loop.create_future()
-        delivery = Delivery(ready, loop.time() + self._delivery_timeout, window, waiter, size)
+        delivery = AwaitedDelivery(ready, loop.time() + self._delivery_timeout, window, window.wakeups, size)
         if not window.admit(delivery) and not window.gate:
             self._want(loop)
         try:
-            return await waiter  # type: ignore[no-any-return]
-        except CancelledError:  # nobody but the caller's own task can reach this future: it is genuine
+            return await delivery
+        except CancelledError:  # nobody but the caller's own task can reach the delivery: it is genuine
             window.give_up(delivery)
             raise
-        finally:
-            # An error's traceback holds this frame: with the future in it, every failure would be a reference cycle.
-            del waiter, delivery
 
     async def send_messages(self, messages: Iterable[MessageLike]) -> list[Receipt | DeliveryError]:
         """Sends many messages; the cheapest way to send a batch. It may be larger than the window.

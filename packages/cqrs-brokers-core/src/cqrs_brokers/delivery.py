@@ -13,7 +13,6 @@ client holds in memory stays bounded.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
@@ -26,7 +25,7 @@ from .protocol import Message, Receipt, snapshot
 if TYPE_CHECKING:
     from .window import Window
 
-__all__ = ["BulkDelivery", "BulkOutcomes", "Delivery", "confirm_all"]
+__all__ = ["Delivery", "confirm_all"]
 
 logger = logging.getLogger("cqrs_brokers.delivery")
 
@@ -43,7 +42,7 @@ SETTLED: Final = 4
 
 
 class Delivery:
-    """One message in a driver's hands. Made by `Broker` only.
+    """One message in a driver's hands. Made by `Broker` only (`outcomes` has the kinds, by who waits for it).
 
     A driver calls `handed_over()` immediately before it gives the message to its client, and then `confirm()` or
     `fail()` once. It owes one of the three to every delivery, also to one whose caller has long got its answer.
@@ -55,18 +54,16 @@ class Delivery:
         done: The caller has its outcome already (expired, cancelled, closed). `handed_over()` will say False.
     """
 
-    __slots__ = ("message", "topic", "deadline", "done", "_id", "_window", "_waiter", "_size", "_state")
+    __slots__ = ("message", "topic", "deadline", "done", "_id", "_window", "_size", "_state")
 
-    def __init__(self, message: Message, deadline: float, window: Window, waiter: asyncio.Future[Receipt], size: int):
-        self.message = message
-        self.topic = message.topic
-        self._id: Any = message._id
-        self.deadline = deadline
-        self.done = False
-        self._window = window
-        self._waiter = waiter
-        self._size = size
-        self._state: int = QUEUED
+    message: Message
+    topic: str
+    deadline: float
+    done: bool
+    _id: Any
+    _window: Window
+    _size: int
+    _state: int
 
     @property
     def message_id(self) -> UUID:
@@ -201,13 +198,9 @@ class Delivery:
             if window.attentive:
                 window.attend(self, None)
 
-    def _resolve(self, outcome: Any, failed: bool) -> None:
-        waiter = self._waiter
-        if not waiter.done():
-            if failed:
-                waiter.set_exception(outcome)
-            else:
-                waiter.set_result(outcome)
+    def _resolve(self, outcome: Receipt | DeliveryError, failed: bool) -> None:
+        """Tells the caller. Called once, unless the caller was cancelled."""
+        raise NotImplementedError
 
     def _breach(self, what: str) -> None:
         if self._state == SETTLED:
@@ -247,46 +240,3 @@ def confirm_all(deliveries: Iterable[Delivery], *, partition: int | None = None,
                 window.pump_soon()
         if offset is not None:
             offset += 1
-
-
-class BulkOutcomes:
-    """The outcomes of one `send_messages`: one future for all of them."""
-
-    __slots__ = ("outcomes", "left", "future")
-
-    def __init__(self, future: asyncio.Future[None]) -> None:
-        self.outcomes: list[Any] = []
-        self.left = 1
-        """How many have no outcome; and one for those that are still to come."""
-        self.future = future
-
-    def one_less(self) -> None:
-        """One more has its outcome, or all are there."""
-        self.left -= 1
-        if not self.left and not self.future.done():
-            self.future.set_result(None)
-
-
-class BulkDelivery(Delivery):
-    """A delivery that is one of many in a `send_messages`."""
-
-    __slots__ = ("_bulk", "_index")
-
-    def __init__(
-        self, message: Message, deadline: float, window: Window, bulk: BulkOutcomes, index: int, size: int
-    ) -> None:
-        self.message = message
-        self.topic = message.topic
-        self._id = message._id
-        self.deadline = deadline
-        self.done = False
-        self._window = window
-        self._size = size
-        self._state = QUEUED
-        self._bulk = bulk
-        self._index = index
-
-    def _resolve(self, outcome: Any, failed: bool) -> None:
-        bulk = self._bulk
-        bulk.outcomes[self._index] = outcome
-        bulk.one_less()

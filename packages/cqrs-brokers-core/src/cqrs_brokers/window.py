@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from .delivery import HANDED, QUEUED, SETTLED, SUBMITTED, Delivery
 from .exceptions import DeliveryError, DeliveryTimeoutError, NotDeliveredError
+from .outcomes import Wakeups
 
 if TYPE_CHECKING:
     from .protocol import Receipt
@@ -71,12 +72,15 @@ class Window:
         self.attentive = False
         """Somebody watches outcomes: checked once per message instead of a call."""
         self._watchers: list[Watcher] = []
+        self.wakeups: Wakeups
+        """The callers that are to be woken in this event loop."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
         """Starts anew in that event loop, forgetting what belonged to a closed one."""
         self._loop = loop
+        self.wakeups = Wakeups(loop)
         self._timer = None
         self.gate = self.pumping = False
         for delivery in (*self.in_flight, *self.overdue, *self.waiting):
