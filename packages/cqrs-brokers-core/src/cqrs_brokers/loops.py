@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import weakref
+from asyncio import AbstractEventLoop, get_running_loop
 from typing import Any
 
 from .exceptions import WrongLoopError
@@ -22,7 +22,7 @@ class LoopBinding:
     """The bound event loop of one broker, or none yet."""
 
     def __init__(self) -> None:
-        self.loop: asyncio.AbstractEventLoop | None = None
+        self.loop: AbstractEventLoop | None = None
         self.forked = False
         _bindings.add(self)
 
@@ -35,14 +35,14 @@ class LoopBinding:
         return None
 
 
-def running_loop() -> asyncio.AbstractEventLoop:
+def running_loop() -> AbstractEventLoop:
     """The running event loop.
 
     Raises:
         WrongLoopError: There is none: asyncio's answer in a forked child, inside a coroutine of the parent.
     """
     try:
-        return asyncio.get_running_loop()
+        return get_running_loop()
     except RuntimeError:
         pass
     raise WrongLoopError(FORKED)

@@ -43,7 +43,8 @@ class Wakeups:
         waking = iter(due)
         try:
             for delivery in waking:
-                delivery._wake()
+                callback, delivery._callback = delivery._callback, None
+                delivery._context.run(callback, delivery)  # type: ignore[arg-type] # in here it has one
         finally:  # a task that raises KeyboardInterrupt or SystemExit ends the loop's turn, not the others' wait
             for delivery in waking:
                 self.add(delivery)
@@ -114,11 +115,6 @@ class AwaitedDelivery(Delivery):
         self._cancelled = () if msg is None else (msg,)
         self._wakeups.add(self)
         return True
-
-    def _wake(self) -> None:
-        callback, self._callback = self._callback, None
-        assert callback is not None
-        self._context.run(callback, self)
 
 
 class BulkOutcomes:
