@@ -307,6 +307,9 @@ def test_message_ids_are_random_uuids() -> None:
     ids = [new_message_id() for _ in range(1000)]
     assert len(set(ids)) == 1000
     assert {(i.version, i.variant) for i in ids} == {(4, uuid4().variant)}
+    digits = [set(column) for column in zip(*(i.hex for i in ids), strict=True)]
+    fixed = {12: {"4"}, 16: set("89ab")}
+    assert digits == [fixed.get(column, set("0123456789abcdef")) for column in range(32)], "not random everywhere"
     assert pickle.loads(pickle.dumps(ids[0])) == ids[0]
 
 
