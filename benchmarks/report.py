@@ -212,7 +212,7 @@ def _profiles(outcome: Outcome) -> list[str]:
         "",
         "Sampled by CPU time, plain asyncio. C code counts for ",
     ]
-    lines[-1] += "the Python function that calls it: sending for asyncio, making a future for `send_message`."
+    lines[-1] += "the Python function that calls it: sending for asyncio, collecting garbage for whoever made an object."
     for row, shares in outcome.figures.profiles.items():
         parts: Counter[str] = Counter()
         for name, share in shares.items():
