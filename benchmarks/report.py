@@ -118,9 +118,10 @@ def _page(outcome: Outcome, load: str) -> list[str]:
         f"* Machine: {machine()}. Load average before and after: {load}.",
         f"* Server: {outcome.server}. Clients: {versions(broker)}.",
         f"* {_SETUP[broker]} Here: {figures.verified} messages, none lost, none twice.",
-        f"* {outcome.rounds} rounds, interleaved, in shuffled order; every contender in a process of its own. msg/s "
-        "and CPU (user and system, of the client's process) are medians; a ratio is the median of those to "
-        f"{baseline} in the same round. Ours is the whole public API: `open_broker`, a fresh `Message` each, receipts. "
+        f"* {outcome.rounds} rounds, interleaved, in shuffled order; in each every contender has a new process, which "
+        "warms up with a tenth of the work. msg/s and CPU (user and system, of the client's process) are medians; a "
+        f"ratio is the median of those to {baseline} in the same round. Ours is the whole public API: `open_broker`, a "
+        "fresh `Message` each, receipts. "
         "Slow clients do a part of each row.",
         "",
         f"![Throughput and CPU compared with {baseline}]({broker}.png)",
@@ -212,7 +213,7 @@ def _profiles(outcome: Outcome) -> list[str]:
         "",
         "Sampled by CPU time, plain asyncio. C code counts for ",
     ]
-    lines[-1] += "the Python function that calls it: sending for asyncio, collecting garbage for whoever made an object."
+    lines[-1] += "the Python function that calls it: sending for asyncio, freeing memory for whoever made an object."
     for row, shares in outcome.figures.profiles.items():
         parts: Counter[str] = Counter()
         for name, share in shares.items():

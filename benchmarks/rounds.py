@@ -1,12 +1,14 @@
 """Interleaved rounds: every contender does the same job, one after the other, in an order that is shuffled each time.
 
 A ratio is the median over the rounds of (contender in this round / baseline in this round), so that what slows the
-machine for a while slows both.
+machine for a while slows both. Every round has processes of its own: where a process happens to have its objects in
+memory changes the CPU time per message by several percent, for all of its life.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import statistics
@@ -128,7 +130,7 @@ def play(
         broker: "amqp" or "kafka".
         url: The server.
         jobs: The rows.
-        rounds: How often each is done by each contender, after one short round that does not count.
+        rounds: How often each is done by each contender, after a tenth of it that does not count.
         left_out: Contenders that cannot run here.
         profile: Jobs of ours to look into afterwards.
         topic: The topic of a contender, made ready.
@@ -147,25 +149,33 @@ def play(
         check(topic(name), job.count)
         return answer
 
+    def take_turns(title: str, share: float, counts: bool) -> None:
+        progress(f"{broker}: {title}")
+        for job in jobs:
+            order = [n for n, one in known.items() if one.rows is None or job.row in one.rows]
+            shuffle(order)
+            for name in order:
+                mine = Job(job.row, job.rich, max(20, int(job.count * min(share, known[name].share))))
+                result = run(name, mine)
+                if counts:
+                    figures.add(mine, name, result)
+
     jobs = list(jobs)
     try:
-        for name in known:
-            processes[name] = Process(name, "benchmarks.contender", broker, name, url, topic(name))
-            processes[name].answer()
-        for number in range(rounds + 1):
-            progress(f"{broker}: round {number} of {rounds}" if number else f"{broker}: warming up")
-            for job in jobs:
-                order = [n for n, one in known.items() if one.rows is None or job.row in one.rows]
-                shuffle(order)
-                for name in order:
-                    share = known[name].share if number else min(known[name].share, 0.1)
-                    mine = Job(job.row, job.rich, max(20, int(job.count * share)))
-                    result = run(name, mine)
-                    if number:
-                        figures.add(mine, name, result)
+        for number in range(1, rounds + 1):
+            _end(processes)
+            for name in known:
+                processes[name] = Process(name, "benchmarks.contender", broker, name, url, topic(name))
+                processes[name].answer()
+            take_turns(f"warming up for round {number}", 0.1, counts=False)
+            take_turns(f"round {number} of {rounds}", math.inf, counts=True)
         for job in profile:
             figures.profiles[job.row] = run(OURS, job, profiled=True)["shares"]
     finally:
-        for process in processes.values():
-            process.end()
+        _end(processes)
     return figures
+
+
+def _end(processes: dict[str, Process]) -> None:
+    while processes:
+        processes.popitem()[1].end()
