@@ -5,6 +5,7 @@ On librdkafka's mock cluster: a real one does none of this at a chosen moment.
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -162,3 +163,27 @@ async def test_all_nodes_are_others_now() -> None:
             outcomes = await asyncio.gather(handed, behind, return_exceptions=True)
             assert [type(outcome) for outcome in outcomes] == [ConnectionLostError, Receipt]
             assert (await broker.health()).ok
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_a_client_that_fails_to_stop(
+    late: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its tasks and sockets are gone all the same, and asyncio has no error that nobody looked at."""
+
+    async def fails() -> None:
+        try:
+            await asyncio.sleep(60 if late else 0)
+        finally:
+            raise ConnectionResetError("while it was stopping")
+
+    with two_partitions() as mock:
+        async with no_leaks():
+            broker = open_broker(mock.url)
+            assert (await broker.send_message(message())).confirmed
+            _, producer = parts(broker)
+            monkeypatch.setattr(producer._client._sender, "close", fails)
+            await broker.close(0.3)
+            del producer, broker
+        gc.collect()
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []

@@ -66,7 +66,7 @@ class HungUpError(Exception):
 
 
 def looked_at(task: asyncio.Task[Any]) -> None:
-    """For those that fail when another one has answered: nobody asks for their errors, and asyncio would complain."""
+    """For tasks whose errors nobody asks for, since another one has answered or all is over: asyncio would complain."""
     if not task.cancelled():
         task.exception()
 

@@ -314,7 +314,7 @@ class KafkaDriver(PipelinedDriver):
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
-        stopping = [asyncio.ensure_future(producer.stop(grace)) for producer in producers]
+        stopping = [self.spawn(producer.stop(grace)) for producer in producers]
         waiting: list[asyncio.Future[Any]] = [*tasks, *stopping]
         if waiting:
             await asyncio.wait(waiting, timeout=grace + 0.75)

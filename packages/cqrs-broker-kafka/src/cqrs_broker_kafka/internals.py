@@ -36,7 +36,7 @@ from cqrs_brokers.exceptions import AuthorizationError, ConnectError, Unreachabl
 from cqrs_brokers.url import Host
 
 from .batches import QueuedBatch
-from .connections import Greeting, Inquirer
+from .connections import Greeting, Inquirer, looked_at
 from .produce import encode_once
 from .settings import KafkaSettings
 
@@ -290,16 +290,17 @@ class Producer:
             await self._end_requests()  # one that pauses before it repeats would miss its batch
             self._fail_batches()  # or a task of aiokafka would wait for their outcome
         stopping = asyncio.ensure_future(self._client.stop())
+        stopping.add_done_callback(looked_at)
         try:
             await asyncio.wait((stopping,), timeout=grace)
             if not stopping.done():
                 await self._tear_down(stopping)
+            elif stopping.cancelled() or stopping.exception() is not None:
+                self.abort()  # it failed half-way
         except asyncio.CancelledError:
             stopping.cancel()
             self.abort()
             raise
-        if not stopping.cancelled():
-            stopping.exception()  # a client that fails to stop has been torn down anyway
 
     async def _tear_down(self, stopping: asyncio.Future[None]) -> None:
         """The order matters: verified on frozen and on killed brokers (no task, no socket, no noise in the loop)."""
@@ -310,14 +311,12 @@ class Producer:
         # The sender swallows its cancel to await its requests.
         tasks = {task for task in (producer._sender.sender_task, closing, *self._requests) if task is not None}
         for task in tasks:
+            task.add_done_callback(looked_at)
             task.cancel()
         await asyncio.wait(tasks, timeout=0.3)
         self._fail_batches()
         self._drop_sockets()
         await asyncio.wait((stopping, *tasks), timeout=0.1)
-        for task in (stopping, *tasks):
-            if task.done() and not task.cancelled():
-                task.exception()
 
     async def _end_requests(self) -> None:
         requests = set(self._requests)
