@@ -1,8 +1,8 @@
 """Interleaved rounds: every contender does the same job, one after the other, in an order that is shuffled each time.
 
 A ratio is the median over the rounds of (contender in this round / baseline in this round), so that what slows the
-machine for a while slows both. Every round has processes of its own: where a process happens to have its objects in
-memory changes the CPU time per message by several percent, for all of its life.
+machine for a while slows both. Every round has processes of its own: the CPU time per message of one and the same code
+was seen to differ by several percent from process to process, for as long as they ran.
 """
 
 from __future__ import annotations
