@@ -161,10 +161,9 @@ async def test_each_call_in_each_state(
     elif outcome is Receipt:
         assert found == Receipt(delivery.message.message_id, "orders", "test", True, 1, 7)
     else:
-        error = found
-        assert isinstance(error, DeliveryError)
-        assert type(error) is outcome
-        assert (error.message_id, error.topic, error.broker) == (delivery.message.message_id, "orders", "test://")
+        assert isinstance(found, DeliveryError)
+        assert type(found) is outcome
+        assert (found.message_id, found.topic, found.broker) == (delivery.message.message_id, "orders", "test://")
     window.stop()
 
 

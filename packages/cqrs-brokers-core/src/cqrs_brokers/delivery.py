@@ -56,14 +56,15 @@ class Delivery:
 
     __slots__ = ("message", "topic", "deadline", "done", "_id", "_window", "_size", "_state")
 
-    message: Message
-    topic: str
-    deadline: float
-    done: bool
-    _id: Any
-    _window: Window
-    _size: int
-    _state: int
+    def __init__(self, message: Message, deadline: float, window: Window, size: int) -> None:
+        self.message = message
+        self.topic = message.topic
+        self._id: Any = message._id
+        self.deadline = deadline
+        self.done = False
+        self._window = window
+        self._size = size
+        self._state: int = QUEUED
 
     @property
     def message_id(self) -> UUID:
@@ -103,7 +104,7 @@ class Delivery:
         """
         if self._state == HANDED and not self.done:
             window = self._window
-            self._finish(Receipt(self._id, self.topic, window.name, window.confirms, partition, offset), False)
+            self._finish(Receipt(self._id, self.topic, window.name, window.confirms, partition, offset))
         elif self._state == HANDED:
             logger.debug("message %s was confirmed after its caller had its answer", self.message_id)
             self._release()
@@ -120,7 +121,7 @@ class Delivery:
         if self._state == HANDED and not self.done:
             sure = receipt is not None and receipt.confirmed
             partition, offset = (receipt.partition, receipt.offset) if receipt is not None else (None, None)
-            self._finish(Receipt(self._id, self.topic, self._window.name, sure, partition, offset), False)
+            self._finish(Receipt(self._id, self.topic, self._window.name, sure, partition, offset))
         else:
             self.confirm()
 
@@ -140,7 +141,7 @@ class Delivery:
             )
             self._release()
         else:
-            self._finish(self._classified(error), True)
+            self._finish(self._classified(error))
 
     # -- Broker's side ------------------------------------------------------------------------------------------------
 
@@ -156,7 +157,7 @@ class Delivery:
             error = wrapped
         return error.about(self.message_id, self.topic, self._window.address)
 
-    def _finish(self, outcome: Receipt | DeliveryError, failed: bool) -> None:
+    def _finish(self, outcome: Receipt | DeliveryError) -> None:
         """The driver ends it: outcome and place at once."""
         self.done = True
         self._state = RELEASED
@@ -167,7 +168,7 @@ class Delivery:
             window.pump_soon()
         if window.attentive:
             window.attend(self, outcome)
-        self._resolve(outcome, failed)
+        self._resolve(outcome)
 
     def _end(self, outcome: DeliveryError) -> None:
         """Broker ends it (deadline, close): the outcome only; the place stays taken while the driver has it."""
@@ -175,7 +176,7 @@ class Delivery:
         window = self._window
         if window.attentive:
             window.attend(self, outcome)
-        self._resolve(outcome, True)
+        self._resolve(outcome)
 
     def _detach(self) -> None:
         """The caller will not be told any more; the driver may still have it."""
@@ -198,7 +199,7 @@ class Delivery:
             if window.attentive:
                 window.attend(self, None)
 
-    def _resolve(self, outcome: Receipt | DeliveryError, failed: bool) -> None:
+    def _resolve(self, outcome: Receipt | DeliveryError) -> None:
         """Tells the caller. Called once, unless the caller was cancelled."""
         raise NotImplementedError
 
@@ -235,7 +236,7 @@ def confirm_all(deliveries: Iterable[Delivery], *, partition: int | None = None,
             del window.in_flight[delivery]
             window.bytes -= delivery._size
             receipt = Receipt(delivery._id, delivery.topic, window.name, window.confirms, partition, offset)
-            delivery._resolve(receipt, False)
+            delivery._resolve(receipt)
             if window.waiting and not window.pumping:
                 window.pump_soon()
         if offset is not None:

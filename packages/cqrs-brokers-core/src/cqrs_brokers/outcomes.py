@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
-from .delivery import QUEUED, Delivery
+from .delivery import Delivery
 from .exceptions import DeliveryError
 from .protocol import Message, Receipt
 
@@ -57,27 +57,19 @@ class AwaitedDelivery(Delivery):
     do is why it costs less.
     """
 
-    __slots__ = ("_asyncio_future_blocking", "_callback", "_cancelled", "_context", "_failed", "_outcome", "_wakeups")
+    __slots__ = ("_asyncio_future_blocking", "_callback", "_cancelled", "_context", "_outcome", "_wakeups")
 
     def __init__(self, message: Message, deadline: float, window: Window, wakeups: Wakeups, size: int) -> None:
-        self.message = message
-        self.topic = message.topic
-        self._id = message._id
-        self.deadline = deadline
-        self.done = False
-        self._window = window
-        self._size = size
-        self._state = QUEUED
+        Delivery.__init__(self, message, deadline, window, size)  # `super()` would more than double its cost
         self._wakeups = wakeups
         self._asyncio_future_blocking = True  # yielded by `await`, as the task checks
         self._callback: Callable[[Any], object] | None = None
         self._cancelled: tuple[object, ...] | None = None
         self._outcome: Receipt | DeliveryError | None = None
 
-    def _resolve(self, outcome: Receipt | DeliveryError, failed: bool) -> None:
+    def _resolve(self, outcome: Receipt | DeliveryError) -> None:
         if self._cancelled is None:
             self._outcome = outcome
-            self._failed = failed
             if self._callback is not None:
                 self._wakeups.add(self)
 
@@ -85,12 +77,12 @@ class AwaitedDelivery(Delivery):
         if self._outcome is None:
             yield self
         outcome, self._outcome = self._outcome, None
-        if self._failed:
+        if isinstance(outcome, DeliveryError):
             try:
-                raise outcome  # type: ignore[misc]
+                raise outcome
             finally:  # its traceback holds this frame: with the error in it, it would be a reference cycle
                 del outcome
-        return outcome  # type: ignore[return-value]
+        return outcome  # type: ignore[return-value] # there is one now
 
     # -- what asyncio's task calls ------------------------------------------------------------------------------------
 
@@ -143,18 +135,11 @@ class BulkDelivery(Delivery):
     def __init__(
         self, message: Message, deadline: float, window: Window, bulk: BulkOutcomes, index: int, size: int
     ) -> None:
-        self.message = message
-        self.topic = message.topic
-        self._id = message._id
-        self.deadline = deadline
-        self.done = False
-        self._window = window
-        self._size = size
-        self._state = QUEUED
+        Delivery.__init__(self, message, deadline, window, size)  # `super()` would more than double its cost
         self._bulk = bulk
         self._index = index
 
-    def _resolve(self, outcome: Receipt | DeliveryError, failed: bool) -> None:
+    def _resolve(self, outcome: Receipt | DeliveryError) -> None:
         bulk = self._bulk
         bulk.outcomes[self._index] = outcome
         bulk.one_less()
