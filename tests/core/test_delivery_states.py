@@ -10,7 +10,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
-from cqrs_brokers.delivery import Delivery, confirm_all
+from cqrs_brokers._delivery.delivery import Delivery, confirm_all
+from cqrs_brokers._delivery.outcomes import AwaitedDelivery
+from cqrs_brokers._delivery.window import Window
 from cqrs_brokers.exceptions import (
     BackpressureError,
     BrokerClosedError,
@@ -22,9 +24,7 @@ from cqrs_brokers.exceptions import (
     NotDeliveredError,
     UnroutableError,
 )
-from cqrs_brokers.outcomes import AwaitedDelivery
 from cqrs_brokers.protocol import Receipt
-from cqrs_brokers.window import Window
 
 from .drivers import message
 

@@ -22,9 +22,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cqrs_brokers import Broker, BrokerClosedError, InvalidMessageError, Message, MessageTooLargeError, Receipt
+from cqrs_brokers._message.encoding import encode
+from cqrs_brokers._message.ids import new_message_id, new_text
 from cqrs_brokers.driver import content_type_of, id_text, timestamp_ms
-from cqrs_brokers.encoding import encode
-from cqrs_brokers.ids import new_message_id, new_text
 from cqrs_brokers.protocol import EventBody
 
 from .drivers import Scripted

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cqrs_brokers import validation
+from cqrs_brokers._message import validation
 from cqrs_brokers.options import BrokerOptions, describe_options
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from cqrs_brokers import Broker, DeliveryError, Message, Receipt, UnroutableError
+from cqrs_brokers._delivery.window import Window
 from cqrs_brokers.observers import Observers
-from cqrs_brokers.window import Window
 from tests.core.drivers import Scripted, message, settle
 
 

@@ -17,8 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cqrs_brokers import available_brokers, discovery
-from cqrs_brokers.discovery import find_owner
+from cqrs_brokers import available_brokers
+from cqrs_brokers._discovery import discovery
+from cqrs_brokers._discovery.discovery import find_owner
 from cqrs_brokers.exceptions import BrokerError
 from cqrs_brokers.options import BrokerOptions, Duration, option, resolve_options
 from cqrs_brokers.secret import MASK, Secret

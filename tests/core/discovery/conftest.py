@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cqrs_brokers import discovery
+from cqrs_brokers._discovery import discovery
 
 GOOD = """
 from cqrs_brokers import Message, MessageBroker

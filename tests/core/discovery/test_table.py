@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from packaging.specifiers import SpecifierSet
 
-from cqrs_brokers import available_brokers, discovery
-from cqrs_brokers.discovery import BrokerInfo, find_owner
+from cqrs_brokers import available_brokers
+from cqrs_brokers._discovery import discovery
+from cqrs_brokers._discovery.discovery import BrokerInfo, find_owner
 from cqrs_brokers.exceptions import AmbiguousPluginError, ConfigError, PluginLoadError, PluginNotFoundError
 
 GROUP = "[cqrs_brokers]\n"

@@ -11,13 +11,13 @@ For plugin authors: `cqrs_brokers.driver` and `cqrs_brokers.hooks`.
 from typing import TYPE_CHECKING, Any
 
 from . import exceptions, protocol
-from .broker import Broker
-from .discovery import BrokerInfo, available_brokers
+from ._broker import Broker
+from ._connection.health import Health
+from ._discovery.discovery import BrokerInfo, available_brokers
+from ._discovery.opening import open_broker
 from .exceptions import *  # noqa: F403 - the tree is the public API; its module says what is in it
 from .exceptions import __all__ as _errors
-from .health import Health
 from .observers import Observer
-from .opening import open_broker
 from .protocol import Capabilities, Message, MessageBroker, MessageLike, Receipt
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import NoReturn, Protocol
 
-from .delivery import Delivery, confirm_all
-from .encoding import content_type_of
+from ._delivery.delivery import Delivery, confirm_all
+from ._message.encoding import content_type_of
 from .exceptions import ConnectError
 from .protocol import Capabilities, Message, MessageBroker, id_text, timestamp_ms
 

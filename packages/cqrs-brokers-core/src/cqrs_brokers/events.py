@@ -18,7 +18,7 @@ from uuid import UUID
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from .ids import new_message_id
+from ._message.ids import new_message_id
 from .protocol import EventBody, Message
 
 __all__ = ["ECSTEvent", "Event", "NotificationEvent"]

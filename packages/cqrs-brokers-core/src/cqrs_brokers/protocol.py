@@ -15,8 +15,8 @@ from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 from uuid import UUID
 
-from .encoding import encode
-from .ids import from_text, new_text, text_of
+from ._message.encoding import encode
+from ._message.ids import from_text, new_text, text_of
 
 __all__ = [
     "Capabilities",

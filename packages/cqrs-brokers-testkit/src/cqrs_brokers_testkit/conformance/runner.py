@@ -16,7 +16,7 @@ from dataclasses import fields
 from importlib import metadata
 
 from cqrs_brokers import Capabilities, open_broker
-from cqrs_brokers.discovery import available_brokers
+from cqrs_brokers._discovery.discovery import available_brokers
 from cqrs_brokers_testkit.conformance import (
     contract,
     delivery,

@@ -9,9 +9,9 @@ import traceback
 from collections.abc import Iterator
 
 from cqrs_brokers import Broker, BrokerError, Capabilities, ConfigError, MessageBroker, open_broker
-from cqrs_brokers.discovery import BrokerInfo, available_brokers
+from cqrs_brokers._discovery.discovery import BrokerInfo, available_brokers
+from cqrs_brokers._discovery.plugins import load_plugin
 from cqrs_brokers.options import BrokerOptions, describe_options, resolve_options
-from cqrs_brokers.plugins import load_plugin
 from cqrs_brokers.url import BrokerURL
 from cqrs_brokers_testkit.conformance.case import Context, case, check, takes_credentials
 from cqrs_brokers_testkit.conformance.probes import CORE_IMPORT, PLUGIN_IMPORT, probe

@@ -13,14 +13,15 @@ from typing import Any, NamedTuple, NoReturn
 
 import pluggy
 
-from .broker import Broker
+from cqrs_brokers._broker import Broker
+from cqrs_brokers.exceptions import BrokerError, ConfigError, PluginContractError, PluginLoadError
+from cqrs_brokers.hooks import PROJECT, BrokerHooks
+from cqrs_brokers.options import BrokerOptions
+from cqrs_brokers.protocol import MessageBroker
+from cqrs_brokers.secret import masked, secrets_in
+from cqrs_brokers.url import SCHEME, BrokerURL
+
 from .discovery import Claim, find_owner
-from .exceptions import BrokerError, ConfigError, PluginContractError, PluginLoadError
-from .hooks import PROJECT, BrokerHooks
-from .options import BrokerOptions
-from .protocol import MessageBroker
-from .secret import masked, secrets_in
-from .url import SCHEME, BrokerURL
 
 __all__ = ["Plugin", "load_plugin", "register_plugin", "unregister_plugin"]
 

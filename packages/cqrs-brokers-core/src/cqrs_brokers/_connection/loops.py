@@ -7,7 +7,7 @@ import weakref
 from asyncio import AbstractEventLoop, get_running_loop
 from typing import Any
 
-from .exceptions import WrongLoopError
+from cqrs_brokers.exceptions import WrongLoopError
 
 __all__ = ["LoopBinding"]
 

@@ -12,7 +12,7 @@ import types
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from .secret import MASK, Secret
+from cqrs_brokers.secret import MASK, Secret
 
 __all__ = ["Duration", "Size", "converter", "did_you_mean", "quantity", "show"]
 

@@ -11,10 +11,11 @@ import collections
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
+from cqrs_brokers.driver import Driver, Link, PipelinedDriver
+from cqrs_brokers.exceptions import DeliveryError, DeliveryUnknownError
+from cqrs_brokers.protocol import Capabilities, Message, MessageBroker, Receipt, snapshot
+
 from .delivery import RELEASED, Delivery
-from .driver import Driver, Link, PipelinedDriver
-from .exceptions import DeliveryError, DeliveryUnknownError
-from .protocol import Capabilities, Message, MessageBroker, Receipt, snapshot
 
 __all__ = ["SimpleSender"]
 

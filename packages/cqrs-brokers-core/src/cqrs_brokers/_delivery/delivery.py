@@ -18,9 +18,9 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-from .exceptions import DeliveryError, DeliveryUnknownError, NotDeliveredError
-from .ids import from_text
-from .protocol import Message, Receipt, snapshot
+from cqrs_brokers._message.ids import from_text
+from cqrs_brokers.exceptions import DeliveryError, DeliveryUnknownError, NotDeliveredError
+from cqrs_brokers.protocol import Message, Receipt, snapshot
 
 if TYPE_CHECKING:
     from .window import Window

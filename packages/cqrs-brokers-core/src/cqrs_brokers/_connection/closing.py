@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from cqrs_brokers._delivery.window import Window
+from cqrs_brokers.driver import PipelinedDriver
+from cqrs_brokers.exceptions import BrokerClosedError, ClosedWhilePendingError
+
 from .connection import Connection, State, looked_at
-from .driver import PipelinedDriver
-from .exceptions import BrokerClosedError, ClosedWhilePendingError
-from .window import Window
 
 __all__ = ["Closing"]
 

@@ -6,15 +6,16 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .broker import Broker
+from cqrs_brokers._broker import Broker
+from cqrs_brokers.exceptions import ConfigError
+from cqrs_brokers.options import resolve_options
+from cqrs_brokers.url import BrokerURL
+
 from .discovery import BrokerInfo, available_brokers
-from .exceptions import ConfigError
-from .options import resolve_options
 from .plugins import load_plugin
-from .url import BrokerURL
 
 if TYPE_CHECKING:
-    from .observers import Observer
+    from cqrs_brokers.observers import Observer
 
 __all__ = ["URL_VARIABLE", "BrokerInfo", "available_brokers", "open_broker"]
 

@@ -11,9 +11,10 @@ from collections.abc import Callable, Generator
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
+from cqrs_brokers.exceptions import DeliveryError
+from cqrs_brokers.protocol import Message, Receipt
+
 from .delivery import Delivery
-from .exceptions import DeliveryError
-from .protocol import Message, Receipt
 
 if TYPE_CHECKING:
     from .window import Window

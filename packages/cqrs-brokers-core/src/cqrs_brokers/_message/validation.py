@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from typing import Any, NoReturn
 from uuid import UUID
 
-from .exceptions import InvalidMessageError, MessageTooLargeError
-from .protocol import NO_HEADERS, Capabilities, EventBody, Message
+from cqrs_brokers.exceptions import InvalidMessageError, MessageTooLargeError
+from cqrs_brokers.protocol import NO_HEADERS, Capabilities, EventBody, Message
 
 __all__ = ["RESERVED_HEADERS", "Validator"]
 

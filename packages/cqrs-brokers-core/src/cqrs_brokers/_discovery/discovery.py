@@ -13,9 +13,9 @@ from functools import cache
 from importlib import metadata
 from typing import Final, Literal, NamedTuple
 
-from .exceptions import AmbiguousPluginError, ConfigError, PluginError, PluginLoadError, PluginNotFoundError
-from .url import SCHEME
-from .values import did_you_mean
+from cqrs_brokers._config.values import did_you_mean
+from cqrs_brokers.exceptions import AmbiguousPluginError, ConfigError, PluginError, PluginLoadError, PluginNotFoundError
+from cqrs_brokers.url import SCHEME
 
 __all__ = ["BrokerInfo", "Claim", "available_brokers", "find_owner", "installed"]
 

@@ -16,8 +16,8 @@ import random
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
-from .driver import Driver
-from .exceptions import ConnectError, NotConnectedError, UnreachableError
+from cqrs_brokers.driver import Driver
+from cqrs_brokers.exceptions import ConnectError, NotConnectedError, UnreachableError
 
 __all__ = ["Connection", "Host", "State", "looked_at"]
 

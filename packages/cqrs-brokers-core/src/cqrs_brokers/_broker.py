@@ -16,9 +16,15 @@ from asyncio import CancelledError
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
-from .closing import Closing
-from .connection import Connection, State
-from .delivery import Delivery
+from ._connection.closing import Closing
+from ._connection.connection import Connection, State
+from ._connection.health import Health
+from ._connection.loops import LoopBinding, running_loop
+from ._delivery.delivery import Delivery
+from ._delivery.outcomes import AwaitedDelivery, BulkDelivery, BulkOutcomes
+from ._delivery.simple import SimpleSender
+from ._delivery.window import Window
+from ._message.validation import Validator
 from .driver import PipelinedDriver
 from .exceptions import (
     BackpressureError,
@@ -33,14 +39,8 @@ from .exceptions import (
     NotConnectedError,
     NotDeliveredError,
 )
-from .health import Health
-from .loops import LoopBinding, running_loop
 from .observers import Observer, Observers
-from .outcomes import AwaitedDelivery, BulkDelivery, BulkOutcomes
 from .protocol import Capabilities, MessageBroker, MessageLike, Receipt
-from .simple import SimpleSender
-from .validation import Validator
-from .window import Window
 
 if TYPE_CHECKING:
     from .events import Event

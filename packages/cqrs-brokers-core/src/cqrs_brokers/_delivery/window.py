@@ -12,12 +12,13 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from cqrs_brokers.exceptions import DeliveryError, DeliveryTimeoutError, NotDeliveredError
+
 from .delivery import HANDED, QUEUED, SETTLED, SUBMITTED, Delivery
-from .exceptions import DeliveryError, DeliveryTimeoutError, NotDeliveredError
 from .outcomes import Wakeups
 
 if TYPE_CHECKING:
-    from .protocol import Receipt
+    from cqrs_brokers.protocol import Receipt
 
 __all__ = ["Window"]
 

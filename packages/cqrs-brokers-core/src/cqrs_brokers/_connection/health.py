@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .exceptions import ConnectError
+from cqrs_brokers.exceptions import ConnectError
 
 __all__ = ["Health"]
 

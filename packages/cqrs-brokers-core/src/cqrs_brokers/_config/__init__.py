@@ -1,0 +1,1 @@
+"""How the text of a config string becomes typed options."""

@@ -1,0 +1,1 @@
+"""The connection's life: connecting, reconnecting, event loops, closing, health."""

@@ -1,0 +1,1 @@
+"""From a scheme to its plugin: entry points, loading, opening."""

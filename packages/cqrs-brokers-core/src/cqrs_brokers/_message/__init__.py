@@ -1,0 +1,1 @@
+"""From what an application passes to bytes on the wire: validation, encoding, ids."""
