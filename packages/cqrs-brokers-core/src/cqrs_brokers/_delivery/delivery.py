@@ -88,6 +88,13 @@ class Delivery:
             self._breach("handed_over() twice")
         return False
 
+    def release(self) -> None:
+        """Lets go of a message that is over (`done`), whether or not it was handed over. Its place is free again."""
+        if self._state in (SUBMITTED, HANDED) and self.done:
+            self._release()
+        else:
+            self._breach("release() of a message that is not over")
+
     def returned(self) -> None:
         """Says that a message that was handed over is proven not written; it waits in the driver again."""
         if self._state == HANDED:
