@@ -12,12 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from inspect import getattr_static
 from math import isfinite
+from types import MemberDescriptorType
 from typing import Any, NoReturn
 from uuid import UUID
 
-from cqrs_brokers.exceptions import InvalidMessageError, MessageTooLargeError
-from cqrs_brokers.protocol import TOMBSTONE, Capabilities, EventBody, Message
+from cqrs_brokers.exceptions import DeliveryError, InvalidMessageError, MessageTooLargeError
+from cqrs_brokers.protocol import TOMBSTONE, Capabilities, Encoded, Encoder, EventBody, Message
+
+from .jsonable import UnencodableError
+from .refusal import refusal
 
 __all__ = ["RESERVED_HEADERS", "Validator"]
 
@@ -52,7 +57,7 @@ class Validator:
         capabilities: Capabilities | None,
         refuse_topic: Callable[[str], str | None] | None,
         max_message_bytes: int,
-        encoder: Callable[[object], bytes] | None,
+        encoder: Encoder | None,
     ) -> None:
         self._address = address
         self._declares = capabilities is not None
@@ -129,19 +134,45 @@ class Validator:
         return size
 
     def unreadable(self, error: Exception) -> InvalidMessageError:
-        """The error for a message whose own code raised while it was looked at. No cause: it may quote the message."""
-        return InvalidMessageError(f"reading the message raised {type(error).__name__}", broker=self._address)
+        """The error for a message whose own code raised while it was looked at."""
+        return refusal("reading the message", error, broker=self._address)
+
+    def event_message(self, event: Any) -> Message:
+        """The message of an event.
+
+        Raises:
+            InvalidMessageError: It is no event, or its own code raised.
+        """
+        refused: DeliveryError
+        try:
+            make = None if isinstance(event, Message) else getattr(event, "to_message", None)
+            if callable(make):
+                return make()  # type: ignore[no-any-return] # what it is, is looked at when it is sent
+        except DeliveryError as error:
+            refused = error.about(error.message_id, error.topic, self._address)
+        except Exception as error:
+            refused = refusal(f"{type(event).__name__}.to_message()", error, broker=self._address)
+        else:
+            refused = InvalidMessageError(
+                f"a {type(event).__name__} is no event, which has to_message(): publish() is for events; a message goes "
+                "through send_message()",
+                broker=self._address,
+            )
+        try:
+            raise refused
+        finally:
+            del refused
 
     # -- parts --------------------------------------------------------------------------------------------------------
 
-    def _refuse(self, message: Any, text: str) -> NoReturn:
+    def _refuse(self, message: Any, text: str, cause: BaseException | None = None) -> NoReturn:
         message_id, topic = getattr(message, "message_id", None), getattr(message, "topic", None)
         raise InvalidMessageError(
             text,
             message_id=message_id if isinstance(message_id, UUID) else None,
             topic=topic if isinstance(topic, str) else None,
             broker=self._address,
-        )
+        ) from cause
 
     def _checked_name(self, known: set[str], text: Any, message: Message, what: str, limit: int) -> str:
         text = plain = self._plain(message, text, what)
@@ -199,14 +230,15 @@ class Validator:
         message._body = None  # the payload may have been changed since it was sent before
         try:
             body = message.body
-        except (TypeError, ValueError) as error:
-            reason = str(error)
-        except Exception as error:  # a property of the payload's own class
-            reason = f"encoding the payload raised {type(error).__name__}"
+        except UnencodableError as error:
+            reason, cause = str(error), error.__cause__
         else:
             assert body is not None
             return body
-        return self._refuse(message, reason)
+        try:
+            self._refuse(message, reason, cause)
+        finally:
+            del cause
 
     def _refuse_bytes(self, message: Message, body: object) -> NoReturn:
         if message.payload is TOMBSTONE:
@@ -296,21 +328,22 @@ class Validator:
     def _coerced(self, candidate: Any) -> Message:
         if isinstance(candidate, Message):
             return candidate
-        try:
-            name, topic, payload = candidate.message_name, candidate.topic, candidate.payload
-            message_id = candidate.message_id
-        except AttributeError:
-            name = None
-        if name is None:
+        required = [_given(candidate, name, _MISSING) for name in ("message_name", "topic", "payload", "message_id")]
+        if _MISSING in required:
             self._refuse(
                 None,
                 f"a {type(candidate).__name__} is no message: it needs message_name, topic, payload and message_id "
                 "(events go through Broker.publish)",
             )
-        key = getattr(candidate, "key", None)
+        name, topic, payload, message_id = required
+        key, headers = _given(candidate, "key", None), _given(candidate, "headers", None)
+        payload_bytes = _given(candidate, "payload_bytes", None)
         if isinstance(payload, EventBody):
             name = payload.event_name
             key = payload.ordering_key if key is None else key
+            headers = headers or payload.headers
+            if payload.deleted:
+                payload, payload_bytes = TOMBSTONE, None
         if message_id is None:
             self._refuse(candidate, "message_id must be a UUID")
         return Message(
@@ -319,30 +352,57 @@ class Validator:
             payload,
             message_id,
             key=key,
-            headers=getattr(candidate, "headers", None),
-            content_type=getattr(candidate, "content_type", None),
-            timestamp=getattr(candidate, "timestamp", None),
-            payload_bytes=getattr(candidate, "payload_bytes", None),
+            headers=headers,
+            content_type=_given(candidate, "content_type", None),
+            timestamp=_given(candidate, "timestamp", None),
+            payload_bytes=payload_bytes,
         )
 
-    def _encoded(self, message: Message, encoder: Callable[[object], bytes]) -> Message:
-        reason = None
-        body: Any = None
+    def _encoded(self, message: Message, encoder: Encoder) -> Message:
+        encode = getattr(encoder, "encode_message", None)
         try:
-            body = encoder(message.payload)
+            made: Any = encode(message) if encode is not None else encoder(message.payload)  # type: ignore[operator]
         except Exception as error:
-            reason = f"the encoder raised {type(error).__name__}"
-        if reason is None and type(body) is not bytes:
-            reason = f"the encoder must return bytes, not {type(body).__name__}"
-        if reason is not None:
-            self._refuse(message, reason)
+            refused = refusal("the encoder", error, message_id=message.message_id, broker=self._address)
+        else:
+            return self._with(message, made if isinstance(made, Encoded) else Encoded(made))
+        try:
+            raise refused
+        finally:
+            del refused
+
+    def _with(self, message: Message, encoded: Encoded) -> Message:
+        """The message with what the encoder made of it."""
+        if type(encoded.body) is not bytes:
+            self._refuse(message, f"the encoder must return bytes, not {type(encoded.body).__name__}")
+        headers = message.headers
+        if encoded.headers:
+            twice = set(headers) & set(encoded.headers)
+            if twice:
+                self._refuse(message, f"the encoder sets header {min(twice)!r}, and the message has it already")
+            headers = {**headers, **encoded.headers}
         return Message(
             message.message_name,
             message.topic,
             message.payload,
             message.message_id,
             key=message.key,
-            headers=message.headers,
+            headers=headers,
+            content_type=encoded.content_type,
             timestamp=message.timestamp,
-            payload_bytes=body,
+            payload_bytes=encoded.body,
         )
+
+
+_MISSING: Any = object()
+
+
+def _given(candidate: Any, name: str, default: Any) -> Any:
+    """An attribute of a message-like, or the default when it has none: not when its own code raises AttributeError."""
+    try:
+        return getattr(candidate, name)
+    except AttributeError:
+        known = getattr_static(candidate, name, _MISSING)
+        if known is not _MISSING and not isinstance(known, MemberDescriptorType):
+            raise
+        return default
