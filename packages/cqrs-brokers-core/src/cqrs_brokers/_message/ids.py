@@ -41,8 +41,8 @@ def new_text() -> bytes:
     return mine  # type: ignore[no-any-return]
 
 
-# A forked child would otherwise repeat its parent's ids.
-os.register_at_fork(after_in_child=_pool.clear)
+if hasattr(os, "register_at_fork"):  # Windows has no fork. A forked child would repeat its parent's ids.
+    os.register_at_fork(after_in_child=_pool.clear)
 
 
 def from_text(text: bytes) -> UUID:
