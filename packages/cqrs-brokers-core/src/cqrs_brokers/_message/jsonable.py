@@ -120,7 +120,7 @@ def asked(function: Callable[..., Any], *arguments: Any) -> Any:
         raise
     except Exception as error:
         cause = error
-    raise Refused(f"cannot be written: its serializer raised {type(cause).__name__}", cause)
+    raise Refused(f"cannot be written: its own code raised {type(cause).__name__}", cause)
 
 
 def where_text_fails(ready: Any, path: str) -> str:

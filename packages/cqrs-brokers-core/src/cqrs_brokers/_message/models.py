@@ -183,7 +183,16 @@ def _plain(names: tuple[str, ...]) -> Writer:
 def _root(field: _Field, kind: Any) -> Writer:
     """For a root model."""
     write_fields = _mixed([field], kind)
-    return lambda model, depth: write_fields(model, depth)[field.key]
+
+    def write_root(model: Any, depth: int) -> Any:
+        try:
+            return write_fields(model, depth)[field.key]
+        except Refused as refused:
+            if refused.path:
+                refused.path.pop()  # the root has no name in JSON
+            raise
+
+    return write_root
 
 
 def _mixed(fields: Sequence[_Field], kind: Any) -> Writer:
@@ -202,7 +211,7 @@ def _mixed(fields: Sequence[_Field], kind: Any) -> Writer:
             said = type(cause or error).__name__
         else:
             return out
-        raise Refused(f"cannot be written: its serializer raised {said}", cause)
+        raise Refused(f"cannot be written: its own code raised {said}", cause)
 
     def write_fields(model: Any, depth: int) -> dict[str, Any]:
         if depth >= MAX_DEPTH:
@@ -214,7 +223,7 @@ def _mixed(fields: Sequence[_Field], kind: Any) -> Writer:
             written = by_pydantic(model) if left_to_pydantic else {}
             for field in fields:
                 name = field.name
-                item = written.get(name, _MISSING) if field.by_pydantic else _value(model, name)
+                item = written.get(name, _MISSING) if field.by_pydantic else asked(_value, model, name)
                 if item is _MISSING or (field.skip is not None and asked(field.skip, item)):
                     continue
                 if field.function is not None:
