@@ -19,6 +19,7 @@ from cqrs_brokers import (
     DeliveryError,
     DeliveryTimeoutError,
     DeliveryUnknownError,
+    FlushTimeoutError,
     InvalidMessageError,
     Message,
     MessageBroker,
@@ -484,7 +485,7 @@ async def test_flush_waits_for_what_was_sent_before_it() -> None:
         await settle()
         second = asyncio.create_task(broker.send_message(message()))
         await settle()
-        with pytest.raises(DeliveryTimeoutError):
+        with pytest.raises(FlushTimeoutError):
             await broker.flush(0.01)
         driver.held[0].handed_over()
         driver.held[0].confirm()
