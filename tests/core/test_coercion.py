@@ -1,4 +1,4 @@
-"""What is passed to a broker: message-likes with code of their own, encoders, and what is mistaken for another thing."""
+"""What is passed to a broker: message-likes with code of their own, encoders, and what is mistaken for something."""
 
 import asyncio
 from types import SimpleNamespace
