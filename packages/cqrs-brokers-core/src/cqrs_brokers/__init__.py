@@ -15,6 +15,8 @@ from ._broker import Broker
 from ._connection.health import Health
 from ._discovery.discovery import BrokerInfo, available_brokers
 from ._discovery.opening import open_broker
+from ._lifespan import lifespan
+from ._synchronous import SyncBroker
 from .exceptions import *  # noqa: F403 - the tree is the public API; its module says what is in it
 from .exceptions import __all__ as _errors
 from .observers import Observer
@@ -36,8 +38,10 @@ __all__ = [
     "NotificationEvent",
     "Observer",
     "Receipt",
+    "SyncBroker",
     "available_brokers",
     "exceptions",
+    "lifespan",
     "open_broker",
     "protocol",
 ]
