@@ -18,7 +18,7 @@ from ._discovery.opening import open_broker
 from .exceptions import *  # noqa: F403 - the tree is the public API; its module says what is in it
 from .exceptions import __all__ as _errors
 from .observers import Observer
-from .protocol import TOMBSTONE, Capabilities, Message, MessageBroker, MessageLike, Receipt
+from .protocol import TOMBSTONE, Capabilities, Encoded, Message, MessageBroker, MessageEncoder, MessageLike, Receipt
 
 if TYPE_CHECKING:
     from .events import ECSTEvent, Event, NotificationEvent
@@ -29,10 +29,12 @@ __all__ = [
     "BrokerInfo",
     "Capabilities",
     "ECSTEvent",
+    "Encoded",
     "Event",
     "Health",
     "Message",
     "MessageBroker",
+    "MessageEncoder",
     "MessageLike",
     "NotificationEvent",
     "Observer",
