@@ -333,7 +333,7 @@ def _rabbitmq_command() -> str:
 
 
 def _kafka_command(java: Path | None) -> str:
-    needed = (["openjdk-17-jre-headless"] if java is None else []) + ([] if shutil.which("mvn") else ["maven"])
+    needed = (["default-jre-headless"] if java is None else []) + ([] if shutil.which("mvn") else ["maven"])
     if shutil.which("apt-get") and needed:
         return f"sudo apt-get install -y {' '.join(needed)}"
     if needed and shutil.which("brew"):
