@@ -20,7 +20,6 @@ from ._message.ids import from_text, new_text, text_of
 from ._message.tombstone import TOMBSTONE, Tombstone
 
 __all__ = [
-    "TOMBSTONE",
     "Capabilities",
     "EventBody",
     "HeaderValue",
@@ -28,6 +27,7 @@ __all__ = [
     "MessageBroker",
     "MessageLike",
     "Receipt",
+    "TOMBSTONE",
     "Tombstone",
     "id_text",
     "snapshot",
