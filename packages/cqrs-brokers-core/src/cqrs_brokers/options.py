@@ -243,7 +243,7 @@ def resolve_options(
         elif url.username is not None and password is None:
             problems.append("a user without a password: write user:password@, or use password_file=, password_env=")
         elif password is not None:
-            url = url.with_password(password)
+            url = url.replace(password=password)
 
     options, more = _validate(options_type, values, bad, only_fields=bool(problems))
     if problems or more or options is None:
