@@ -70,18 +70,15 @@ __all__ = [
     "ProtocolError",
     "PublishForbiddenError",
     "Receipt",
-<<<<<<< HEAD
-    "SyncBroker",
-=======
     "RejectedError",
     "ReturnedError",
+    "SyncBroker",
     "TLSError",
     "TOMBSTONE",
     "TopologyError",
     "UnreachableError",
     "UnroutableError",
     "WrongLoopError",
->>>>>>> main
     "available_brokers",
     "exceptions",
     "lifespan",
