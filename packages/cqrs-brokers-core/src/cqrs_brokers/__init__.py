@@ -17,6 +17,8 @@ from ._broker import Broker
 from ._connection.health import Health
 from ._discovery.discovery import BrokerInfo, available_brokers
 from ._discovery.opening import open_broker
+from ._lifespan import lifespan
+from ._synchronous import SyncBroker
 from .exceptions import *
 from .observers import Observer
 from .protocol import TOMBSTONE, Capabilities, Encoded, Message, MessageBroker, MessageEncoder, MessageLike, Receipt
@@ -70,6 +72,7 @@ __all__ = [
     "Receipt",
     "RejectedError",
     "ReturnedError",
+    "SyncBroker",
     "TLSError",
     "TOMBSTONE",
     "TopologyError",
@@ -78,6 +81,7 @@ __all__ = [
     "WrongLoopError",
     "available_brokers",
     "exceptions",
+    "lifespan",
     "open_broker",
     "protocol",
 ]
