@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, Self, final
 from urllib.parse import quote, unquote_to_bytes
 
+from ._config.common_mistakes import common_mistakes
 from .exceptions import ConfigError
 from .secret import MASK, Secret
 
@@ -98,8 +99,11 @@ class BrokerURL:
     query: Mapping[str, str | Secret] = field(hash=False)
 
     @classmethod
-    def parse(cls, text: str | BrokerURL) -> BrokerURL:
+    def parse(cls, text: str | BrokerURL, *, source: str = "") -> BrokerURL:
         """Reads a config string.
+
+        Args:
+            source: Where the string came from, for example a variable's name. Each problem begins with it.
 
         Raises:
             ConfigError: It is not one. All problems are reported at once, none quotes a secret.
@@ -109,7 +113,7 @@ class BrokerURL:
         problems: list[str] = []
         fields = _parse(text, problems)
         if problems or fields is None:
-            raise ConfigError(problems)
+            raise ConfigError(f"{source}: {problem}" if source else problem for problem in problems)
         return cls(**fields)
 
     @classmethod
@@ -208,6 +212,9 @@ def _parse(text: object, problems: list[str]) -> dict[str, Any] | None:
     # These make the rest unreadable, or show that a password was not encoded: what follows would be guesswork.
     if len(text) > MAX_LENGTH:
         problems.append(f"the config string is longer than {MAX_LENGTH} characters")
+        return None
+    if mistakes := common_mistakes(text):
+        problems += mistakes
         return None
     if not text.isprintable() or " " in text:
         problems.append("the config string contains a space or a character that cannot be printed: percent-encode it")
