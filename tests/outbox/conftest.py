@@ -33,7 +33,13 @@ class Database:
     orders: Table
     engines: list[AsyncEngine] = field(default_factory=list)
 
+    @property
+    def main(self) -> AsyncEngine:
+        """The test's own engine."""
+        return self.engines[0]
+
     def engine(self, **options: object) -> AsyncEngine:
+        """One more engine."""
         engine = create_async_engine(self.url, **options)
         self.engines.append(engine)
         return engine

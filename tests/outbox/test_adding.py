@@ -31,7 +31,7 @@ def placed(number: int) -> Message:
 
 async def bodies(database: Database) -> list[bytes]:
     table = database.outbox.tables.messages
-    async with database.engine().connect() as connection:
+    async with database.main.connect() as connection:
         return [bytes(body) for body in (await connection.execute(select(table.c.body).order_by(table.c.id))).scalars()]
 
 
@@ -57,7 +57,7 @@ async def test_committed_messages_are_there_in_call_order_and_rolled_back_ones_a
         await session.commit()
     assert await bodies(database) == [f'{{"id":{number}}}'.encode() for number in range(22)]
     table = outbox.tables.messages
-    async with database.engine().connect() as connection:
+    async with database.main.connect() as connection:
         places = (await connection.execute(select(table.c.place).order_by(table.c.id))).scalars().all()
     assert places == [*range(20), 0, 1]
 
@@ -75,7 +75,7 @@ async def test_a_row_is_the_message_again(database: Database) -> None:
     async with AsyncSession(database.engine()) as session, session.begin():
         outbox.add(session, *sent)
     table = outbox.tables.messages
-    async with database.engine().connect() as connection:
+    async with database.main.connect() as connection:
         rows = (await connection.execute(select(table).order_by(table.c.id))).all()
     for row, message in zip(rows, sent, strict=True):
         again = message_of(row, headers=False, stamp=None)
@@ -89,9 +89,9 @@ async def test_a_row_is_the_message_again(database: Database) -> None:
 async def test_insert_writes_at_once_on_a_connection(database: Database) -> None:
     """insert() is a statement of the connection's transaction."""
     outbox = database.outbox
-    async with database.engine().begin() as connection:
+    async with database.main.begin() as connection:
         await outbox.insert(connection, placed(1), placed(2))
-    async with database.engine().connect() as connection:
+    async with database.main.connect() as connection:
         await outbox.insert(connection, placed(3))
         await connection.rollback()
     assert await bodies(database) == [b'{"id":1}', b'{"id":2}']
