@@ -9,7 +9,9 @@
         ...
 """
 
+from .admin import OutboxAdmin
 from .exceptions import OutboxError, OutboxSchemaError, OutboxSessionError
+from .inbox import Inbox
 from .observers import RelayObserver
 from .outbox import Outbox
 from .relay import Relay
@@ -18,9 +20,11 @@ from .schema import SCHEMA_VERSION, State
 from .status import Lag, LeaseStatus, OutboxStatus, ParkedRow, RelayHealth
 
 __all__ = [
+    "Inbox",
     "Lag",
     "LeaseStatus",
     "Outbox",
+    "OutboxAdmin",
     "OutboxError",
     "OutboxSchemaError",
     "OutboxSessionError",
