@@ -9,7 +9,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_scoped_session, async_sessionmaker
 from sqlalchemy.orm import Session, registry, scoped_session, sessionmaker
 
-from cqrs_brokers import ECSTEvent, InvalidMessageError, Message, MessageTooLargeError
+from cqrs_brokers import TOMBSTONE, ECSTEvent, InvalidMessageError, Message, MessageTooLargeError
 from cqrs_brokers_outbox import Outbox, OutboxSessionError, key_hash
 from cqrs_brokers_outbox.rows import message_of
 
@@ -65,11 +65,13 @@ async def test_committed_messages_are_there_in_call_order_and_rolled_back_ones_a
 async def test_a_row_is_the_message_again(database: Database) -> None:
     """Everything survives the row: name, id, key, time, content type, an empty body, and every header with its type."""
     outbox = database.outbox
-    headers: Any = {"tenant": "acme-ü", "nul": "a\0b"}
+    headers: Any = {"tenant": "acme-ü", "b": b"\0\xff", "i": 2**40, "f": 0.1, "t": True, "no": False, "n": None}
+    headers["empty"] = ""
     sent = [
         Message("n", "t", {"a": 1}, key="k\0ü", headers=headers),
         Message("n", "T ", b"", content_type="text/plain"),
         Message("n", "t", b"\0\xff"),
+        Message("n", "t", TOMBSTONE, key="gone"),
         OrderPlaced(payload={"id": 7}).to_message(),
     ]
     async with AsyncSession(database.engine()) as session, session.begin():
@@ -82,7 +84,8 @@ async def test_a_row_is_the_message_again(database: Database) -> None:
         for part in ("message_name", "topic", "message_id", "key", "timestamp", "body"):
             assert getattr(again, part) == getattr(message, part), part
         assert dict(again.headers) == dict(message.headers)
-    assert [row.content_type for row in rows] == ["application/json", "text/plain", None, "application/json"]
+        assert [type(value) for value in again.headers.values()] == [type(v) for v in message.headers.values()]
+    assert [row.content_type for row in rows] == ["application/json", "text/plain", None, None, "application/json"]
     assert rows[0].hash == key_hash("t", "k\0ü")
 
 

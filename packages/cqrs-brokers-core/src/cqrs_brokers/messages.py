@@ -10,12 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 from ._message.validation import Validator
 from .exceptions import DeliveryError
-from .protocol import Message, MessageLike, snapshot
+from .protocol import Capabilities, Message, MessageLike, snapshot
 
 if TYPE_CHECKING:
     from .events import Event
 
 __all__ = ["MessageValidator"]
+
+_EVERYTHING = Capabilities(
+    ordering_key=True,
+    headers=True,
+    tombstones=True,
+    header_types=frozenset({str, bytes, int, float, bool, type(None)}),
+)
+"""What one broker cannot do is that broker's to refuse."""
 
 
 class MessageValidator:
@@ -30,7 +38,11 @@ class MessageValidator:
         self, *, max_message_bytes: int = 1_000_000, encoder: Callable[[object], bytes] | None = None
     ) -> None:
         self._validator = Validator(
-            address="", capabilities=None, refuse_topic=None, max_message_bytes=max_message_bytes, encoder=encoder
+            address="",
+            capabilities=_EVERYTHING,
+            refuse_topic=None,
+            max_message_bytes=max_message_bytes,
+            encoder=encoder,
         )
 
     def ready(self, message: MessageLike | Event[Any]) -> Message:

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any, cast
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Column, MetaData, String, Table, delete, insert
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import BigInteger, Column, CursorResult, Insert, MetaData, String, Table, delete, insert
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from .schema import database_time
@@ -61,15 +62,16 @@ class Inbox:
         Yields:
             True: the message is new. False: it was handled before, and there is nothing to do.
         """
-        fresh = True
-        try:
-            async with session.begin_nested():
-                await session.execute(
-                    insert(self.table).inline().values(consumer=consumer, message_id=str(message_id))
-                )
-        except IntegrityError:
-            fresh = False
-        yield fresh
+        values = {"consumer": consumer, "message_id": str(message_id), "handled_at": database_time()}
+        # No savepoint: SQLite's driver would commit at its release what it had begun by itself.
+        if session.get_bind().dialect.name == "postgresql":
+            statement: Insert = postgresql.insert(self.table).values(values).on_conflict_do_nothing()
+        else:
+            statement = insert(self.table).values(values)
+            statement = statement.prefix_with("OR IGNORE", dialect="sqlite").prefix_with("IGNORE", dialect="mysql")
+            statement = statement.prefix_with("IGNORE", dialect="mariadb")
+        result = await session.execute(statement.inline(), execution_options={"preserve_rowcount": True})
+        yield bool(cast("CursorResult[Any]", result).rowcount)
 
     async def purge(self, session: AsyncSession, older_than: float) -> None:
         """Forgets messages that were handled more than so many seconds ago: longer than any repeat may take."""

@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from cqrs_brokers import InvalidMessageError, Message
+from cqrs_brokers import TOMBSTONE, InvalidMessageError, Message
 from cqrs_brokers.protocol import id_text
 
 __all__ = ["EVENT_TIME", "OWN_HEADERS", "POSITION", "RESERVED_BYTES", "DamagedRow", "key_hash", "message_of", "row_of"]
@@ -65,9 +65,9 @@ def row_of(message: Message, place: int, trace: Mapping[str, str] | None) -> dic
     identity = id_text(message)
     key = message.key
     content_type = message.content_type
-    body: bytes | None = message.body
+    body = message.body
     if content_type is None and body is not None and type(message.payload) is not bytes:
-        content_type = "application/json"
+        content_type = "application/json"  # the row has only the bytes of it
     return {
         "place": place,
         "hash": key_hash(message.topic, key, identity),
@@ -105,7 +105,7 @@ def message_of(row: Any, *, headers: bool, stamp: datetime | None) -> Message:
         return Message(
             row.message_name,
             row.topic,
-            b"" if row.content_type is None else None,
+            TOMBSTONE if row.body is None else b"",
             UUID(row.message_id),
             key=None if row.message_key is None else bytes(row.message_key).decode(),
             headers=all_headers,

@@ -154,8 +154,7 @@ class Worker:
             if claimed and len(self._keys.busy) < 2 * self._batch:
                 continue
             self._to_claim.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._to_claim.wait(), poll)
+            await _set_within(self._to_claim, poll)
 
     async def _claim_if_room(self) -> bool:
         partitions = self._leases.claimable()
@@ -312,8 +311,7 @@ class Worker:
             self._to_lease.clear()
             restless = self._leases.leaving or not self._leases.tokens
             started = monotonic()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._to_lease.wait(), LEASE_STEP if restless else renew)
+            await _set_within(self._to_lease, LEASE_STEP if restless else renew)
             await asyncio.sleep(max(0.0, min(LEASE_STEP, renew / 2) - (monotonic() - started)))
 
     async def _step(self) -> bool:
@@ -357,6 +355,13 @@ class Worker:
             self.trouble[what] = text
             logger.warning("outbox relay: cannot %s: %s", what, text)
             self._observers.trouble(what, text)
+
+
+async def _set_within(event: asyncio.Event, seconds: float) -> None:
+    """Waits for an event, but not longer. Not `asyncio.wait_for`, which in Python 3.11 may swallow a cancellation."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
 
 
 async def _cancelled(tasks: Iterable[asyncio.Task[Any]]) -> None:
