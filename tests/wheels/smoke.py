@@ -110,7 +110,7 @@ def check_testkit() -> None:
 
 
 def check_outbox() -> None:
-    """An event goes into a transaction of the standard library's SQLite; no driver, python-cqrs or alembic is needed."""
+    """A message goes into a transaction of SQLite; no driver, python-cqrs or alembic is needed."""
     from sqlalchemy import create_engine, text
     from sqlalchemy.orm import Session
 
