@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from cqrs_brokers import Broker, Observer
 from cqrs_brokers.exceptions import ConfigError
 
-from .driver import AMQPDriver
 from .settings import AMQPPublisherAdapter, AMQPSettings
 
 __all__ = ["AMQPMessageBroker"]
@@ -35,6 +34,8 @@ class AMQPMessageBroker(Broker):
         *,
         observers: Sequence[Observer] = (),
     ) -> None:
+        from ._driver import AMQPDriver  # imports aiormq
+
         if not isinstance(publisher, AMQPPublisherAdapter):
             raise ConfigError(f"publisher must be an AMQPPublisherAdapter, not a {type(publisher).__name__}")
         resolved = publisher.take(exchange_name)

@@ -9,10 +9,11 @@ from pydantic import model_validator
 
 from cqrs_brokers.options import BrokerOptions, option
 
-__all__ = ["AMQPOptions", "Declare", "ExchangeType"]
+__all__ = ["AMQPOptions", "Declare", "ExchangeType", "QueueType"]
 
 Declare = Literal["exchange", "queue", "passive", "never"]
 ExchangeType = Literal["topic", "direct", "fanout", "headers"]
+QueueType = Literal["classic", "quorum", "stream"]
 
 
 class AMQPOptions(BrokerOptions):
@@ -33,6 +34,9 @@ class AMQPOptions(BrokerOptions):
         "exchange",
         description="What is created when it is not there: the durable `exchange`; that and one durable `queue` per "
         "topic, bound to it; nothing, but the exchange must be there (`passive`); nothing at all (`never`).",
+    )
+    queue_type: QueueType | None = option(
+        None, description="With `declare=queue`: the type of the queues; none: the virtual host's default."
     )
     # aiormq reads a heartbeat above 65534 as 0, which means none.
     heartbeat: int = option(
@@ -56,6 +60,8 @@ class AMQPOptions(BrokerOptions):
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
+        if self.queue_type is not None and self.declare != "queue":
+            raise ValueError("queue_type needs declare=queue")
         if self.ssl_keyfile is not None and self.ssl_certfile is None:
             raise ValueError("ssl_keyfile needs ssl_certfile")
         files = {"ssl_cafile", "ssl_certfile", "ssl_keyfile", "ssl_verify"} & self.model_fields_set
