@@ -30,7 +30,13 @@ __all__ = ["AMQPDriver"]
 
 _QUEUE_NAME = re.compile(r"[A-Za-z0-9_.:@#,/+ -]*")
 _CAPABILITIES = Capabilities(
-    confirms=True, ordering_key=True, headers=True, unroutable_detection=True, durable=True, max_message_bytes=None
+    confirms=True,
+    ordering_key=True,
+    headers=True,
+    header_types=frozenset({str, bytes, int, float, bool, type(None)}),
+    unroutable_detection=True,
+    durable=True,
+    max_message_bytes=None,
 )
 _NO_CHANNEL_PAUSE = 0.05
 

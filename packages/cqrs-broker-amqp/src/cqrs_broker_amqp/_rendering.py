@@ -16,7 +16,6 @@ more than all the rest of a send.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from struct import Struct
 from typing import NamedTuple
@@ -94,7 +93,7 @@ class Renderer:
         Raises:
             InvalidMessageError: A header that RabbitMQ would refuse, and with it the messages beside this one.
         """
-        body = message.payload_bytes or message.body
+        body = message.payload_bytes or message.body or b""  # never None: this broker has no tombstones
         size = len(body)
         content_type = message.content_type or content_type_of(message)
         route = self._routes.get((message.topic, message.message_name, content_type))
@@ -168,7 +167,7 @@ class Renderer:
                 text = value.encode()
                 fields += (names.get(name) or self._name(name), _long(len(text)), text)
             else:
-                fields += (_short(name), _typed(name, value))
+                fields += (_short(name), _typed(value))
             if name in _RABBITMQS_OWN:
                 raise InvalidMessageError(
                     f"the header {name!r} is RabbitMQ's own, for further routing keys: give yours another name"
@@ -182,23 +181,17 @@ class Renderer:
         return known
 
 
-def _typed(name: str, value: object) -> bytes:
-    """The type and the value of a header that is no text."""
+def _typed(value: object) -> bytes:
+    """The type and the value of a header that is no text. pamqp would write floats with 32 bits."""
     if value is None:
         return b"V"
     if isinstance(value, bool):
         return b"t\x01" if value else b"t\x00"
     if isinstance(value, bytes):
         return b"x" + _long(len(value)) + value
-    if isinstance(value, float) and math.isfinite(value):
-        return _double(b"d", value)
-    if isinstance(value, int) and -(2**63) <= value < 2**63:
+    if isinstance(value, int):
         return _int64(b"l", value)
-    if isinstance(value, (int, float)):
-        raise InvalidMessageError(
-            f"the header {name!r} is no number that RabbitMQ takes: integers have 64 bits, and floats are finite"
-        )
-    raise InvalidMessageError(f"the header {name!r} is a {type(value).__name__}, which RabbitMQ does not take here")
+    return _double(b"d", value)
 
 
 def header_frame_size(frames: bytes) -> int:
