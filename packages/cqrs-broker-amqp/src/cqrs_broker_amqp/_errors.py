@@ -27,11 +27,11 @@ from cqrs_brokers.exceptions import (
     PublishForbiddenError,
     RejectedError,
     ReturnedError,
-    TLSError,
     TopologyError,
     UnreachableError,
     UnroutableError,
 )
+from cqrs_brokers.tls import tls_error
 
 from ._logs import safe_reply
 from ._rendering import body_size
@@ -85,17 +85,6 @@ _CONNECTION_CODES: dict[type[BaseException], int] = {
     client.ConnectionNotImplemented: 540,
     client.ConnectionInternalError: _INTERNAL_ERROR,
 }
-_CERTIFICATE_ALERTS = {
-    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "it has expired",
-    "SSLV3_ALERT_CERTIFICATE_REVOKED": "it was revoked",
-    "SSLV3_ALERT_BAD_CERTIFICATE": "it is of another authority, or damaged",
-    "SSLV3_ALERT_CERTIFICATE_UNKNOWN": "has it expired, is it of another authority?",
-    "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE": "it is not of a kind that the server takes",
-    "TLSV1_ALERT_UNKNOWN_CA": "it is of another authority than those that the server trusts",
-}
-_CERTIFICATE_WANTED = frozenset(
-    {"TLSV13_ALERT_CERTIFICATE_REQUIRED", "SSLV3_ALERT_HANDSHAKE_FAILURE", "SSLV3_ALERT_BAD_CERTIFICATE"}
-)
 
 
 class HandshakeRefused(Exception):  # noqa: N818 - names what the server did
@@ -137,24 +126,24 @@ def scrubbed(error: BaseException | None) -> BaseException | None:
 
 
 def connect_error(
-    error: BaseException, where: str, *, certificate: bool = False, declaring: bool = False
+    error: BaseException, where: str, options: AMQPOptions | None = None, *, declaring: bool = False
 ) -> ConnectError:
     """Why one host could not be connected.
 
     Args:
         error: What the client raised.
         where: The host and port.
-        certificate: Whether a certificate of our own is configured.
+        options: They say which certificates are in use.
         declaring: Whether the exchange was being declared.
     """
-    found = _connect_error(error, where, certificate)
+    found = _connect_error(error, where, options)
     if declaring and type(found) in (AuthorizationError, ProtocolError):  # RabbitMQ closes the channel only, Qpid this
         found = TopologyError(f"the exchange cannot be declared; {found.text}: set declare=passive to use it as it is")
     found.__cause__ = scrubbed(error)
     return found
 
 
-def _connect_error(error: BaseException, where: str, certificate: bool) -> ConnectError:
+def _connect_error(error: BaseException, where: str, options: AMQPOptions | None) -> ConnectError:
     if isinstance(error, HandshakeRefused):
         return _refused(error.code, error.reply, where, logged_in=error.logged_in)
     if isinstance(error, client.ProbableAuthenticationError):
@@ -169,13 +158,8 @@ def _connect_error(error: BaseException, where: str, certificate: bool) -> Conne
         code, reply = _connection_reply(root)
         if code:
             return _refused(code, reply, where, logged_in=True)
-    if isinstance(root, ssl.SSLCertVerificationError):
-        return TLSError(
-            f"the certificate of {where} is not trusted: {root.verify_message}: check ssl_cafile and the host name"
-        )
-    # An end or a reset in the handshake also happens when a node restarts or a proxy gives up: that can pass.
-    if isinstance(root, ssl.SSLError) and not isinstance(root, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
-        return _tls_error(root.reason or "handshake failed", where, certificate)
+    if options is not None and (found := tls_error(root, where, options)) is not None:
+        return found
     if isinstance(root, socket.gaierror):
         return UnreachableError(f"the name of {where} cannot be resolved: check the host name and DNS")
     if isinstance(root, ConnectionRefusedError):
@@ -192,19 +176,6 @@ def _connect_error(error: BaseException, where: str, certificate: bool) -> Conne
             f"{where} ended the connection while it was being made ({reason}): is it starting, or is this a TLS port?"
         )
     return ConnectError(f"connecting to {where} failed with an unclassified {type(error).__name__}")
-
-
-def _tls_error(reason: str, where: str, certificate: bool) -> TLSError:
-    if certificate and reason in _CERTIFICATE_ALERTS:
-        return TLSError(
-            f"{where} refused the client certificate in ssl_certfile ({reason}): {_CERTIFICATE_ALERTS[reason]}"
-        )
-    if not certificate and reason in _CERTIFICATE_WANTED:
-        return TLSError(f"{where} asks for a client certificate ({reason}): give ssl_certfile and ssl_keyfile")
-    return TLSError(
-        f"no TLS with {where} ({reason}): is this its TLS port (RabbitMQ: 5671), and does it ask for a client "
-        "certificate?"
-    )
 
 
 def hung_up(error: ConnectError) -> bool:

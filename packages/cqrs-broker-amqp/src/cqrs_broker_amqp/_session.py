@@ -198,13 +198,8 @@ class Session:
         assert error is not None
         if isinstance(error, ConnectError):
             raise error
-        options = self._settings.options
-        raise connect_error(
-            error,
-            self.where,
-            certificate=options.ssl_certfile is not None,
-            declaring=self._step.startswith("declaring"),
-        )
+        declaring = self._step.startswith("declaring")
+        raise connect_error(error, self.where, self._settings.options, declaring=declaring)
 
     def _late(self, timeout: float) -> str:
         """What a time-out says: which step had no answer, and whether the server is slow or silent."""

@@ -170,7 +170,7 @@ class Message:
 def id_text(message: Message) -> bytes:
     """The message's id as it goes on the wire: 8-4-4-4-12 hex digits."""
     known = message._id
-    return known if type(known) is bytes else text_of(known)
+    return known if type(known) is bytes else text_of(known.int)
 
 
 def timestamp_ms(message: Message) -> int:
