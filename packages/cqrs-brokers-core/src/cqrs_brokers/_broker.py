@@ -446,6 +446,11 @@ class Broker(MessageBroker):
         return self._capabilities
 
     @property
+    def delivery_timeout(self) -> float:
+        """Seconds from a call to its outcome, at most."""
+        return self._delivery_timeout
+
+    @property
     def url(self) -> str | None:
         """The URL it was opened with, redacted."""
         return None if self._url is None else self._address

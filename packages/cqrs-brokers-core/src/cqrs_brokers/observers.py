@@ -10,7 +10,7 @@ from typing import Protocol
 from .exceptions import ConfigError, DeliveryError
 from .protocol import Message, Receipt
 
-__all__ = ["Observer", "Observers"]
+__all__ = ["Observer"]
 
 logger = logging.getLogger("cqrs_brokers.observers")
 

@@ -20,7 +20,6 @@ from ._message.ids import from_text, new_text, text_of
 from ._message.tombstone import TOMBSTONE, Tombstone
 
 __all__ = [
-    "TOMBSTONE",
     "Capabilities",
     "Encoded",
     "Encoder",
@@ -31,6 +30,7 @@ __all__ = [
     "MessageEncoder",
     "MessageLike",
     "Receipt",
+    "TOMBSTONE",
     "Tombstone",
     "id_text",
     "snapshot",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cqrs_brokers._broker import Broker
-from cqrs_brokers.exceptions import ConfigError
+from cqrs_brokers.exceptions import ConfigError, PluginNotFoundError
 from cqrs_brokers.options import resolve_options
 from cqrs_brokers.url import BrokerURL
 
@@ -45,12 +45,18 @@ def open_broker(
         ConfigError: The string or an option is wrong, or there is no string at all. Reports every problem.
         PluginError: The scheme is not installed, misspelt, broken, incompatible, or claimed twice.
     """
+    source = ""
     if url is None:
-        url = os.environ.get(URL_VARIABLE) or None
+        url, source = os.environ.get(URL_VARIABLE) or None, URL_VARIABLE
         if url is None:
             raise ConfigError(f"no config string: pass one to open_broker, or set {URL_VARIABLE}")
-    parsed = BrokerURL.parse(url)
-    plugin = load_plugin(parsed.scheme, distribution)
-    resolved = resolve_options(plugin.options_type(), url=parsed, keywords=options)
+    parsed = BrokerURL.parse(url, source=source)
+    try:
+        plugin = load_plugin(parsed.scheme, distribution)
+    except PluginNotFoundError as error:
+        if not source:
+            raise
+        raise PluginNotFoundError(f"{source}: {error.text}") from None
+    resolved = resolve_options(plugin.options_type(), url=parsed, keywords=options, source=source)
     driver = plugin.open(resolved.url or parsed, resolved.options)
     return Broker(driver, name=parsed.scheme, observers=observers, encoder=encoder, **resolved.for_broker())
