@@ -19,7 +19,7 @@ from cqrs.serializers.default import message_wire_bytes
 from cqrs_brokers import TOMBSTONE, Broker, ConfigError, InvalidMessageError, Message, open_broker
 from cqrs_brokers.protocol import EventBody, HeaderValue
 
-from .reprs import ReprWarnings
+from ._reprs import ReprWarnings
 
 __all__ = ["BrokerAdapter", "OrderingKey", "lifespan", "message_broker"]
 

@@ -24,7 +24,7 @@ from cqrs_brokers import InvalidMessageError
 from cqrs_brokers import events as core
 from cqrs_brokers.protocol import EventBody
 
-from .outbox import take_aware_times
+from ._outbox import take_aware_times
 
 __all__ = ["ECSTEvent", "NotificationEvent"]
 
