@@ -25,6 +25,7 @@ from cqrs_brokers_testkit.conformance import (
     processes,
     refusals,
     static,
+    values,
 )
 from cqrs_brokers_testkit.conformance.case import CASES, Case, CaseFailed, Context
 from cqrs_brokers_testkit.conformance.harness import Harness, Unsupported
@@ -32,7 +33,7 @@ from cqrs_brokers_testkit.conformance.report import CaseResult, Report, Status
 
 Progress = Callable[[str], None]
 
-_SECTIONS = (static, messages, refusals, delivery, ordering, lifecycle, processes, faults, contract)
+_SECTIONS = (static, messages, values, refusals, delivery, ordering, lifecycle, processes, faults, contract)
 for _section in _SECTIONS:  # in this order, whatever the order of the imports: `contract` looks back at the others
     for _id in [case_id for case_id, each in CASES.items() if each.function.__module__ == _section.__name__]:
         CASES[_id] = CASES.pop(_id)
