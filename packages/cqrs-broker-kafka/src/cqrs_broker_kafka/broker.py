@@ -30,7 +30,7 @@ class KafkaMessageBroker(Broker):
         aiokafka_log_level: str | int | None = None,
         observers: Sequence[Observer] = (),
     ) -> None:
-        from .driver import KafkaDriver  # imports aiokafka
+        from ._driver import KafkaDriver
 
         if not isinstance(producer, KafkaProducerAdapter):
             raise TypeError(f"producer must be a KafkaProducerAdapter, not a {type(producer).__name__}")
