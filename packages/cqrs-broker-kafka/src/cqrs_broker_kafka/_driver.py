@@ -102,6 +102,8 @@ class KafkaDriver(PipelinedDriver):
         self._asking = False
         self._reconnecting = False
         """`Broker` was told that we are reconnecting."""
+        self._throttled_until = 0.0
+        """A node reads nothing from us until then; 0.0: none does that."""
         self._trusted = False
         """These settings have worked."""
 
@@ -447,6 +449,23 @@ class KafkaDriver(PipelinedDriver):
 
     def throttled(self, node: Node, seconds: float) -> None:
         """See `NodeOwner`."""
+        until = self._loop.time() + seconds
+        if until <= self._throttled_until:
+            return
+        if self._throttled_until == 0.0:
+            self._loop.call_at(until, self._end_of_throttle)
+        self._throttled_until = until
+        if self._link is not None:
+            self._link.throttled(f"node {node.number} reads nothing from this client for {seconds:g} s (quota)")
+
+    def _end_of_throttle(self) -> None:
+        """A new answer may have prolonged it meanwhile."""
+        if self._loop.time() < self._throttled_until - 0.001:
+            self._loop.call_at(self._throttled_until, self._end_of_throttle)
+            return
+        self._throttled_until = 0.0
+        if self._link is not None:
+            self._link.throttled(None)
 
     # -- watching -----------------------------------------------------------------------------------------------------
 

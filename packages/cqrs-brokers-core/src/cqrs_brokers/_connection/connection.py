@@ -96,6 +96,7 @@ class Connection:
         self.state = State.IDLE
         self.last_error: ConnectError | None = None
         self.blocked_by: str | None = None
+        self.throttled_by: str | None = None
         """Why the broker takes no messages now, while it is connected."""
         self._task: asyncio.Task[None] | None = None
         self._attempt: asyncio.Task[None] | None = None
@@ -135,6 +136,14 @@ class Connection:
     def unblocked(self) -> None:
         """See `Link.unblocked`."""
         self._block(None)
+
+    def throttled(self, reason: str | None) -> None:
+        """See `Link.throttled`."""
+        if self.state is not State.READY:
+            return
+        before, self.throttled_by = self.throttled_by, reason
+        if (before is None) != (reason is None):
+            self._host.connection_changed("unthrottled" if reason is None else "throttled", reason or "")
 
     def _block(self, reason: str | None) -> None:
         if self.blocked_by == reason or self.state not in (State.READY, State.CONNECTING):
@@ -308,7 +317,7 @@ class Connection:
         error = await self._lost
         error.broker = error.broker or self._address
         self.state = State.CONNECTING
-        self.blocked_by = None
+        self.blocked_by = self.throttled_by = None
         self.last_error = error
         self._host.connection_open(False)
         self._host.connection_changed("lost", error.text)
@@ -360,7 +369,7 @@ class Connection:
 
     def _drop(self) -> None:
         self.state = State.IDLE
-        self.blocked_by = None
+        self.blocked_by = self.throttled_by = None
         self._end_passes(ConnectError("the event loop is ending", broker=self._address))
         if not self._engaged:
             return

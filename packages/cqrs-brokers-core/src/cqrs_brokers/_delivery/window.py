@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from cqrs_brokers.exceptions import DeliveryError, DeliveryTimeoutError, NotDeliveredError
+from cqrs_brokers.exceptions import DeliveryError, DeliveryTimeoutError, DeliveryUnknownError, NotDeliveredError
 
 from .delivery import HANDED, QUEUED, SETTLED, SUBMITTED, Delivery
 from .outcomes import Wakeups
@@ -39,6 +39,7 @@ class Window:
         max_bytes: The most bytes it may hold; one larger message may go alone.
         keeps: What waits is kept as it was at the call; else a driver gets the caller's own object.
         why_not: Makes the error for a message that was not handed over by its deadline, told whether there was room.
+        why_late: The driver's, for a message that was handed over.
     """
 
     def __init__(
@@ -51,7 +52,8 @@ class Window:
         max_count: int,
         max_bytes: int,
         keeps: bool,
-        why_not: Callable[[bool], NotDeliveredError],
+        why_not: Callable[[Delivery, bool], NotDeliveredError],
+        why_late: Callable[[Delivery], DeliveryUnknownError | None],
     ) -> None:
         self.name = name
         self.address = address
@@ -61,6 +63,7 @@ class Window:
         self.max_bytes = max_bytes
         self._keeps = keeps
         self._why_not = why_not
+        self._why_late = why_late
         self.gate = False
         """Whether the driver takes messages now: connected and not blocked."""
         self.in_flight: dict[Delivery, None] = {}
@@ -242,14 +245,15 @@ class Window:
             if delivery.done:
                 continue
             if delivery._state == HANDED:
-                self._end(delivery, DeliveryTimeoutError("the broker did not confirm it before the deadline"))
+                text = "the broker did not confirm it before the deadline"
+                self._end(delivery, self._why_late(delivery) or DeliveryTimeoutError(text))
             else:
-                self._end(delivery, self._why_not(room))
+                self._end(delivery, self._why_not(delivery, room))
         waiting = self.waiting
         while waiting and (waiting[0].done or waiting[0].deadline <= now):
             delivery = waiting.popleft()
             if not delivery.done:
-                self._end(delivery, self._why_not(room))
+                self._end(delivery, self._why_not(delivery, room))
         heads = [next(iter(some)).deadline for some in (self.in_flight, waiting) if some]
         if heads and self._timer is None:
             self._arm(min(heads))
