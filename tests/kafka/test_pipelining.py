@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cqrs_broker_kafka.driver import KafkaDriver
+from cqrs_broker_kafka._driver import KafkaDriver
 from cqrs_broker_kafka.internals import Producer
 from cqrs_broker_kafka.lanes import Batch
 from cqrs_brokers import (

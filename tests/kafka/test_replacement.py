@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from cqrs_broker_kafka.driver import KafkaDriver
+from cqrs_broker_kafka._driver import KafkaDriver
 from cqrs_broker_kafka.internals import Producer
-from cqrs_broker_kafka.partitioning import partition_for
+from cqrs_broker_kafka._partitioning import partition_for
 from cqrs_brokers import Broker, ConnectionLostError, Message, Receipt, open_broker
 from cqrs_brokers_testkit.kafka_mock import PRODUCE, KafkaMock
 from cqrs_brokers_testkit.leaks import no_leaks

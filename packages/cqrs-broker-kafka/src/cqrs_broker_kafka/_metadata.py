@@ -7,6 +7,7 @@ waits for its replicas nobody would hear about new leaders. And of several nodes
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Callable, Coroutine, Sequence
@@ -75,10 +76,9 @@ class Metadata:
     async def _keep_fresh(self) -> None:
         pause = FIRST_PAUSE
         while True:
-            try:
-                await asyncio.wait_for(self._wanted.wait(), self._age)
-            except TimeoutError:
-                pass
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._age):
+                    await self._wanted.wait()
             self._wanted.clear()
             self._hurry.clear()
             try:
@@ -90,10 +90,9 @@ class Metadata:
                 self._wanted.set()
             else:
                 pause = FIRST_PAUSE
-            try:
-                await asyncio.wait_for(self._hurry.wait(), pause)
-            except TimeoutError:
-                pass
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._hurry.wait()
             if missing:
                 pause = min(2 * pause, LONGEST_PAUSE)
 
