@@ -45,7 +45,7 @@ REFUSED = {
 
 def numbers(driver: object) -> tuple[int, int, int]:
     """Producer id, epoch and next sequence number of the topic's only partition."""
-    (partition,) = driver._topics["t"].partitions  # type: ignore[attr-defined]
+    (partition,) = driver.topics["t"].partitions  # type: ignore[attr-defined]
     return partition._producer_id, partition._epoch, partition._sequence
 
 
@@ -164,7 +164,7 @@ async def test_doubt_outlives_the_deadline(kafka_mock: KafkaMock) -> None:
     """What may be written is unknown at its deadline, and is repeated all the same: then the partition goes on."""
     async with open_broker(f"{kafka_mock.url}?request_timeout_ms=500&delivery_timeout=1.5s") as broker:
         await doubt(kafka_mock, broker)
-        with pytest.raises(DeliveryUnknownError, match="NOT_LEADER|NOT_ENOUGH"):
+        with pytest.raises(DeliveryUnknownError, match=r"NOT_LEADER|NOT_ENOUGH"):
             await broker.send_message(Message("E", "t", {}, key="k"))
         before = numbers(broker.driver)
         kafka_mock.set_leader("t", 0, 1)

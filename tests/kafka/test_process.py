@@ -280,7 +280,7 @@ async def main(url, topic):
         raise AssertionError("connected without a descriptor")
     # The connection that there is goes on; then it breaks, and cannot be made anew for a while.
     await warm.send_message(Message("E", topic, {}, key="k"))
-    for node in warm.driver._nodes.values():
+    for node in warm.driver._cluster.nodes.values():
         node.connection._writer.transport.abort()
     await asyncio.sleep(0)
     take_all(taken)

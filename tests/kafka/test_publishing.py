@@ -242,7 +242,7 @@ async def test_sequence_numbers_never_wrap(kafka: KafkaServer, unique_name: Name
     async with open_broker(kafka.url) as broker:
         receipts = [await broker.send_message(Message("E", topic, b"0", key="k"))]
         driver: Any = broker.driver
-        (partition,) = driver._topics[topic].partitions
+        (partition,) = driver.topics[topic].partitions
         # The broker must know such a number, or it would refuse a gap: as if this batch had been its first one.
         partition._begin_epoch()
         partition._epoch += 1

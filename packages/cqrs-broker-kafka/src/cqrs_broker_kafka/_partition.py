@@ -180,6 +180,11 @@ class Partition:
         self._group = 0
         """… and go again in groups of so many, which are halved until one record is alone."""
 
+    @property
+    def stuck(self) -> bool:
+        """Whether its last attempt failed, or there is no leader that can be reached."""
+        return self.failures > 0 or self.leader is None or self.leader.failure is not None
+
     # -- from records to a batch in flight ----------------------------------------------------------------------------
 
     def add(self, record: Record) -> None:

@@ -37,6 +37,8 @@ from .settings import KafkaSettings
 __all__ = ["Finding", "Greeting", "first_that_answers", "judge_greeting"]
 
 AGAIN_AFTER = 0.3
+PATIENCE = 0.3
+"""A host that closes connections by itself does so within so many seconds."""
 LOOK_FOR = 1.0
 """So long a host is looked at that closed the connection at once, in seconds."""
 _API_VERSIONS = b"\x00\x00\x00\x0a\x00\x12\x00\x00\x00\x00\x00\x01\xff\xff"
@@ -128,59 +130,55 @@ async def first_that_answers(settings: KafkaSettings, *, timeout: float, trusted
 
 
 async def _confirmed(finding: Finding, settings: KafkaSettings) -> Finding:
-    """Looks at what the host speaks: what was inferred from a hang-up is believed only when that confirms it."""
+    """Looks at the host once more: what was inferred from a hang-up is believed only when that confirms it.
+
+    With TLS nothing is sent for that: whatever fails, no connection begins in plain text.
+    """
     host, error = finding.host, finding.error
     if host is None or isinstance(error.__cause__, HungUpError):
         return finding._replace(inferred=False)
-    speaks = await _what_it_speaks(host)
-    if speaks == "AMQP":
-        text = f"{host} is a port of RabbitMQ or another AMQP broker, not of Kafka"
-        return Finding(_caused(ProtocolError(text), error.__cause__), host=host)
+    if await _reads(host, b"", PATIENCE) == b"":  # it hangs up by itself: a forwarder whose broker is down
+        return finding
     if settings.options.tls:
-        return finding._replace(inferred=speaks != "Kafka" and speaks != "something")
-    return finding._replace(inferred=speaks not in ("TLS", "something"))
+        return finding._replace(inferred=False)
+    start = await _reads(host, _API_VERSIONS, LOOK_FOR)
+    if start is not None and start.startswith(b"AMQP"):
+        text = f"{host} is a port of RabbitMQ or of another AMQP broker, not of Kafka"
+        return Finding(_caused(ProtocolError(text), error.__cause__), host=host)
+    return finding._replace(inferred=not start and not await _answers_tls(host))
 
 
-async def _what_it_speaks(host: Host) -> str | None:
-    """AMQP, Kafka, TLS or something else; None: it closes every connection, or is silent."""
-    with contextlib.suppress(OSError):
-        async with asyncio.timeout(LOOK_FOR):
-            start = await _first_bytes(host)
-            if start.startswith(b"AMQP"):
-                return "AMQP"
-            if start.startswith((b"\x15\x03", b"\x16\x03")):
-                return "TLS"
-            if start:
-                return "Kafka" if start.startswith(b"\x00") else "something"
-    with contextlib.suppress(OSError):
-        async with asyncio.timeout(LOOK_FOR):
-            if await _answers_tls(host):
-                return "TLS"
-    return None
-
-
-async def _first_bytes(host: Host) -> bytes:
-    reader, writer = await asyncio.open_connection(sock=await _dial(host))
+async def _reads(host: Host, request: bytes, patience: float) -> bytes | None:
+    """What a host says first to that; b"": it closes the connection; None: nothing."""
     try:
-        writer.write(_API_VERSIONS)
-        return await reader.read(4)
-    finally:
-        writer.transport.abort()
+        async with asyncio.timeout(patience):
+            reader, writer = await asyncio.open_connection(sock=await _dial(host))
+            try:
+                writer.write(request)
+                return await reader.read(4)
+            finally:
+                writer.transport.abort()
+    except TimeoutError:
+        return None
+    except OSError:
+        return b""
 
 
 async def _answers_tls(host: Host) -> bool:
-    """Whether it answers a TLS hello: nothing is sent there but that, so its certificate does not matter."""
+    """Whether it answers a TLS hello. Nothing else is sent there, so its certificate does not matter."""
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
-    raw = await _dial(host)
     try:
-        _, writer = await asyncio.open_connection(sock=raw, ssl=context, server_hostname=host.host)
+        async with asyncio.timeout(LOOK_FOR):
+            _, writer = await asyncio.open_connection(sock=await _dial(host), ssl=context, server_hostname=host.host)
+            writer.transport.abort()
     except ssl.SSLEOFError:
         return False
     except ssl.SSLError:
         return True
-    writer.transport.abort()
+    except OSError:
+        return False
     return True
 
 

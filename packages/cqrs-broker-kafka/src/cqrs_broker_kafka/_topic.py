@@ -73,11 +73,11 @@ class Topic:
     def _keyless(self) -> Partition:
         """The partition of the last keyless message, unless its batch has left, or it has enough, or is stuck."""
         partition = self.partitions[self._sticky]
-        if partition.pending and len(partition.pending) < STICKY_RECORDS and not partition.failures:
+        if partition.pending and len(partition.pending) < STICKY_RECORDS and not partition.stuck:
             return partition
         turn = self.partitions[self._sticky + 1 :] + self.partitions[: self._sticky + 1]
-        idle = (each for each in turn if each.state is State.IDLE)
-        moving = (each for each in turn if not each.failures)
+        idle = (each for each in turn if each.state is State.IDLE and not each.stuck)
+        moving = (each for each in turn if not each.stuck)
         partition = next(idle, None) or next(moving, None) or turn[0]
         self._sticky = partition.number
         return partition
@@ -88,7 +88,7 @@ class Topic:
             return None
         if key is not None:
             return self.partition(key)
-        return next((each for each in self.partitions if each.failures), None)
+        return next((each for each in self.partitions if each.stuck), None)
 
     def add(self, record: Record) -> None:
         """Queues a record for its partition."""
@@ -156,9 +156,13 @@ class Topic:
             if partition.pending:
                 partition.purge()
 
+    def gone(self) -> list[Partition]:
+        """Partitions that are not there any more but whose last batch has no outcome yet."""
+        return [each for each in self._gone.values() if each.state is not State.IDLE]
+
     def all_partitions(self) -> list[Partition]:
-        """Its partitions, and those that are gone but whose last batch has no outcome yet."""
-        return self.partitions + [each for each in self._gone.values() if each.state is not State.IDLE]
+        """Its partitions, and those that are gone."""
+        return self.partitions + self.gone()
 
     @property
     def busy(self) -> bool:
