@@ -132,54 +132,64 @@ async def first_that_answers(settings: KafkaSettings, *, timeout: float, trusted
 async def _confirmed(finding: Finding, settings: KafkaSettings) -> Finding:
     """Looks at the host once more: what was inferred from a hang-up is believed only when that confirms it.
 
-    With TLS nothing is sent for that: whatever fails, no connection begins in plain text.
+    A host that closes connections before anything is sent is a forwarder whose broker is down.
     """
     host, error = finding.host, finding.error
     if host is None or isinstance(error.__cause__, HungUpError):
         return finding._replace(inferred=False)
-    if await _reads(host, b"", PATIENCE) == b"":  # it hangs up by itself: a forwarder whose broker is down
-        return finding
-    if settings.options.tls:
-        return finding._replace(inferred=False)
-    start = await _reads(host, _API_VERSIONS, LOOK_FOR)
-    if start is not None and start.startswith(b"AMQP"):
-        text = f"{host} is a port of RabbitMQ or of another AMQP broker, not of Kafka"
-        return Finding(_caused(ProtocolError(text), error.__cause__), host=host)
-    return finding._replace(inferred=not start and not await _answers_tls(host))
-
-
-async def _reads(host: Host, request: bytes, patience: float) -> bytes | None:
-    """What a host says first to that; b"": it closes the connection; None: nothing."""
     try:
-        async with asyncio.timeout(patience):
-            reader, writer = await asyncio.open_connection(sock=await _dial(host))
-            try:
-                writer.write(request)
-                return await reader.read(4)
-            finally:
-                writer.transport.abort()
-    except TimeoutError:
-        return None
-    except OSError:
-        return b""
+        async with asyncio.timeout(LOOK_FOR):
+            if settings.options.tls:  # whatever fails, each connection begins with a handshake, if with anything
+                return finding._replace(inferred=await _says_hello(host) is None)
+            start = await _says(host)
+            if start is not None and start.startswith(b"AMQP"):
+                text = f"{host} is a port of RabbitMQ or of another AMQP broker, not of Kafka"
+                return Finding(_caused(ProtocolError(text), error.__cause__), host=host)
+            return finding._replace(inferred=not start and not await _says_hello(host))
+    except OSError:  # TimeoutError too
+        return finding
 
 
-async def _answers_tls(host: Host) -> bool:
-    """Whether it answers a TLS hello. Nothing else is sent there, so its certificate does not matter."""
+async def _says(host: Host) -> bytes | None:
+    """What the host says first to a request in plain text; None: it closed the connection before."""
+    reader, writer = await asyncio.open_connection(sock=await _dial(host))
+    try:
+        if await _closes(reader):
+            return None
+        writer.write(_API_VERSIONS)
+        return await reader.read(4)
+    finally:
+        writer.transport.abort()
+
+
+async def _says_hello(host: Host) -> bool | None:
+    """Whether the host answers a TLS hello; None: it closed the connection before.
+
+    Nothing else is sent there, so its certificate does not matter.
+    """
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
+    reader, writer = await asyncio.open_connection(sock=await _dial(host))
     try:
-        async with asyncio.timeout(LOOK_FOR):
-            _, writer = await asyncio.open_connection(sock=await _dial(host), ssl=context, server_hostname=host.host)
-            writer.transport.abort()
-    except ssl.SSLEOFError:
-        return False
-    except ssl.SSLError:
-        return True
+        if await _closes(reader):
+            return None
+        await writer.start_tls(context, server_hostname=host.host)
+    except ssl.SSLError as error:
+        return not isinstance(error, ssl.SSLEOFError)
     except OSError:
         return False
+    finally:
+        writer.transport.abort()
     return True
+
+
+async def _closes(reader: asyncio.StreamReader) -> bool:
+    """Whether the host closes a connection on which nothing was sent."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(PATIENCE):
+            return await reader.read(1) == b""
+    return False
 
 
 async def _dial(host: Host) -> socket.socket:
