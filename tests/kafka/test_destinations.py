@@ -34,7 +34,8 @@ def admin(kafka: KafkaServer) -> Any:
 
 
 async def delete(kafka: KafkaServer, topic: str) -> None:
-    await asyncio.to_thread(admin(kafka).delete_topics([topic])[topic].result, 10)
+    client = admin(kafka)
+    await asyncio.to_thread(client.delete_topics([topic])[topic].result, 10)
 
 
 async def test_a_record_without_a_key_for_a_compacted_topic(kafka: KafkaServer, unique_name: Name) -> None:
@@ -153,20 +154,10 @@ class Watching:
 @pytest.mark.fault
 async def test_a_quota_is_seen_and_honoured(kafka_node: KafkaCluster, unique_name: Name) -> None:
     """A throttled client: health and observers say so, the text at the deadline names the quota, outcomes are true."""
-    import confluent_kafka.admin
-
-    names: Any = confluent_kafka.admin
     topic = unique_name("quota")
     kafka_node.create_topic(topic)
-    client = admin(kafka_node)
     watching = Watching()
-
-    def quota(rate: float | None) -> None:
-        _set_quota(kafka_node, rate)
-
-    assert names
-    assert client
-    await asyncio.to_thread(quota, 50_000.0)
+    await asyncio.to_thread(set_quota, kafka_node, 50_000.0)
     try:
         url = f"{kafka_node.url}?delivery_timeout=4s&client_id=slow"
         async with open_broker(url, observers=[watching]) as broker:
@@ -185,7 +176,7 @@ async def test_a_quota_is_seen_and_honoured(kafka_node: KafkaCluster, unique_nam
             assert any("quota" in str(error) for error in late)
             assert "throttled" in watching.states
     finally:
-        await asyncio.to_thread(quota, None)
+        await asyncio.to_thread(set_quota, kafka_node, None)
     records = await asyncio.to_thread(drain_topic, kafka_node.reader_bootstrap_servers, topic)
     ids = [record.message_id for record in records]
     assert len(ids) == len(set(ids))
@@ -193,7 +184,7 @@ async def test_a_quota_is_seen_and_honoured(kafka_node: KafkaCluster, unique_nam
     assert {str(o.message_id) for o in outcomes if isinstance(o, Receipt)} <= set(ids)
 
 
-def _set_quota(kafka: KafkaCluster, rate: float | None) -> None:
+def set_quota(kafka: KafkaCluster, rate: float | None) -> None:
     """The default client quota, with Kafka's own protocol: confluent-kafka has no call for it."""
     import socket
     import struct

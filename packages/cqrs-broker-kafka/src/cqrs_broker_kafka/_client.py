@@ -363,7 +363,8 @@ class _TokenLogin:
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._provider: Any = settings.options.sasl_oauth_token_provider
-        self._timeout = settings.options.connect_timeout
+        # A part of connect_timeout: the attempt would end without the reason.
+        self._timeout = 0.8 * settings.options.connect_timeout
         self._sent = False
 
     async def step(self, answer: bytes | None) -> tuple[bytes, bool] | None:
@@ -380,7 +381,7 @@ class _TokenLogin:
             return ("n,," + "".join(f"\x01{field}" for field in fields) + "\x01\x01").encode(), True
         except Exception as error:
             if limit.expired():
-                text = f"the token provider did not answer within connect_timeout ({self._timeout:g} s)"
+                text = f"the token provider did not answer within {self._timeout:g} s (most of connect_timeout)"
             else:
                 text = f"the token provider raised {type(error).__name__}"
         raise TokenError(text)
