@@ -1,10 +1,10 @@
 """Keeps a driver connected: one supervisor per `Broker`, the only task that lives as long as the connection.
 
-    IDLE ──first send / connect()──▶ CONNECTING ──ok──▶ READY ──lost──▶ CONNECTING …
-      ▲                                 │  ▲
-      │                                 │  └── backoff of 0.1 s to 1 s, jittered
-      ├── nobody waits for it ──────────┤
-      └── 5 s ── FAILED ◀── permanent ──┘                    any ──close()──▶ CLOSED
+IDLE ──first send / connect()──▶ CONNECTING ──ok──▶ READY ──lost──▶ CONNECTING …
+  ▲                                 │  ▲
+  │                                 │  └── backoff of 0.1 s to 1 s, jittered
+  ├── nobody waits for it ──────────┤
+  └── 5 s ── FAILED ◀── permanent ──┘                    any ──close()──▶ CLOSED
 """
 
 from __future__ import annotations
@@ -209,9 +209,7 @@ class Connection:
         # The state changes now, not when the task first runs: what is asked in between must see it.
         self.state = State.CONNECTING
         self._engaged = True
-        task = self._task = loop.create_task(
-            self._supervise(loop), name=f"cqrs-brokers connection to {self._address}"
-        )
+        task = self._task = loop.create_task(self._supervise(loop), name=f"cqrs-brokers connection to {self._address}")
         # A loop that is closed without cancelling its tasks would report this one as destroyed, beside the
         # ResourceWarning that names the broker and the cure.
         task._log_destroy_pending = False  # type: ignore[attr-defined]
@@ -264,9 +262,7 @@ class Connection:
         what = f"no answer within {self._timeout:g} s: check the address, the network and the broker"
         return await self._bounded(self._driver.connect(), timeout, what)
 
-    async def _bounded(
-        self, work: Coroutine[Any, Any, None], timeout: float, silence: str
-    ) -> ConnectError | None:
+    async def _bounded(self, work: Coroutine[Any, Any, None], timeout: float, silence: str) -> ConnectError | None:
         """Runs the driver's work in a task of its own: its cancellations are not ours, and ours reach it."""
         task = self._attempt = asyncio.get_running_loop().create_task(work)
         task._log_destroy_pending = False  # type: ignore[attr-defined] # as the supervisor, which owns it
