@@ -76,12 +76,15 @@ class World:
             return None
         known = self.partition.batch
         batch = self.partition.take()
-        if batch is None and self.partition.state is State.NO_ID:
+        if batch is None and self.waits_for_an_id():
             self.around.new_id()
             self.partition.resume()
             batch = self.partition.take()
         assert known is None or batch is known, "a batch in doubt was changed"
         return batch
+
+    def waits_for_an_id(self) -> bool:
+        return self.partition.state is State.NO_ID
 
     def confirm(self, batch: Batch | None, offset: int) -> None:
         if batch is not None:

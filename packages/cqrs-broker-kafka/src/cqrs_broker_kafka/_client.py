@@ -23,16 +23,9 @@ from importlib.metadata import version
 from struct import Struct
 from typing import Any
 
+from aiokafka import errors
 from aiokafka.conn import AIOKafkaConnection, AIOKafkaProtocol
-from aiokafka.errors import (
-    ClusterAuthorizationFailedError,
-    IllegalSaslStateError,
-    KafkaConnectionError,
-    KafkaError,
-    RequestTimedOutError,
-    SaslAuthenticationFailed,
-    UnsupportedSaslMechanismError,
-)
+from aiokafka.errors import KafkaConnectionError
 from aiokafka.protocol.admin import SaslAuthenticateRequest
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.transaction import InitProducerIdRequest
@@ -45,22 +38,7 @@ from cqrs_brokers.url import Host
 from . import _produce as produce
 from .settings import KafkaSettings
 
-__all__ = [
-    "AwaitedAnswer",
-    "ClusterAuthorizationFailedError",
-    "Connection",
-    "HungUpError",
-    "IllegalSaslStateError",
-    "KafkaConnectionError",
-    "KafkaError",
-    "OldBrokerError",
-    "RequestTimedOutError",
-    "SaslAuthenticationFailed",
-    "TokenError",
-    "UnsupportedSaslMechanismError",
-    "batch_builder",
-    "why_unsupported",
-]
+__all__ = ["AwaitedAnswer", "Connection", "OldBrokerError", "TokenError", "batch_builder", "errors", "why_unsupported"]
 
 KNOWN_TO_WORK = "0.13 and 0.14"
 PRIVATE = (
@@ -112,10 +90,6 @@ def batch_builder(
         size: Where the batch is full, in bytes. The first record always fits.
     """
     return DefaultRecordBatchBuilder(2, _CODECS[compression], 0, producer_id, epoch, sequence, size)
-
-
-class HungUpError(Exception):
-    """The peer let us in and closed the connection at the first request."""
 
 
 class OldBrokerError(Exception):

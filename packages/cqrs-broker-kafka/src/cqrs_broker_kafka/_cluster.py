@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from cqrs_brokers.exceptions import (
     AuthorizationError,
@@ -17,18 +17,21 @@ from cqrs_brokers.exceptions import (
     PublishForbiddenError,
     UnreachableError,
 )
-from cqrs_brokers.tasks import Tasks, retrieve_exception
+from cqrs_brokers.tasks import retrieve_exception
 from cqrs_brokers.url import Host
 
-from ._client import Connection, KafkaError, OldBrokerError, TokenError, batch_builder, why_unsupported
+from ._client import Connection, OldBrokerError, TokenError, batch_builder, errors, why_unsupported
 from ._metadata import Metadata
-from ._node import Node, NodeOwner
+from ._node import Node
 from ._partition import Partition, State
 from ._probe import first_that_answers
 from ._topic import Topic
 from .settings import KafkaSettings
 
-__all__ = ["TOPIC_MISSING", "Cluster", "ClusterOwner"]
+if TYPE_CHECKING:
+    from ._driver import KafkaDriver
+
+__all__ = ["Cluster"]
 
 TOPIC_GRACE = 3.0
 """A topic that the cluster does not know may just have been created: so long it is asked for again, in seconds."""
@@ -38,25 +41,11 @@ TOPIC_MISSING_FOR = 3.0
 """How long a missing topic is remembered."""
 ID_PAUSE = 0.1
 """Seconds before a producer id is asked for again."""
-TOPIC_MISSING = "the topic does not exist and the cluster does not create topics by itself: create it"
+_TOPIC_MISSING = "the topic does not exist and the cluster does not create topics by itself: create it"
 
 _TOPIC_FORBIDDEN = "the user may not use the topic: grant it WRITE and DESCRIBE on the topic"
 _ID_COMES_LATER = frozenset({7, 13, 14, 15, 16, 51})
 """Codes of InitProducerId that pass: the coordinator is loading, moving or busy."""
-
-
-class ClusterOwner(NodeOwner, Protocol):
-    """What the cluster needs of the driver."""
-
-    topics: dict[str, Topic]
-    producer_id: int
-    epoch: int
-
-    def ready(self, partition: Partition) -> None:
-        """The partition has a leader now, and something to send."""
-
-    def resume(self, state: State) -> None:
-        """Partitions in that state go on."""
 
 
 class Cluster:
@@ -71,13 +60,13 @@ class Cluster:
         leaderless: Partitions that are READY and whose leader is not known.
     """
 
-    def __init__(self, owner: ClusterOwner, settings: KafkaSettings) -> None:
+    def __init__(self, owner: KafkaDriver, settings: KafkaSettings) -> None:
         self.nodes: dict[int, Node] = {}
         self.leaderless: dict[Partition, None] = {}
         self._owner = owner
         self._settings = settings
         self._loop = asyncio.get_running_loop()
-        self._tasks: Tasks = owner.tasks
+        self._tasks = owner.tasks
         self._metadata = Metadata(settings, owner.tasks, self._addresses, self._topics_in_use, self._learnt)
         self._renewing = False
         options = settings.options
@@ -124,7 +113,7 @@ class Cluster:
                     await asyncio.sleep(ID_PAUSE)
         except TimeoutError as error:
             raise self._why_unreachable(reached) from error
-        except (OSError, KafkaError) as error:
+        except (OSError, errors.KafkaError) as error:
             text = f"the cluster answered, but gave no producer id ({type(error).__name__})"
             raise UnreachableError(text) from error
 
@@ -210,12 +199,12 @@ class Cluster:
         for host in self._addresses():
             try:
                 connection = await Connection.open(self._settings, host)
-            except (OSError, KafkaError, TokenError):
+            except (OSError, errors.KafkaError, TokenError):
                 continue
             try:
                 if await self._ask_for_id(connection):
                     return True
-            except (OSError, KafkaError, ConnectError):
+            except (OSError, errors.KafkaError, ConnectError):
                 continue
             finally:
                 connection.drop()
@@ -302,7 +291,7 @@ class Cluster:
         if topic.unknown_since is None:
             topic.unknown_since = now
         elif now - topic.unknown_since >= (TOPIC_GRACE if topic.missing is None else TOPIC_GRACE_AGAIN):
-            self._missing(topic, DestinationNotFoundError(TOPIC_MISSING))
+            self._missing(topic, DestinationNotFoundError(_TOPIC_MISSING))
 
     def _missing(self, topic: Topic, error: DeliveryError) -> None:
         topic.not_found(error, self._loop.time() + TOPIC_MISSING_FOR)

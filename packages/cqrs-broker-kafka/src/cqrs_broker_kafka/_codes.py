@@ -61,181 +61,64 @@ class Row(NamedTuple):
     source: str = ""
 
 
+_WAIT, _SPLIT, _FAIL, _REPEAT, _GIVE_UP = Then.WAIT, Then.SPLIT, Then.FAIL, Then.REPEAT, Then.GIVE_UP
+_Unknown = DeliveryUnknownError
+
 _LARGE = "the topic does not accept a record of this size: send less, or raise the topic's max.message.bytes"
-_REPEATED = "Errors: retriable, and the request may have been appended"
+_NO_TOPIC = "the topic does not exist: create it"
+_MOVED = "the partition's leader has moved and the new one is not known yet"
+_FEW = "fewer replicas are in sync than min.insync.replicas: bring the other nodes back, then send again"
+_FEW_NOW = "it was written, but to fewer replicas than min.insync.replicas"
+_SLOW = "the in-sync replicas did not have the record within request_timeout_ms"
+_NO_WRITE = "the user may not write to the topic: grant it WRITE on the topic"
+_NO_CLUSTER = "the user may not use this cluster: grant it IDEMPOTENT_WRITE on the cluster"
+_NO_ID = "the user may not use this producer id"
+_TIME = (
+    "the message's timestamp is outside the range that the topic allows "
+    "(message.timestamp.before.max.ms, message.timestamp.after.max.ms)"
+)
+_RECORD = (
+    "the topic refuses the record: a compacted topic needs a key, and with compression the record must be below "
+    "max.decompressed.message.bytes"
+)
+_VERSION = "the broker does not support this version of the protocol"
+_POLICY = "the message violates a policy of the topic or the cluster"
+_LOST_TRACK = "the broker lost track of the producer's sequence numbers"
+_EPOCH = "the broker does not accept the producer's epoch any more"
+
+_VALIDATED = "UnifiedLog.analyzeAndValidateRecords or LogValidator, before the append"
+_AUTHORISED = "KafkaApis.handleProduceRequest, before the append"
+_LED = "ReplicaManager or Partition.appendRecordsToLeader, before the append"
+_AFTER = "DelayedProduce, after the append"
+_STATE = "ProducerAppendInfo; records with a receipt may be lost too, so nothing is concluded"
 
 ROWS: dict[int, Row] = {
-    2: Row(
-        "CORRUPT_MESSAGE",
-        Then.SPLIT,
-        RejectedError,
-        "the broker refuses the record as corrupt",
-        False,
-        "UnifiedLog.analyzeAndValidateRecords, before the append",
-    ),
-    3: Row(
-        "UNKNOWN_TOPIC_OR_PARTITION",
-        Then.WAIT,
-        DestinationNotFoundError,
-        "the topic does not exist: create it",
-        source="ReplicaManager.getPartitionOrException, before the append",
-    ),
-    5: Row(
-        "LEADER_NOT_AVAILABLE",
-        Then.WAIT,
-        NotConnectedError,
-        "the partition has no leader",
-        source="the partition has no leader, so nobody can append",
-    ),
-    6: Row(
-        "NOT_LEADER_OR_FOLLOWER",
-        Then.WAIT,
-        NotConnectedError,
-        "the partition's leader has moved and the new one is not known yet",
-        source="Partition.appendRecordsToLeader, before the append",
-    ),
-    7: Row(
-        "REQUEST_TIMED_OUT",
-        Then.REPEAT,
-        DeliveryUnknownError,
-        "the in-sync replicas did not have the record within request_timeout_ms",
-        source="DelayedProduce.onExpiration, after the append",
-    ),
-    10: Row(
-        "MESSAGE_TOO_LARGE",
-        Then.SPLIT,
-        MessageTooLargeError,
-        _LARGE,
-        source="UnifiedLog.analyzeAndValidateRecords, before the append",
-    ),
-    13: Row("NETWORK_EXCEPTION", Then.REPEAT, DeliveryUnknownError, "the broker lost a connection", source=_REPEATED),
-    17: Row(
-        "INVALID_TOPIC_EXCEPTION",
-        Then.FAIL,
-        InvalidMessageError,
-        "the broker refuses the topic's name",
-        source="ReplicaManager.appendToLocalLog, before the append",
-    ),
-    18: Row(
-        "RECORD_LIST_TOO_LARGE",
-        Then.SPLIT,
-        MessageTooLargeError,
-        _LARGE,
-        source="UnifiedLog.append (larger than segment.bytes), before the append",
-    ),
-    19: Row(
-        "NOT_ENOUGH_REPLICAS",
-        Then.WAIT,
-        RejectedError,
-        "fewer replicas are in sync than min.insync.replicas: bring the other nodes back, then send again",
-        source="Partition.appendRecordsToLeader, before the append",
-    ),
-    20: Row(
-        "NOT_ENOUGH_REPLICAS_AFTER_APPEND",
-        Then.REPEAT,
-        DeliveryUnknownError,
-        "it was written, but to fewer replicas than min.insync.replicas",
-        source="Partition.checkEnoughReplicasReachOffset, after the append",
-    ),
-    21: Row(
-        "INVALID_REQUIRED_ACKS",
-        Then.FAIL,
-        RejectedError,
-        "the broker refuses the acks setting",
-        False,
-        "ReplicaManager.appendRecords, before the append",
-    ),
-    29: Row(
-        "TOPIC_AUTHORIZATION_FAILED",
-        Then.FAIL,
-        PublishForbiddenError,
-        "the user may not write to the topic: grant it WRITE on the topic",
-        source="KafkaApis.handleProduceRequest, before the append",
-    ),
-    31: Row(
-        "CLUSTER_AUTHORIZATION_FAILED",
-        Then.FAIL,
-        PublishForbiddenError,
-        "the user may not use this cluster: grant it IDEMPOTENT_WRITE on the cluster",
-        source="KafkaApis.handleProduceRequest, before the append",
-    ),
-    32: Row(
-        "INVALID_TIMESTAMP",
-        Then.SPLIT,
-        RejectedError,
-        "the message's timestamp is outside the range that the topic allows "
-        "(message.timestamp.before.max.ms, message.timestamp.after.max.ms)",
-        False,
-        "LogValidator.validateTimestamp, before the append",
-    ),
-    35: Row(
-        "UNSUPPORTED_VERSION",
-        Then.FAIL,
-        RejectedError,
-        "the broker does not support this version of the protocol",
-        False,
-        "KafkaApis, before the append",
-    ),
-    43: Row(
-        "UNSUPPORTED_FOR_MESSAGE_FORMAT",
-        Then.FAIL,
-        RejectedError,
-        "the topic's message format is too old for headers",
-        False,
-        "LogValidator, before the append",
-    ),
-    44: Row(
-        "POLICY_VIOLATION",
-        Then.SPLIT,
-        RejectedError,
-        "the message violates a policy of the topic or the cluster",
-        False,
-        "a policy of the cluster's owner, before the append",
-    ),
-    45: Row(
-        "OUT_OF_ORDER_SEQUENCE_NUMBER",
-        Then.GIVE_UP,
-        DeliveryUnknownError,
-        "the broker lost track of the producer's sequence numbers",
-        source="ProducerAppendInfo.checkSequence; records with a receipt may be lost too, so nothing is concluded",
-    ),
-    47: Row(
-        "INVALID_PRODUCER_EPOCH",
-        Then.GIVE_UP,
-        DeliveryUnknownError,
-        "the broker does not accept the producer's epoch any more",
-        source="ProducerAppendInfo.checkProducerEpoch",
-    ),
-    53: Row(
-        "TRANSACTIONAL_ID_AUTHORIZATION_FAILED",
-        Then.FAIL,
-        PublishForbiddenError,
-        "the user may not use this producer id",
-        source="KafkaApis.handleProduceRequest, before the append",
-    ),
+    2: Row("CORRUPT_MESSAGE", _SPLIT, RejectedError, "the broker refuses the record as corrupt", False, _VALIDATED),
+    3: Row("UNKNOWN_TOPIC_OR_PARTITION", _WAIT, DestinationNotFoundError, _NO_TOPIC, None, _LED),
+    5: Row("LEADER_NOT_AVAILABLE", _WAIT, NotConnectedError, "the partition has no leader", None, "nobody can append"),
+    6: Row("NOT_LEADER_OR_FOLLOWER", _WAIT, NotConnectedError, _MOVED, None, _LED),
+    7: Row("REQUEST_TIMED_OUT", _REPEAT, _Unknown, _SLOW, None, _AFTER),
+    10: Row("MESSAGE_TOO_LARGE", _SPLIT, MessageTooLargeError, _LARGE, None, _VALIDATED),
+    13: Row("NETWORK_EXCEPTION", _REPEAT, _Unknown, "the broker lost a connection", None, "Errors: retriable"),
+    17: Row("INVALID_TOPIC_EXCEPTION", _FAIL, InvalidMessageError, "the broker refuses the topic's name", None, _LED),
+    18: Row("RECORD_LIST_TOO_LARGE", _SPLIT, MessageTooLargeError, _LARGE, None, _VALIDATED),
+    19: Row("NOT_ENOUGH_REPLICAS", _WAIT, RejectedError, _FEW, True, _LED),
+    20: Row("NOT_ENOUGH_REPLICAS_AFTER_APPEND", _REPEAT, _Unknown, _FEW_NOW, None, _AFTER),
+    21: Row("INVALID_REQUIRED_ACKS", _FAIL, RejectedError, "the broker refuses the acks setting", False, _LED),
+    29: Row("TOPIC_AUTHORIZATION_FAILED", _FAIL, PublishForbiddenError, _NO_WRITE, None, _AUTHORISED),
+    31: Row("CLUSTER_AUTHORIZATION_FAILED", _FAIL, PublishForbiddenError, _NO_CLUSTER, None, _AUTHORISED),
+    32: Row("INVALID_TIMESTAMP", _SPLIT, RejectedError, _TIME, False, _VALIDATED),
+    35: Row("UNSUPPORTED_VERSION", _FAIL, RejectedError, _VERSION, False, _AUTHORISED),
+    43: Row("UNSUPPORTED_FOR_MESSAGE_FORMAT", _FAIL, RejectedError, "the topic has no headers", False, _VALIDATED),
+    44: Row("POLICY_VIOLATION", _SPLIT, RejectedError, _POLICY, False, _VALIDATED),
+    45: Row("OUT_OF_ORDER_SEQUENCE_NUMBER", _GIVE_UP, _Unknown, _LOST_TRACK, None, _STATE),
+    47: Row("INVALID_PRODUCER_EPOCH", _GIVE_UP, _Unknown, _EPOCH, None, _STATE),
+    53: Row("TRANSACTIONAL_ID_AUTHORIZATION_FAILED", _FAIL, PublishForbiddenError, _NO_ID, None, _AUTHORISED),
     56: Row(
-        "KAFKA_STORAGE_ERROR",
-        Then.REPEAT,
-        DeliveryUnknownError,
-        "the leader has an error on its disk",
-        source="UnifiedLog.append, before, in or after the append",
+        "KAFKA_STORAGE_ERROR", _REPEAT, _Unknown, "the leader's disk has an error", None, "UnifiedLog, at any time"
     ),
-    59: Row(
-        "UNKNOWN_PRODUCER_ID",
-        Then.GIVE_UP,
-        DeliveryUnknownError,
-        "the broker has forgotten the producer",
-        source="ProducerAppendInfo of brokers before 2.5",
-    ),
-    87: Row(
-        "INVALID_RECORD",
-        Then.SPLIT,
-        RejectedError,
-        "the topic refuses the record: a compacted topic needs a key, and with compression the record must be "
-        "below max.decompressed.message.bytes",
-        False,
-        "LogValidator.validateRecord, before the append",
-    ),
+    59: Row("UNKNOWN_PRODUCER_ID", _GIVE_UP, _Unknown, "the broker has forgotten the producer", None, _STATE),
+    87: Row("INVALID_RECORD", _SPLIT, RejectedError, _RECORD, False, _VALIDATED),
 }
 
 

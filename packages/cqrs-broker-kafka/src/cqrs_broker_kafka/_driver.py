@@ -121,7 +121,7 @@ class KafkaDriver(PipelinedDriver):
                 delivery.fail(topic.missing)
             else:
                 if not topic.waiting:
-                    self._request_metadata(at_once=True)
+                    self.request_metadata(at_once=True)
                 topic.waiting.append(record)
         if self._timer is None:
             self._last_answer = self._loop.time()
@@ -192,11 +192,11 @@ class KafkaDriver(PipelinedDriver):
     def paused(self, partition: Partition, row: Row | None) -> None:
         """See `_partition.Producer`."""
         if row is None:  # its connection was lost: its leader is connected to again
-            self._request_metadata()
+            self.request_metadata()
             partition.resume()
             return
         if row.then is Then.WAIT:
-            self._request_metadata()
+            self.request_metadata()
         pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(partition.failures, 8))
         self._loop.call_later(pause, partition.resume)
 
@@ -212,7 +212,7 @@ class KafkaDriver(PipelinedDriver):
             topic.reroute(records)
 
     def resume(self, state: State) -> None:
-        """See `_cluster.ClusterOwner`."""
+        """Partitions in that state go on."""
         for partition in self._partitions():
             if partition.state is state:
                 partition.resume()
@@ -220,7 +220,8 @@ class KafkaDriver(PipelinedDriver):
     def _partitions(self) -> list[Partition]:
         return [partition for topic in self.topics.values() for partition in topic.all_partitions()]
 
-    def _request_metadata(self, *, at_once: bool = False) -> None:
+    def request_metadata(self, *, at_once: bool = False) -> None:
+        """Something is not known, or has changed: see `Metadata.request`."""
         if self._cluster is not None:
             self._cluster.request_metadata(at_once=at_once)
 
@@ -259,19 +260,15 @@ class KafkaDriver(PipelinedDriver):
     # -- what nodes tell ----------------------------------------------------------------------------------------------
 
     def heard(self) -> None:
-        """See `NodeOwner`."""
+        """The cluster has answered."""
         self._last_answer = self._loop.time()
         if self._reconnecting:
             self._reconnecting = False
             if self._link is not None:
                 self._link.reconnecting(None)
 
-    def unreachable(self, node: Node, error: Exception) -> None:
-        """See `NodeOwner`."""
-        self._request_metadata()
-
     def throttled(self, node: Node, seconds: float) -> None:
-        """See `NodeOwner`."""
+        """The node will not read from us for so long, because of a quota."""
         until = self._loop.time() + seconds
         if until <= self._throttled_until:
             return

@@ -12,10 +12,10 @@ import asyncio
 import logging
 import struct
 from collections import deque
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from cqrs_brokers.driver import confirm_all
-from cqrs_brokers.tasks import Tasks, drop_task
+from cqrs_brokers.tasks import drop_task
 from cqrs_brokers.url import Host
 
 from ._client import AwaitedAnswer, Connection
@@ -23,7 +23,10 @@ from ._partition import Batch, Partition, State
 from ._produce import Answer, read_answers, request_head, request_of
 from .settings import KafkaSettings
 
-__all__ = ["Node", "NodeOwner"]
+if TYPE_CHECKING:
+    from ._driver import KafkaDriver
+
+__all__ = ["Node"]
 
 logger = logging.getLogger("cqrs_broker_kafka.node")
 
@@ -39,24 +42,6 @@ IDLE_LIMIT = 540.0
 """After so many seconds of silence a connection is made anew: the broker closes it after ten minutes."""
 LOOK_AFTER = 5.0
 """After so many seconds of silence the event loop looks at the socket before anything is written to it."""
-
-
-class NodeOwner(Protocol):
-    """What a node needs of the driver."""
-
-    tasks: Tasks
-
-    def flush(self) -> None:
-        """Writes what is ready, to every node."""
-
-    def heard(self) -> None:
-        """The cluster has answered."""
-
-    def unreachable(self, node: Node, error: Exception) -> None:
-        """The node cannot be reached."""
-
-    def throttled(self, node: Node, seconds: float) -> None:
-        """The node will not read from us for so long, because of a quota."""
 
 
 class _Request(AwaitedAnswer):
@@ -84,7 +69,7 @@ class Node:
         throttled_until: Until then it does not read from us (a quota), in the event loop's time.
     """
 
-    def __init__(self, owner: NodeOwner, settings: KafkaSettings, number: int, host: Host) -> None:
+    def __init__(self, owner: KafkaDriver, settings: KafkaSettings, number: int, host: Host) -> None:
         self.number = number
         self.host = host
         self.ready: dict[Partition, None] = {}
@@ -302,7 +287,7 @@ class Node:
                 if self.failure is None:
                     logger.warning("node %d at %s cannot be reached: %s", self.number, self.host, type(error).__name__)
                 self.failure = error
-                self._owner.unreachable(self, error)
+                self._owner.request_metadata()
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
         self.write()

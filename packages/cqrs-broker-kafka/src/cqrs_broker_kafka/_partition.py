@@ -101,23 +101,12 @@ class Batch:
         in_doubt: An attempt may have been appended.
     """
 
-    __slots__ = ("partition", "records", "data", "producer_id", "epoch", "sequence", "in_doubt")
+    __slots__ = ("partition", "records", "data", "in_doubt")
 
-    def __init__(
-        self,
-        partition: Partition,
-        records: list[Record],
-        data: bytes | bytearray,
-        producer_id: int,
-        epoch: int,
-        sequence: int,
-    ) -> None:
+    def __init__(self, partition: Partition, records: list[Record], data: bytes | bytearray) -> None:
         self.partition = partition
         self.records = records
         self.data = data
-        self.producer_id = producer_id
-        self.epoch = epoch
-        self.sequence = sequence
         self.in_doubt = False
 
 
@@ -138,26 +127,6 @@ class Partition:
         gone: The topic has fewer partitions now, or is gone itself.
         limit: The topic refuses batches larger than this many bytes; None: not known to.
     """
-
-    __slots__ = (
-        "producer",
-        "topic",
-        "number",
-        "pending",
-        "batch",
-        "state",
-        "leader",
-        "last",
-        "gone",
-        "limit",
-        "failures",
-        "_producer_id",
-        "_epoch",
-        "_sequence",
-        "_spent",
-        "_suspects",
-        "_group",
-    )
 
     def __init__(self, producer: Producer, topic: bytes, number: int) -> None:
         self.producer = producer
@@ -251,7 +220,7 @@ class Partition:
                 break
         if not records:
             return None
-        return Batch(self, records, builder.build(), self._producer_id, self._epoch, self._sequence)
+        return Batch(self, records, builder.build())
 
     def _fill(self, append: Append, records: list[Record]) -> bool:
         """Moves records from the head into the batch.

@@ -20,18 +20,7 @@ from cqrs_brokers.exceptions import (
 from cqrs_brokers.tasks import retrieve_exception
 from cqrs_brokers.url import Host
 
-from ._client import (
-    ClusterAuthorizationFailedError,
-    Connection,
-    HungUpError,
-    IllegalSaslStateError,
-    KafkaConnectionError,
-    KafkaError,
-    RequestTimedOutError,
-    SaslAuthenticationFailed,
-    TokenError,
-    UnsupportedSaslMechanismError,
-)
+from ._client import Connection, TokenError, errors
 from .settings import KafkaSettings
 
 __all__ = ["Finding", "Greeting", "first_that_answers", "judge_greeting"]
@@ -62,6 +51,10 @@ class Greeting(NamedTuple):
         return {Host(name, port) for _, name, port, *_ in self.answer.brokers}
 
 
+class HungUpError(Exception):
+    """The peer let us in and closed the connection at the first request."""
+
+
 async def greet(settings: KafkaSettings, host: Host) -> Greeting:
     """Connects to one host as the producer will, and asks for the nodes.
 
@@ -72,7 +65,7 @@ async def greet(settings: KafkaSettings, host: Host) -> Greeting:
     try:
         try:
             return Greeting(host, await connection.metadata([]))
-        except KafkaError as error:
+        except errors.KafkaError as error:
             raise HungUpError from error
     finally:
         connection.drop()
@@ -260,16 +253,16 @@ def _judge(error: BaseException, host: Host, settings: KafkaSettings) -> Finding
         cause = cause.__cause__
     if isinstance(error, TokenError):
         return Finding(UnreachableError(f"there is no token to log in with at {host}: {error}"))
-    if isinstance(error, SaslAuthenticationFailed) and options.mechanism == "OAUTHBEARER":
+    if isinstance(error, errors.SaslAuthenticationFailed) and options.mechanism == "OAUTHBEARER":
         return Finding(AuthenticationError(f"{host} refuses the token: has it expired, or is it for another audience?"))
-    if isinstance(error, SaslAuthenticationFailed):
+    if isinstance(error, errors.SaslAuthenticationFailed):
         return Finding(AuthenticationError(f"{host} refuses the user or the password ({options.mechanism})"))
-    if isinstance(error, UnsupportedSaslMechanismError):
+    if isinstance(error, errors.UnsupportedSaslMechanismError):
         return Finding(AuthenticationError(f"{host} does not offer the SASL mechanism {options.mechanism}"))
-    if isinstance(error, IllegalSaslStateError):
+    if isinstance(error, errors.IllegalSaslStateError):
         text = f"the listener at {host} does not use SASL: set security_protocol to PLAINTEXT or SSL"
         return Finding(ProtocolError(text))
-    if isinstance(error, ClusterAuthorizationFailedError):
+    if isinstance(error, errors.ClusterAuthorizationFailedError):
         return Finding(AuthorizationError(f"the user may not use the cluster at {host}"))
     if isinstance(error, socket.gaierror):
         return Finding(UnreachableError(f"the host name of {host} cannot be resolved"))
@@ -278,12 +271,12 @@ def _judge(error: BaseException, host: Host, settings: KafkaSettings) -> Finding
     if isinstance(error, HungUpError):
         text = f"{host} closes the connection at the first request: the listener wants SASL; check security_protocol"
         return Finding(ProtocolError(text), inferred=True)
-    if isinstance(error, TimeoutError | RequestTimedOutError):
+    if isinstance(error, TimeoutError | errors.RequestTimedOutError):
         return Finding(UnreachableError(f"{host} does not answer"))
-    if options.tls and isinstance(error, OSError | KafkaConnectionError):
+    if options.tls and isinstance(error, OSError | errors.KafkaConnectionError):
         text = f"{host} closes the connection in the TLS handshake: is it a TLS listener? Check security_protocol"
         return Finding(TLSError(text), inferred=True)
-    if isinstance(error, KafkaConnectionError):
+    if isinstance(error, errors.KafkaConnectionError):
         text = f"{host} closes the connection at the first request: a TLS listener? Check security_protocol"
         return Finding(ProtocolError(text), inferred=True)
     if isinstance(error, OSError):
