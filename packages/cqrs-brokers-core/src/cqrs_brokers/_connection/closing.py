@@ -1,6 +1,6 @@
 """Closing a broker: flush what was accepted, tell the rest the truth, leave nothing behind. Bounded in every state.
 
-    flush until the deadline → end what is left → stop the supervisor → close the driver → abort it when it is late
+flush until the deadline → end what is left → stop the supervisor → close the driver → abort it when it is late
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from cqrs_brokers.exceptions import DeliveryError, DeliveryTimeoutError, NotDeliveredError
+from cqrs_brokers.exceptions import DeliveryError, DeliveryTimeoutError, DeliveryUnknownError, NotDeliveredError
 
 from .delivery import HANDED, QUEUED, SETTLED, SUBMITTED, Delivery
 from .outcomes import Wakeups
@@ -40,6 +40,7 @@ class Window:
         max_bytes: The most bytes it may hold; one larger message may go alone.
         keeps: What waits is kept as it was at the call; else a driver gets the caller's own object.
         why_not: Makes the error for a message that was not handed over by its deadline, told whether there was room.
+        why_late: The driver's, for a message that was handed over.
         timeout: The timeout of calls that have none of their own, in seconds.
     """
 
@@ -53,7 +54,8 @@ class Window:
         max_count: int,
         max_bytes: int,
         keeps: bool,
-        why_not: Callable[[bool], NotDeliveredError],
+        why_not: Callable[[Delivery, bool], NotDeliveredError],
+        why_late: Callable[[Delivery], DeliveryUnknownError | None],
         timeout: float,
     ) -> None:
         self.name = name
@@ -64,6 +66,7 @@ class Window:
         self.max_bytes = max_bytes
         self._keeps = keeps
         self._why_not = why_not
+        self._why_late = why_late
         self._timeout = timeout
         self._in_order = True
         """The order of calls is the order of deadlines."""
@@ -255,9 +258,10 @@ class Window:
             if delivery.done:
                 continue
             if delivery._state == HANDED:
-                self._end(delivery, DeliveryTimeoutError("the broker did not confirm it before the deadline"))
+                text = "the broker did not confirm it before the deadline"
+                self._end(delivery, self._why_late(delivery) or DeliveryTimeoutError(text))
             else:
-                self._end(delivery, self._why_not(room))
+                self._end(delivery, self._why_not(delivery, room))
         when = self._next_deadline(now)
         if when is not None and self._timer is None:
             self._arm(when)
