@@ -18,11 +18,24 @@ if TYPE_CHECKING:
     from cqrs_brokers_testkit.certificates import Certificates
     from cqrs_brokers_testkit.kafka_mock import KafkaMock
     from cqrs_brokers_testkit.proxy import FaultProxy
-    from cqrs_brokers_testkit.servers import KafkaCluster, KafkaServer, RabbitMQNode, RabbitMQServer
+    from cqrs_brokers_testkit.servers import (
+        KafkaCluster,
+        KafkaServer,
+        MariaDBNode,
+        MariaDBServer,
+        PostgreSQLNode,
+        PostgreSQLServer,
+        RabbitMQNode,
+        RabbitMQServer,
+    )
 
 # The testkit's modules are imported by the fixtures that need them: pytest loads this file in every run.
 
-_SERVERS = ("rabbitmq", "rabbitmq_node", "kafka", "kafka_node", "kafka_nodes")
+_SERVERS = (
+    *("rabbitmq", "rabbitmq_node", "kafka", "kafka_node", "kafka_nodes"),
+    *("postgresql", "postgresql_node", "mariadb", "mariadb_node"),
+)
+_NOT_AVAILABLE = tuple(f"{name} is not available" for name in ("RabbitMQ", "Apache Kafka", "PostgreSQL", "MariaDB"))
 _LOG_LINES = 30
 
 _T = TypeVar("_T")
@@ -95,6 +108,42 @@ def kafka_nodes() -> "Iterator[KafkaCluster]":
         yield cluster
 
 
+@pytest.fixture(scope="session")
+def postgresql() -> "Iterator[PostgreSQLServer]":
+    """One PostgreSQL for the whole run: `CQRS_TEST_POSTGRESQL_URL` if set, else a private one."""
+    from cqrs_brokers_testkit.servers import postgresql as start
+
+    with _available(start(shared=True)) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> "Iterator[MariaDBServer]":
+    """One MariaDB for the whole run: `CQRS_TEST_MARIADB_URL` if set, else a private one."""
+    from cqrs_brokers_testkit.servers import mariadb as start
+
+    with _available(start(shared=True)) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def postgresql_node() -> "Iterator[PostgreSQLNode]":
+    """A private PostgreSQL for the tests of one module, which may break it but must leave it running."""
+    from cqrs_brokers_testkit.servers import postgresql as start
+
+    with _available(start()) as node:
+        yield node
+
+
+@pytest.fixture(scope="module")
+def mariadb_node() -> "Iterator[MariaDBNode]":
+    """A private MariaDB for the tests of one module, which may break it but must leave it running."""
+    from cqrs_brokers_testkit.servers import mariadb as start
+
+    with _available(start()) as node:
+        yield node
+
+
 @pytest.fixture
 def kafka_mock() -> "Iterator[KafkaMock]":
     """librdkafka's mock Kafka cluster, with one broker."""
@@ -158,7 +207,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for report in terminalreporter.stats.get("skipped", []):
         text = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
         reason = text.removeprefix("Skipped: ")
-        if reason.startswith(("RabbitMQ is not available", "Apache Kafka is not available")):
+        if reason.startswith(_NOT_AVAILABLE):
             skipped[reason] = skipped.get(reason, 0) + 1
     for reason, count in skipped.items():
         terminalreporter.write_line(f"NOT TESTED: {count} live test(s) were skipped. {reason}", yellow=True, bold=True)

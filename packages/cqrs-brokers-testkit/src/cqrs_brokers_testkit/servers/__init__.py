@@ -1,14 +1,16 @@
-"""Real RabbitMQ and Apache Kafka servers on loopback, for tests and demonstrations.
+"""Real RabbitMQ, Apache Kafka, PostgreSQL and MariaDB servers on loopback, for tests and demonstrations.
 
     with rabbitmq() as server:
         print(server.url)
 
-Not for production, and not for measuring the speed of a broker: the servers run small.
+Not for production, and not for measuring speed: the servers run small.
 """
 
 from cqrs_brokers_testkit.servers.install import ServerUnavailable
 from cqrs_brokers_testkit.servers.kafka import KafkaCluster, KafkaServer, kafka, kafka_cluster
 from cqrs_brokers_testkit.servers.kafka_node import KafkaNode
+from cqrs_brokers_testkit.servers.mariadb import MariaDBNode, MariaDBServer, mariadb
+from cqrs_brokers_testkit.servers.postgresql import PostgreSQLNode, PostgreSQLServer, postgresql
 from cqrs_brokers_testkit.servers.processes import ServerFailed, free_port
 from cqrs_brokers_testkit.servers.rabbitmq import RabbitMQNode, RabbitMQServer, rabbitmq
 
@@ -21,6 +23,12 @@ __all__ = [
     "KafkaServer",
     "KafkaCluster",
     "KafkaNode",
+    "postgresql",
+    "mariadb",
+    "PostgreSQLServer",
+    "PostgreSQLNode",
+    "MariaDBServer",
+    "MariaDBNode",
     "ServerUnavailable",
     "ServerFailed",
     "free_port",

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 KAFKA_VERSION = "4.1.0"
 KAFKA_COORDINATES = {
@@ -30,13 +31,14 @@ KAFKA_IMAGE = f"apache/kafka:{KAFKA_VERSION}"
 _INSTALL_TIMEOUT = 540.0
 
 Progress = Callable[[str], None]
+_T = TypeVar("_T")
 
 
 class ServerUnavailable(RuntimeError):  # noqa: N818 - names a state of the machine; tests skip on it
     """A real server can neither be found nor started here.
 
     Attributes:
-        server: "RabbitMQ" or "Apache Kafka".
+        server: "RabbitMQ", "Apache Kafka", "PostgreSQL" or "MariaDB".
         command: The shell command that would make it available.
     """
 
@@ -97,19 +99,10 @@ def rabbitmq_installation(progress: Progress) -> RabbitMQInstallation:
     found = _find_rabbitmq()
     if found is not None:
         return found
-    reason = "no rabbitmq-server on this machine"
-    if _may_install() and hasattr(os, "geteuid") and os.geteuid() == 0 and shutil.which("apt-get"):
-        try:
-            with _install_lock():
-                found = _find_rabbitmq()  # another process may have installed it while we waited
-                if found is None:
-                    progress("installing rabbitmq-server with apt (once) ...")
-                    _apt_install("rabbitmq-server")
-                    found = _find_rabbitmq()
-        except (OSError, subprocess.SubprocessError) as error:
-            reason = f"apt could not install it: {_reason(error)}"
-        if found is not None:
-            return found
+    found, failure = apt_installed("rabbitmq-server", _find_rabbitmq, progress)
+    if found is not None:
+        return found
+    reason = failure or "no rabbitmq-server on this machine"
     if docker_answers():
         binaries = Path("/opt/rabbitmq/sbin")
         return RabbitMQInstallation(
@@ -143,6 +136,31 @@ def kafka_installation(progress: Progress) -> KafkaInstallation:
             Path("/opt/java/openjdk/bin/java"), Path("/opt/kafka/libs"), KAFKA_VERSION, KAFKA_IMAGE
         )
     raise ServerUnavailable("Apache Kafka", reason, _kafka_command(java))
+
+
+def apt_installed(package: str, find: Callable[[], _T | None], progress: Progress) -> tuple[_T | None, str]:
+    """Install a Debian package where that is allowed and possible.
+
+    Args:
+        package: The package's name.
+        find: Looks for what the package brings.
+        progress: Is told before apt starts.
+
+    Returns:
+        What `find` found then, or None; and why apt failed, or "".
+    """
+    if not (_may_install() and hasattr(os, "geteuid") and os.geteuid() == 0 and shutil.which("apt-get")):
+        return None, ""
+    try:
+        with _install_lock():
+            found = find()  # another process may have installed it while we waited
+            if found is None:
+                progress(f"installing {package} with apt (once) ...")
+                _apt_install(package)
+                found = find()
+    except (OSError, subprocess.SubprocessError) as error:
+        return None, f"apt could not install it: {_reason(error)}"
+    return found, ""
 
 
 def docker_answers() -> bool:

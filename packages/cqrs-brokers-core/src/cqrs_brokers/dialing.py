@@ -1,0 +1,212 @@
+"""For plugin authors: from a host's name to a connected socket, without hanging on a dead address or a silent DNS.
+
+A name may have several addresses, and the first may be dead: addresses are tried a quarter of a second apart, the first
+that connects wins (RFC 8305, "Happy Eyeballs"). A name server may not answer: one look-up per name runs in a thread of
+its own, whoever waits for it, and never in the event loop's thread pool, which the application needs.
+
+    raw = await dial("broker.example", 5672, timeout=10.0)
+    await loop.create_connection(protocol_factory, sock=raw)  # with TLS also: ssl=context, server_hostname=host
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import itertools
+import os
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+__all__ = ["Address", "dial", "look_up", "open_socket"]
+
+NEXT_ADDRESS = 0.25
+"""After how many seconds without a connection the next address is tried too (RFC 8305, section 5)."""
+
+
+class Address(NamedTuple):
+    """One address of a host, as `socket.getaddrinfo` gives it."""
+
+    family: int
+    sockaddr: tuple[str | int, ...]
+
+
+async def dial(host: str, port: int, *, timeout: float | None = None) -> socket.socket:
+    """Looks the name up and connects to the first of its addresses that answers.
+
+    Args:
+        host: Name or address.
+        port: TCP port.
+        timeout: Seconds, at most, for both steps together. None: unbounded.
+
+    Returns:
+        A connected, non-blocking socket, for `loop.create_connection(sock=…)`.
+
+    Raises:
+        socket.gaierror: The name cannot be resolved, or the name server did not answer in time.
+        OSError: No address could be connected (`TimeoutError`: none answered in time).
+    """
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    addresses = await look_up(host, port, timeout=timeout)
+    left = None if timeout is None else max(0.0, timeout - (loop.time() - began))
+    return await open_socket(addresses, timeout=left)
+
+
+async def look_up(host: str, port: int, *, timeout: float | None = None) -> list[Address]:
+    """The addresses of a host, in the order in which they should be tried.
+
+    While a look-up of the same name runs, in whichever event loop, no other one is started: its answer serves all.
+
+    Args:
+        host: Name or address.
+        port: TCP port.
+        timeout: Seconds, at most. None: until the resolver gives up.
+
+    Raises:
+        socket.gaierror: The name cannot be resolved. With `EAI_AGAIN` the name server did not answer in time.
+    """
+    with contextlib.suppress(ValueError):
+        ipaddress.ip_address(host.partition("%")[0])
+        return _in_order(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))  # no name server is asked
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[list[Address]] = loop.create_future()
+
+    def tell(addresses: list[Address] | None, error: Exception | None) -> None:
+        if not answer.done():
+            if error is not None:
+                # Another waiter may get the same object: each traceback would grow in the other one.
+                answer.set_exception(type(error)(*error.args))
+            else:
+                answer.set_result(addresses or [])
+
+    def tell_from_thread(addresses: list[Address] | None, error: Exception | None) -> None:
+        with contextlib.suppress(RuntimeError):  # the event loop was closed meanwhile
+            loop.call_soon_threadsafe(tell, addresses, error)
+
+    _LookUp.of(host, port).add(tell_from_thread)
+    done, _ = await asyncio.wait((answer,), timeout=timeout)
+    if done:
+        return answer.result()
+    answer.cancel()
+    raise socket.gaierror(socket.EAI_AGAIN, f"the name server has not answered within {timeout:g} s")
+
+
+async def open_socket(addresses: Sequence[Address], *, timeout: float | None = None) -> socket.socket:
+    """Connects to the first address that answers; each next one is tried 0.25 s later, or when the last has failed.
+
+    Args:
+        addresses: What `look_up` gave.
+        timeout: Seconds, at most. None: until the operating system gives up.
+
+    Returns:
+        A connected, non-blocking socket.
+
+    Raises:
+        OSError: Why the first address could not be connected, when none could.
+        TimeoutError: None answered in time.
+    """
+    loop = asyncio.get_running_loop()
+    end = None if timeout is None else loop.time() + timeout
+    left = list(addresses)
+    running: dict[asyncio.Task[socket.socket], None] = {}
+    errors: list[OSError] = []
+    try:
+        while left or running:
+            if left:
+                running[loop.create_task(_connect(left.pop(0)))] = None
+            rest = None if end is None else max(0.0, end - loop.time())
+            waits = [seconds for seconds in (NEXT_ADDRESS if left else None, rest) if seconds is not None]
+            done, _ = await asyncio.wait(running, timeout=min(waits, default=None), return_when=asyncio.FIRST_COMPLETED)
+            for attempt in done:
+                del running[attempt]
+                error = attempt.exception()
+                if error is None:
+                    return attempt.result()
+                if not isinstance(error, OSError):
+                    raise error
+                errors.append(error)
+            if end is not None and loop.time() >= end and not done:
+                raise TimeoutError("none of its addresses answers")
+    finally:
+        for attempt in running:
+            attempt.cancel()
+            attempt.add_done_callback(_close_result)
+    raise errors[0] if errors else OSError("the name has no address")
+
+
+async def _connect(address: Address) -> socket.socket:
+    raw = socket.socket(address.family, socket.SOCK_STREAM)
+    try:
+        raw.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(raw, address.sockaddr)
+    except BaseException:
+        raw.close()
+        raise
+    return raw
+
+
+def _close_result(attempt: asyncio.Task[socket.socket]) -> None:
+    """A second address connected in the very turn in which the first one won."""
+    if not attempt.cancelled() and attempt.exception() is None:
+        attempt.result().close()
+
+
+def _in_order(found: Sequence[tuple[Any, ...]]) -> list[Address]:
+    """Alternates between address families, in the resolver's order (RFC 8305, section 4), without doubles."""
+    by_family: dict[int, dict[Address, None]] = {}
+    for family, _, _, _, sockaddr in found:
+        by_family.setdefault(family, {})[Address(family, sockaddr)] = None
+    rows = itertools.zip_longest(*by_family.values())
+    return [address for row in rows for address in row if address is not None]
+
+
+Tell = Callable[[list[Address] | None, Exception | None], None]
+
+
+class _LookUp:
+    """One look-up, for all who want to know the same; a daemon thread, so that no process waits for a dead DNS."""
+
+    _lock = threading.Lock()
+    _running: ClassVar[dict[tuple[str, int, int], _LookUp]] = {}
+
+    def __init__(self, key: tuple[str, int, int]) -> None:
+        self._key = key
+        self._waiters: list[Tell] = []
+
+    @classmethod
+    def of(cls, host: str, port: int) -> _LookUp:
+        """The look-up of that name that runs in this process, or a new one."""
+        key = (host, port, os.getpid())  # a thread does not live on in a forked child
+        with cls._lock:
+            known = cls._running.get(key)
+            if known is None:
+                known = cls._running[key] = cls(key)
+                threading.Thread(target=known._run, name=f"look-up of {host}", daemon=True).start()
+            return known
+
+    def add(self, waiter: Tell) -> None:
+        with self._lock:
+            if self._running.get(self._key) is self:
+                self._waiters.append(waiter)
+                return
+        # It has just ended; its answer went to those who were there.
+        self.of(self._key[0], self._key[1]).add(waiter)
+
+    def _run(self) -> None:
+        host, port, _ = self._key
+        addresses: list[Address] | None = None
+        failure: Exception | None = None
+        try:
+            addresses = _in_order(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except UnicodeError:
+            failure = socket.gaierror(socket.EAI_NONAME, "this is no host name")
+        except Exception as error:
+            failure = error
+        with self._lock:
+            del self._running[self._key]
+            waiters = self._waiters
+        for tell in waiters:
+            tell(addresses, failure)

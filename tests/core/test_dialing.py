@@ -1,0 +1,157 @@
+"""From a name to a socket: dead addresses, name servers that do not answer."""
+
+import asyncio
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from cqrs_brokers import dialing
+from cqrs_brokers.dialing import Address, dial, look_up, open_socket
+
+DEAD, WELL = "127.0.0.7", "127.0.0.1"
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    with socket.create_server((WELL, 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+@contextlib.contextmanager
+def dead_address(port: int) -> Iterator[None]:
+    """Makes DEAD:port drop every connection attempt: its queue is full and nobody accepts."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind((DEAD, port))
+        listener.listen(0)
+        for _ in range(3):
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                client.connect((DEAD, port))
+        yield
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, Callable[[], list[str]]]:
+    """What a name resolves to, beside the real names."""
+    known: dict[str, Callable[[], list[str]]] = {}
+    real = socket.getaddrinfo
+
+    def resolve(host: Any, port: Any, *arguments: Any, **keywords: Any) -> Any:
+        if host not in known:
+            return real(host, port, *arguments, **keywords)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in known[host]()]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    return known
+
+
+async def test_the_second_address_is_tried_while_the_first_is_silent(
+    port: int, names: dict[str, Callable[[], list[str]]]
+) -> None:
+    """A name whose first address drops packets connects through the second within a second."""
+    names["two.test"] = lambda: [DEAD, WELL]
+    with dead_address(port):
+        started = time.monotonic()
+        with await dial("two.test", port) as raw:
+            assert raw.getpeername() == (WELL, port)
+            assert not raw.getblocking()
+        assert time.monotonic() - started < 1
+
+
+async def test_a_refusal_does_not_wait(port: int, names: dict[str, Callable[[], list[str]]]) -> None:
+    """An address that refuses is followed by the next one at once."""
+    names["two.test"] = lambda: [DEAD, WELL]
+    with await dial("two.test", port) as raw:
+        assert raw.getpeername() == (WELL, port)
+
+
+async def test_nobody_answers(port: int, names: dict[str, Callable[[], list[str]]]) -> None:
+    """When no address answers the time-out says so; refused addresses give the operating system's error."""
+    names["dead.test"] = lambda: [DEAD]
+    with dead_address(port):
+        with pytest.raises(TimeoutError, match="none of its addresses answers"):
+            await dial("dead.test", port, timeout=0.3)
+    with pytest.raises(ConnectionRefusedError):
+        await dial("dead.test", port, timeout=5)
+    with pytest.raises(OSError, match="no address"):
+        await open_socket([])
+
+
+async def test_addresses_need_no_look_up(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address, IPv4 or IPv6, is used as it is, without a thread."""
+    monkeypatch.setattr(dialing, "_LookUp", None)
+    assert await look_up("::1", 5) == [Address(socket.AF_INET6, ("::1", 5, 0, 0))]
+    with await dial(WELL, port) as raw:
+        assert raw.getpeername() == (WELL, port)
+
+
+async def test_families_alternate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Addresses of the two families alternate, beginning with the resolver's first; doubles are left out."""
+    six = [(socket.AF_INET6, 1, 6, "", (f"::{number}", 1, 0, 0)) for number in (1, 2, 2, 3)]
+    four = [(socket.AF_INET, 1, 6, "", ("127.0.0.1", 1))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [*six, *four])
+    assert [one.sockaddr[0] for one in await look_up("both.test", 1)] == ["::1", "127.0.0.1", "::2", "::3"]
+
+
+async def test_a_silent_name_server_costs_one_thread(names: dict[str, Callable[[], list[str]]]) -> None:
+    """While DNS is silent each name is looked up once, whoever asks, outside the loop's thread pool."""
+    asked: list[str] = []
+    answer = threading.Event()
+
+    def silent() -> list[str]:
+        asked.append("slow.test")
+        answer.wait(10)
+        return [WELL]
+
+    names["slow.test"] = silent
+    for _ in range(3):
+        with pytest.raises(socket.gaierror, match=r"the name server has not answered within 0\.05 s") as caught:
+            await look_up("slow.test", 1, timeout=0.05)
+        assert caught.value.errno == socket.EAI_AGAIN
+    waiting = [asyncio.create_task(look_up("slow.test", 1)) for _ in range(5)]
+    assert await asyncio.wait_for(asyncio.to_thread(lambda: "free"), 2) == "free"
+    assert len(asked) == 1
+    answer.set()
+    assert [found[0].sockaddr for found in await asyncio.gather(*waiting)] == [(WELL, 1)] * 5
+    assert len(asked) == 1
+    await look_up("slow.test", 1)
+    assert len(asked) == 2, "an old answer is not kept"
+
+
+def test_the_process_does_not_wait_for_a_look_up(names: dict[str, Callable[[], list[str]]]) -> None:
+    """asyncio.run() ends although a look-up still runs, and its late answer disturbs nobody."""
+    answer = threading.Event()
+    names["slow.test"] = lambda: [WELL] if answer.wait(10) else []
+
+    async def ask() -> None:
+        with pytest.raises(socket.gaierror):
+            await look_up("slow.test", 1, timeout=0.05)
+
+    started = time.monotonic()
+    asyncio.run(ask())
+    assert time.monotonic() - started < 5
+    answer.set()
+    for thread in threading.enumerate():
+        if thread.name == "look-up of slow.test":
+            thread.join(5)
+            assert not thread.is_alive()
+
+
+async def test_what_is_no_name(names: dict[str, Callable[[], list[str]]]) -> None:
+    """Every way in which a name cannot be resolved is a gaierror."""
+
+    def missing() -> list[str]:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    names["missing.test"] = missing
+    with pytest.raises(socket.gaierror):
+        await look_up("missing.test", 1)
+    with pytest.raises(socket.gaierror, match="no host name"):
+        await look_up("x" * 70 + ".test", 1)
