@@ -11,7 +11,7 @@ import pytest
 from cqrs_brokers_testkit.conformance import CASES, ConformanceFailed, Harness, Report, run
 from cqrs_brokers_testkit.conformance.case import Context, case
 from cqrs_brokers_testkit.conformance.command import main
-from tests.conformance.harnesses import DevnullHarness, MemoryHarness
+from cqrs_brokers_testkit.harnesses.in_process import DevnullHarness, MemoryHarness
 
 QUICK = ["static.broker-is-true", "messages.identity-arrives", "delivery.nack-is-not-success"]
 

@@ -20,13 +20,14 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import NoReturn, Protocol
 
-from ._delivery.delivery import Delivery, confirm_all
+from ._delivery.delivery import ContractBreach, Delivery, confirm_all
 from ._message.encoding import content_type_of
 from .exceptions import ConnectError
 from .protocol import Capabilities, Message, MessageBroker, id_text, timestamp_ms
 
 __all__ = [
     "Capabilities",
+    "ContractBreach",
     "Delivery",
     "Driver",
     "Link",

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from cqrs_brokers import Broker, Capabilities, DeliveryError, Message, NotDeliveredError, Receipt, open_broker
 from cqrs_brokers._discovery.plugins import load_plugin
+from cqrs_brokers.driver import ContractBreach
 from cqrs_brokers_testkit.conformance.harness import Harness, NotApplicable, Unsupported
 from cqrs_brokers_testkit.readers import Record, TooFewRecords
 
@@ -130,6 +131,12 @@ async def send_from_tasks(broker: Broker, messages: Sequence[Message], tasks: in
     return outcomes
 
 
+def breach_text(breach: ContractBreach) -> str:
+    """A breach of the driver's contract in a few words."""
+    about = "" if breach.message_id is None else f" for message {breach.message_id}"
+    return f"{breach.what if '(' in breach.what else f'{breach.method}() {breach.what}'}{about}"
+
+
 def check_all_receipts(outcomes: Sequence[object]) -> None:
     """Every outcome is a receipt."""
     wrong = [outcome for outcome in outcomes if not isinstance(outcome, Receipt)]
@@ -173,11 +180,15 @@ class Context:
         harness: The author's.
         url: The config string.
         capabilities: What the driver declares.
+        answers: What methods of the harness answered that are asked once in a run, by name.
+        breaches: What the drivers of this case did that their contract forbids; a case with any has failed.
     """
 
     harness: Harness
     url: str
     capabilities: Capabilities
+    answers: dict[str, Any] = field(default_factory=dict)
+    breaches: list[str] = field(default_factory=list)
     _brokers: list[Broker] = field(default_factory=list)
 
     def count(self, full: int, least: int = 20) -> int:
@@ -231,6 +242,13 @@ class Context:
         with ThreadPoolExecutor(1) as pool:
             return pool.submit(self.read_now, topic, 0).result()
 
+    async def once(self, action: Callable[[], Any]) -> Any:
+        """What a method of the harness answers, asked once in a run: it may make users and servers."""
+        name = action.__name__
+        if name not in self.answers:
+            self.answers[name] = await self.do(action)
+        return self.answers[name]
+
     async def try_to_create(self, topic: str) -> bool:
         """Creates a topic with an odd name; False when the broker, or the harness, cannot."""
         try:
@@ -279,6 +297,7 @@ class Context:
         for broker in self._brokers:
             with contextlib.suppress(Exception):
                 await asyncio.wait_for(broker.close(1.0), 4.0)
+            self.breaches += map(breach_text, broker.contract_breaches)
         self._brokers.clear()
 
 

@@ -206,7 +206,7 @@ async def missing_destination(ctx: Context) -> None:
 @case("delivery.forbidden-destination", "live", needs=["forbidden_destination"], waivable=True)
 async def forbidden_destination(ctx: Context) -> None:
     """A destination that the credentials must not publish to: `PublishForbiddenError`."""
-    target = await ctx.do(ctx.harness.forbidden_destination)
+    target = await ctx.once(ctx.harness.forbidden_destination)
     outcome = await outcome_of(ctx.open(target.url, delivery_timeout=10.0).send_message(ctx.message(target.topic)))
     check(type(outcome) is PublishForbiddenError, f"a refused permission became {show(outcome)}")
 
@@ -384,7 +384,7 @@ async def wrong_permission(ctx: Context) -> None:
 @case("delivery.tls-failure", "live", needs=["tls_failures"], waivable=True)
 async def tls_failure(ctx: Context) -> None:
     """An expired certificate, one for another host, one of an unknown authority: `TLSError` within 2 s."""
-    for what, url in (await ctx.do(ctx.harness.tls_failures)).items():
+    for what, url in (await ctx.once(ctx.harness.tls_failures)).items():
         try:
             await _permanent(ctx, url, TLSError)
         except AssertionError as error:

@@ -59,8 +59,8 @@ _OF_A_WIRE = {"proxy", "hosts_url", "peer_url", "unreachable_url", "restart", "k
 class Harness:
     """Tells the suite about one plugin. Subclass it, set `url`, and override what your broker can do.
 
-    All methods may block, and may use asyncio: none is called in a thread with an event loop. What is not overridden makes the cases that need it "not
-    run", and a report with such cases is not a pass.
+    All methods may block, and may use asyncio: none is called in a thread with an event loop. What is not overridden
+    makes the cases that need it "not run", and a report with such cases is not a pass.
 
     Attributes:
         url: The config string. With a `proxy`, it leads through the proxy. May be set by `start()`.
@@ -76,7 +76,7 @@ class Harness:
         proxy: The fault proxy in front of the broker, started by `start()`; None: there is none.
         connect_within: Seconds in which a refused connection must be reported; 2 in the contract.
         reconnect_within: Seconds from the server's return in which 95 % of the waiting sends must be through.
-        notices_within: Seconds in which the plugin, with its default options, notices a connection that is dead while
+        notices_within: Seconds in which the plugin, with the harness' options, notices a connection that is dead while
             new ones work, and lets go of a message that is never answered. Say it in the plugin's README.
     """
 
@@ -102,6 +102,10 @@ class Harness:
     def start(self) -> None:
         """Called once before the first live case. Starts the server and the proxy."""
 
+    def server_version(self) -> str:
+        """The server's name and version for the report, such as "RabbitMQ 4.1.0"; asked after `start()`."""
+        return ""
+
     def stop(self) -> None:
         """Called once after the last case, also when `start()` failed."""
 
@@ -111,6 +115,9 @@ class Harness:
 
     def create_topic(self, topic: str) -> None:
         """Makes a topic ready to be published to and read back: a Kafka topic, an AMQP queue with its binding."""
+
+    def delete_topic(self, topic: str) -> None:
+        """Takes back what `create_topic` made; called for topics with odd names, such as `#`, that may catch others."""
 
     def read_back(self, topic: str, count: int) -> Sequence[Record]:
         """Everything that was ever published to a topic that `create_topic` made, in the order in which it came.
@@ -160,8 +167,8 @@ class Harness:
         """Config strings whose TLS handshake must fail, by what is wrong (expired, wrong host, unknown authority)."""
         raise Unsupported
 
-    def tls_url(self) -> str:
-        """A config string whose TLS handshake succeeds, with all the authorities and credentials it needs."""
+    def tls_destination(self) -> Target:
+        """A config string whose TLS handshake succeeds, with the authority and login it needs, and a topic there."""
         raise Unsupported
 
     def foreign_answers(self) -> Target:

@@ -74,24 +74,31 @@ async def silent_host_leaves_time(ctx: Context) -> None:
         await _second_host_is_used(ctx, Host("127.0.0.1", port))
 
 
-@case("delivery.tls-works", "live", needs=["tls_url"], waivable=True, like="delivery.tls-failure")
+@case("delivery.tls-works", "live", needs=["tls_destination"], waivable=True, like="delivery.tls-failure")
 async def tls_works(ctx: Context) -> None:
     """With a good certificate the connection is made with TLS, and messages are delivered over it."""
-    broker, topic = ctx.open(await ctx.do(ctx.harness.tls_url)), await ctx.topic()
+    target = await ctx.do(ctx.harness.tls_destination)
+    broker = ctx.open(target.url)
     try:
         await broker.connect()
     except ConnectError as error:
         check(False, f"the certificate is good, and connect() raised {show(error)}")
-    outcome = await outcome_of(broker.send_message(ctx.message(topic)))
+    outcome = await outcome_of(broker.send_message(ctx.message(target.topic)))
     check(isinstance(outcome, Receipt), f"over TLS a good message got {show(outcome)}")
 
 
-@case("delivery.tls-is-never-given-up", "live", needs=["tls_failures", "proxy"], waivable=True, like="delivery.tls-failure")
+@case(
+    "delivery.tls-is-never-given-up",
+    "live",
+    needs=["tls_failures", "proxy"],
+    waivable=True,
+    like="delivery.tls-failure",
+)
 async def tls_is_never_given_up(ctx: Context) -> None:
     """With TLS in the config string, a server that speaks plain text gets no login and no message: `TLSError`."""
     proxy = ctx.harness.proxy
     assert proxy is not None
-    urls = [*(await ctx.do(ctx.harness.tls_failures)).values()]
+    urls = [*(await ctx.once(ctx.harness.tls_failures)).values()]
     seen = bytearray()
 
     def watch(data: bytes) -> bytes:

@@ -1,0 +1,127 @@
+"""For plugin authors: tasks with an owner, and how a connection is dropped when its event loop is closed.
+
+A driver's `abort()` must work without awaiting, also after the event loop was closed without `close()` (a test
+framework with a loop per test, a job per `asyncio.run`). asyncio has no public way to do that; these functions do it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Coroutine, Iterator
+from typing import Any, TypeVar
+
+__all__ = ["Tasks", "drop_task", "drop_transport", "retrieve_exception"]
+
+T = TypeVar("T")
+
+_CLOSE_ATTEMPTS = 10
+"""Each `finally` that awaits keeps a coroutine from closing once."""
+
+
+def retrieve_exception(task: asyncio.Future[Any]) -> None:
+    """A done callback for a task whose error changes nothing: asyncio would log that nobody retrieved it.
+
+    Args:
+        task: The task or future that is done.
+    """
+    if not task.cancelled():
+        task.exception()
+
+
+def drop_task(task: asyncio.Task[Any] | None) -> None:
+    """Cancels a task without awaiting it. A task whose event loop is closed is closed at once, without a log line.
+
+    Args:
+        task: Any task, also of a client. None and a task that is done are left alone.
+    """
+    if task is None or task.done():
+        return
+    if not task.get_loop().is_closed():
+        task.add_done_callback(retrieve_exception)
+        task.cancel()
+        return
+    task._log_destroy_pending = False  # type: ignore[attr-defined] # it can never finish: asyncio would log that
+    coroutine: Any = task.get_coro()
+    for _ in range(_CLOSE_ATTEMPTS):
+        # What the coroutine's own code raises here reaches nobody; a ValueError says that it is running.
+        with contextlib.suppress(Exception, asyncio.CancelledError):
+            coroutine.close()
+            return
+
+
+def drop_transport(transport: asyncio.BaseTransport | None) -> None:
+    """Closes a connection at once, without awaiting, also when its event loop is closed.
+
+    Args:
+        transport: A transport of asyncio, with or without TLS, or of uvloop. None is left alone.
+    """
+    if transport is None:
+        return
+    layer: Any = transport
+    with contextlib.suppress(RuntimeError):  # the event loop is closed
+        layer.abort()
+    loop: asyncio.AbstractEventLoop | None = getattr(layer, "_loop", None)
+    if loop is None or not loop.is_closed():  # uvloop hides its loop and closes its sockets with it
+        return
+    inner = getattr(getattr(layer, "_ssl_protocol", None), "_transport", None)
+    layer._closed = True  # or a transport with TLS warns, when it is collected, that nobody closed it
+    for layer in (transport, inner):
+        sock = getattr(layer, "_sock", None)
+        if sock is not None:
+            sock.close()
+            layer._sock = None  # or the transport warns
+            layer._closing = True  # or a StreamWriter over it warns
+
+
+class Tasks:
+    """The tasks that one object has started and has to end.
+
+    A task that ends leaves by itself. An error in a task is logged by asyncio, as always, until `end()` or `abort()`.
+    """
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def spawn(self, work: Coroutine[Any, Any, T], *, name: str | None = None) -> asyncio.Task[T]:
+        """Starts a task in the running event loop.
+
+        Args:
+            work: What the task does.
+            name: The task's name, for debugging.
+        """
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def end(self, timeout: float) -> bool:
+        """Cancels every task and waits until they have ended.
+
+        Args:
+            timeout: How long it waits, in seconds.
+
+        Returns:
+            Whether all tasks have ended. A task that has not stays here, for `abort()`.
+        """
+        tasks = self._tasks - {asyncio.current_task()}
+        for task in tasks:
+            task.add_done_callback(retrieve_exception)
+            task.cancel()
+        if not tasks:
+            return True
+        _, left = await asyncio.wait(tasks, timeout=timeout)
+        return not left
+
+    def abort(self) -> None:
+        """Ends every task without awaiting, also when the event loop is closed, and forgets them."""
+        tasks, self._tasks = self._tasks, set()
+        for task in tasks:
+            task.remove_done_callback(self._tasks.discard)
+            drop_task(task)
+
+    def __iter__(self) -> Iterator[asyncio.Task[Any]]:
+        return iter(tuple(self._tasks))
+
+    def __len__(self) -> int:
+        return len(self._tasks)
