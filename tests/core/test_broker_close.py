@@ -7,6 +7,7 @@ import pytest
 from cqrs_brokers import (
     Broker,
     BrokerClosedError,
+    BrokerStateError,
     ClosedWhilePendingError,
     NotConnectedError,
     Receipt,
@@ -25,9 +26,7 @@ async def test_close_flushes_what_was_accepted() -> None:
     driver = Scripted(automatic=True)
     broker = Broker(driver)
     await broker.connect()
-    batches = [
-        asyncio.create_task(broker.send_messages([message() for _ in range(500)])) for _ in range(20)
-    ]
+    batches = [asyncio.create_task(broker.send_messages([message() for _ in range(500)])) for _ in range(20)]
     await settle(1)
     await broker.close()
     outcomes = [outcome for batch in await asyncio.gather(*batches) for outcome in batch]
@@ -63,11 +62,13 @@ async def test_what_is_left_at_the_timeout_is_told_apart() -> None:
 
 
 async def test_after_close_every_call_says_so() -> None:
-    """send, batch, connect and flush raise or return BrokerClosedError."""
+    """A send raises and a batch returns BrokerClosedError; connect and flush raise BrokerStateError."""
     broker = Broker(Scripted())
     await broker.close()
-    for call in (broker.send_message(message()), broker.connect()):
-        with pytest.raises(BrokerClosedError):
+    with pytest.raises(BrokerClosedError, match="make a new Broker"):
+        await broker.send_message(message())
+    for call in (broker.connect(), broker.flush()):
+        with pytest.raises(BrokerStateError, match="make a new Broker"):
             await call
     outcomes = await broker.send_messages([message(), message()])
     assert [type(outcome) for outcome in outcomes] == [BrokerClosedError] * 2

@@ -8,7 +8,7 @@ import pytest
 from cqrs_brokers import (
     AuthenticationError,
     Broker,
-    BrokerClosedError,
+    BrokerStateError,
     ConnectError,
     ConnectionLostError,
     NotConnectedError,
@@ -209,7 +209,9 @@ async def test_health_is_bounded_and_never_raises() -> None:
     driver.ping = ping  # type: ignore[method-assign]
     assert not (await broker.health()).ok
     await broker.close()
-    assert (await broker.health()).reason == "the broker is closed"
+    assert (await broker.health()).reason == (
+        "the broker is closed and does not open again: make a new Broker, also for each run of a lifespan"
+    )
 
 
 async def test_a_client_that_reconnects_by_itself_is_named_at_the_deadline() -> None:
@@ -238,7 +240,7 @@ async def test_an_attempt_that_fails_as_the_broker_closes_leaves_no_complaint(
         connecting = asyncio.ensure_future(broker.connect())
         await settle(turns)
         await broker.close(0.0)
-        with pytest.raises((ConnectError, BrokerClosedError)):
+        with pytest.raises((ConnectError, BrokerStateError)):
             await connecting
         del broker, driver, connecting
     gc.collect()

@@ -61,9 +61,7 @@ OPERATIONS: dict[str, Callable[[Window, Delivery], Any]] = {
     "nack": lambda window, delivery: delivery.fail(NackedError("nack")),
     "deadline": lambda window, delivery: expire(window),
     "cancel": lambda window, delivery: window.give_up(delivery),
-    "close": lambda window, delivery: window.settle(
-        ClosedWhilePendingError("closed"), BrokerClosedError("closed")
-    ),
+    "close": lambda window, delivery: window.settle(ClosedWhilePendingError("closed"), BrokerClosedError("closed")),
 }
 
 

@@ -27,6 +27,8 @@ def section_of(error: type[exceptions.BrokerError]) -> str:
         (exceptions.ConnectError, "Connecting"),
         (exceptions.DeliveryUnknownError, "Unknown"),
         (exceptions.DeliveryError, "Not delivered"),
+        (exceptions.BrokerStateError, "The broker's state"),
+        (exceptions.FlushTimeoutError, "The broker's state"),
         (exceptions.BrokerError, "Opening a broker"),
     ):
         if issubclass(error, base):
@@ -54,7 +56,7 @@ def test_the_tree_is_the_classes():
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: error.__name__)
 def test_every_class_has_its_row_in_its_section(error):
     """With what it means, and what to do unless it is only a base."""
-    for section in ("Opening a broker", "Connecting", "Not delivered", "Unknown"):
+    for section in ("Opening a broker", "The broker's state", "Connecting", "Not delivered", "Unknown"):
         assert (error.__name__ in rows(section)) == (section == section_of(error)), section
     *_, meaning, action = rows(section_of(error))[error.__name__]
     assert len(meaning) > 20 or "Base of" in meaning

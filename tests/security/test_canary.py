@@ -23,11 +23,13 @@ from cqrs_brokers import (
     Broker,
     BrokerClosedError,
     BrokerError,
+    BrokerStateError,
     ClosedWhilePendingError,
     ConfigError,
     DeliveryTimeoutError,
     DeliveryUnknownError,
     ECSTEvent,
+    FlushTimeoutError,
     InvalidMessageError,
     Message,
     MessageTooLargeError,
@@ -37,6 +39,7 @@ from cqrs_brokers import (
     PluginLoadError,
     PluginNotFoundError,
     Receipt,
+    ReturnedError,
     WrongLoopError,
     exceptions,
     open_broker,
@@ -194,6 +197,21 @@ async def test_outcomes_of_a_driver(planted: Planted) -> None:
     planted.delivered(DeliveryTimeoutError, DeliveryUnknownError, ClosedWhilePendingError, BrokerClosedError)
 
 
+async def test_a_return_that_proves_nothing_a_flush_without_time_and_a_closed_broker(planted: Planted) -> None:
+    """ReturnedError as a driver says it, FlushTimeoutError, BrokerStateError."""
+    driver = Scripted()
+    broker = Broker(driver, observers=[planted.observer])
+    sending = asyncio.ensure_future(planted.outcome(broker.send_message(planted.message())))
+    await settle()
+    await planted.outcome(broker.flush(0.01))
+    driver.held[0].handed_over()
+    driver.held[0].fail(ReturnedError("the broker returned it"))
+    await sending
+    await broker.close()
+    await planted.outcome(broker.connect())
+    assert planted.seen >= {ReturnedError, FlushTimeoutError, BrokerStateError}
+
+
 async def test_another_thread(planted: Planted) -> None:
     """WrongLoopError in another thread, while the first loop runs."""
     broker = Broker(Scripted(automatic=True), observers=[planted.observer])
@@ -257,6 +275,9 @@ HERE: set[type[BrokerError]] = {
     DeliveryUnknownError,
     ClosedWhilePendingError,
     BrokerClosedError,
+    BrokerStateError,
+    FlushTimeoutError,
+    ReturnedError,
     WrongLoopError,
     exceptions.UnreachableError,
     exceptions.NotConnectedError,

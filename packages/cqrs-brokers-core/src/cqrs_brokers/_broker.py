@@ -14,6 +14,7 @@ import logging
 import warnings
 from asyncio import CancelledError
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Self
 
 from ._connection.closing import Closing
@@ -30,11 +31,12 @@ from .exceptions import (
     BackpressureError,
     BrokerBlockedError,
     BrokerClosedError,
+    BrokerStateError,
     ConfigError,
     ConnectError,
     ConnectionLostError,
     DeliveryError,
-    DeliveryTimeoutError,
+    FlushTimeoutError,
     InvalidMessageError,
     NotConnectedError,
     NotDeliveredError,
@@ -51,6 +53,7 @@ __all__ = ["Broker"]
 
 logger = logging.getLogger("cqrs_brokers.broker")
 
+CLOSED = "the broker is closed and does not open again: make a new Broker, also for each run of a lifespan"
 BURST = 250
 """So many messages of a `send_messages` go to the driver at a time."""
 
@@ -133,11 +136,10 @@ class Broker(MessageBroker):
         self._options = dict(options or {})
         self._observers = Observers(observers)
         self._capabilities = self._sender.capabilities
-        # A plain MessageBroker declares nothing and is given every message as it is.
-        declared = None if isinstance(self._sender, SimpleSender) and not self._sender.declares else self._capabilities
+        simple = self._sender if isinstance(self._sender, SimpleSender) else None
         self._validator = Validator(
             address=self._address,
-            capabilities=declared,
+            capabilities=self._capabilities if simple is None else simple.declared,
             refuse_topic=self._sender.refuse_topic,
             max_message_bytes=min(max_message_bytes, self._capabilities.max_message_bytes or max_message_bytes),
             encoder=encoder,
@@ -151,7 +153,7 @@ class Broker(MessageBroker):
             submit=self._sender.submit,
             max_count=max_in_flight,
             max_bytes=max_in_flight_bytes,
-            keeps=declared is not None,
+            keeps=simple is None or simple.declares,
             why_not=self._why_not,
         )
         if self._observers:
@@ -188,8 +190,8 @@ class Broker(MessageBroker):
             DeliveryUnknownError: It may be.
         """
         loop = running_loop()
-        if self._bound.loop is not loop or self._closed:
-            self._enter(loop, message)
+        if loop is None or self._bound.loop is not loop or self._closed:
+            loop = self._enter(loop, message)
         refusal: InvalidMessageError | None = None
         try:
             ready: Any = message if type(message) is self._as_it_is else self._message(message)
@@ -223,25 +225,22 @@ class Broker(MessageBroker):
             One outcome per message, in the same order. Errors are returned, not raised.
         """
         loop = running_loop()
+        if loop is None or self._bound.loop is not loop or self._closed:
+            try:
+                loop = self._enter(loop)
+            except NotDeliveredError as refusal:
+                return [self._named(refusal.with_traceback(None), message) for message in messages]
         window = self._window
         bulk = BulkOutcomes(loop.create_future())
         outcomes = bulk.outcomes
         deliveries: list[Delivery] = []
         deadline = loop.time() + self._delivery_timeout
-        refused: DeliveryError | None = None
-        if self._bound.loop is not loop or self._closed:
-            try:
-                self._enter(loop)
-            except DeliveryError as error:
-                refused = error
         as_it_is, make, measure = self._as_it_is, self._message, self._size
         queued = 0
         for index, message in enumerate(list(messages)):  # all are there before the first is sent, or none is sent
             try:
                 ready: Any = message if type(message) is as_it_is else make(message)
                 size = measure(ready)
-                if refused is not None:
-                    raise refused.about(ready.message_id, ready.topic, self._address)
             except DeliveryError as error:
                 outcomes.append(error.with_traceback(None))
                 continue
@@ -292,13 +291,10 @@ class Broker(MessageBroker):
 
         Raises:
             ConnectError: The pass failed; its class says why. Nothing is retried.
-            BrokerClosedError: The broker was closed.
-            WrongLoopError: It is connected in another loop that still runs.
+            BrokerStateError: The broker is closed, or belongs to another event loop that still runs or to the process
+                that forked this one.
         """
-        loop = running_loop()
-        if self._bound.loop is not loop or self._closed:
-            self._enter(loop)
-        await self._connection.connect(loop)
+        await self._connection.connect(self._entered())
 
     async def flush(self, timeout: float | None = None) -> None:
         """Waits until everything that was sent so far has its outcome.
@@ -307,26 +303,25 @@ class Broker(MessageBroker):
             timeout: Seconds, at most. None: the messages' own deadlines bound it.
 
         Raises:
-            DeliveryTimeoutError: Something was still without an outcome then; it goes on.
+            FlushTimeoutError: The time is over and messages are still without an outcome. They go on.
+            BrokerStateError: As `connect`.
         """
-        loop = running_loop()
         if self._bound.loop is None:
             return
-        if self._bound.loop is not loop or self._closed:
-            self._enter(loop)
+        self._entered()
         if not await self._window.drained(timeout):
-            raise DeliveryTimeoutError(
-                f"flush() ended after {timeout:g} s with messages still in flight", broker=self._address
+            raise FlushTimeoutError(
+                f"flush() ended after {timeout:g} s with messages still in flight: wait for their sends, or give it "
+                "more time",
+                broker=self._address,
             )
 
     async def health(self) -> Health:
         """How the broker is, now. Never raises and never takes longer than `connect_timeout` (+1 s)."""
-        loop = running_loop()
-        started = loop.time()
+        started = monotonic()
         reason = ""
         try:
-            if self._bound.loop is not loop or self._closed:
-                self._enter(loop)
+            loop = self._entered()
             if self._connection.state in (State.IDLE, State.FAILED):
                 await self._connection.connect(loop)
             elif self._connection.state is State.READY:
@@ -337,7 +332,7 @@ class Broker(MessageBroker):
             else:
                 known = self._connection.last_error
                 reason = "connecting" if known is None else known.text
-        except (ConnectError, DeliveryError) as error:
+        except (ConnectError, BrokerStateError) as error:
             reason = error.text
         connection = self._connection
         if connection.blocked_by is not None:  # also when that is why it did not answer
@@ -345,7 +340,7 @@ class Broker(MessageBroker):
         return Health(
             ok=not reason,
             reason=reason or "ok",
-            latency=loop.time() - started,
+            latency=monotonic() - started,
             last_error=connection.last_error,
             blocked=connection.blocked_by is not None,
             in_flight=len(self._window.in_flight) + len(self._window.overdue),
@@ -359,12 +354,13 @@ class Broker(MessageBroker):
 
         Args:
             timeout: Seconds for flushing and closing; default `close_timeout`. A forced end takes at most 1 s more.
+
+        Raises:
+            BrokerStateError: It belongs to another event loop that still runs or to the process that forked this one.
         """
-        loop = running_loop()
         timeout = self._close_timeout if timeout is None else timeout
         if self._closing is None:
-            if self._bound.loop is not loop:
-                self._enter(loop)
+            loop = self._entered()
             self._closed = True
             self._closing = Closing(loop, self._window, self._connection, self._sender, self._address, timeout)
             try:
@@ -372,7 +368,7 @@ class Broker(MessageBroker):
             finally:
                 self._unclosed = False
                 self.connection_changed("closed", "")
-        elif self._closing.loop is loop:
+        elif self._closing.loop is running_loop():
             self._closing.shorten(timeout)
             await self._closing.wait()
 
@@ -417,9 +413,7 @@ class Broker(MessageBroker):
             "url": self.url,
             "driver": f"{type(self._driver).__module__}.{type(self._driver).__qualname__}",
             "state": "closed" if self._closed else self._connection.state.value,
-            "capabilities": {
-                field: getattr(self._capabilities, field) for field in type(self._capabilities).__dataclass_fields__
-            },
+            "capabilities": self._capabilities.to_dict(),
             "options": dict(self._options),
         }
 
@@ -430,21 +424,38 @@ class Broker(MessageBroker):
     def __reduce__(self) -> str | tuple[Any, ...]:
         raise TypeError("a Broker holds a connection and cannot be pickled or copied")
 
-    # -- event loops (I13) --------------------------------------------------------------------------------------------
+    # -- event loops --------------------------------------------------------------------------------------------------
 
-    def _enter(self, loop: asyncio.AbstractEventLoop, message: object = None) -> None:
+    def _enter(self, loop: asyncio.AbstractEventLoop | None, message: object = None) -> asyncio.AbstractEventLoop:
         """The slow path of every call: first use, another loop, another process, closed."""
-        refusal = BrokerClosedError("the broker is closed") if self._closed else self._bound.refusal()
-        if refusal is not None:
-            message_id = topic = None
-            with contextlib.suppress(Exception):  # the message's own code
-                message_id, topic = getattr(message, "message_id", None), getattr(message, "topic", None)
-            raise refusal.about(message_id, topic, self._address)
+        refusal = BrokerClosedError(CLOSED) if self._closed else self._bound.refusal(loop)
+        if refusal is not None or loop is None:
+            assert refusal is not None
+            raise self._named(refusal, message)
         before, self._bound.loop = self._bound.loop, loop
         self._window.bind(loop)  # first: a closed loop would refuse to wake those whom the driver tells now
         if before is not None:
             self._connection.drop()
             self._warn_unclosed("its event loop was closed")
+        return loop
+
+    def _named(self, refusal: NotDeliveredError, message: object) -> NotDeliveredError:
+        """The refusal for that message."""
+        message_id = topic = None
+        with contextlib.suppress(Exception):  # the message's own code
+            message_id, topic = getattr(message, "message_id", None), getattr(message, "topic", None)
+        return refusal.about(message_id, topic, self._address)
+
+    def _entered(self) -> asyncio.AbstractEventLoop:
+        """`_enter` for every call that is no send."""
+        loop = running_loop()
+        if loop is not None and self._bound.loop is loop and not self._closed:
+            return loop
+        try:
+            return self._enter(loop)
+        except NotDeliveredError as refusal:
+            text = refusal.text
+        raise BrokerStateError(text, broker=self._address)
 
     def _warn_unclosed(self, what: str) -> None:
         """One warning per connection that nobody closed."""

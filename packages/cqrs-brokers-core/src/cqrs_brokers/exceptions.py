@@ -7,6 +7,8 @@
     │  ├─ PluginLoadError                installed, but broken
     │  ├─ PluginContractError            loaded, but it does not keep the contract
     │  └─ AmbiguousPluginError           claimed by more than one distribution
+    ├─ BrokerStateError                  the Broker is closed, or belongs to another event loop or process
+    ├─ FlushTimeoutError (TimeoutError)  flush() ran out of time
     ├─ ConnectError                      .permanent: trying again cannot help
     │  ├─ AuthenticationError            permanent
     │  ├─ AuthorizationError             permanent (virtual host, cluster)
@@ -31,10 +33,12 @@
           ├─ DeliveryTimeoutError (TimeoutError)
           ├─ ConnectionLostError
           ├─ NackedError                 retryable; one queue refused it, others may hold it
+          ├─ ReturnedError               the broker returned it, which proves nothing for this exchange
           └─ ClosedWhilePendingError
 
-`retryable` says whether the same call may succeed later without a change by a person.
-A send ends in a `Receipt`, a `NotDeliveredError` or a `DeliveryUnknownError`; nothing else.
+`retryable` says whether the same call may succeed later if nobody changes anything.
+A send ends in a `Receipt`, a `NotDeliveredError` or a `DeliveryUnknownError`; nothing else. `connect()`, `flush()`,
+`close()` and `async with` never raise a `DeliveryError`: they raise the errors above it. `health()` raises nothing.
 """
 
 from __future__ import annotations
@@ -51,6 +55,8 @@ __all__ = [
     "PluginLoadError",
     "PluginContractError",
     "AmbiguousPluginError",
+    "BrokerStateError",
+    "FlushTimeoutError",
     "ConnectError",
     "AuthenticationError",
     "AuthorizationError",
@@ -75,6 +81,7 @@ __all__ = [
     "DeliveryTimeoutError",
     "ConnectionLostError",
     "NackedError",
+    "ReturnedError",
     "ClosedWhilePendingError",
     "InsecureTransportWarning",
 ]
@@ -88,18 +95,20 @@ class BrokerError(Exception):
     """Base of every error of this library.
 
     Args:
-        text: What happened, to which broker (redacted), and what to do about it.
+        text: What happened, and what to do about it.
+        broker: The broker's redacted URL, where there is one; `Broker` fills it in when a driver leaves it empty.
     """
 
     retryable: bool = False
     """Whether the same call may succeed later."""
 
-    def __init__(self, text: str = "") -> None:
+    def __init__(self, text: str = "", *, broker: str = "") -> None:
         super().__init__(text)
         self.text = text
+        self.broker = broker
 
     def __str__(self) -> str:
-        return self.text
+        return f"{self.text} [{self.broker}]" if self.broker else self.text
 
     def __reduce__(self) -> tuple[Any, ...]:
         # One for the whole tree: subclasses take different arguments, and OSError's own __reduce__ (through
@@ -149,23 +158,22 @@ class AmbiguousPluginError(PluginError):
     """More than one installed distribution claims the scheme; none of them was imported."""
 
 
-class ConnectError(BrokerError):
-    """A connection to the broker cannot be made or was lost.
+class BrokerStateError(BrokerError):
+    """The `Broker` cannot be used here: it is closed, or it belongs to another event loop or to another process.
 
-    Args:
-        text: What happened and what to do.
-        broker: The broker's redacted URL; `Broker` fills it in when a driver leaves it empty.
+    Raised by `connect()`, `async with`, `flush()` and `close()`. A send gets `BrokerClosedError` or `WrongLoopError`.
     """
+
+
+class FlushTimeoutError(BrokerError, TimeoutError):
+    """`flush()` ran out of time. The messages go on, and each send still gets its own outcome."""
+
+
+class ConnectError(BrokerError):
+    """A connection to the broker cannot be made or was lost."""
 
     permanent: ClassVar[bool] = False
     """Whether trying again is useless until a person changes something."""
-
-    def __init__(self, text: str = "", *, broker: str = "") -> None:
-        super().__init__(text)
-        self.broker = broker
-
-    def __str__(self) -> str:
-        return f"{self.text} [{self.broker}]" if self.broker else self.text
 
 
 class AuthenticationError(ConnectError):
@@ -219,10 +227,9 @@ class DeliveryError(BrokerError):
     def __init__(
         self, text: str = "", *, message_id: UUID | None = None, topic: str | None = None, broker: str = ""
     ) -> None:
-        super().__init__(text)
+        super().__init__(text, broker=broker)
         self.message_id = message_id
         self.topic = topic
-        self.broker = broker
 
     def __str__(self) -> str:
         about = []
@@ -305,7 +312,7 @@ class BrokerClosedError(NotDeliveredError):
 
 
 class WrongLoopError(NotDeliveredError):
-    """The `Broker` is connected in another event loop that still runs, or in the process that forked this one."""
+    """The `Broker` belongs to another event loop that still runs, or to another process; or no asyncio loop runs."""
 
 
 class DeliveryUnknownError(DeliveryError):
@@ -324,6 +331,10 @@ class NackedError(DeliveryUnknownError):
     """The broker answered with a nack: at least one queue refused the message, others may hold it."""
 
     retryable = True
+
+
+class ReturnedError(DeliveryUnknownError):
+    """The broker returned the message, and that proves nothing for the kind of exchange it was sent to."""
 
 
 class ClosedWhilePendingError(DeliveryUnknownError):

@@ -64,9 +64,10 @@ def drop_transport(transport: asyncio.BaseTransport | None) -> None:
     loop: asyncio.AbstractEventLoop | None = getattr(layer, "_loop", None)
     if loop is None or not loop.is_closed():  # uvloop hides its loop and closes its sockets with it
         return
-    inner = getattr(getattr(layer, "_ssl_protocol", None), "_transport", None)
-    layer._closed = True  # or a transport with TLS warns, when it is collected, that nobody closed it
-    for layer in (transport, inner):
+    protocol = getattr(layer, "_ssl_protocol", None)
+    if protocol is not None:
+        layer._closed = True  # or it warns, when it is collected, that nobody closed it
+    for layer in (transport, getattr(protocol, "_transport", None)):
         sock = getattr(layer, "_sock", None)
         if sock is not None:
             sock.close()
@@ -115,10 +116,9 @@ class Tasks:
 
     def abort(self) -> None:
         """Ends every task without awaiting, also when the event loop is closed, and forgets them."""
-        tasks, self._tasks = self._tasks, set()
-        for task in tasks:
-            task.remove_done_callback(self._tasks.discard)
+        for task in self:
             drop_task(task)
+        self._tasks.clear()
 
     def __iter__(self) -> Iterator[asyncio.Task[Any]]:
         return iter(tuple(self._tasks))

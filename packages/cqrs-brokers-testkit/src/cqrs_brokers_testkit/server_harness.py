@@ -50,8 +50,8 @@ class ServerHarness(Harness):
     """Finds the program, gives each server a folder and a port, and ends all of them; the main one behind a proxy.
 
     A subclass sets `program` and writes `configure`, `read_back` and, where the broker has it, `client_url` for users
-    and TLS. From these come `start`, `stop`, `kill`, `restart`, `pause`, and what is to be asked about TLS and logins. More servers
-    (`extra_server`) are started when a case first asks for them.
+    and TLS. From these come `start`, `stop`, `kill`, `restart`, `pause`, and what is asked about TLS and logins. The
+    servers with certificates are started when a case first asks for them.
 
     Attributes:
         program: The server's program.

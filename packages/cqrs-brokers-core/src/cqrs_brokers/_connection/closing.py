@@ -12,8 +12,9 @@ from cqrs_brokers._delivery.delivery import ContractBreach
 from cqrs_brokers._delivery.window import Window
 from cqrs_brokers.driver import PipelinedDriver
 from cqrs_brokers.exceptions import BrokerClosedError, ClosedWhilePendingError
+from cqrs_brokers.tasks import retrieve_exception
 
-from .connection import Connection, State, looked_at
+from .connection import Connection, State
 
 __all__ = ["Closing"]
 
@@ -78,7 +79,7 @@ class Closing:
 
     async def _close_driver(self, grace: float) -> None:
         closing = self.loop.create_task(self._sender.close(grace))
-        closing.add_done_callback(looked_at)
+        closing.add_done_callback(retrieve_exception)
         await asyncio.wait((closing,), timeout=grace + FORCED_CLOSE)
         if not closing.done():
             self._window.breaches.append(ContractBreach("close", "did not end in time", None))

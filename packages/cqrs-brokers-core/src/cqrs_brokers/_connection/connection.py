@@ -17,9 +17,10 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 from cqrs_brokers.driver import Driver
-from cqrs_brokers.exceptions import ConnectError, NotConnectedError, UnreachableError
+from cqrs_brokers.exceptions import BrokerError, BrokerStateError, ConnectError, NotConnectedError, UnreachableError
+from cqrs_brokers.tasks import retrieve_exception
 
-__all__ = ["Connection", "Host", "State", "looked_at"]
+__all__ = ["Connection", "Host", "State"]
 
 logger = logging.getLogger("cqrs_brokers.connection")
 
@@ -55,12 +56,6 @@ class Host(Protocol):
 
     def connection_changed(self, state: str, reason: str) -> None:
         """For the observers."""
-
-
-def looked_at(task: asyncio.Task[None]) -> None:
-    """For a task that may fail in the very turn in which its owner is cancelled: asyncio would complain."""
-    if not task.cancelled():
-        task.exception()
 
 
 class Connection:
@@ -101,7 +96,7 @@ class Connection:
         self._attempt: asyncio.Task[None] | None = None
         self._lost: asyncio.Future[ConnectError] | None = None
         self._wake: asyncio.Future[None] | None = None
-        self._passes: list[asyncio.Future[ConnectError | None]] = []
+        self._passes: list[asyncio.Future[BrokerError | None]] = []
         self._retry_at = 0.0
         self._engaged = False
         """Whether the driver may hold a connection."""
@@ -164,10 +159,11 @@ class Connection:
 
         Raises:
             ConnectError: The pass failed.
+            BrokerStateError: The broker was closed meanwhile.
         """
         if self.state is State.READY:
             return
-        outcome: asyncio.Future[ConnectError | None] = loop.create_future()
+        outcome: asyncio.Future[BrokerError | None] = loop.create_future()
         self._passes.append(outcome)
         if self._task is None:
             self._start(loop)
@@ -265,7 +261,7 @@ class Connection:
         """Runs the driver's work in a task of its own: its cancellations are not ours, and ours reach it."""
         task = self._attempt = asyncio.get_running_loop().create_task(work)
         task._log_destroy_pending = False  # type: ignore[attr-defined] # as the supervisor, which owns it
-        task.add_done_callback(looked_at)
+        task.add_done_callback(retrieve_exception)
         try:
             await asyncio.wait((task,), timeout=timeout)
         except asyncio.CancelledError:
@@ -323,7 +319,7 @@ class Connection:
         self._host.connection_failed(self.why_not_connected())
         self._end_passes(error)
 
-    def _end_passes(self, error: ConnectError | None) -> None:
+    def _end_passes(self, error: BrokerError | None) -> None:
         passes, self._passes = self._passes, []
         for outcome in passes:
             if not outcome.done():
@@ -345,7 +341,7 @@ class Connection:
     async def stop(self) -> None:
         """Ends the supervisor and its attempt. The driver is not closed here."""
         self.state = State.CLOSED
-        self._end_passes(ConnectError("the broker was closed", broker=self._address))
+        self._end_passes(BrokerStateError("the broker was closed while it connected", broker=self._address))
         task = self._task
         if task is not None:
             task.cancel()

@@ -1,4 +1,4 @@
-"""Which event loop a broker belongs to (I13): the one in which it connects, in the process in which it connects."""
+"""Which event loop a broker belongs to: the one in which it connects, in the process in which it connects."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ __all__ = ["LoopBinding"]
 
 FORKED = "this process was forked from the one that connected the broker: make a new Broker after the fork"
 OTHER_LOOP = (
-    "the broker is connected in another event loop that is still open (another thread?): "
-    "use one Broker per loop, or close it there first"
+    "the broker is connected in another event loop that is still open: use one Broker per loop, or close it there "
+    "first. The other loop may run in another thread, or belong to a test fixture with another loop scope (loop_scope)"
+)
+NO_LOOP = (
+    "no asyncio event loop runs here: a Broker works with asyncio only, not with another library such as trio; "
+    "a forked child needs an event loop of its own"
 )
 
 
@@ -26,26 +30,23 @@ class LoopBinding:
         self.forked = False
         _bindings.add(self)
 
-    def refusal(self) -> WrongLoopError | None:
+    def refusal(self, running: AbstractEventLoop | None) -> WrongLoopError | None:
         """Why the running loop may not use the broker, or None when it may take it over."""
         if self.forked:
             return WrongLoopError(FORKED)
+        if running is None:
+            return WrongLoopError(NO_LOOP)
         if self.loop is not None and not self.loop.is_closed():
             return WrongLoopError(OTHER_LOOP)
         return None
 
 
-def running_loop() -> AbstractEventLoop:
-    """The running event loop.
-
-    Raises:
-        WrongLoopError: There is none: asyncio's answer in a forked child, inside a coroutine of the parent.
-    """
+def running_loop() -> AbstractEventLoop | None:
+    """The running event loop, or None: also in a forked child, inside a coroutine of the parent."""
     try:
         return get_running_loop()
     except RuntimeError:
-        pass
-    raise WrongLoopError(FORKED)
+        return None
 
 
 _bindings: weakref.WeakSet[LoopBinding] = weakref.WeakSet()
@@ -60,4 +61,5 @@ def _mark_forked() -> None:
             binding.loop = _PARENTS_LOOP
 
 
-os.register_at_fork(after_in_child=_mark_forked)
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(after_in_child=_mark_forked)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import collections
-from collections.abc import Coroutine, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from cqrs_brokers.driver import Driver, Link, PipelinedDriver
 from cqrs_brokers.exceptions import DeliveryError, DeliveryUnknownError
 from cqrs_brokers.protocol import Capabilities, Message, MessageBroker, Receipt, snapshot
+from cqrs_brokers.tasks import Tasks
 
 from .delivery import RELEASED, Delivery
 
@@ -26,15 +26,18 @@ class SimpleSender(PipelinedDriver):
     def __init__(self, broker: MessageBroker) -> None:
         self._broker = broker
         self._driver = broker if isinstance(broker, Driver) else _Undeclared()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._lanes: dict[tuple[str, str], collections.deque[tuple[Delivery, Message]]] = {}
         self.declares = isinstance(broker, Driver)
-        """Whether it says what it can do; a plain `MessageBroker` does not and takes every message as it is."""
+        """Whether it is a `Driver`; a plain `MessageBroker` is given the caller's own object."""
+        said = getattr(broker, "capabilities", None)
+        self.declared: Capabilities | None = said if isinstance(said, Capabilities) else None
+        """What it says it can do; a plain `MessageBroker` need not say anything."""
         self._ordered = self.capabilities.ordering_key
 
     @property
     def capabilities(self) -> Capabilities:
-        return self._driver.capabilities
+        return self._driver.capabilities if self.declared is None else self.declared
 
     def bind(self, link: Link) -> None:
         self._driver.bind(link)
@@ -54,7 +57,7 @@ class SimpleSender(PipelinedDriver):
             if self.declares:  # a plain MessageBroker is given the message as it is
                 message = snapshot(message)
             if not self._ordered or message.key is None:
-                self._start(self._send(delivery, message))
+                self._tasks.spawn(self._send(delivery, message))
                 continue
             lane = (message.topic, message.key)
             behind = self._lanes.get(lane)
@@ -62,12 +65,7 @@ class SimpleSender(PipelinedDriver):
                 behind.append((delivery, message))
             else:
                 self._lanes[lane] = collections.deque(((delivery, message),))
-                self._start(self._send_in_turn(lane))
-
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+                self._tasks.spawn(self._send_in_turn(lane))
 
     async def _send_in_turn(self, lane: tuple[str, str]) -> None:
         queue = self._lanes[lane]
@@ -111,25 +109,11 @@ class SimpleSender(PipelinedDriver):
     async def close(self, grace: float) -> None:
         if self._tasks:
             await asyncio.wait(tuple(self._tasks), timeout=grace)
-            await self._stop_tasks(0.4)
+            await self._tasks.end(0.4)
         await self._driver.close(grace)
 
-    async def _stop_tasks(self, timeout: float) -> None:
-        tasks = tuple(self._tasks)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks, timeout=timeout)
-
     def abort(self) -> None:
-        for task in tuple(self._tasks):
-            if not task.get_loop().is_closed():
-                task.cancel()
-            else:  # it can never finish
-                task._log_destroy_pending = False  # type: ignore[attr-defined]
-                coroutine: Any = task.get_coro()
-                coroutine.close()
-        self._tasks.clear()
+        self._tasks.abort()
         self._lanes.clear()
         self._driver.abort()
 

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from cqrs_brokers import Broker, ConfigError, ConnectError, Receipt, TLSError
-from cqrs_brokers._discovery.plugins import load_plugin
+from cqrs_brokers.hooks import load_plugin
 from cqrs_brokers.secret import Secret
 from cqrs_brokers.url import BrokerURL, Host
 from cqrs_brokers_testkit.conformance.case import (

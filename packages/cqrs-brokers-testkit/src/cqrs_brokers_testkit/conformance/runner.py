@@ -13,13 +13,11 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from cqrs_brokers import Capabilities, open_broker
-from cqrs_brokers._discovery.discovery import available_brokers
+from cqrs_brokers import Capabilities, available_brokers, open_broker
 from cqrs_brokers_testkit.conformance import (
     contract,
     delivery,
@@ -184,9 +182,7 @@ class Session:
                     static.openable_url(self.harness), distribution=self.harness.distribution, **self.harness.options
                 )
                 self._capabilities = broker.capabilities
-                self.report.capabilities = {
-                    field.name: getattr(self._capabilities, field.name) for field in fields(Capabilities)
-                }
+                self.report.capabilities = self._capabilities.to_dict()
             except Exception as error:
                 self._capabilities_problem = f"the broker cannot be opened: {type(error).__name__}: {error}"
         return self._capabilities
