@@ -133,10 +133,10 @@ class UnorderedSound(PipelinedDriver):
             "message_id": str(message.message_id),
             "name": message.message_name,
             "key": message.key,
-            "body": base64.b64encode(message.body).decode(),
+            "body": base64.b64encode(message.body or b"").decode(),
             "content_type": content_type_of(message),
             "timestamp": message.timestamp.isoformat(),
-            "dedup": f"{message.message_id} {hashlib.sha256(message.body).hexdigest()}",
+            "dedup": f"{message.message_id} {hashlib.sha256(message.body or b"").hexdigest()}",
         }
 
     async def read(self, reader: asyncio.StreamReader) -> None:

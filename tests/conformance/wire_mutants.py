@@ -89,7 +89,7 @@ class WireSound(PipelinedDriver):
                 "topic": message.topic,
                 "message_id": str(message.message_id),
                 "name": message.message_name,
-                "body": base64.b64encode(message.body).decode(),
+                "body": base64.b64encode(message.body or b"").decode(),
                 "content_type": content_type_of(message),
                 "timestamp": message.timestamp.isoformat(),
             }

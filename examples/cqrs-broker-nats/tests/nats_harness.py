@@ -35,7 +35,7 @@ class NatsHarness(ServerHarness):
         return ["-c", "nats.conf"]
 
     def client_url(self, host, port, login, cafile, tls):
-        query = f"?declare=stream&stream=all&subjects=conformance-*&ssl_cafile={cafile}" if cafile else ""
+        query = f"?declare=stream&stream=all&subjects=*&ssl_cafile={cafile}" if cafile else ""
         return f"nats{'s' if tls else ''}://{login[0]}:{login[1]}@{host}:{port}{query}"
 
     def prepare(self):

@@ -24,9 +24,9 @@ class Frame:
         }
         if message.key is not None:
             fields["ordering-key"] = header_value(message.key)
-        fields |= {_user_name(name): header_value(value) for name, value in message.headers.items()}
+        fields |= {_user_name(name): header_value(str(value)) for name, value in message.headers.items()}
         self.subject = message.topic.encode()
-        self.body = message.body
+        self.body = message.body or b""
         lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items()).encode()
         # With the digest in it, a "duplicate" proves that this very message is stored, not another one with its id.
         digest = hashlib.sha256(b"%d %b%d %b%b" % (len(self.subject), self.subject, len(lines), lines, self.body))

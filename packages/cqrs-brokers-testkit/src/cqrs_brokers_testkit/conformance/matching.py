@@ -38,8 +38,9 @@ async def equal_ids_are_not_equal_messages(ctx: Context) -> None:
     for record in records:
         bodies[record.message_id, record.body].append(record.offset)
     for message, outcome in zip(sent, outcomes, strict=True):
-        there = bodies[str(message.message_id), message.body]
-        which = f"the {message.body.decode()} message of two with one id"
+        body = message.body or b""
+        there = bodies[str(message.message_id), body]
+        which = f"the {body.decode()} message of two with one id"
         if isinstance(outcome, Receipt):
             check(there, f"{which} got a receipt and is not in the broker: an earlier message's answer is not its own")
             named = outcome.offset is None or None in there or outcome.offset in there
