@@ -128,6 +128,7 @@ class UnorderedSound(PipelinedDriver):
             self.pipeline.put(delivery, line, len(line))
 
     def render(self, message: Message) -> dict[str, Any]:
+        digest = hashlib.sha256(message.body or b"").hexdigest()
         return {
             "topic": message.topic,
             "message_id": str(message.message_id),
@@ -136,7 +137,7 @@ class UnorderedSound(PipelinedDriver):
             "body": base64.b64encode(message.body or b"").decode(),
             "content_type": content_type_of(message),
             "timestamp": message.timestamp.isoformat(),
-            "dedup": f"{message.message_id} {hashlib.sha256(message.body or b"").hexdigest()}",
+            "dedup": f"{message.message_id} {digest}",
         }
 
     async def read(self, reader: asyncio.StreamReader) -> None:
