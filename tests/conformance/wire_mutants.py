@@ -235,6 +235,9 @@ class NoBackpressure(WireSound):
 
     caught_by = ("faults.slow-link",)
 
+    async def _watch(self) -> None:
+        await asyncio.Event().wait()
+
     def has_room(self) -> bool:
         return self._writer is not None
 
