@@ -214,9 +214,7 @@ class Harness:
 
     def hosts_url(self, hosts: Sequence[Host]) -> str:
         """The config string, with these hosts."""
-        url = BrokerURL.parse(self.url)
-        fields = {name: getattr(url, name) for name in BrokerURL.__slots__}
-        return BrokerURL._make(**{**fields, "hosts": tuple(hosts)}).render(reveal=True)
+        return BrokerURL.parse(self.url).replace(hosts=list(hosts)).render(reveal=True)
 
     def peer_url(self, port: int) -> str:
         """The config string, with this port of 127.0.0.1 for all its hosts."""

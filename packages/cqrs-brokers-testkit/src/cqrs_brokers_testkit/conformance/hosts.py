@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from urllib.parse import quote
 
 from cqrs_brokers import Broker, ConfigError, ConnectError, Receipt, TLSError
 from cqrs_brokers.hooks import load_plugin
@@ -135,13 +136,12 @@ async def _refused(ctx: Context, broker: Broker) -> None:
 def _at(ctx: Context, url: str, host: Host) -> str:
     """The config string with another host, and with a login that can be found on the wire."""
     known = BrokerURL.parse(url)
-    login = Secret(_LOGIN)
-    fields = {name: getattr(known, name) for name in BrokerURL.__slots__}
-    fields["hosts"] = (host,)
-    fields["query"] = {
-        name: login if isinstance(value, Secret) and not name.startswith(("ssl", "tls")) else value
-        for name, value in known.query.items()
-    }
+    text = known.replace(hosts=[host]).render(reveal=True)
+    for name, value in known.query.items():
+        if isinstance(value, Secret) and not name.startswith(("ssl", "tls")):
+            text = text.replace(f"{name}={quote(value.reveal(), safe=':/,+=*')}", f"{name}={_LOGIN}")
     if "userinfo" in load_plugin(known.scheme, ctx.harness.distribution).options_type().url_parts:
-        fields |= {"username": known.username or "somebody", "password": login}
-    return BrokerURL._make(**fields).render(reveal=True)
+        scheme, _, rest = text.partition("://")
+        user = quote(known.username or "somebody", safe="")
+        text = f"{scheme}://{user}:{_LOGIN}@{rest if known.username is None else rest.partition('@')[2]}"
+    return text
