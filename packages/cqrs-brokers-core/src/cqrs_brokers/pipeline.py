@@ -150,19 +150,14 @@ class Pipeline(Generic[T]):
         Raises:
             ProtocolError: The broker answers what it was not asked. In `read` this ends the connection, as it must.
         """
-        found = self._take(token)
-        if isinstance(found, _Question):
-            raise ProtocolError("the broker's answers are out of step: a message's came in the place of a ping's")
-        return found
+        found = self._take(token, Delivery)
+        return found if isinstance(found, Delivery) else None
 
     def answered_question(self, token: int | None = None) -> None:
         """Says that the answer to an `ask` came; the arguments and errors are those of `answered`."""
-        found = self._take(token)
-        if isinstance(found, _Question):
-            if not found.answer.done():
-                found.answer.set_result(None)
-        elif token is None:
-            raise ProtocolError("the broker's answers are out of step: a ping's came in the place of a message's")
+        found = self._take(token, _Question)
+        if isinstance(found, _Question) and not found.answer.done():
+            found.answer.set_result(None)
 
     def oldest(self, wanted: Callable[[Delivery], bool]) -> int | None:
         """The token of the oldest unanswered message that is wanted, for an answer that says no token.
@@ -282,40 +277,49 @@ class Pipeline(Generic[T]):
         self._unanswered[self._token] = entry
         return self._token
 
-    def _take(self, token: int | None) -> Delivery | _Question | None:
+    def _take(self, token: int | None, kind: type[Delivery] | type[_Question]) -> Delivery | _Question | None:
         self.heard()
         if token is not None:
             return self._unanswered.pop(token, None)
-        if not self._unanswered:
-            raise ProtocolError("the broker answers what it was not asked")
-        return self._unanswered.pop(next(iter(self._unanswered)))
+        oldest = next(iter(self._unanswered), None)
+        found = None if oldest is None else self._unanswered[oldest]
+        fits = kind is Delivery if found is None else isinstance(found, kind)  # None: it was let go
+        if oldest is None or not fits:
+            # It stays: when the connection ends, which it must, it is told so.
+            raise ProtocolError("the broker's answers are out of step: this one belongs to nothing that was written")
+        return self._unanswered.pop(oldest)
 
     # -- what is never answered ---------------------------------------------------------------------------------------
 
     def _watch_deadline(self, deadline: float) -> None:
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_at(deadline + LET_GO_AFTER, self._let_go)
+        when = deadline + LET_GO_AFTER
+        if self._timer is not None:
+            if self._timer.when() <= when:
+                return
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_at(when, self._let_go)
 
     def _let_go(self) -> None:
-        """Frees the place of messages whose callers have their answer. Deadlines are in the order of submission."""
+        """Frees the places of messages whose callers have their answer; once in 0.1 s, for all that are due."""
         self._timer = None
         now = asyncio.get_running_loop().time()
-        while self._waiting and self._waiting[0][0].done and self._waiting[0][0].deadline <= now:
-            self._waiting.popleft()[0].release()
-        for token, found in list(self._unanswered.items()):
-            if not isinstance(found, Delivery):
-                continue
-            if not found.done or found.deadline > now:
-                break
-            found.release()
-            if self._in_order:
-                self._unanswered[token] = None
+        keep: deque[tuple[Delivery, T, int]] = deque()
+        for entry in self._waiting:
+            if entry[0].done and entry[0].deadline <= now:
+                entry[0].release()
             else:
-                del self._unanswered[token]
-            self._doubt.set()
-        rest = (found.deadline for found in self._unanswered.values() if isinstance(found, Delivery))
-        heads = [next(rest, None), self._waiting[0][0].deadline if self._waiting else None]
-        due = [deadline for deadline in heads if deadline is not None]
+                keep.append(entry)
+        self._waiting = keep
+        for token, found in list(self._unanswered.items()):
+            if isinstance(found, Delivery) and found.done and found.deadline <= now:
+                found.release()
+                self._doubt.set()
+                if self._in_order:
+                    self._unanswered[token] = None
+                else:
+                    del self._unanswered[token]
+        handed = [found.deadline for found in self._unanswered.values() if isinstance(found, Delivery)]
+        due = [*handed, *(entry[0].deadline for entry in keep)]
         if due:
             self._watch_deadline(max(min(due), now))
 
