@@ -22,7 +22,7 @@ from ._connection.closing import Closing
 from ._connection.connection import Connection, State
 from ._connection.health import Health
 from ._connection.loops import LoopBinding, running_loop
-from ._delivery.delivery import Delivery
+from ._delivery.delivery import ContractBreach, Delivery
 from ._delivery.outcomes import AwaitedDelivery, BulkDelivery, BulkOutcomes, TimedDelivery
 from ._delivery.simple import SimpleSender
 from ._delivery.window import Window
@@ -457,6 +457,11 @@ class Broker(MessageBroker):
     def url(self) -> str | None:
         """The URL it was opened with, redacted."""
         return None if self._url is None else self._address
+
+    @property
+    def contract_breaches(self) -> tuple[ContractBreach, ...]:
+        """What the driver did that its contract forbids, the latest 100: for the tests of drivers."""
+        return tuple(self._window.breaches)
 
     def describe(self) -> dict[str, Any]:
         """Name, redacted URL, driver, state, capabilities, and every effective option with its origin, redacted."""

@@ -7,7 +7,7 @@ same for every driver.
 | your broker | take |
 |---|---|
 | answers at once, in the process or through one call | `Driver` and its `send_message` |
-| is reached over a network | `PipelinedDriver`: it sees its deliveries, so it can say what was written |
+| is reached over a network | `PipelinedDriver`, on `cqrs_brokers.pipeline`: it can say what was written |
 
 What every driver of a networked broker must do, whichever client it stands on: one connection, not a pool (a pool
 reorders); the client's own retries off (they re-send what may have been written); notice a dead connection while idle;
@@ -20,13 +20,14 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import NoReturn, Protocol
 
-from ._delivery.delivery import Delivery, confirm_all
+from ._delivery.delivery import ContractBreach, Delivery, confirm_all
 from ._message.encoding import content_type_of
 from .exceptions import ConnectError, DeliveryError
 from .protocol import Capabilities, HeaderValue, Message, MessageBroker, id_text, timestamp_ms
 
 __all__ = [
     "Capabilities",
+    "ContractBreach",
     "Delivery",
     "Driver",
     "HeaderValue",

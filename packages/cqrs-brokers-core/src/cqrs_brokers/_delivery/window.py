@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from cqrs_brokers.exceptions import DeliveryError, DeliveryTimeoutError, DeliveryUnknownError, NotDeliveredError
 
-from .delivery import HANDED, QUEUED, SETTLED, SUBMITTED, Delivery
+from .delivery import HANDED, QUEUED, SETTLED, SUBMITTED, ContractBreach, Delivery
 from .outcomes import Wakeups
 
 if TYPE_CHECKING:
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["Window"]
 
 logger = logging.getLogger("cqrs_brokers.window")
+
+MOST_BREACHES = 100
+"""How many breaches of the driver's contract a broker keeps."""
 
 Watcher = Callable[[Delivery, "Receipt | DeliveryError | None"], None]
 
@@ -81,6 +84,8 @@ class Window:
         self.pumping = False
         self.attentive = False
         """Somebody watches outcomes: checked once per message instead of a call."""
+        self.breaches: collections.deque[ContractBreach] = collections.deque(maxlen=MOST_BREACHES)
+        """What the driver did that its contract forbids, the latest."""
         self._watchers: list[Watcher] = []
         self.wakeups: Wakeups
         """The callers that are to be woken in this event loop."""
@@ -180,6 +185,7 @@ class Window:
                 self._not_submitted(batch, error)
 
     def _not_submitted(self, batch: Sequence[Delivery], error: Exception) -> None:
+        self.breaches.append(ContractBreach("submit", f"raised {type(error).__name__}", None))
         logger.error("the driver of %s raised in submit()", self.address, exc_info=error)
         for delivery in batch:
             if delivery._state == SUBMITTED or delivery._state == HANDED:
