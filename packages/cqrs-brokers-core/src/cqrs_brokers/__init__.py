@@ -17,9 +17,11 @@ from ._broker import Broker
 from ._connection.health import Health
 from ._discovery.discovery import BrokerInfo, available_brokers
 from ._discovery.opening import open_broker
+from ._lifespan import lifespan
+from ._synchronous import SyncBroker
 from .exceptions import *
 from .observers import Observer
-from .protocol import TOMBSTONE, Capabilities, Message, MessageBroker, MessageLike, Receipt
+from .protocol import TOMBSTONE, Capabilities, Encoded, Message, MessageBroker, MessageEncoder, MessageLike, Receipt
 
 if TYPE_CHECKING:
     from .events import ECSTEvent, Event, NotificationEvent
@@ -45,6 +47,7 @@ __all__ = [
     "DeliveryUnknownError",
     "DestinationNotFoundError",
     "ECSTEvent",
+    "Encoded",
     "Event",
     "FlushTimeoutError",
     "Health",
@@ -52,6 +55,7 @@ __all__ = [
     "InvalidMessageError",
     "Message",
     "MessageBroker",
+    "MessageEncoder",
     "MessageLike",
     "MessageTooLargeError",
     "NackedError",
@@ -68,6 +72,7 @@ __all__ = [
     "Receipt",
     "RejectedError",
     "ReturnedError",
+    "SyncBroker",
     "TLSError",
     "TOMBSTONE",
     "TopologyError",
@@ -76,6 +81,7 @@ __all__ = [
     "WrongLoopError",
     "available_brokers",
     "exceptions",
+    "lifespan",
     "open_broker",
     "protocol",
 ]

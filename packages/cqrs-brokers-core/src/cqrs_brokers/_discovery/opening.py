@@ -15,6 +15,7 @@ from .plugins import load_plugin
 
 if TYPE_CHECKING:
     from cqrs_brokers.observers import Observer
+    from cqrs_brokers.protocol import Encoder
 
 __all__ = ["open_broker"]
 
@@ -27,6 +28,7 @@ def open_broker(
     *,
     distribution: str | None = None,
     observers: Sequence[Observer] = (),
+    encoder: Encoder | None = None,
     **options: object,
 ) -> Broker:
     """Makes the `Broker` that a config string names. Synchronous, no I/O: connecting is for the first send.
@@ -36,6 +38,7 @@ def open_broker(
             `CQRS_BROKER_URL`.
         distribution: Only this installed distribution may provide the scheme.
         observers: Told of outcomes and connection changes.
+        encoder: Encodes payloads that come without `payload_bytes` and without a content type; see `Broker`.
         **options: The scheme's options; each overrides the same option of the string.
 
     Raises:
@@ -56,4 +59,4 @@ def open_broker(
         raise PluginNotFoundError(f"{source}: {error.text}") from None
     resolved = resolve_options(plugin.options_type(), url=parsed, keywords=options, source=source)
     driver = plugin.open(resolved.url or parsed, resolved.options)
-    return Broker(driver, name=parsed.scheme, observers=observers, **resolved.for_broker())
+    return Broker(driver, name=parsed.scheme, observers=observers, encoder=encoder, **resolved.for_broker())
