@@ -145,7 +145,12 @@ def wheels(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measures speed against other publishers on real servers, and writes tables and plots into docs/benchmarks/."""
+    """Measures speed on real servers: against other publishers, or `-- --against REF` against an earlier version."""
+    if "--against" in session.posargs:
+        install(session, ["cqrs-brokers-testkit[amqp,kafka]"])
+        arguments = [argument for argument in session.posargs if argument != "--against"]
+        session.run("python", "-m", "benchmarks.against", *arguments)
+        return
     install(session, EVERYTHING, *group("test"), *group("bench"))
     session.run("python", "-m", "benchmarks", *session.posargs)
 

@@ -64,7 +64,8 @@ def measure(url: str, topic: str, freeze: Callable[[], None], thaw: Callable[[],
     sends = WORKERS * (4 if quick else 100)
     progress(f"memory: {sends} sends to a frozen server")
     roles = ("ours", "control")
-    processes = [Process(role, "benchmarks.memory", url, topic, role, str(sends)) for role in roles]
+    command = [sys.executable, "-m", "benchmarks.memory", url, topic]
+    processes = [Process(role, [*command, role, str(sends)]) for role in roles]
     frozen = False
     try:
         for process in processes:

@@ -14,7 +14,7 @@ import random
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,16 @@ class WrongCount(Exception):  # noqa: N818 - says what it is
 
 
 class Process:
-    """A process of ours that answers lines with lines, and idles in between."""
+    """A process of ours that answers lines with lines, and idles in between.
 
-    def __init__(self, name: str, *arguments: str) -> None:
-        environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
-        command = [sys.executable, "-m", *arguments]
+    Args:
+        name: Its name in errors.
+        command: What to run, in this workspace's root.
+    """
+
+    def __init__(self, name: str, command: Sequence[str]) -> None:
+        unwanted = ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "PYTHONHOME")
+        environment = {key: value for key, value in os.environ.items() if key not in unwanted}
         self.name = name
         self._process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -165,7 +170,8 @@ def play(
         for number in range(1, rounds + 1):
             _end(processes)
             for name in known:
-                processes[name] = Process(name, "benchmarks.contender", broker, name, url, topic(name))
+                command = [sys.executable, "-m", "benchmarks.contender", broker, name, url, topic(name)]
+                processes[name] = Process(name, command)
                 processes[name].answer()
             take_turns(f"warming up for round {number}", 0.1, counts=False)
             take_turns(f"round {number} of {rounds}", math.inf, counts=True)

@@ -137,8 +137,8 @@ def read_memory() -> list[Record]:
             key=record.key,
             name=record.name,
             message_id=str(record.message_id),
-            headers=record.headers,
-            body=record.body,
+            headers={name: str(value) for name, value in record.headers.items()},
+            body=record.body or b"",
             content_type=record.content_type,
             timestamp=record.timestamp,
         )

@@ -381,7 +381,7 @@ async def test_a_simple_send_that_has_started_counts_as_handed_over() -> None:
 
 
 async def test_any_message_broker_can_be_wrapped() -> None:
-    """A plain MessageBroker gets every message as it is; None means handed over, not confirmed."""
+    """A plain MessageBroker gets the caller's own message; None means handed over, not confirmed."""
     seen = []
 
     class Custom(MessageBroker):
@@ -389,11 +389,35 @@ async def test_any_message_broker_can_be_wrapped() -> None:
             seen.append(message)
 
     async with Broker(Custom()) as broker:
-        sent = Message("n", "t", {"a": 1}, key="k", headers={"h": "v"})
+        sent = Message("n", "t", {"a": 1}, headers={"h": "v"})
         receipt = await broker.send_message(sent)
+        with pytest.raises(InvalidMessageError, match="does not say that it keeps the order of a key"):
+            await broker.send_message(Message("n", "t", {"a": 1}, key="k"))
     assert seen == [sent]
     assert not receipt.confirmed
     assert broker.capabilities == Capabilities()
+
+
+async def test_a_plain_message_broker_can_say_what_it_does() -> None:
+    """With `capabilities` it gets keyed messages, one at a time for each key, and is held to what it declares."""
+    running: list[str] = []
+    most: dict[str, int] = {}
+
+    class Declaring(MessageBroker):
+        capabilities = Capabilities(ordering_key=True)
+
+        async def send_message(self, message: Message) -> None:
+            key = message.key or ""
+            running.append(key)
+            most[key] = max(most.get(key, 0), running.count(key))
+            await asyncio.sleep(0.01)
+            running.remove(key)
+
+    async with Broker(Declaring()) as broker:
+        await broker.send_messages([Message("n", "t", b"", key=key) for key in ("a", "a", "b", "a")])
+        with pytest.raises(InvalidMessageError, match="carries no headers"):
+            await broker.send_message(Message("n", "t", b"", headers={"h": "v"}))
+    assert (most, broker.capabilities) == ({"a": 1, "b": 1}, Declaring.capabilities)
 
 
 async def test_needs_that_the_driver_does_not_declare_are_refused() -> None:

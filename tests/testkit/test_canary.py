@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from cqrs_brokers import Broker, Message, MessageBroker
+from cqrs_brokers import Broker, Capabilities, Message, MessageBroker
 from cqrs_brokers.exceptions import BrokerError, InvalidMessageError
 from cqrs_brokers.secret import Secret
 from cqrs_brokers_testkit.canary import Canary, CanaryFound, CanaryScanner
@@ -284,6 +284,8 @@ def test_what_nobody_could_catch_is_found(canary: Canary, scanner: CanaryScanner
 
 
 class Telling(MessageBroker):
+    capabilities = Capabilities(ordering_key=True, headers=True)
+
     def __init__(self, error: InvalidMessageError | None = None) -> None:
         self.error = error
 

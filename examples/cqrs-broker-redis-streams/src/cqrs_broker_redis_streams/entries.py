@@ -18,10 +18,10 @@ def xadd(message: Message, maxlen: int | None) -> list[bytes]:
     }
     if message.key is not None:
         fields["ordering-key"] = message.key
-    fields |= {HEADER + name: value for name, value in message.headers.items()}
+    fields |= {HEADER + name: str(value) for name, value in message.headers.items()}
     limit = [] if maxlen is None else ["MAXLEN", "~", str(maxlen)]
     pairs = [word for field in fields.items() for word in field]
     words = ["XADD", message.topic, *limit, "*", *pairs, "body"]
     head = b"".join(b"$%d\r\n%b\r\n" % (len(raw), raw) for raw in map(str.encode, words))
-    body = message.body
+    body = message.body or b""  # None only for a tombstone, which this driver does not declare
     return [b"*%d\r\n%b$%d\r\n" % (len(words) + 1, head, len(body)), body, b"\r\n"]

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from struct import Struct
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cqrs_brokers.driver import Message, content_type_of, id_text, timestamp_ms
 
@@ -85,7 +85,7 @@ class Renderer:
         Args:
             message: A validated message.
         """
-        body = message.payload_bytes or message.body
+        body = message.payload_bytes or message.body or b""  # never None: this broker has no tombstones
         size = len(body)
         content_type = message.content_type or content_type_of(message)
         route = self._routes.get((message.topic, message.message_name, content_type))
@@ -148,7 +148,7 @@ class Renderer:
         )
         return route
 
-    def _table(self, key: str | None, headers: Mapping[str, str]) -> bytes:
+    def _table(self, key: str | None, headers: Mapping[str, Any]) -> bytes:
         fields: list[bytes] = []
         if key is not None:
             text = key.encode()

@@ -44,8 +44,13 @@ class DevnullDriver(Driver):
 
     @property
     def capabilities(self) -> Capabilities:
-        """Nobody confirms and nothing lasts. Keys and headers are taken, so that any application can run on it."""
-        return Capabilities(ordering_key=True, headers=True)
+        """Nobody confirms and nothing lasts. Every message is taken, so that any application can run on it."""
+        return Capabilities(
+            ordering_key=True,
+            headers=True,
+            header_types=frozenset({str, bytes, int, float, bool, type(None)}),
+            tombstones=True,
+        )
 
     async def send_message(self, message: Message) -> None:
         """Discards it."""

@@ -29,7 +29,14 @@ logger = logging.getLogger("cqrs_broker_kafka.batches")
 class Builder(BatchBuilder):  # type: ignore[misc]
     """aiokafka's builder of the bytes of a batch."""
 
-    def append(self, *, timestamp: int, key: bytes | None, value: bytes, headers: Sequence[tuple[str, bytes]]) -> Any:
+    def append(
+        self,
+        *,
+        timestamp: int,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Sequence[tuple[str, bytes | None]],
+    ) -> Any:
         """As `BatchBuilder`'s, without the serializers that we do not use. `timestamp` is in milliseconds.
 
         Returns:

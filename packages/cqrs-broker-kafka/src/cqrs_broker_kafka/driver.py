@@ -77,7 +77,14 @@ class KafkaDriver(PipelinedDriver):
     def capabilities(self) -> Capabilities:
         """Kafka keeps order by key and carries headers; it confirms and keeps messages unless acks says otherwise."""
         acks = self._settings.options.acks
-        return Capabilities(confirms=acks != "0", ordering_key=True, headers=True, durable=acks == "all")
+        return Capabilities(
+            confirms=acks != "0",
+            ordering_key=True,
+            headers=True,
+            header_types=frozenset({str, bytes, type(None)}),
+            tombstones=True,
+            durable=acks == "all",
+        )
 
     def bind(self, link: Link) -> None:
         """See `Driver.bind`."""

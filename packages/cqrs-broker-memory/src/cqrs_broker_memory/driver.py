@@ -30,7 +30,13 @@ class MemoryDriver(Driver):
     @property
     def capabilities(self) -> Capabilities:
         """It confirms each message, once it is kept; nothing survives the process."""
-        return Capabilities(confirms=True, ordering_key=True, headers=True)
+        return Capabilities(
+            confirms=True,
+            ordering_key=True,
+            headers=True,
+            header_types=frozenset({str, bytes, int, float, bool, type(None)}),
+            tombstones=True,
+        )
 
     async def send_message(self, message: Message) -> Receipt:
         """Keeps it, unless the script says otherwise.

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any, Final, Self
 from uuid import UUID
 
-from cqrs_brokers.driver import Message, content_type_of
+from cqrs_brokers.driver import HeaderValue, Message, content_type_of
 
 __all__ = ["DEFAULT_NAME", "Published", "Record", "published"]
 
@@ -44,17 +44,17 @@ class Record:
         name: The message name.
         key: The ordering key, or None.
         headers: The user's headers.
-        body: The bytes that a real broker would have got.
+        body: The bytes that a real broker would have got; None for a tombstone.
         message_id: The message id.
-        content_type: MIME type of the body.
+        content_type: MIME type of the body; "" for a tombstone that names none.
         timestamp: When the message was made, timezone-aware.
     """
 
     topic: str
     name: str
     key: str | None
-    headers: Mapping[str, str]
-    body: bytes
+    headers: Mapping[str, HeaderValue]
+    body: bytes | None
     message_id: UUID
     content_type: str
     timestamp: datetime
@@ -77,12 +77,15 @@ class Record:
         """The body, decoded from JSON.
 
         Raises:
-            ValueError: It is not JSON.
+            ValueError: It is not JSON, or a tombstone.
         """
+        if self.body is None:
+            raise ValueError("a tombstone has no body")
         return json.loads(self.body)
 
     def __repr__(self) -> str:
-        return f"<Record {self.name!r:.80} {self.message_id} topic={self.topic!r:.80} {len(self.body)} bytes>"
+        size = "tombstone" if self.body is None else f"{len(self.body)} bytes"
+        return f"<Record {self.name!r:.80} {self.message_id} topic={self.topic!r:.80} {size}>"
 
 
 class Published:
@@ -114,7 +117,7 @@ class Published:
         topic: str | _Any = _ANY,
         name: str | _Any = _ANY,
         key: str | _Any | None = _ANY,
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, HeaderValue] | None = None,
     ) -> list[Record]:
         """The records that have all that is given.
 
@@ -132,7 +135,7 @@ class Published:
         topic: str | _Any = _ANY,
         name: str | _Any = _ANY,
         key: str | _Any | None = _ANY,
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, HeaderValue] | None = None,
     ) -> Record:
         """Asserts that exactly one record has all that is given; the arguments are those of `find`.
 
@@ -192,10 +195,15 @@ def _differences(
     topic: str | _Any,
     name: str | _Any,
     key: str | _Any | None,
-    headers: Mapping[str, str] | None,
+    headers: Mapping[str, HeaderValue] | None,
 ) -> list[str]:
     """In what the record is not what is wanted, without saying any value."""
     fields = (("topic", topic, record.topic), ("name", name, record.name), ("key", key, record.key))
     differences = [what for what, wanted, there in fields if wanted is not _ANY and wanted != there]
-    missing = [header for header, value in (headers or {}).items() if record.headers.get(header) != value]
+    missing = [header for header, value in (headers or {}).items() if not _has(record, header, value)]
     return differences + [f"header {header!r}" for header in missing]
+
+
+def _has(record: Record, header: str, value: HeaderValue) -> bool:
+    there = record.headers.get(header)
+    return header in record.headers and type(there) is type(value) and there == value  # 1 is not True, and not 1.0

@@ -18,12 +18,13 @@ from ._discovery.opening import open_broker
 from .exceptions import *  # noqa: F403 - the tree is the public API; its module says what is in it
 from .exceptions import __all__ as _errors
 from .observers import Observer
-from .protocol import Capabilities, Message, MessageBroker, MessageLike, Receipt
+from .protocol import TOMBSTONE, Capabilities, Message, MessageBroker, MessageLike, Receipt
 
 if TYPE_CHECKING:
     from .events import ECSTEvent, Event, NotificationEvent
 
 __all__ = [
+    "TOMBSTONE",
     "Broker",
     "BrokerInfo",
     "Capabilities",

@@ -136,11 +136,10 @@ class Broker(MessageBroker):
         self._options = dict(options or {})
         self._observers = Observers(observers)
         self._capabilities = self._sender.capabilities
-        # A plain MessageBroker declares nothing and is given every message as it is.
-        declared = None if isinstance(self._sender, SimpleSender) and not self._sender.declares else self._capabilities
+        simple = self._sender if isinstance(self._sender, SimpleSender) else None
         self._validator = Validator(
             address=self._address,
-            capabilities=declared,
+            capabilities=self._capabilities if simple is None else simple.declared,
             refuse_topic=self._sender.refuse_topic,
             max_message_bytes=min(max_message_bytes, self._capabilities.max_message_bytes or max_message_bytes),
             encoder=encoder,
@@ -154,7 +153,7 @@ class Broker(MessageBroker):
             submit=self._sender.submit,
             max_count=max_in_flight,
             max_bytes=max_in_flight_bytes,
-            keeps=declared is not None,
+            keeps=simple is None or simple.declares,
             why_not=self._why_not,
         )
         if self._observers:
@@ -409,9 +408,7 @@ class Broker(MessageBroker):
             "url": self.url,
             "driver": f"{type(self._driver).__module__}.{type(self._driver).__qualname__}",
             "state": "closed" if self._closed else self._connection.state.value,
-            "capabilities": {
-                field: getattr(self._capabilities, field) for field in type(self._capabilities).__dataclass_fields__
-            },
+            "capabilities": self._capabilities.to_dict(),
             "options": dict(self._options),
         }
 

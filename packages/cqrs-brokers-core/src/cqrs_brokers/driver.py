@@ -23,12 +23,13 @@ from typing import NoReturn, Protocol
 from ._delivery.delivery import Delivery, confirm_all
 from ._message.encoding import content_type_of
 from .exceptions import ConnectError
-from .protocol import Capabilities, Message, MessageBroker, id_text, timestamp_ms
+from .protocol import Capabilities, HeaderValue, Message, MessageBroker, id_text, timestamp_ms
 
 __all__ = [
     "Capabilities",
     "Delivery",
     "Driver",
+    "HeaderValue",
     "Link",
     "Message",
     "PipelinedDriver",

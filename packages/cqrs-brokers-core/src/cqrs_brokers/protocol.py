@@ -7,34 +7,39 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from time import time_ns
 from types import MappingProxyType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
 from uuid import UUID
 
 from ._message.encoding import encode
 from ._message.ids import from_text, new_text, text_of
+from ._message.tombstone import TOMBSTONE, Tombstone
 
 __all__ = [
+    "TOMBSTONE",
     "Capabilities",
     "EventBody",
+    "HeaderValue",
     "Message",
     "MessageBroker",
     "MessageLike",
     "Receipt",
+    "Tombstone",
     "id_text",
     "snapshot",
     "timestamp_ms",
 ]
 
-NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+HeaderValue = str | bytes | int | float | bool | None
+"""What a header may say; `Capabilities.header_types` has which of these a broker carries."""
+
+NO_HEADERS: Final[Mapping[str, HeaderValue]] = MappingProxyType({})
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-MADE_NOW: Any = object()
-"""Stands for an id or a time that is the message's own."""
 
 
 class Message:
@@ -42,16 +47,21 @@ class Message:
 
     `str` and `repr` show the name, the id, the topic and the size, never the payload, a header or the key.
 
+    Name the first two arguments: both are text, and `Message(message_name="OrderPlaced", topic="orders", …)` cannot be
+    swapped.
+
     Attributes:
         message_name: What kind of message this is; consumers dispatch on it.
         topic: Where it goes: Kafka's topic, AMQP's routing key.
-        payload: What it says: bytes (sent as they are) or anything that `encode` accepts (sent as JSON).
-        message_id: Identifies the message for consumers that must recognise a duplicate.
+        payload: What it says: bytes (sent as they are), anything that has a JSON form (sent as JSON), or `TOMBSTONE`
+            (no body at all: deletes what the key stands for in a compacted topic).
+        message_id: Identifies the message for consumers that must recognise a duplicate. Default: a new random UUID.
         key: Messages with the same topic and key keep their order. None: unordered.
-        headers: Text by name, for the transport.
+        headers: Values by name, for the transport. Every broker with headers carries text; which other types a broker
+            carries is in its `capabilities.header_types`.
         content_type: MIME type of the body. None: `application/octet-stream` for a bytes payload, else
             `application/json`.
-        timestamp: When it was made, timezone-aware.
+        timestamp: When it was made, timezone-aware. Default: now.
         payload_bytes: The body, when it is already encoded; then the payload is not looked at.
     """
 
@@ -77,24 +87,24 @@ class Message:
         message_name: str,
         topic: str,
         payload: Any,
-        message_id: UUID = MADE_NOW,
+        message_id: UUID | None = None,
         key: str | None = None,
-        headers: Mapping[str, str] = NO_HEADERS,
+        headers: Mapping[str, HeaderValue] | None = None,
         content_type: str | None = None,
-        timestamp: datetime = MADE_NOW,
+        timestamp: datetime | None = None,
         payload_bytes: bytes | None = None,
     ) -> None:
         self.message_name = message_name
         self.topic = topic
         self.payload = payload
-        if message_id is MADE_NOW:
+        if message_id is None:
             self._id: Any = new_text()
         else:
             self.message_id = message_id
         self.key = key
-        self.headers = headers
+        self.headers: Mapping[str, HeaderValue] = NO_HEADERS if headers is None else headers
         self.content_type = content_type
-        if timestamp is MADE_NOW:
+        if timestamp is None:
             self._made_ns: int | None = time_ns()
             self._timestamp: datetime | None = None
         else:
@@ -126,8 +136,10 @@ class Message:
         self._timestamp = timestamp
 
     @property
-    def body(self) -> bytes:
-        """The bytes that go on the wire; encoded once for each send.
+    def body(self) -> bytes | None:
+        """The bytes that go on the wire, encoded once for each send; None for a tombstone.
+
+        A driver whose `Capabilities` do not declare `tombstones` never gets None.
 
         Raises:
             TypeError: The payload, or something in it, is of a type that has no JSON form.
@@ -138,12 +150,14 @@ class Message:
             body = self._body
             if body is None:
                 payload = self.payload
+                if payload is TOMBSTONE:
+                    return None
                 body = self._body = payload if type(payload) is bytes else encode(payload)
         return body
 
     def __repr__(self) -> str:
         body = self.payload_bytes if self.payload_bytes is not None else self._body
-        size = "not encoded yet" if body is None else f"{len(body)} bytes"
+        size = "tombstone" if self.payload is TOMBSTONE else "not encoded yet" if body is None else f"{len(body)} bytes"
         return f"<Message {self.message_name!r:.80} {self.message_id} topic={self.topic!r:.80} {size}>"
 
     def __getstate__(self) -> tuple[object, dict[str, Any]]:
@@ -229,6 +243,8 @@ class MessageLike(Protocol):
 class Receipt:
     """What is known about a message that was sent.
 
+    `to_dict()`, `dict(receipt)`, pydantic and FastAPI make JSON of it.
+
     Attributes:
         message_id: The message's id.
         topic: The message's topic.
@@ -263,11 +279,33 @@ class Receipt:
             known = self._id = from_text(known)
         return known  # type: ignore[no-any-return]
 
+    def to_dict(self) -> dict[str, str | int | bool | None]:
+        """All that is known, ready for JSON; the id as text."""
+        return {
+            "message_id": str(self.message_id),
+            "topic": self.topic,
+            "broker": self.broker,
+            "confirmed": self.confirmed,
+            "partition": self.partition,
+            "offset": self.offset,
+        }
+
+    def __iter__(self) -> Iterator[tuple[str, str | int | bool | None]]:
+        """Pairs of name and value, so that `dict(receipt)` works, and with it FastAPI's encoder."""
+        return iter(self.to_dict().items())
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        from ._message.receipts import schema  # pydantic costs more than all the rest, and not everybody needs it
+
+        return schema(cls)
+
     def _fields(self) -> tuple[Any, ...]:
         return self.message_id, self.topic, self.broker, self.confirmed, self.partition, self.offset
 
     def __repr__(self) -> str:
-        where = "" if self.partition is None else f" partition={self.partition} offset={self.offset}"
+        where = "" if self.partition is None else f" partition={self.partition}"
+        where += "" if self.offset is None else f" offset={self.offset}"
         state = "confirmed" if self.confirmed else "not confirmed"
         return f"<Receipt {self.message_id} topic={self.topic!r:.80} broker={self.broker!r} {state}{where}>"
 
@@ -286,6 +324,9 @@ class Capabilities:
         confirms: It confirms each message; a `Receipt` is then `confirmed=True`.
         ordering_key: Messages with the same topic and key keep their order.
         headers: Headers arrive.
+        header_types: Which types the values of headers may have, of str, bytes, int, float, bool and `type(None)`; each
+            arrives as what it is.
+        tombstones: A message can have no body at all, which is not the same as an empty one (`TOMBSTONE`).
         unroutable_detection: A message that no queue takes is reported, not dropped.
         durable: A confirmed message survives a restart of the broker.
         max_message_bytes: The most a message may have, or None when the broker sets no limit of its own.
@@ -297,6 +338,14 @@ class Capabilities:
     unroutable_detection: bool = False
     durable: bool = False
     max_message_bytes: int | None = None
+    tombstones: bool = False
+    header_types: frozenset[type] = frozenset({str})
+
+    def to_dict(self) -> dict[str, bool | int | list[str] | None]:
+        """What it can do, ready for JSON; types by name."""
+        names = sorted("None" if kind is type(None) else kind.__name__ for kind in self.header_types)
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        return plain | {"header_types": names}
 
 
 class MessageBroker(ABC):

@@ -29,12 +29,15 @@ class SimpleSender(PipelinedDriver):
         self._tasks = Tasks()
         self._lanes: dict[tuple[str, str], collections.deque[tuple[Delivery, Message]]] = {}
         self.declares = isinstance(broker, Driver)
-        """Whether it says what it can do; a plain `MessageBroker` does not and takes every message as it is."""
+        """Whether it is a `Driver`; a plain `MessageBroker` is given the caller's own object."""
+        said = getattr(broker, "capabilities", None)
+        self.declared: Capabilities | None = said if isinstance(said, Capabilities) else None
+        """What it says it can do; a plain `MessageBroker` need not say anything."""
         self._ordered = self.capabilities.ordering_key
 
     @property
     def capabilities(self) -> Capabilities:
-        return self._driver.capabilities
+        return self._driver.capabilities if self.declared is None else self.declared
 
     def bind(self, link: Link) -> None:
         self._driver.bind(link)

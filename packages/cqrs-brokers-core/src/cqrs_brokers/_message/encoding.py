@@ -16,6 +16,8 @@ from enum import Enum
 from typing import Any
 from uuid import UUID
 
+from .tombstone import TOMBSTONE
+
 __all__ = ["content_type_of", "encode"]
 
 JSON = "application/json"
@@ -30,7 +32,7 @@ def encode(payload: object) -> bytes:
         ValueError: A value in it has no JSON form (NaN, infinite, circular, a lone surrogate).
     """
     if payload is None:
-        raise TypeError("a payload of None has no body: use an empty mapping, or payload_bytes=b''")
+        raise TypeError("a payload of None says nothing: use a mapping, or TOMBSTONE to delete what the key stands for")
     problem: Exception
     try:
         return _encoder.encode(_checked(payload, 0)).encode()
@@ -47,8 +49,12 @@ def encode(payload: object) -> bytes:
 
 
 def content_type_of(message: Any) -> str:
-    """The content type that goes on the wire with a message."""
-    return message.content_type or (BYTES if type(message.payload) is bytes else JSON)
+    """The content type that goes on the wire with a message; none ("") for a tombstone that names none."""
+    content_type: str | None = message.content_type
+    if content_type:
+        return content_type
+    payload = message.payload
+    return BYTES if type(payload) is bytes else "" if payload is TOMBSTONE else JSON
 
 
 class _Refused(Exception):  # noqa: N818 - a signal inside this module, not an error that leaves it

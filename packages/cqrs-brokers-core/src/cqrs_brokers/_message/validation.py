@@ -1,19 +1,23 @@
 """What may be sent: every message is checked before any I/O, and anything message-like becomes a `Message`.
 
 Legal topics, names, content types and header names repeat; they are remembered in bounded sets. Values are checked
-every time. The limits are those of the strictest broker we know, so that what is legal here is legal everywhere:
-AMQP's short strings have 255 bytes (AMQP 0-9-1, 4.2.5.3), and its field names 128 (4.2.5.5).
+every time. Text is a `str`: a subclass of it, an enum member too, counts as the plain text it holds, and that is what
+the message has from then on, so that no broker meets anything else.
+
+The limits are those of the strictest broker we know, so that what is legal here is legal everywhere: AMQP's short
+strings have 255 bytes (AMQP 0-9-1, 4.2.5.3), and its field names 128 (4.2.5.5).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from math import isfinite
 from typing import Any, NoReturn
 from uuid import UUID
 
 from cqrs_brokers.exceptions import InvalidMessageError, MessageTooLargeError
-from cqrs_brokers.protocol import NO_HEADERS, Capabilities, EventBody, Message
+from cqrs_brokers.protocol import TOMBSTONE, Capabilities, EventBody, Message
 
 __all__ = ["RESERVED_HEADERS", "Validator"]
 
@@ -24,6 +28,7 @@ MAX_HEADERS = 100
 MAX_NAME_BYTES = 255
 MAX_HEADER_NAME_BYTES = 128
 MAX_TEXT_BYTES = 32_767
+MAX_INTEGER = 2**63 - 1
 _REMEMBERED = 10_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -34,7 +39,7 @@ class Validator:
     Args:
         address: The broker's redacted URL, for errors.
         capabilities: What its driver can do; a message that needs more is refused, not silently reduced. None: the
-            broker declares nothing and is given every message as it is.
+            broker declares nothing: it is given headers of text, and no key.
         refuse_topic: Why the broker cannot have a topic, or None.
         max_message_bytes: The most that body, key and headers may have together.
         encoder: Encodes payloads that come without bytes and without a content type.
@@ -50,8 +55,11 @@ class Validator:
         encoder: Callable[[object], bytes] | None,
     ) -> None:
         self._address = address
-        self._keys = capabilities is None or capabilities.ordering_key
+        self._declares = capabilities is not None
+        self._keys = capabilities is not None and capabilities.ordering_key
         self._headers = capabilities is None or capabilities.headers
+        self._header_types = frozenset({str}) if capabilities is None else capabilities.header_types
+        self._tombstones = capabilities is not None and capabilities.tombstones
         self._refuse_topic = refuse_topic
         self._max = max_message_bytes
         self._encoder = encoder
@@ -65,7 +73,12 @@ class Validator:
     def message(self, candidate: Any) -> Message:
         """The message to send: the caller's own when it is a `Message`, else one with the same content."""
         message = candidate if type(candidate) is Message else self._coerced(candidate)
-        if self._encoder is not None and message.payload_bytes is None and message.content_type is None:
+        if (
+            self._encoder is not None
+            and message.payload_bytes is None
+            and message.content_type is None
+            and message.payload is not TOMBSTONE
+        ):
             message = self._encoded(message, self._encoder)
         return message
 
@@ -76,16 +89,17 @@ class Validator:
             InvalidMessageError: It cannot be sent.
             MessageTooLargeError: It is larger than allowed.
         """
-        try:
-            if message.topic not in self._known_topics:
-                self._check_topic(message)
-            if message.message_name not in self._known_names:
-                self._check_name(self._known_names, message.message_name, message, "message_name", MAX_NAME_BYTES)
-            content_type = message.content_type
-            if content_type is not None and content_type not in self._known_types:
-                self._check_name(self._known_types, content_type, message, "content_type", MAX_NAME_BYTES)
-        except TypeError:  # unhashable
-            self._refuse(message, "topic, message_name and content_type must be text")
+        topic = message.topic
+        if type(topic) is not str or topic not in self._known_topics:
+            message.topic = self._checked_topic(message, topic)
+        name = message.message_name
+        if type(name) is not str or name not in self._known_names:
+            message.message_name = self._checked_name(self._known_names, name, message, "message_name", MAX_NAME_BYTES)
+        content_type = message.content_type
+        if content_type is not None and (type(content_type) is not str or content_type not in self._known_types):
+            message.content_type = self._checked_name(
+                self._known_types, content_type, message, "content_type", MAX_NAME_BYTES
+            )
         if type(message._id) is not bytes and not isinstance(message._id, UUID):  # bytes: it is ours
             self._refuse(message, "message_id must be a UUID")
         if message._made_ns is None:  # else it is ours
@@ -93,8 +107,8 @@ class Validator:
         body = message.payload_bytes
         if body is None:
             body = self._body(message)
-        elif type(body) is not bytes:
-            self._refuse(message, f"payload_bytes must be bytes, not {type(body).__name__}")
+        elif type(body) is not bytes or message.payload is TOMBSTONE:
+            self._refuse_bytes(message, body)
         size = len(body)
         key = message.key
         if key is not None:
@@ -129,9 +143,10 @@ class Validator:
             broker=self._address,
         )
 
-    def _check_name(self, known: set[str], text: Any, message: Message, what: str, limit: int) -> None:
-        if not isinstance(text, str):
-            self._refuse(message, f"{what} must be text, not {type(text).__name__}")
+    def _checked_name(self, known: set[str], text: Any, message: Message, what: str, limit: int) -> str:
+        text = plain = self._plain(message, text, what)
+        if text in known:
+            return plain
         if not text:
             self._refuse(message, f"{what} is empty")
         if not text.isprintable():
@@ -140,7 +155,13 @@ class Validator:
             self._refuse(message, f"{what} is longer than {limit} bytes")
         if len(known) >= _REMEMBERED:
             known.clear()
-        known.add(text)
+        known.add(plain)
+        return plain
+
+    def _plain(self, message: Message, text: Any, what: str) -> str:
+        if not isinstance(text, str):
+            self._refuse(message, f"{what} must be text, not {type(text).__name__}")
+        return str.__str__(text)
 
     def _check_timestamp(self, message: Message, timestamp: Any) -> None:
         if not isinstance(timestamp, datetime) or timestamp.tzinfo is None:
@@ -148,15 +169,33 @@ class Validator:
         if timestamp.year <= 1970 and timestamp < _EPOCH:  # the year is cheap to ask; no zone is a year off
             self._refuse(message, "timestamp is before 1970-01-01, which no broker can carry")
 
-    def _check_topic(self, message: Message) -> None:
-        topic = message.topic
-        if self._refuse_topic is not None and isinstance(topic, str) and topic:
-            reason = self._refuse_topic(topic)
+    def _checked_topic(self, message: Message, topic: Any) -> str:
+        topic = self._plain(message, topic, "topic")
+        refuse = self._refuse_topic
+        if refuse is not None and topic:
+            reason = refuse(topic)
             if reason is not None:
+                name = message.message_name
+                if isinstance(name, str) and name and refuse(name) is None:
+                    reason += (
+                        "; message_name could be a topic here: if the two are swapped, write "
+                        "Message(message_name=…, topic=…)"
+                    )
                 self._refuse(message, reason)
-        self._check_name(self._known_topics, topic, message, "topic", MAX_NAME_BYTES)
+        return self._checked_name(self._known_topics, topic, message, "topic", MAX_NAME_BYTES)
 
     def _body(self, message: Message) -> bytes:
+        """What the message has as its body; nothing for a tombstone."""
+        if message.payload is TOMBSTONE:
+            if not self._tombstones:
+                self._refuse(
+                    message,
+                    "this broker has no tombstones (a message without a body, which deletes what its key stands for): "
+                    "send an event that says so",
+                )
+            if message.key is None:
+                self._refuse(message, "a tombstone needs a key: it deletes what the key stands for")
+            return b""
         message._body = None  # the payload may have been changed since it was sent before
         try:
             body = message.body
@@ -165,12 +204,26 @@ class Validator:
         except Exception as error:  # a property of the payload's own class
             reason = f"encoding the payload raised {type(error).__name__}"
         else:
+            assert body is not None
             return body
         return self._refuse(message, reason)
 
+    def _refuse_bytes(self, message: Message, body: object) -> NoReturn:
+        if message.payload is TOMBSTONE:
+            self._refuse(message, "a tombstone has no body, and payload_bytes is given: leave one of the two out")
+        self._refuse(message, f"payload_bytes must be bytes, not {type(body).__name__}")
+
     def _check_key(self, message: Message, key: Any) -> int:
         if not self._keys:
-            self._refuse(message, "this broker keeps no order by key, and the message has a key: send it without one")
+            self._refuse(
+                message,
+                "this broker keeps no order by key, and the message has a key: send it without one"
+                if self._declares
+                else "the broker's class does not say that it keeps the order of a key, and the message has one: give "
+                "the class `capabilities = Capabilities(ordering_key=True, headers=True)`, or send it without a key",
+            )
+        if type(key) is not str:
+            key = message.key = self._plain(message, key, "key")
         return self._text_bytes(message, key, "key")
 
     def _check_headers(self, message: Message, headers: Any) -> int:
@@ -182,21 +235,52 @@ class Validator:
             self._refuse(message, f"{len(headers)} headers, and {MAX_HEADERS} are allowed")
         size = 0
         known = self._known_headers
+        plain = True
         for name, value in headers.items():
-            if name not in known:
-                if isinstance(name, str) and name.lower() in RESERVED_HEADERS:
+            if type(name) is not str or name not in known:
+                text = self._plain(message, name, "a header name")
+                plain = plain and text is name
+                name = text
+                if name.lower() in RESERVED_HEADERS:
                     self._refuse(message, f"header {name.lower()!r} is reserved: it carries a field of the message")
-                self._check_name(known, name, message, "a header name", MAX_HEADER_NAME_BYTES)
+                self._checked_name(known, name, message, "a header name", MAX_HEADER_NAME_BYTES)
             size += len(name) if name.isascii() else len(name.encode())
             if type(value) is str and value.isascii() and len(value) <= MAX_TEXT_BYTES:
                 size += len(value)
+            elif isinstance(value, str):
+                text = self._plain(message, value, "a header value")
+                plain = plain and text is value
+                size += self._text_bytes(message, text, "a header value")
             else:
-                size += self._text_bytes(message, value, "a header value")
+                size += self._check_typed(message, name, value)
+        if not plain:
+            message.headers = {
+                str.__str__(name): str.__str__(value) if isinstance(value, str) else value
+                for name, value in headers.items()
+            }
         return size
 
-    def _text_bytes(self, message: Message, text: Any, what: str) -> int:
-        if type(text) is not str:
-            self._refuse(message, f"{what} must be text, not {type(text).__name__}")
+    def _check_typed(self, message: Message, name: str, value: object) -> int:
+        """The size of a header value that is no text: a number has 8 bytes, bool 1, None none."""
+        kind = type(value)
+        if kind not in self._header_types:
+            what = "None" if value is None else f"of type {kind.__name__}"
+            carried = sorted("None" if kind is type(None) else kind.__name__ for kind in self._header_types)
+            self._refuse(
+                message,
+                f"header {name!r} is {what}, and this broker carries only {', '.join(carried)}: write it as text",
+            )
+        if kind is bytes:
+            if len(value) > MAX_TEXT_BYTES:  # type: ignore[arg-type]
+                self._refuse(message, f"header {name!r} is longer than {MAX_TEXT_BYTES} bytes")
+            return len(value)  # type: ignore[arg-type]
+        if kind is int and not -MAX_INTEGER - 1 <= value <= MAX_INTEGER:  # type: ignore[operator]
+            self._refuse(message, f"header {name!r} does not fit into a signed integer of 64 bits")
+        if kind is float and not isfinite(value):  # type: ignore[arg-type]
+            self._refuse(message, f"header {name!r} is not finite")
+        return 0 if value is None else 1 if kind is bool else 8
+
+    def _text_bytes(self, message: Message, text: str, what: str) -> int:
         size = len(text)
         if not text.isascii():
             try:
@@ -227,21 +311,18 @@ class Validator:
         if isinstance(payload, EventBody):
             name = payload.event_name
             key = payload.ordering_key if key is None else key
-        optional: dict[str, Any] = {}
-        timestamp = getattr(candidate, "timestamp", None)
-        if timestamp is not None:
-            optional["timestamp"] = timestamp
-        headers = getattr(candidate, "headers", None)
+        if message_id is None:
+            self._refuse(candidate, "message_id must be a UUID")
         return Message(
             name,
             topic,
             payload,
             message_id,
             key=key,
-            headers=NO_HEADERS if headers is None else headers,
+            headers=getattr(candidate, "headers", None),
             content_type=getattr(candidate, "content_type", None),
+            timestamp=getattr(candidate, "timestamp", None),
             payload_bytes=getattr(candidate, "payload_bytes", None),
-            **optional,
         )
 
     def _encoded(self, message: Message, encoder: Callable[[object], bytes]) -> Message:

@@ -12,7 +12,6 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from importlib import metadata
 
 from cqrs_brokers import Capabilities, open_broker
@@ -165,9 +164,7 @@ class Session:
             try:
                 broker = open_broker(url, distribution=self.harness.distribution, **self.harness.options)
                 self._capabilities = broker.capabilities
-                self.report.capabilities = {
-                    field.name: getattr(self._capabilities, field.name) for field in fields(Capabilities)
-                }
+                self.report.capabilities = self._capabilities.to_dict()
             except Exception as error:
                 self._capabilities_problem = f"the broker cannot be opened: {type(error).__name__}: {error}"
         return self._capabilities

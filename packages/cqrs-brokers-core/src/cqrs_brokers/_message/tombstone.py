@@ -1,0 +1,32 @@
+"""`TOMBSTONE`: the payload that says "there is nothing here any more"."""
+
+from __future__ import annotations
+
+from typing import Final, final
+
+__all__ = ["TOMBSTONE", "Tombstone"]
+
+
+@final
+class Tombstone:
+    """The type of `TOMBSTONE`, of which there is one."""
+
+    __slots__ = ()
+
+    def __new__(cls) -> Tombstone:
+        return _the_one
+
+    def __repr__(self) -> str:
+        return "TOMBSTONE"
+
+    def __reduce__(self) -> str:
+        return "TOMBSTONE"  # copies and pickles are the same object
+
+
+_the_one: Tombstone = object.__new__(Tombstone)
+TOMBSTONE: Final = _the_one
+"""The payload of a message without a body: what its key stands for is deleted.
+
+For compacted topics, where the newest message of a key is its state. It is no empty body and no JSON `null`; the
+message needs a key, and the broker the capability `tombstones`.
+"""

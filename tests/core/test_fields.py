@@ -1,0 +1,130 @@
+"""What a message has around its body: text of every kind, and headers of every type."""
+
+import math
+from enum import Enum, IntEnum, StrEnum
+from typing import Any
+
+import pytest
+
+from cqrs_brokers import Broker, InvalidMessageError, Message, MessageTooLargeError
+from cqrs_brokers.driver import Capabilities
+
+from .drivers import Scripted
+
+TYPED = Capabilities(
+    confirms=True, ordering_key=True, headers=True, header_types=frozenset({str, bytes, int, float, bool, type(None)})
+)
+
+
+class Text(str):
+    """A text of a class of its own, which says of itself what it is not."""
+
+    def __str__(self) -> str:
+        return "something else"
+
+    def encode(self, *_: Any, **__: Any) -> bytes:
+        return b"something else"
+
+
+class Mixed(str, Enum):  # noqa: UP042 - what it is about
+    ORDERS = "orders"
+
+
+class Named(StrEnum):
+    ORDERS = "orders"
+
+
+class Plain(Enum):
+    ORDERS = "orders"
+
+
+class Level(IntEnum):
+    HIGH = 3
+
+
+@pytest.mark.parametrize("text", [Text("orders"), Mixed.ORDERS, Named.ORDERS])
+async def test_text_is_text_whatever_its_class(text: str) -> None:
+    """In every field the driver, and the receipt, have the plain text, the first time and the second."""
+    driver = Scripted(automatic=True)
+    async with Broker(driver) as broker:
+        for _ in range(2):
+            receipt = await broker.send_message(
+                Message(text, text, {}, key=text, content_type=text, headers={text: text})
+            )
+            assert type(receipt.topic) is str
+    for sent in driver.seen:
+        fields = (sent.message_name, sent.topic, sent.key, sent.content_type, *sent.headers, *sent.headers.values())
+        assert {type(field) for field in fields} == {str}
+        assert set(fields) == {"orders"}
+
+
+@pytest.mark.parametrize("text", [Plain.ORDERS, Level.HIGH, b"orders", 7, object()], ids=repr)
+@pytest.mark.parametrize("field", ["message_name", "topic", "key", "content_type", "a header name"])
+async def test_what_is_no_text_is_refused_in_every_field(field: str, text: Any) -> None:
+    """Also an enum member that is not text itself."""
+    fields: dict[str, Any] = {"message_name": "n", "topic": "t", "payload": {}}
+    fields |= {"headers": {text: "v"}} if field == "a header name" else {field: text}
+    with pytest.raises(InvalidMessageError, match=f"{field} must be text, not {type(text).__name__}"):
+        await Broker(Scripted(capabilities=TYPED)).send_message(Message(**fields))
+
+
+async def test_a_name_and_a_topic_that_are_swapped_are_told() -> None:
+    """When the topic is one that the broker cannot have, and the name is one that it can."""
+
+    class Strict(Scripted):
+        def refuse_topic(self, topic: str) -> str | None:
+            return "topics are in lower case here" if topic != topic.lower() else None
+
+    for message, told in ((Message("orders", "OrderPlaced", {}), True), (Message("OrderPlaced", "Orders", {}), False)):
+        with pytest.raises(InvalidMessageError, match="topics are in lower case here") as caught:
+            await Broker(Strict()).send_message(message)
+        assert ("if the two are swapped" in caught.value.text) is told
+
+
+async def test_headers_arrive_with_their_types() -> None:
+    """Where the broker carries them, and nothing is made of them on the way."""
+    headers = {"s": "text", "b": b"\x00\xff", "i": -(2**63), "f": 0.1, "t": True, "n": None}
+    driver = Scripted(automatic=True, capabilities=TYPED)
+    async with Broker(driver) as broker:
+        await broker.send_message(Message("n", "t", {}, headers=headers))
+    assert [(type(value), value) for value in driver.seen[0].headers.values()] == [
+        (type(value), value) for value in headers.values()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (2**63, "'h' does not fit into a signed integer of 64 bits"),
+        (-(2**63) - 1, "64 bits"),
+        (math.nan, "'h' is not finite"),
+        (-math.inf, "not finite"),
+        (b"x" * 32_768, "'h' is longer than 32767 bytes"),
+        (Level.HIGH, "'h' is of type Level"),
+        (bytearray(b"x"), "'h' is of type bytearray"),
+        (["x"], "'h' is of type list"),
+        (1 + 2j, "'h' is of type complex"),
+    ],
+    ids=repr,
+)
+async def test_header_values_that_no_broker_carries(value: Any, says: str) -> None:
+    """The error names the header, not what it says."""
+    with pytest.raises(InvalidMessageError, match=says):
+        await Broker(Scripted(capabilities=TYPED)).send_message(Message("n", "t", {}, headers={"h": value}))
+
+
+@pytest.mark.parametrize("value", [b"hunter2", 7, 0.5, True, None], ids=repr)
+async def test_a_header_of_a_type_that_the_broker_does_not_carry(value: Any) -> None:
+    """Refused with the types that it carries, not written as text."""
+    with pytest.raises(InvalidMessageError, match="this broker carries only str: write it as text") as caught:
+        await Broker(Scripted()).send_message(Message("n", "t", {}, headers={"h": value}))
+    assert "hunter2" not in str(caught.value)
+
+
+async def test_typed_headers_count() -> None:
+    """A number is 8 bytes, a bool 1, None 0, bytes their length; each with its name."""
+    headers = {"i": 1, "f": 1.0, "t": True, "n": None, "b": b"12"}
+    async with Broker(Scripted(automatic=True, capabilities=TYPED), max_message_bytes=25) as broker:
+        await broker.send_message(Message("n", "t", b"x", headers=headers))  # 1 + 5 names + 8 + 8 + 1 + 0 + 2
+        with pytest.raises(MessageTooLargeError, match="26 bytes"):
+            await broker.send_message(Message("n", "t", b"xx", headers=headers))
