@@ -173,6 +173,11 @@ def id_text(message: Message) -> bytes:
     return known if type(known) is bytes else text_of(known.int)
 
 
+def raw_id(message: Message) -> Any:
+    """The message's id as the message keeps it: the text of an id of our own, or what the caller set."""
+    return message._id
+
+
 def timestamp_ms(message: Message) -> int:
     """When the message was made, in whole milliseconds since 1970-01-01 UTC, rounded down."""
     made_ns = message._made_ns

@@ -9,15 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Generator
 from contextvars import Context
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cqrs_brokers.exceptions import DeliveryError
 from cqrs_brokers.protocol import Message, Receipt
 
-from .delivery import Delivery
-
-if TYPE_CHECKING:
-    from .window import Window
+from .delivery import Sending
+from .in_flight import InFlight
 
 __all__ = ["AwaitedDelivery", "BulkDelivery", "BulkOutcomes", "Wakeups"]
 
@@ -44,24 +42,23 @@ class Wakeups:
         waking = iter(due)
         try:
             for delivery in waking:
-                callback, delivery._callback = delivery._callback, None
-                delivery._context.run(callback, delivery)  # type: ignore[arg-type] # in here it has one
+                delivery.wake()
         finally:  # a task that raises KeyboardInterrupt or SystemExit ends the loop's turn, not the others' wait
             for delivery in waking:
                 self.add(delivery)
 
 
-class AwaitedDelivery(Delivery):
+class AwaitedDelivery(Sending):
     """The delivery of a `send_message`, which awaits it: also the future that asyncio's task waits for.
 
-    Future-like as `asyncio.isfuture` has it; one task awaits it, once. That this is less than an `asyncio.Future` can
-    do is why it costs less.
+    `asyncio.isfuture` takes it for a future. It supports only what `await` in one task needs, once, and so costs less
+    than an `asyncio.Future`.
     """
 
     __slots__ = ("_asyncio_future_blocking", "_callback", "_cancelled", "_context", "_outcome", "_wakeups")
 
-    def __init__(self, message: Message, deadline: float, window: Window, wakeups: Wakeups, size: int) -> None:
-        Delivery.__init__(self, message, deadline, window, size)  # `super()` would more than double its cost
+    def __init__(self, message: Message, deadline: float, size: int, in_flight: InFlight, wakeups: Wakeups) -> None:
+        Sending.__init__(self, message, deadline, size, in_flight)  # `super()` would more than double its cost
         self._wakeups = wakeups
         self._asyncio_future_blocking = True  # yielded by `await`, as the task checks
         self._callback: Callable[[Any], object] | None = None
@@ -84,6 +81,11 @@ class AwaitedDelivery(Delivery):
             finally:  # its traceback holds this frame: with the error in it, it would be a reference cycle
                 del outcome
         return outcome  # type: ignore[return-value] # there is one now
+
+    def wake(self) -> None:
+        """Lets the task that awaits it go on."""
+        callback, self._callback = self._callback, None
+        self._context.run(callback, self)  # type: ignore[arg-type] # it is woken because it has one
 
     # -- what asyncio's task calls ------------------------------------------------------------------------------------
 
@@ -128,15 +130,15 @@ class BulkOutcomes:
             self.future.set_result(None)
 
 
-class BulkDelivery(Delivery):
+class BulkDelivery(Sending):
     """A delivery that is one of many in a `send_messages`."""
 
     __slots__ = ("_bulk", "_index")
 
     def __init__(
-        self, message: Message, deadline: float, window: Window, bulk: BulkOutcomes, index: int, size: int
+        self, message: Message, deadline: float, size: int, in_flight: InFlight, bulk: BulkOutcomes, index: int
     ) -> None:
-        Delivery.__init__(self, message, deadline, window, size)  # `super()` would more than double its cost
+        Sending.__init__(self, message, deadline, size, in_flight)  # `super()` would more than double its cost
         self._bulk = bulk
         self._index = index
 

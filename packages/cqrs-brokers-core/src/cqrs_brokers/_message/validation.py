@@ -63,8 +63,8 @@ class Validator:
         self._refuse_topic = refuse_topic
         self._max = max_message_bytes
         self._encoder = encoder
-        self.as_it_is = Message if encoder is None else None
-        """What needs no `message()`: it would return the same."""
+        self.unchanged_type = Message if encoder is None else None
+        """The class that `message()` returns unchanged; callers skip the call for it. None with an encoder."""
         self._known_topics: set[str] = set()
         self._known_names: set[str] = set()
         self._known_types: set[str] = set()
@@ -82,8 +82,11 @@ class Validator:
             message = self._encoded(message, self._encoder)
         return message
 
-    def size(self, message: Message) -> int:
-        """The message's size in bytes: body, key, header names and values in UTF-8.
+    def check(self, message: Message) -> int:
+        """Checks the message.
+
+        Returns:
+            Its size in bytes: body, key, header names and values in UTF-8.
 
         Raises:
             InvalidMessageError: It cannot be sent.
