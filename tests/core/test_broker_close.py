@@ -26,9 +26,7 @@ async def test_close_flushes_what_was_accepted() -> None:
     driver = Scripted(automatic=True)
     broker = Broker(driver)
     await broker.connect()
-    batches = [
-        asyncio.create_task(broker.send_messages([message() for _ in range(500)])) for _ in range(20)
-    ]
+    batches = [asyncio.create_task(broker.send_messages([message() for _ in range(500)])) for _ in range(20)]
     await settle(1)
     await broker.close()
     outcomes = [outcome for batch in await asyncio.gather(*batches) for outcome in batch]

@@ -86,9 +86,7 @@ OPERATIONS: dict[str, Callable[[OwnWindow, Any], Any]] = {
     "nack": lambda window, delivery: delivery.fail(NackedError("nack")),
     "deadline": lambda window, delivery: window.expire(),
     "cancel": lambda window, delivery: window.give_up(delivery),
-    "close": lambda window, delivery: window.settle(
-        ClosedWhilePendingError("closed"), BrokerClosedError("closed")
-    ),
+    "close": lambda window, delivery: window.settle(ClosedWhilePendingError("closed"), BrokerClosedError("closed")),
 }
 
 

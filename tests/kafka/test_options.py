@@ -144,7 +144,7 @@ def test_adapter_and_string_build_the_same() -> None:
         max_batch_size=65536,
         delivery_timeout=5,
     )
-    made, _, _ = adapter.take()
+    made = adapter.take().settings
     assert made.options == string.options
     assert made.hosts == string.hosts
 
@@ -152,7 +152,7 @@ def test_adapter_and_string_build_the_same() -> None:
 @pytest.mark.parametrize("arguments", [{"dsn": "h1:9092,h2:9092"}, {"dsn": "kafka://h1:9092,h2:9092"}])
 def test_dsn_is_bootstrap_servers_as_text(arguments: dict[str, Any]) -> None:
     """`dsn=` names the same servers."""
-    made, _, _ = KafkaProducerAdapter(**arguments).take()
+    made = KafkaProducerAdapter(**arguments).take().settings
     assert [str(host) for host in made.hosts] == ["h1:9092", "h2:9092"]
 
 

@@ -21,8 +21,7 @@ from cqrs_brokers import (
     exceptions,
     open_broker,
 )
-from cqrs_brokers._discovery.plugins import register_plugin, unregister_plugin
-from cqrs_brokers.hooks import hookimpl
+from cqrs_brokers.hooks import hookimpl, register_plugin, unregister_plugin
 from cqrs_brokers.options import BrokerOptions, resolve_options
 from cqrs_brokers.url import BrokerURL
 from cqrs_brokers_testkit.canary import Canary, CanaryScanner

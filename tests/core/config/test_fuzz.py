@@ -10,16 +10,16 @@ import re
 import time
 import traceback
 from collections.abc import Iterator
-from importlib import metadata
 from typing import ClassVar, Literal
 
+import importlib_metadata
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cqrs_brokers import available_brokers
-from cqrs_brokers._discovery import discovery
 from cqrs_brokers._discovery.discovery import find_owner
+from cqrs_brokers._discovery.installed import installed
 from cqrs_brokers.exceptions import BrokerError
 from cqrs_brokers.options import BrokerOptions, Duration, option, resolve_options
 from cqrs_brokers.secret import MASK, Secret
@@ -153,7 +153,7 @@ def test_mutated_config_strings():
     assert CASES / 50 < refused < CASES * 49 / 50, refused
 
 
-class Fake(metadata.Distribution):
+class Fake(importlib_metadata.Distribution):
     """A distribution whose files are these bytes, decoded as those on disk are."""
 
     def __init__(self, **files: bytes) -> None:
@@ -165,6 +165,13 @@ class Fake(metadata.Distribution):
 
     def locate_file(self, path):
         raise NotImplementedError
+
+
+def folder_name(distribution: Fake) -> str | None:
+    try:
+        return distribution.name.replace("_", "-").lower()
+    except Exception:
+        return None
 
 
 ENTRY_POINTS = [
@@ -207,8 +214,12 @@ BYTES = [
 def test_mutated_distributions(monkeypatch):
     """Corrupt entry_points.txt and METADATA: listed or refused, and never in the way of the good plugin beside them."""
     good = Fake(METADATA=b"Name: cqrs-broker-good\nVersion: 1\n", entry_points=b"[cqrs_brokers]\ngood = good_mod\n")
-    table: list[metadata.Distribution] = []
-    monkeypatch.setattr(metadata, "distributions", lambda: iter(table))
+    table: list[importlib_metadata.Distribution] = []
+
+    def distributions(name=None):
+        return iter(table if name is None else [one for one in table if folder_name(one) == name])
+
+    monkeypatch.setattr(importlib_metadata, "distributions", distributions)
     monkeypatch.delenv("CQRS_BROKERS_PIN", raising=False)
     files = zip(
         mutated(ENTRY_POINTS, BYTES, CASES // 2, SEED), mutated(METADATA, BYTES, CASES // 2, SEED + 1), strict=True
@@ -216,7 +227,7 @@ def test_mutated_distributions(monkeypatch):
     found = 0
     for entry_points, header in files:
         table[:] = [Fake(METADATA=header, entry_points=entry_points), good]
-        discovery.installed.cache_clear()
+        installed.cache_clear()
         start = time.perf_counter()
         infos = available_brokers()
         found += len(infos) > 1
@@ -231,7 +242,7 @@ def test_mutated_distributions(monkeypatch):
                 caught = error
             assert str(caught).isprintable()
         assert time.perf_counter() - start < SLOW
-    discovery.installed.cache_clear()
+    installed.cache_clear()
     assert found > CASES / 20
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cqrs_brokers._discovery import discovery
+from cqrs_brokers._discovery.installed import installed
 
 GOOD = """
 from cqrs_brokers import Message, MessageBroker
@@ -28,8 +28,11 @@ Install = Callable[..., Path]
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
     """Makes a dist-info with modules in a folder of `sys.path`; core 0.1.0 is there from the start."""
     monkeypatch.delenv("CQRS_BROKERS_PIN", raising=False)
-    # Our own distributions are not seen: only what the test puts there.
-    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if "site-packages" not in entry])
+    # Our own distributions and modules are not seen: only what the test puts there.
+    hidden = ("site-packages", "/packages/")
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if not any(part in entry for part in hidden)])
+    for module in [name for name in sys.modules if name.startswith("cqrs_broker_")]:
+        monkeypatch.delitem(sys.modules, module)
     before = set(sys.modules)
 
     def _install(
@@ -58,12 +61,12 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
         if str(site) not in sys.path:
             sys.path.append(str(site))
         importlib.invalidate_caches()
-        discovery.installed.cache_clear()
+        installed.cache_clear()
         return info
 
     _install("cqrs-brokers-core", "0.1.0")
     yield _install
-    discovery.installed.cache_clear()
+    installed.cache_clear()
     for module in set(sys.modules) - before:
         if str(tmp_path) in str(getattr(sys.modules[module], "__file__", "")):
             del sys.modules[module]

@@ -9,9 +9,8 @@ from typing import ClassVar
 import pytest
 
 from cqrs_brokers import Message, MessageBroker, open_broker
-from cqrs_brokers._discovery.plugins import register_plugin, unregister_plugin
 from cqrs_brokers.exceptions import BrokerError
-from cqrs_brokers.hooks import hookimpl
+from cqrs_brokers.hooks import hookimpl, register_plugin, unregister_plugin
 from cqrs_brokers.options import BrokerOptions, option
 from cqrs_brokers.secret import Secret
 

@@ -9,14 +9,13 @@ import types
 import pytest
 
 from cqrs_brokers import Broker, Message, MessageBroker, open_broker
-from cqrs_brokers._discovery.plugins import load_plugin, register_plugin, unregister_plugin
 from cqrs_brokers.exceptions import (
     BrokerError,
     ConfigError,
     PluginContractError,
     PluginLoadError,
 )
-from cqrs_brokers.hooks import hookimpl
+from cqrs_brokers.hooks import hookimpl, load_plugin, register_plugin, unregister_plugin
 from cqrs_brokers.options import BrokerOptions, option
 from cqrs_brokers.secret import Secret
 

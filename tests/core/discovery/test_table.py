@@ -2,16 +2,17 @@
 
 import subprocess
 import sys
-from importlib import metadata
 
+import importlib_metadata
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from packaging.specifiers import SpecifierSet
 
-from cqrs_brokers import available_brokers
-from cqrs_brokers._discovery import discovery
-from cqrs_brokers._discovery.discovery import BrokerInfo, find_owner
+from cqrs_brokers import BrokerInfo, available_brokers
+from cqrs_brokers._discovery.discovery import find_owner
+from cqrs_brokers._discovery.installed import installed
+from cqrs_brokers._discovery.requirements import plainly_holds
 from cqrs_brokers.exceptions import AmbiguousPluginError, ConfigError, PluginLoadError, PluginNotFoundError
 
 GROUP = "[cqrs_brokers]\n"
@@ -35,7 +36,7 @@ def test_the_table_is_read_once(install, monkeypatch):
     """The second time is free."""
     install("cqrs-broker-acme", entry_points=GROUP + "acme = acme_mod")
     first = available_brokers()
-    monkeypatch.setattr(metadata, "distributions", lambda: pytest.fail("read again"))
+    monkeypatch.setattr(importlib_metadata, "distributions", lambda: pytest.fail("read again"))
     assert available_brokers() == first
 
 
@@ -81,10 +82,31 @@ def test_a_corrupt_file_breaks_only_its_own_scheme(install, entry_points, why):
 def test_corruption_outside_our_group_is_not_ours(install, junk):
     """The standard library's `entry_points()` raises for some of these, for every package at once."""
     install("something-else", entry_points=junk)
-    install(
-        "cqrs-broker-good", entry_points=b"[console_scripts]\nno equals sign\n" + GROUP.encode() + b"good = good_mod"
-    )
+    install("cqrs-broker-good", entry_points=GROUP.encode() + b"good = good_mod")
     assert statuses() == {"good cqrs-broker-good": "ready"}
+
+
+def test_a_file_is_read_as_a_whole(install):
+    """A malformed line of another group breaks the distribution's own schemes, and no others."""
+    install("cqrs-broker-amqp", entry_points="[console_scripts]\nno equals sign\n" + GROUP + "amqp = a\namqps = a")
+    install("my-plugin", entry_points=GROUP + "mine = mine_mod\nno equals sign")
+    install("cqrs-broker-good", entry_points=GROUP + "good = good_mod")
+    assert statuses() == {
+        " my-plugin": "broken metadata",
+        "amqp cqrs-broker-amqp": "broken metadata",
+        "amqps cqrs-broker-amqp": "broken metadata",
+        "good cqrs-broker-good": "ready",
+    }
+
+
+def test_a_leftover_of_an_interrupted_upgrade_is_skipped(install):
+    """A folder without METADATA does not hide the whole one of the same name, whichever comes first."""
+    for folder, version in (("a", "1.0"), ("b", "3.0")):
+        leftover = install("cqrs-broker-acme", version, GROUP + "acme = old_mod", folder=folder)
+        (leftover / "METADATA").unlink()
+        install("cqrs-broker-acme", "2.0", GROUP + "acme = acme_mod", folder="b")
+        installed.cache_clear()
+        assert available_brokers() == [BrokerInfo("acme", "cqrs-broker-acme", "2.0", "acme_mod", "ready", "")]
 
 
 def test_a_name_that_is_no_scheme_is_shown_as_broken(install):
@@ -122,7 +144,7 @@ def test_an_old_egg_info_is_read(install, tmp_path):
     (egg / "PKG-INFO").write_text("Metadata-Version: 1.0\nName: cqrs-broker-egg\nVersion: 3\n")
     (egg / "entry_points.txt").write_text(GROUP + "egg = egg_mod")
     (egg / "requires.txt").write_text("cqrs-brokers-core>=9\n")
-    discovery.installed.cache_clear()
+    installed.cache_clear()
     (info,) = available_brokers()
     assert (info.version, info.status) == ("3", "incompatible")
 
@@ -179,7 +201,7 @@ def test_the_short_cut_agrees_with_packaging(version, clauses):
     """The usual requirement is judged without importing `packaging`; never differently."""
     text = ".".join(map(str, version))
     specifier = ",".join(operator + ".".join(map(str, release)) for operator, release in clauses)
-    holds = discovery._plainly_holds(f"cqrs-brokers-core{specifier}", text)
+    holds = plainly_holds(f"cqrs-brokers-core{specifier}", text)
     assert holds == SpecifierSet(specifier).contains(text, prereleases=True)
 
 
@@ -263,7 +285,7 @@ def test_a_finder_that_raises_does_not_break_the_table(install, monkeypatch):
 
     install("cqrs-broker-acme", entry_points=GROUP + "acme = acme_mod")
     monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Broken()])
-    discovery.installed.cache_clear()
+    installed.cache_clear()
     assert statuses() == {"acme cqrs-broker-acme": "ready"}
 
 
@@ -271,17 +293,17 @@ def test_listing_two_hundred_distributions_reads_one_file_of_each(install, monke
     """And the metadata only of those that have our group, and of core."""
     for number in range(200):
         install(f"dist-{number}", entry_points="[console_scripts]\nx = y:z\n")
-    install("cqrs-broker-acme", entry_points=GROUP + "acme = acme_mod")
+    install("cqrs-broker-acme", entry_points=GROUP + "acme = acme_mod", requires=("cqrs-brokers-core>=0.1,<0.2",))
     read: list[str] = []
-    original = metadata.PathDistribution.read_text
+    original = importlib_metadata.PathDistribution.read_text
 
     def counted(self, filename):
         read.append(str(filename))
         return original(self, filename)
 
-    monkeypatch.setattr(metadata.PathDistribution, "read_text", counted)
+    monkeypatch.setattr(importlib_metadata.PathDistribution, "read_text", counted)
     assert [info.name for info in available_brokers()] == ["acme"]
-    installed_here = len(list(metadata.distributions()))
+    installed_here = len(list(importlib_metadata.distributions()))
     assert read.count("entry_points.txt") == installed_here
     assert len(read) == installed_here + 2
 

@@ -13,22 +13,26 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from .conftest import GOOD
 
 pytestmark = pytest.mark.slow
 
 PACKAGES = Path(__file__).parents[3] / "packages"
-# What core needs from others, brought along from the environment that runs the tests: no test needs a network.
-NEEDED = [
-    "annotated-types",
-    "packaging",
-    "pluggy",
-    "pydantic",
-    "pydantic-core",
-    "typing-extensions",
-    "typing-inspection",
-]
+
+
+def needed_by(distribution: str) -> set[str]:
+    """What a distribution needs from others, brought along from the environment that runs the tests: no network."""
+    found: set[str] = set()
+    pending = [distribution]
+    while pending:
+        for line in metadata.requires(pending.pop()) or ():
+            requirement = Requirement(line)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                pending += {requirement.name} - found
+                found.add(requirement.name)
+    return found
 
 
 def build_wheel(
@@ -86,7 +90,7 @@ class Environment:
         venv.create(folder / "env", with_pip=False, symlinks=True)
         self.python = folder / "env" / "bin" / "python"
         self.site = next((folder / "env" / "lib").glob("python*")) / "site-packages"
-        for name in NEEDED:
+        for name in needed_by("cqrs-brokers-core"):
             distribution = metadata.distribution(name)
             tops = {Path(str(path)).parts[0] for path in distribution.files or () if not str(path).startswith("..")}
             for top in tops - {"__pycache__"}:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 from cqrs_brokers import Broker, Observer
+from cqrs_brokers.adapters import set_log_level
 from cqrs_brokers.exceptions import ConfigError
 
 from .driver import AMQPDriver
-from .settings import AMQPPublisherAdapter, AMQPSettings
+from .settings import AMQPPublisherAdapter
 
 __all__ = ["AMQPMessageBroker"]
 
@@ -35,20 +35,12 @@ class AMQPMessageBroker(Broker):
         *,
         observers: Sequence[Observer] = (),
     ) -> None:
-        if not isinstance(publisher, AMQPPublisherAdapter):
-            raise ConfigError(f"publisher must be an AMQPPublisherAdapter, not a {type(publisher).__name__}")
-        resolved = publisher.take(exchange_name)
-        assert resolved.url is not None
-        if pika_log_level is not None:
-            for name in ("aiormq", "aio_pika"):
-                try:
-                    logging.getLogger(name).setLevel(pika_log_level)
-                except (TypeError, ValueError) as error:
-                    raise ConfigError(f"pika_log_level: {error}") from None
-        super().__init__(
-            AMQPDriver(AMQPSettings.of(resolved.url, resolved.options)),
-            name=resolved.url.scheme,
-            encoder=publisher.value_serializer,
-            observers=observers,
-            **resolved.for_broker(),
-        )
+        publisher = AMQPPublisherAdapter.check(publisher, "publisher")
+        overrides = {}
+        if exchange_name is not None:
+            if publisher.given("exchange") not in (None, exchange_name):
+                raise ConfigError("exchange_name contradicts the exchange of the adapter: give one")
+            overrides["exchange"] = exchange_name
+        taken = publisher.take(**overrides)
+        set_log_level(["aiormq", "aio_pika"], pika_log_level, "pika_log_level")
+        super().__init__(AMQPDriver(taken.settings), observers=observers, **taken.for_broker())

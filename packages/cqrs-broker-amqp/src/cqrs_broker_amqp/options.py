@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ssl
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
-from pydantic import model_validator
-
-from cqrs_brokers.options import BrokerOptions, option
+from cqrs_brokers.options import option
+from cqrs_brokers.tls import TLSOptions
 
 __all__ = ["AMQPOptions", "Declare", "ExchangeType"]
 
@@ -15,7 +13,7 @@ Declare = Literal["exchange", "queue", "passive", "never"]
 ExchangeType = Literal["topic", "direct", "fanout", "headers"]
 
 
-class AMQPOptions(BrokerOptions):
+class AMQPOptions(TLSOptions):
     """What can be set in `amqp://…?…`, besides what every broker has."""
 
     url_parts: ClassVar[frozenset[str]] = frozenset({"userinfo", "hosts", "path"})
@@ -41,24 +39,3 @@ class AMQPOptions(BrokerOptions):
     connection_name: str = option(
         "cqrs-brokers", min_length=1, max_length=255, description="Name shown in RabbitMQ's management pages and log."
     )
-    ssl_cafile: str | None = option(
-        None, min_length=1, description="Certificates (PEM) to trust; none: those of the system."
-    )
-    ssl_certfile: str | None = option(None, min_length=1, description="The client's own certificate (PEM).")
-    ssl_keyfile: str | None = option(
-        None, min_length=1, description="Its private key (PEM); none: it is in `ssl_certfile`."
-    )
-    ssl_verify: bool = option(True, description="Verify the server's certificate and host name. `false` warns.")
-    require_tls: bool = option(False, description="Refuse to open without TLS.")
-    ssl_context: ssl.SSLContext | None = option(
-        None, description="Takes the place of the other ssl_* options.", keyword_only=True
-    )
-
-    @model_validator(mode="after")
-    def _fit_together(self) -> Self:
-        if self.ssl_keyfile is not None and self.ssl_certfile is None:
-            raise ValueError("ssl_keyfile needs ssl_certfile")
-        files = {"ssl_cafile", "ssl_certfile", "ssl_keyfile", "ssl_verify"} & self.model_fields_set
-        if self.ssl_context is not None and files:
-            raise ValueError(f"ssl_context takes the place of {', '.join(sorted(files))}: give one or the other")
-        return self

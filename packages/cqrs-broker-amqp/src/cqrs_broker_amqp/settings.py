@@ -6,14 +6,14 @@ No network here. Options themselves are in `options`.
 from __future__ import annotations
 
 import ssl
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from cqrs_brokers.exceptions import ConfigError, InsecureTransportWarning
-from cqrs_brokers.options import ResolvedOptions, resolve_options
+from cqrs_brokers.adapters import ConnectionAdapter
+from cqrs_brokers.exceptions import ConfigError
 from cqrs_brokers.secret import Secret
-from cqrs_brokers.url import BrokerURL, names_a_secret
+from cqrs_brokers.tls import TLSContext, warn_insecure_transport
+from cqrs_brokers.url import BrokerURL
 
 from .options import AMQPOptions
 
@@ -31,7 +31,6 @@ class AMQPSettings:
         username: Whom to log in as.
         password: With what.
         vhost: The virtual host.
-        tls: The TLS context, or None for plain text.
         options: The validated options.
     """
 
@@ -39,8 +38,13 @@ class AMQPSettings:
     username: str
     password: Secret
     vhost: str
-    tls: ssl.SSLContext | None = field(repr=False)
     options: AMQPOptions
+    _tls: TLSContext | None = field(repr=False)
+
+    @property
+    def tls(self) -> ssl.SSLContext | None:
+        """The TLS context for the next connection, or None without TLS."""
+        return None if self._tls is None else self._tls.current()
 
     @classmethod
     def of(cls, url: BrokerURL, options: AMQPOptions) -> AMQPSettings:
@@ -67,52 +71,18 @@ class AMQPSettings:
         if len(vhost.encode()) > 255:
             problems.append("the virtual host is longer than 255 bytes")
         secure = url.scheme == "amqps"
-        if not secure:
-            given = sorted(name for name in options.model_fields_set if name.startswith("ssl_"))
-            if given:
-                problems.append(f"{', '.join(given)} would be ignored without TLS: write amqps://")
-            if options.require_tls:
-                problems.append("require_tls=true, and this is not TLS: write amqps://")
-        tls = _tls_context(options, problems) if secure else None
+        problems += options.tls_problems(secure=secure, instead="write amqps://")
+        tls = TLSContext(options, problems) if secure else None
         if problems:
             raise ConfigError(problems)
-        if tls is not None or not local:
-            _warn_if_insecure(url, tls)
-        return cls(hosts, url.username or "guest", password, vhost, tls, options)
+        if tls is not None:
+            tls.warn_unverified()
+        elif not local:
+            warn_insecure_transport(f"{url}: the password and all messages travel in plain text: use amqps://")
+        return cls(hosts, url.username or "guest", password, vhost, options, tls)
 
 
-def _tls_context(options: AMQPOptions, problems: list[str]) -> ssl.SSLContext | None:
-    if options.ssl_context is not None:
-        return options.ssl_context
-    try:
-        context = ssl.create_default_context(cafile=options.ssl_cafile)
-    except OSError as error:  # ssl.SSLError is one
-        problems.append(f"ssl_cafile cannot be used: {type(error).__name__}: {error.strerror or 'not a PEM file'}")
-        return None
-    if options.ssl_certfile is not None:
-        try:
-            # The password function: without one OpenSSL would ask on the terminal.
-            context.load_cert_chain(options.ssl_certfile, options.ssl_keyfile, password=lambda: "")
-        except OSError as error:
-            reason = error.strerror or "not a PEM file with a certificate and its key, or the key is encrypted"
-            problems.append(f"ssl_certfile and ssl_keyfile cannot be used: {type(error).__name__}: {reason}")
-    if not options.ssl_verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
-
-
-def _warn_if_insecure(url: BrokerURL, tls: ssl.SSLContext | None) -> None:
-    if tls is None:
-        what = "the password and all messages travel in plain text: use amqps://"
-    elif tls.verify_mode != ssl.CERT_REQUIRED or not tls.check_hostname:
-        what = "the server's certificate is not verified, anyone can pose as it: give ssl_cafile instead"
-    else:
-        return
-    warnings.warn(f"{url}: {what}", InsecureTransportWarning, stacklevel=4)
-
-
-class AMQPPublisherAdapter:
+class AMQPPublisherAdapter(ConnectionAdapter[AMQPOptions, AMQPSettings]):
     """Connection settings for one `AMQPMessageBroker`. No I/O, no event loop.
 
     Args:
@@ -132,34 +102,4 @@ class AMQPPublisherAdapter:
         url = BrokerURL.parse(dsn)
         if url.scheme not in PORTS:
             raise ConfigError(f"{url.scheme}:// is not RabbitMQ: write amqp:// or amqps://")
-        self._url = url
-        self._keywords = {
-            name: Secret(value) if names_a_secret(name) and isinstance(value, str) else value
-            for name, value in options.items()
-        }
-        self._resolved = resolve_options(AMQPOptions, url=url, keywords=options)
-        self._taken = False
-        self.value_serializer = value_serializer
-
-    def take(self, exchange_name: str | None) -> ResolvedOptions[AMQPOptions]:
-        """Hands the settings to their one broker.
-
-        Raises:
-            ConfigError: They have one already, or they name another exchange.
-        """
-        if self._taken:
-            raise ConfigError("this AMQPPublisherAdapter already serves a broker: make one adapter per broker")
-        resolved = self._resolved
-        if exchange_name is not None:
-            own = resolved.effective["exchange"]
-            if own.origin != "default" and own.value != exchange_name:
-                raise ConfigError(
-                    f"exchange_name={exchange_name!r} contradicts the adapter's exchange={own.value!r}: give one"
-                )
-            keywords = self._keywords | {"exchange": exchange_name}
-            resolved = resolve_options(AMQPOptions, url=self._url, keywords=keywords)
-        self._taken = True
-        return resolved
-
-    def __repr__(self) -> str:
-        return f"<AMQPPublisherAdapter {self._url}>"
+        super().__init__(AMQPOptions, AMQPSettings.of, url, options, value_serializer)

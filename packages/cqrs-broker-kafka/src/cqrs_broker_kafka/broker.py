@@ -1,10 +1,9 @@
 """`KafkaMessageBroker`: the `Broker` that python-cqrs' documentation names."""
 
-import logging
 from collections.abc import Sequence
 
 from cqrs_brokers import Broker, Observer
-from cqrs_brokers.exceptions import ConfigError
+from cqrs_brokers.adapters import set_log_level
 
 from .settings import KafkaProducerAdapter
 
@@ -20,7 +19,8 @@ class KafkaMessageBroker(Broker):
         observers: Told of outcomes and connection changes.
 
     Raises:
-        ConfigError: The adapter serves another broker, or there is no such level.
+        ConfigError: The adapter serves another broker or is none, a certificate file cannot be used, or there is no
+            such level.
     """
 
     def __init__(
@@ -32,18 +32,6 @@ class KafkaMessageBroker(Broker):
     ) -> None:
         from .driver import KafkaDriver  # imports aiokafka
 
-        if not isinstance(producer, KafkaProducerAdapter):
-            raise TypeError(f"producer must be a KafkaProducerAdapter, not a {type(producer).__name__}")
-        if aiokafka_log_level is not None:
-            _set_level(aiokafka_log_level)
-        settings, resolved, encoder = producer.take()
-        super().__init__(
-            KafkaDriver(settings), name="kafka", encoder=encoder, observers=observers, **resolved.for_broker()
-        )
-
-
-def _set_level(level: str | int) -> None:
-    try:
-        logging.getLogger("aiokafka").setLevel(level.upper() if isinstance(level, str) else level)
-    except (ValueError, TypeError):
-        raise ConfigError("aiokafka_log_level must be a level of the logging module, for example ERROR") from None
+        taken = KafkaProducerAdapter.check(producer, "producer").take()
+        set_log_level(["aiokafka"], aiokafka_log_level, "aiokafka_log_level")
+        super().__init__(KafkaDriver(taken.settings), observers=observers, **taken.for_broker())

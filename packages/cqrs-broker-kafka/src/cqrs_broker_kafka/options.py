@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
-import ssl
 from typing import Any, ClassVar, Literal
 
 from pydantic import field_validator, model_validator
 
-from cqrs_brokers.options import BrokerOptions, Size, option
+from cqrs_brokers.options import Size, option
 from cqrs_brokers.secret import Secret
+from cqrs_brokers.tls import TLSOptions
 
 __all__ = ["KafkaOptions"]
 
 
-class KafkaOptions(BrokerOptions):
+class KafkaOptions(TLSOptions):
     """What can stand behind the `?` of a config string, and what `KafkaProducerAdapter` takes by name."""
 
     url_parts: ClassVar = frozenset({"hosts"})
@@ -49,12 +49,6 @@ class KafkaOptions(BrokerOptions):
     sasl_oauth_token_provider: Any = option(
         None, keyword_only=True, description="An `aiokafka.abc.AbstractTokenProvider`, for OAUTHBEARER."
     )
-    ssl_cafile: str | None = option(None, min_length=1, description="Trusted certificates (PEM); none: the system's.")
-    ssl_certfile: str | None = option(None, min_length=1, description="Own certificate (PEM), for mutual TLS.")
-    ssl_keyfile: str | None = option(None, min_length=1, description="Its key (PEM, not encrypted).")
-    ssl_verify: bool = option(True, description="Check the broker's certificate and host name.")
-    ssl_context: ssl.SSLContext | None = option(None, keyword_only=True, description="Replaces the other ssl_ options.")
-    require_tls: bool = option(False, description="Refuse to connect without TLS.")
 
     @field_validator("acks", mode="before")
     @classmethod
@@ -64,17 +58,20 @@ class KafkaOptions(BrokerOptions):
 
     @model_validator(mode="after")
     def _check(self) -> KafkaOptions:
-        problems = [*self._safety(), *self._sasl(), *self._tls(), *self._codec()]
+        tls = self.tls_problems(secure=self.tls, instead="give security_protocol=SSL or SASL_SSL")
+        problems = [*self._safety(), *self._sasl(), *tls, *self._codec()]
         if problems:
             raise ValueError("; ".join(problems))
         return self
 
     def _safety(self) -> list[str]:
+        problems = []
         if self.acks != "all" and self.enable_idempotence:
-            return [f"acks={self.acks} excludes idempotence: use acks=all, or add enable_idempotence=false"]
-        if not self.enable_idempotence and not self.allow_unsafe:
-            return ["enable_idempotence=false can repeat or lose messages: add allow_unsafe=true to accept it"]
-        return []
+            problems.append("acks=1 and acks=0 exclude idempotence: use acks=all, or add enable_idempotence=false")
+        if (self.acks != "all" or not self.enable_idempotence) and not self.allow_unsafe:
+            what = "enable_idempotence=false" if self.acks == "all" else "acks=1, acks=0 and enable_idempotence=false"
+            problems.append(f"{what} can lose or repeat messages: add allow_unsafe=true to accept it")
+        return problems
 
     def _sasl(self) -> list[str]:
         user, password, provider = self.sasl_plain_username, self.sasl_plain_password, self.sasl_oauth_token_provider
@@ -97,23 +94,6 @@ class KafkaOptions(BrokerOptions):
             return [f"sasl_oauth_token_provider is for OAUTHBEARER, not {self.mechanism}"]
         if not user or password is None:
             return [f"{self.mechanism} needs sasl_plain_username and sasl_plain_password"]
-        return []
-
-    def _tls(self) -> list[str]:
-        files = {name: getattr(self, name) for name in ("ssl_cafile", "ssl_certfile", "ssl_keyfile")}
-        given = [name for name, value in files.items() if value]
-        if not self.tls:
-            if given or self.ssl_context is not None or not self.ssl_verify:
-                return ["ssl_ options need security_protocol=SSL or SASL_SSL"]
-            if self.require_tls:
-                return ["require_tls=true needs security_protocol=SSL or SASL_SSL"]
-            return []
-        if self.ssl_context is not None:
-            if given or not self.ssl_verify:
-                return ["ssl_context replaces the other ssl_ options: give one or the others"]
-            return []
-        if self.ssl_keyfile and not self.ssl_certfile:
-            return ["ssl_keyfile needs ssl_certfile"]
         return []
 
     def _codec(self) -> list[str]:

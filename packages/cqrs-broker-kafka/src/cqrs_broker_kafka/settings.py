@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ssl
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from cqrs_brokers.exceptions import ConfigError, InsecureTransportWarning
-from cqrs_brokers.options import ResolvedOptions, resolve_options
+from cqrs_brokers.adapters import ConnectionAdapter
+from cqrs_brokers.exceptions import ConfigError
+from cqrs_brokers.tls import TLSContext, warn_insecure_transport
 from cqrs_brokers.url import BrokerURL, Host
 
 from .options import KafkaOptions
@@ -30,12 +30,25 @@ class KafkaSettings:
     """
 
     def __init__(self, url: BrokerURL, options: KafkaOptions) -> None:
+        problems: list[str] = []
         if not url.hosts:
-            raise ConfigError("there is no host: kafka://host[:port][,host[:port]…]")
+            problems.append("there is no host: kafka://host[:port][,host[:port]…]")
         self.hosts = [Host(host, DEFAULT_PORT if port is None else port) for host, port in url.hosts]
         self.options = options
-        self.ssl_context = _ssl_context(options) if options.tls else None
-        self._warn()
+        self._tls = TLSContext(options, problems) if options.tls else None
+        if problems:
+            raise ConfigError(problems)
+        if self._tls is not None:
+            self._tls.warn_unverified()
+        elif options.security_protocol == "SASL_PLAINTEXT" and not all(host.is_loopback for host in self.hosts):
+            warn_insecure_transport(
+                "credentials go over plain text to a host that is not loopback: use security_protocol=SASL_SSL"
+            )
+
+    @property
+    def ssl_context(self) -> ssl.SSLContext | None:
+        """The TLS context for the next connection, or None without TLS."""
+        return None if self._tls is None else self._tls.current()
 
     def __repr__(self) -> str:
         return f"<KafkaSettings {','.join(map(str, self.hosts))} {self.options.security_protocol}>"
@@ -60,46 +73,8 @@ class KafkaSettings:
             }
         return arguments
 
-    def _warn(self) -> None:
-        options = self.options
-        tls = self.ssl_context
-        if tls is not None and (tls.verify_mode != ssl.CERT_REQUIRED or not tls.check_hostname):
-            which = "the ssl_context does not verify the broker" if options.ssl_verify else "ssl_verify=false"
-            text = f"{which}: anybody between here and it can read and change what is sent"
-            warnings.warn(text, InsecureTransportWarning, stacklevel=4)
-        if options.security_protocol == "SASL_PLAINTEXT" and not all(host.is_loopback for host in self.hosts):
-            text = "credentials go over plain text to a host that is not loopback: use security_protocol=SASL_SSL"
-            warnings.warn(text, InsecureTransportWarning, stacklevel=4)
 
-
-def _ssl_context(options: KafkaOptions) -> ssl.SSLContext:
-    if options.ssl_context is not None:
-        return options.ssl_context
-    try:
-        context = ssl.create_default_context(cafile=options.ssl_cafile)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"ssl_cafile cannot be used: {_reason(error)}") from None
-    if options.ssl_certfile:
-        try:
-            context.load_cert_chain(options.ssl_certfile, options.ssl_keyfile, password=_no_passphrase)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"ssl_certfile and ssl_keyfile cannot be used: {_reason(error)}") from None
-    if not options.ssl_verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
-
-
-def _no_passphrase() -> str:
-    # Without this OpenSSL would ask on the terminal and wait.
-    raise ValueError("the key is encrypted: decrypt it, or give ssl_context=")
-
-
-def _reason(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-
-
-class KafkaProducerAdapter:
+class KafkaProducerAdapter(ConnectionAdapter[KafkaOptions, KafkaSettings]):
     """Connection settings for one `KafkaMessageBroker`, under the names that python-cqrs documents. No I/O.
 
     Args:
@@ -129,26 +104,7 @@ class KafkaProducerAdapter:
         else:
             servers = dsn if bootstrap_servers is None else bootstrap_servers
             url = BrokerURL.build("kafka", hosts=_hosts(servers))
-        if value_serializer is not None and not callable(value_serializer):
-            raise ConfigError("value_serializer must be callable")
-        self._resolved = resolve_options(KafkaOptions, url=url, keywords=options)
-        self._settings = KafkaSettings(url, self._resolved.options)
-        self._value_serializer = value_serializer
-        self._taken = False
-
-    def take(self) -> tuple[KafkaSettings, ResolvedOptions[KafkaOptions], Callable[[Any], bytes] | None]:
-        """The settings, for the one broker that this adapter serves.
-
-        Raises:
-            ConfigError: It was taken before.
-        """
-        if self._taken:
-            raise ConfigError("a KafkaProducerAdapter serves one KafkaMessageBroker: make another one")
-        self._taken = True
-        return self._settings, self._resolved, self._value_serializer
-
-    def __repr__(self) -> str:
-        return f"<KafkaProducerAdapter {self._resolved.url}>"
+        super().__init__(KafkaOptions, KafkaSettings, url, options, value_serializer)
 
 
 def _hosts(servers: object) -> list[str]:

@@ -28,7 +28,8 @@ from typing import Any, ClassVar, Generic, Literal, NamedTuple, NoReturn, TypeVa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticUndefined
 
-from ._config.values import Duration, Quantity, Size, converter, did_you_mean, quantity, show
+from ._config.did_you_mean import did_you_mean
+from ._config.values import Duration, Quantity, Size, converter, quantity, show
 from .exceptions import ConfigError, PluginContractError
 from .secret import Secret, masked, secrets_in
 from .url import BrokerURL, names_a_secret

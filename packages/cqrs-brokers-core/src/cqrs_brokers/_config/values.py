@@ -14,7 +14,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from cqrs_brokers.secret import MASK, Secret
 
-__all__ = ["Duration", "Size", "converter", "did_you_mean", "quantity", "show"]
+from .did_you_mean import did_you_mean
+
+__all__ = ["Duration", "Size", "converter", "quantity", "show"]
 
 
 class Quantity:
@@ -146,15 +148,6 @@ def _several(kind: type, item: Converter | None) -> Converter | None:
         return kind(item(part) for part in parts)
 
     return convert
-
-
-def did_you_mean(name: str, known: Any) -> str:
-    """`; did you mean 'x'?`, or nothing."""
-    from difflib import get_close_matches
-
-    plain = re.sub(r"[-.]", "_", name.lower())
-    close = get_close_matches(plain[:64], sorted({str(choice) for choice in known}), 1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def quantity(annotation: Any, metadata: list[Any]) -> Quantity | None:

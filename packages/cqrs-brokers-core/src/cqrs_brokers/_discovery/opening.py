@@ -11,13 +11,12 @@ from cqrs_brokers.exceptions import ConfigError
 from cqrs_brokers.options import resolve_options
 from cqrs_brokers.url import BrokerURL
 
-from .discovery import BrokerInfo, available_brokers
 from .plugins import load_plugin
 
 if TYPE_CHECKING:
     from cqrs_brokers.observers import Observer
 
-__all__ = ["URL_VARIABLE", "BrokerInfo", "available_brokers", "open_broker"]
+__all__ = ["open_broker"]
 
 URL_VARIABLE = "CQRS_BROKER_URL"
 

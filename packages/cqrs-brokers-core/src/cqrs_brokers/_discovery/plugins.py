@@ -15,13 +15,14 @@ import pluggy
 
 from cqrs_brokers._broker import Broker
 from cqrs_brokers.exceptions import BrokerError, ConfigError, PluginContractError, PluginLoadError
-from cqrs_brokers.hooks import PROJECT, BrokerHooks
 from cqrs_brokers.options import BrokerOptions
 from cqrs_brokers.protocol import MessageBroker
 from cqrs_brokers.secret import masked, secrets_in
 from cqrs_brokers.url import SCHEME, BrokerURL
 
-from .discovery import Claim, find_owner
+from .discovery import find_owner
+from .hookspecs import PROJECT, BrokerHooks
+from .installed import Claim
 
 __all__ = ["Plugin", "load_plugin", "register_plugin", "unregister_plugin"]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cqrs_brokers import Broker, Capabilities, DeliveryError, Message, NotDeliveredError, Receipt, open_broker
-from cqrs_brokers._discovery.plugins import load_plugin
+from cqrs_brokers.hooks import load_plugin
 from cqrs_brokers_testkit.conformance.harness import Harness, Unsupported
 from cqrs_brokers_testkit.readers import Record, TooFewRecords
 

@@ -20,7 +20,7 @@ print(json.dumps(sorted(sys.modules)))
 
 PLUGIN_IMPORT = """
 import json, logging, sys, threading
-import cqrs_brokers._discovery.discovery, cqrs_brokers._discovery.plugins, cqrs_brokers.driver, cqrs_brokers.options
+import cqrs_brokers, cqrs_brokers.driver, cqrs_brokers.hooks, cqrs_brokers.options
 seen = []
 watched = {"socket.connect", "socket.bind", "socket.getaddrinfo", "socket.gethostbyname", "subprocess.Popen",
            "os.system", "os.fork", "os.posix_spawn", "urllib.Request"}
@@ -37,7 +37,7 @@ def levels():
         "root": logging.getLogger().level, "disabled below": logging.root.manager.disable}
 before, threads = levels(), threading.active_count()
 handlers = len(logging.getLogger().handlers)
-plugin = cqrs_brokers._discovery.plugins.load_plugin(sys.argv[1], sys.argv[2] or None)
+plugin = cqrs_brokers.hooks.load_plugin(sys.argv[1], sys.argv[2] or None)
 plugin.options_type()
 after = levels()
 if threading.active_count() > threads:

@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 
-from cqrs_brokers import Capabilities, open_broker
-from cqrs_brokers._discovery.discovery import available_brokers
+from cqrs_brokers import Capabilities, available_brokers, open_broker
 from cqrs_brokers_testkit.conformance import (
     contract,
     delivery,

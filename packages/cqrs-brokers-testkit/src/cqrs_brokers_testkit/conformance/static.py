@@ -8,9 +8,17 @@ import pickle
 import traceback
 from collections.abc import Iterator
 
-from cqrs_brokers import Broker, BrokerError, Capabilities, ConfigError, MessageBroker, open_broker
-from cqrs_brokers._discovery.discovery import BrokerInfo, available_brokers
-from cqrs_brokers._discovery.plugins import load_plugin
+from cqrs_brokers import (
+    Broker,
+    BrokerError,
+    BrokerInfo,
+    Capabilities,
+    ConfigError,
+    MessageBroker,
+    available_brokers,
+    open_broker,
+)
+from cqrs_brokers.hooks import load_plugin
 from cqrs_brokers.options import BrokerOptions, describe_options, resolve_options
 from cqrs_brokers.url import BrokerURL
 from cqrs_brokers_testkit.conformance.case import Context, case, check, takes_credentials

@@ -1,0 +1,47 @@
+"""The two hooks of a plugin, as pluggy specifications."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pluggy
+
+if TYPE_CHECKING:
+    from cqrs_brokers.options import BrokerOptions
+    from cqrs_brokers.protocol import MessageBroker
+    from cqrs_brokers.url import BrokerURL
+
+__all__ = ["PROJECT", "BrokerHooks", "hookimpl"]
+
+PROJECT = "cqrs_brokers"
+
+hookimpl = pluggy.HookimplMarker(PROJECT)
+hookspec = pluggy.HookspecMarker(PROJECT)
+
+
+class BrokerHooks:
+    """The specifications."""
+
+    @staticmethod
+    @hookspec(firstresult=True)
+    def broker_options() -> type[BrokerOptions]:
+        """The plugin's options.
+
+        May be left out: then the scheme has only the options that every broker has.
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    @hookspec(firstresult=True)
+    def open_message_broker(url: BrokerURL, options: BrokerOptions) -> MessageBroker:
+        """Makes the driver (or any other `MessageBroker`; not a `Broker`). Synchronous, no I/O.
+
+        Args:
+            url: The config string, with the password in it wherever it was given. `url.hosts` has None for a port that
+                the string leaves out.
+            options: An instance of what `broker_options` returned, validated.
+
+        Raises:
+            ConfigError: The options do not fit together in a way that their model cannot tell.
+        """
+        raise NotImplementedError

@@ -1,0 +1,210 @@
+"""The table of installed plugins: which distribution claims which scheme. Imports no plugin.
+
+importlib-metadata reads the entry points, one distribution after the other: a malformed file breaks only its own
+scheme. It is imported at the first look-up, because the import replaces the standard library's finder of distributions
+in the whole process.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
+
+from cqrs_brokers.url import SCHEME
+
+if TYPE_CHECKING:
+    from importlib_metadata import Distribution, EntryPoint
+
+__all__ = ["CORE", "GROUP", "OFFICIAL", "Claim", "Installed", "canonical", "installed"]
+
+GROUP: Final = "cqrs_brokers"
+CORE: Final = "cqrs-brokers-core"
+
+OFFICIAL: Final[Mapping[str, str]] = {
+    "amqp": "cqrs-broker-amqp",
+    "amqps": "cqrs-broker-amqp",
+    "devnull": "cqrs-broker-devnull",
+    "kafka": "cqrs-broker-kafka",
+    "memory": "cqrs-broker-memory",
+}
+"""Reserved schemes, and the only install hints there are: a hint made up from a name could name anybody's package."""
+
+
+class Claim(NamedTuple):
+    """One entry point of one distribution.
+
+    Attributes:
+        value: The module, or `module:attribute`.
+        requires: The distribution's requirements on core, as written.
+        broken: Why the entry point or the distribution's metadata cannot be used, or None.
+    """
+
+    scheme: str
+    distribution: str
+    version: str
+    value: str
+    requires: tuple[str, ...] = ()
+    broken: str | None = None
+
+    @property
+    def title(self) -> str:
+        """The distribution with its version, for errors."""
+        return f"{self.distribution} {self.version}".rstrip()
+
+
+class Installed(NamedTuple):
+    """The table.
+
+    Attributes:
+        claims: In the order of `sys.path`.
+        core_version: Of the running core; None when it runs without being installed.
+    """
+
+    claims: tuple[Claim, ...]
+    core_version: str | None
+
+
+@cache
+def installed() -> Installed:
+    """Reads the table, once per process (`installed.cache_clear()` forgets it)."""
+    claims: dict[str, list[Claim]] = {}
+    for number, distribution in enumerate(_distributions()):
+        entry_points, broken = _entry_points(distribution)
+        if not entry_points and broken is None:
+            continue
+        name = _folder_name(distribution)
+        if broken is not None and not _is_ours(distribution, name):
+            continue
+        if not name:
+            claims[str(number)] = _claims(distribution, name, entry_points, broken)
+        elif name not in claims:
+            versions = list(_distributions(name=name))
+            if len(versions) > 1:
+                # Only the first can be imported. A folder without METADATA, which an interrupted upgrade leaves
+                # behind, counts only when there is no other.
+                distribution = next(filter(_has_metadata, versions), versions[0])
+                entry_points, broken = _entry_points(distribution)
+            claims[name] = _claims(distribution, name, entry_points, broken)
+    return Installed(tuple(claim for listed in claims.values() for claim in listed), _core_version())
+
+
+def canonical(name: str) -> str:
+    """A distribution's name in its normal form."""
+    return re.sub(r"[-_.]+", "-", name.strip()).lower()
+
+
+def _distributions(**criteria: str) -> Iterator[Distribution]:
+    """All of them, or those of a name. A broken finder on `sys.meta_path` ends the list, not the program."""
+    import importlib_metadata
+
+    try:
+        yield from cast("Iterable[Distribution]", importlib_metadata.distributions(**criteria))
+    except Exception:
+        return
+
+
+def _has_metadata(distribution: Distribution) -> bool:
+    try:
+        return any(distribution.read_text(file) for file in ("METADATA", "PKG-INFO"))
+    except Exception:
+        return True  # it is there, and broken
+
+
+def _folder_name(distribution: Distribution) -> str:
+    """The normal form of a distribution's name, taken from its folder's name where that is possible.
+
+    The public `name` reads and parses METADATA, which is slow, and impossible when METADATA is broken.
+    """
+    try:
+        return str(distribution._normalized_name).replace("_", "-")
+    except Exception:
+        return ""
+
+
+def _entry_points(distribution: Distribution) -> tuple[list[EntryPoint], str | None]:
+    """Those in our group, and why the file cannot be read, or None."""
+    try:
+        return [entry_point for entry_point in distribution.entry_points if entry_point.group == GROUP], None
+    except Exception as error:
+        return [], _why_unreadable(error)
+
+
+def _is_ours(distribution: Distribution, name: str) -> bool:
+    """Whether a file of entry points that cannot be parsed belongs to a plugin."""
+    if name.startswith("cqrs-broker-"):
+        return True
+    try:
+        return GROUP in (distribution.read_text("entry_points.txt") or "")
+    except UnicodeDecodeError as error:
+        return GROUP.encode() in error.object
+    except Exception:
+        return False
+
+
+def _claims(distribution: Distribution, name: str, entry_points: list[EntryPoint], broken: str | None) -> list[Claim]:
+    """A distribution's claims, one for each scheme."""
+    title, version, requires, problem = _header(distribution)
+    owner = _printable(title or name), _printable(version)
+    if broken is not None:
+        own_name = name.removeprefix("cqrs-broker-") if name.startswith("cqrs-broker-") else ""
+        schemes = [scheme for scheme, official in OFFICIAL.items() if official == name] or [own_name]
+        return [Claim(_printable(scheme), *owner, "", requires, broken) for scheme in schemes]
+    found: dict[str, Claim] = {}
+    for entry_point in entry_points:
+        scheme, value = entry_point.name, _printable(entry_point.value)
+        wrong = problem or _why_unusable(entry_point)
+        if scheme in found and found[scheme].value != value:
+            wrong = wrong or "its entry_points.txt names the scheme twice"
+        found[scheme] = Claim(_printable(scheme), *owner, value, requires, wrong)
+    return list(found.values())
+
+
+def _why_unreadable(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return "its entry_points.txt is not UTF-8"
+    if isinstance(error, OSError):
+        return f"its entry_points.txt cannot be read ({type(error).__name__})"
+    return "its entry_points.txt has a line that is not name = module:attribute"
+
+
+def _why_unusable(entry_point: EntryPoint) -> str | None:
+    """What is wrong with one entry point, or None. The format: packaging.python.org/specifications/entry-points."""
+    if not re.fullmatch(SCHEME, entry_point.name):
+        return "the name in its entry_points.txt is not a URL scheme"
+    try:
+        parts = [*entry_point.module.split("."), *(entry_point.attr.split(".") if entry_point.attr else ())]
+    except Exception:
+        parts = [""]
+    if all(part.isidentifier() for part in parts):
+        return None
+    return "its entry_points.txt has a line that is not name = module:attribute"
+
+
+def _header(distribution: Distribution) -> tuple[str, str, tuple[str, ...], str | None]:
+    """A distribution's name, version and requirements on core, and what is wrong with its metadata."""
+    try:
+        metadata = distribution.metadata
+        requires = metadata.get_all("Requires-Dist")
+        if requires is None and distribution.read_text("METADATA") is None:  # egg-info: they are in another file
+            requires = distribution.requires
+        name, version = metadata.get("Name") or "", metadata.get("Version") or ""
+    except (FileNotFoundError, AttributeError):  # no metadata; importlib-metadata 8.7 gives None for it
+        name, version, requires = "", "", None
+    except Exception as error:
+        return "", "", (), f"its metadata cannot be read ({type(error).__name__})"
+    on_core = tuple(line for line in requires or () if canonical(line).startswith(CORE))
+    return name, version, on_core, None if version else "its metadata gives no version"
+
+
+def _core_version() -> str | None:
+    try:
+        return next(_distributions(name=CORE)).version or None
+    except Exception:
+        return None
+
+
+def _printable(text: str) -> str:
+    """Bounded, and without characters that cannot be printed."""
+    return "".join(character if character.isprintable() else "?" for character in text[:200])

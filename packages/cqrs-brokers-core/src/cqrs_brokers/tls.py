@@ -1,0 +1,257 @@
+"""TLS for plugins: one set of options, the context they mean, and what a failed handshake says about certificates.
+
+    class AcmeOptions(TLSOptions):
+        url_parts = frozenset({"hosts"})
+
+    class AcmeSettings:
+        def __init__(self, url, options):
+            problems = options.tls_problems(secure=url.scheme == "acmes", instead="write acmes://")
+            self._tls = TLSContext(options, problems) if url.scheme == "acmes" else None
+            ...
+            if problems:
+                raise ConfigError(problems)
+
+A driver calls `TLSContext.current()` for each connection, so that certificates that were replaced are used.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import ssl
+from collections.abc import Iterator
+from typing import Self
+
+from pydantic import model_validator
+
+from ._config.caller import warn_caller
+from .exceptions import InsecureTransportWarning, TLSError
+from .options import BrokerOptions, option
+from .secret import Secret
+
+__all__ = ["TLSContext", "TLSOptions", "tls_error", "warn_insecure_transport"]
+
+logger = logging.getLogger("cqrs_brokers.tls")
+
+
+class TLSOptions(BrokerOptions):
+    """Options of a plugin whose broker can use TLS."""
+
+    ssl_cafile: str | None = option(
+        None, min_length=1, description="Certificates (PEM) of the trusted authorities; none: those of the system."
+    )
+    ssl_certfile: str | None = option(
+        None, min_length=1, description="The client's own certificate (PEM), for mutual TLS."
+    )
+    ssl_keyfile: str | None = option(
+        None, min_length=1, description="Its private key (PEM); none: the key is in `ssl_certfile`."
+    )
+    ssl_key_password: Secret | None = option(None, description="Decrypts the private key.")
+    ssl_verify: bool = option(True, description="Verify the server's certificate and host name. `false` warns.")
+    ssl_context: ssl.SSLContext | None = option(
+        None, keyword_only=True, description="Takes the place of the other ssl_ options."
+    )
+    require_tls: bool = option(False, description="Refuse to open without TLS.")
+
+    @model_validator(mode="after")
+    def _check_tls(self) -> Self:
+        if self.ssl_certfile is None:
+            alone = [name for name in ("ssl_keyfile", "ssl_key_password") if getattr(self, name) is not None]
+            if alone:
+                raise ValueError(f"{alone[0]} needs ssl_certfile")
+        files = [name for name in self._given() if name != "ssl_context"]
+        if self.ssl_context is not None and files:
+            raise ValueError(f"ssl_context takes the place of {', '.join(files)}: give one or the other")
+        return self
+
+    def tls_problems(self, *, secure: bool, instead: str) -> list[str]:
+        """What does not go together with the transport, as sentences for a `ConfigError`.
+
+        Args:
+            secure: Whether the connection uses TLS.
+            instead: What to write for a connection with TLS, for example "write amqps://".
+        """
+        if secure:
+            return []
+        problems = []
+        if self._given():
+            problems.append(f"{', '.join(self._given())} would be ignored without TLS: {instead}")
+        if self.require_tls:
+            problems.append(f"require_tls=true, and this is not TLS: {instead}")
+        return problems
+
+    def _given(self) -> list[str]:
+        given = (name for name in self.model_fields_set if name.startswith("ssl_"))
+        return sorted(name for name in given if getattr(self, name) is not None)
+
+
+class TLSContext:
+    """The `ssl.SSLContext` for the next connection. Certificate files are read again when they have changed.
+
+    Args:
+        options: The context is the one in `ssl_context`, or made of the files.
+        problems: Filled with a sentence for each file that cannot be used.
+    """
+
+    def __init__(self, options: TLSOptions, problems: list[str]) -> None:
+        self._options = options
+        self._stamps = self._read_stamps()
+        self._context = options.ssl_context or _build(options, problems)
+
+    def current(self) -> ssl.SSLContext:
+        """The context. When changed files cannot be used, the last good one stays and a warning is logged once."""
+        stamps = self._read_stamps()
+        if stamps != self._stamps:
+            self._stamps = stamps
+            problems: list[str] = []
+            context = _build(self._options, problems)
+            if problems:
+                logger.warning("certificate files have changed and cannot be used: %s", "; ".join(problems))
+            else:
+                self._context = context
+        return self._context
+
+    def warn_unverified(self) -> None:
+        """Warns when the context does not verify the server.
+
+        Warns:
+            InsecureTransportWarning: At the line of the application.
+        """
+        if self._context.verify_mode != ssl.CERT_REQUIRED or not self._context.check_hostname:
+            which = "the ssl_context" if self._options.ssl_context is not None else "ssl_verify=false"
+            warn_insecure_transport(
+                f"the server's certificate is not verified ({which}): anybody between here and the server can read "
+                "and change what is sent; give ssl_cafile= instead"
+            )
+
+    def __repr__(self) -> str:
+        return "<TLSContext>"
+
+    def _read_stamps(self) -> list[tuple[int, int, int] | None]:
+        options = self._options
+        return [_stamp(file) for file in (options.ssl_cafile, options.ssl_certfile, options.ssl_keyfile)]
+
+
+def _stamp(file: str | None) -> tuple[int, int, int] | None:
+    if file is None:
+        return None
+    try:
+        status = os.stat(file)
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def _build(options: TLSOptions, problems: list[str]) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    if options.ssl_cafile is not None:
+        try:
+            context = ssl.create_default_context(cafile=options.ssl_cafile)
+        except (OSError, ValueError) as error:
+            problems.append(f"ssl_cafile cannot be used: {_reason(error)}")
+    if options.ssl_certfile is not None:
+        passphrase = _Passphrase(options.ssl_key_password)
+        try:
+            context.load_cert_chain(options.ssl_certfile, options.ssl_keyfile, password=passphrase)
+        except (OSError, ValueError) as error:
+            reason = _reason(error)
+            if passphrase.asked:
+                reason = "the private key is encrypted: give ssl_key_password=, ssl_key_password_file= or _env="
+                if options.ssl_key_password is not None:
+                    reason = "ssl_key_password does not decrypt the private key"
+            problems.append(f"ssl_certfile and ssl_keyfile cannot be used: {reason}")
+    if not options.ssl_verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+class _Passphrase:
+    """Answers OpenSSL, which would otherwise ask on the terminal and wait."""
+
+    def __init__(self, secret: Secret | None) -> None:
+        self._secret = secret
+        self.asked = False
+
+    def __call__(self) -> str:
+        self.asked = True
+        return "" if self._secret is None else self._secret.reveal()
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ssl.SSLError):
+        return "it is not a PEM file of that kind, or certificate and key do not belong together"
+    return (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
+
+
+_VERIFY_FAILURES = {
+    9: "is not valid yet: compare the clocks of both machines",
+    10: "has expired: renew it on the server",
+    18: "is self-signed and not trusted: give it, or its authority, in ssl_cafile",
+    19: "is of an authority that is not trusted: give that authority in ssl_cafile",
+    20: "is of an authority that is not trusted: give that authority in ssl_cafile",
+    23: "was revoked",
+    62: "is for another host name: connect by a name that is in it",
+    64: "is for another address: connect by a name that is in it",
+}
+"""OpenSSL's verification results (`X509_V_ERR_…`)."""
+
+_CERTIFICATE_ALERTS = {
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "it has expired: renew it",
+    "SSLV3_ALERT_CERTIFICATE_REVOKED": "it was revoked",
+    "SSLV3_ALERT_BAD_CERTIFICATE": "it is of an authority that the server does not trust, or damaged",
+    "SSLV3_ALERT_CERTIFICATE_UNKNOWN": "it has expired, or is of an authority that the server does not trust",
+    "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE": "it is not of a kind that the server takes",
+    "TLSV1_ALERT_UNKNOWN_CA": "it is of an authority that the server does not trust",
+    "TLSV1_ALERT_ACCESS_DENIED": "the server does not let its owner in",
+}
+_CERTIFICATE_WANTED = frozenset(
+    {"TLSV13_ALERT_CERTIFICATE_REQUIRED", "SSLV3_ALERT_HANDSHAKE_FAILURE", "SSLV3_ALERT_BAD_CERTIFICATE"}
+)
+
+
+def tls_error(error: BaseException, where: str, options: TLSOptions) -> TLSError | None:
+    """The `TLSError` for a connection attempt that failed because of TLS, or None when TLS was not the reason.
+
+    A connection that just ends in the handshake gives None too: a node that restarts does the same.
+
+    Args:
+        error: What the client raised; its causes are looked at too.
+        where: The host and port, for the text.
+        options: The certificates in use.
+    """
+    for cause in _causes(error):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            why = _VERIFY_FAILURES.get(cause.verify_code, "is not accepted: check ssl_cafile and the host name")
+            return TLSError(f"the certificate of {where} {why} ({cause.verify_message})")
+        if isinstance(cause, ssl.SSLError) and not isinstance(cause, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
+            return TLSError(_handshake_failure(cause.reason or "handshake failed", where, options))
+    return None
+
+
+def _handshake_failure(reason: str, where: str, options: TLSOptions) -> str:
+    has_certificate = options.ssl_certfile is not None or options.ssl_context is not None
+    if reason in _CERTIFICATE_ALERTS and has_certificate:
+        own = "the client certificate in ssl_certfile" if options.ssl_certfile is not None else "the client certificate"
+        return f"{where} refused {own}: {_CERTIFICATE_ALERTS[reason]} ({reason})"
+    if reason in _CERTIFICATE_WANTED and not has_certificate:
+        return f"{where} asks for a client certificate: give ssl_certfile and ssl_keyfile ({reason})"
+    return f"no TLS with {where}: is this its TLS port, and does it ask for a client certificate? ({reason})"
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or current.__context__
+
+
+def warn_insecure_transport(text: str) -> None:
+    """Warns at the line of the application that made the broker.
+
+    Warns:
+        InsecureTransportWarning: With the text.
+    """
+    warn_caller(text, InsecureTransportWarning)
