@@ -263,7 +263,9 @@ class Broker(MessageBroker):
         else:
             self._want(loop)
         window.keep(deliveries)
-        bulk.one_less()
+        bulk.left -= 1
+        if not bulk.left:
+            bulk.finish()
         try:
             await bulk.future
         except CancelledError:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
+from operator import attrgetter
 from time import time_ns
 from types import MappingProxyType
 from typing import Any, Final, Protocol, runtime_checkable
@@ -97,15 +98,16 @@ class Message:
         self.message_name = message_name
         self.topic = topic
         self.payload = payload
+        now = time_ns()
         if message_id is None:
-            self._id: Any = new_text()
+            self._id: Any = new_text(now)
         else:
             self.message_id = message_id
         self.key = key
         self.headers: Mapping[str, HeaderValue] = NO_HEADERS if headers is None else headers
         self.content_type = content_type
         if timestamp is None:
-            self._made_ns: int | None = time_ns()
+            self._made_ns: int | None = now
             self._timestamp: datetime | None = None
         else:
             self.timestamp = timestamp
@@ -173,9 +175,8 @@ def id_text(message: Message) -> bytes:
     return known if type(known) is bytes else text_of(known.int)
 
 
-def raw_id(message: Message) -> Any:
-    """The message's id as the message keeps it: the text of an id of our own, or what the caller set."""
-    return message._id
+raw_id: Callable[[Message], Any] = attrgetter("_id")
+"""The message's id as the message keeps it: the text of an id of our own, or what the caller set."""
 
 
 def timestamp_ms(message: Message) -> int:

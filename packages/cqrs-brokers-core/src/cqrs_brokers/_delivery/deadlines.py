@@ -41,15 +41,19 @@ class Deadlines:
         self._why_not_taken = why_not_taken
         self._loop: asyncio.AbstractEventLoop
         self._timer: asyncio.TimerHandle | None = None
+        self.armed = False
+        """Whether there is a timer. `watch()` need not be called then; looking is cheaper than a call per message."""
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
         """Starts anew in that event loop."""
         self._loop = loop
         self._timer = None
+        self.armed = False
 
     def watch(self, deadline: float) -> None:
         """There is a message with this deadline (`loop.time()`, in seconds)."""
-        if self._timer is None:
+        if not self.armed:
+            self.armed = True
             self._timer = self._loop.call_at(deadline, self.expire)
 
     def stop(self) -> None:
@@ -57,10 +61,12 @@ class Deadlines:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+            self.armed = False
 
     def expire(self) -> None:
         """Ends the messages whose deadline has passed, and waits for the next deadline."""
         self._timer = None
+        self.armed = False
         now = self._loop.time() + CLOCK_RESOLUTION
         pending, waiting = self._in_flight.pending, self._waiting
         room = not waiting and self._in_flight.count < self._in_flight.max_count

@@ -29,23 +29,19 @@ class Wakeups:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self._due: list[AwaitedDelivery] = []
+        self.due: list[AwaitedDelivery] = []
+        """The deliveries whose tasks are to be woken, in this order. `wake()` must be in the loop's next turn then."""
 
-    def add(self, delivery: AwaitedDelivery) -> None:
-        """Wakes the task that awaits the delivery, after those that were added before."""
-        if not self._due:
-            self.loop.call_soon(self._wake)
-        self._due.append(delivery)
-
-    def _wake(self) -> None:
-        due, self._due = self._due, []
+    def wake(self) -> None:
+        """Wakes the tasks."""
+        due, self.due = self.due, []
         waking = iter(due)
         try:
             for delivery in waking:
                 delivery.wake()
         finally:  # a task that raises KeyboardInterrupt or SystemExit ends the loop's turn, not the others' wait
             for delivery in waking:
-                self.add(delivery)
+                delivery.wake_soon()
 
 
 class AwaitedDelivery(Sending):
@@ -69,7 +65,7 @@ class AwaitedDelivery(Sending):
         if self._cancelled is None:
             self._outcome = outcome
             if self._callback is not None:
-                self._wakeups.add(self)
+                self.wake_soon()
 
     def __await__(self) -> Generator[Any, None, Receipt]:
         if self._outcome is None:
@@ -81,6 +77,13 @@ class AwaitedDelivery(Sending):
             finally:  # its traceback holds this frame: with the error in it, it would be a reference cycle
                 del outcome
         return outcome  # type: ignore[return-value] # there is one now
+
+    def wake_soon(self) -> None:
+        """Lets the task that awaits it go on in the loop's next turn, after those that were to be woken before."""
+        wakeups = self._wakeups
+        if not wakeups.due:
+            wakeups.loop.call_soon(wakeups.wake)
+        wakeups.due.append(self)
 
     def wake(self) -> None:
         """Lets the task that awaits it go on."""
@@ -108,7 +111,7 @@ class AwaitedDelivery(Sending):
         if self._outcome is not None or self._cancelled is not None:
             return False
         self._cancelled = () if msg is None else (msg,)
-        self._wakeups.add(self)
+        self.wake_soon()
         return True
 
 
@@ -123,10 +126,9 @@ class BulkOutcomes:
         """How many have no outcome; and one for those that are still to come."""
         self.future = future
 
-    def one_less(self) -> None:
-        """One more has its outcome, or all are there."""
-        self.left -= 1
-        if not self.left and not self.future.done():
+    def finish(self) -> None:
+        """None is left: wakes the caller, unless it was cancelled."""
+        if not self.future.done():
             self.future.set_result(None)
 
 
@@ -145,4 +147,6 @@ class BulkDelivery(Sending):
     def _resolve(self, outcome: Receipt | DeliveryError) -> None:
         bulk = self._bulk
         bulk.outcomes[self._index] = outcome
-        bulk.one_less()
+        bulk.left -= 1
+        if not bulk.left:
+            bulk.finish()

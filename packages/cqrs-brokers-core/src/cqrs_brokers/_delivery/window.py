@@ -72,7 +72,8 @@ class Window:
         Returns:
             Whether the driver has it.
         """
-        self._deadlines.watch(delivery.deadline)
+        if not self._deadlines.armed:
+            self._deadlines.watch(delivery.deadline)
         places = self._in_flight
         if (
             self.accepting
@@ -81,7 +82,10 @@ class Window:
             and (places.bytes + delivery.size <= places.max_bytes or not places.bytes)
         ):
             delivery.submitted()
-            self._hand((delivery,))
+            try:
+                self._submit((delivery,))
+            except Exception as error:
+                self._not_submitted((delivery,), error)
             return True
         if self._copies:
             delivery.keep()
@@ -126,7 +130,10 @@ class Window:
             waiting.popleft()
         places.room_is_wanted = bool(waiting)
         if batch:
-            self._hand(batch)
+            try:
+                self._submit(batch)
+            except Exception as error:
+                self._not_submitted(batch, error)
 
     def _wait(self, deliveries: Sequence[Sending]) -> None:
         self.waiting.extend(deliveries)
@@ -139,14 +146,11 @@ class Window:
             self._refill_due = True
             self._loop.call_soon(self.refill)
 
-    def _hand(self, batch: Sequence[Sending]) -> None:
-        try:
-            self._submit(batch)
-        except Exception as error:
-            self._in_flight.breaches.add("submit", "raised", error=error)
-            for delivery in batch:
-                if delivery.state == SUBMITTED or delivery.state == HANDED:
-                    delivery.fail(error)  # type: ignore[arg-type] # classified there, by what was handed over
+    def _not_submitted(self, batch: Sequence[Sending], error: Exception) -> None:
+        self._in_flight.breaches.add("submit", "raised", error=error)
+        for delivery in batch:
+            if delivery.state == SUBMITTED or delivery.state == HANDED:
+                delivery.fail(error)  # type: ignore[arg-type] # classified there, by what was handed over
 
     # -- out ----------------------------------------------------------------------------------------------------------
 
