@@ -49,6 +49,7 @@ class OwnWindow(Window):
             submit=submitted.extend,
             passes_through=False,
             why_not_taken=lambda: None,
+            timeout=30.0,
         )
         self.loop = loop
         self.bind(loop)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 TESTS = """
-from cqrs_brokers_testkit.servers import install
-install._find_rabbitmq = lambda: None
+from cqrs_brokers_testkit.servers import brokers
+brokers.find_rabbitmq = lambda folders: None
 def test_one(rabbitmq): pass
 def test_two(rabbitmq): pass
 def test_names(unique_name):

@@ -204,6 +204,15 @@ def test_the_tls_listener_shows_the_servers_certificate(node: RabbitMQNode, cert
         drain_queue(url, queue, cafile=certificates.other_ca)
 
 
+def test_a_node_with_certificates_is_ready_when_its_tls_port_is(certificates: Certificates) -> None:
+    """The TLS port takes connections at once, after each start."""
+    with rabbitmq(certificates=certificates) as node:
+        assert node.tls_port is not None
+        socket.create_connection(("127.0.0.1", node.tls_port), timeout=2).close()
+        node.restart()
+        socket.create_connection(("127.0.0.1", node.tls_port), timeout=2).close()
+
+
 def test_ctl_says_what_failed_without_its_arguments(node: RabbitMQNode) -> None:
     """A failed rabbitmqctl raises with its output; a password among the arguments is not in the text."""
     with pytest.raises(ServerFailed, match="change_password") as caught:

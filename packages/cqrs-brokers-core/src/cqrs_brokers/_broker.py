@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import warnings
 from asyncio import CancelledError
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Self
 
@@ -24,15 +25,17 @@ from ._connection.loops import LoopBinding, running_loop
 from ._delivery.breaches import ContractBreach, ContractBreaches
 from ._delivery.delivery import Sending
 from ._delivery.in_flight import InFlight
-from ._delivery.outcomes import AwaitedDelivery, BulkDelivery, BulkOutcomes
+from ._delivery.outcomes import AwaitedDelivery, BulkDelivery, BulkOutcomes, TimedDelivery
 from ._delivery.simple import SimpleSender
 from ._delivery.window import Window
+from ._message.coercion import Coercion
 from ._message.validation import Validator
 from ._settings import DEFAULTS, Settings
 from .driver import PipelinedDriver
 from .exceptions import (
     BrokerClosedError,
     BrokerStateError,
+    ConfigError,
     ConnectionLostError,
     DeliveryError,
     FlushTimeoutError,
@@ -41,7 +44,7 @@ from .exceptions import (
     NotDeliveredError,
 )
 from .observers import Observer, Observers
-from .protocol import Capabilities, MessageBroker, MessageLike, Receipt
+from .protocol import Capabilities, Encoder, Message, MessageBroker, MessageEncoder, MessageLike, Receipt
 
 if TYPE_CHECKING:
     from .events import Event
@@ -76,7 +79,8 @@ class Broker(MessageBroker):
         max_in_flight: How many messages the driver may hold; further ones wait.
         max_in_flight_bytes: How many bytes it may hold.
         max_message_bytes: The largest message: body, key and headers together.
-        encoder: Encodes payloads that come without `payload_bytes` and without a content type. Default: JSON.
+        encoder: Encodes payloads that come without `payload_bytes` and without a content type. Default: JSON. A
+            function of the payload that returns bytes, or a `MessageEncoder`, which sees the message.
         observers: Who is told of outcomes and of the connection.
         retry_count: After how many failed connection attempts in a row waiting sends fail. None: at their deadlines.
         retry_delay: Seconds between connection attempts. None: 0.1 to 1, doubling, jittered.
@@ -100,7 +104,7 @@ class Broker(MessageBroker):
         max_in_flight: int = DEFAULTS.max_in_flight,
         max_in_flight_bytes: int = DEFAULTS.max_in_flight_bytes,
         max_message_bytes: int = DEFAULTS.max_message_bytes,
-        encoder: Callable[[object], bytes] | None = None,
+        encoder: Encoder | None = None,
         observers: Sequence[Observer] = (),
         retry_count: int | None = DEFAULTS.retry_count,
         retry_delay: float | None = DEFAULTS.retry_delay,
@@ -110,6 +114,9 @@ class Broker(MessageBroker):
             raise TypeError("a Broker of a Broker has no meaning: pass the driver, or use the Broker that is there")
         if not isinstance(driver, MessageBroker):
             raise TypeError(f"a {type(driver).__name__} is no MessageBroker: derive from MessageBroker or Driver")
+        given: object = encoder
+        if not (given is None or callable(given) or isinstance(given, MessageEncoder)):
+            raise ConfigError(f"encoder must be a function, or have encode_message(), not a {type(given).__name__}")
         self._settings = settings = Settings(
             delivery_timeout=delivery_timeout,
             connect_timeout=connect_timeout,
@@ -135,8 +142,8 @@ class Broker(MessageBroker):
             capabilities=self._capabilities if simple is None else simple.declared,
             refuse_topic=self._sender.refuse_topic,
             max_message_bytes=min(max_message_bytes, self._capabilities.max_message_bytes or max_message_bytes),
-            encoder=encoder,
         )
+        self._coercion = Coercion(address=self._address, encoder=encoder)
         self._in_flight = InFlight(
             name=self._name,
             address=self._address,
@@ -165,6 +172,7 @@ class Broker(MessageBroker):
             submit=self._sender.submit,
             passes_through=simple is not None and simple.passes_through,
             why_not_taken=self._connection.why_not_taken,
+            timeout=delivery_timeout,
         )
         self._bound = LoopBinding()
         self._closing: Closing | None = None
@@ -173,7 +181,7 @@ class Broker(MessageBroker):
 
     # -- sending ------------------------------------------------------------------------------------------------------
 
-    async def send_message(self, message: MessageLike) -> Receipt:
+    async def send_message(self, message: MessageLike, *, timeout: float | None = None) -> Receipt:
         """Sends one message and waits for its outcome.
 
         Messages with the same topic and the same key keep the order of the calls; a call starts when its coroutine
@@ -181,6 +189,7 @@ class Broker(MessageBroker):
 
         Args:
             message: A `Message`, or anything with its attributes (python-cqrs' `Message`).
+            timeout: Seconds from the call to the outcome, at most. None: the broker's `delivery_timeout`.
 
         Returns:
             The receipt.
@@ -192,23 +201,29 @@ class Broker(MessageBroker):
         loop = running_loop()
         if loop is None or self._bound.loop is not loop or self._closed:
             loop = self._enter(loop, message)
-        validator = self._validator
+        coercion = self._coercion
         refusal: InvalidMessageError | None = None
         try:
-            ready: Any = message if type(message) is validator.unchanged_type else validator.message(message)
-            size = validator.check(ready)
+            ready: Any = message if type(message) is coercion.unchanged_type else coercion.message(message)
+            size = self._validator.check(ready)
         except DeliveryError:
             raise
         except Exception as error:
-            refusal = validator.unreadable(error)
+            refusal = coercion.unreadable(error)
         if refusal is not None:  # raised here, so that what the message's own code raised is not its context
             try:
                 raise refusal
             finally:
                 del refusal
         window = self._window
-        deadline = loop.time() + self._settings.delivery_timeout
-        delivery = AwaitedDelivery(ready, deadline, size, self._in_flight, window.wakeups)
+        if timeout is None:
+            deadline = loop.time() + self._settings.delivery_timeout
+            delivery = AwaitedDelivery(ready, deadline, size, self._in_flight, window.wakeups)
+        else:
+            deadline = loop.time() + self._checked_timeout(timeout, ready)
+            delivery = TimedDelivery(ready, deadline, size, self._in_flight, window.wakeups)
+            delivery.timeout = timeout
+            window.expect(deadline)
         if not window.admit(delivery) and not window.accepting:
             self._want(loop)
         try:
@@ -217,36 +232,51 @@ class Broker(MessageBroker):
             window.give_up(delivery)
             raise
 
-    async def send_messages(self, messages: Iterable[MessageLike]) -> list[Receipt | DeliveryError]:
+    async def send_messages(
+        self, messages: Iterable[MessageLike], *, timeout: float | None = None
+    ) -> list[Receipt | DeliveryError]:
         """Sends many messages; the cheapest way to send a batch. It may be larger than the window.
 
         Args:
             messages: The messages, in the order in which they are to be sent. All deadlines start with the call.
+            timeout: Seconds from the call to the last outcome, at most. None: the broker's `delivery_timeout`.
 
         Returns:
             One outcome per message, in the same order. Errors are returned, not raised.
+
+        Raises:
+            InvalidMessageError: What was passed is no iterable, or the timeout is no time.
         """
+        if not isinstance(messages, Iterable):
+            raise InvalidMessageError(
+                f"send_messages() takes an iterable of messages, not a {type(messages).__name__}: "
+                "send_messages([message]), or send_message(message)",
+                broker=self._address,
+            )
         loop = running_loop()
         if loop is None or self._bound.loop is not loop or self._closed:
             try:
                 loop = self._enter(loop)
             except NotDeliveredError as refusal:
                 return [self._named(refusal.with_traceback(None), message) for message in messages]
-        window, validator = self._window, self._validator
-        bulk = BulkOutcomes(loop.create_future())
+        window, coercion, validator = self._window, self._coercion, self._validator
+        seconds = self._settings.delivery_timeout if timeout is None else self._checked_timeout(timeout)
+        bulk = BulkOutcomes(loop.create_future(), timeout)
         outcomes = bulk.outcomes
         deliveries: list[Sending] = []
-        deadline = loop.time() + self._settings.delivery_timeout
+        deadline = loop.time() + seconds
+        if timeout is not None:
+            window.expect(deadline)
         queued = 0
         for index, message in enumerate(list(messages)):  # all are there before the first is sent, or none is sent
             try:
-                ready: Any = message if type(message) is validator.unchanged_type else validator.message(message)
+                ready: Any = message if type(message) is coercion.unchanged_type else coercion.message(message)
                 size = validator.check(ready)
             except DeliveryError as error:
                 outcomes.append(error.with_traceback(None))
                 continue
             except Exception as error:
-                outcomes.append(validator.unreadable(error))
+                outcomes.append(coercion.unreadable(error))
                 continue
             deliveries.append(BulkDelivery(ready, deadline, size, self._in_flight, bulk, index))
             outcomes.append(None)
@@ -274,13 +304,33 @@ class Broker(MessageBroker):
             raise
         return outcomes
 
-    async def publish(self, event: Event[Any]) -> Receipt:
-        """Sends an event as a message: its name, topic, id, time and ordering key, and `to_dict()` as the body.
+    async def publish(self, event: Event[Any], *, timeout: float | None = None) -> Receipt:
+        """Sends an event as a message: its name, topic, id, time, key and headers, and `to_dict()` as the body.
+
+        Args:
+            event: The event, or anything with a `to_message()`.
+            timeout: Seconds from the call to the outcome, at most. None: the broker's `delivery_timeout`.
 
         Raises:
             DeliveryError: As `send_message`.
         """
-        return await self.send_message(event.to_message())
+        return await self.send_message(self._coercion.event_message(event), timeout=timeout)
+
+    def _checked_timeout(self, timeout: float, message: Message | None = None) -> float:
+        """The timeout of a call.
+
+        Raises:
+            InvalidMessageError: It is no number of seconds above 0.
+        """
+        if isinstance(timeout, int | float) and not isinstance(timeout, bool) and 0 < timeout < math.inf:
+            return timeout
+        what = timeout if isinstance(timeout, int | float) else f"a {type(timeout).__name__}"
+        raise InvalidMessageError(
+            f"timeout must be seconds above 0, not {what}: nothing was sent",
+            message_id=None if message is None else message.message_id,
+            topic=None if message is None else message.topic,
+            broker=self._address,
+        )
 
     def _want(self, loop: asyncio.AbstractEventLoop) -> None:
         error = self._connection.want(loop)
@@ -389,6 +439,11 @@ class Broker(MessageBroker):
         return self._capabilities
 
     @property
+    def delivery_timeout(self) -> float:
+        """Seconds from a call to its outcome, at most."""
+        return self._settings.delivery_timeout
+
+    @property
     def url(self) -> str | None:
         """The URL it was opened with, redacted."""
         return None if self._url is None else self._address
@@ -480,5 +535,6 @@ class Broker(MessageBroker):
 
     def _observe(self, delivery: Sending, outcome: Receipt | DeliveryError | None) -> None:
         if outcome is not None and self._bound.loop is not None:
-            elapsed = self._bound.loop.time() - delivery.deadline + self._settings.delivery_timeout
+            timeout = self._settings.delivery_timeout if delivery.timeout is None else delivery.timeout
+            elapsed = self._bound.loop.time() - delivery.deadline + timeout
             self._observers.sent(delivery.message, outcome, elapsed)

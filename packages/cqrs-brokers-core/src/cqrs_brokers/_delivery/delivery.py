@@ -129,6 +129,9 @@ class Sending:
 
     __slots__ = ("message", "topic", "deadline", "done", "size", "state", "_id", "_in_flight")
 
+    timeout: float | None = None
+    """The seconds that its call gave it; None: what `Broker` gives every message."""
+
     def __init__(self, message: Message, deadline: float, size: int, in_flight: InFlight) -> None:
         self.message = message
         self.topic = message.topic

@@ -29,6 +29,7 @@ class Window:
         passes_through: Whether the driver gets the caller's own object; else messages that have to wait are copied, so
             that later changes by the caller have no effect.
         why_not_taken: Why the broker takes nothing now, or None when it does.
+        timeout: The timeout of calls that have none of their own, in seconds.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Window:
         submit: Callable[[Sequence[Delivery]], None],
         passes_through: bool,
         why_not_taken: Callable[[], NotDeliveredError | None],
+        timeout: float,
     ) -> None:
         self._in_flight = in_flight
         self._submit = submit
@@ -47,7 +49,7 @@ class Window:
         self.waiting: collections.deque[Sending] = collections.deque()
         self.wakeups: Wakeups
         """The callers that are to be woken in this event loop."""
-        self._deadlines = Deadlines(in_flight, self.waiting, why_not_taken)
+        self._deadlines = Deadlines(in_flight, self.waiting, why_not_taken, timeout)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._refill_due = False
         in_flight.on_room = self._refill_soon
@@ -91,6 +93,10 @@ class Window:
             delivery.keep()
         self._wait((delivery,))
         return False
+
+    def expect(self, deadline: float) -> None:
+        """There will be a message with this deadline, which need not be later than those of the messages before it."""
+        self._deadlines.expect(deadline)
 
     def queue(self, deliveries: Sequence[Sending]) -> None:
         """Lets many wait their turn at once; `refill()` submits what has room, `keep()` is for the others."""

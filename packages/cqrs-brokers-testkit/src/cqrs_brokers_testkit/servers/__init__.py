@@ -1,4 +1,4 @@
-"""Real RabbitMQ, Apache Kafka, PostgreSQL and MariaDB servers on loopback, for tests and demonstrations.
+"""Real RabbitMQ, Kafka, Qpid, PostgreSQL and MariaDB servers on loopback, for tests and demonstrations.
 
     with rabbitmq() as server:
         print(server.url)
@@ -12,6 +12,7 @@ from cqrs_brokers_testkit.servers.kafka_node import KafkaNode
 from cqrs_brokers_testkit.servers.mariadb import MariaDBNode, MariaDBServer, mariadb
 from cqrs_brokers_testkit.servers.postgresql import PostgreSQLNode, PostgreSQLServer, postgresql
 from cqrs_brokers_testkit.servers.processes import ServerFailed, free_port
+from cqrs_brokers_testkit.servers.qpid import QpidServer, qpid
 from cqrs_brokers_testkit.servers.rabbitmq import RabbitMQNode, RabbitMQServer, rabbitmq
 
 __all__ = [
@@ -23,6 +24,8 @@ __all__ = [
     "KafkaServer",
     "KafkaCluster",
     "KafkaNode",
+    "qpid",
+    "QpidServer",
     "postgresql",
     "mariadb",
     "PostgreSQLServer",

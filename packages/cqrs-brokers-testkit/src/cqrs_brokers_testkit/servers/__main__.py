@@ -6,8 +6,9 @@ It installs what is missing, where that is allowed.
 import sys
 from collections.abc import Callable
 
+from cqrs_brokers_testkit.servers.brokers import kafka_installation, rabbitmq_installation
 from cqrs_brokers_testkit.servers.databases import mariadb_installation, postgresql_installation
-from cqrs_brokers_testkit.servers.install import ServerUnavailable, kafka_installation, rabbitmq_installation
+from cqrs_brokers_testkit.servers.install import ServerUnavailable
 from cqrs_brokers_testkit.servers.processes import report
 
 

@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 
 from cqrs_brokers_testkit.certificates import Certificates
 from cqrs_brokers_testkit.optional import require
-from cqrs_brokers_testkit.servers.install import Progress, kafka_installation
+from cqrs_brokers_testkit.servers.brokers import kafka_installation
+from cqrs_brokers_testkit.servers.install import Progress
 from cqrs_brokers_testkit.servers.kafka_node import KafkaNode, Listener, node_process, properties_of, security_of
 from cqrs_brokers_testkit.servers.processes import (
     LOOPBACK,
@@ -217,6 +218,7 @@ class KafkaCluster(KafkaServer):
 def kafka(
     *,
     shared: Literal[False] = False,
+    version: str | None = None,
     advertised: tuple[str, int] | None = None,
     sasl_users: Mapping[str, str] | None = None,
     certificates: Certificates | None = None,
@@ -229,6 +231,7 @@ def kafka(*, shared: bool, progress: Progress = report) -> contextlib.AbstractCo
 def kafka(
     *,
     shared: bool = False,
+    version: str | None = None,
     advertised: tuple[str, int] | None = None,
     sasl_users: Mapping[str, str] | None = None,
     certificates: Certificates | None = None,
@@ -239,6 +242,8 @@ def kafka(
 
     Args:
         shared: The server named by `CQRS_TEST_KAFKA_URL` will do, if that is set. For tests that break nothing.
+        version: Which Kafka to start, such as "3.9.1". None: `CQRS_TEST_KAFKA_VERSION` says it, else what `$KAFKA_HOME`
+            has, else 4.4.0.
         advertised: Host and port that the PLAINTEXT listener tells clients to connect to: a proxy's, or a wrong one.
         sasl_users: Passwords by user. Opens a SASL_PLAINTEXT listener with PLAIN, SCRAM-SHA-256 and SCRAM-SHA-512.
         certificates: Opens an SSL listener, and a SASL_SSL one if there are `sasl_users`.
@@ -258,6 +263,7 @@ def kafka(
         return
     with kafka_cluster(
         nodes=1,
+        version=version,
         advertised=[advertised] if advertised else None,
         sasl_users=sasl_users,
         certificates=certificates,
@@ -271,6 +277,7 @@ def kafka(
 def kafka_cluster(
     nodes: int = 3,
     *,
+    version: str | None = None,
     advertised: Sequence[tuple[str, int]] | None = None,
     sasl_users: Mapping[str, str] | None = None,
     certificates: Certificates | None = None,
@@ -281,6 +288,7 @@ def kafka_cluster(
 
     Args:
         nodes: How many.
+        version: As in `kafka()`.
         advertised: Host and port for the PLAINTEXT listener of each node, as in `kafka()`.
         sasl_users: As in `kafka()`.
         certificates: As in `kafka()`.
@@ -297,7 +305,7 @@ def kafka_cluster(
     """
     if advertised is not None and len(advertised) != nodes:
         raise ValueError(f"{nodes} nodes need {nodes} advertised addresses, got {len(advertised)}")
-    installation = kafka_installation(progress)
+    installation = kafka_installation(progress, version)
     with server_folder("kafka", progress) as folder:
         controllers = [free_port() for _ in range(nodes)]
         made: list[KafkaNode] = []

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from cqrs_brokers_testkit.certificates import Certificates
-from cqrs_brokers_testkit.servers.install import KafkaInstallation
-from cqrs_brokers_testkit.servers.processes import LOOPBACK, ServerFailed, ServerProcess, container_command
+from cqrs_brokers_testkit.servers.brokers import KafkaInstallation
+from cqrs_brokers_testkit.servers.processes import LOOPBACK, ServerFailed, ServerProcess, accepts, container_command
 
 START_TIMEOUT = 60.0
 _CLUSTER_ID = "MkU3OEVBNTcwNTJENDM2Qg"
@@ -76,7 +76,7 @@ class KafkaNode:
             self.wait_ready()
 
     def wait_ready(self, nodes: int = 1) -> None:
-        """Wait until the node answers and knows itself and at least `nodes` live nodes in all.
+        """Wait until the node answers, knows itself and at least `nodes` live nodes in all, and every port is open.
 
         Raises:
             ServerFailed: It ended or was not ready after 60 seconds; with the end of its log.
@@ -84,7 +84,7 @@ class KafkaNode:
 
         def ready() -> bool:
             alive = live_nodes(self.ports["INTERNAL"])
-            return self.node_id in alive and len(alive) >= nodes
+            return self.node_id in alive and len(alive) >= nodes and all(map(accepts, self.ports.values()))
 
         self._process.wait_until(ready, START_TIMEOUT)
 

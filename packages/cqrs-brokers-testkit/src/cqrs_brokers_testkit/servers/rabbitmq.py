@@ -16,7 +16,8 @@ from typing import Any, Literal, overload
 from urllib.parse import quote, urlencode, urlsplit
 
 from cqrs_brokers_testkit.certificates import Certificates
-from cqrs_brokers_testkit.servers.install import Progress, RabbitMQInstallation, rabbitmq_installation
+from cqrs_brokers_testkit.servers.brokers import RabbitMQInstallation, rabbitmq_installation
+from cqrs_brokers_testkit.servers.install import Progress
 from cqrs_brokers_testkit.servers.processes import (
     LOOPBACK,
     ServerFailed,
@@ -30,6 +31,8 @@ from cqrs_brokers_testkit.servers.processes import (
 
 START_TIMEOUT = 60.0
 _CTL_TIMEOUT = 60.0
+_ROOT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""The PATH in the root of another Debian suite; this machine's may name folders that are not there."""
 
 
 class RabbitMQServer:
@@ -95,7 +98,7 @@ class RabbitMQNode(RabbitMQServer):
         log = folder / "rabbitmq.log"
         container = f"cqrs-brokers-{self.nodename.replace('@', '-')}" if installation.image else None
         self._container = container
-        command = [str(installation.server)]
+        command = installation.command(str(installation.server))
         if container and installation.image:
             command = container_command(container, installation.image, folder, self._environment, command)
         self._process = ServerProcess(
@@ -104,7 +107,9 @@ class RabbitMQNode(RabbitMQServer):
         # Ours in the foreground, because the one that Erlang starts would stay behind as a daemon.
         self._epmd = ServerProcess(
             "Erlang's epmd",
-            [str(installation.epmd), "-port", self._environment["ERL_EPMD_PORT"], "-address", LOOPBACK],
+            installation.command(
+                str(installation.epmd), "-port", self._environment["ERL_EPMD_PORT"], "-address", LOOPBACK
+            ),
             environment=self._environment,
             folder=folder,
             log=folder / "epmd.log",
@@ -132,7 +137,7 @@ class RabbitMQNode(RabbitMQServer):
         if not self._installation.image:
             erl_args += " -start_epmd false"
         return {
-            "PATH": os.environ.get("PATH", os.defpath),
+            "PATH": _ROOT_PATH if self._installation.root else os.environ.get("PATH", os.defpath),
             "LANG": "C.UTF-8",
             "HOME": str(folder),
             "ERL_EPMD_PORT": str(free_port()),
@@ -202,7 +207,7 @@ class RabbitMQNode(RabbitMQServer):
     # --- the process ---------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the node, with the data and ports that it had, and wait until it accepts AMQP connections.
+        """Start the node, with the data and ports that it had, and wait until it takes connections on each port.
 
         Raises:
             ServerFailed: It ended or was not ready after 60 seconds; with the end of its log.
@@ -213,7 +218,7 @@ class RabbitMQNode(RabbitMQServer):
             self._epmd.start()
             self._epmd.wait_until(lambda: accepts(int(self._environment["ERL_EPMD_PORT"])), 10)
         self._process.start()
-        self._process.wait_until(self._speaks_amqp, START_TIMEOUT)
+        self._process.wait_until(self._ready, START_TIMEOUT)
         self._progress(f"{self._process.name} is ready after {time.monotonic() - began:.1f} s")
 
     def kill(self) -> None:
@@ -242,6 +247,10 @@ class RabbitMQNode(RabbitMQServer):
         self._process.kill()
         self._epmd.kill()
 
+    def _ready(self) -> bool:
+        # RabbitMQ 4 opens its TLS listener after the plain one.
+        return self._speaks_amqp() and (self.tls_port is None or accepts(self.tls_port))
+
     def _speaks_amqp(self) -> bool:
         try:
             with socket.create_connection((LOOPBACK, self.port), timeout=2) as connection:
@@ -259,7 +268,7 @@ class RabbitMQNode(RabbitMQServer):
             ServerFailed: It failed or took longer than 60 seconds; with its output, but without the arguments, which
                 may hold a password.
         """
-        command = [str(self._installation.ctl), "--quiet", *arguments]
+        command = self._installation.command(str(self._installation.ctl), "--quiet", *arguments)
         # A port of its own for its Erlang node: two of them at once would otherwise compete for the default ones.
         port = str(free_port())
         environment = {**self._environment, "RABBITMQ_CTL_DIST_PORT_MIN": port, "RABBITMQ_CTL_DIST_PORT_MAX": port}
@@ -333,6 +342,7 @@ class RabbitMQNode(RabbitMQServer):
 def rabbitmq(
     *,
     shared: Literal[False] = False,
+    home: str | Path | None = None,
     certificates: Certificates | None = None,
     settings: Mapping[str, str] | None = None,
     progress: Progress = report,
@@ -343,6 +353,7 @@ def rabbitmq(*, shared: bool, progress: Progress = report) -> contextlib.Abstrac
 def rabbitmq(
     *,
     shared: bool = False,
+    home: str | Path | None = None,
     certificates: Certificates | None = None,
     settings: Mapping[str, str] | None = None,
     progress: Progress = report,
@@ -351,6 +362,9 @@ def rabbitmq(
 
     Args:
         shared: The server named by `CQRS_TEST_AMQP_URL` will do, if that is set. For tests that break nothing.
+        home: Which RabbitMQ to start: a folder that has `sbin/rabbitmq-server`, or `"debian:SUITE"` for the one of
+            another Debian suite, such as `"debian:trixie"` (fetched into the cache; only root can run it). None:
+            `CQRS_TEST_RABBITMQ_HOME` says it, else this machine's own.
         certificates: Opens a TLS listener as well, with these certificates (see `cqrs_brokers_testkit.certificates`).
         settings: Further lines of rabbitmq.conf, which win over the defaults, such as `{"heartbeat": "2"}`.
         progress: Called with each line of progress; by default they go to stderr.
@@ -366,7 +380,7 @@ def rabbitmq(
     if shared and url:
         yield RabbitMQServer(url)
         return
-    installation = rabbitmq_installation(progress)
+    installation = rabbitmq_installation(progress, home)
     with server_folder("rabbitmq", progress) as folder:
         node = RabbitMQNode(installation, folder, certificates=certificates, settings=settings or {}, progress=progress)
         try:

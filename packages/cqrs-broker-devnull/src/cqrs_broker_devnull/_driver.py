@@ -9,7 +9,7 @@ import time
 from cqrs_brokers.driver import Capabilities, Driver, Message
 from cqrs_brokers.exceptions import ConfigError
 
-from .options import DevnullOptions
+from ._options import DevnullOptions
 
 __all__ = ["DevnullDriver"]
 

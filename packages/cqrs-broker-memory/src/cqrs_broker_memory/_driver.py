@@ -8,8 +8,8 @@ from cqrs_brokers import Receipt
 from cqrs_brokers.driver import Capabilities, Driver, Message
 from cqrs_brokers.exceptions import DeliveryUnknownError, RejectedError
 
-from .options import MemoryOptions
-from .records import Record, published
+from ._options import MemoryOptions
+from ._records import Record, published
 
 __all__ = ["MemoryDriver"]
 
