@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 from uuid import UUID
 
 from cqrs_brokers._message.ids import from_text
@@ -46,6 +46,7 @@ SETTLED: Final = 4
 """`Broker` took the place back: what the driver still says is late, and no fault of its."""
 
 
+@runtime_checkable
 class Delivery(Protocol):
     """One message in a driver's hands.
 
