@@ -1,14 +1,14 @@
 """A channel in confirm mode that nobody else publishes on: the fast way through aiormq, and the documented one.
 
-`FastLane` uses of aiormq, beyond its documentation, each with a test in tests/amqp/test_internals.py:
+`FastChannel` uses of aiormq, beyond its documentation, each with a test in tests/amqp/test_channels.py:
 
     Channel.write_queue, ChannelFrame, Channel.delivery_tag     to publish without a task and a lock for each message
     Channel._on_confirm_frame                                   to resolve all that one ack confirms in one loop
     Channel._on_return_frame, .confirmations, .message_id_delivery_tag      to learn which message was returned
     Connection.channels, Channel.number, .frames                to know whether the channel still is one
 
-When one of them is not as expected, `PlainLane` publishes through aiormq's documented `basic_publish`, the call behind
-aio-pika's `exchange.publish`: as true, but slower.
+When one of them is not as expected, `PlainChannel` publishes through aiormq's documented `basic_publish`, the call
+behind aio-pika's `exchange.publish`: as true, but slower.
 """
 
 from __future__ import annotations
@@ -27,29 +27,33 @@ from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 
 from cqrs_brokers.driver import Delivery, confirm_all
+from cqrs_brokers.tasks import Tasks, retrieve_exception
 
-from .internals import Connection
-from .rendering import body_frames
+from ._client import Connection, close_without_waiting
+from ._rendering import CHANNEL, body_frames, on_channel
 
-__all__ = ["Entry", "FastLane", "Lane", "PlainLane", "make_lane", "unexpected"]
+__all__ = ["ConfirmChannel", "Entry", "Failed", "FastChannel", "PlainChannel", "make_channel", "unexpected"]
 
-logger = logging.getLogger("cqrs_broker_amqp.lanes")
+logger = logging.getLogger("cqrs_broker_amqp.channels")
 
-Entry = tuple[Delivery, bytes, bytes, bytes]
-"""A rendered message: the delivery, its id, its frames, and its body when that is not among them."""
+NACK_HOLD = 0.2
+"""How long a nack waits for a return that may follow, where the server nacks first (Apache Qpid), in seconds."""
 
-Handed = tuple[Delivery, bytes, float]
-"""A message without an answer: the delivery, its id, when it was handed over (in the loop's time)."""
+Entry = tuple[Delivery, bytes, bytes, bytes, "str | None", bool]
+"""A rendered message: the delivery, its id, its frames, its body when that is not among them, its ordering key, and
+whether it was returned before."""
+
+Failed = Callable[["ConfirmChannel", Entry, BaseException], None]
 
 
-class Lane:
-    """What the driver publishes through.
+class ConfirmChannel:
+    """What messages are published on.
 
     Args:
         connection: Its connection.
-        channel: The channel.
-        failed: Called with a delivery and its return or nack, as aiormq's exception.
-        resolved: Called after each resolution while `attentive` is set.
+        channel: aiormq's channel.
+        failed: Called with a message and its return or nack, as aiormq's exception.
+        answered: Called after each answer while `watched` is set, with what was confirmed or returned.
         drained: Called when what was sent last is with the operating system.
     """
 
@@ -58,18 +62,26 @@ class Lane:
         connection: Connection,
         channel: Any,
         *,
-        failed: Callable[[Delivery, BaseException], None],
-        resolved: Callable[[Lane], None],
-        drained: Callable[[Lane], None],
+        failed: Failed,
+        answered: Callable[[ConfirmChannel, Sequence[Entry]], None],
+        drained: Callable[[ConfirmChannel], None],
     ) -> None:
         self.connection = connection
         self.channel = channel
-        self.failed = failed
-        self.resolved = resolved
-        self.drained = drained
+        self.number: int = channel.number
         self.in_flight: dict[bytes, Any] = {}
         """What has no answer yet, by message id. An id is in it once."""
-        self.attentive = False
+        self.spent: set[bytes] = set()
+        """Ids whose return may still come (Apache Qpid): they cannot be used again on this channel."""
+        self.watched = False
+        self.alone = True
+        """It is new: one message at a time until one has its answer."""
+        self.quiet_since = 0.0
+        """Since when there is something without an answer and none has come, in the loop's time."""
+        self._failed = failed
+        self._on_answer = answered
+        self._on_drained = drained
+        self._question: asyncio.Task[Any] | None = None
 
     @property
     def open(self) -> bool:
@@ -79,7 +91,7 @@ class Lane:
         answer would make the server close the whole connection.
         """
         connection, channel = self.connection, self.channel
-        return connection.channels.get(channel.number) is channel and connection.sockets.open
+        return connection.channels.get(channel.number) is channel and connection.sockets.open_for_writing
 
     @property
     def full(self) -> bool:
@@ -99,43 +111,70 @@ class Lane:
         """
         raise NotImplementedError
 
-    def oldest(self) -> Handed | None:
+    def entries(self) -> list[Entry]:
+        """What has no answer, in the order in which it was sent."""
+        raise NotImplementedError
+
+    def oldest(self) -> Delivery | None:
         """What waits for its answer longest."""
         raise NotImplementedError
 
-    def take_in_flight(self) -> list[Delivery]:
-        """What has no answer, and now gets none from this lane any more."""
-        raise NotImplementedError
+    def take(self) -> list[Entry]:
+        """What has no answer, and gets none from this channel any more."""
+        taken = self.entries()
+        self.in_flight.clear()
+        return taken
+
+    def ask(self, tasks: Tasks) -> asyncio.Task[Any]:
+        """A question that changes nothing and that the server must answer (Basic.Qos); one at a time.
+
+        It is not to be cancelled: aiormq would close the channel.
+        """
+        if self._question is None or self._question.done():
+            self._question = tasks.spawn(self.channel.basic_qos(prefetch_count=0))
+            self._question.add_done_callback(retrieve_exception)
+        return self._question
+
+    def close(self) -> None:
+        """Closes it without waiting; what has no answer on it has none."""
+        self.in_flight.clear()
+        close_without_waiting(self.channel)
 
 
-class FastLane(Lane):
+class FastChannel(ConfirmChannel):
     """Group commit: all that is ready goes out as one write, and one ack resolves all that it confirms."""
 
     def __init__(self, connection: Connection, channel: Any, **callbacks: Any) -> None:
         super().__init__(connection, channel, **callbacks)
-        self._handed: dict[int, Handed] = {}
+        self._handed: dict[int, Entry] = {}
         self._last: int = channel.delivery_tag
         self._first = self._last + 1
         """No tag below it is without an answer."""
         self._frame_max = connection.frame_max
+        self._nacks_first = not connection.names_capabilities
+        self._nacked: dict[int, asyncio.TimerHandle] = {}
+        """Nacks that wait for the next frame of this channel: a return may follow (Apache Qpid)."""
         # aiormq looks up in these which message a Basic.Return is about; it reads acks and nacks for nobody else here.
         channel.message_id_delivery_tag = _TagById(self.in_flight)
         channel.confirmations = _Returns(self._returned)
-        channel._on_confirm_frame = self._answered
+        channel._on_confirm_frame = self._confirmed
 
     def send(self, entries: Sequence[Entry], now: float) -> bool:
-        """See `Lane`. Written at once: aiormq's writer task would do it some turns of the event loop later."""
-        channel = self.channel
+        """See `ConfirmChannel`. Written at once: aiormq's writer task would do it some turns of the loop later."""
+        channel, number = self.channel, self.number
         tags, handed, frame_max = self.in_flight, self._handed, self._frame_max
+        if not handed:
+            self.quiet_since = now
         tag = self._last
         parts: list[bytes] = []
-        for delivery, message_id, frames, body in entries:
+        for entry in entries:
             tag += 1
+            _, message_id, frames, body, _, _ = entry
             tags[message_id] = tag
-            handed[tag] = (delivery, message_id, now)
-            parts.append(frames)
+            handed[tag] = entry
+            parts.append(frames if number == CHANNEL else on_channel(frames, number))
             if body:
-                body_frames(body, frame_max, parts)
+                body_frames(body, frame_max, number, parts)
         self._last = channel.delivery_tag = tag
         if self.connection.sockets.write(b"".join(parts)):
             return True
@@ -146,9 +185,9 @@ class FastLane(Lane):
         return False
 
     def _drained(self, _: object) -> None:
-        self.drained(self)
+        self._on_drained(self)
 
-    async def _answered(self, frame: commands.Basic.Ack | commands.Basic.Nack) -> None:
+    async def _confirmed(self, frame: commands.Basic.Ack | commands.Basic.Nack) -> None:
         """Takes the place of aiormq's `_on_confirm_frame`, which makes one call in the event loop for each message."""
         tag, first, last, handed = frame.delivery_tag or 0, self._first, self._last, self._handed
         if tag > last:
@@ -161,43 +200,79 @@ class FastLane(Lane):
             first = max(first, tag + 1)
         else:
             tags = (tag,)
+        self.quiet_since = self.channel.loop.time()
+        acked = isinstance(frame, commands.Basic.Ack)
+        if self._nacked:
+            self._release_nacks()
+        if not acked and self._nacks_first:
+            self._hold_nacks([tag for tag in tags if tag in handed])
+            return
         in_flight, find = self.in_flight, handed.pop
-        answered: list[Delivery] = []
+        answered: list[Entry] = []
         for tag in tags:
-            one = find(tag, None)
-            if one is not None:  # else it was returned, or has its answer
-                delivery, message_id, _ = one
-                del in_flight[message_id]
-                answered.append(delivery)
-        if isinstance(frame, commands.Basic.Ack):
-            confirm_all(answered)
+            entry = find(tag, None)
+            if entry is not None:  # else it was returned, or has its answer
+                del in_flight[entry[1]]
+                answered.append(entry)
+        if acked:
+            confirm_all([entry[0] for entry in answered])
         else:
-            for delivery in answered:
-                self.failed(delivery, aiormq.exceptions.DeliveryError(None, frame))
+            for entry in answered:
+                self._failed(self, entry, aiormq.exceptions.DeliveryError(None, frame))
         while first <= last and first not in handed:
             first += 1
         self._first = first
-        if self.attentive:
-            self.resolved(self)
+        if self.watched:
+            self._on_answer(self, answered if acked else ())
 
     def _returned(self, tag: int, error: BaseException) -> None:
-        one = self._handed.pop(tag, None)
-        if one is not None:
-            delivery, message_id, _ = one
-            del self.in_flight[message_id]
-            self.failed(delivery, error)
-            if self.attentive:
-                self.resolved(self)
+        self.quiet_since = self.channel.loop.time()
+        timer = self._nacked.pop(tag, None)
+        if timer is not None:
+            timer.cancel()
+        self._release_nacks()
+        entry = self._handed.pop(tag, None)
+        if entry is not None:
+            del self.in_flight[entry[1]]
+            self._failed(self, entry, error)
+            if self.watched:
+                self._on_answer(self, (entry,))
 
-    def oldest(self) -> Handed | None:
-        """See `Lane`."""
-        return next(iter(self._handed.values()), None)
+    # -- a server that nacks before it returns ------------------------------------------------------------------------
 
-    def take_in_flight(self) -> list[Delivery]:
-        """See `Lane`."""
-        taken = [delivery for delivery, _, _ in self._handed.values()]
+    def _hold_nacks(self, tags: Sequence[int]) -> None:
+        self._release_nacks(tags[:-1])
+        for tag in tags[-1:]:
+            self._nacked[tag] = self.channel.loop.call_later(NACK_HOLD, self._release_nacks)
+
+    def _release_nacks(self, tags: Sequence[int] = ()) -> None:
+        """No return follows these: they are nacks and nothing else."""
+        held, self._nacked = self._nacked, {}
+        for timer in held.values():
+            timer.cancel()
+        for tag in (*held, *tags):
+            entry = self._handed.pop(tag, None)
+            if entry is not None:
+                del self.in_flight[entry[1]]
+                self.spent.add(entry[1])
+                nack = commands.Basic.Nack(delivery_tag=tag)
+                self._failed(self, entry, aiormq.exceptions.DeliveryError(None, nack))
+                if self.watched:
+                    self._on_answer(self, ())
+
+    def entries(self) -> list[Entry]:
+        """See `ConfirmChannel`."""
+        return list(self._handed.values())
+
+    def oldest(self) -> Delivery | None:
+        """See `ConfirmChannel`."""
+        return next((entry[0] for entry in self._handed.values()), None)
+
+    def take(self) -> list[Entry]:
+        """See `ConfirmChannel`."""
+        self._release_nacks()
+        taken = super().take()
         self._handed.clear()
-        self.in_flight.clear()
         return taken
 
 
@@ -223,7 +298,7 @@ class _Returns:
         return _Return(self._returned, tag)
 
     def __setitem__(self, tag: int, value: object) -> None:
-        """aiormq marks the message as returned, so that the ack that follows is ignored. `FastLane` knows by itself."""
+        """aiormq marks the message as returned, so that the ack that follows is ignored. `FastChannel` knows it."""
 
 
 class _Return:
@@ -238,7 +313,7 @@ class _Return:
         self._returned(self._tag, error)
 
 
-class PlainLane(Lane):
+class PlainChannel(ConfirmChannel):
     """The way back to what aiormq documents: a task and a `basic_publish` per message."""
 
     def __init__(self, connection: Connection, channel: Any, **callbacks: Any) -> None:
@@ -246,17 +321,20 @@ class PlainLane(Lane):
         self._tasks: set[asyncio.Task[None]] = set()
 
     def send(self, entries: Sequence[Entry], now: float) -> bool:
-        """See `Lane`. Tasks start in the order in which they were made, and aiormq's lock is fair."""
+        """See `ConfirmChannel`. Tasks start in the order in which they were made, and aiormq's lock is fair."""
         loop = asyncio.get_running_loop()
-        for delivery, message_id, frames, body in entries:
-            self.in_flight[message_id] = (delivery, message_id, now)
-            task = loop.create_task(self._publish(message_id, frames, body))
+        if not self.in_flight:
+            self.quiet_since = now
+        for entry in entries:
+            self.in_flight[entry[1]] = entry
+            task = loop.create_task(self._publish(entry))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        loop.call_soon(self.drained, self)
+        loop.call_soon(self._on_drained, self)
         return False
 
-    async def _publish(self, message_id: bytes, frames: bytes, body: bytes) -> None:
+    async def _publish(self, entry: Entry) -> None:
+        _, message_id, frames, body, _, _ = entry
         read, _, publish = pamqp.frame.unmarshal(frames)
         also, _, header = pamqp.frame.unmarshal(frames[read:])
         assert isinstance(publish, commands.Basic.Publish)
@@ -282,40 +360,45 @@ class PlainLane(Lane):
                 self._end(message_id, None)
 
     def _end(self, message_id: bytes, error: BaseException | None) -> None:
-        one = self.in_flight.pop(message_id, None)
-        if one is None:
+        entry: Entry | None = self.in_flight.pop(message_id, None)
+        if entry is None:
             return
+        self.quiet_since = self.channel.loop.time()
         if error is None:
-            one[0].confirm()
+            entry[0].confirm()
         else:
-            self.failed(one[0], error)
-        if self.attentive:
-            self.resolved(self)
+            self._failed(self, entry, error)
+        if self.watched:
+            returned = error is None or isinstance(error, aiormq.exceptions.PublishError)
+            self._on_answer(self, (entry,) if returned else ())
 
-    def oldest(self) -> Handed | None:
-        """See `Lane`."""
-        return next(iter(self.in_flight.values()), None)
+    def entries(self) -> list[Entry]:
+        """See `ConfirmChannel`."""
+        return list(self.in_flight.values())
 
-    def take_in_flight(self) -> list[Delivery]:
-        """See `Lane`."""
-        taken = [delivery for delivery, _, _ in self.in_flight.values()]
-        self.in_flight.clear()
+    def oldest(self) -> Delivery | None:
+        """See `ConfirmChannel`."""
+        return next((entry[0] for entry in self.in_flight.values()), None)
+
+    def take(self) -> list[Entry]:
+        """See `ConfirmChannel`."""
+        taken = super().take()
         for task in self._tasks:
             task.cancel()
         return taken
 
 
-def make_lane(connection: Connection, channel: Any, **callbacks: Any) -> Lane:
-    """The fast lane, or the plain one with a word in the log about why."""
+def make_channel(connection: Connection, channel: Any, **callbacks: Any) -> ConfirmChannel:
+    """The fast channel, or the plain one with a word in the log about why."""
     reason = unexpected(connection, channel)
     if reason is None:
-        return FastLane(connection, channel, **callbacks)
+        return FastChannel(connection, channel, **callbacks)
     logger.warning("publishing through aiormq's basic_publish, several times slower: %s", reason)
-    return PlainLane(connection, channel, **callbacks)
+    return PlainChannel(connection, channel, **callbacks)
 
 
 def unexpected(connection: Connection, channel: Any) -> str | None:
-    """What of aiormq is not as `FastLane` needs it, or None."""
+    """What of aiormq is not as `FastChannel` needs it, or None."""
     wanted: Iterable[tuple[object, str, type]] = (
         (channel, "confirmations", MutableMapping),
         (channel, "message_id_delivery_tag", dict),

@@ -13,11 +13,11 @@ import pytest
 from aiormq.abc import ChannelFrame
 from pamqp import commands
 
-from cqrs_broker_amqp import internals, lanes
-from cqrs_broker_amqp.connecting import Session
-from cqrs_broker_amqp.driver import AMQPDriver
-from cqrs_broker_amqp.errors import HandshakeRefused
-from cqrs_broker_amqp.rendering import Renderer
+from cqrs_broker_amqp import _channels, _client
+from cqrs_broker_amqp._driver import AMQPDriver
+from cqrs_broker_amqp._errors import HandshakeRefused
+from cqrs_broker_amqp._rendering import Renderer
+from cqrs_broker_amqp._session import Session
 from cqrs_brokers import (
     Broker,
     ConnectionLostError,
@@ -35,9 +35,10 @@ from cqrs_brokers_testkit.servers import RabbitMQServer
 
 def test_overridden_methods_are_there() -> None:
     """Each method that our Connection overrides exists in aiormq, with the parameters that we take."""
-    base, ours = aiormq.Connection, internals.Connection
+    base, ours = aiormq.Connection, _client.Connection
+    assert list(inspect.signature(base._rpc).parameters) == list(inspect.signature(ours._rpc).parameters)[1:]
     for name in (
-        "_rpc",
+        "_credentials_class",
         "_on_reader_done",
         "_Connection__handle_connection_blocked",
         "_Connection__handle_connection_unblocked",
@@ -94,7 +95,7 @@ class FakeDelivery:
 @pytest.fixture
 def _fakes_are_confirmed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Core's `confirm_all` looks into real deliveries."""
-    monkeypatch.setattr(lanes, "confirm_all", lambda deliveries: [delivery.confirm() for delivery in deliveries])
+    monkeypatch.setattr(_channels, "confirm_all", lambda deliveries: [delivery.confirm() for delivery in deliveries])
 
 
 @pytest.mark.usefixtures("_fakes_are_confirmed")
@@ -102,37 +103,39 @@ async def test_answers_of_every_form() -> None:
     """Single, multiple and zero tags, acks and nacks, in any order: each message has one answer, and only its own."""
     loop = asyncio.get_running_loop()
     channel: Any = SimpleNamespace(delivery_tag=0, number=1, loop=loop, write_queue=asyncio.Queue())
-    sockets = SimpleNamespace(open=True, write=lambda frames: True)
-    connection: Any = SimpleNamespace(frame_max=131_072, channels={1: channel}, sockets=sockets)
+    sockets = SimpleNamespace(open_for_writing=True, write=lambda frames: True)
+    connection: Any = SimpleNamespace(
+        frame_max=131_072, channels={1: channel}, sockets=sockets, names_capabilities=True
+    )
     resolved: list[object] = []
-    lane = lanes.FastLane(
+    lane = _channels.FastChannel(
         connection,
         channel,
-        failed=lambda delivery, error: delivery.told.append(type(error).__name__),
-        resolved=resolved.append,
-        drained=lambda lane: None,
+        failed=lambda _, entry, error: entry[0].told.append(type(error).__name__),
+        answered=lambda channel, entries: resolved.append([entry[1] for entry in entries]),
+        drained=lambda channel: None,
     )
     sent: list[Any] = [FakeDelivery() for _ in range(12)]
-    lane.send([(delivery, number, b"x", b"") for number, delivery in enumerate(sent, 1)], 5.0)
+    entries: list[Any] = [(delivery, number, b"x", b"", None, False) for number, delivery in enumerate(sent, 1)]
+    lane.send(entries, 5.0)
     told = [delivery.told for delivery in sent]
-    await lane._answered(commands.Basic.Ack(delivery_tag=13, multiple=True))  # never sent
-    await lane._answered(commands.Basic.Ack(delivery_tag=2**63, multiple=True))
+    await lane._confirmed(commands.Basic.Ack(delivery_tag=13, multiple=True))  # never sent
+    await lane._confirmed(commands.Basic.Ack(delivery_tag=2**63, multiple=True))
     assert not any(told)
-    await lane._answered(commands.Basic.Ack(delivery_tag=3))
-    await lane._answered(commands.Basic.Nack(delivery_tag=2))
+    await lane._confirmed(commands.Basic.Ack(delivery_tag=3))
+    await lane._confirmed(commands.Basic.Nack(delivery_tag=2))
     lane._returned(5, RuntimeError())
-    await lane._answered(commands.Basic.Ack(delivery_tag=5))  # the ack that follows a return
-    oldest = lane.oldest()
-    assert oldest is not None
-    assert oldest[1:] == (1, 5.0)
-    await lane._answered(commands.Basic.Ack(delivery_tag=6, multiple=True))
-    await lane._answered(commands.Basic.Ack(delivery_tag=4, multiple=True))  # again, and late
-    await lane._answered(commands.Basic.Nack(delivery_tag=8, multiple=True))
+    await lane._confirmed(commands.Basic.Ack(delivery_tag=5))  # the ack that follows a return
+    assert lane.oldest() is sent[0]
+    assert [entry[1] for entry in lane.entries()] == [1, 4, 6, 7, 8, 9, 10, 11, 12]
+    await lane._confirmed(commands.Basic.Ack(delivery_tag=6, multiple=True))
+    await lane._confirmed(commands.Basic.Ack(delivery_tag=4, multiple=True))  # again, and late
+    await lane._confirmed(commands.Basic.Nack(delivery_tag=8, multiple=True))
     assert sorted(lane.in_flight) == [9, 10, 11, 12]
     assert not resolved
-    lane.attentive = True
-    await lane._answered(commands.Basic.Ack(delivery_tag=0, multiple=True))
-    assert resolved == [lane]
+    lane.watched = True
+    await lane._confirmed(commands.Basic.Ack(delivery_tag=0, multiple=True))
+    assert resolved == [[9, 10, 11, 12]]
     ok, nack = ["confirmed"], ["DeliveryError"]
     assert told == [ok, nack, ok, ok, ["RuntimeError"], ok, nack, nack, ok, ok, ok, ok]
     assert not lane.in_flight
@@ -151,9 +154,9 @@ async def session(rabbitmq: RabbitMQServer, exchange: str) -> AsyncIterator[Sess
 @pytest.mark.live
 async def test_a_real_connection_has_what_the_fast_lane_needs(session: Session) -> None:
     """Nothing is unexpected on a real channel, and each missing part would be noticed."""
-    assert session.lane is not None
-    channel = session.lane.channel
-    assert type(session.lane) is lanes.FastLane
+    lane = session._channels[0]
+    channel = lane.channel
+    assert type(lane) is _channels.FastChannel
     with pytest.MonkeyPatch.context() as patch:  # as it was before the lane took its parts over
         patch.setattr(channel, "confirmations", {})
         patch.setattr(channel, "message_id_delivery_tag", {})
@@ -162,7 +165,7 @@ async def test_a_real_connection_has_what_the_fast_lane_needs(session: Session) 
 
 
 def _each_part_is_missed(session: Session, channel: Any) -> None:
-    assert lanes.unexpected(session.connection, channel) is None
+    assert _channels.unexpected(session.connection, channel) is None
     for name in (
         "confirmations",
         "message_id_delivery_tag",
@@ -183,14 +186,13 @@ def _each_part_is_missed(session: Session, channel: Any) -> None:
                     raise AttributeError(asked)
                 return getattr(channel, asked)
 
-        assert name in (lanes.unexpected(session.connection, Without(name)) or ""), name
+        assert name in (_channels.unexpected(session.connection, Without(name)) or ""), name
 
 
 @pytest.mark.live
 async def test_a_closed_channel_is_forgotten_before_it_is_answered(session: Session) -> None:
     """aiormq takes a channel out of `channels` when it reads Channel.Close: from there on we write nothing to it."""
-    lane = session.lane
-    assert lane is not None
+    lane = session._channels[0]
     assert lane.open
     seen = []
     put = lane.channel.write_queue.put_nowait
@@ -217,14 +219,14 @@ async def test_writing_past_the_writer_task(rabbitmq: RabbitMQServer, exchange: 
     async with FaultProxy((rabbitmq.host, rabbitmq.port)) as proxy:
         async with open_broker(f"amqp://guest:guest@127.0.0.1:{proxy.port}/?exchange={exchange}") as broker:
             assert isinstance(broker.driver, AMQPDriver)
-            lane = broker.driver._lane
+            lane = broker.driver._publisher.channel
             assert lane is not None
-            lane.drained = lambda _: drained.set()
+            lane._on_drained = lambda _: drained.set()
             proxy.stall("up")
             taken = True
             while taken:
                 some: list[Any] = [FakeDelivery() for _ in range(128)]
-                taken = lane.send([(one, len(sent) + number, frames, b"") for number, one in enumerate(some)], 0.0)
+                taken = lane.send([(one, len(sent) + n, frames, b"", None, False) for n, one in enumerate(some)], 0.0)
                 sent += some
                 assert len(sent) < 20_000, "the socket takes everything from a server that reads nothing"
             await asyncio.sleep(0.05)
@@ -281,7 +283,7 @@ async def test_a_refused_handshake_keeps_its_code(rabbitmq: RabbitMQServer) -> N
 
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lanes, "unexpected", lambda connection, channel: "it is not what it was")
+    monkeypatch.setattr(_channels, "unexpected", lambda connection, channel: "it is not what it was")
 
 
 @pytest.mark.live

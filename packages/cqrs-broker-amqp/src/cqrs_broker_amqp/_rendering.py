@@ -6,7 +6,8 @@ more than all the rest of a send.
 
     property        from
     content_type    content_type, else application/octet-stream for bytes, application/json
-    headers         "ordering-key": key, and the message's headers; all long strings
+    headers         "ordering-key": key, a long string, and the message's headers; by type: long string, byte array,
+                    64-bit integer, double, boolean, void
     delivery_mode   2 (persistent)
     message_id      message_id, as 8-4-4-4-12 hex digits
     timestamp       timestamp, in whole seconds
@@ -17,14 +18,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from struct import Struct
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from cqrs_brokers.driver import Message, content_type_of, id_text, timestamp_ms
+from cqrs_brokers.exceptions import InvalidMessageError
 
-__all__ = ["CHANNEL", "SMALL_BODY", "Renderer", "body_frames"]
+__all__ = ["CHANNEL", "SMALL_BODY", "Renderer", "body_frames", "body_size", "header_frame_size", "on_channel"]
 
 CHANNEL = 1
-"""The channel that messages are published on: always the same, so that what is rendered outlives a reconnect."""
+"""The channel that messages are rendered for: nearly always the one they go out on, also after a reconnect."""
 
 FRAME_END = b"\xce"
 FRAME_OVERHEAD = 8
@@ -46,6 +48,9 @@ _BODY_FRAME = b"\x03" + CHANNEL.to_bytes(2, "big")
 _rich_start = Struct(">I4sQ").pack  # size of the header frame, class, size of the body
 _REMEMBERED = 1000
 _ORDERING_KEY = b"\x0cordering-keyS"
+_int64, _double = Struct(">cq").pack, Struct(">cd").pack
+_RABBITMQS_OWN = frozenset({"CC", "BCC"})
+"""RabbitMQ reads further routing keys from these and closes the channel when they are no lists."""
 
 
 class _Route(NamedTuple):
@@ -84,6 +89,9 @@ class Renderer:
 
         Args:
             message: A validated message.
+
+        Raises:
+            InvalidMessageError: A header that RabbitMQ would refuse, and with it the messages beside this one.
         """
         body = message.payload_bytes or message.body or b""  # never None: this broker has no tombstones
         size = len(body)
@@ -148,15 +156,22 @@ class Renderer:
         )
         return route
 
-    def _table(self, key: str | None, headers: Mapping[str, Any]) -> bytes:
+    def _table(self, key: str | None, headers: Mapping[str, object]) -> bytes:
         fields: list[bytes] = []
         if key is not None:
             text = key.encode()
             fields += (_ORDERING_KEY, _long(len(text)), text)
         names = self._names
         for name, value in headers.items():
-            text = value.encode()
-            fields += (names.get(name) or self._name(name), _long(len(text)), text)
+            if type(value) is str:
+                text = value.encode()
+                fields += (names.get(name) or self._name(name), _long(len(text)), text)
+            else:
+                fields += (_short(name), _typed(value))
+            if name in _RABBITMQS_OWN:
+                raise InvalidMessageError(
+                    f"the header {name!r} is RabbitMQ's own, for further routing keys: give yours another name"
+                )
         return b"".join(fields)
 
     def _name(self, name: str) -> bytes:
@@ -166,16 +181,46 @@ class Renderer:
         return known
 
 
-def body_frames(body: bytes, frame_max: int, into: list[bytes]) -> None:
+def _typed(value: object) -> bytes:
+    """The type and the value of a header that is no text. pamqp would write floats with 32 bits."""
+    if value is None:
+        return b"V"
+    if isinstance(value, bool):
+        return b"t\x01" if value else b"t\x00"
+    if isinstance(value, bytes):
+        return b"x" + _long(len(value)) + value
+    if isinstance(value, int):
+        return _int64(b"l", value)
+    return _double(b"d", value)
+
+
+def header_frame_size(frames: bytes) -> int:
+    """How large the content header's frame is, which cannot be divided."""
+    start = FRAME_OVERHEAD + int.from_bytes(frames[3:7])
+    return FRAME_OVERHEAD + int.from_bytes(frames[start + 3 : start + 7])
+
+
+def body_size(frames: bytes) -> int:
+    """How large the body is, as the content header says."""
+    start = 2 * FRAME_OVERHEAD + int.from_bytes(frames[3:7]) + 3  # what ends the first frame and begins the second
+    return int.from_bytes(frames[start : start + 8])
+
+
+def on_channel(frames: bytes, number: int) -> bytes:
+    """The same frames, for another channel than the one they were rendered for."""
+    changed, channel, start = bytearray(frames), number.to_bytes(2, "big"), 0
+    while start < len(changed):
+        changed[start + 1 : start + 3] = channel
+        start += FRAME_OVERHEAD + int.from_bytes(changed[start + 3 : start + 7])
+    return bytes(changed)
+
+
+def body_frames(body: bytes, frame_max: int, number: int, into: list[bytes]) -> None:
     """Appends the body as frames of at most `frame_max` bytes each; an empty body has none."""
     size, room = len(body), frame_max - FRAME_OVERHEAD
-    if size <= room:
-        if size:
-            into += (_frame(_BODY, CHANNEL, size), body, FRAME_END)
-        return
     for start in range(0, size, room):
-        part = body[start : start + room]
-        into += (_frame(_BODY, CHANNEL, len(part)), part, FRAME_END)
+        part = body if size <= room else body[start : start + room]
+        into += (_frame(_BODY, number, len(part)), part, FRAME_END)
 
 
 def _short(text: str) -> bytes:

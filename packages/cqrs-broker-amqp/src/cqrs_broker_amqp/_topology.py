@@ -1,6 +1,6 @@
 """What is created in RabbitMQ before publishing, or checked: `declare=exchange|queue|passive|never`.
 
-Everything runs on a throw-away channel, because RabbitMQ closes a channel on which a declaration fails.
+The exchange is declared on the channel that is then published on, so that a user who may open one channel can connect.
 """
 
 from __future__ import annotations
@@ -17,68 +17,70 @@ from cqrs_brokers.exceptions import (
     UnreachableError,
 )
 
-from .errors import ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED, channel_reply, scrubbed
-from .internals import Connection, goodbye
+from ._errors import ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED, channel_reply, scrubbed
 from .options import AMQPOptions
 
-__all__ = ["ThrowAwayChannel", "check_exchange", "declare_exchange", "declare_queue", "queue_error"]
+__all__ = ["declare_exchange", "declare_queue", "find_exchange", "queue_error"]
 
-_THROW_AWAY = 2
 _MISMATCH = re.compile(r"inequivalent arg '([^']*)' .*received (.*?) but current is (.*)$", re.DOTALL)
+_QUEUE_LIMIT = re.compile(r"queue limit in vhost .* is reached$", re.DOTALL)
+_RESERVED = "contains reserved prefix 'amq.*'"
 
 
-async def declare_exchange(connection: Connection, options: AMQPOptions) -> None:
+async def declare_exchange(channel: Any, options: AMQPOptions) -> bool:
     """Applies `declare` to the exchange.
 
+    Returns:
+        Whether the channel can be published on; RabbitMQ closes it when it may not be looked at.
+
     Raises:
-        ConnectError: It cannot be declared, is not there, or differs from what is asked; the text says how.
+        ConnectError: The exchange cannot be declared, is not there, or differs from what is asked; the text says how.
     """
     if options.declare == "never" or not options.exchange:
-        return
+        return True
     if options.declare == "passive":
-        if not await check_exchange(connection, options.exchange):
+        found = await find_exchange(channel, options.exchange)
+        if found is False:
             raise TopologyError(f"there is no exchange {options.exchange!r}: create it, or use declare=exchange")
-        return
-    name, kind = options.exchange, options.exchange_type
+        return found is True
     try:
-        async with ThrowAwayChannel(connection) as channel:
-            await channel.exchange_declare(name, exchange_type=kind, durable=True)
+        await channel.exchange_declare(options.exchange, exchange_type=options.exchange_type, durable=True)
     except Exception as error:
         raise _exchange_error(error, options) from scrubbed(error)
+    return True
 
 
-async def check_exchange(connection: Connection, name: str) -> bool:
-    """Whether the exchange is there.
+async def find_exchange(channel: Any, name: str) -> bool | None:
+    """Whether the exchange is there. Unless it is, RabbitMQ closes the channel.
+
+    Returns:
+        None: RabbitMQ does not say it to this user, who may publish all the same.
 
     Raises:
         ConnectError: That cannot be found out.
     """
-    if not name:
-        return True
     try:
-        async with ThrowAwayChannel(connection) as channel:
-            await channel.exchange_declare(name, passive=True)
+        await channel.exchange_declare(name, passive=True)
     except Exception as error:
         code, _ = channel_reply(error)
         if code == NOT_FOUND:
             return False
-        # RabbitMQ 3.10 asks no permission for this; whoever may not look may still publish.
         if code == ACCESS_REFUSED:
-            return True
+            return None
         raise _lost(error) from scrubbed(error)
     return True
 
 
-async def declare_queue(connection: Connection, options: AMQPOptions, topic: str) -> None:
+async def declare_queue(channel: Any, options: AMQPOptions, topic: str) -> None:
     """Declares the durable queue of a topic and binds it to the exchange; the default exchange needs no binding.
 
     Raises:
         Exception: aiormq's; `queue_error` says what it means.
     """
-    async with ThrowAwayChannel(connection) as channel:
-        await channel.queue_declare(topic, durable=True)
-        if options.exchange:
-            await channel.queue_bind(topic, options.exchange, routing_key=topic)
+    arguments = {"x-queue-type": options.queue_type} if options.queue_type is not None else None
+    await channel.queue_declare(topic, durable=True, arguments=arguments)
+    if options.exchange:
+        await channel.queue_bind(topic, options.exchange, routing_key=topic)
 
 
 def queue_error(error: BaseException, topic: str) -> NotDeliveredError:
@@ -90,9 +92,12 @@ def queue_error(error: BaseException, topic: str) -> NotDeliveredError:
             f"declare=queue was refused: {reply}: grant configure and write (queue) and read (exchange) permission, or "
             "create queue and binding yourself and use declare=exchange"
         )
+    elif code == PRECONDITION_FAILED and _QUEUE_LIMIT.search(reply):
+        found = NotDeliveredError(f"declare=queue failed for {topic!r}: {reply}: raise the limit, or delete queues")
     elif code == PRECONDITION_FAILED:
         what = _difference(reply, f"queue {topic!r}")
-        found = NotDeliveredError(f"declare=queue: {what}: use declare=exchange and bind that queue yourself")
+        advice = "set queue_type= to its type, or " if "x-queue-type" in what else ""
+        found = NotDeliveredError(f"declare=queue: {what}: {advice}use declare=exchange and bind that queue yourself")
         found.__cause__ = TopologyError(what)
         return found
     elif code:
@@ -116,6 +121,10 @@ def _exchange_error(error: BaseException, options: AMQPOptions) -> ConnectError:
         else:
             advice = "set declare=passive to use it as it is, or delete it"
         return TopologyError(f"{_difference(reply, exchange)}: {advice}")
+    if code == ACCESS_REFUSED and reply.endswith(_RESERVED):
+        return TopologyError(
+            f"there is no {exchange}, and names that begin with amq. are RabbitMQ's own ({reply}): use another name"
+        )
     if code == ACCESS_REFUSED:
         return AuthorizationError(
             f"{exchange} may not be declared ({reply}): grant configure permission, or create it: declare=passive"
@@ -141,23 +150,3 @@ def _value(text: str) -> str:
 
 def _lost(error: BaseException) -> UnreachableError:
     return UnreachableError(f"the connection was lost while declaring ({type(error).__name__})")
-
-
-class ThrowAwayChannel:
-    """A channel for one declaration; it may die of it."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._channel: Any = None
-
-    async def __aenter__(self) -> Any:
-        number = self._connection.free_number(_THROW_AWAY)
-        self._channel = await self._connection.channel(number, publisher_confirms=False)
-        return self._channel
-
-    async def __aexit__(self, error: type[BaseException] | None, *_: object) -> None:
-        # After an error the server closed it, or aiormq is about to. aiormq's own close() would send Channel.Close a
-        # second time when the answer takes longer than a heartbeat or the wait is cancelled, and then RabbitMQ closes
-        # the whole connection. So nobody waits: the number is free again when the answer comes.
-        if error is None:
-            goodbye(self._channel)
