@@ -57,7 +57,7 @@ class OwnWindow(Window):
 
     def expire(self) -> None:
         """Every deadline has passed."""
-        for delivery in (*self.places.pending, *self.waiting):
+        for delivery in (*self.places.pending, *self._waiting):
             delivery.deadline = 0
         self._deadlines.expire()
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from operator import attrgetter
 from time import time_ns
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 from uuid import UUID
 
-from ._message.encoders import NO_HEADERS, Encoded, Encoder, HeaderValue, MessageEncoder
 from ._message.encoding import encode
+from ._message.headers import NO_HEADERS, HeaderValue
 from ._message.ids import from_text, new_text, text_of
 from ._message.tombstone import TOMBSTONE, Tombstone
 
@@ -176,6 +176,16 @@ raw_id: Callable[[Message], Any] = attrgetter("_id")
 """The message's id as the message keeps it: the text of an id of our own, or what the caller set."""
 
 
+made_ns: Callable[[Message], int | None] = attrgetter("_made_ns")
+"""When the message was made, in nanoseconds; None when the caller set its time stamp."""
+
+
+def encoded_anew(message: Message) -> bytes | None:
+    """The message's body; its payload may have been changed since it was sent before."""
+    message._body = None
+    return message.body
+
+
 def timestamp_ms(message: Message) -> int:
     """When the message was made, in whole milliseconds since 1970-01-01 UTC, rounded down."""
     made_ns = message._made_ns
@@ -259,6 +269,32 @@ class MessageLike(Protocol):
     def payload(self) -> Any: ...
     @property
     def message_id(self) -> UUID: ...
+
+
+class Encoded(NamedTuple):
+    """What a `MessageEncoder` makes of a message.
+
+    Attributes:
+        body: The bytes that go on the wire.
+        content_type: Their MIME type. None: that of the payload, as without an encoder.
+        headers: Headers that consumers need to read the body; they are added to the message's own.
+    """
+
+    body: bytes
+    content_type: str | None = None
+    headers: Mapping[str, HeaderValue] = NO_HEADERS
+
+
+@runtime_checkable
+class MessageEncoder(Protocol):
+    """An encoder that sees the message: for formats that need its topic or name, such as those of a schema registry."""
+
+    def encode_message(self, message: Message, /) -> Encoded:
+        """The body of a message, and what goes with it. Called before the message is sent; it must not block."""
+
+
+Encoder = Callable[[object], bytes] | MessageEncoder
+"""Makes the body of a message: of its payload alone, or of the whole."""
 
 
 class Receipt:

@@ -16,8 +16,8 @@ import random
 from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple
 
+from cqrs_brokers._config.settings import BrokerSettings
 from cqrs_brokers._delivery.breaches import ContractBreaches
-from cqrs_brokers._settings import Settings
 from cqrs_brokers.driver import Driver
 from cqrs_brokers.exceptions import (
     BrokerBlockedError,
@@ -28,7 +28,7 @@ from cqrs_brokers.exceptions import (
     NotDeliveredError,
     UnreachableError,
 )
-from cqrs_brokers.tasks import retrieve_exception
+from cqrs_brokers.tasks import Tasks, retrieve_exception
 
 __all__ = ["Connection", "ConnectionListener", "State"]
 
@@ -85,7 +85,7 @@ class Connection:
         *,
         breaches: ContractBreaches,
         address: str,
-        settings: Settings,
+        settings: BrokerSettings,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._driver = driver
@@ -98,6 +98,7 @@ class Connection:
         self.last_error: ConnectError | None = None
         self.blocked_by: str | None = None
         """Why the broker takes no messages now, while it is connected."""
+        self._tasks = Tasks()
         self._task: asyncio.Task[None] | None = None
         self._attempt: asyncio.Task[None] | None = None
         self._lost: asyncio.Future[ConnectError] | None = None
@@ -156,7 +157,7 @@ class Connection:
         """
         if self._task is None:
             if self.state is State.FAILED and loop.time() < self._retry_at:
-                return self.why_not_connected()
+                return self._why_not_connected()
             self._start(loop)
         return None
 
@@ -189,7 +190,7 @@ class Connection:
         if error is not None:
             raise error
 
-    def why_not_connected(self) -> NotConnectedError:
+    def _why_not_connected(self) -> NotConnectedError:
         """The error for a message that finds no connection; its cause is the last `ConnectError`."""
         cause = self.last_error
         if cause is None:
@@ -203,7 +204,7 @@ class Connection:
     def why_not_taken(self) -> NotDeliveredError | None:
         """Why the broker takes no messages now, or None when it takes them."""
         if self.state is not State.READY or self.last_error is not None:
-            return self.why_not_connected()
+            return self._why_not_connected()
         if self.blocked_by is not None:
             return BrokerBlockedError(
                 f"the broker took no messages until the deadline: {self.blocked_by}; send again later"
@@ -216,10 +217,7 @@ class Connection:
         # The state changes now, not when the task first runs: what is asked in between must see it.
         self.state = State.CONNECTING
         self._engaged = True
-        task = self._task = loop.create_task(self._supervise(loop), name=f"cqrs-brokers connection to {self._address}")
-        # A loop that is closed without cancelling its tasks would report this one as destroyed, beside the
-        # ResourceWarning that names the broker and the cure.
-        task._log_destroy_pending = False  # type: ignore[attr-defined]
+        self._task = self._tasks.spawn(self._supervise(loop), name=f"cqrs-brokers connection to {self._address}")
 
     async def _supervise(self, loop: asyncio.AbstractEventLoop) -> None:
         me = asyncio.current_task()
@@ -254,7 +252,7 @@ class Connection:
                 self._fail(loop, error)
                 return
             if self._settings.retry_count is not None and failures >= self._settings.retry_count:
-                self._listener.failed(self.why_not_connected())
+                self._listener.failed(self._why_not_connected())
                 was_ready = False
             if not was_ready and not self._listener.is_needed() and not self._passes:
                 self.state = State.IDLE
@@ -273,8 +271,7 @@ class Connection:
         self, method: str, work: Coroutine[Any, Any, None], timeout: float, silence: str
     ) -> ConnectError | None:
         """Runs the driver's work in a task of its own: its cancellations are not ours, and ours reach it."""
-        task = self._attempt = asyncio.get_running_loop().create_task(work)
-        task._log_destroy_pending = False  # type: ignore[attr-defined] # as the supervisor, which owns it
+        task = self._attempt = self._tasks.spawn(work)
         task.add_done_callback(retrieve_exception)
         try:
             await asyncio.wait((task,), timeout=timeout)
@@ -328,7 +325,7 @@ class Connection:
         self._retry_at = loop.time() + RETRY_AFTER_PERMANENT
         logger.error("cannot connect to %s, not trying again by itself: %s", self._address, error.text)
         self._listener.changed("failed", error.text)
-        self._listener.failed(self.why_not_connected())
+        self._listener.failed(self._why_not_connected())
         self._end_passes(error)
 
     def _end_passes(self, error: BrokerError | None) -> None:
@@ -364,6 +361,7 @@ class Connection:
         """The event loop is closed: forgets its tasks without I/O."""
         self._task = self._attempt = self._lost = self._wake = None
         self._passes.clear()
+        self._tasks.abort()
         self._drop()
 
     def _drop(self) -> None:

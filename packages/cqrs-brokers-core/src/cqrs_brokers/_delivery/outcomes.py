@@ -1,8 +1,4 @@
-"""How callers get their outcomes: the delivery that a `send_message` awaits, and those of a `send_messages`.
-
-Callers of `send_message` are woken together: one callback in the event loop for all whose outcomes came in its turn,
-not one for each, as with `asyncio.Future`. With 1 000 sends at a time that saves a tenth of what a message costs.
-"""
+"""How callers get their outcomes: the delivery that a `send_message` awaits, and those of a `send_messages`."""
 
 from __future__ import annotations
 
@@ -16,32 +12,9 @@ from cqrs_brokers.protocol import Message, Receipt
 
 from .delivery import Sending
 from .in_flight import InFlight
+from .wakeups import Wakeups
 
-__all__ = ["AwaitedDelivery", "BulkDelivery", "BulkOutcomes", "TimedDelivery", "Wakeups"]
-
-
-class Wakeups:
-    """The tasks that are to be woken in the event loop's next turn.
-
-    Args:
-        loop: The event loop.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-        self.due: list[AwaitedDelivery] = []
-        """The deliveries whose tasks are to be woken, in this order. `wake()` must be in the loop's next turn then."""
-
-    def wake(self) -> None:
-        """Wakes the tasks."""
-        due, self.due = self.due, []
-        waking = iter(due)
-        try:
-            for delivery in waking:
-                delivery.wake()
-        finally:  # a task that raises KeyboardInterrupt or SystemExit ends the loop's turn, not the others' wait
-            for delivery in waking:
-                delivery.wake_soon()
+__all__ = ["AwaitedDelivery", "BulkDelivery", "BulkOutcomes", "TimedDelivery"]
 
 
 class AwaitedDelivery(Sending):

@@ -15,7 +15,7 @@ from cqrs_brokers.exceptions import DeliveryError, NotDeliveredError
 from .deadlines import Deadlines
 from .delivery import HANDED, QUEUED, SUBMITTED, Delivery, Sending
 from .in_flight import InFlight
-from .outcomes import Wakeups
+from .wakeups import Wakeups
 
 __all__ = ["Window"]
 
@@ -46,19 +46,19 @@ class Window:
         self._copies = not passes_through
         self.accepting = False
         """Whether the driver takes messages now: connected and not blocked."""
-        self.waiting: collections.deque[Sending] = collections.deque()
+        self._waiting: collections.deque[Sending] = collections.deque()
         self.wakeups: Wakeups
         """The callers that are to be woken in this event loop."""
-        self._deadlines = Deadlines(in_flight, self.waiting, why_not_taken, timeout)
+        self._deadlines = Deadlines(in_flight, self._waiting, why_not_taken, timeout)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._refill_due = False
         in_flight.on_room = self._refill_soon
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
         """Starts anew in that event loop, forgetting what belonged to a closed one."""
-        forgotten = (*self._in_flight.pending, *self._in_flight.ended, *self.waiting)
+        forgotten = (*self._in_flight.pending, *self._in_flight.ended, *self._waiting)
         self._in_flight.clear()
-        self.waiting.clear()
+        self._waiting.clear()
         for delivery in forgotten:
             delivery.settle()
         self._loop = loop
@@ -79,7 +79,7 @@ class Window:
         places = self._in_flight
         if (
             self.accepting
-            and not self.waiting
+            and not self._waiting
             and len(places.pending) + len(places.ended) < places.max_count
             and (places.bytes + delivery.size <= places.max_bytes or not places.bytes)
         ):
@@ -106,7 +106,7 @@ class Window:
 
     def keep(self, deliveries: Sequence[Sending]) -> None:
         """Before their caller gives way to others: those that wait are kept as they are."""
-        if self._copies and self.waiting:
+        if self._copies and self._waiting:
             for delivery in deliveries:
                 if delivery.state == QUEUED:
                     delivery.keep()
@@ -122,7 +122,7 @@ class Window:
         self._refill_due = False
         if not self.accepting:
             return
-        waiting, places = self.waiting, self._in_flight
+        waiting, places = self._waiting, self._in_flight
         room = places.max_count - places.count
         batch: list[Sending] = []
         while waiting and room > 0:
@@ -142,13 +142,13 @@ class Window:
                 self._not_submitted(batch, error)
 
     def _wait(self, deliveries: Sequence[Sending]) -> None:
-        self.waiting.extend(deliveries)
+        self._waiting.extend(deliveries)
         self._in_flight.room_is_wanted = not self._refill_due
 
     def _refill_soon(self) -> None:
         """One refill per turn of the event loop, however many places become free in it."""
         self._in_flight.room_is_wanted = False
-        if self.waiting and self._loop is not None:
+        if self._waiting and self._loop is not None:
             self._refill_due = True
             self._loop.call_soon(self.refill)
 
@@ -165,16 +165,16 @@ class Window:
         if delivery.done:
             return
         delivery.abandon()
-        if self.waiting and self.waiting[0] is delivery:
-            self.waiting.popleft()
+        if self._waiting and self._waiting[0] is delivery:
+            self._waiting.popleft()
             self._refill_soon()
 
     def end_not_handed(self, error: NotDeliveredError) -> None:
         """Ends everything that was not handed over: connecting cannot succeed, or waiting has no more sense."""
         for delivery in [d for d in self._in_flight.pending if d.state != HANDED]:
             delivery.end(error)
-        while self.waiting:
-            waiter = self.waiting.popleft()
+        while self._waiting:
+            waiter = self._waiting.popleft()
             if not waiter.done:
                 waiter.end(error)
 
@@ -200,7 +200,7 @@ class Window:
     @property
     def is_empty(self) -> bool:
         """Whether every message has its outcome. The driver may still hold some."""
-        return not self._in_flight.pending and all(delivery.done for delivery in self.waiting)
+        return not self._in_flight.pending and all(delivery.done for delivery in self._waiting)
 
     async def drained(self, timeout: float | None) -> bool:
         """Waits until everything that is here now has its outcome.
@@ -209,7 +209,7 @@ class Window:
             Whether it has, within the timeout (in seconds; None: the deadlines bound it).
         """
         assert self._loop is not None
-        pending = {d for d in (*self._in_flight.pending, *self.waiting) if not d.done}
+        pending = {d for d in (*self._in_flight.pending, *self._waiting) if not d.done}
         if not pending:
             return True
         empty = self._loop.create_future()
