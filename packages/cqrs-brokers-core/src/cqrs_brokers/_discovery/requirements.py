@@ -19,7 +19,7 @@ def why_incompatible(requires: Iterable[str], core_version: str) -> tuple[str | 
         requires: A distribution's requirements on core, as written.
         core_version: Of the running core.
     """
-    unsure = [line for line in requires if not _plainly_holds(line, core_version)]
+    unsure = [line for line in requires if not plainly_holds(line, core_version)]
     if not unsure:
         return None, None
     from packaging.requirements import InvalidRequirement, Requirement  # imported here: a tenth of our import time
@@ -38,7 +38,7 @@ def why_incompatible(requires: Iterable[str], core_version: str) -> tuple[str | 
     return None, None
 
 
-def _plainly_holds(requirement: str, version: str) -> bool:
+def plainly_holds(requirement: str, version: str) -> bool:
     """Whether a requirement like `cqrs-brokers-core<0.2,>=0.1` holds for a final release. False: ask `packaging`."""
     match = re.fullmatch(rf"{CORE}\s*((?:(?:>=|<)[0-9.]+,?)+)", requirement)
     if match is None or not re.fullmatch(_RELEASE, version):
