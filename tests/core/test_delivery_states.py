@@ -49,6 +49,7 @@ class OwnWindow(Window):
             submit=submitted.extend,
             passes_through=False,
             why_not_taken=lambda: None,
+            why_late=lambda delivery, handed: None,
             timeout=30.0,
         )
         self.loop = loop

@@ -172,6 +172,7 @@ class Broker(MessageBroker):
             submit=self._sender.submit,
             passes_through=simple is not None and simple.passes_through,
             why_not_taken=self._connection.why_not_taken,
+            why_late=self._sender.why_late,
             timeout=delivery_timeout,
         )
         self._bound = LoopBinding()
@@ -377,9 +378,10 @@ class Broker(MessageBroker):
             reason = await whats_wrong(connection, self._entered(), self._settings.connect_timeout)
         except BrokerStateError as error:
             reason = error.text
+        throttled = "ok" if connection.throttled_by is None else f"throttled: {connection.throttled_by}"
         return Health(
             ok=not reason,
-            reason=reason or "ok",
+            reason=reason or throttled,
             latency=monotonic() - started,
             last_error=connection.last_error,
             blocked=connection.blocked_by is not None,

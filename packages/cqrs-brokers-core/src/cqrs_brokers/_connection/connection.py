@@ -98,6 +98,8 @@ class Connection:
         self.last_error: ConnectError | None = None
         self.blocked_by: str | None = None
         """Why the broker takes no messages now, while it is connected."""
+        self.throttled_by: str | None = None
+        """Why the broker slows this client down, while it is connected."""
         self._tasks = Tasks()
         self._task: asyncio.Task[None] | None = None
         self._attempt: asyncio.Task[None] | None = None
@@ -137,6 +139,14 @@ class Connection:
     def unblocked(self) -> None:
         """See `Link.unblocked`."""
         self._block(None)
+
+    def throttled(self, reason: str | None) -> None:
+        """See `Link.throttled`."""
+        if self.state is not State.READY:
+            return
+        before, self.throttled_by = self.throttled_by, reason
+        if (before is None) != (reason is None):
+            self._listener.changed("unthrottled" if reason is None else "throttled", reason or "")
 
     def _block(self, reason: str | None) -> None:
         if self.blocked_by == reason or self.state not in (State.READY, State.CONNECTING):
@@ -313,7 +323,7 @@ class Connection:
         error = await self._lost
         error.broker = error.broker or self._address
         self.state = State.CONNECTING
-        self.blocked_by = None
+        self.blocked_by = self.throttled_by = None
         self.last_error = error
         self._listener.opened(False)
         self._listener.changed("lost", error.text)
@@ -366,7 +376,7 @@ class Connection:
 
     def _drop(self) -> None:
         self.state = State.IDLE
-        self.blocked_by = None
+        self.blocked_by = self.throttled_by = None
         self._end_passes(ConnectError("the event loop is ending", broker=self._address))
         if not self._engaged:
             return

@@ -10,12 +10,20 @@ import asyncio
 import collections
 from collections.abc import Callable
 
-from cqrs_brokers.exceptions import BackpressureError, DeliveryError, DeliveryTimeoutError, NotDeliveredError
+from cqrs_brokers.exceptions import (
+    BackpressureError,
+    DeliveryError,
+    DeliveryTimeoutError,
+    DeliveryUnknownError,
+    NotDeliveredError,
+)
 
 from .delivery import HANDED, Sending
 from .in_flight import InFlight
 
 __all__ = ["Deadlines"]
+
+WhyLate = Callable[..., DeliveryError | None]
 
 CLOCK_RESOLUTION = 0.001
 """The event loop fires a timer up to this early, in seconds."""
@@ -28,6 +36,7 @@ class Deadlines:
         in_flight: The messages that the driver holds.
         waiting: The messages that wait for a place, in the order of calls.
         why_not_taken: Why the broker takes nothing now, or None when it does.
+        why_late: What the driver knows about a message, and whether it was handed over.
         timeout: The timeout of calls that have none of their own, in seconds.
     """
 
@@ -36,11 +45,13 @@ class Deadlines:
         in_flight: InFlight,
         waiting: collections.deque[Sending],
         why_not_taken: Callable[[], NotDeliveredError | None],
+        why_late: WhyLate,
         timeout: float,
     ) -> None:
         self._in_flight = in_flight
         self._waiting = waiting
         self._why_not_taken = why_not_taken
+        self._why_late = why_late
         self._timeout = timeout
         self._in_order = True
         """The order of calls is the order of deadlines."""
@@ -126,9 +137,12 @@ class Deadlines:
     def _error(self, delivery: Sending, room: bool) -> DeliveryError:
         """The first that applies."""
         if delivery.state == HANDED:
+            known = self._known(delivery, handed=True)
+            if isinstance(known, DeliveryUnknownError):
+                return known
             return DeliveryTimeoutError("the broker did not confirm it before the deadline")
-        reason = self._why_not_taken()
-        if reason is not None:
+        reason = self._why_not_taken() or self._known(delivery, handed=False)
+        if isinstance(reason, NotDeliveredError):
             return reason
         if room:
             return BackpressureError(
@@ -139,3 +153,10 @@ class Deadlines:
             "no room until the deadline: messages come faster than the broker confirms them; send fewer at a time, "
             "or raise delivery_timeout or max_in_flight"
         )
+
+    def _known(self, delivery: Sending, *, handed: bool) -> DeliveryError | None:
+        try:
+            return self._why_late(delivery, handed=handed)
+        except Exception as error:
+            self._in_flight.breaches.add("why_late", f"raised {type(error).__name__}", delivery.message_id, error)
+            return None

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from cqrs_brokers.exceptions import DeliveryError, NotDeliveredError
 
-from .deadlines import Deadlines
+from .deadlines import Deadlines, WhyLate
 from .delivery import HANDED, QUEUED, SUBMITTED, Delivery, Sending
 from .in_flight import InFlight
 from .wakeups import Wakeups
@@ -29,6 +29,7 @@ class Window:
         passes_through: Whether the driver gets the caller's own object; else messages that have to wait are copied, so
             that later changes by the caller have no effect.
         why_not_taken: Why the broker takes nothing now, or None when it does.
+        why_late: The driver's.
         timeout: The timeout of calls that have none of their own, in seconds.
     """
 
@@ -39,6 +40,7 @@ class Window:
         submit: Callable[[Sequence[Delivery]], None],
         passes_through: bool,
         why_not_taken: Callable[[], NotDeliveredError | None],
+        why_late: WhyLate,
         timeout: float,
     ) -> None:
         self._in_flight = in_flight
@@ -49,7 +51,7 @@ class Window:
         self._waiting: collections.deque[Sending] = collections.deque()
         self.wakeups: Wakeups
         """The callers that are to be woken in this event loop."""
-        self._deadlines = Deadlines(in_flight, self._waiting, why_not_taken, timeout)
+        self._deadlines = Deadlines(in_flight, self._waiting, why_not_taken, why_late, timeout)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._refill_due = False
         in_flight.on_room = self._refill_soon
