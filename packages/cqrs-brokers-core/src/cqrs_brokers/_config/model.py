@@ -94,7 +94,7 @@ class BrokerOptions(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            problems = problems_of(type(self), error)
+            problems = _problems_of(type(self), error)
         if problems:  # raised here, where the ValidationError is no longer its context
             raise ConfigError(without_secrets(problems, values.values()))
 
@@ -102,7 +102,7 @@ class BrokerOptions(BaseModel):
         raise AttributeError("options cannot be changed")  # pydantic would raise its ValidationError
 
 
-def problems_of(options_type: type[BaseModel], error: ValidationError) -> list[str]:
+def _problems_of(options_type: type[BaseModel], error: ValidationError) -> list[str]:
     """A sentence per error, with no input in it."""
     problems: dict[str, None] = {}  # a union reports each of its members
     for item in error.errors(include_input=False, include_url=False):
