@@ -6,7 +6,7 @@ from cqrs_brokers import TOMBSTONE, InvalidMessageError, Message
 from cqrs_brokers_testkit.conformance.case import Context, case, check, outcome_of, show
 
 
-@case("values.tombstone-is-no-value", "live", capability="tombstones", needs=["read_back"])
+@case("messages.tombstone-is-no-value", "live", capability="tombstones", needs=["read_back"])
 async def tombstone_is_no_value(ctx: Context) -> None:
     """A tombstone arrives as no value, with its key, and an empty body beside it as an empty body."""
     topic = await ctx.topic()
@@ -20,7 +20,7 @@ async def tombstone_is_no_value(ctx: Context) -> None:
     check({record.name for record in records} == {"Deleted"}, "the name of a tombstone did not arrive")
 
 
-@case("values.tombstone-without-the-capability", "live", without="tombstones")
+@case("refusals.tombstone-without-the-capability", "live", without="tombstones")
 async def tombstone_without_the_capability(ctx: Context) -> None:
     """A tombstone is `InvalidMessageError`, with what to do instead, when the driver has none."""
     message = Message("Deleted", await ctx.topic(), TOMBSTONE, key="k" if ctx.capabilities.ordering_key else None)
@@ -29,7 +29,7 @@ async def tombstone_without_the_capability(ctx: Context) -> None:
     check("send an event that says so" in str(outcome), f"the refusal does not say what to do: {show(outcome)}")
 
 
-@case("values.headers-keep-their-types", "live", capability="headers", needs=["read_back"])
+@case("messages.headers-keep-their-types", "live", capability="headers", needs=["read_back"])
 async def headers_keep_their_types(ctx: Context) -> None:
     """Headers of every type that the driver declares arrive as what they are."""
     examples: list[object] = ["text", b"\x00\xff", -(2**63), 2**63 - 1, 0.1, True, False, None]
