@@ -27,7 +27,7 @@ def option(
     """A field of a `BrokerOptions` model.
 
     Args:
-        default: Left out: the option is required.
+        default: The default. Without one the option is required.
         description: One sentence for the documentation.
         unit: What a plain number counts, for example "ms". `Duration` and `Size` bring their own.
         keyword_only: An object that no string can hold (`ssl_context`); given only as a keyword.
@@ -39,7 +39,7 @@ def option(
 
 
 class BrokerOptions(BaseModel):
-    """Base of every plugin's options; holds those that `Broker` itself uses.
+    """The base of every plugin's options. It has the options that `Broker` itself uses.
 
     An instance made directly takes Python values and raises `ConfigError`, never pydantic's `ValidationError`.
     """
@@ -112,7 +112,7 @@ class BrokerOptions(BaseModel):
 
 
 def problems_of(options_type: type[BaseModel], error: ValidationError) -> list[str]:
-    """A sentence per error, with no input in it."""
+    """A sentence for each error. No sentence quotes the input."""
     problems: dict[str, None] = {}  # a union reports each of its members
     for item in error.errors(include_input=False, include_url=False):
         raised = item.get("ctx", {}).get("error")
@@ -129,6 +129,6 @@ def problems_of(options_type: type[BaseModel], error: ValidationError) -> list[s
 
 
 def without_secrets(problems: list[str], values: Iterable[object]) -> list[str]:
-    """A plugin's validator may have quoted what it was given."""
+    """The problems with all secrets masked: a plugin's validator may have quoted its input."""
     secrets = secrets_in(values)
     return [masked(problem, secrets) for problem in problems]
