@@ -1,7 +1,6 @@
 """The outbox's soak in its short form, and its judge: every kind of fault once."""
 
 import pytest
-
 from soak.outbox import KINDS, judge, run
 
 pytestmark = [pytest.mark.live, pytest.mark.fault, pytest.mark.slow]
