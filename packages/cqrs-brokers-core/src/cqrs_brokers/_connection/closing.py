@@ -10,6 +10,7 @@ import logging
 
 from cqrs_brokers._delivery.breaches import ContractBreaches
 from cqrs_brokers._delivery.window import Window
+from cqrs_brokers._stalls import LOOK, stalled_for, wait_patiently
 from cqrs_brokers.driver import PipelinedDriver
 from cqrs_brokers.exceptions import BrokerClosedError, ClosedWhilePendingError
 from cqrs_brokers.tasks import retrieve_exception
@@ -64,8 +65,10 @@ class Closing:
     async def _run(self) -> None:
         window, connection = self._window, self._connection
         while not window.is_empty and connection.state is not State.FAILED:
-            left = self._by - self.loop.time()
-            if left <= 0 or await window.drained(min(left, LOOK_AGAIN)):
+            now = self.loop.time()
+            if now >= self._by and stalled_for(self._by, now):  # what came in meanwhile is read first
+                await window.drained(LOOK)
+            if now >= self._by or await window.drained(min(self._by - now, LOOK_AGAIN)):
                 break
         unknown = window.settle(
             ClosedWhilePendingError("the broker was closed before the confirm came"),
@@ -82,7 +85,7 @@ class Closing:
     async def _close_driver(self, grace: float) -> None:
         closing = self.loop.create_task(self._sender.close(grace))
         closing.add_done_callback(retrieve_exception)
-        await asyncio.wait((closing,), timeout=grace + FORCED_CLOSE)
+        await wait_patiently(closing, grace + FORCED_CLOSE)
         if not closing.done():
             self._breaches.add("close", "did not end in time; the connection is dropped")
             self._sender.abort()

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from cqrs_brokers._config.settings import BrokerSettings
 from cqrs_brokers._delivery.breaches import ContractBreaches
+from cqrs_brokers._stalls import because_of_a_stall, wait_patiently
 from cqrs_brokers.driver import Driver
 from cqrs_brokers.exceptions import (
     BrokerBlockedError,
@@ -284,14 +285,14 @@ class Connection:
         task = self._attempt = self._tasks.spawn(work)
         task.add_done_callback(retrieve_exception)
         try:
-            await asyncio.wait((task,), timeout=timeout)
+            stalled = await wait_patiently(task, timeout)
         except asyncio.CancelledError:
             await self._end_attempt(method, task)
             raise
         await self._end_attempt(method, task)
         error: ConnectError
         if not task.done() or task.cancelled():
-            return UnreachableError(silence, broker=self._address)
+            return UnreachableError(because_of_a_stall(silence, stalled), broker=self._address)
         raised = task.exception()
         if raised is None:
             return None
