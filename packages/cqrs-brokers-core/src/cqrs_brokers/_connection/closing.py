@@ -15,7 +15,8 @@ from cqrs_brokers.driver import PipelinedDriver
 from cqrs_brokers.exceptions import BrokerClosedError, ClosedWhilePendingError
 from cqrs_brokers.tasks import retrieve_exception
 
-from .connection import Connection, State
+from .connection import Connection
+from .states import State
 
 __all__ = ["Closing"]
 
@@ -72,7 +73,7 @@ class Closing:
                 break
         unknown = window.settle(
             ClosedWhilePendingError("the broker was closed before the confirm came"),
-            BrokerClosedError("the broker was closed before the message was sent"),
+            self._not_sent(),
         )
         if unknown:
             ids = ", ".join(str(d.message_id) for d in unknown[:10])
@@ -81,6 +82,13 @@ class Closing:
         window.stop()
         await connection.stop()
         await self._close_driver(max(0.0, self._by - self.loop.time()))
+
+    def _not_sent(self) -> BrokerClosedError:
+        why = self._connection.last_error
+        no_connection = "" if why is None else f"; there was no connection: {why.text}"
+        error = BrokerClosedError(f"the broker was closed before the message was sent{no_connection}")
+        error.__cause__ = why
+        return error
 
     async def _close_driver(self, grace: float) -> None:
         closing = self.loop.create_task(self._sender.close(grace))
