@@ -20,9 +20,10 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import NoReturn, Protocol
 
-from ._delivery.delivery import ContractBreach, Delivery, confirm_all
+from ._delivery.breaches import ContractBreach
+from ._delivery.delivery import Delivery, confirm_all
 from ._message.encoding import content_type_of
-from .exceptions import ConnectError
+from .exceptions import ConnectError, DeliveryError
 from .protocol import Capabilities, HeaderValue, Message, MessageBroker, id_text, timestamp_ms
 
 __all__ = [
@@ -47,8 +48,8 @@ class Link(Protocol):
     def lost(self, error: ConnectError) -> None:
         """The connection is gone, or must be made anew; `Broker` will call `connect()`.
 
-        A permanent error stops the reconnecting. What has worked before is lost with `UnreachableError`, whatever came
-        over the wire at the end: connecting anew will tell the reason if it lasts.
+        A permanent error stops the reconnecting. Report the loss of a working connection as `UnreachableError`,
+        whatever the server sent last. If the cause persists, the next `connect()` will raise the specific error.
 
         Before this the driver fails what it had handed over (`ConnectionLostError`) or proves it not written
         (`returned()`). What it has not handed over it keeps, in order, and sends after the next `connect()`.
@@ -66,6 +67,12 @@ class Link(Protocol):
 
     def unblocked(self) -> None:
         """The broker takes messages again."""
+
+    def throttled(self, reason: str | None) -> None:
+        """The broker slows this client down, because of a quota; None: it does not any more.
+
+        Messages go on being submitted. `health()` says it, and observers are told when it begins and ends.
+        """
 
 
 class Driver(MessageBroker):
@@ -142,3 +149,16 @@ class PipelinedDriver(Driver):
         key (None: unordered), through its own reconnects too. For each delivery it owes `confirm`, `fail`, or
         `handed_over` returning False.
         """
+
+    def why_late(self, delivery: Delivery, /, *, handed: bool) -> DeliveryError | None:
+        """Why a message has no outcome at its deadline, as far as the driver knows; None: it knows nothing more.
+
+        Asked by `Broker` while it is connected, for an error that names what the broker said last about the message's
+        destination, instead of "the broker did not take it". The driver keeps the message as before.
+
+        Args:
+            delivery: The message; the driver may not have been given it yet.
+            handed: Whether it was handed over. Then the error must be a `DeliveryUnknownError`, else a
+                `NotDeliveredError`; an error of the other kind is ignored.
+        """
+        return None
