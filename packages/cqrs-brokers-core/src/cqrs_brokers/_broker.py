@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Self
 
+from ._config.settings import BrokerSettings
 from ._connection.closing import Closing
 from ._connection.connection import Connection, ConnectionListener
 from ._connection.health import Health, whats_wrong
@@ -30,7 +31,6 @@ from ._delivery.simple import SimpleSender
 from ._delivery.window import Window
 from ._message.coercion import Coercion
 from ._message.validation import Validator
-from ._settings import DEFAULTS, Settings
 from .driver import PipelinedDriver
 from .exceptions import (
     BrokerClosedError,
@@ -98,16 +98,16 @@ class Broker(MessageBroker):
         *,
         name: str | None = None,
         url: BrokerURL | None = None,
-        delivery_timeout: float = DEFAULTS.delivery_timeout,
-        connect_timeout: float = DEFAULTS.connect_timeout,
-        close_timeout: float = DEFAULTS.close_timeout,
-        max_in_flight: int = DEFAULTS.max_in_flight,
-        max_in_flight_bytes: int = DEFAULTS.max_in_flight_bytes,
-        max_message_bytes: int = DEFAULTS.max_message_bytes,
+        delivery_timeout: float = BrokerSettings.delivery_timeout,
+        connect_timeout: float = BrokerSettings.connect_timeout,
+        close_timeout: float = BrokerSettings.close_timeout,
+        max_in_flight: int = BrokerSettings.max_in_flight,
+        max_in_flight_bytes: int = BrokerSettings.max_in_flight_bytes,
+        max_message_bytes: int = BrokerSettings.max_message_bytes,
         encoder: Encoder | None = None,
         observers: Sequence[Observer] = (),
-        retry_count: int | None = DEFAULTS.retry_count,
-        retry_delay: float | None = DEFAULTS.retry_delay,
+        retry_count: int | None = BrokerSettings.retry_count,
+        retry_delay: float | None = BrokerSettings.retry_delay,
         options: Mapping[str, EffectiveOption] | None = None,
     ) -> None:
         if isinstance(driver, Broker):
@@ -117,7 +117,7 @@ class Broker(MessageBroker):
         given: object = encoder
         if not (given is None or callable(given) or isinstance(given, MessageEncoder)):
             raise ConfigError(f"encoder must be a function, or have encode_message(), not a {type(given).__name__}")
-        self._settings = settings = Settings(
+        self._settings = settings = BrokerSettings(
             delivery_timeout=delivery_timeout,
             connect_timeout=connect_timeout,
             close_timeout=close_timeout,

@@ -16,8 +16,8 @@ import random
 from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple
 
+from cqrs_brokers._config.settings import BrokerSettings
 from cqrs_brokers._delivery.breaches import ContractBreaches
-from cqrs_brokers._settings import Settings
 from cqrs_brokers.driver import Driver
 from cqrs_brokers.exceptions import (
     BrokerBlockedError,
@@ -85,7 +85,7 @@ class Connection:
         *,
         breaches: ContractBreaches,
         address: str,
-        settings: Settings,
+        settings: BrokerSettings,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._driver = driver
