@@ -137,6 +137,11 @@ class TestPythonCqrsOwnEvents:
         """Keys as they are; NaN is null here too."""
         assert (await body_of(own({"a_b": 1, "x": math.nan})))["payload"] == {"a_b": 1, "x": None}
 
+    async def test_a_large_integer_is_an_error_of_its_encoder(self) -> None:
+        """Above 64 bits; it is raised before the adapter is asked."""
+        with pytest.raises(TypeError, match="64-bit"):
+            await body_of(own({"n": 2**64}))
+
     async def test_pydantic_notification_events_raise_for_a_decimal(self) -> None:
         """snake_case with dashes; a Decimal is python-cqrs' own TypeError at the send."""
         event: Any = PydanticNotificationEvent[dict[str, Any]](event_name="n", topic="t", payload={"a_b": 1})

@@ -26,6 +26,8 @@ from uuid import UUID
 
 from cqrs_brokers.exceptions import safe_cause
 
+from .ids import text_of
+
 __all__ = [
     "MAX_DEPTH",
     "PLAIN",
@@ -245,12 +247,12 @@ def _decimal(value: Decimal, depth: int) -> str:
 
 def _datetime(value: datetime, depth: int) -> str:
     text = value.isoformat()
-    return text[:-6] + "Z" if text.endswith("+00:00") and not value.utcoffset() else text
+    return text[:-6] + "Z" if text[-6:] == "+00:00" else text
 
 
 def _time(value: time, depth: int) -> str:
     text = value.isoformat()
-    return text[:-6] + "Z" if text.endswith("+00:00") and not value.utcoffset() else text
+    return text[:-6] + "Z" if text[-6:] == "+00:00" else text
 
 
 def _duration(value: timedelta, depth: int) -> Any:
@@ -261,7 +263,7 @@ def _duration(value: timedelta, depth: int) -> Any:
 
 _LEAVES: dict[type, Writer] = {
     float: _float,
-    UUID: lambda value, depth: str(value),
+    UUID: lambda value, depth: text_of(value.int).decode(),
     datetime: _datetime,
     date: lambda value, depth: value.isoformat(),
     time: _time,
