@@ -164,6 +164,14 @@ def soak(session: nox.Session) -> None:
         session.run("python", "-m", "soak", broker, *rest)
 
 
+@nox.session
+def versions(session: nox.Session) -> None:
+    """Runs the tests with other servers, Pythons and the oldest dependencies; `-- NAME` for some, `-- --help` for names."""
+    install(session, ["cqrs-brokers-testkit[amqp,kafka]"], "packaging")
+    wheels_folder = Path(session.virtualenv.location) / "wheels"
+    session.run("python", "-m", "versions", str(wheels_folder), *session.posargs)
+
+
 def check_content(session: nox.Session, wheel: Path) -> None:
     """What every wheel has, and has not."""
     with zipfile.ZipFile(wheel) as archive:
