@@ -166,7 +166,7 @@ def soak(session: nox.Session) -> None:
 
 @nox.session
 def versions(session: nox.Session) -> None:
-    """Runs the tests with other servers, Pythons and the oldest dependencies; `-- NAME` for some, `-- --help` for names."""
+    """Runs the tests with other servers, Pythons and the oldest dependencies; `-- NAME ...` runs some of them."""
     install(session, ["cqrs-brokers-testkit[amqp,kafka]"], "packaging")
     wheels_folder = Path(session.virtualenv.location) / "wheels"
     session.run("python", "-m", "versions", str(wheels_folder), *session.posargs)

@@ -88,6 +88,7 @@ def make(target: Target, wheels: Path, folder: Path, progress: Callable[[str], N
     progress(f"{target.name}: making the environment")
     _run(_in(root, [str(interpreter), "-m", "venv", str(place)]))
     python = place / "bin" / "python"
+    _run(_in(root, [str(python), *_PIP, "install", "-q", "-U", "pip"]))  # an old one knows no extras in constraints
     constraints = place / "constraints.txt"
     lines = [f"{wheel.name.partition('-')[0].replace('_', '-')} @ {wheel.as_uri()}" for wheel in wheels.glob("*.whl")]
     lines += [f"{name}=={version}" for name, version in oldest().items()] if target.oldest else []

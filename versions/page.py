@@ -44,5 +44,11 @@ def page(results: dict[str, Result]) -> str:
     missing += [(target, result.not_tried) for target, result in tried if result.not_tried]
     if missing:
         text += "\n## Not tried\n\n"
+        for target, result in failed:
+            text += f"* {target.title}: {', '.join(f'`{test}`' for test in result.failed)}\n"
+    missing = [(target, "it was not run") for target in TARGETS if target.name not in results]
+    missing += [(target, result.not_tried) for target, result in tried if result.not_tried]
+    if missing:
+        text += "\n## Not tried\n\n"
         text += "\n".join(f"* {target.title}: {reason}." for target, reason in missing) + "\n"
     return text

@@ -117,7 +117,7 @@ def _exists(test: str) -> bool:
 def _read(report: Path, result: Result) -> None:
     counts = {"passed": 0, "failed": 0, "skipped": 0, "not applicable": 0}
     failed = []
-    for case in ET.parse(report).iter("testcase"):  # noqa: S314
+    for case in ET.parse(report).iter("testcase"):
         skipped = case.find("skipped")
         if case.find("failure") is not None or case.find("error") is not None:
             counts["failed"] += 1
