@@ -92,7 +92,9 @@ class RabbitMQSide:
         if repair is not None and fault.kind.name.startswith(("stall ", "alarm")):
             # The probe does not go through the proxy, and a new connection's first publish passes in spite of an alarm.
             back = max(back, repaired)
-        return Outage(fault=fault, began=began, ended=time.monotonic(), away={None: [(began, back)]})
+        # While one queue is stuck, or away, the broker is there: the other topics must not notice.
+        away = {} if "queue" in fault.kind.name else {None: [(began, back)]}
+        return Outage(fault=fault, began=began, ended=time.monotonic(), away=away)
 
     def _actions(self, fault: Fault) -> tuple[Callable[[], object], Callable[[], object] | None]:
         """How to break it and how to repair it."""
@@ -122,7 +124,7 @@ class RabbitMQSide:
     def _delete(self) -> None:
         """Takes out what is in the queue, and deletes it."""
         began = time.monotonic()
-        self._before[f"{REMADE}, {len(self.remade_at) + 1}"] = self._drain(REMADE)
+        self._before[f"{REMADE}, {len(self.remade_at) + 1}"] = self._drain(REMADE, more=False)
         self.remade_at.append((began, float("inf")))
         connection = pika.BlockingConnection(pika.URLParameters(self._node.url))
         connection.channel().queue_delete(REMADE)
@@ -159,14 +161,21 @@ class RabbitMQSide:
         """See `run.Side`."""
         return {**self._before, **{q: self._drain(q) for q in (*self.topics, EVERYTHING, STUCK, REMADE)}}
 
-    def _drain(self, queue: str) -> list[Found]:
-        """Takes everything out of a queue. One consumer without acknowledgements gets it in the queue's order."""
+    def _drain(self, queue: str, *, more: bool = True) -> list[Found]:
+        """Takes everything out of a queue. One consumer without acknowledgements gets it in the queue's order.
+
+        Args:
+            queue: Its name.
+            more: Wait for a second without messages. False: what is there now is enough, because more keeps coming.
+        """
         found: list[Found] = []
         connection = pika.BlockingConnection(pika.URLParameters(self._node.url))
         try:
             channel = connection.channel()
             count = channel.queue_declare(queue, passive=True).method.message_count
             for method, properties, body in channel.consume(queue, auto_ack=True, inactivity_timeout=1):
+                if not more and len(found) >= count:
+                    return found
                 if method is None:  # silence after the last: otherwise a surplus would not be seen
                     if len(found) >= count:
                         return found
