@@ -18,13 +18,14 @@ def ids(sent: Iterable[Sent], kind: type[object]) -> list[str]:
     return [str(message.message_id) for message, outcome in sent if isinstance(outcome, kind)]
 
 
-async def check(url: str, queue: str, sent: Sequence[Sent]) -> list[Record]:
+async def check(url: str, queue: str, sent: Sequence[Sent], *, per_key: bool = False) -> list[Record]:
     """Empties the queue: nothing confirmed is lost, doubled or out of order, nothing "not delivered" is there.
 
     Args:
         url: Where to read.
         queue: Where to read; all routable messages of `sent` go there.
         sent: In the order of the calls.
+        per_key: The order holds for each key, and not for what has none.
     """
     confirmed = ids(sent, Receipt)
     records = await asyncio.to_thread(drain_queue, url, queue)  # what was confirmed need not be waited for
@@ -33,8 +34,11 @@ async def check(url: str, queue: str, sent: Sequence[Sent]) -> list[Record]:
     assert not set(confirmed) - set(arrived), "lost"
     assert len(arrived) == len(set(arrived)), "duplicated"
     assert not set(ids(sent, NotDeliveredError)) & set(arrived), "wrongly not delivered"
-    known = set(confirmed)
-    assert [one for one in arrived if one in known] == confirmed, "out of order"
+    for key in {message.key for message, _ in sent if message.key is not None} if per_key else {None}:
+        part = [one for one in sent if one[0].key == key or not per_key]
+        told = ids(part, Receipt)
+        known = set(told)
+        assert [one for one in arrived if one in known] == told, f"out of order: {key}"
     return records
 
 

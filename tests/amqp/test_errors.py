@@ -2,7 +2,7 @@
 
 import pytest
 
-from cqrs_broker_amqp.errors import HandshakeRefused, connect_error
+from cqrs_broker_amqp._errors import HandshakeRefused, connect_error
 from cqrs_brokers import AuthenticationError, AuthorizationError, ConnectError, ProtocolError, UnreachableError
 
 REFUSED = "NOT_ALLOWED - access to vhost '{}' refused for user '{}'"

@@ -6,7 +6,7 @@ import traceback
 import pytest
 from aiormq.abc import ChannelFrame
 
-from cqrs_broker_amqp.logs import LOGGERS, redact_client_logs
+from cqrs_broker_amqp._logs import LOGGERS, redact_client_logs
 from cqrs_brokers import Message, open_broker
 from cqrs_brokers.exceptions import UnroutableError
 from cqrs_brokers_testkit.readers import bind_queue

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pamqp import commands
 from pamqp.header import ContentHeader
 
-from cqrs_broker_amqp.rendering import Renderer, body_frames
+from cqrs_broker_amqp._rendering import Renderer, body_frames
 from cqrs_brokers import Message
 
 ID = UUID("0f8fad5b-d9cb-469f-a165-70867728950e")
@@ -22,7 +22,7 @@ def rendered(message: Message, exchange: str = "events", frame_max: int = 131_07
     message_id, frames, body = Renderer(exchange).render(message)
     assert message_id == str(message.message_id).encode()
     parts = [frames]
-    body_frames(body, frame_max, parts)
+    body_frames(body, frame_max, 1, parts)
     return b"".join(parts)
 
 
@@ -135,5 +135,5 @@ def test_many_routes_and_header_names_are_forgotten_again() -> None:
 def test_bodies_are_split_at_the_frame_size(size: int, count: int) -> None:
     """Each body frame, its header and end included, is at most frame_max long."""
     parts: list[bytes] = []
-    body_frames(b"x" * size, 100, parts)
+    body_frames(b"x" * size, 100, 1, parts)
     assert len(frames(b"".join(parts))) == count

@@ -7,7 +7,7 @@ from unittest.mock import Mock
 import pytest
 
 from cqrs_broker_amqp import AMQPOptions, AMQPSettings
-from cqrs_broker_amqp.connecting import Session
+from cqrs_broker_amqp._session import Session
 from cqrs_brokers.options import resolve_options
 from cqrs_brokers.url import BrokerURL
 
@@ -16,7 +16,7 @@ def session() -> Session:
     """A session with a host where nobody listens."""
     resolved = resolve_options(AMQPOptions, url=BrokerURL.parse("amqp://127.0.0.1:1"))
     assert resolved.url is not None
-    return Session(AMQPSettings.of(resolved.url, resolved.options), ("127.0.0.1", 1), Mock())
+    return Session(AMQPSettings.of(resolved.url, resolved.options), ("127.0.0.1", 1), Mock(), None)
 
 
 async def test_a_goodbye_that_fails_leaves_no_complaint(

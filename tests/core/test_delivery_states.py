@@ -38,6 +38,7 @@ def make_window(loop: asyncio.AbstractEventLoop, submitted: list[Delivery], max_
         max_count=max_count,
         max_bytes=10_000,
         keeps=True,
+        timeout=30.0,
         why_not=lambda _: BackpressureError("no room"),
     )
     window.bind(loop)

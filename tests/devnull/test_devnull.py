@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import cqrs_broker_devnull as devnull
-from cqrs_broker_devnull import driver as driver_module
+from cqrs_broker_devnull import _driver as driver_module
 from cqrs_brokers import Broker, Message, open_broker
 from cqrs_brokers.exceptions import ConfigError
 

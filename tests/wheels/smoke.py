@@ -109,6 +109,23 @@ def check_testkit() -> None:
         assert f"cqrs-brokers-testkit[{extra}]" in error_of(partial(read, address, "orders", 1), ImportError)
 
 
+def check_outbox() -> None:
+    """A message goes into a transaction of SQLite; no driver, python-cqrs or alembic is needed."""
+    from sqlalchemy import create_engine, text
+    from sqlalchemy.orm import Session
+
+    from cqrs_brokers import Message
+    from cqrs_brokers_outbox import Outbox
+
+    engine, outbox = create_engine("sqlite://"), Outbox()
+    outbox.create_table(engine)
+    with Session(engine) as session:
+        outbox.add(session, Message("OrderPlaced", "orders", {"id": 1}, key="1"))
+        session.commit()
+        assert session.execute(text("SELECT topic, body FROM outbox")).one() == ("orders", b'{"id":1}')
+    engine.dispose()
+
+
 def main(distribution: str) -> None:
     import cqrs_brokers
 
@@ -122,6 +139,8 @@ def main(distribution: str) -> None:
         asyncio.run(check_sending("devnull://", confirmed=False))
     if distribution == "cqrs-broker-memory":
         asyncio.run(check_sending("memory://orders", confirmed=True))
+    if distribution == "cqrs-brokers-outbox":
+        check_outbox()
     if distribution == "cqrs-brokers-python-cqrs":
         check_bridge()
     if distribution == "cqrs-brokers-testkit":

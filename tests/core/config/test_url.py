@@ -243,7 +243,7 @@ def test_build_follows_the_same_rules():
         BrokerURL.build("kafka", hosts=["h"], password=CANARY)
 
 
-def test_with_password_replaces_only_the_password():
+def test_replace_changes_only_the_named_parts():
     """How a password from a file gets in."""
-    url = parse("amqp://u@h/v?x=1").with_password(Secret("p"))
+    url = parse("amqp://u@h/v?x=1").replace(password=Secret("p"))
     assert url == parse("amqp://u:p@h/v?x=1")

@@ -6,21 +6,24 @@
 
 or, without a config string, `AMQPMessageBroker(publisher=AMQPPublisherAdapter(dsn=…))`.
 
-The parts: `options` and `settings` (what is configured), `connecting` (one pass over the hosts), `topology` (what is
-declared), `rendering` (a message as bytes), `driver` (what is in flight), `errors` (which error means what),
-`internals` (the only module that knows aiormq from the inside), `logs` (nothing secret in aiormq's log).
+What is configured is in `options` and `settings`; `broker` has the documented class. The rest is private: `_driver`
+(the connection), `_publisher` (what waits and what is in flight), `_stalled` (destinations that take nothing),
+`_declaring` (messages that wait for their queue), `_session` (one pass over the hosts), `_topology` (what is declared),
+`_rendering` (a message as bytes), `_errors` (which error means what), `_foreign` (whose server hung up), `_scram` (a
+log-in without TLS), `_logs` (nothing secret in aiormq's log), and `_client` and `_channels`, which alone know aiormq
+from the inside.
 """
 
+from cqrs_brokers.driver import PipelinedDriver
 from cqrs_brokers.hooks import hookimpl
 from cqrs_brokers.options import BrokerOptions
 from cqrs_brokers.url import BrokerURL
 
 from .broker import AMQPMessageBroker
-from .driver import AMQPDriver
 from .options import AMQPOptions
 from .settings import AMQPPublisherAdapter, AMQPSettings
 
-__all__ = ["AMQPDriver", "AMQPMessageBroker", "AMQPOptions", "AMQPPublisherAdapter", "AMQPSettings"]
+__all__ = ["AMQPMessageBroker", "AMQPOptions", "AMQPPublisherAdapter", "AMQPSettings"]
 
 
 @hookimpl
@@ -30,6 +33,8 @@ def broker_options() -> type[BrokerOptions]:
 
 
 @hookimpl
-def open_message_broker(url: BrokerURL, options: AMQPOptions) -> AMQPDriver:
+def open_message_broker(url: BrokerURL, options: AMQPOptions) -> PipelinedDriver:
     """The driver of `amqp://` and `amqps://`."""
+    from ._driver import AMQPDriver  # aiormq is imported when it is needed, not when a plugin is described
+
     return AMQPDriver(AMQPSettings.of(url, options))

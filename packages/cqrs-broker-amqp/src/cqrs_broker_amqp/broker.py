@@ -8,7 +8,6 @@ from cqrs_brokers import Broker, Observer
 from cqrs_brokers.adapters import set_log_level
 from cqrs_brokers.exceptions import ConfigError
 
-from .driver import AMQPDriver
 from .settings import AMQPPublisherAdapter
 
 __all__ = ["AMQPMessageBroker"]
@@ -35,6 +34,8 @@ class AMQPMessageBroker(Broker):
         *,
         observers: Sequence[Observer] = (),
     ) -> None:
+        from ._driver import AMQPDriver  # imports aiormq
+
         publisher = AMQPPublisherAdapter.check(publisher, "publisher")
         overrides = {}
         if exchange_name is not None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
+
+from pydantic import model_validator
 
 from cqrs_brokers.options import option
 from cqrs_brokers.tls import TLSOptions
 
-__all__ = ["AMQPOptions", "Declare", "ExchangeType"]
+__all__ = ["AMQPOptions", "Declare", "ExchangeType", "QueueType"]
 
 Declare = Literal["exchange", "queue", "passive", "never"]
 ExchangeType = Literal["topic", "direct", "fanout", "headers"]
+QueueType = Literal["classic", "quorum", "stream"]
 
 
 class AMQPOptions(TLSOptions):
@@ -32,6 +35,9 @@ class AMQPOptions(TLSOptions):
         description="What is created when it is not there: the durable `exchange`; that and one durable `queue` per "
         "topic, bound to it; nothing, but the exchange must be there (`passive`); nothing at all (`never`).",
     )
+    queue_type: QueueType | None = option(
+        None, description="With `declare=queue`: the type of the queues; none: the virtual host's default."
+    )
     # aiormq reads a heartbeat above 65534 as 0, which means none.
     heartbeat: int = option(
         10, ge=1, le=65534, unit="s", description="A silent connection is given up after three of these."
@@ -39,3 +45,9 @@ class AMQPOptions(TLSOptions):
     connection_name: str = option(
         "cqrs-brokers", min_length=1, max_length=255, description="Name shown in RabbitMQ's management pages and log."
     )
+
+    @model_validator(mode="after")
+    def _check_queue_type(self) -> Self:
+        if self.queue_type is not None and self.declare != "queue":
+            raise ValueError("queue_type needs declare=queue")
+        return self

@@ -99,7 +99,7 @@ class AMQPPublisherAdapter(ConnectionAdapter[AMQPOptions, AMQPSettings]):
     def __init__(
         self, dsn: str, *, value_serializer: Callable[[object], bytes] | None = None, **options: object
     ) -> None:
-        url = BrokerURL.parse(dsn)
+        url = BrokerURL.parse(dsn, source="dsn")
         if url.scheme not in PORTS:
-            raise ConfigError(f"{url.scheme}:// is not RabbitMQ: write amqp:// or amqps://")
-        super().__init__(AMQPOptions, AMQPSettings.of, url, options, value_serializer)
+            raise ConfigError(f"dsn: {url.scheme}:// is not RabbitMQ: write amqp:// or amqps://")
+        super().__init__(AMQPOptions, AMQPSettings.of, url, options, value_serializer, "dsn")

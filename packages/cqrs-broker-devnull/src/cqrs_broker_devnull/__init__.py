@@ -4,7 +4,7 @@
 
     broker = devnull.DevnullMessageBroker()   # or open_broker("devnull://")
 
-Also the smallest complete plugin: options (`options`), a driver (`driver`) and the two hooks below.
+Also the smallest complete plugin: options (`_options`), a driver (`_driver`) and the two hooks below.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ from cqrs_brokers.hooks import hookimpl
 from cqrs_brokers.options import BrokerOptions, resolve_options
 from cqrs_brokers.url import BrokerURL
 
-from .driver import DevnullDriver
-from .options import DevnullOptions
+from ._driver import DevnullDriver
+from ._options import DevnullOptions
 
 __all__ = ["DevnullDriver", "DevnullMessageBroker", "DevnullOptions"]
 

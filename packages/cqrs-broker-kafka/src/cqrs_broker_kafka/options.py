@@ -18,12 +18,17 @@ class KafkaOptions(TLSOptions):
     """What can stand behind the `?` of a config string, and what `KafkaProducerAdapter` takes by name."""
 
     url_parts: ClassVar = frozenset({"hosts"})
+    instead_of_parts: ClassVar = {
+        "userinfo": "give sasl_plain_username= and sasl_plain_password=, with security_protocol=SASL_SSL",
+        "path": "each message names its topic",
+    }
 
     client_id: str | None = option(
         None, min_length=1, max_length=249, description="Name in the broker's logs and quotas; none: aiokafka's own."
     )
-    acks: Literal["all", "1", "0"] = option(
-        "all", description="Who must have a record before its receipt: all in-sync replicas, the leader, or nobody."
+    acks: Literal["all", "-1", "1", "0"] = option(
+        "all",
+        description="Who must have a record before its receipt: all in-sync replicas (or -1), the leader, or nobody.",
     )
     enable_idempotence: bool = option(True, description="The broker recognises and drops the client's own repeats.")
     allow_unsafe: bool = option(
@@ -38,10 +43,10 @@ class KafkaOptions(TLSOptions):
     max_batch_size: Size = option(
         131_072, ge=1_024, le=16 * 2**20, description="The largest batch of records for one partition."
     )
-    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = option(
+    security_protocol: Literal["SASL_SSL", "SSL", "SASL_PLAINTEXT", "PLAINTEXT"] = option(
         "PLAINTEXT", description="Whether to use TLS (SSL) and to log in (SASL)."
     )
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] | None = option(
+    sasl_mechanism: Literal["SCRAM-SHA-512", "SCRAM-SHA-256", "OAUTHBEARER", "PLAIN"] | None = option(
         None, description="How to log in; none: PLAIN, or OAUTHBEARER when a token provider is given."
     )
     sasl_plain_username: str | None = option(None, min_length=1, description="User for PLAIN and SCRAM.")
@@ -54,7 +59,8 @@ class KafkaOptions(TLSOptions):
     @classmethod
     def _acks_as_text(cls, value: object) -> object:
         # Kafka's own configuration knows -1 as another word for all, and Python callers write numbers.
-        return {-1: "all", 0: "0", 1: "1"}.get(value, value) if type(value) is int else value
+        text = str(value) if type(value) is int else value
+        return "all" if text == "-1" else text
 
     @model_validator(mode="after")
     def _check(self) -> KafkaOptions:

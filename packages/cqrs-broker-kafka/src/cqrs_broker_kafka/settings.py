@@ -98,13 +98,13 @@ class KafkaProducerAdapter(ConnectionAdapter[KafkaOptions, KafkaSettings]):
         if (bootstrap_servers is None) == (dsn is None):
             raise ConfigError("give either bootstrap_servers or dsn, which is the same as one text")
         if dsn is not None and "://" in dsn:
-            url = BrokerURL.parse(dsn)
+            url = BrokerURL.parse(dsn, source="dsn")
             if url.scheme != "kafka":
-                raise ConfigError(f"the dsn must start with kafka://, not {url.scheme}://")
+                raise ConfigError(f"dsn: it must start with kafka://, not {url.scheme}://")
         else:
             servers = dsn if bootstrap_servers is None else bootstrap_servers
             url = BrokerURL.build("kafka", hosts=_hosts(servers))
-        super().__init__(KafkaOptions, KafkaSettings, url, options, value_serializer)
+        super().__init__(KafkaOptions, KafkaSettings, url, options, value_serializer, "" if dsn is None else "dsn")
 
 
 def _hosts(servers: object) -> list[str]:

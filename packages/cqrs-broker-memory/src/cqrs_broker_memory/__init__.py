@@ -6,8 +6,8 @@
         await broker.send_message(Message("OrderPlaced", "orders", {"id": 1}, key="1"))
     published("orders").assert_once(topic="orders", name="OrderPlaced", key="1")
 
-Faults come from the config string: `memory://orders?fail=2&unknown=1&latency=50ms` (see `options`). Not for production:
-everything is gone with the process, and nobody consumes it.
+Faults come from the config string: `memory://orders?fail=2&unknown=1&latency=50ms` (see `MemoryOptions`). Not for
+production: everything is gone with the process, and nobody consumes it.
 """
 
 from cqrs_brokers.exceptions import ConfigError
@@ -15,9 +15,9 @@ from cqrs_brokers.hooks import hookimpl
 from cqrs_brokers.options import BrokerOptions
 from cqrs_brokers.url import BrokerURL
 
-from .driver import MemoryDriver
-from .options import MemoryOptions
-from .records import DEFAULT_NAME, Published, Record, published
+from ._driver import MemoryDriver
+from ._options import MemoryOptions
+from ._records import DEFAULT_NAME, Published, Record, published
 
 __all__ = ["MemoryDriver", "MemoryOptions", "Published", "Record", "published"]
 

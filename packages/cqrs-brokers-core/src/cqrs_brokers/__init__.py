@@ -8,6 +8,8 @@
 For plugin authors: `cqrs_brokers.driver` and `cqrs_brokers.hooks`.
 """
 
+# ruff: noqa: F403, F405 - the whole tree of errors is public; a test compares __all__ with that of its module
+
 from typing import TYPE_CHECKING, Any
 
 from . import exceptions, protocol
@@ -15,34 +17,74 @@ from ._broker import Broker
 from ._connection.health import Health
 from ._discovery.discovery import BrokerInfo, available_brokers
 from ._discovery.opening import open_broker
-from .exceptions import *  # noqa: F403 - the tree is the public API; its module says what is in it
-from .exceptions import __all__ as _errors
+from ._lifespan import lifespan
+from ._synchronous import SyncBroker
+from .exceptions import *
 from .observers import Observer
-from .protocol import TOMBSTONE, Capabilities, Message, MessageBroker, MessageLike, Receipt
+from .protocol import TOMBSTONE, Capabilities, Encoded, Message, MessageBroker, MessageEncoder, MessageLike, Receipt
 
 if TYPE_CHECKING:
     from .events import ECSTEvent, Event, NotificationEvent
 
 __all__ = [
-    "TOMBSTONE",
+    "AmbiguousPluginError",
+    "AuthenticationError",
+    "AuthorizationError",
+    "BackpressureError",
     "Broker",
+    "BrokerBlockedError",
+    "BrokerClosedError",
+    "BrokerError",
     "BrokerInfo",
+    "BrokerStateError",
     "Capabilities",
+    "ClosedWhilePendingError",
+    "ConfigError",
+    "ConnectError",
+    "ConnectionLostError",
+    "DeliveryError",
+    "DeliveryTimeoutError",
+    "DeliveryUnknownError",
+    "DestinationNotFoundError",
     "ECSTEvent",
+    "Encoded",
     "Event",
+    "FlushTimeoutError",
     "Health",
+    "InsecureTransportWarning",
+    "InvalidMessageError",
     "Message",
     "MessageBroker",
+    "MessageEncoder",
     "MessageLike",
+    "MessageTooLargeError",
+    "NackedError",
+    "NotConnectedError",
+    "NotDeliveredError",
     "NotificationEvent",
     "Observer",
+    "PluginContractError",
+    "PluginError",
+    "PluginLoadError",
+    "PluginNotFoundError",
+    "ProtocolError",
+    "PublishForbiddenError",
     "Receipt",
+    "RejectedError",
+    "ReturnedError",
+    "SyncBroker",
+    "TLSError",
+    "TOMBSTONE",
+    "TopologyError",
+    "UnreachableError",
+    "UnroutableError",
+    "WrongLoopError",
     "available_brokers",
     "exceptions",
+    "lifespan",
     "open_broker",
     "protocol",
 ]
-__all__ += _errors
 
 _EVENTS = frozenset({"ECSTEvent", "Event", "NotificationEvent"})
 

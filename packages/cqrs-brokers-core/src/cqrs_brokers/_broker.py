@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import warnings
 from asyncio import CancelledError
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Self
 
@@ -22,9 +23,10 @@ from ._connection.connection import Connection, State
 from ._connection.health import Health
 from ._connection.loops import LoopBinding, running_loop
 from ._delivery.delivery import Delivery
-from ._delivery.outcomes import AwaitedDelivery, BulkDelivery, BulkOutcomes
+from ._delivery.outcomes import AwaitedDelivery, BulkDelivery, BulkOutcomes, TimedDelivery
 from ._delivery.simple import SimpleSender
 from ._delivery.window import Window
+from ._message.coercion import Coercion
 from ._message.validation import Validator
 from .driver import PipelinedDriver
 from .exceptions import (
@@ -42,7 +44,7 @@ from .exceptions import (
     NotDeliveredError,
 )
 from .observers import Observer, Observers
-from .protocol import Capabilities, MessageBroker, MessageLike, Receipt
+from .protocol import Capabilities, Encoder, Message, MessageBroker, MessageEncoder, MessageLike, Receipt
 
 if TYPE_CHECKING:
     from .events import Event
@@ -77,7 +79,8 @@ class Broker(MessageBroker):
         max_in_flight: How many messages the driver may hold; further ones wait.
         max_in_flight_bytes: How many bytes it may hold.
         max_message_bytes: The largest message: body, key and headers together.
-        encoder: Encodes payloads that come without `payload_bytes` and without a content type. Default: JSON.
+        encoder: Encodes payloads that come without `payload_bytes` and without a content type. Default: JSON. A
+            function of the payload that returns bytes, or a `MessageEncoder`, which sees the message.
         observers: Who is told of outcomes and of the connection.
         retry_count: After how many failed connection attempts in a row waiting sends fail. None: at their deadlines.
         retry_delay: Seconds between connection attempts. None: 0.1 to 1, doubling, jittered.
@@ -101,7 +104,7 @@ class Broker(MessageBroker):
         max_in_flight: int = 1000,
         max_in_flight_bytes: int = 32 * 2**20,
         max_message_bytes: int = 1_000_000,
-        encoder: Callable[[object], bytes] | None = None,
+        encoder: Encoder | None = None,
         observers: Sequence[Observer] = (),
         retry_count: int | None = None,
         retry_delay: float | None = None,
@@ -123,6 +126,9 @@ class Broker(MessageBroker):
             problems.append(f"close_timeout must be 0 or more, not {close_timeout}")
         if retry_count is not None and retry_count < 1:
             problems.append("retry_count must be at least 1: with 0 no connection would ever be tried")
+        given: object = encoder
+        if not (given is None or callable(given) or isinstance(given, MessageEncoder)):
+            problems.append(f"encoder must be a function, or have encode_message(), not a {type(given).__name__}")
         if problems:
             raise ConfigError(problems)
         self._driver = driver
@@ -142,10 +148,10 @@ class Broker(MessageBroker):
             capabilities=self._capabilities if simple is None else simple.declared,
             refuse_topic=self._sender.refuse_topic,
             max_message_bytes=min(max_message_bytes, self._capabilities.max_message_bytes or max_message_bytes),
-            encoder=encoder,
         )
-        self._as_it_is = self._validator.as_it_is
-        self._message, self._size = self._validator.message, self._validator.size
+        self._coercion = Coercion(address=self._address, encoder=encoder)
+        self._as_it_is = self._coercion.as_it_is
+        self._message, self._size = self._coercion.message, self._validator.size
         self._window = Window(
             name=self._name,
             address=self._address,
@@ -155,6 +161,7 @@ class Broker(MessageBroker):
             max_bytes=max_in_flight_bytes,
             keeps=simple is None or simple.declares,
             why_not=self._why_not,
+            timeout=delivery_timeout,
         )
         if self._observers:
             self._window.watch(self._observe)
@@ -173,7 +180,7 @@ class Broker(MessageBroker):
 
     # -- sending ------------------------------------------------------------------------------------------------------
 
-    async def send_message(self, message: MessageLike) -> Receipt:
+    async def send_message(self, message: MessageLike, *, timeout: float | None = None) -> Receipt:
         """Sends one message and waits for its outcome.
 
         Messages with the same topic and the same key keep the order of the calls; a call starts when its coroutine
@@ -181,6 +188,7 @@ class Broker(MessageBroker):
 
         Args:
             message: A `Message`, or anything with its attributes (python-cqrs' `Message`).
+            timeout: Seconds from the call to the outcome, at most. None: the broker's `delivery_timeout`.
 
         Returns:
             The receipt.
@@ -199,14 +207,20 @@ class Broker(MessageBroker):
         except DeliveryError:
             raise
         except Exception as error:
-            refusal = self._validator.unreadable(error)
+            refusal = self._coercion.unreadable(error)
         if refusal is not None:  # raised here, so that what the message's own code raised is not its context
             try:
                 raise refusal
             finally:
                 del refusal
         window = self._window
-        delivery = AwaitedDelivery(ready, loop.time() + self._delivery_timeout, window, window.wakeups, size)
+        if timeout is None:
+            delivery = AwaitedDelivery(ready, loop.time() + self._delivery_timeout, window, window.wakeups, size)
+        else:
+            deadline = loop.time() + self._checked_timeout(timeout, ready)
+            delivery = TimedDelivery(ready, deadline, window, window.wakeups, size)
+            delivery.timeout = timeout
+            window.expect(deadline)
         if not window.admit(delivery) and not window.gate:
             self._want(loop)
         try:
@@ -215,15 +229,27 @@ class Broker(MessageBroker):
             window.give_up(delivery)
             raise
 
-    async def send_messages(self, messages: Iterable[MessageLike]) -> list[Receipt | DeliveryError]:
+    async def send_messages(
+        self, messages: Iterable[MessageLike], *, timeout: float | None = None
+    ) -> list[Receipt | DeliveryError]:
         """Sends many messages; the cheapest way to send a batch. It may be larger than the window.
 
         Args:
             messages: The messages, in the order in which they are to be sent. All deadlines start with the call.
+            timeout: Seconds from the call to the last outcome, at most. None: the broker's `delivery_timeout`.
 
         Returns:
             One outcome per message, in the same order. Errors are returned, not raised.
+
+        Raises:
+            InvalidMessageError: What was passed is no iterable, or the timeout is no time.
         """
+        if not isinstance(messages, Iterable):
+            raise InvalidMessageError(
+                f"send_messages() takes an iterable of messages, not a {type(messages).__name__}: "
+                "send_messages([message]), or send_message(message)",
+                broker=self._address,
+            )
         loop = running_loop()
         if loop is None or self._bound.loop is not loop or self._closed:
             try:
@@ -231,10 +257,13 @@ class Broker(MessageBroker):
             except NotDeliveredError as refusal:
                 return [self._named(refusal.with_traceback(None), message) for message in messages]
         window = self._window
-        bulk = BulkOutcomes(loop.create_future())
+        seconds = self._delivery_timeout if timeout is None else self._checked_timeout(timeout)
+        bulk = BulkOutcomes(loop.create_future(), timeout)
         outcomes = bulk.outcomes
         deliveries: list[Delivery] = []
-        deadline = loop.time() + self._delivery_timeout
+        deadline = loop.time() + seconds
+        if timeout is not None:
+            window.expect(deadline)
         as_it_is, make, measure = self._as_it_is, self._message, self._size
         queued = 0
         for index, message in enumerate(list(messages)):  # all are there before the first is sent, or none is sent
@@ -245,7 +274,7 @@ class Broker(MessageBroker):
                 outcomes.append(error.with_traceback(None))
                 continue
             except Exception as error:
-                outcomes.append(self._validator.unreadable(error))
+                outcomes.append(self._coercion.unreadable(error))
                 continue
             deliveries.append(BulkDelivery(ready, deadline, window, bulk, index, size))
             outcomes.append(None)
@@ -271,13 +300,33 @@ class Broker(MessageBroker):
             raise
         return outcomes
 
-    async def publish(self, event: Event[Any]) -> Receipt:
-        """Sends an event as a message: its name, topic, id, time and ordering key, and `to_dict()` as the body.
+    async def publish(self, event: Event[Any], *, timeout: float | None = None) -> Receipt:
+        """Sends an event as a message: its name, topic, id, time, key and headers, and `to_dict()` as the body.
+
+        Args:
+            event: The event, or anything with a `to_message()`.
+            timeout: Seconds from the call to the outcome, at most. None: the broker's `delivery_timeout`.
 
         Raises:
             DeliveryError: As `send_message`.
         """
-        return await self.send_message(event.to_message())
+        return await self.send_message(self._coercion.event_message(event), timeout=timeout)
+
+    def _checked_timeout(self, timeout: float, message: Message | None = None) -> float:
+        """The timeout of a call.
+
+        Raises:
+            InvalidMessageError: It is no number of seconds above 0.
+        """
+        if isinstance(timeout, int | float) and not isinstance(timeout, bool) and 0 < timeout < math.inf:
+            return timeout
+        what = timeout if isinstance(timeout, int | float) else f"a {type(timeout).__name__}"
+        raise InvalidMessageError(
+            f"timeout must be seconds above 0, not {what}: nothing was sent",
+            message_id=None if message is None else message.message_id,
+            topic=None if message is None else message.topic,
+            broker=self._address,
+        )
 
     def _want(self, loop: asyncio.AbstractEventLoop) -> None:
         error = self._connection.want(loop)
@@ -397,6 +446,11 @@ class Broker(MessageBroker):
         return self._capabilities
 
     @property
+    def delivery_timeout(self) -> float:
+        """Seconds from a call to its outcome, at most."""
+        return self._delivery_timeout
+
+    @property
     def url(self) -> str | None:
         """The URL it was opened with, redacted."""
         return None if self._url is None else self._address
@@ -500,7 +554,8 @@ class Broker(MessageBroker):
 
     def _observe(self, delivery: Delivery, outcome: Receipt | DeliveryError | None) -> None:
         if outcome is not None and self._bound.loop is not None:
-            elapsed = self._bound.loop.time() - delivery.deadline + self._delivery_timeout
+            timeout = self._delivery_timeout if delivery.timeout is None else delivery.timeout
+            elapsed = self._bound.loop.time() - delivery.deadline + timeout
             self._observers.sent(delivery.message, outcome, elapsed)
 
     def _why_not(self, room: bool) -> NotDeliveredError:

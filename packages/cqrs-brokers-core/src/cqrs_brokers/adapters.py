@@ -60,6 +60,7 @@ class ConnectionAdapter(Generic[O, S]):
         url: Where to connect to.
         options: By name; each overrides the option of the URL.
         value_serializer: Encodes payloads that come without bytes and without a content type. None: JSON.
+        source: Where the URL came from, for example "dsn". What is wrong with its options begins with it.
 
     Raises:
         ConfigError: With every problem found.
@@ -72,6 +73,7 @@ class ConnectionAdapter(Generic[O, S]):
         url: BrokerURL,
         options: Mapping[str, object],
         value_serializer: Callable[[Any], bytes] | None = None,
+        source: str = "",
     ) -> None:
         if value_serializer is not None and not callable(value_serializer):
             raise ConfigError("value_serializer must be callable")
@@ -84,7 +86,7 @@ class ConnectionAdapter(Generic[O, S]):
         }
         self._value_serializer = value_serializer
         self._taken = False
-        self._resolved = resolve_options(options_type, url=url, keywords=options)
+        self._resolved = resolve_options(options_type, url=url, keywords=options, source=source)
 
     def take(self, **overrides: object) -> Taken[O, S]:
         """The settings, for the one broker that this adapter serves.

@@ -13,39 +13,55 @@ its emitter drops the classes that it does not know.
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any, Generic, Self, TypeVar
+from typing import Annotated, Any, Generic, Self, TypeVar
 from uuid import UUID
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+)
 
 from ._message.ids import new_message_id
-from .protocol import EventBody, Message
+from ._message.jsonable import UnencodableError, jsonable
+from .exceptions import InvalidMessageError, safe_cause
+from .protocol import TOMBSTONE, EventBody, HeaderValue, Message
 
 __all__ = ["ECSTEvent", "Event", "NotificationEvent"]
 
 P = TypeVar("P")
 
+_UTCDatetime = Annotated[AwareDatetime, AfterValidator(lambda moment: moment.astimezone(UTC))]
+
 
 class Event(BaseModel, Generic[P]):
-    """What both kinds have.
+    """What both kinds have. Unknown keywords are an error: a misspelt `key=` would lose the order.
 
     Attributes:
         event_id: Identifies the event; becomes the message id.
-        event_timestamp: When it happened, timezone-aware.
+        event_timestamp: When it happened, in UTC; a time without a zone is refused.
         event_name: What happened; becomes the message name. Default: the class name.
         topic: Where it goes.
         payload: What it says.
         key: Events with the same topic and key keep their order. Default: `ordering_key()`.
+        headers: Headers of the message; no part of the body.
     """
 
-    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)  # an error must not show the payload
+    model_config = ConfigDict(  # an error must not show the payload
+        frozen=True, extra="forbid", hide_input_in_errors=True
+    )
 
     event_id: UUID = Field(default_factory=new_message_id)
-    event_timestamp: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
+    event_timestamp: _UTCDatetime = Field(default_factory=lambda: datetime.now(UTC))
     event_name: str = ""
     topic: str
     payload: P
     key: str | None = Field(default=None, exclude=True)
+    headers: dict[str, HeaderValue] = Field(default_factory=dict, exclude=True)
 
     def model_post_init(self, context: Any, /) -> None:
         if not self.event_name:
@@ -57,32 +73,80 @@ class Event(BaseModel, Generic[P]):
         return self.key
 
     def to_dict(self) -> EventBody:
-        """The body: every field but `key`, ready for JSON, in snake_case and with RFC 3339 times."""
-        return EventBody(
-            self.model_dump(mode="json"), event_name=self.event_name, ordering_key=self.ordering_key()
-        )
+        """The body: every field but `key` and `headers`, ready for JSON, in snake_case and with RFC 3339 times.
+
+        Of an event made with `ECSTEvent.deleted` it is what an outbox must store: `deleted` and the key are in it.
+
+        Raises:
+            InvalidMessageError: Something in it has no JSON form, or the event's own code raised.
+        """
+        key = self._message_key()
+        deleted = self.payload is TOMBSTONE
+        try:
+            if deleted:
+                body = jsonable(self.model_copy(update={"payload": None}), "") | {"key": key, "deleted": True}
+            else:
+                body = jsonable(self, "")
+        except UnencodableError as error:
+            refused = self._refused(str(error), error.__cause__)
+        else:
+            return EventBody(
+                body, event_name=self.event_name, ordering_key=key, headers=self.headers, deleted=deleted
+            )
+        raise refused  # outside the handler: what was caught is no part of what is told
 
     @classmethod
     def from_dict(cls, **body: Any) -> Self:
         """The event again, from what `to_dict` returned; an outbox rebuilds its rows with it.
 
-        The body has no `key`: an event that goes through an outbox must override `ordering_key()` to keep its order.
+        The body has neither `key` nor `headers`: an event that goes through an outbox must override `ordering_key()` to
+        keep its order. Fields are found by their names and by their aliases; computed fields are made anew.
 
         Raises:
-            pydantic.ValidationError: A field is missing or wrong.
+            pydantic.ValidationError: A field is missing, wrong or unknown.
         """
-        return cls.model_validate(body)
+        for name, computed in cls.model_computed_fields.items():
+            if name not in cls.model_fields:
+                body.pop(name, None)
+                body.pop(computed.alias or name, None)
+        if body.pop("deleted", None) is True and "deleted" not in cls.model_fields:
+            body["payload"] = TOMBSTONE
+        return cls.model_validate(body, by_alias=True, by_name=True)
 
     def to_message(self) -> Message:
-        """The message that `Broker.publish` sends."""
+        """The message that `Broker.publish` sends.
+
+        Raises:
+            InvalidMessageError: As `to_dict`.
+        """
+        deleted = self.payload is TOMBSTONE
+        body: Any = TOMBSTONE if deleted else self.to_dict()
         return Message(
             self.event_name,
             self.topic,
-            self.to_dict(),
+            body,
             self.event_id,
-            key=self.ordering_key(),
+            key=self._message_key() if deleted else body.ordering_key,
+            headers=self.headers or None,
             timestamp=self.event_timestamp,
         )
+
+    def _message_key(self) -> str | None:
+        """`ordering_key()`, but of a tombstone the key that it was made with: there is no payload to derive it from."""
+        if self.payload is TOMBSTONE:
+            return self.key
+        try:
+            return self.ordering_key()
+        except Exception as error:  # the application's own code
+            refused = InvalidMessageError.raised_by(
+                f"{type(self).__name__}.ordering_key()", error, message_id=self.event_id, topic=self.topic
+            )
+        raise refused
+
+    def _refused(self, text: str, cause: BaseException | None) -> InvalidMessageError:
+        refused = InvalidMessageError(text, message_id=self.event_id, topic=self.topic)
+        refused.__cause__ = safe_cause(cause)
+        return refused
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.event_name!r} {self.event_id} topic={self.topic!r}>"
@@ -95,4 +159,28 @@ class NotificationEvent(Event[P], Generic[P]):
 
 
 class ECSTEvent(Event[P], Generic[P]):
-    """Event-carried state transfer: brings the state along, so that consumers need not ask."""
+    """Event-carried state transfer: brings the state along, so that consumers need not ask.
+
+    `deleted` makes the event that takes the state away again.
+    """
+
+    @classmethod
+    def deleted(cls, key: str, **fields: Any) -> Self:
+        """Says that what the key stands for is no more: a message with the key and no body.
+
+        A compacted topic then forgets the key. Only a broker with the capability `tombstones` takes it; on every other
+        one publishing it is an `InvalidMessageError`: send an event that says so there.
+
+        Args:
+            key: The ordering key of what is deleted.
+            **fields: Fields of the event but `payload` and `key`, such as `event_name` and `topic`.
+
+        Raises:
+            pydantic.ValidationError: A field is wrong, or unknown.
+        """
+        return cls(payload=TOMBSTONE, key=key, **fields)  # type: ignore[arg-type] # as `_tombstone_is_no_payload`
+
+    @field_validator("payload", mode="wrap")
+    @classmethod
+    def _tombstone_is_no_payload(cls, payload: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+        return payload if payload is TOMBSTONE else validate(payload)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from asyncio import CancelledError
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from .exceptions import DeliveryError
+from .exceptions import ConfigError, DeliveryError
 from .protocol import Message, Receipt
 
-__all__ = ["Observer", "Observers"]
+__all__ = ["Observer"]
 
 logger = logging.getLogger("cqrs_brokers.observers")
 
@@ -29,6 +29,8 @@ class Observers:
     """All observers of one broker; none of them can break a send."""
 
     def __init__(self, observers: Sequence[Observer]) -> None:
+        if not isinstance(observers, Iterable):
+            raise ConfigError(f"observers takes a sequence: observers=[{type(observers).__name__}(…)]")
         self._observers = tuple(observers)
 
     def __bool__(self) -> bool:

@@ -11,33 +11,31 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from time import time_ns
-from types import MappingProxyType
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 from uuid import UUID
 
+from ._message.encoders import NO_HEADERS, Encoded, Encoder, HeaderValue, MessageEncoder
 from ._message.encoding import encode
 from ._message.ids import from_text, new_text, text_of
 from ._message.tombstone import TOMBSTONE, Tombstone
 
 __all__ = [
-    "TOMBSTONE",
     "Capabilities",
+    "Encoded",
+    "Encoder",
     "EventBody",
     "HeaderValue",
     "Message",
     "MessageBroker",
+    "MessageEncoder",
     "MessageLike",
     "Receipt",
+    "TOMBSTONE",
     "Tombstone",
     "id_text",
     "snapshot",
     "timestamp_ms",
 ]
-
-HeaderValue = str | bytes | int | float | bool | None
-"""What a header may say; `Capabilities.header_types` has which of these a broker carries."""
-
-NO_HEADERS: Final[Mapping[str, HeaderValue]] = MappingProxyType({})
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -142,8 +140,7 @@ class Message:
         A driver whose `Capabilities` do not declare `tombstones` never gets None.
 
         Raises:
-            TypeError: The payload, or something in it, is of a type that has no JSON form.
-            ValueError: It has no JSON form because of its value (NaN, infinite, circular).
+            ValueError: The payload, or something in it, has no JSON form; the text names it by its path.
         """
         body = self.payload_bytes
         if body is None:
@@ -204,23 +201,41 @@ def snapshot(message: Message) -> Message:
 class EventBody(dict[str, Any]):
     """A JSON-ready mapping that knows the event it came from.
 
-    Frameworks hand on only what an event's `to_dict()` returned; this carries the event's name and ordering key through
-    them, as attributes that are never part of the body. `Broker` reads them.
+    Frameworks hand on only what an event's `to_dict()` returned; this carries what else the event says through them, as
+    attributes that are never part of the body. `Broker` reads them.
+
+    Attributes:
+        event_name: The event's name.
+        ordering_key: Its ordering key, or None.
+        headers: Its headers.
+        deleted: It is a tombstone: the message has no body, whatever the mapping says.
     """
 
-    __slots__ = ("event_name", "ordering_key")
+    __slots__ = ("event_name", "ordering_key", "headers", "deleted")
 
-    def __init__(self, body: Mapping[str, Any], *, event_name: str, ordering_key: str | None) -> None:
+    def __init__(
+        self,
+        body: Mapping[str, Any],
+        *,
+        event_name: str,
+        ordering_key: str | None,
+        headers: Mapping[str, HeaderValue] = NO_HEADERS,
+        deleted: bool = False,
+    ) -> None:
         super().__init__(body)
         self.event_name = event_name
         self.ordering_key = ordering_key
+        self.headers = headers
+        self.deleted = deleted
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _event_body, (dict(self), self.event_name, self.ordering_key)
+        return _event_body, (dict(self), self.event_name, self.ordering_key, dict(self.headers), self.deleted)
 
 
-def _event_body(body: dict[str, Any], event_name: str, ordering_key: str | None) -> EventBody:
-    return EventBody(body, event_name=event_name, ordering_key=ordering_key)
+def _event_body(
+    body: dict[str, Any], event_name: str, ordering_key: str | None, headers: dict[str, HeaderValue], deleted: bool
+) -> EventBody:
+    return EventBody(body, event_name=event_name, ordering_key=ordering_key, headers=headers, deleted=deleted)
 
 
 @runtime_checkable

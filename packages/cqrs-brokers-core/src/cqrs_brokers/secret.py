@@ -27,7 +27,8 @@ class Secret:
     """A password, passphrase or token that shows itself only through `reveal()`.
 
     `str`, `repr`, `format` and JSON by pydantic give the mask; `json.dumps` and `pickle` refuse it, because a pickled
-    secret would be in clear text and a pickled mask would be used as a password later. A copy is the same object.
+    secret would be in clear text and a pickled mask would be used as a password later. A copy is the same object. It is
+    no dataclass, because `dataclasses.asdict` of what holds it would give the text.
 
     Args:
         value: The secret text; a `Secret` is taken over.

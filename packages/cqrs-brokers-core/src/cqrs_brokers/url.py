@@ -12,10 +12,12 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, NamedTuple, NoReturn, Self, final
+from typing import Any, NamedTuple, Self, final
 from urllib.parse import quote, unquote_to_bytes
 
+from ._config.common_mistakes import common_mistakes
 from .exceptions import ConfigError
 from .secret import MASK, Secret
 
@@ -72,10 +74,12 @@ class Host(NamedTuple):
 
 
 @final
+@dataclass(frozen=True, slots=True, repr=False)
 class BrokerURL:
     """A parsed config string. Immutable. `str` and `repr` show no secret.
 
-    Made by `BrokerURL.parse` or `BrokerURL.build`. It can be pickled only when it holds no secret.
+    Make it with `BrokerURL.parse`, `BrokerURL.build` or `replace`, which check it. It can be pickled only when it holds
+    no secret.
 
     Attributes:
         scheme: In lower case.
@@ -87,20 +91,19 @@ class BrokerURL:
         query: The options, decoded; the value is a `Secret` where the name says so (`names_a_secret`).
     """
 
-    __slots__ = ("scheme", "username", "password", "hosts", "path", "query")
     scheme: str
     username: str | None
     password: Secret | None
     hosts: tuple[Host, ...]
     path: str | None
-    query: Mapping[str, str | Secret]
-
-    def __init__(self) -> None:
-        raise TypeError("use BrokerURL.parse or BrokerURL.build")
+    query: Mapping[str, str | Secret] = field(hash=False)
 
     @classmethod
-    def parse(cls, text: str | BrokerURL) -> BrokerURL:
+    def parse(cls, text: str | BrokerURL, *, source: str = "") -> BrokerURL:
         """Reads a config string.
+
+        Args:
+            source: Where the string came from, for example a variable's name. Each problem begins with it.
 
         Raises:
             ConfigError: It is not one. All problems are reported at once, none quotes a secret.
@@ -110,8 +113,8 @@ class BrokerURL:
         problems: list[str] = []
         fields = _parse(text, problems)
         if problems or fields is None:
-            raise ConfigError(problems)
-        return cls._make(**fields)
+            raise ConfigError(f"{source}: {problem}" if source else problem for problem in problems)
+        return cls(**fields)
 
     @classmethod
     def build(
@@ -142,16 +145,21 @@ class BrokerURL:
         authority = (f"{userinfo}@" if username is not None else "") + ",".join(listed)
         return cls.parse(f"{scheme}://{authority}" + ("" if path is None else "/" + _encode(path)))
 
-    @classmethod
-    def _make(cls, **fields: Any) -> Self:
-        self = cls.__new__(cls)
-        for name in cls.__slots__:
-            object.__setattr__(self, name, fields[name])
-        return self
+    def replace(self, *, hosts: Iterable[str | Host] | None = None, password: str | Secret | None = None) -> BrokerURL:
+        """The same with other hosts, or with another password. What is None stays.
 
-    def with_password(self, password: Secret) -> BrokerURL:
-        """The same with another password."""
-        return self._make(**{name: getattr(self, name) for name in self.__slots__} | {"password": password})
+        Args:
+            hosts: `name`, `name:port` or `[IPv6]:port` each.
+
+        Raises:
+            ConfigError: A part is not what it must be.
+        """
+        changes: dict[str, Any] = {}
+        if hosts is not None:
+            changes["hosts"] = BrokerURL.build(self.scheme, hosts=hosts).hosts
+        if password is not None:
+            changes["password"] = Secret(password)
+        return replace(self, **changes)
 
     def render(self, *, reveal: bool = False) -> str:
         """The config string again, in its normal form: what `parse` reads back as an equal object when revealed.
@@ -180,21 +188,6 @@ class BrokerURL:
     def __repr__(self) -> str:
         return f"BrokerURL({self.render()!r})"
 
-    def _fields(self) -> tuple[object, ...]:
-        return self.scheme, self.username, self.password, self.hosts, self.path, tuple(self.query.items())
-
-    def __eq__(self, other: object) -> bool:
-        return self._fields() == other._fields() if isinstance(other, BrokerURL) else NotImplemented
-
-    def __hash__(self) -> int:
-        return hash(self._fields())
-
-    def __setattr__(self, name: str, value: object) -> NoReturn:
-        raise AttributeError("a BrokerURL cannot be changed")
-
-    def __delattr__(self, name: str) -> NoReturn:
-        raise AttributeError("a BrokerURL cannot be changed")
-
     def __copy__(self) -> Self:
         return self
 
@@ -219,6 +212,9 @@ def _parse(text: object, problems: list[str]) -> dict[str, Any] | None:
     # These make the rest unreadable, or show that a password was not encoded: what follows would be guesswork.
     if len(text) > MAX_LENGTH:
         problems.append(f"the config string is longer than {MAX_LENGTH} characters")
+        return None
+    if mistakes := common_mistakes(text):
+        problems += mistakes
         return None
     if not text.isprintable() or " " in text:
         problems.append("the config string contains a space or a character that cannot be printed: percent-encode it")

@@ -6,11 +6,11 @@
     broker = message_broker("kafka://localhost:9092")
     mediator = bootstrap(di_container=container, commands_mapper=commands_mapper, message_broker=broker)
 
-What it adds to python-cqrs: `adapter` (its `MessageBroker`, over ours) and `events` (its event classes, and ours, at
+What it adds to python-cqrs: `_adapter` (its `MessageBroker`, over ours) and `_events` (its event classes, and ours, at
 once). There is no bootstrap here: python-cqrs' own is used.
 """
 
-from .adapter import BrokerAdapter, OrderingKey, lifespan, message_broker
-from .events import ECSTEvent, NotificationEvent
+from ._adapter import BrokerAdapter, OrderingKey, lifespan, message_broker
+from ._events import ECSTEvent, NotificationEvent
 
 __all__ = ["BrokerAdapter", "ECSTEvent", "NotificationEvent", "OrderingKey", "lifespan", "message_broker"]

@@ -32,7 +32,7 @@ from functools import partial
 from operator import methodcaller
 from typing import Any, NamedTuple, final
 
-from cqrs_brokers._delivery.delivery import Delivery
+from cqrs_brokers.driver import Delivery
 from cqrs_brokers.exceptions import BrokerError
 from cqrs_brokers.protocol import Message
 

@@ -12,6 +12,7 @@ def did_you_mean(name: str, known: Iterable[object]) -> str:
     """`; did you mean 'x'?` for the closest known name, or "" when none is close."""
     from difflib import get_close_matches
 
-    plain = re.sub(r"[-.]", "_", name.lower())
-    close = get_close_matches(plain[:64], sorted({str(choice) for choice in known}), 1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    plain = re.sub(r"[-.]", "_", name.lower())[:64]
+    by_plain = {re.sub(r"[-.]", "_", str(choice).lower()): str(choice) for choice in sorted(map(str, known))}
+    close = get_close_matches(plain, by_plain, 1)
+    return f"; did you mean {by_plain[close[0]]!r}?" if close else ""

@@ -112,10 +112,14 @@ _SIMPLE: dict[type, Converter] = {bool: _boolean, int: _integer, float: _number,
 
 
 def _choice(choices: dict[str, Any]) -> Converter:
+    """The choices are listed from the safest to the weakest. Only the first is ever suggested for another text."""
+
     def convert(text: str) -> Any:
         if text in choices:
             return choices[text]
-        raise ValueError(f"must be one of {', '.join(choices)}{did_you_mean(text, choices)}")
+        guess = did_you_mean(text, choices)
+        suggestion = guess if guess == did_you_mean(next(iter(choices)), choices) else ""
+        raise ValueError(f"must be one of {', '.join(choices)}{suggestion}")
 
     return convert
 

@@ -56,6 +56,9 @@ class Delivery:
 
     __slots__ = ("message", "topic", "deadline", "done", "_id", "_window", "_size", "_state")
 
+    timeout: float | None = None
+    """The seconds that its call gave it; None: what `Broker` gives every message."""
+
     def __init__(self, message: Message, deadline: float, window: Window, size: int) -> None:
         self.message = message
         self.topic = message.topic

@@ -19,7 +19,7 @@ from .delivery import Delivery
 if TYPE_CHECKING:
     from .window import Window
 
-__all__ = ["AwaitedDelivery", "BulkDelivery", "BulkOutcomes", "Wakeups"]
+__all__ = ["AwaitedDelivery", "BulkDelivery", "BulkOutcomes", "TimedDelivery", "Wakeups"]
 
 
 class Wakeups:
@@ -110,12 +110,22 @@ class AwaitedDelivery(Delivery):
         return True
 
 
+class TimedDelivery(AwaitedDelivery):
+    """The delivery of a `send_message` whose call has a timeout of its own."""
+
+    __slots__ = ("timeout",)
+
+    timeout: float | None
+
+
 class BulkOutcomes:
     """The outcomes of one `send_messages`: one future for all of them."""
 
-    __slots__ = ("outcomes", "left", "future")
+    __slots__ = ("outcomes", "left", "future", "timeout")
 
-    def __init__(self, future: asyncio.Future[None]) -> None:
+    def __init__(self, future: asyncio.Future[None], timeout: float | None = None) -> None:
+        self.timeout = timeout
+        """The seconds that the call gave them; None: what `Broker` gives every message."""
         self.outcomes: list[Any] = []
         self.left = 1
         """How many have no outcome; and one for those that are still to come."""
@@ -139,6 +149,11 @@ class BulkDelivery(Delivery):
         Delivery.__init__(self, message, deadline, window, size)  # `super()` would more than double its cost
         self._bulk = bulk
         self._index = index
+
+    @property
+    def timeout(self) -> float | None:  # type: ignore[override]
+        """The seconds that its call gave it."""
+        return self._bulk.timeout
 
     def _resolve(self, outcome: Receipt | DeliveryError) -> None:
         bulk = self._bulk

@@ -1,7 +1,8 @@
 """The in-flight window: how many messages a driver may hold, who waits for room, and whose deadline passed.
 
 Bounded by count and by bytes. One dict and one timer serve all messages in flight, not one timeout each: with one
-timeout for all, the order of calls is the order of deadlines.
+timeout for all, the order of calls is the order of deadlines. While there are calls with timeouts of their own, it is
+not, and everything is looked at when the timer fires.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class Window:
         max_bytes: The most bytes it may hold; one larger message may go alone.
         keeps: What waits is kept as it was at the call; else a driver gets the caller's own object.
         why_not: Makes the error for a message that was not handed over by its deadline, told whether there was room.
+        timeout: The timeout of calls that have none of their own, in seconds.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Window:
         max_bytes: int,
         keeps: bool,
         why_not: Callable[[bool], NotDeliveredError],
+        timeout: float,
     ) -> None:
         self.name = name
         self.address = address
@@ -61,6 +64,9 @@ class Window:
         self.max_bytes = max_bytes
         self._keeps = keeps
         self._why_not = why_not
+        self._timeout = timeout
+        self._in_order = True
+        """The order of calls is the order of deadlines."""
         self.gate = False
         """Whether the driver takes messages now: connected and not blocked."""
         self.in_flight: dict[Delivery, None] = {}
@@ -83,6 +89,7 @@ class Window:
         self._loop = loop
         self.wakeups = Wakeups(loop)
         self._timer = None
+        self._in_order = True
         self.gate = self.pumping = False
         for delivery in (*self.in_flight, *self.overdue, *self.waiting):
             delivery.done = True
@@ -223,6 +230,16 @@ class Window:
 
     # -- deadlines ----------------------------------------------------------------------------------------------------
 
+    def expect(self, deadline: float) -> None:
+        """Is told, before it is admitted, of a delivery whose deadline need not be later than those before it."""
+        assert self._loop is not None
+        self._in_order = False
+        when = min(deadline, self._loop.time() + self._timeout)  # calls without a timeout, from now on, are later
+        if self._timer is None or when < self._timer.when():
+            if self._timer is not None:
+                self._timer.cancel()
+            self._arm(when)
+
     def _arm(self, when: float) -> None:
         assert self._loop is not None
         self._timer = self._loop.call_at(when, self._expire)
@@ -233,11 +250,7 @@ class Window:
         # The loop fires a timer up to its clock's resolution early.
         now = self._loop.time() + 0.001
         room = not self.waiting and len(self.in_flight) + len(self.overdue) < self.max_count
-        late = []
-        for delivery in self.in_flight:
-            if delivery.deadline > now:
-                break
-            late.append(delivery)
+        late = self._late(now)
         for delivery in late:
             if delivery.done:
                 continue
@@ -245,14 +258,41 @@ class Window:
                 self._end(delivery, DeliveryTimeoutError("the broker did not confirm it before the deadline"))
             else:
                 self._end(delivery, self._why_not(room))
+        when = self._next_deadline(now)
+        if when is not None and self._timer is None:
+            self._arm(when)
+
+    def _late(self, now: float) -> list[Delivery]:
+        """What is past its deadline; of those that wait none is in the queue any more."""
+        late = []
         waiting = self.waiting
-        while waiting and (waiting[0].done or waiting[0].deadline <= now):
-            delivery = waiting.popleft()
-            if not delivery.done:
-                self._end(delivery, self._why_not(room))
-        heads = [next(iter(some)).deadline for some in (self.in_flight, waiting) if some]
-        if heads and self._timer is None:
-            self._arm(min(heads))
+        for delivery in self.in_flight:
+            if delivery.deadline <= now:
+                late.append(delivery)
+            elif self._in_order:
+                break
+        if self._in_order:
+            while waiting and (waiting[0].done or waiting[0].deadline <= now):
+                late.append(waiting.popleft())
+        else:
+            everything = list(waiting)
+            waiting.clear()
+            for delivery in everything:
+                (late if delivery.done or delivery.deadline <= now else waiting).append(delivery)
+            if waiting:
+                self.pump_soon()  # the first may have been what had no room
+        return late
+
+    def _next_deadline(self, now: float) -> float | None:
+        assert self._loop is not None
+        if self._in_order:
+            return min((next(iter(some)).deadline for some in (self.in_flight, self.waiting) if some), default=None)
+        first = min((delivery.deadline for some in (self.in_flight, self.waiting) for delivery in some), default=None)
+        if first is None:
+            self._in_order = True
+            return None
+        # To look at everything takes longer the more there is: at most a tenth of the time goes into it.
+        return max(min(first, now + self._timeout), now + 10 * (self._loop.time() + 0.001 - now))
 
     def stop(self) -> None:
         """No timer any more."""

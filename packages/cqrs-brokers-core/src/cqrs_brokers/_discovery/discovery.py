@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import Final, Literal, NamedTuple
 
+from cqrs_brokers._config.common_mistakes import FOREIGN_SCHEMES
 from cqrs_brokers._config.did_you_mean import did_you_mean
 from cqrs_brokers.exceptions import AmbiguousPluginError, ConfigError, PluginLoadError, PluginNotFoundError
 from cqrs_brokers.url import SCHEME
@@ -150,6 +151,8 @@ def _not_found(
         )
     if scheme in OFFICIAL:
         return PluginNotFoundError(f"{scheme}:// is not installed: pip install {distribution}")
+    if scheme in FOREIGN_SCHEMES:
+        return PluginNotFoundError(f"{scheme}:// is not a scheme here: {FOREIGN_SCHEMES[scheme]}")
     schemes = {claim.scheme for claim in table.claims if claim.broken is None}
     guess = did_you_mean(scheme, schemes | set(OFFICIAL))
     if guess:

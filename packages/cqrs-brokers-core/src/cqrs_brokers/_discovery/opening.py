@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cqrs_brokers._broker import Broker
-from cqrs_brokers.exceptions import ConfigError
+from cqrs_brokers.exceptions import ConfigError, PluginNotFoundError
 from cqrs_brokers.options import resolve_options
 from cqrs_brokers.url import BrokerURL
 
@@ -15,6 +15,7 @@ from .plugins import load_plugin
 
 if TYPE_CHECKING:
     from cqrs_brokers.observers import Observer
+    from cqrs_brokers.protocol import Encoder
 
 __all__ = ["open_broker"]
 
@@ -27,6 +28,7 @@ def open_broker(
     *,
     distribution: str | None = None,
     observers: Sequence[Observer] = (),
+    encoder: Encoder | None = None,
     **options: object,
 ) -> Broker:
     """Makes the `Broker` that a config string names. Synchronous, no I/O: connecting is for the first send.
@@ -36,18 +38,25 @@ def open_broker(
             `CQRS_BROKER_URL`.
         distribution: Only this installed distribution may provide the scheme.
         observers: Told of outcomes and connection changes.
+        encoder: Encodes payloads that come without `payload_bytes` and without a content type; see `Broker`.
         **options: The scheme's options; each overrides the same option of the string.
 
     Raises:
         ConfigError: The string or an option is wrong, or there is no string at all. Reports every problem.
         PluginError: The scheme is not installed, misspelt, broken, incompatible, or claimed twice.
     """
+    source = ""
     if url is None:
-        url = os.environ.get(URL_VARIABLE) or None
+        url, source = os.environ.get(URL_VARIABLE) or None, URL_VARIABLE
         if url is None:
             raise ConfigError(f"no config string: pass one to open_broker, or set {URL_VARIABLE}")
-    parsed = BrokerURL.parse(url)
-    plugin = load_plugin(parsed.scheme, distribution)
-    resolved = resolve_options(plugin.options_type(), url=parsed, keywords=options)
+    parsed = BrokerURL.parse(url, source=source)
+    try:
+        plugin = load_plugin(parsed.scheme, distribution)
+    except PluginNotFoundError as error:
+        if not source:
+            raise
+        raise PluginNotFoundError(f"{source}: {error.text}") from None
+    resolved = resolve_options(plugin.options_type(), url=parsed, keywords=options, source=source)
     driver = plugin.open(resolved.url or parsed, resolved.options)
-    return Broker(driver, name=parsed.scheme, observers=observers, **resolved.for_broker())
+    return Broker(driver, name=parsed.scheme, observers=observers, encoder=encoder, **resolved.for_broker())

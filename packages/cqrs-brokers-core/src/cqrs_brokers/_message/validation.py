@@ -1,4 +1,4 @@
-"""What may be sent: every message is checked before any I/O, and anything message-like becomes a `Message`.
+"""What may be sent: every message is checked before any I/O.
 
 Legal topics, names, content types and header names repeat; they are remembered in bounded sets. Values are checked
 every time. Text is a `str`: a subclass of it, an enum member too, counts as the plain text it holds, and that is what
@@ -17,7 +17,9 @@ from typing import Any, NoReturn
 from uuid import UUID
 
 from cqrs_brokers.exceptions import InvalidMessageError, MessageTooLargeError
-from cqrs_brokers.protocol import TOMBSTONE, Capabilities, EventBody, Message
+from cqrs_brokers.protocol import TOMBSTONE, Capabilities, Message
+
+from .jsonable import UnencodableError
 
 __all__ = ["RESERVED_HEADERS", "Validator"]
 
@@ -42,7 +44,6 @@ class Validator:
             broker declares nothing: it is given headers of text, and no key.
         refuse_topic: Why the broker cannot have a topic, or None.
         max_message_bytes: The most that body, key and headers may have together.
-        encoder: Encodes payloads that come without bytes and without a content type.
     """
 
     def __init__(
@@ -52,7 +53,6 @@ class Validator:
         capabilities: Capabilities | None,
         refuse_topic: Callable[[str], str | None] | None,
         max_message_bytes: int,
-        encoder: Callable[[object], bytes] | None,
     ) -> None:
         self._address = address
         self._declares = capabilities is not None
@@ -62,25 +62,10 @@ class Validator:
         self._tombstones = capabilities is not None and capabilities.tombstones
         self._refuse_topic = refuse_topic
         self._max = max_message_bytes
-        self._encoder = encoder
-        self.as_it_is = Message if encoder is None else None
-        """What needs no `message()`: it would return the same."""
         self._known_topics: set[str] = set()
         self._known_names: set[str] = set()
         self._known_types: set[str] = set()
         self._known_headers: set[str] = set()
-
-    def message(self, candidate: Any) -> Message:
-        """The message to send: the caller's own when it is a `Message`, else one with the same content."""
-        message = candidate if type(candidate) is Message else self._coerced(candidate)
-        if (
-            self._encoder is not None
-            and message.payload_bytes is None
-            and message.content_type is None
-            and message.payload is not TOMBSTONE
-        ):
-            message = self._encoded(message, self._encoder)
-        return message
 
     def size(self, message: Message) -> int:
         """The message's size in bytes: body, key, header names and values in UTF-8.
@@ -128,20 +113,16 @@ class Validator:
             )
         return size
 
-    def unreadable(self, error: Exception) -> InvalidMessageError:
-        """The error for a message whose own code raised while it was looked at. No cause: it may quote the message."""
-        return InvalidMessageError(f"reading the message raised {type(error).__name__}", broker=self._address)
-
     # -- parts --------------------------------------------------------------------------------------------------------
 
-    def _refuse(self, message: Any, text: str) -> NoReturn:
+    def _refuse(self, message: Any, text: str, cause: BaseException | None = None) -> NoReturn:
         message_id, topic = getattr(message, "message_id", None), getattr(message, "topic", None)
         raise InvalidMessageError(
             text,
             message_id=message_id if isinstance(message_id, UUID) else None,
             topic=topic if isinstance(topic, str) else None,
             broker=self._address,
-        )
+        ) from cause
 
     def _checked_name(self, known: set[str], text: Any, message: Message, what: str, limit: int) -> str:
         text = plain = self._plain(message, text, what)
@@ -199,14 +180,15 @@ class Validator:
         message._body = None  # the payload may have been changed since it was sent before
         try:
             body = message.body
-        except (TypeError, ValueError) as error:
-            reason = str(error)
-        except Exception as error:  # a property of the payload's own class
-            reason = f"encoding the payload raised {type(error).__name__}"
+        except UnencodableError as error:
+            reason, cause = str(error), error.__cause__
         else:
             assert body is not None
             return body
-        return self._refuse(message, reason)
+        try:
+            self._refuse(message, reason, cause)
+        finally:
+            del cause
 
     def _refuse_bytes(self, message: Message, body: object) -> NoReturn:
         if message.payload is TOMBSTONE:
@@ -292,57 +274,3 @@ class Validator:
         if size > MAX_TEXT_BYTES:
             self._refuse(message, f"{what} is longer than {MAX_TEXT_BYTES} bytes")
         return size
-
-    def _coerced(self, candidate: Any) -> Message:
-        if isinstance(candidate, Message):
-            return candidate
-        try:
-            name, topic, payload = candidate.message_name, candidate.topic, candidate.payload
-            message_id = candidate.message_id
-        except AttributeError:
-            name = None
-        if name is None:
-            self._refuse(
-                None,
-                f"a {type(candidate).__name__} is no message: it needs message_name, topic, payload and message_id "
-                "(events go through Broker.publish)",
-            )
-        key = getattr(candidate, "key", None)
-        if isinstance(payload, EventBody):
-            name = payload.event_name
-            key = payload.ordering_key if key is None else key
-        if message_id is None:
-            self._refuse(candidate, "message_id must be a UUID")
-        return Message(
-            name,
-            topic,
-            payload,
-            message_id,
-            key=key,
-            headers=getattr(candidate, "headers", None),
-            content_type=getattr(candidate, "content_type", None),
-            timestamp=getattr(candidate, "timestamp", None),
-            payload_bytes=getattr(candidate, "payload_bytes", None),
-        )
-
-    def _encoded(self, message: Message, encoder: Callable[[object], bytes]) -> Message:
-        reason = None
-        body: Any = None
-        try:
-            body = encoder(message.payload)
-        except Exception as error:
-            reason = f"the encoder raised {type(error).__name__}"
-        if reason is None and type(body) is not bytes:
-            reason = f"the encoder must return bytes, not {type(body).__name__}"
-        if reason is not None:
-            self._refuse(message, reason)
-        return Message(
-            message.message_name,
-            message.topic,
-            message.payload,
-            message.message_id,
-            key=message.key,
-            headers=message.headers,
-            timestamp=message.timestamp,
-            payload_bytes=body,
-        )

@@ -186,9 +186,7 @@ class Harness:
 
     def peer_url(self, port: int) -> str:
         """The config string, with this port of 127.0.0.1 for all its hosts."""
-        url = BrokerURL.parse(self.url)
-        fields = {name: getattr(url, name) for name in BrokerURL.__slots__}
-        return BrokerURL._make(**{**fields, "hosts": (Host("127.0.0.1", port),)}).render(reveal=True)
+        return BrokerURL.parse(self.url).replace(hosts=[Host("127.0.0.1", port)]).render(reveal=True)
 
     def url_with_credentials(self, user: str, password: str) -> str:
         """The config string with this user and password, which need not be right.

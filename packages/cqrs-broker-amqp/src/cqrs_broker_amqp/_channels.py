@@ -1,0 +1,419 @@
+"""A channel in confirm mode that nobody else publishes on: the fast way through aiormq, and the documented one.
+
+`FastChannel` uses of aiormq, beyond its documentation, each with a test in tests/amqp/test_channels.py:
+
+    Channel.write_queue, ChannelFrame, Channel.delivery_tag     to publish without a task and a lock for each message
+    Channel._on_confirm_frame                                   to resolve all that one ack confirms in one loop
+    Channel._on_return_frame, .confirmations, .message_id_delivery_tag      to learn which message was returned
+    Connection.channels, Channel.number, .frames                to know whether the channel still is one
+
+When one of them is not as expected, `PlainChannel` publishes through aiormq's documented `basic_publish`, the call
+behind aio-pika's `exchange.publish`: as true, but slower.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from typing import Any
+
+import aiormq
+import pamqp.frame
+from aiormq.abc import ChannelFrame
+from pamqp import commands
+from pamqp.body import ContentBody
+from pamqp.header import ContentHeader
+
+from cqrs_brokers.driver import Delivery, confirm_all
+from cqrs_brokers.tasks import Tasks, retrieve_exception
+
+from ._client import Connection, close_without_waiting
+from ._rendering import CHANNEL, body_frames, on_channel
+
+__all__ = ["ConfirmChannel", "Entry", "Failed", "FastChannel", "PlainChannel", "make_channel", "unexpected"]
+
+logger = logging.getLogger("cqrs_broker_amqp.channels")
+
+NACK_HOLD = 0.2
+"""How long a nack waits for a return that may follow, where the server nacks first (Apache Qpid), in seconds."""
+
+Entry = tuple[Delivery, bytes, bytes, bytes, "str | None", bool]
+"""A rendered message: the delivery, its id, its frames, its body when that is not among them, its ordering key, and
+whether it was returned before."""
+
+Failed = Callable[["ConfirmChannel", Entry, BaseException], None]
+
+
+class ConfirmChannel:
+    """What messages are published on.
+
+    Args:
+        connection: Its connection.
+        channel: aiormq's channel.
+        failed: Called with a message and its return or nack, as aiormq's exception.
+        answered: Called after each answer while `watched` is set, with what was confirmed or returned.
+        drained: Called when what was sent last is with the operating system.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        channel: Any,
+        *,
+        failed: Failed,
+        answered: Callable[[ConfirmChannel, Sequence[Entry]], None],
+        drained: Callable[[ConfirmChannel], None],
+    ) -> None:
+        self.connection = connection
+        self.channel = channel
+        self.number: int = channel.number
+        self.in_flight: dict[bytes, Any] = {}
+        """What has no answer yet, by message id. An id is in it once."""
+        self.spent: set[bytes] = set()
+        """Ids whose return may still come (Apache Qpid): they cannot be used again on this channel."""
+        self.watched = False
+        self.alone = True
+        """It is new: one message at a time until one has its answer."""
+        self.quiet_since = 0.0
+        """Since when there is something without an answer and none has come, in the loop's time."""
+        self._failed = failed
+        self._on_answer = answered
+        self._on_drained = drained
+        self._question: asyncio.Task[Any] | None = None
+
+    @property
+    def open(self) -> bool:
+        """Whether what is sent now reaches an open channel.
+
+        aiormq forgets a channel when it reads the server's Channel.Close, before it answers it. Frames that follow the
+        answer would make the server close the whole connection.
+        """
+        connection, channel = self.connection, self.channel
+        return connection.channels.get(channel.number) is channel and connection.sockets.open_for_writing
+
+    @property
+    def full(self) -> bool:
+        """Whether the connection's write queue has no room."""
+        return bool(self.channel.write_queue.full())
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether answers have come in that aiormq has not looked at."""
+        return not self.channel.frames.empty()
+
+    def send(self, entries: Sequence[Entry], now: float) -> bool:
+        """Sends messages that are handed over.
+
+        Returns:
+            Whether the operating system has taken them; if not, `drained` will be called when it has.
+        """
+        raise NotImplementedError
+
+    def entries(self) -> list[Entry]:
+        """What has no answer, in the order in which it was sent."""
+        raise NotImplementedError
+
+    def oldest(self) -> Delivery | None:
+        """What waits for its answer longest."""
+        raise NotImplementedError
+
+    def take(self) -> list[Entry]:
+        """What has no answer, and gets none from this channel any more."""
+        taken = self.entries()
+        self.in_flight.clear()
+        return taken
+
+    def ask(self, tasks: Tasks) -> asyncio.Task[Any]:
+        """A question that changes nothing and that the server must answer (Basic.Qos); one at a time.
+
+        It is not to be cancelled: aiormq would close the channel.
+        """
+        if self._question is None or self._question.done():
+            self._question = tasks.spawn(self.channel.basic_qos(prefetch_count=0))
+            self._question.add_done_callback(retrieve_exception)
+        return self._question
+
+    def close(self) -> None:
+        """Closes it without waiting; what has no answer on it has none."""
+        self.in_flight.clear()
+        close_without_waiting(self.channel)
+
+
+class FastChannel(ConfirmChannel):
+    """Group commit: all that is ready goes out as one write, and one ack resolves all that it confirms."""
+
+    def __init__(self, connection: Connection, channel: Any, **callbacks: Any) -> None:
+        super().__init__(connection, channel, **callbacks)
+        self._handed: dict[int, Entry] = {}
+        self._last: int = channel.delivery_tag
+        self._first = self._last + 1
+        """No tag below it is without an answer."""
+        self._frame_max = connection.frame_max
+        self._nacks_first = not connection.names_capabilities
+        self._nacked: dict[int, asyncio.TimerHandle] = {}
+        """Nacks that wait for the next frame of this channel: a return may follow (Apache Qpid)."""
+        # aiormq looks up in these which message a Basic.Return is about; it reads acks and nacks for nobody else here.
+        channel.message_id_delivery_tag = _TagById(self.in_flight)
+        channel.confirmations = _Returns(self._returned)
+        channel._on_confirm_frame = self._confirmed
+
+    def send(self, entries: Sequence[Entry], now: float) -> bool:
+        """See `ConfirmChannel`. Written at once: aiormq's writer task would do it some turns of the loop later."""
+        channel, number = self.channel, self.number
+        tags, handed, frame_max = self.in_flight, self._handed, self._frame_max
+        if not handed:
+            self.quiet_since = now
+        tag = self._last
+        parts: list[bytes] = []
+        for entry in entries:
+            tag += 1
+            _, message_id, frames, body, _, _ = entry
+            tags[message_id] = tag
+            handed[tag] = entry
+            parts.append(frames if number == CHANNEL else on_channel(frames, number))
+            if body:
+                body_frames(body, frame_max, number, parts)
+        self._last = channel.delivery_tag = tag
+        if self.connection.sockets.write(b"".join(parts)):
+            return True
+        # aiormq's writer task says when the socket takes more. The queue has room: the caller has looked.
+        drained = channel.loop.create_future()
+        drained.add_done_callback(self._drained)
+        channel.write_queue.put_nowait(ChannelFrame(payload=b"", should_close=False, drain_future=drained))
+        return False
+
+    def _drained(self, _: object) -> None:
+        self._on_drained(self)
+
+    async def _confirmed(self, frame: commands.Basic.Ack | commands.Basic.Nack) -> None:
+        """Takes the place of aiormq's `_on_confirm_frame`, which makes one call in the event loop for each message."""
+        tag, first, last, handed = frame.delivery_tag or 0, self._first, self._last, self._handed
+        if tag > last:
+            logger.error("RabbitMQ answered delivery tag %d, and the last one sent is %d: ignored", tag, last)
+            return
+        tags: Iterable[int]
+        if frame.multiple:
+            tag = tag or last  # AMQP 0-9-1: zero means all that is outstanding
+            tags = range(first, tag + 1)
+            first = max(first, tag + 1)
+        else:
+            tags = (tag,)
+        self.quiet_since = self.channel.loop.time()
+        acked = isinstance(frame, commands.Basic.Ack)
+        if self._nacked:
+            self._release_nacks()
+        if not acked and self._nacks_first:
+            self._hold_nacks([tag for tag in tags if tag in handed])
+            return
+        in_flight, find = self.in_flight, handed.pop
+        answered: list[Entry] = []
+        for tag in tags:
+            entry = find(tag, None)
+            if entry is not None:  # else it was returned, or has its answer
+                del in_flight[entry[1]]
+                answered.append(entry)
+        if acked:
+            confirm_all([entry[0] for entry in answered])
+        else:
+            for entry in answered:
+                self._failed(self, entry, aiormq.exceptions.DeliveryError(None, frame))
+        while first <= last and first not in handed:
+            first += 1
+        self._first = first
+        if self.watched:
+            self._on_answer(self, answered if acked else ())
+
+    def _returned(self, tag: int, error: BaseException) -> None:
+        self.quiet_since = self.channel.loop.time()
+        timer = self._nacked.pop(tag, None)
+        if timer is not None:
+            timer.cancel()
+        self._release_nacks()
+        entry = self._handed.pop(tag, None)
+        if entry is not None:
+            del self.in_flight[entry[1]]
+            self._failed(self, entry, error)
+            if self.watched:
+                self._on_answer(self, (entry,))
+
+    # -- a server that nacks before it returns ------------------------------------------------------------------------
+
+    def _hold_nacks(self, tags: Sequence[int]) -> None:
+        self._release_nacks(tags[:-1])
+        for tag in tags[-1:]:
+            self._nacked[tag] = self.channel.loop.call_later(NACK_HOLD, self._release_nacks)
+
+    def _release_nacks(self, tags: Sequence[int] = ()) -> None:
+        """No return follows these: they are nacks and nothing else."""
+        held, self._nacked = self._nacked, {}
+        for timer in held.values():
+            timer.cancel()
+        for tag in (*held, *tags):
+            entry = self._handed.pop(tag, None)
+            if entry is not None:
+                del self.in_flight[entry[1]]
+                self.spent.add(entry[1])
+                nack = commands.Basic.Nack(delivery_tag=tag)
+                self._failed(self, entry, aiormq.exceptions.DeliveryError(None, nack))
+                if self.watched:
+                    self._on_answer(self, ())
+
+    def entries(self) -> list[Entry]:
+        """See `ConfirmChannel`."""
+        return list(self._handed.values())
+
+    def oldest(self) -> Delivery | None:
+        """See `ConfirmChannel`."""
+        return next((entry[0] for entry in self._handed.values()), None)
+
+    def take(self) -> list[Entry]:
+        """See `ConfirmChannel`."""
+        self._release_nacks()
+        taken = super().take()
+        self._handed.clear()
+        return taken
+
+
+class _TagById:
+    """Stands for aiormq's table of delivery tags, in which it looks up the id of a returned message."""
+
+    def __init__(self, tags: Mapping[bytes, int]) -> None:
+        self._tags = tags
+
+    def get(self, message_id: str) -> int | None:
+        """The tag of that message, or None when nothing with this id is in flight."""
+        return self._tags.get(message_id.encode())
+
+
+class _Returns:
+    """Stands for aiormq's table of confirms, in which it looks up the future of a returned message."""
+
+    def __init__(self, returned: Callable[[int, BaseException], None]) -> None:
+        self._returned = returned
+
+    def pop(self, tag: int, default: object = None) -> _Return:
+        """What stands for the message's future."""
+        return _Return(self._returned, tag)
+
+    def __setitem__(self, tag: int, value: object) -> None:
+        """aiormq marks the message as returned, so that the ack that follows is ignored. `FastChannel` knows it."""
+
+
+class _Return:
+    """Stands for a returned message's future."""
+
+    def __init__(self, returned: Callable[[int, BaseException], None], tag: int) -> None:
+        self._returned = returned
+        self._tag = tag
+
+    def set_exception(self, error: BaseException) -> None:
+        """The whole of the return has come."""
+        self._returned(self._tag, error)
+
+
+class PlainChannel(ConfirmChannel):
+    """The way back to what aiormq documents: a task and a `basic_publish` per message."""
+
+    def __init__(self, connection: Connection, channel: Any, **callbacks: Any) -> None:
+        super().__init__(connection, channel, **callbacks)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def send(self, entries: Sequence[Entry], now: float) -> bool:
+        """See `ConfirmChannel`. Tasks start in the order in which they were made, and aiormq's lock is fair."""
+        loop = asyncio.get_running_loop()
+        if not self.in_flight:
+            self.quiet_since = now
+        for entry in entries:
+            self.in_flight[entry[1]] = entry
+            task = loop.create_task(self._publish(entry))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        loop.call_soon(self._on_drained, self)
+        return False
+
+    async def _publish(self, entry: Entry) -> None:
+        _, message_id, frames, body, _, _ = entry
+        read, _, publish = pamqp.frame.unmarshal(frames)
+        also, _, header = pamqp.frame.unmarshal(frames[read:])
+        assert isinstance(publish, commands.Basic.Publish)
+        assert isinstance(header, ContentHeader)
+        if header.body_size and not body:
+            _, _, content = pamqp.frame.unmarshal(frames[read + also :])
+            assert isinstance(content, ContentBody)
+            body = content.value
+        try:
+            answer = await self.channel.basic_publish(
+                body,
+                exchange=publish.exchange,
+                routing_key=publish.routing_key,
+                properties=header.properties,
+                mandatory=True,
+            )
+        except aiormq.exceptions.DeliveryError as error:
+            self._end(message_id, error)
+        except (Exception, asyncio.CancelledError):  # the channel is gone: whoever notices that takes what is in flight
+            return
+        else:
+            if isinstance(answer, commands.Basic.Ack):
+                self._end(message_id, None)
+
+    def _end(self, message_id: bytes, error: BaseException | None) -> None:
+        entry: Entry | None = self.in_flight.pop(message_id, None)
+        if entry is None:
+            return
+        self.quiet_since = self.channel.loop.time()
+        if error is None:
+            entry[0].confirm()
+        else:
+            self._failed(self, entry, error)
+        if self.watched:
+            returned = error is None or isinstance(error, aiormq.exceptions.PublishError)
+            self._on_answer(self, (entry,) if returned else ())
+
+    def entries(self) -> list[Entry]:
+        """See `ConfirmChannel`."""
+        return list(self.in_flight.values())
+
+    def oldest(self) -> Delivery | None:
+        """See `ConfirmChannel`."""
+        return next((entry[0] for entry in self.in_flight.values()), None)
+
+    def take(self) -> list[Entry]:
+        """See `ConfirmChannel`."""
+        taken = super().take()
+        for task in self._tasks:
+            task.cancel()
+        return taken
+
+
+def make_channel(connection: Connection, channel: Any, **callbacks: Any) -> ConfirmChannel:
+    """The fast channel, or the plain one with a word in the log about why."""
+    reason = unexpected(connection, channel)
+    if reason is None:
+        return FastChannel(connection, channel, **callbacks)
+    logger.warning("publishing through aiormq's basic_publish, several times slower: %s", reason)
+    return PlainChannel(connection, channel, **callbacks)
+
+
+def unexpected(connection: Connection, channel: Any) -> str | None:
+    """What of aiormq is not as `FastChannel` needs it, or None."""
+    wanted: Iterable[tuple[object, str, type]] = (
+        (channel, "confirmations", MutableMapping),
+        (channel, "message_id_delivery_tag", dict),
+        (channel, "delivery_tag", int),
+        (channel, "number", int),
+        (channel, "write_queue", asyncio.Queue),
+        (channel, "frames", asyncio.Queue),
+        (connection, "channels", dict),
+    )
+    for owner, name, kind in wanted:
+        if not isinstance(getattr(owner, name, None), kind):
+            return f"aiormq's {type(owner).__name__}.{name} is no {kind.__name__}"
+    for name in ("_on_confirm_frame", "_on_return_frame"):
+        method = getattr(channel, name, None)
+        if not inspect.iscoroutinefunction(method) or len(inspect.signature(method).parameters) != 1:
+            return f"aiormq's {type(channel).__name__}.{name} is no coroutine of one frame"
+    missing = {"payload", "should_close", "drain_future"} - set(getattr(ChannelFrame, "__dataclass_fields__", ()))
+    return f"aiormq's ChannelFrame has no {', '.join(sorted(missing))}" if missing else None

@@ -1,0 +1,284 @@
+"""aiormq's connection from the inside. Only this module and `_channels` use what aiormq does not document.
+
+What is used beyond its documentation, each with a test in tests/amqp/test_client.py, so that a new aiormq turns a test
+red and not a user:
+
+    Connection._rpc                       to see with which code the server refuses a handshake; for SCRAM
+    Connection._credentials_class         to choose between the mechanisms that the server offers
+    Connection._on_reader_done            to learn of a lost connection at once, not after aiormq's own goodbyes
+    Connection.__handle_connection_blocked / …_unblocked    no other event tells of them
+    Connection._Base__future_store        aiormq's own tasks, to end them when they do not end
+    Connection.channels, .connection_tune, .server_properties; Channel.write_queue, ChannelFrame
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import Coroutine
+from types import SimpleNamespace
+from typing import Any, Protocol
+
+import aiormq
+import pamqp.frame
+from aiormq.abc import ChannelFrame
+from aiormq.auth import AuthMechanism
+from aiormq.connection import TransportFactory
+from pamqp import commands
+from yarl import URL
+
+from cqrs_brokers.dialing import look_up, open_socket
+from cqrs_brokers.tasks import drop_task, drop_transport, retrieve_exception
+
+from ._errors import HandshakeRefused, NotAMQPError
+from ._scram import MECHANISM as SCRAM
+from ._scram import Scram
+
+__all__ = ["Connection", "ConnectionListener", "Sockets", "close_without_waiting"]
+
+DEFAULT_FRAME_MAX = 131_072
+LARGEST_FRAME = 16 * 2**20
+"""No server sends frames of this size: RabbitMQ's default limit is 128 KiB."""
+MOST_CHANNELS = 65_535
+
+
+class _Reader(asyncio.StreamReader):
+    """Remembers when something last came in, and does not wait for frames that nobody sends."""
+
+    last_inbound = 0.0
+    answers = 0
+    """How many pieces of data came."""
+
+    def readexactly(self, n: int) -> Coroutine[Any, Any, bytes]:
+        """As StreamReader's. Garbage on the wire reads as the size of a huge frame, for which aiormq would wait."""
+        if n > LARGEST_FRAME:
+            raise NotAMQPError(f"a frame of {n} bytes is announced: this is not AMQP")
+        return super().readexactly(n)
+
+    def feed_data(self, data: Any) -> None:
+        self.last_inbound = asyncio.get_running_loop().time()
+        self.answers += 1
+        super().feed_data(data)
+
+
+class Sockets(TransportFactory):
+    """Opens the connection's socket and keeps hold of it, so that it can be dropped without asking aiormq.
+
+    Args:
+        host: Name or address.
+        port: Port.
+        tls: The TLS context, or None.
+    """
+
+    def __init__(self, host: str, port: int, tls: ssl.SSLContext | None) -> None:
+        self._host, self._port, self._tls = host, port, tls
+        self._streams: tuple[_Reader, asyncio.StreamWriter] | None = None
+        self._transport: asyncio.Transport | None = None
+        self._aborted = False
+        self.step = ""
+        """What is being done, for the text of a time-out."""
+
+    async def open(self) -> None:
+        """Looks up the name, connects and, with TLS, shakes hands. Before aiormq, which would log each failure."""
+        loop = asyncio.get_running_loop()
+        self.step = "resolving its name"
+        addresses = await look_up(self._host, self._port)
+        self.step = "connecting"
+        raw = await open_socket(addresses)
+        self.step = "the TLS handshake" if self._tls else "connecting"
+        reader = _Reader(loop=loop)
+        reader.last_inbound = loop.time()
+        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+        name = self._host if self._tls else None
+        transport, _ = await loop.create_connection(lambda: protocol, sock=raw, ssl=self._tls, server_hostname=name)
+        self._transport = transport
+        self._streams = reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+        if self._aborted:
+            transport.abort()
+
+    async def create(self, url: URL, **_: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Called by aiormq."""
+        assert self._streams is not None
+        return self._streams
+
+    @property
+    def last_inbound(self) -> float:
+        """When the last byte came, in the loop's time."""
+        return self._streams[0].last_inbound if self._streams is not None else 0.0
+
+    @property
+    def answers(self) -> int:
+        """How many pieces of data came."""
+        return self._streams[0].answers if self._streams is not None else 0
+
+    @property
+    def open_for_writing(self) -> bool:
+        """Whether what is written now can still reach the server."""
+        return self._transport is not None and not self._transport.is_closing()
+
+    @property
+    def writing(self) -> bool:
+        """Whether the operating system has not taken all that was written."""
+        return self._transport is not None and bool(self._transport.get_write_buffer_size())
+
+    def write(self, frames: bytes) -> bool:
+        """Writes whole frames, between those of aiormq's writer task: it too writes nothing but whole ones.
+
+        Returns:
+            Whether the operating system has taken all that was written.
+        """
+        assert self._transport is not None
+        self._transport.write(frames)
+        return not self._transport.get_write_buffer_size()
+
+    def abort(self) -> None:
+        """Drops the socket; also when the event loop is closed."""
+        self._aborted = True
+        drop_transport(self._transport)
+
+
+def close_without_waiting(channel: Any) -> None:
+    """Sends Channel.Close and does not wait for the answer; the number is free again when the answer comes.
+
+    aiormq's own close() would send Channel.Close a second time when the answer takes longer than a heartbeat or the
+    wait is cancelled, and then RabbitMQ closes the whole connection.
+    """
+    if channel.connection.channels.get(channel.number) is channel:
+        close = commands.Channel.Close(reply_code=200, class_id=0, method_id=0)
+        frame = ChannelFrame.marshall(channel_number=channel.number, frames=[close])
+        with contextlib.suppress(asyncio.QueueFull):  # then the channel stays open, and its number taken
+            channel.write_queue.put_nowait(frame)
+
+
+class ConnectionListener(Protocol):
+    """Who is told what happens to a connection."""
+
+    def ended(self, error: BaseException | None) -> None:
+        """Nothing more will come in."""
+
+    def blocked(self, reason: str) -> None:
+        """The server reads nothing more from connections that publish."""
+
+    def unblocked(self) -> None:
+        """It reads again."""
+
+
+class Connection(aiormq.Connection):
+    """aiormq's connection, which says what happens to it.
+
+    Args:
+        url: User, password, host, port and heartbeat, as aiormq wants them.
+        vhost: The virtual host, decoded: aiormq does not decode all of them right.
+        sockets: The socket, opened before `connect()`.
+        listener: Is told.
+    """
+
+    def __init__(self, url: URL, *, vhost: str, sockets: Sockets, listener: ConnectionListener) -> None:
+        super().__init__(url, transport_factory=sockets)
+        self.vhost = vhost
+        self.sockets = sockets
+        self._listener: ConnectionListener | None = listener
+        self._scram: Scram | None = None
+
+    def _credentials_class(self, start_frame: Any) -> Any:
+        """As aiormq's, with SCRAM-SHA-256 where PLAIN is not offered."""
+        offered = start_frame.mechanisms.split()
+        if AuthMechanism.PLAIN.name in offered or SCRAM not in offered:
+            return super()._credentials_class(start_frame)
+        self._scram = scram = Scram(self.url.user or "", self.url.password or "")
+        return SimpleNamespace(name=SCRAM, value=lambda _: SimpleNamespace(marshal=lambda: scram.first))
+
+    async def _rpc(  # type: ignore[override] # aiormq's is static and called on the instance
+        self, request: Any, writer: asyncio.StreamWriter, frame_receiver: Any, wait_response: bool = True
+    ) -> Any:
+        """As aiormq's, but a refusal keeps its code and text, and SCRAM's challenges are answered."""
+        frame = request
+        while True:
+            writer.write(pamqp.frame.marshal(frame, 0))
+            await writer.drain()
+            if not wait_response:
+                return None
+            _, _, frame = await frame_receiver.get_frame()
+            if not isinstance(frame, commands.Connection.Secure) or self._scram is None:
+                break
+            frame = commands.Connection.SecureOk(response=self._scram.answer(frame.challenge or ""))
+        if isinstance(frame, commands.Connection.Close):
+            logged_in = not isinstance(request, commands.Connection.StartOk)
+            raise HandshakeRefused(frame.reply_code or 0, frame.reply_text or "", logged_in=logged_in)
+        if request.synchronous and frame.name not in request.valid_responses:
+            raise aiormq.exceptions.InvalidFrameError(f"{frame.name} is no answer to {request.name}")
+        return frame
+
+    def create_task(self, coro: Any) -> Any:
+        """As aiormq's, which never asks its writer task how it ended: asyncio would complain after every reset."""
+        task = super().create_task(coro)
+        task.add_done_callback(retrieve_exception)
+        return task
+
+    def _on_reader_done(self, task: Any) -> None:
+        """Instead of aiormq's goodbyes, which may take minutes: the listener drops the socket and our tasks."""
+        if self._listener is not None:
+            self._listener.ended(asyncio.CancelledError() if task.cancelled() else task.exception())
+
+    async def _Connection__handle_connection_blocked(self, frame: Any) -> None:  # noqa: N802
+        await super()._Connection__handle_connection_blocked(frame)  # type: ignore[misc]
+        if self._listener is not None:
+            self._listener.blocked(str(frame.reason))
+
+    async def _Connection__handle_connection_unblocked(self, frame: Any) -> None:  # noqa: N802
+        await super()._Connection__handle_connection_unblocked(frame)  # type: ignore[misc]
+        if self._listener is not None:
+            self._listener.unblocked()
+
+    def forget_listener(self) -> None:
+        """From here on nobody is told."""
+        self._listener = None
+
+    @property
+    def server(self) -> str:
+        """What the server calls itself, such as "RabbitMQ 4.0.5"."""
+        known = self.server_properties or {}
+        return " ".join(str(known[name]) for name in ("product", "version") if name in known) or "the server"
+
+    @property
+    def server_capabilities(self) -> dict[str, Any]:
+        """As aiormq's; empty where the server sends no such table (Apache Qpid)."""
+        known = (self.server_properties or {}).get("capabilities")
+        return dict(known) if isinstance(known, dict) else {}
+
+    @property
+    def names_capabilities(self) -> bool:
+        """Whether the server says what it can do; if not, it has to be tried."""
+        return isinstance((self.server_properties or {}).get("capabilities"), dict)
+
+    @property
+    def publisher_confirms(self) -> bool:
+        """Whether the server has confirms, or may have them."""
+        return not self.names_capabilities or bool(self.server_capabilities.get("publisher_confirms"))
+
+    @property
+    def tasks(self) -> list[asyncio.Task[Any]]:
+        """aiormq's tasks for this connection and its channels that have not ended."""
+        store = getattr(self, "_Base__future_store", None)
+        wrapped = (getattr(item, "task", None) for item in tuple(getattr(store, "futures", ())))
+        return [task for task in wrapped if isinstance(task, asyncio.Task) and not task.done()]
+
+    @property
+    def frame_max(self) -> int:
+        """The largest frame; 0 on the wire means no limit."""
+        return self.connection_tune.frame_max or DEFAULT_FRAME_MAX
+
+    @property
+    def channel_max(self) -> int:
+        """How many channels the server allows on this connection; 0 on the wire means no limit."""
+        return self.connection_tune.channel_max or MOST_CHANNELS
+
+    def free_number(self) -> int | None:
+        """The lowest channel number that is not in use, or None when all are."""
+        return next((number for number in range(1, self.channel_max + 1) if number not in self.channels), None)
+
+    def drop_tasks(self) -> None:
+        """Ends aiormq's tasks without awaiting them, also when their event loop is closed."""
+        for task in self.tasks:
+            drop_task(task)

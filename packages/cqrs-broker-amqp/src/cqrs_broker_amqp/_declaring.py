@@ -1,0 +1,183 @@
+"""`declare=queue`: messages wait here, by topic and in order, until their topic's queue is declared.
+
+Other topics do not wait. What failed or was let go is the publisher's again. A few channels do all the declaring; each
+is used until RabbitMQ closes it, which it does when a declaration fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from cqrs_brokers.exceptions import BackpressureError, ConnectError, DeliveryError, UnreachableError
+from cqrs_brokers.tasks import Tasks
+
+from ._channels import Entry
+from ._session import Session
+from ._topology import declare_queue, queue_error
+from .options import AMQPOptions
+
+__all__ = ["Declarations"]
+
+MOST_CHANNELS = 4
+"""How many channels declare at a time, besides the one that messages are published on."""
+
+
+class _Waiting:
+    """What waits for one queue."""
+
+    def __init__(self) -> None:
+        self.returned: list[Entry] = []
+        """Messages that came back because the queue was gone: they go before the others."""
+        self.entries: list[Entry] = []
+
+
+class Declarations:
+    """What waits for its queue, and which queues are known to be there.
+
+    Args:
+        options: How queues are declared.
+        tasks: Where declarations run.
+        ready: Called with messages whose queue is there.
+        failed: Called with messages whose queue cannot be declared, and why.
+        lost: Called when the connection does not answer.
+    """
+
+    def __init__(
+        self,
+        options: AMQPOptions,
+        tasks: Tasks,
+        *,
+        ready: Callable[[list[Entry]], None],
+        failed: Callable[[list[Entry], DeliveryError], None],
+        lost: Callable[[ConnectError], None],
+    ) -> None:
+        self._options = options
+        self._tasks = tasks
+        self._ready, self._failed, self._lost = ready, failed, lost
+        self._session: Session | None = None
+        self._paused = True
+        self._round = 0
+        """A declaration that was made in an earlier round proves nothing."""
+        self._workers = 0
+        """How many channels declare now."""
+        self._idle: list[Any] = []
+        """Channels that may declare again."""
+        self._waiting: dict[str, _Waiting] = {}
+        self._todo: collections.deque[str] = collections.deque()
+        """Topics that wait and that no channel declares yet."""
+        self._declared: set[str] = set()
+
+    def use(self, session: Session, unsent: Iterable[Entry]) -> None:
+        """Begins anew: no queue is known to be there, and what was not sent yet waits again, behind what did."""
+        if session is not self._session:
+            self._session, self._workers = session, 0
+            self._idle.clear()
+        self._paused = False
+        self._round += 1
+        self._declared.clear()
+        for entry in unsent:
+            self._waiting.setdefault(entry[0].topic, _Waiting()).entries.append(entry)
+        self._todo = collections.deque(self._waiting)
+        self._work_on()
+
+    def pause(self) -> None:
+        """There is no channel to publish on: what waits and what comes waits for the next one."""
+        self._paused = True
+        self._round += 1
+
+    def stop(self) -> None:
+        """There is no connection. The owner ends the tasks."""
+        self.pause()
+        self._session = None
+        self._idle.clear()
+
+    def takes(self, topic: str, entry: Entry) -> bool:
+        """Lets a message wait, unless its queue is there."""
+        if topic in self._declared:
+            return False
+        self._of(topic).entries.append(entry)
+        return True
+
+    def again(self, entry: Entry, behind: list[Entry]) -> None:
+        """A message came back because its queue was gone: it goes again, before those behind it, once there is one."""
+        topic = entry[0].topic
+        self._declared.discard(topic)
+        waiting = self._of(topic)
+        waiting.returned.append(entry)
+        waiting.entries[:0] = behind
+
+    def drop(self, over: Callable[[Entry], bool]) -> None:
+        """Lets go of the messages for which `over` is true."""
+        for topic, waiting in list(self._waiting.items()):
+            waiting.returned = [entry for entry in waiting.returned if not over(entry)]
+            waiting.entries = [entry for entry in waiting.entries if not over(entry)]
+            if not waiting.returned and not waiting.entries:
+                del self._waiting[topic]
+
+    def _of(self, topic: str) -> _Waiting:
+        waiting = self._waiting.get(topic)
+        if waiting is None:
+            waiting = self._waiting[topic] = _Waiting()
+            self._todo.append(topic)
+            self._work_on()
+        return waiting
+
+    def _work_on(self) -> None:
+        session = self._session
+        if session is None or self._paused:
+            return
+        most = max(1, min(MOST_CHANNELS, session.channel_limit - 1))
+        for _ in range(min(most - self._workers, len(self._todo))):
+            self._workers += 1
+            self._tasks.spawn(self._work(session))
+
+    async def _work(self, session: Session) -> None:
+        """Declares what is to be declared, one queue after the other, on one channel."""
+        channel = self._idle.pop() if self._idle else None
+        while self._todo and session is self._session and not self._paused:
+            channel = await self._declare(session, channel, self._todo.popleft())
+        if session is self._session:
+            self._workers -= 1
+            if channel is not None:
+                self._idle.append(channel)
+
+    async def _declare(self, session: Session, channel: Any, topic: str) -> Any:
+        """Declares one queue.
+
+        Returns:
+            The channel, when it can be used again.
+        """
+        number, asked = self._round, asyncio.get_running_loop().time()
+        failure: DeliveryError | None = None
+        try:
+            async with asyncio.timeout(self._options.connect_timeout):
+                if channel is None:
+                    channel = await session.raw_channel(confirms=False)
+                await declare_queue(channel, self._options, topic)
+        except TimeoutError:
+            channel = None
+            if session.last_inbound < asked:
+                if number == self._round:
+                    self._lost(UnreachableError(f"{session.where} does not answer a declaration"))
+                return None
+            failure = BackpressureError(
+                f"{session.where} did not answer the declaration of queue {topic!r} within "
+                f"{self._options.connect_timeout:g} s: is it without a majority of its nodes? Send again later"
+            )
+        except (Exception, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise
+            channel = None  # RabbitMQ closes a channel on which a declaration fails
+            failure = queue_error(error, topic)
+        if number == self._round:  # else the next round declares it again
+            waiting = self._waiting.pop(topic, None) or _Waiting()
+            if failure is None:
+                self._declared.add(topic)
+                self._ready(waiting.returned + waiting.entries)
+            else:
+                self._failed(waiting.returned + waiting.entries, failure)
+        return channel

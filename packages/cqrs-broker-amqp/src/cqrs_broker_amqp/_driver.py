@@ -1,0 +1,204 @@
+"""`AMQPDriver`: the connection of a `Broker` to RabbitMQ. What is sent over it is the publisher's."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from cqrs_brokers.driver import Capabilities, Delivery, Link, PipelinedDriver
+from cqrs_brokers.exceptions import (
+    BrokerClosedError,
+    ClosedWhilePendingError,
+    ConnectError,
+    ConnectionLostError,
+    DeliveryError,
+    NotDeliveredError,
+    UnreachableError,
+)
+from cqrs_brokers.tasks import Tasks
+
+from ._channels import ConfirmChannel
+from ._errors import channel_limit, lost_error, scrubbed
+from ._logs import redact_client_logs
+from ._publisher import Publisher
+from ._session import Session, connect
+from .settings import AMQPSettings
+
+__all__ = ["AMQPDriver"]
+
+_QUEUE_NAME = re.compile(r"[A-Za-z0-9_.:@#,/+ -]*")
+_CAPABILITIES = Capabilities(
+    confirms=True,
+    ordering_key=True,
+    headers=True,
+    header_types=frozenset({str, bytes, int, float, bool, type(None)}),
+    unroutable_detection=True,
+    durable=True,
+    max_message_bytes=None,
+)
+_NO_CHANNEL_PAUSE = 0.05
+
+
+class AMQPDriver(PipelinedDriver):
+    """Publishes to RabbitMQ with confirms, `mandatory` and persistent messages.
+
+    Args:
+        settings: Where to connect and how.
+    """
+
+    def __init__(self, settings: AMQPSettings) -> None:
+        self._settings = settings
+        self._tasks = Tasks()
+        self._publisher = Publisher(settings.options, self._tasks, self.lost)
+        self._link: Link | None = None
+        self._connected_before = False
+        self._host = 0
+        self._channel_limit: int | None = None
+        """How many channels this user may open, once RabbitMQ has said so."""
+        self._session: Session | None = None
+        self._ended: list[Session] = []
+        """Sessions whose tasks may still be ending."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """A confirm means: in every queue it was routed to, on disk where the queue is durable."""
+        return _CAPABILITIES
+
+    def bind(self, link: Link) -> None:
+        """See `Driver.bind`."""
+        self._link = link
+        self._publisher.bind(link)
+
+    def refuse_topic(self, topic: str) -> str | None:
+        """With `declare=queue` the topic must do as a queue's name."""
+        if self._settings.options.declare != "queue":
+            return None
+        if topic.startswith("amq."):
+            return "declare=queue: RabbitMQ keeps queue names that start with 'amq.' for itself"
+        if not _QUEUE_NAME.fullmatch(topic):
+            return "declare=queue: a queue's name has only letters, digits, spaces and - _ . : @ # , / +"
+        return None
+
+    def submit(self, deliveries: Sequence[Delivery], /) -> None:
+        """See `PipelinedDriver.submit`."""
+        self._publisher.submit(deliveries)
+
+    # -- connecting and closing ---------------------------------------------------------------------------------------
+
+    async def connect(self) -> None:
+        """One pass over the hosts, starting with the next one after that of the last connection."""
+        redact_client_logs()
+        self._drop_session()
+        await self._clear_away()
+        session, channel, self._host = await connect(
+            self._settings, self._host, self, known=self._connected_before, channel_limit=self._channel_limit
+        )
+        self._host = (self._host + 1) % len(self._settings.hosts)
+        if session.over:
+            raise UnreachableError(f"{session.where} ended the connection as soon as it was made")
+        self._session = session
+        self._connected_before = True
+        self._publisher.use(session, channel)
+
+    async def ping(self) -> None:
+        """Asks RabbitMQ a question on the channel that is published on: there may be no second one."""
+        while (session := self._session) is not None:
+            channel = self._publisher.channel
+            if channel is None or not channel.open:  # it is being opened again
+                await asyncio.sleep(_NO_CHANNEL_PAUSE)
+                continue
+            question = channel.ask(self._tasks)
+            while not question.done() and channel is self._publisher.channel:
+                await asyncio.wait((question,), timeout=_NO_CHANNEL_PAUSE)
+            if not question.done():
+                continue  # the channel was left for another one
+            error = asyncio.CancelledError() if question.cancelled() else question.exception()
+            if error is None:
+                return
+            if channel is self._publisher.channel and session is self._session:
+                raise UnreachableError(f"{session.where} does not answer ({type(error).__name__})") from scrubbed(error)
+        raise UnreachableError("not connected")
+
+    async def close(self, grace: float) -> None:
+        """See `Driver.close`."""
+        session, self._session = self._session, None
+        self._forget_all(ClosedWhilePendingError("closed before the confirm came"), BrokerClosedError("closed"))
+        await self._tasks.end(0.2)
+        if session is not None:
+            await session.close(grace)
+        await self._clear_away()
+
+    def abort(self) -> None:
+        """See `Driver.abort`."""
+        session, self._session = self._session, None
+        self._forget_all(ClosedWhilePendingError("the connection was dropped"), BrokerClosedError("dropped"))
+        if session is not None:
+            session.abort()
+        self._tasks.abort()
+        self._ended.clear()
+
+    def _drop_session(self) -> None:
+        """Drops the connection; `_clear_away` waits for what that ends."""
+        session, self._session = self._session, None
+        if session is not None:
+            session.abort()
+            self._ended.append(session)
+        for task in self._tasks:
+            task.cancel()
+
+    async def _clear_away(self) -> None:
+        await self._tasks.end(0.2)
+        ended, self._ended = self._ended, []
+        for session in ended:
+            await session.gone()
+
+    def _forget_all(self, handed: DeliveryError, not_handed: NotDeliveredError) -> None:
+        for entry in self._publisher.stop():
+            if not entry[0].done:
+                entry[0].fail(handed)
+        self._publisher.fail_waiting(not_handed)
+
+    # -- what happens to the connection (SessionListener) -------------------------------------------------------------
+
+    @property
+    def callbacks(self) -> dict[str, Any]:
+        """See `SessionListener`."""
+        return self._publisher.callbacks
+
+    def session_ended(self, session: Session, error: BaseException | None) -> None:
+        """See `SessionListener`."""
+        limit = channel_limit(error)
+        if limit is not None:
+            self._channel_limit = limit
+        if session is self._session:
+            self.lost(lost_error(error))
+
+    def channel_closed(self, channel: ConfirmChannel, error: BaseException | None) -> None:
+        """See `SessionListener`."""
+        self._publisher.channel_closed(channel, error)
+
+    def blocked(self, reason: str) -> None:
+        """See `SessionListener`."""
+        self._publisher.block()
+        if self._link is not None:
+            self._link.blocked(f"RabbitMQ has an alarm: {reason}")
+
+    def unblocked(self) -> None:
+        """See `SessionListener`."""
+        self._publisher.unblock()
+        if self._link is not None:
+            self._link.unblocked()
+
+    def lost(self, error: ConnectError) -> None:
+        """What was handed over is unknown; the rest waits, in order, for the next connection."""
+        unanswered = self._publisher.stop()
+        self._drop_session()
+        if unanswered:
+            lost = ConnectionLostError(f"the connection was lost before the confirm came: {error.text}")
+            lost.__cause__ = error
+            for entry in unanswered:
+                entry[0].fail(lost)
+        if self._link is not None:
+            self._link.lost(error)

@@ -1,0 +1,355 @@
+"""Which error of RabbitMQ, aiormq or the network means which of ours. Imports aiormq.
+
+Reply codes: AMQP 0-9-1, 1.2 "Constants", and what RabbitMQ and Apache Qpid do with them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import ssl
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from aiormq import exceptions as client
+
+from cqrs_brokers.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    ConnectError,
+    DeliveryError,
+    DestinationNotFoundError,
+    MessageTooLargeError,
+    NackedError,
+    NotDeliveredError,
+    ProtocolError,
+    PublishForbiddenError,
+    RejectedError,
+    ReturnedError,
+    TopologyError,
+    UnreachableError,
+    UnroutableError,
+)
+from cqrs_brokers.tls import tls_error
+
+from ._logs import safe_reply
+from ._rendering import body_size
+
+if TYPE_CHECKING:
+    from ._channels import Entry
+    from .options import AMQPOptions
+
+__all__ = [
+    "HandshakeRefused",
+    "NotAMQPError",
+    "body_limit",
+    "channel_limit",
+    "channel_reply",
+    "connect_error",
+    "culprit",
+    "forbidden",
+    "lost_error",
+    "publish_failure",
+    "refusal",
+    "scrubbed",
+    "telling",
+]
+
+ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED = 403, 404, 406
+_CONTENT_TOO_LARGE, _CONNECTION_FORCED, _NOT_ALLOWED, _INTERNAL_ERROR, _RESOURCE_ERROR = 311, 320, 530, 541, 506
+_PASSING = (_CONNECTION_FORCED, _INTERNAL_ERROR, _RESOURCE_ERROR)
+
+# Later versions name the permission first. From the beginning, because a topic's name follows.
+_FORBIDDEN = re.compile(r"ACCESS_REFUSED - (?:\w+ )?access to (exchange|topic) ")
+_FORBIDDEN_TOPIC = re.compile(r"ACCESS_REFUSED - (?:\w+ )?access to topic '(.*)' in exchange '")
+_INTERNAL_EXCHANGE = re.compile(r"ACCESS_REFUSED - cannot publish to internal exchange '")
+_TOO_LARGE = re.compile(r"PRECONDITION_FAILED - message size (\d+) is larger than configured max size (\d+)$")
+_CHANNEL_LIMIT = re.compile(r"number of channels opened .*\blimit of \(?(\d+)\)?")
+_CHANNEL_MAX = re.compile(r"number of channels opened .*channel_max")
+
+_CHANNEL_CODES: dict[type[BaseException], int] = {
+    client.ChannelAccessRefused: ACCESS_REFUSED,
+    client.ChannelNotFoundEntity: NOT_FOUND,
+    client.ChannelLockedResource: 405,
+    client.ChannelPreconditionFailed: PRECONDITION_FAILED,
+}
+_CONNECTION_CODES: dict[type[BaseException], int] = {
+    client.ConnectionFrameError: 501,
+    client.ConnectionSyntaxError: 502,
+    client.ConnectionCommandInvalid: 503,
+    client.ConnectionChannelError: 504,
+    client.ConnectionUnexpectedFrame: 505,
+    client.ConnectionResourceError: _RESOURCE_ERROR,
+    client.ConnectionNotAllowed: _NOT_ALLOWED,
+    client.ConnectionNotImplemented: 540,
+    client.ConnectionInternalError: _INTERNAL_ERROR,
+}
+
+
+class HandshakeRefused(Exception):  # noqa: N818 - names what the server did
+    """The server answered a step of the handshake with Connection.Close.
+
+    Attributes:
+        code: Its reply code.
+        reply: Its reply text.
+        logged_in: Whether it had accepted user and password before.
+    """
+
+    def __init__(self, code: int, reply: str, *, logged_in: bool = True) -> None:
+        reply = safe_reply(reply)
+        super().__init__(f"{code} {reply}")
+        self.code = code
+        self.reply = reply
+        self.logged_in = logged_in
+
+
+class NotAMQPError(ConnectionError):
+    """What comes in cannot be AMQP."""
+
+
+def scrubbed(error: BaseException | None) -> BaseException | None:
+    """An exception of the client as it may be shown as a cause: of the same class, without quoted bytes.
+
+    A frame that cannot be read is quoted by pamqp, and so is one of ours by RabbitMQ.
+    """
+    if isinstance(error, client.ProtocolSyntaxError):
+        return type(error)("a frame could not be read")
+    if isinstance(error, (client.ConnectionClosed, client.AMQPChannelError)):
+        shown = tuple(safe_reply(part) if isinstance(part, str) else part for part in error.args)
+        if shown != error.args:
+            return type(error)(*shown)
+    return error
+
+
+# -- connecting -------------------------------------------------------------------------------------------------------
+
+
+def connect_error(
+    error: BaseException, where: str, options: AMQPOptions | None = None, *, declaring: bool = False
+) -> ConnectError:
+    """Why one host could not be connected.
+
+    Args:
+        error: What the client raised.
+        where: The host and port.
+        options: They say which certificates are in use.
+        declaring: Whether the exchange was being declared.
+    """
+    found = _connect_error(error, where, options)
+    if declaring and type(found) in (AuthorizationError, ProtocolError):  # RabbitMQ closes the channel only, Qpid this
+        found = TopologyError(f"the exchange cannot be declared; {found.text}: set declare=passive to use it as it is")
+    found.__cause__ = scrubbed(error)
+    return found
+
+
+def _connect_error(error: BaseException, where: str, options: AMQPOptions | None) -> ConnectError:
+    if isinstance(error, HandshakeRefused):
+        return _refused(error.code, error.reply, where, logged_in=error.logged_in)
+    if isinstance(error, client.ProbableAuthenticationError):
+        return _refused(ACCESS_REFUSED, str(error), where, logged_in=False)
+    if isinstance(error, client.AuthenticationError):
+        return AuthenticationError(
+            f"{where} offers neither PLAIN nor SCRAM-SHA-256: enable one of them there, or connect with TLS"
+        )
+    # The client wraps what the operating system said.
+    root = error.__cause__ if isinstance(error, client.AMQPConnectionError) and error.__cause__ else error
+    if isinstance(root, client.ConnectionClosed):
+        code, reply = _connection_reply(root)
+        if code:
+            return _refused(code, reply, where, logged_in=True)
+    if options is not None and (found := tls_error(root, where, options)) is not None:
+        return found
+    if isinstance(root, socket.gaierror):
+        return UnreachableError(f"the name of {where} cannot be resolved: check the host name and DNS")
+    if isinstance(root, ConnectionRefusedError):
+        return UnreachableError(f"{where} refuses connections: is RabbitMQ running there?")
+    if isinstance(root, TimeoutError):
+        return UnreachableError(f"{where} does not answer: check the address and the network")
+    if isinstance(root, (client.ProtocolSyntaxError, NotAMQPError)) or (
+        isinstance(root, client.IncompatibleProtocolError) and not isinstance(root.__cause__, EOFError)
+    ):
+        return ProtocolError(f"{where} does not speak AMQP 0-9-1: check the port (RabbitMQ: 5672, with TLS 5671)")
+    if isinstance(root, (OSError, EOFError, asyncio.CancelledError, client.AMQPError, RuntimeError)):
+        reason = getattr(root, "strerror", None) or type(root).__name__
+        return UnreachableError(
+            f"{where} ended the connection while it was being made ({reason}): is it starting, or is this a TLS port?"
+        )
+    return ConnectError(f"connecting to {where} failed with an unclassified {type(error).__name__}")
+
+
+def hung_up(error: ConnectError) -> bool:
+    """Whether the peer ended the connection without a word while it was being made."""
+    cause = error.__cause__
+    root = cause.__cause__ if isinstance(cause, client.AMQPConnectionError) and cause.__cause__ else cause
+    return isinstance(root, (ConnectionResetError, BrokenPipeError, EOFError, ssl.SSLEOFError, ssl.SSLZeroReturnError))
+
+
+def _refused(code: int, reply: str, where: str, *, logged_in: bool) -> ConnectError:
+    """Connection.Close while the connection is being made."""
+    said = f"{where} answered: {reply}"
+    # Users and virtual hosts may have any name, "limit" or "not found" too: the end of the text is RabbitMQ's own.
+    if code == _NOT_ALLOWED and reply.endswith("is reached"):
+        return UnreachableError(f"{said}: close other connections or raise the limit")
+    if code in _PASSING:
+        return UnreachableError(f"{said} ({code}): is it starting or stopping?")
+    if code == ACCESS_REFUSED or (not logged_in and code in (_NOT_ALLOWED, NOT_FOUND)):
+        return AuthenticationError(f"{said}: check user and password (guest may log in from its own host only)")
+    if code == _NOT_ALLOWED:
+        if _CHANNEL_LIMIT.search(reply) or _CHANNEL_MAX.search(reply):
+            return UnreachableError(f"{said}: raise the limit of channels, or close other connections of this user")
+        if reply.endswith("not found"):
+            return AuthorizationError(f"there is no such virtual host; {said}: create it, or check the path of the URL")
+        if "vhost" in reply:
+            return AuthorizationError(
+                f"the user may not use the virtual host; {said}: grant it with rabbitmqctl set_permissions"
+            )
+        return AuthorizationError(said)
+    if code == NOT_FOUND:
+        return AuthorizationError(f"there is no such virtual host; {said}: create it, or check the path of the URL")
+    return ProtocolError(f"{said} ({code})")
+
+
+def telling(errors: list[ConnectError]) -> ConnectError:
+    """The most telling of a pass: one that a person must fix before one that may pass, else the first."""
+    chosen = next((error for error in errors if error.permanent), errors[0])
+    others = [error.text for error in errors if error is not chosen]
+    if others:
+        chosen.text = "; ".join([chosen.text, *others])
+    return chosen
+
+
+# -- a connection that worked -----------------------------------------------------------------------------------------
+
+
+def lost_error(error: BaseException | None) -> UnreachableError:
+    """Why a connection that worked is gone. Whether it can be made again shows when that is tried."""
+    if error is None or isinstance(error, asyncio.CancelledError):
+        found = UnreachableError("RabbitMQ has been silent for three heartbeats")
+    elif isinstance(error, client.ConnectionClosed):
+        found = UnreachableError(f"RabbitMQ closed the connection: {_connection_reply(error)[1]}")
+    else:
+        found = UnreachableError(f"the connection broke ({type(error.__cause__ or error).__name__})")
+    found.__cause__ = scrubbed(error)
+    return found
+
+
+def _connection_reply(error: client.ConnectionClosed) -> tuple[int, str]:
+    """The code and text with which the server closed the connection; 0 when it did not say."""
+    reply = safe_reply(str(error.args[-1])) if error.args else ""
+    if len(error.args) == 2 and isinstance(error.args[0], int):
+        return error.args[0], reply
+    return _CONNECTION_CODES.get(type(error), 0), reply
+
+
+def channel_limit(error: BaseException | None) -> int | None:
+    """How many channels the user may have, when that is why the server closed the connection."""
+    found = _CHANNEL_LIMIT.search(str(error.args[-1])) if isinstance(error, client.ConnectionClosed) else None
+    return int(found[1]) if found else None
+
+
+# -- a message that failed --------------------------------------------------------------------------------------------
+
+
+def publish_failure(error: BaseException, options: AMQPOptions, topic: str) -> DeliveryError:
+    """What a nack or a return means for the message.
+
+    Args:
+        error: aiormq's exception.
+        options: They say whether a return is a proof.
+        topic: The message's routing key.
+    """
+    found: DeliveryError
+    exchange = options.exchange
+    if not isinstance(error, client.PublishError):  # a subclass of DeliveryError, which a nack is
+        found = NackedError(
+            "RabbitMQ nacked the message: at least one queue refused it (is it full?), others may hold it"
+        )
+    elif getattr(error.frame, "reply_code", 0) == _RESOURCE_ERROR:  # Apache Qpid: no other queue gets it either
+        found = RejectedError(f"the broker returned the message for {topic!r} (506): a queue is full")
+    elif not exchange:
+        found = UnroutableError(f"there is no queue {topic!r}: create it, or use declare=queue")
+    elif _routing_ends(options):
+        advice = (
+            "its queue was deleted meanwhile" if options.declare == "queue" else "bind one, or use declare=queue"
+        )
+        found = UnroutableError(f"no queue is bound to exchange {exchange!r} for {topic!r}: {advice}")
+        found.retryable = options.declare == "queue"
+    else:
+        found = ReturnedError(
+            f"RabbitMQ returned the message, because no queue is bound to exchange {exchange!r} for {topic!r}; an "
+            "exchange of a plugin may keep it all the same (delayed, recent history). If this exchange is of a "
+            "built-in type, name it: exchange_type=topic (or direct, fanout, headers) makes a return a proof"
+        )
+    found.__cause__ = error
+    return found
+
+
+def _routing_ends(options: AMQPOptions) -> bool:
+    """Whether the exchange is known to be of a built-in type: RabbitMQ has checked it, or the user says so."""
+    return options.declare in ("exchange", "queue") or "exchange_type" in options.model_fields_set
+
+
+def channel_reply(error: BaseException | None) -> tuple[int, str]:
+    """The code and text with which the server closed a channel; 0 when it was not the server."""
+    for kind, code in _CHANNEL_CODES.items():
+        if isinstance(error, kind):
+            return code, safe_reply(str(error.args[0])) if error.args else ""
+    if isinstance(error, client.ChannelClosed) and len(error.args) == 2 and isinstance(error.args[0], int):
+        return error.args[0], safe_reply(str(error.args[1]))
+    return 0, ""
+
+
+def refusal(code: int, reply: str, exchange: str) -> NotDeliveredError | None:
+    """What a closed channel means for the one message that can have caused it; None: it proves nothing."""
+    if code == NOT_FOUND:
+        return DestinationNotFoundError(
+            f"there is no exchange {exchange!r} ({reply}): create it, or use declare=exchange"
+        )
+    if code == ACCESS_REFUSED and _INTERNAL_EXCHANGE.match(reply):
+        return PublishForbiddenError(
+            f"exchange {exchange!r} is internal, nobody can publish to it ({reply}): publish to another exchange"
+        )
+    if code == ACCESS_REFUSED:
+        return PublishForbiddenError(
+            f"RabbitMQ refused the message: {reply}: grant write permission with rabbitmqctl set_permissions"
+        )
+    if code == _CONTENT_TOO_LARGE or (code == PRECONDITION_FAILED and _TOO_LARGE.match(reply)):
+        return MessageTooLargeError(f"RabbitMQ refused the message: {reply}: send less, or raise its max_message_size")
+    return None
+
+
+def culprit(reply: str, entries: Sequence[Entry]) -> int | None:
+    """Which message made the server close the channel.
+
+    Args:
+        reply: The server's text, which names no message, but may name a size or a topic.
+        entries: What had no answer, in the order in which it was sent.
+
+    Returns:
+        The index of the only one that it can be, or None.
+    """
+    if len(entries) == 1:
+        return 0
+    size, topic = _TOO_LARGE.match(reply), _FORBIDDEN_TOPIC.match(reply)
+    fits: list[int] = []
+    if size:
+        fits = [index for index, entry in enumerate(entries) if body_size(entry[2]) == int(size[1])]
+    elif topic:
+        fits = [index for index, entry in enumerate(entries) if entry[0].topic == topic[1]]
+    return fits[0] if len(fits) == 1 else None
+
+
+def body_limit(reply: str) -> int | None:
+    """How large a body the server takes, when its text says so."""
+    found = _TOO_LARGE.match(reply)
+    return int(found[2]) if found else None
+
+
+def forbidden(reply: str) -> str:
+    """What is forbidden, by RabbitMQ's text: "exchange", "topic", or "" for neither."""
+    if _INTERNAL_EXCHANGE.match(reply):
+        return "exchange"
+    found = _FORBIDDEN.match(reply)
+    return found[1] if found else ""
+

@@ -1,0 +1,40 @@
+"""What hung up on us: another protocol's server, which can be told from its answer to a question of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from cqrs_brokers.dialing import dial
+from cqrs_brokers.exceptions import ConnectError, ProtocolError
+
+__all__ = ["name_the_peer"]
+
+_PATIENCE = 1.0
+"""How long the peer may take to answer, in seconds."""
+# ApiVersions, version 0, correlation id 77, without a client id: every Kafka answers it, before any log-in.
+_KAFKAS_QUESTION = bytes.fromhex("0000000a 0012 0000 0000004d ffff")
+_KAFKAS_ANSWER = bytes.fromhex("0000004d")
+
+
+async def name_the_peer(error: ConnectError, host: tuple[str, int]) -> ConnectError:
+    """The error of a peer that hung up on AMQP's first bytes: `ProtocolError` when it is a Kafka, else as it was.
+
+    Args:
+        error: Why connecting failed.
+        host: Name and port.
+    """
+    answer = b""
+    with contextlib.suppress(OSError, EOFError, asyncio.IncompleteReadError):
+        async with asyncio.timeout(_PATIENCE):
+            reader, writer = await asyncio.open_connection(sock=await dial(*host))
+            try:
+                writer.write(_KAFKAS_QUESTION)
+                answer = await reader.readexactly(8)
+            finally:
+                writer.transport.abort()
+    if answer[4:] != _KAFKAS_ANSWER:
+        return error
+    found = ProtocolError(f"{host[0]}:{host[1]} is a Kafka, not RabbitMQ: write kafka://, or check the port")
+    found.__cause__ = error.__cause__
+    return found

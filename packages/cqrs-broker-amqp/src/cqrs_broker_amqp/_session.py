@@ -1,0 +1,353 @@
+"""One pass over the hosts: from nothing to an open confirm channel on one of them.
+
+Not here: when to try again (`Broker`), what is in flight (`_publisher`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, Protocol
+
+from aiormq.exceptions import ConnectionClosed
+from yarl import URL
+
+from cqrs_brokers.exceptions import (
+    ConnectError,
+    ProtocolError,
+    TLSError,
+    TopologyError,
+    UnreachableError,
+)
+from cqrs_brokers.tasks import retrieve_exception
+
+from ._channels import ConfirmChannel, make_channel
+from ._client import Connection, Sockets
+from ._errors import connect_error, hung_up, telling
+from ._foreign import name_the_peer
+from ._topology import declare_exchange
+from .settings import AMQPSettings
+
+__all__ = ["Session", "SessionListener", "connect"]
+
+SECOND_TRY = 0.3
+"""Seconds between two tries at a host that hangs up, so that a proxy's reset is not taken for a verdict."""
+_FORCED = 0.3
+"""How long aiormq's tasks get to end after their socket was dropped, in seconds."""
+_READ_TURNS = 20
+"""How many turns of the event loop a connection that ended gets to read what had come in."""
+
+
+class SessionListener(Protocol):
+    """Who is told what happens in a session: the driver and its publisher."""
+
+    def session_ended(self, session: Session, error: BaseException | None) -> None:
+        """The connection is gone; everything of it has been dropped."""
+
+    def channel_closed(self, channel: ConfirmChannel, error: BaseException | None) -> None:
+        """A channel that was published on is closed; the connection may live."""
+
+    def blocked(self, reason: str) -> None:
+        """RabbitMQ takes no messages for now."""
+
+    def unblocked(self) -> None:
+        """It takes messages again."""
+
+    @property
+    def callbacks(self) -> dict[str, Any]:
+        """What every `ConfirmChannel` tells."""
+
+
+class Session:
+    """A connection to one host, and the channels on it.
+
+    Args:
+        settings: How to connect.
+        host: Where to.
+        listener: Is told what happens.
+        channel_limit: How many channels this user may open, where that is known.
+    """
+
+    def __init__(
+        self, settings: AMQPSettings, host: tuple[str, int], listener: SessionListener, channel_limit: int | None
+    ) -> None:
+        self.where = f"{host[0]}:{host[1]}"
+        self.over = False
+        """Nothing will be sent or received any more."""
+        self.largest_body: int | None = None
+        """How large a body the server takes, once it has said so."""
+        self._settings = settings
+        self._host = host
+        self._listener = listener
+        self._limit = channel_limit
+        self._channels: list[ConfirmChannel] = []
+        self._step = ""
+        self._sockets = Sockets(*host, settings.tls)
+        self._ended_by: BaseException | None = None
+        self.connection = Connection(_url(settings, host), vhost=settings.vhost, sockets=self._sockets, listener=self)
+
+    @property
+    def last_inbound(self) -> float:
+        """When the last byte came, in the loop's time."""
+        return self._sockets.last_inbound
+
+    @property
+    def silent(self) -> bool:
+        """Whether the server has never said anything."""
+        return not self._sockets.answers
+
+    @property
+    def channel_limit(self) -> int:
+        """How many channels there may be on this connection."""
+        most = self.connection.channel_max
+        return most if self._limit is None else min(most, self._limit)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more channel may be opened."""
+        return len(self.connection.channels) < self.channel_limit
+
+    # -- opening ------------------------------------------------------------------------------------------------------
+
+    async def open(self) -> ConfirmChannel:
+        """Logs in, opens a channel and applies `declare` to the exchange.
+
+        Raises:
+            ConnectError: Why that failed.
+        """
+        await self._sockets.open()
+        self._step = "logging in"
+        await self.connection.connect()
+        if not self.connection.publisher_confirms:
+            raise ProtocolError(
+                f"{self.where} ({self.connection.server}) has no publisher confirms (capability publisher_confirms): "
+                "without them nobody can say what was delivered"
+            )
+        if self._settings.options.declare == "queue" and self.channel_limit < 2:
+            raise TopologyError(
+                f"{self.where} allows one channel, and declare=queue needs two: raise the limit, or create the queues "
+                "and use declare=exchange"
+            )
+        return await self.open_channel(declare=True)
+
+    async def open_channel(self, *, declare: bool) -> ConfirmChannel:
+        """Opens a channel to publish on.
+
+        Args:
+            declare: Apply `declare` to the exchange.
+        """
+        channel = await self.raw_channel(confirms=True)
+        if declare:
+            options = self._settings.options
+            self._step = f"declaring exchange {options.exchange!r}"
+            if not await declare_exchange(channel, options):
+                channel = await self.raw_channel(confirms=True)
+        return self.publish_on(channel)
+
+    async def raw_channel(self, *, confirms: bool) -> Any:
+        """Opens a channel of aiormq's.
+
+        Raises:
+            UnreachableError: All numbers are in use.
+        """
+        self._step = "opening a channel with publisher confirms" if confirms else "opening a channel"
+        number = self.connection.free_number()
+        if number is None:
+            raise UnreachableError(f"{self.where} allows {self.channel_limit} channels, and all are in use")
+        return await self.connection.channel(number, publisher_confirms=confirms, on_return_raises=True)
+
+    def publish_on(self, raw: Any) -> ConfirmChannel:
+        """Takes over a channel, so that messages can be published on it."""
+        channel = make_channel(self.connection, raw, **self._listener.callbacks)
+        self._channels.append(channel)
+
+        def closed(closing: asyncio.Future[Any]) -> None:
+            error = asyncio.CancelledError() if closing.cancelled() else closing.exception()
+            self._channels.remove(channel)
+            if not self.over:
+                self._listener.channel_closed(channel, error)
+
+        raw.closing.add_done_callback(closed)
+        return channel
+
+    async def run(self, work: Coroutine[Any, Any, ConfirmChannel], timeout: float) -> ConfirmChannel:
+        """Does something over the connection, within the timeout (in seconds). Drops the session when it fails.
+
+        Raises:
+            ConnectError: It failed.
+        """
+        task = asyncio.get_running_loop().create_task(work)
+        task.add_done_callback(retrieve_exception)
+        try:
+            await asyncio.wait((task,), timeout=timeout)
+        except asyncio.CancelledError:
+            task.cancel()
+            await self._drop(task)
+            raise
+        if task.done() and not task.cancelled() and task.exception() is None:
+            return task.result()
+        late = not task.done()
+        if late:
+            task.cancel()
+        await self._drop(task)
+        if late:
+            raise UnreachableError(self._late(timeout))
+        error = None if task.cancelled() else task.exception()
+        if self._ended_by is not None and not (isinstance(error, ConnectError) and error.permanent):
+            error = self._ended_by  # the task failed only because the connection ended
+        assert error is not None
+        if isinstance(error, ConnectError):
+            raise error
+        declaring = self._step.startswith("declaring")
+        raise connect_error(error, self.where, self._settings.options, declaring=declaring)
+
+    def _late(self, timeout: float) -> str:
+        """What a time-out says: which step had no answer, and whether the server is slow or silent."""
+        step = self._step or self._sockets.step
+        if step == "resolving its name":
+            return f"the name of {self.where} was not resolved within {timeout:.3g} s: the name server does not answer"
+        if self.silent:
+            return f"{self.where} does not answer within {timeout:.3g} s ({step}): check address and network"
+        return (
+            f"{self.where} answers, but {step} was not done within {timeout:.3g} s: is it overloaded, or without a "
+            "majority of its nodes? A slow line needs a larger connect_timeout"
+        )
+
+    async def _drop(self, task: asyncio.Task[Any]) -> None:
+        self.abort()
+        await self.gone(task)
+
+    # -- what the connection says (ConnectionListener) ----------------------------------------------------------------
+
+    def ended(self, error: BaseException | None) -> None:
+        """Nothing more comes in. What has come in is looked at first: there may be receipts among it."""
+        self._ended_by = error or ConnectionClosed(0, "no reason given")
+        self._look_at_rest(_READ_TURNS)
+
+    def _look_at_rest(self, turns: int) -> None:
+        loop = asyncio.get_running_loop()
+        if turns and any(channel.has_unread for channel in self._channels):
+            loop.call_soon(self._look_at_rest, turns - 1)
+        else:
+            loop.call_soon(self._end)  # aiormq resolves what one ack confirms in one more turn
+
+    def _end(self) -> None:
+        if not self.over:
+            self.abort()
+            self._listener.session_ended(self, self._ended_by)
+
+    def blocked(self, reason: str) -> None:
+        """See `ConnectionListener`."""
+        if not self.over:
+            self._listener.blocked(reason)
+
+    def unblocked(self) -> None:
+        """See `ConnectionListener`."""
+        if not self.over:
+            self._listener.unblocked()
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    async def close(self, grace: float) -> None:
+        """Says goodbye for `grace` seconds, then drops the socket; takes at most 0.3 s more."""
+        if self.over:
+            await self.gone()
+            return
+        self.over = True
+        self.connection.forget_listener()
+        closing: asyncio.Task[None] | None = None
+        try:
+            if grace > 0 and self.connection.is_opened:
+                goodbye = ConnectionClosed(200, "closed by us")
+                closing = asyncio.get_running_loop().create_task(self.connection.close(goodbye))
+                closing.add_done_callback(retrieve_exception)
+                await asyncio.wait((closing,), timeout=grace)
+        finally:
+            self.abort()
+            await self.gone(closing)
+
+    def abort(self) -> None:
+        """Drops the socket and aiormq's tasks at once; also when the event loop is closed."""
+        self.over = True
+        self.connection.forget_listener()
+        self._sockets.abort()
+        self.connection.drop_tasks()
+
+    async def gone(self, *own: asyncio.Task[Any] | None) -> None:
+        """Waits, for a moment, until aiormq's tasks have ended after `abort()`."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + _FORCED
+        while loop.time() < end:
+            tasks = [task for task in (*own, *self.connection.tasks) if task is not None and not task.done()]
+            if not tasks:
+                break
+            await asyncio.wait(tasks, timeout=max(0.0, end - loop.time()))
+        for task in own:
+            if task is not None and not task.done():
+                task.cancel()
+        await asyncio.sleep(0)  # the transport calls connection_lost in the loop's next turn
+
+
+async def connect(
+    settings: AMQPSettings, first: int, listener: SessionListener, *, known: bool, channel_limit: int | None
+) -> tuple[Session, ConfirmChannel, int]:
+    """Tries the hosts in turn, starting with number `first`; each gets its share of `connect_timeout`.
+
+    With TLS 1.3 a server learns only after the handshake that the client certificate is missing, and its reset may
+    overtake the alert that says so. A node that restarts resets too: so it counts only twice in a row, and only with
+    settings that have never worked (`known` False).
+
+    Returns:
+        The session, its first channel, and the number of its host.
+
+    Raises:
+        ConnectError: No host could be connected: the most telling reason.
+    """
+    loop = asyncio.get_running_loop()
+    hosts = settings.hosts
+    end = loop.time() + settings.options.connect_timeout
+    errors: list[ConnectError] = []
+    for turn in range(len(hosts)):
+        number = (first + turn) % len(hosts)
+        share = max(0.1, (end - loop.time()) / (len(hosts) - turn))
+        for once_more in (settings.tls is not None and not known, False):
+            session = Session(settings, hosts[number], listener, channel_limit)
+            try:
+                channel = await session.run(session.open(), share)
+            except TopologyError:
+                raise  # every node of a cluster says the same
+            except ConnectError as error:
+                if once_more and hung_up(error):
+                    await asyncio.sleep(SECOND_TRY)
+                    continue
+                found: ConnectError = error
+                if not known and hung_up(error):
+                    found = _twice(error, session) if settings.tls else await name_the_peer(error, hosts[number])
+                errors.append(found)
+                break
+            else:
+                return session, channel, number
+    raise telling(errors)
+
+
+def _twice(error: ConnectError, session: Session) -> TLSError:
+    found = TLSError(
+        f"{session.where} hangs up during or after the TLS handshake: does it ask for a client certificate, and is "
+        "this its TLS port?"
+    )
+    found.__cause__ = error.__cause__
+    return found
+
+
+def _url(settings: AMQPSettings, host: tuple[str, int]) -> URL:
+    """What aiormq wants to know, in the form in which it wants it."""
+    options = settings.options
+    return URL.build(
+        scheme="amqps" if settings.tls else "amqp",
+        user=settings.username,
+        password=settings.password.reveal(),
+        host=host[0],
+        port=host[1],
+        path="/",
+        query={"heartbeat": str(options.heartbeat), "name": options.connection_name},
+    )

@@ -1,0 +1,226 @@
+"""Destinations that take nothing while others do: a quorum queue without a majority, for one.
+
+RabbitMQ works on the messages of a channel one after the other, so one that it cannot place holds up all behind it. A
+channel without an answer is *left* for a fresh one. The routing keys of what has no answer on it are *suspects*: their
+messages stay away from the fresh channel. They are tried one at a time on a channel of their own, the *probe*, until
+one has an answer. That clears a suspect at once when only its neighbour was stuck.
+
+    no answer for 5 s ──▶ suspect ──a message alone has an answer──▶ cleared, its messages go on
+                             └──no answer for 1 s──▶ silent: tried again when that message has its outcome
+
+The order of messages with one routing key and one ordering key holds: while one of them has no outcome and its deadline
+has not passed, the next one waits.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Sequence
+
+from cqrs_brokers.exceptions import ConnectionLostError
+
+from ._channels import ConfirmChannel, Entry
+
+__all__ = ["PATIENCE", "StalledDestinations"]
+
+PATIENCE = 5.0
+"""A channel that had no answer for this long is left, in seconds."""
+PROBE_PATIENCE = 1.0
+"""After how many seconds without an answer another suspect is tried."""
+MOST_LEFT = 2
+"""How many channels with messages without an answer there may be besides the one in use and the probe."""
+
+
+class StalledDestinations:
+    """Which destinations are stuck, and what waits for them.
+
+    Args:
+        open_probe: Opens a channel and passes it to `use_probe`.
+        ready: Called with messages that may be sent on the channel in use, in order, before all that is there.
+    """
+
+    def __init__(self, *, open_probe: Callable[[], None], ready: Callable[[list[Entry]], None]) -> None:
+        self._open_probe = open_probe
+        self._ready = ready
+        self._left: list[ConfirmChannel] = []
+        self._probe: ConfirmChannel | None = None
+        self._opening = False
+        self._suspects: dict[str, bool] = {}
+        """Routing keys, and whether one is silent: a message that was alone on its channel had no answer."""
+        self._held: collections.deque[Entry] = collections.deque()
+        self._busy: set[tuple[str, str]] = set()
+        """Routing and ordering keys of which a message has no outcome, or waits."""
+
+    @property
+    def channels(self) -> list[ConfirmChannel]:
+        """The channels that were left, and the probe."""
+        return [*self._left, *((self._probe,) if self._probe is not None else ())]
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is stuck any more."""
+        return not (self._suspects or self._held or self._left or self._opening)
+
+    @property
+    def topics(self) -> list[str]:
+        """The routing keys that are stuck, or may be."""
+        return list(self._suspects)
+
+    def leave(self, channel: ConfirmChannel) -> None:
+        """Takes over a channel without answers. Its messages may still get some."""
+        channel.watched = True
+        self._left.append(channel)
+        for delivery, *_ in channel.entries():
+            if not delivery.done:
+                self._suspects.setdefault(delivery.topic, channel.alone)
+        if len(self._left) > MOST_LEFT:
+            self._give_up()
+        self._busy |= self._unanswered_keys()
+
+    def holds(self, entry: Entry) -> bool:
+        """Lets a message wait whose destination is stuck, or whose predecessor has no outcome."""
+        topic, key = entry[0].topic, entry[4]
+        if topic not in self._suspects and (key is None or (topic, key) not in self._busy):
+            return False
+        self._held.append(entry)
+        if key is not None:
+            self._busy.add((topic, key))
+        return True
+
+    def answered(self, entries: Sequence[Entry]) -> None:
+        """RabbitMQ placed or returned these: their destinations are not stuck."""
+        for entry in entries:
+            self._suspects.pop(entry[0].topic, None)
+
+    def use_probe(self, channel: ConfirmChannel | None) -> None:
+        """The channel for single messages, or None: it could not be opened."""
+        self._opening = False
+        self._probe = channel
+        if channel is not None:
+            channel.watched = True
+
+    def forget(self, channel: ConfirmChannel) -> None:
+        """A channel was closed by RabbitMQ."""
+        if channel is self._probe:
+            self._probe = None
+        elif channel in self._left:
+            self._left.remove(channel)
+
+    def drop_channels(self) -> list[Entry]:
+        """The connection is gone. What waited is the caller's again; who was silent stays a suspect."""
+        held, self._held = list(self._held), collections.deque()
+        self._left.clear()
+        self._probe, self._opening = None, False
+        self._busy.clear()
+        self._suspects = {topic: True for topic, silent in self._suspects.items() if silent}
+        return held
+
+    def take(self, topic: str) -> list[Entry]:
+        """What waits for this routing key is the caller's again."""
+        taken = [entry for entry in self._held if entry[0].topic == topic]
+        self._held = collections.deque(entry for entry in self._held if entry[0].topic != topic)
+        return taken
+
+    def drop(self, over: Callable[[Entry], bool]) -> None:
+        """Lets go of the waiting messages for which `over` is true."""
+        self._held = collections.deque(entry for entry in self._held if not over(entry))
+
+    def look(self, now: float) -> None:
+        """Looks what has changed, and lets go on what can. To be called a few times a second, and after answers."""
+        for channel in list(self._left):
+            if all(entry[0].done for entry in channel.entries()):
+                self._left.remove(channel)
+                _close(channel)
+        self._look_at_probe(now)
+        held, self._held = self._held, collections.deque()
+        self._busy = self._unanswered_keys()
+        free: list[Entry] = []
+        for entry in held:
+            if entry[0].done:
+                entry[0].release()
+            elif not self.holds(entry):
+                free.append(entry)
+        if free:
+            self._ready(free)
+        self._try_next(now)
+
+    # -- one suspect at a time ----------------------------------------------------------------------------------------
+
+    def _look_at_probe(self, now: float) -> None:
+        probe = self._probe
+        if probe is None or not probe.in_flight:
+            return
+        waiting = [entry[0] for entry in probe.entries() if not entry[0].done]
+        if not waiting:  # its deadline has passed
+            self._probe = None
+            _close(probe)
+        elif now - probe.quiet_since >= PROBE_PATIENCE:
+            self._suspects[waiting[0].topic] = True
+            if self._next(silent=False) is not None:  # somebody else is to be tried
+                self._left.append(probe)
+                self._probe = None
+                if len(self._left) > MOST_LEFT:
+                    self._give_up()
+
+    def _try_next(self, now: float) -> None:
+        probe = self._probe
+        if self._opening or (probe is not None and probe.in_flight):
+            return
+        entry = self._next(silent=False) or self._next(silent=True)
+        if entry is None:
+            if probe is not None:
+                self._probe = None
+                _close(probe)
+        elif probe is None:
+            self._opening = True
+            self._open_probe()
+        elif probe.open:
+            self._held.remove(entry)
+            if entry[0].handed_over():
+                probe.send((entry,), now)
+
+    def _next(self, *, silent: bool) -> Entry | None:
+        """The first message whose suspect is to be tried; one that is silent only after its last message's outcome."""
+        unanswered = {
+            entry[0].topic for channel in self.channels for entry in channel.entries() if not entry[0].done
+        }
+        keys = self._unanswered_keys()
+        for entry in self._held:
+            delivery, key = entry[0], entry[4]
+            if delivery.done or self._suspects.get(delivery.topic) is not silent:
+                continue
+            if key is not None and (delivery.topic, key) in keys:
+                continue
+            if not silent or delivery.topic not in unanswered:
+                return entry
+        return None
+
+    def _unanswered_keys(self) -> set[tuple[str, str]]:
+        return {
+            (delivery.topic, key)
+            for channel in self.channels
+            for delivery, _, _, _, key, _ in channel.entries()
+            if key is not None and not delivery.done
+        }
+
+    def _give_up(self) -> None:
+        """Too many channels: the one with the fewest messages is closed."""
+        channel = min(self._left, key=lambda one: len(one.in_flight))
+        self._left.remove(channel)
+        _close(channel)
+
+
+def _close(channel: ConfirmChannel) -> None:
+    """Closes a channel; what has no answer on it gets none."""
+    for entry in channel.take():
+        delivery = entry[0]
+        if delivery.done:
+            delivery.release()
+        else:
+            delivery.fail(
+                ConnectionLostError(
+                    f"RabbitMQ has not answered for routing key {delivery.topic!r}, or for another one that was sent "
+                    "before it, and its channel was closed"
+                )
+            )
+    channel.close()

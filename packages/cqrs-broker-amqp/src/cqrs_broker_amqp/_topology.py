@@ -1,0 +1,152 @@
+"""What is created in RabbitMQ before publishing, or checked: `declare=exchange|queue|passive|never`.
+
+The exchange is declared on the channel that is then published on, so that a user who may open one channel can connect.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from cqrs_brokers.exceptions import (
+    AuthorizationError,
+    ConnectError,
+    NotDeliveredError,
+    PublishForbiddenError,
+    TopologyError,
+    UnreachableError,
+)
+
+from ._errors import ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED, channel_reply, scrubbed
+from .options import AMQPOptions
+
+__all__ = ["declare_exchange", "declare_queue", "find_exchange", "queue_error"]
+
+_MISMATCH = re.compile(r"inequivalent arg '([^']*)' .*received (.*?) but current is (.*)$", re.DOTALL)
+_QUEUE_LIMIT = re.compile(r"queue limit in vhost .* is reached$", re.DOTALL)
+_RESERVED = "contains reserved prefix 'amq.*'"
+
+
+async def declare_exchange(channel: Any, options: AMQPOptions) -> bool:
+    """Applies `declare` to the exchange.
+
+    Returns:
+        Whether the channel can be published on; RabbitMQ closes it when it may not be looked at.
+
+    Raises:
+        ConnectError: The exchange cannot be declared, is not there, or differs from what is asked; the text says how.
+    """
+    if options.declare == "never" or not options.exchange:
+        return True
+    if options.declare == "passive":
+        found = await find_exchange(channel, options.exchange)
+        if found is False:
+            raise TopologyError(f"there is no exchange {options.exchange!r}: create it, or use declare=exchange")
+        return found is True
+    try:
+        await channel.exchange_declare(options.exchange, exchange_type=options.exchange_type, durable=True)
+    except Exception as error:
+        raise _exchange_error(error, options) from scrubbed(error)
+    return True
+
+
+async def find_exchange(channel: Any, name: str) -> bool | None:
+    """Whether the exchange is there. Unless it is, RabbitMQ closes the channel.
+
+    Returns:
+        None: RabbitMQ does not say it to this user, who may publish all the same.
+
+    Raises:
+        ConnectError: That cannot be found out.
+    """
+    try:
+        await channel.exchange_declare(name, passive=True)
+    except Exception as error:
+        code, _ = channel_reply(error)
+        if code == NOT_FOUND:
+            return False
+        if code == ACCESS_REFUSED:
+            return None
+        raise _lost(error) from scrubbed(error)
+    return True
+
+
+async def declare_queue(channel: Any, options: AMQPOptions, topic: str) -> None:
+    """Declares the durable queue of a topic and binds it to the exchange; the default exchange needs no binding.
+
+    Raises:
+        Exception: aiormq's; `queue_error` says what it means.
+    """
+    arguments = {"x-queue-type": options.queue_type} if options.queue_type is not None else None
+    await channel.queue_declare(topic, durable=True, arguments=arguments)
+    if options.exchange:
+        await channel.queue_bind(topic, options.exchange, routing_key=topic)
+
+
+def queue_error(error: BaseException, topic: str) -> NotDeliveredError:
+    """What a failed `declare_queue` means for the topic's messages."""
+    code, reply = channel_reply(error)
+    found: NotDeliveredError
+    if code == ACCESS_REFUSED:
+        found = PublishForbiddenError(
+            f"declare=queue was refused: {reply}: grant configure and write (queue) and read (exchange) permission, or "
+            "create queue and binding yourself and use declare=exchange"
+        )
+    elif code == PRECONDITION_FAILED and _QUEUE_LIMIT.search(reply):
+        found = NotDeliveredError(f"declare=queue failed for {topic!r}: {reply}: raise the limit, or delete queues")
+    elif code == PRECONDITION_FAILED:
+        what = _difference(reply, f"queue {topic!r}")
+        advice = "set queue_type= to its type, or " if "x-queue-type" in what else ""
+        found = NotDeliveredError(f"declare=queue: {what}: {advice}use declare=exchange and bind that queue yourself")
+        found.__cause__ = TopologyError(what)
+        return found
+    elif code:
+        found = NotDeliveredError(f"declare=queue failed for {topic!r}: {reply}")
+    else:
+        found = NotDeliveredError(f"declare=queue failed for {topic!r} ({type(error).__name__})")
+    found.__cause__ = scrubbed(error)
+    return found
+
+
+def _exchange_error(error: BaseException, options: AMQPOptions) -> ConnectError:
+    code, reply = channel_reply(error)
+    exchange = f"exchange {options.exchange!r}"
+    if code == PRECONDITION_FAILED:
+        match = _MISMATCH.search(reply)
+        current = _value(match[3]) if match else ""
+        if match and match[1] == "type":
+            known = AMQPOptions.model_fields["exchange_type"].annotation
+            advice = f"exchange_type={current}, or " if current in getattr(known, "__args__", ()) else ""
+            advice = f"set {advice}declare=passive to use it as it is"
+        else:
+            advice = "set declare=passive to use it as it is, or delete it"
+        return TopologyError(f"{_difference(reply, exchange)}: {advice}")
+    if code == ACCESS_REFUSED and reply.endswith(_RESERVED):
+        return TopologyError(
+            f"there is no {exchange}, and names that begin with amq. are RabbitMQ's own ({reply}): use another name"
+        )
+    if code == ACCESS_REFUSED:
+        return AuthorizationError(
+            f"{exchange} may not be declared ({reply}): grant configure permission, or create it: declare=passive"
+        )
+    if code:
+        return TopologyError(f"{exchange} cannot be declared ({code} {reply})")
+    return _lost(error)
+
+
+def _difference(reply: str, what: str) -> str:
+    """Which argument differs, and both values."""
+    match = _MISMATCH.search(reply)
+    if match is None:
+        return f"{what} differs from what was declared ({reply})"
+    return f"{what} has {match[1]}={_value(match[3])}, and {match[1]}={_value(match[2])} was declared"
+
+
+def _value(text: str) -> str:
+    """From how RabbitMQ writes it: `'topic'`, `the value '7' of type 'signedint'`, `none`."""
+    quoted = re.search(r"'([^']*)'", text)
+    return quoted[1] if quoted else text.strip()
+
+
+def _lost(error: BaseException) -> UnreachableError:
+    return UnreachableError(f"the connection was lost while declaring ({type(error).__name__})")

@@ -1,0 +1,72 @@
+"""Discards messages, and says so."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+
+from cqrs_brokers.driver import Capabilities, Driver, Message
+from cqrs_brokers.exceptions import ConfigError
+
+from ._options import DevnullOptions
+
+__all__ = ["DevnullDriver"]
+
+_log = logging.getLogger("cqrs_broker_devnull")
+
+ENVIRONMENT_VARIABLE = "CQRS_BROKERS_ENV"
+LOGGED_EACH = 10
+"""So many messages get a warning each; after them there is at most one warning per `LOG_INTERVAL` seconds."""
+LOG_INTERVAL = 1.0
+
+
+class DevnullDriver(Driver):
+    """Discards every message and warns, by name, id and topic.
+
+    Attributes:
+        discarded: How many messages there were.
+
+    Raises:
+        ConfigError: `CQRS_BROKERS_ENV` is `production` and `allow_in_production` is not set.
+    """
+
+    def __init__(self, options: DevnullOptions) -> None:
+        production = os.environ.get(ENVIRONMENT_VARIABLE, "").strip().lower() == "production"
+        if production and not options.allow_in_production:
+            raise ConfigError(
+                f"devnull:// discards every message, and {ENVIRONMENT_VARIABLE} is production: name a real broker, or "
+                "set allow_in_production=true"
+            )
+        self.discarded = 0
+        self._logged = 0
+        self._next_log = 0.0
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Nobody confirms and nothing lasts. Every message is taken, so that any application can run on it."""
+        return Capabilities(
+            ordering_key=True,
+            headers=True,
+            header_types=frozenset({str, bytes, int, float, bool, type(None)}),
+            tombstones=True,
+        )
+
+    async def send_message(self, message: Message) -> None:
+        """Discards it."""
+        self.discarded += 1
+        if self.discarded <= LOGGED_EACH:
+            self._warn("discarded", message)
+        elif (now := time.monotonic()) >= self._next_log:
+            self._next_log = now + LOG_INTERVAL
+            self._warn(f"discarded {self.discarded - self._logged} more, the last was", message)
+
+    async def close(self, grace: float) -> None:
+        """Says how many messages there were."""
+        if self.discarded:
+            noun = "message" if self.discarded == 1 else "messages"
+            _log.warning("devnull:// discarded %d %s in all", self.discarded, noun)
+
+    def _warn(self, what: str, message: Message) -> None:
+        self._logged = self.discarded
+        _log.warning("devnull:// %s %r, id %s, topic %r", what, message.message_name, message.message_id, message.topic)

@@ -1,0 +1,125 @@
+"""The vocabulary of a plugin's author: `option` and `BrokerOptions`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Literal, NoReturn
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cqrs_brokers.exceptions import ConfigError
+from cqrs_brokers.secret import masked, secrets_in
+
+from .did_you_mean import did_you_mean
+from .settings import bounds
+from .values import Duration, Size
+
+__all__ = ["BrokerOptions", "UrlPart", "option", "without_secrets"]
+
+UrlPart = Literal["userinfo", "hosts", "path"]
+
+
+def option(
+    default: Any = ..., *, description: str, unit: str | None = None, keyword_only: bool = False, **constraints: Any
+) -> Any:
+    """A field of a `BrokerOptions` model.
+
+    Args:
+        default: Left out: the option is required.
+        description: One sentence for the documentation.
+        unit: What a plain number counts, for example "ms". `Duration` and `Size` bring their own.
+        keyword_only: An object that no string can hold (`ssl_context`); given only as a keyword.
+        **constraints: pydantic's own: `ge`, `gt`, `le`, `lt`, `min_length`, `max_length`, `pattern` ...
+    """
+    extra: dict[str, Any] = {"unit": unit, "keyword_only": keyword_only}
+    # An object's own repr may show what it holds.
+    return Field(default, description=description, json_schema_extra=extra, repr=not keyword_only, **constraints)
+
+
+class BrokerOptions(BaseModel):
+    """Base of every plugin's options; holds those that `Broker` itself uses.
+
+    An instance made directly takes Python values and raises `ConfigError`, never pydantic's `ValidationError`.
+    """
+
+    # A validation error carries the input. Each of ours is turned into a ConfigError, which does not.
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        validate_default=False,
+        hide_input_in_errors=True,
+        arbitrary_types_allowed=True,
+        defer_build=True,  # the base is never instantiated by itself, and a plugin's model once
+    )
+
+    url_parts: ClassVar[frozenset[str]] = frozenset()
+    """Which parts of the URL the plugin reads: "userinfo", "hosts", "path". Any other part is a `ConfigError`, so that
+    nothing in a config string is silently ignored."""
+
+    instead_of_parts: ClassVar[Mapping[str, str]] = {}
+    """What to write instead of a part that the plugin does not read; ends the error's sentence."""
+
+    delivery_timeout: Duration = option(
+        **bounds("delivery_timeout"), description="A send has its outcome after this time at the latest."
+    )
+    connect_timeout: Duration = option(
+        **bounds("connect_timeout"), description="Limit for `connect()` and for each attempt to connect."
+    )
+    close_timeout: Duration = option(
+        **bounds("close_timeout"), description="`close()` flushes what is in flight for this long."
+    )
+    max_in_flight: int = option(
+        **bounds("max_in_flight"),
+        unit="messages",
+        description="Messages without an outcome at any time; more have to wait.",
+    )
+    max_in_flight_bytes: Size = option(
+        **bounds("max_in_flight_bytes"), description="Their size together; more have to wait."
+    )
+    max_message_bytes: Size = option(
+        **bounds("max_message_bytes"), description="The largest message: body, key and headers together."
+    )
+    retry_count: int | None = option(
+        **bounds("retry_count"),
+        unit="attempts",
+        description="Failed connection passes before waiting sends give up.",
+    )
+    retry_delay: Duration | None = option(
+        **bounds("retry_delay"), description="Pause between connection passes; none: 0.1s, growing to 1s."
+    )
+
+    def __init__(self, **values: Any) -> None:
+        problems: list[str] = []
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            problems = problems_of(type(self), error)
+        if problems:  # raised here, where the ValidationError is no longer its context
+            raise ConfigError(without_secrets(problems, values.values()))
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError("options cannot be changed")  # pydantic would raise its ValidationError
+
+
+def problems_of(options_type: type[BaseModel], error: ValidationError) -> list[str]:
+    """A sentence per error, with no input in it."""
+    problems: dict[str, None] = {}  # a union reports each of its members
+    for item in error.errors(include_input=False, include_url=False):
+        raised = item.get("ctx", {}).get("error")
+        text = str(raised) if item["type"] in ("value_error", "assertion_error") and raised else item["msg"]
+        name = str(item["loc"][0]) if item["loc"] else None
+        if item["type"] == "missing":
+            text = "is required"
+        elif item["type"] == "extra_forbidden":
+            text = f"is not an option{did_you_mean(str(name), options_type.model_fields)}"
+        elif text.startswith("Input should be "):
+            text = f"must be {text.removeprefix('Input should be ')}"
+        problems[text if name is None else f"{name}: {text}"] = None
+    return list(problems)
+
+
+def without_secrets(problems: list[str], values: Iterable[object]) -> list[str]:
+    """A plugin's validator may have quoted what it was given."""
+    secrets = secrets_in(values)
+    return [masked(problem, secrets) for problem in problems]

@@ -1,0 +1,337 @@
+"""From the text of a config string and from keywords to a plugin's options."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_args
+
+from pydantic_core import PydanticUndefined
+
+from cqrs_brokers.exceptions import ConfigError, PluginContractError
+from cqrs_brokers.secret import Secret
+from cqrs_brokers.url import BrokerURL, names_a_secret
+
+from .did_you_mean import did_you_mean
+from .model import BrokerOptions, UrlPart, without_secrets
+from .values import Quantity, converter, quantity, show
+
+__all__ = ["EffectiveOption", "ResolvedOptions", "describe_options", "resolve_options"]
+
+Origin = Literal["default", "string", "keyword", "file", "environment"]
+
+
+class EffectiveOption(NamedTuple):
+    """An option as it is in effect.
+
+    Attributes:
+        name: As in a config string.
+        value: As text, a secret as its mask, an object as its type.
+        default: As text; "required" when there is none.
+        origin: Where the value came from.
+        unit: What the number counts, or None.
+        description: One sentence.
+    """
+
+    name: str
+    value: str
+    default: str
+    origin: Origin
+    unit: str | None
+    description: str
+
+
+O = TypeVar("O", bound=BrokerOptions)  # noqa: E741 - the usual one-letter name of a type variable
+
+
+class ResolvedOptions(NamedTuple, Generic[O]):
+    """What `resolve_options` found.
+
+    Attributes:
+        options: The validated model.
+        url: The URL with the password in it, wherever it was given.
+        effective: Every option by name, for `Broker.describe()`.
+    """
+
+    options: O
+    url: BrokerURL | None
+    effective: Mapping[str, EffectiveOption]
+
+    def for_broker(self) -> dict[str, Any]:
+        """`Broker`'s keyword arguments: the URL, the options that are its own, and all of them for `describe()`."""
+        own = {name: getattr(self.options, name) for name in BrokerOptions.model_fields}
+        return {"url": self.url, "options": self.effective, **own}
+
+
+class _Spec(NamedTuple):
+    """What the model says about one option."""
+
+    convert: Callable[[str], Any] | None
+    quantity: Quantity | None
+    unit: str | None
+    default: Any
+    description: str
+    secret: bool
+    keyword_only: bool
+
+    def effective(self, name: str, value: object, origin: Origin) -> EffectiveOption:
+        default = "required" if self.default is PydanticUndefined else show(self.default, self.quantity)
+        # An object-only option is shown by its type, even when it happens to be text: it may be a token.
+        text = f"<{type(value).__name__}>" if self.keyword_only and value is not None else show(value, self.quantity)
+        return EffectiveOption(name, text, default, origin, self.unit, self.description)
+
+
+_PASSWORD = _Spec(Secret, None, None, None, "Of the user in the URL.", secret=True, keyword_only=False)
+
+
+class _Given(NamedTuple):
+    """A value as somebody gave it, not yet read."""
+
+    value: object
+    source: Literal["value", "file", "env"]
+    origin: Origin
+
+
+def resolve_options(
+    options_type: type[O],
+    *,
+    url: BrokerURL | None = None,
+    keywords: Mapping[str, object] | None = None,
+    source: str = "",
+) -> ResolvedOptions[O]:
+    """Makes a plugin's options from a URL's query and from keywords; a keyword overrides the string.
+
+    `open_broker` and the documented adapters use it, so both say the same about the same mistake. It reads the files
+    and environment variables that `password_file=` and the like name, and does no other I/O.
+    When the plugin reads the userinfo, `password=` (keyword only), `password_file=` and `password_env=` give the
+    password of the URL's user.
+
+    Args:
+        source: Where the URL came from, for example a variable's name. What is wrong in it begins with that.
+
+    Raises:
+        ConfigError: With every problem found.
+        PluginContractError: The model breaks a rule of this module.
+    """
+    specs = _specs(options_type)
+    problems: list[str] = []
+    string: dict[str, object] = dict(url.query) if url is not None else {}
+    userinfo = url is not None and "userinfo" in options_type.url_parts
+    given = _layer(string, "string", specs, userinfo, problems)
+    if url is not None:
+        _check_parts(url, options_type, problems)
+        if url.password is not None:
+            if "password" in given:
+                problems.append("the password is given twice: in the user part and as an option")
+            given["password"] = _Given(url.password, "value", "string")
+    problems = [_in_string(problem, source) for problem in problems]
+    given |= _layer(keywords or {}, "keyword", specs, userinfo, problems)
+
+    values: dict[str, Any] = {}
+    origins: dict[str, Origin] = {}
+    bad: set[str] = set()
+    for name, item in given.items():
+        try:
+            values[name] = _read(name, item, specs.get(name, _PASSWORD))
+            origins[name] = item.origin if item.source == "value" else _ORIGIN[item.source]
+        except ValueError as error:
+            problem = f"{name}{_SUFFIX[item.source]}: {error}"
+            problems.append(_in_string(problem, source) if item.origin == "string" else problem)
+            bad.add(name)
+
+    password = values.pop("password", None) if userinfo else None
+    if userinfo and url is not None and "password" not in bad:
+        if url.username is None and password is not None:
+            problem = "a password without a user: put the user before an '@' in front of the hosts"
+            problems.append(_in_string(problem, source))
+        elif url.username is not None and password is None:
+            problem = "a user without a password: write user:password@, or use password_file=, password_env="
+            problems.append(_in_string(problem, source))
+        elif password is not None:
+            url = url.replace(password=password)
+
+    options, more = _validate(options_type, values, bad, only_fields=bool(problems))
+    in_string = {name for name, item in given.items() if item.origin == "string"}
+    more = [_in_string(text, source) if text.partition(":")[0] in in_string else text for text in more]
+    if problems or more or options is None:
+        raise ConfigError(without_secrets(problems + more, [*values.values(), password]))
+    effective = {
+        name: spec.effective(name, getattr(options, name), origins.get(name, "default")) for name, spec in specs.items()
+    }
+    if password is not None:
+        effective["password"] = _PASSWORD.effective("password", password, origins["password"])
+    return ResolvedOptions(options, url, MappingProxyType(effective))
+
+
+def _in_string(problem: str, source: str) -> str:
+    return f"{source}: {problem}" if source else problem
+
+
+def describe_options(options_type: type[BrokerOptions]) -> list[EffectiveOption]:
+    """Every option with its default, for documentation and for `describe` without opening anything."""
+    listed = [
+        spec.effective(name, None if spec.default is PydanticUndefined else spec.default, "default")
+        for name, spec in _specs(options_type).items()
+    ]
+    if "userinfo" in options_type.url_parts:
+        listed.append(_PASSWORD.effective("password", None, "default"))
+    return listed
+
+
+_ORIGIN: dict[str, Origin] = {"file": "file", "env": "environment"}
+_SUFFIX = {"value": "", "file": "_file", "env": "_env"}
+
+
+@lru_cache(maxsize=256)
+def _specs(options_type: type[BrokerOptions]) -> Mapping[str, _Spec]:
+    """The model's fields; checks the rules that hold for every plugin's model."""
+    specs: dict[str, _Spec] = {}
+    where = f"{options_type.__module__}.{options_type.__qualname__}"
+    _build(options_type)
+    unknown = options_type.url_parts - set(get_args(UrlPart))
+    if unknown:
+        raise PluginContractError(f"{where}.url_parts contains {', '.join(sorted(unknown))}, which is no part of a URL")
+    for name, field in options_type.model_fields.items():
+        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        keyword_only = bool(extra.get("keyword_only"))
+        convert = None if keyword_only else converter(field.annotation, field.metadata)
+        secret = field.annotation is Secret or Secret in get_args(field.annotation)
+        if convert is None and not keyword_only:
+            raise PluginContractError(f"{where}.{name}: text cannot become this type: mark it keyword_only=True")
+        if secret != names_a_secret(name) and not keyword_only:
+            raise PluginContractError(
+                f"{where}.{name}: the type of an option is Secret exactly when its name contains password, passphrase, "
+                "secret, token or credential; so it can be redacted before the plugin is loaded"
+            )
+        if name == "password" and "userinfo" in options_type.url_parts:
+            raise PluginContractError(f"{where}.password: the URL's own password has this name")
+        marker = quantity(field.annotation, field.metadata)
+        unit = marker.unit if marker else extra.get("unit")
+        specs[name] = _Spec(
+            convert=convert,
+            quantity=marker,
+            unit=None if unit is None else str(unit),
+            default=field.default,
+            description=field.description or "",
+            secret=secret,
+            keyword_only=keyword_only,
+        )
+    return MappingProxyType(specs)
+
+
+def _build(options_type: type[BrokerOptions]) -> None:
+    """Builds the model's validator, which `defer_build` put off.
+
+    Before the first model pydantic looks for its own plugins in every installed distribution, unguarded: one corrupt
+    entry_points.txt, of any package, raises here. It looks only once, so a second try finds out whether it was that.
+    """
+    try:
+        options_type.model_rebuild()
+        return
+    except Exception:
+        try:
+            options_type.model_rebuild(force=True)
+            return
+        except Exception as error:
+            problem = error
+    where = f"{options_type.__module__}.{options_type.__qualname__}"
+    raise PluginContractError(f"the model {where} cannot be built ({type(problem).__name__})") from problem
+
+
+def _layer(
+    layer: Mapping[str, object], origin: Origin, specs: Mapping[str, _Spec], userinfo: bool, problems: list[str]
+) -> dict[str, _Given]:
+    """One source of options, each under the name it is an option for."""
+    secrets = {name for name, spec in specs.items() if spec.secret and not spec.keyword_only}
+    if userinfo:
+        secrets.add("password")
+    known = set(specs) | {name + suffix for name in secrets for suffix in ("_file", "_env")}
+    given: dict[str, _Given] = {}
+    after_secret = None
+    for key, value in layer.items():
+        base, source = key, "value"
+        if key not in specs:
+            for suffix in ("file", "env"):
+                if key.endswith(f"_{suffix}") and key[: -len(suffix) - 1] in secrets:
+                    base, source = key[: -len(suffix) - 1], suffix
+        if origin == "string" and key in specs and specs[key].keyword_only:
+            problems.append(f"option {key!r} is an object: give it as a keyword, not in the config string")
+        elif origin == "string" and key == "password" and userinfo:
+            problems.append("option 'password': write user:password@, or give password_file= or password_env=")
+        elif base not in specs and base not in secrets:
+            if after_secret is None:
+                problems.append(f"unknown option {key!r}{did_you_mean(key, known)}")
+            else:
+                problems.append(
+                    f"unknown option after {after_secret!r}; its name is not shown, because it may be a part of the "
+                    "secret: write & in values as %26"
+                )
+        elif base in given:
+            problems.append(f"option {base!r} is given twice: use one of {base}, {base}_file, {base}_env")
+        else:
+            given[base] = _Given(value, source, origin)  # type: ignore[arg-type]
+        if origin == "string" and after_secret is None and names_a_secret(key):
+            after_secret = key
+    return given
+
+
+def _check_parts(url: BrokerURL, options_type: type[BrokerOptions], problems: list[str]) -> None:
+    """A part of the URL that the plugin does not read is a mistake, not decoration."""
+    found = {
+        "userinfo": url.username is not None,
+        "hosts": bool(url.hosts),
+        "path": bool(url.path),  # a lone "/" is how many write no path
+    }
+    names = {"userinfo": "user", "hosts": "hosts", "path": "path"}
+    for part, present in found.items():
+        if present and part not in options_type.url_parts:
+            instead = options_type.instead_of_parts.get(part)
+            problems.append(f"{url.scheme}:// takes no {names[part]}" + (f": {instead}" if instead else ""))
+
+
+def _read(name: str, item: _Given, spec: _Spec) -> Any:
+    """The Python value. Text is converted, wherever it came from; anything else is left to the model."""
+    value = item.value
+    if item.source != "value":
+        reference = value.reveal() if isinstance(value, Secret) else value
+        if not isinstance(reference, (str, os.PathLike)):
+            raise ValueError(f"must be text, not {type(reference).__name__}")
+        read = Secret.from_file if item.source == "file" else Secret.from_environment
+        return read(os.fspath(reference))
+    if spec.keyword_only:
+        return value
+    if isinstance(value, Secret) and not spec.secret:
+        return value.reveal()
+    if isinstance(value, str):
+        if spec.secret and not value:
+            raise ValueError("is empty")
+        return spec.convert(value) if spec.convert else value
+    if spec.quantity is not None and spec.quantity.unit == "s" and type(value) is int:
+        return float(value)
+    if spec is _PASSWORD and not isinstance(value, (Secret, type(None))):
+        raise ValueError("must be text")
+    return value
+
+
+def _validate(
+    options_type: type[O], values: dict[str, Any], bad: set[str], *, only_fields: bool
+) -> tuple[O | None, list[str]]:
+    """The model, or the problems pydantic and the plugin's own validators found in it."""
+    problems: list[str] = []
+    failed: str | None = None
+    try:
+        return options_type(**values), []
+    except ConfigError as error:
+        problems = list(error.problems)
+    except Exception as error:  # a bug of the plugin's validator; its text may hold a secret
+        failed = type(error).__name__
+    if failed is not None:
+        raise PluginContractError(
+            f"a validator of {options_type.__module__}.{options_type.__qualname__} raised {failed}, not ValueError"
+        )
+    if only_fields:  # a rule over several options would judge the defaults of those that could not be read
+        fields = options_type.model_fields
+        problems = [text for text in problems if text.partition(":")[0] in fields.keys() - bad]
+    return None, problems

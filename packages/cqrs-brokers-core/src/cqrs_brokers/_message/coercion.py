@@ -1,0 +1,156 @@
+"""What an application passes becomes a `Message`: events, anything message-like, and what an encoder makes of these."""
+
+from __future__ import annotations
+
+from inspect import getattr_static
+from types import MemberDescriptorType
+from typing import Any, NoReturn
+from uuid import UUID
+
+from cqrs_brokers.exceptions import DeliveryError, InvalidMessageError
+from cqrs_brokers.protocol import TOMBSTONE, Encoded, Encoder, EventBody, Message
+
+__all__ = ["Coercion"]
+
+
+class Coercion:
+    """Makes messages for one broker.
+
+    Args:
+        address: The broker's redacted URL, for errors.
+        encoder: Makes the bodies of messages that come without bytes and without a content type.
+    """
+
+    def __init__(self, *, address: str, encoder: Encoder | None) -> None:
+        self._address = address
+        self._encoder = encoder
+        self.as_it_is = Message if encoder is None else None
+        """What needs no `message()`: it would return the same."""
+
+    def message(self, candidate: Any) -> Message:
+        """The message to send: the caller's own when it is a `Message`, else one with the same content."""
+        message = candidate if type(candidate) is Message else self._coerced(candidate)
+        if (
+            self._encoder is not None
+            and message.payload_bytes is None
+            and message.content_type is None
+            and message.payload is not TOMBSTONE
+        ):
+            message = self._encoded(message, self._encoder)
+        return message
+
+    def unreadable(self, error: Exception) -> InvalidMessageError:
+        """The error for a message whose own code raised while it was looked at."""
+        return InvalidMessageError.raised_by("reading the message", error, broker=self._address)
+
+    def event_message(self, event: Any) -> Message:
+        """The message of an event.
+
+        Raises:
+            InvalidMessageError: It is no event, or its own code raised.
+        """
+        refused: DeliveryError
+        try:
+            make = None if isinstance(event, Message) else getattr(event, "to_message", None)
+            if callable(make):
+                return make()  # type: ignore[no-any-return] # what it is, is looked at when it is sent
+        except DeliveryError as error:
+            refused = error.about(error.message_id, error.topic, self._address)
+        except Exception as error:
+            refused = InvalidMessageError.raised_by(f"{type(event).__name__}.to_message()", error, broker=self._address)
+        else:
+            refused = InvalidMessageError(
+                f"a {type(event).__name__} is no event, for it has no to_message(): messages go through send_message()",
+                broker=self._address,
+            )
+        try:
+            raise refused
+        finally:
+            del refused
+
+    def _coerced(self, candidate: Any) -> Message:
+        if isinstance(candidate, Message):
+            return candidate
+        required = [_given(candidate, name, _MISSING) for name in ("message_name", "topic", "payload", "message_id")]
+        if any(value is _MISSING for value in required):
+            self._refuse(
+                f"a {type(candidate).__name__} is no message: it needs message_name, topic, payload and message_id "
+                "(events go through Broker.publish)",
+            )
+        name, topic, payload, message_id = required
+        key, headers = _given(candidate, "key", None), _given(candidate, "headers", None)
+        payload_bytes = _given(candidate, "payload_bytes", None)
+        if isinstance(payload, EventBody):
+            name = payload.event_name
+            key = payload.ordering_key if key is None else key
+            headers = headers or payload.headers
+            if payload.deleted:
+                payload, payload_bytes = TOMBSTONE, None
+        if message_id is None:
+            self._refuse("message_id must be a UUID")
+        return Message(
+            name,
+            topic,
+            payload,
+            message_id,
+            key=key,
+            headers=headers,
+            content_type=_given(candidate, "content_type", None),
+            timestamp=_given(candidate, "timestamp", None),
+            payload_bytes=payload_bytes,
+        )
+
+    def _encoded(self, message: Message, encoder: Encoder) -> Message:
+        encode = getattr(encoder, "encode_message", None)
+        try:
+            made: Any = encode(message) if encode is not None else encoder(message.payload)  # type: ignore[operator]
+        except Exception as error:
+            refused = InvalidMessageError.raised_by(
+                "the encoder", error, message_id=message.message_id, broker=self._address
+            )
+        else:
+            return self._with(message, made if isinstance(made, Encoded) else Encoded(made))
+        try:
+            raise refused
+        finally:
+            del refused
+
+    def _with(self, message: Message, encoded: Encoded) -> Message:
+        """The message with what the encoder made of it."""
+        if type(encoded.body) is not bytes:
+            self._refuse(f"the encoder must return bytes, not {type(encoded.body).__name__}", message.message_id)
+        headers = message.headers
+        if encoded.headers:
+            twice = set(headers) & set(encoded.headers)
+            if twice:
+                what = f"the encoder sets header {min(twice)!r}, and the message has it already"
+                self._refuse(what, message.message_id)
+            headers = {**headers, **encoded.headers}
+        return Message(
+            message.message_name,
+            message.topic,
+            message.payload,
+            message.message_id,
+            key=message.key,
+            headers=headers,
+            content_type=encoded.content_type,
+            timestamp=message.timestamp,
+            payload_bytes=encoded.body,
+        )
+
+    def _refuse(self, text: str, message_id: UUID | None = None) -> NoReturn:
+        raise InvalidMessageError(text, message_id=message_id, broker=self._address)
+
+
+_MISSING: Any = object()
+
+
+def _given(candidate: Any, name: str, default: Any) -> Any:
+    """An attribute of a message-like, or the default when it has none: not when its own code raises AttributeError."""
+    try:
+        return getattr(candidate, name)
+    except AttributeError:
+        known = getattr_static(candidate, name, _MISSING)
+        if known is not _MISSING and not isinstance(known, MemberDescriptorType):
+            raise
+        return default

@@ -1,0 +1,346 @@
+"""What a payload may be made of, and what it becomes in JSON: one rule for every depth and every kind of container.
+
+| accepted | in JSON |
+|---|---|
+| `None`, bool, int of any size, finite float, str | as they are |
+| mapping with keys of text; list, tuple, named tuple | object; array |
+| pydantic model, pydantic's and the standard library's dataclasses | object; see `models` |
+| Enum | its value |
+| UUID, Decimal (finite, with its digits), URL, IP address, path | text |
+| date, time, datetime, timedelta | RFC 3339, with `Z` for UTC; ISO 8601 duration |
+
+Refused: NaN and infinities, bytes, sets, generators, keys that are no text, secrets, everything else. Each class is
+looked at once; a subclass is written as what it is, with all that it adds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from math import isfinite
+from typing import Any
+from uuid import UUID
+
+from cqrs_brokers.exceptions import safe_cause
+
+__all__ = [
+    "MAX_DEPTH",
+    "PLAIN",
+    "TOO_DEEP",
+    "Refused",
+    "UnencodableError",
+    "Writer",
+    "asked",
+    "jsonable",
+    "where_text_fails",
+    "write",
+]
+
+Writer = Callable[[Any, int], Any]
+"""Makes of a value, at a depth, what JSON can say."""
+
+MAX_DEPTH = 200
+PLAIN = frozenset({str, int, bool, type(None)})
+"""The classes whose instances are written as they are."""
+TOO_DEEP = "is nested too deeply, or refers to itself"
+_MOST_CLASSES = 10_000
+_writers: dict[type, Writer] = {}
+"""How instances of a class are written."""
+
+
+class UnencodableError(TypeError, ValueError):
+    """A payload has no JSON form. The text names what has none by its path, never by its content."""
+
+
+class Refused(Exception):  # noqa: N818 - a signal inside this package, not an error that leaves it
+    """Something in a payload has no JSON form.
+
+    Args:
+        text: What is wrong with it: a predicate, whose subject is its path.
+        cause: What the payload's own code raised.
+    """
+
+    def __init__(self, text: str, cause: BaseException | None = None) -> None:
+        super().__init__(text)
+        self.text = text
+        self.cause = cause
+        self.path: list[str | int] = []
+        """Where it is, from the inside out."""
+
+
+def jsonable(value: object, root: str) -> Any:
+    """The value as dicts, lists, text, finite numbers, bools and None.
+
+    Args:
+        value: A payload, or an event.
+        root: What a path begins with; "" for the fields of the value itself.
+
+    Raises:
+        UnencodableError: Something in it has no JSON form.
+    """
+    try:
+        return write(value, 0)
+    except Refused as refused:
+        problem = UnencodableError(f"{_path(root, refused.path)} {refused.text}")
+        cause = safe_cause(refused.cause)
+    except Exception as error:  # the payload's own code: a mapping that raises, a property
+        name = type(error).__name__
+        problem = UnencodableError(f"{root or 'the event'} cannot be written: its own code raised {name}")
+        cause = safe_cause(error)
+    try:
+        raise problem from cause  # outside the handlers: what was caught may quote the payload, as context too
+    finally:  # no reference cycle by way of its traceback
+        del problem, cause
+
+
+def write(value: Any, depth: int) -> Any:
+    """The value as JSON can say it.
+
+    Raises:
+        Refused: Something in it has no JSON form.
+    """
+    kind = type(value)
+    if kind in PLAIN:
+        return value
+    return (_writers.get(kind) or _writer(kind))(value, depth)
+
+
+def asked(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function of the payload's own returns.
+
+    Raises:
+        Refused: It raised.
+    """
+    try:
+        return function(*arguments)
+    except Refused:  # what it asked for
+        raise
+    except Exception as error:
+        cause = error
+    raise Refused(f"cannot be written: its own code raised {type(cause).__name__}", cause)
+
+
+def where_text_fails(ready: Any, path: str) -> str:
+    """Which text, or which integer, of what `jsonable` made cannot be written: a sentence with its path."""
+    parts: list[tuple[str, Any]] = []
+    if isinstance(ready, str):
+        try:
+            ready.encode()
+        except UnicodeEncodeError:
+            return f"{path} is not valid Unicode (a lone surrogate)"
+    elif isinstance(ready, dict):
+        for key in ready:
+            try:
+                key.encode()
+            except UnicodeEncodeError:
+                return f"{path} has a key that is not valid Unicode (a lone surrogate)"
+        parts = [(_path(path, [key]), item) for key, item in ready.items()]
+    elif isinstance(ready, list):
+        parts = [(_path(path, [index]), item) for index, item in enumerate(ready)]
+    elif isinstance(ready, int):
+        try:
+            str(ready)
+        except ValueError:
+            return f"{path} is an integer of more digits than Python writes (sys.set_int_max_str_digits)"
+    for inner, item in parts:
+        found = where_text_fails(item, inner)
+        if found:
+            return found
+    return ""
+
+
+# -- containers --------------------------------------------------------------------------------------------------------
+
+
+def _mapping(value: Mapping[Any, Any], depth: int) -> dict[str, Any]:
+    if depth >= MAX_DEPTH:
+        raise Refused(TOO_DEEP)
+    depth += 1
+    out: dict[str, Any] = {}
+    key = name = None
+    try:
+        for key, item in value.items():
+            name = key if type(key) is str else _key(key)
+            kind = type(item)
+            if kind in PLAIN or (kind is float and isfinite(item)):
+                out[name] = item
+            else:
+                out[name] = (_writers.get(kind) or _writer(kind))(item, depth)
+    except Refused as refused:
+        if name is not None:
+            refused.path.append(name)
+        raise
+    if len(out) != len(value):
+        raise Refused("has two keys that are the same text")
+    return out
+
+
+def _key(key: Any) -> str:
+    if isinstance(key, str):
+        return str.__str__(key)
+    raise _refused_key(key)
+
+
+def _refused_key(key: Any) -> Refused:
+    return Refused(f"has a key of type {type(key).__name__}: JSON has only text there")
+
+
+def _sequence(value: list[Any] | tuple[Any, ...], depth: int) -> list[Any]:
+    if depth >= MAX_DEPTH:
+        raise Refused(TOO_DEEP)
+    depth += 1
+    out: list[Any] = []
+    append = out.append
+    try:
+        for item in value:
+            kind = type(item)
+            if kind in PLAIN or (kind is float and isfinite(item)):
+                append(item)
+            else:
+                append((_writers.get(kind) or _writer(kind))(item, depth))
+    except Refused as refused:
+        refused.path.append(len(out))
+        raise
+    return out
+
+
+def _dataclass(kind: Any) -> Writer:
+    names = tuple(field.name for field in dataclasses.fields(kind))
+
+    def write_fields(value: Any, depth: int) -> dict[str, Any]:
+        if depth >= MAX_DEPTH:
+            raise Refused(TOO_DEEP)
+        out: dict[str, Any] = {}
+        name = ""
+        try:
+            for name in names:
+                out[name] = write(getattr(value, name), depth + 1)
+        except Refused as refused:
+            refused.path.append(name)
+            raise
+        return out
+
+    return write_fields
+
+
+# -- leaves ------------------------------------------------------------------------------------------------------------
+
+
+def _float(value: float, depth: int) -> float:
+    if isfinite(value):
+        return float.__pos__(value)
+    raise Refused("is not finite (NaN or an infinity): JSON has no such number")
+
+
+def _decimal(value: Decimal, depth: int) -> str:
+    if value.is_finite():
+        return str(value)
+    raise Refused("is not finite (NaN or an infinity): JSON has no such number")
+
+
+def _datetime(value: datetime, depth: int) -> str:
+    text = value.isoformat()
+    return text[:-6] + "Z" if text.endswith("+00:00") and not value.utcoffset() else text
+
+
+def _time(value: time, depth: int) -> str:
+    text = value.isoformat()
+    return text[:-6] + "Z" if text.endswith("+00:00") and not value.utcoffset() else text
+
+
+def _duration(value: timedelta, depth: int) -> Any:
+    from pydantic_core import to_jsonable_python
+
+    return to_jsonable_python(value)  # ISO 8601, as in models
+
+
+_LEAVES: dict[type, Writer] = {
+    float: _float,
+    UUID: lambda value, depth: str(value),
+    datetime: _datetime,
+    date: lambda value, depth: value.isoformat(),
+    time: _time,
+    timedelta: _duration,
+    Decimal: _decimal,
+    str: lambda value, depth: str.__str__(value),
+    int: lambda value, depth: int.__pos__(value),
+}
+"""By class, in the order in which a subclass is looked for: a datetime is a date too."""
+
+
+def _writer(kind: type) -> Writer:
+    """How instances of a class are written; found once."""
+    writer = _find_writer(kind)
+    if len(_writers) >= _MOST_CLASSES:
+        _writers.clear()
+    _writers[kind] = writer
+    return writer
+
+
+def _find_writer(kind: Any) -> Writer:
+    if issubclass(kind, Enum):
+        return lambda value, depth: write(value.value, depth)
+    if issubclass(kind, Mapping):
+        return _mapping
+    if issubclass(kind, list | tuple):
+        return _sequence
+    if hasattr(kind, "__pydantic_core_schema__") and hasattr(kind, "__pydantic_serializer__"):
+        from .models import model_writer
+
+        return model_writer(kind)
+    if dataclasses.is_dataclass(kind):
+        return _dataclass(kind)
+    for base, writer in _LEAVES.items():
+        if issubclass(kind, base):
+            return writer
+    if kind.__module__.partition(".")[0] in ("ipaddress", "pathlib", "pydantic", "pydantic_core") and _is_text(kind):
+        return lambda value, depth: str(value)
+    secret = any(base.__name__ in ("Secret", "SecretStr", "SecretBytes", "_SecretBase") for base in kind.__mro__)
+    reason = _HIDDEN if secret else f"is of type {kind.__name__}, which has no JSON form: {_REMEDY}"
+
+    def refuse(value: Any, depth: int) -> Any:
+        raise Refused(reason)
+
+    return refuse
+
+
+def _is_text(kind: type) -> bool:
+    """Addresses, paths and URLs: what they are is their text."""
+    import ipaddress
+    from pathlib import PurePath
+
+    addresses = (
+        ipaddress.IPv4Address,
+        ipaddress.IPv6Address,
+        ipaddress.IPv4Network,
+        ipaddress.IPv6Network,
+        ipaddress.IPv4Interface,
+        ipaddress.IPv6Interface,
+    )
+    return issubclass(kind, (*addresses, PurePath)) or any(
+        base.__name__ in ("_BaseUrl", "_BaseMultiHostUrl", "Url", "MultiHostUrl") for base in kind.__mro__
+    )
+
+
+_REMEDY = "convert it, or give its model a serializer for it, or the broker an encoder"
+_HIDDEN = "is a secret: give its model a serializer that says how it goes out, or leave it out"
+_SHOWN_DEPTH = 8
+
+
+def _path(root: str, inside_out: list[str | int]) -> str:
+    """`payload.lines[3].price`; a key that is no name might be content, and is not shown."""
+    parts = inside_out[::-1]
+    text = root
+    for part in parts[:_SHOWN_DEPTH]:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        elif part.isidentifier() and len(part) <= 64:
+            text += f".{part}" if text else part
+        else:
+            text += "[…]"
+    if len(parts) > _SHOWN_DEPTH:
+        text += "…"
+    return text or "the payload"

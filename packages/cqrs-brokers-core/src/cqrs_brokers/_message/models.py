@@ -1,0 +1,275 @@
+"""How pydantic models, and pydantic's dataclasses, become JSON: by their own serializers, and all else by the one rule.
+
+pydantic alone would write NaN as `null`, a secret as asterisks, a key of 1 as "1", and of a subclass only what the
+declared class has. So it is not asked to write models: their fields are read and written as everything else is.
+What of that a class asks for is found in pydantic's own schema of it, once:
+
+* names: the fields'; with `serialize_by_alias` in the model's configuration, the serialization aliases;
+* `exclude=True`: left out; computed fields: written; extra fields (`extra="allow"`): written;
+* serializers of the model's own: called as in pydantic's JSON mode; what they return is held to the same rule;
+* serializers deeper inside a field's type, or pydantic's own (`Base64Bytes`): that field is written by pydantic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic_core import PydanticSerializationError, SchemaSerializer
+
+from .jsonable import MAX_DEPTH, PLAIN, TOO_DEEP, Refused, Writer, asked, write
+
+__all__ = ["model_writer"]
+
+_MISSING = object()
+
+
+@dataclass(frozen=True, slots=True)
+class _Field:
+    """One field of a class.
+
+    Attributes:
+        name: Its name in Python.
+        key: Its name in JSON.
+        function: The serializer of its own, as pydantic's schema has it.
+        by_pydantic: pydantic writes it.
+        skip: Says of a value whether it is left out.
+    """
+
+    name: str
+    key: str
+    function: Mapping[str, Any] | None = None
+    by_pydantic: bool = False
+    skip: Callable[[Any], bool] | None = None
+
+
+class _Info:
+    """What a serializer may ask about the way in which it is called: pydantic's `FieldSerializationInfo`."""
+
+    mode = "json"
+    by_alias = exclude_unset = exclude_defaults = exclude_none = exclude_computed_fields = False
+    round_trip = serialize_as_any = polymorphic_serialization = False
+    include = exclude = context = None
+
+    def __init__(self, field_name: str = "") -> None:
+        self.field_name = field_name
+
+    def mode_is_json(self) -> bool:
+        return True
+
+
+def model_writer(kind: Any) -> Writer:
+    """How instances of a pydantic class are written."""
+    schema = dict(kind.__pydantic_core_schema__)
+    own = next(_models(schema, kind), schema)
+    if own.get("root_model"):
+        writer = _root(_field("root", own, schema, by_alias=False), kind)
+    else:
+        fields, plain = _fields(own, schema, kind)
+        writer = _plain(tuple(field.name for field in fields)) if plain else _mixed(fields, kind)
+    function = own.get("serialization")
+    return writer if function is None else _by_model_serializer(function, writer)
+
+
+# -- reading pydantic's schema -----------------------------------------------------------------------------------------
+
+
+def _models(schema: Any, kind: type) -> Iterator[Mapping[str, Any]]:
+    """The parts of a schema that describe the class."""
+    if isinstance(schema, dict):
+        if schema.get("cls") is kind and schema.get("type") in ("model", "dataclass"):
+            yield schema
+        else:
+            for key, inner in schema.items():
+                if key != "metadata":
+                    yield from _models(inner, kind)
+    elif isinstance(schema, list | tuple):
+        for inner in schema:
+            yield from _models(inner, kind)
+
+
+def _fields(own: Mapping[str, Any], schema: Mapping[str, Any], kind: Any) -> tuple[list[_Field], bool]:
+    """The fields that are written, and whether the class is these and nothing else."""
+    inside: Any = own["schema"]
+    while inside["type"] not in ("model-fields", "dataclass-args"):
+        inside = inside["schema"]
+    configuration = getattr(kind, "model_config", None) or getattr(kind, "__pydantic_config__", None) or {}
+    by_alias = bool(configuration.get("serialize_by_alias"))
+    declared = inside["fields"]
+    named = declared.items() if isinstance(declared, dict) else ((field["name"], field) for field in declared)
+    fields = [_field(name, field, schema, by_alias) for name, field in named if not field.get("serialization_exclude")]
+    computed = [
+        _field(field["property_name"], {**field, "schema": field["return_schema"]}, schema, by_alias)
+        for field in inside.get("computed_fields", ())
+    ]
+    plain = own["type"] == "model" and not computed and configuration.get("extra") != "allow"
+    return fields + computed, plain and all(field == _Field(field.name, field.name) for field in fields)
+
+
+def _field(name: str, field: Mapping[str, Any], schema: Mapping[str, Any], by_alias: bool) -> _Field:
+    key = (field.get("serialization_alias") or field.get("alias") or name) if by_alias else name
+    skip = field.get("serialization_exclude_if")
+    inner = field["schema"]
+    found = list(_serializers(inner, schema, set()))
+    if not found:
+        return _Field(name, key, skip=skip)
+    while inner.get("type") in ("default", "nullable") and "serialization" not in inner:
+        inner = inner["schema"]
+    function = inner.get("serialization")
+    its_own = len(found) == 1 and found[0] is function and function["type"] in ("function-plain", "function-wrap")
+    if its_own and not (getattr(function["function"], "__module__", "") or "").startswith("pydantic."):
+        return _Field(name, key, function, skip=skip)
+    return _Field(name, key, by_pydantic=True, skip=skip)
+
+
+def _serializers(schema: Any, whole: Mapping[str, Any], seen: set[str]) -> Iterator[Mapping[str, Any]]:
+    """The serializers in a field's type, except in models (which are asked themselves) and those that say nothing."""
+    if isinstance(schema, list | tuple):
+        for inner in schema:
+            yield from _serializers(inner, whole, seen)
+    if not isinstance(schema, dict):
+        return
+    if schema.get("type") in ("model", "dataclass") and hasattr(schema.get("cls"), "__pydantic_core_schema__"):
+        return
+    if schema.get("type") == "definition-ref" and schema["schema_ref"] not in seen:
+        seen.add(schema["schema_ref"])
+        for definition in whole.get("definitions", ()):
+            if definition.get("ref") == schema["schema_ref"]:
+                yield from _serializers(definition, whole, seen)
+    for key, inner in schema.items():
+        if key == "serialization":
+            if not _says_nothing(inner):
+                yield inner
+        elif key != "metadata":
+            yield from _serializers(inner, whole, seen)
+
+
+def _says_nothing(serializer: Mapping[str, Any]) -> bool:
+    """Whether it is pydantic's own way to write a path, a deque, or a secret's asterisks: the one rule knows better."""
+    function = serializer.get("function")
+    module, name = getattr(function, "__module__", "") or "", getattr(function, "__qualname__", "")
+    of_a_secret = module == "pydantic.types" and name.startswith("_serialize_secret")
+    return of_a_secret or module.startswith("pydantic._internal")
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
+def _plain(names: tuple[str, ...]) -> Writer:
+    """For a model that is its fields and nothing else, which most are."""
+
+    def write_model(model: Any, depth: int) -> dict[str, Any]:
+        if depth >= MAX_DEPTH:
+            raise Refused(TOO_DEEP)
+        values = model.__dict__
+        out: dict[str, Any] = {}
+        name = ""
+        try:
+            for name in names:
+                item = values.get(name, _MISSING)
+                if type(item) in PLAIN:
+                    out[name] = item
+                elif item is not _MISSING:
+                    out[name] = write(item, depth + 1)
+        except Refused as refused:
+            refused.path.append(name)
+            raise
+        return out
+
+    return write_model
+
+
+def _root(field: _Field, kind: Any) -> Writer:
+    """For a root model."""
+    write_fields = _mixed([field], kind)
+
+    def write_root(model: Any, depth: int) -> Any:
+        try:
+            return write_fields(model, depth)[field.key]
+        except Refused as refused:
+            if refused.path:
+                refused.path.pop()  # the root has no name in JSON
+            raise
+
+    return write_root
+
+
+def _mixed(fields: Sequence[_Field], kind: Any) -> Writer:
+    """For a class with serializers, aliases, computed or extra fields, or without a `__dict__`."""
+    left_to_pydantic = {field.name for field in fields if field.by_pydantic}
+    # Its own serializer would write NaN as null; this one leaves it, for the one rule to refuse.
+    pydantics = SchemaSerializer(kind.__pydantic_core_schema__, {"ser_json_inf_nan": "constants"})
+
+    def by_pydantic(model: Any) -> dict[str, Any]:
+        try:
+            out: dict[str, Any] = pydantics.to_python(
+                model, mode="json", by_alias=False, include=left_to_pydantic, warnings="none"
+            )
+        except PydanticSerializationError as error:
+            cause = error.__cause__
+            said = type(cause or error).__name__
+        else:
+            return out
+        raise Refused(f"cannot be written: its own code raised {said}", cause)
+
+    def write_fields(model: Any, depth: int) -> dict[str, Any]:
+        if depth >= MAX_DEPTH:
+            raise Refused(TOO_DEEP)
+        depth += 1
+        out: dict[str, Any] = {}
+        name = ""
+        try:
+            written = by_pydantic(model) if left_to_pydantic else {}
+            for field in fields:
+                name = field.name
+                item = written.get(name, _MISSING) if field.by_pydantic else asked(_value, model, name)
+                if item is _MISSING or (field.skip is not None and asked(field.skip, item)):
+                    continue
+                if field.function is not None:
+                    item = _serialized(field.function, model, item, name, depth)
+                out[field.key] = write(item, depth)
+        except Refused as refused:
+            if name:
+                refused.path.append(name)
+            raise
+        extra = getattr(model, "__pydantic_extra__", None)
+        return out | write(extra, depth - 1) if extra else out
+
+    return write_fields
+
+
+def _by_model_serializer(function: Mapping[str, Any], write_fields: Writer) -> Writer:
+    """For a class with a `model_serializer`; what it wraps is written by the one rule."""
+
+    def write_model(model: Any, depth: int) -> Any:
+        arguments: list[Any] = [model]
+        if function["type"] == "function-wrap":
+            arguments.append(lambda inner, _index=None: write_fields(inner, depth))
+        if function.get("info_arg"):
+            arguments.append(_Info())
+        return write(asked(function["function"], *arguments), depth + 1)
+
+    return write_model
+
+
+def _serialized(function: Mapping[str, Any], model: Any, item: Any, name: str, depth: int) -> Any:
+    """What the serializer of a field makes of its value."""
+    if item is None and function.get("when_used") in ("unless-none", "json-unless-none"):
+        return None
+    arguments = [model, item] if function.get("is_field_serializer") else [item]
+    if function["type"] == "function-wrap":
+        arguments.append(lambda inner, _index=None: write(inner, depth))
+    if function.get("info_arg"):
+        arguments.append(_Info(name))
+    return asked(function["function"], *arguments)
+
+
+def _value(model: Any, name: str) -> Any:
+    """A field's value; for a computed field that is code of the application's own."""
+    try:
+        return getattr(model, name)
+    except AttributeError:
+        if name in getattr(model, "__pydantic_computed_fields__", ()):
+            raise
+        return _MISSING  # made without validation

@@ -1,0 +1,65 @@
+"""Validate and encode a message now and send it later: for an outbox, a journal, a queue of one's own.
+
+    ready = MessageValidator().ready(message)   # raises what Broker.send_message would raise, before any I/O
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ._message.coercion import Coercion
+from ._message.validation import Validator
+from .exceptions import DeliveryError
+from .protocol import Capabilities, Encoder, Message, MessageLike, snapshot
+
+if TYPE_CHECKING:
+    from .events import Event
+
+__all__ = ["MessageValidator"]
+
+_EVERYTHING = Capabilities(
+    ordering_key=True,
+    headers=True,
+    tombstones=True,
+    header_types=frozenset({str, bytes, int, float, bool, type(None)}),
+)
+"""What one broker cannot do is that broker's to refuse."""
+
+
+class MessageValidator:
+    """The rules by which `Broker` validates and encodes, without a broker: all but what one broker alone refuses.
+
+    Args:
+        max_message_bytes: The largest message: body, key and headers together.
+        encoder: Makes the bodies of messages that come without bytes and without a content type. Default: JSON.
+    """
+
+    def __init__(self, *, max_message_bytes: int = 1_000_000, encoder: Encoder | None = None) -> None:
+        self._validator = Validator(
+            address="",
+            capabilities=_EVERYTHING,
+            refuse_topic=None,
+            max_message_bytes=max_message_bytes,
+        )
+        self._coercion = Coercion(address="", encoder=encoder)
+
+    def ready(self, message: MessageLike | Event[Any]) -> Message:
+        """A snapshot of the message as `Broker` would send it: validated, and with its body as bytes.
+
+        Args:
+            message: A `Message`, anything with its attributes, or an event with `to_message()`.
+
+        Raises:
+            InvalidMessageError: It cannot be sent.
+            MessageTooLargeError: It is larger than allowed.
+        """
+        try:
+            is_event = hasattr(message, "to_message")
+            candidate = self._coercion.message(self._coercion.event_message(message) if is_event else message)
+            self._validator.size(candidate)
+            return snapshot(candidate)
+        except DeliveryError:
+            raise
+        except Exception as error:
+            refusal = self._coercion.unreadable(error)
+        raise refusal  # outside the handler: what the message's own code raised may quote the message

@@ -1,0 +1,1 @@
+"""The relay's parts: the database (`store`, `statements`), leases, keys, outcomes."""

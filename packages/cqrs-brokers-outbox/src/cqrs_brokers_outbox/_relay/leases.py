@@ -1,0 +1,247 @@
+"""Which partitions this relay works on, and until when.
+
+A lease ends by the database's clock. This relay counts from before it asked, on a clock of its own that goes on while
+the machine sleeps, so it always believes that a lease ends earlier than it does.
+
+The partitions are shared evenly among the relays that live. Whoever takes over a partition counts every unmarked row
+up to the position that the relay before it had claimed as possibly sent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import time
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from cqrs_brokers_outbox.exceptions import OutboxError
+from cqrs_brokers_outbox.schema import State
+
+from .store import CHUNK, Store
+
+__all__ = ["REPARTITION", "Leases", "monotonic", "scope_of"]
+
+REPARTITION = "partitions:"
+"""With this begins the name of who changes the number of partitions: relays let go of all while it lives."""
+
+
+def monotonic() -> float:
+    """Seconds, on a clock that goes on while the machine sleeps."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+def scope_of(topics: Sequence[str] | None) -> str:
+    """The relays that share their partitions: those with the same topics."""
+    return "*" if topics is None else hashlib.sha256(json.dumps(sorted(topics)).encode()).hexdigest()[:32]
+
+
+class Leases:
+    """The partitions of one relay.
+
+    Args:
+        store: A connection.
+        owner: The relay's name, of no other relay.
+        topics: The relay's topics; None: all.
+        lease: Seconds.
+        partitions: How many partitions there are when the table has none yet.
+        broker: The broker's redacted URL.
+
+    Attributes:
+        tokens: The partitions that are held, with their tokens.
+        leaving: Those that are to be released once nothing of them is in flight.
+        count: How many partitions there are.
+    """
+
+    def __init__(
+        self, store: Store, *, owner: str, topics: Sequence[str] | None, lease: float, partitions: int, broker: str
+    ) -> None:
+        self._store = store
+        self._statements = store.statements
+        self._owner = owner
+        self._topics = None if topics is None else sorted(topics)
+        self._lease = int(lease * 1_000_000)
+        self._partitions = partitions
+        self._broker = broker
+        self._held_until = 0.0
+        self.lease = lease
+        self.scope = scope_of(topics)
+        self.tokens: dict[int, int] = {}
+        self.leaving: set[int] = set()
+        self.count = 0
+
+    def left(self) -> float:
+        """Seconds until the leases end, at the earliest."""
+        return self._held_until - monotonic()
+
+    def claimable(self) -> list[int]:
+        """The partitions from which to claim."""
+        return [number for number in self.tokens if number not in self.leaving]
+
+    async def join(self) -> None:
+        """Makes the partitions where there are none.
+
+        Raises:
+            OutboxError: Relays of other, overlapping topics are at work.
+        """
+        s = self._statements
+        others = await self._store.rows(
+            (f"SELECT DISTINCT topics FROM {s.lease} WHERE scope <> :scope AND until > {s.now}", {"scope": self.scope})
+        )
+        for (theirs,) in others:
+            common = self._common(theirs)
+            if common:
+                raise OutboxError(
+                    f"another relay is at work on {common}: its messages would be sent twice. Give the relays of one "
+                    "table the same topics, or topics of their own"
+                )
+        async with self._store.transaction():
+            found = await self._store.rows(
+                (f"SELECT number FROM {s.lease} WHERE scope = :scope", {"scope": self.scope})
+            )
+            if not found:
+                await self.create(range(self._partitions), 0)
+
+    async def create(self, numbers: Collection[int], token: int) -> None:
+        """Inserts rows for partitions."""
+        s = self._statements
+        columns, values = "scope, number, topics, until, token, claimed_to", "(:scope, :number, :topics, 0, :token, 0)"
+        topics = None if self._topics is None else json.dumps(self._topics)
+        await self._store.change(
+            (
+                s.insert_or_ignore(s.lease, columns, values),
+                [{"scope": self.scope, "number": n, "topics": topics, "token": token} for n in numbers],
+            )
+        )
+
+    async def step(self, in_use: Collection[int]) -> None:
+        """Renews what is held, releases what is too much, takes what is free.
+
+        Args:
+            in_use: Partitions of which rows are in flight or not marked yet.
+        """
+        before = monotonic()
+        rows, living = await self._renew()
+        self.count = len(rows)
+        held = {row.number: row.token for row in rows if row.owner == self._owner}
+        self.tokens = {number: token for number, token in self.tokens.items() if held.get(number) == token}
+        self._held_until = before + self.lease
+        share = 0 if any(name.startswith(REPARTITION) for name in living) else -(-self.count // max(1, len(living)))
+        too_many = sorted(self.tokens, reverse=True)[: max(0, len(self.tokens) - share)]
+        self.leaving = set(too_many)
+        await self.release([number for number in too_many if number not in in_use])
+        free = [row for row in rows if row.free and row.number not in self.tokens]
+        random.shuffle(free)
+        await self.take(free[: max(0, share - len(self.tokens))])
+
+    async def _renew(self) -> tuple[Sequence[Any], list[str]]:
+        s, scope = self._statements, {"scope": self.scope}
+        async with self._store.transaction():
+            renewal = {"owner": self._owner, "lease": self._lease, **scope}
+            found = await self._store.change(
+                (f"UPDATE {s.relay} SET until = {s.now} + :lease WHERE owner = :owner AND scope = :scope", renewal)
+            )
+            if not found:
+                values = f"(:owner, :scope, {s.now} + :lease, :broker)"
+                insert = s.insert_or_ignore(s.relay, "owner, scope, until, broker", values)
+                await self._store.change((insert, {"broker": self._broker[:255], **renewal}))
+            if self.tokens:
+                held = " OR ".join(f"(number = {n} AND token = {token})" for n, token in sorted(self.tokens.items()))
+                await self._store.change(
+                    (
+                        f"UPDATE {s.lease} SET until = {s.now} + :lease WHERE scope = :scope AND ({held})",
+                        {"lease": self._lease, **scope},
+                    )
+                )
+            rows = await self._store.rows(
+                (
+                    f"SELECT number, owner, token, claimed_to, until < {s.now} AS free FROM {s.lease} "
+                    "WHERE scope = :scope ORDER BY number",
+                    scope,
+                )
+            )
+            living = await self._store.rows(
+                (f"SELECT owner FROM {s.relay} WHERE scope = :scope AND until > {s.now}", scope)
+            )
+        return rows, [row.owner for row in living]
+
+    async def take(self, free: Sequence[Any]) -> None:
+        """Takes partitions over, as far as nobody else did."""
+        if not free:
+            return
+        s = self._statements
+        taken = {}
+        async with self._store.transaction():
+            for row in sorted(free, key=lambda row: row.number):
+                found = await self._store.change(
+                    (
+                        f"UPDATE {s.lease} SET owner = :owner, token = token + 1, until = {s.now} + :lease "
+                        f"WHERE scope = :scope AND number = :number AND token = :token AND until < {s.now}",
+                        {
+                            "owner": self._owner,
+                            "lease": self._lease,
+                            "scope": self.scope,
+                            "number": row.number,
+                            "token": row.token,
+                        },
+                    )
+                )
+                if found:
+                    taken[row.number] = row.token + 1
+                    await self._count_unknown(row.number, row.claimed_to)
+            if taken:
+                await self.free_those_behind_nobody(taken)
+        self.tokens |= taken
+
+    async def _count_unknown(self, number: int, position: int) -> None:
+        if not position:
+            return
+        s = self._statements
+        await change_all(self._store, await self._store.rows(s.perhaps_sent([number], self.count, position)))
+        await self._store.change(
+            (
+                f"UPDATE {s.lease} SET claimed_to = 0 WHERE scope = :scope AND number = :number",
+                {"scope": self.scope, "number": number},
+            )
+        )
+
+    async def free_those_behind_nobody(self, numbers: Collection[int]) -> None:
+        """Lets rows go on that wait for a row which no longer holds them up."""
+        s = self._statements
+        await change_all(self._store, await self._store.rows(s.behind_nobody(list(numbers), self.count)), State.READY)
+
+    async def release(self, numbers: Collection[int]) -> None:
+        """Gives partitions back of which nothing is in flight."""
+        s = self._statements
+        for number in numbers:
+            token = self.tokens.pop(number, None)
+            if token is not None:
+                await self._store.change(
+                    (
+                        f"UPDATE {s.lease} SET owner = NULL, until = 0, claimed_to = 0 "
+                        "WHERE scope = :scope AND number = :number AND token = :token",
+                        {"scope": self.scope, "number": number, "token": token},
+                    )
+                )
+
+    async def leave(self, in_use: Collection[int]) -> None:
+        """Gives back everything of which nothing is in flight; the rest ends by itself."""
+        s = self._statements
+        await self.release([number for number in list(self.tokens) if number not in in_use])
+        await self._store.change((f"DELETE FROM {s.relay} WHERE owner = :owner", {"owner": self._owner}))
+
+    def _common(self, theirs: str | None) -> str:
+        if theirs is None or self._topics is None:
+            return "all topics" if theirs is None else "some of these topics"
+        both = sorted(set(json.loads(theirs)) & set(self._topics))
+        return ", ".join(repr(topic) for topic in both)
+
+
+async def change_all(store: Store, rows: Sequence[Any], state: State | None = None) -> None:
+    """Moves rows to a state, or counts them as possibly sent, a chunk at a time."""
+    ids = [row[0] for row in rows]
+    for start in range(0, len(ids), CHUNK):
+        chunk = ids[start : start + CHUNK]
+        statements = store.statements
+        await store.change(statements.count_unknown(chunk) if state is None else statements.set_state(chunk, state))

@@ -1,0 +1,219 @@
+"""What an outcome means for a row, and how it is marked.
+
+| outcome | the row |
+|---|---|
+| a receipt | is sent |
+| not delivered, and not for its own sake (no connection, blocked, closed) | stays as it is; the relay waits |
+| not delivered, because of its topic | waits, and its topic with it |
+| not delivered, retryable | waits, and its key with it |
+| not delivered for good | is parked |
+| unknown | is counted and sent again, under the same message id |
+
+A receipt is a fact and is recorded by whoever has it. Every other mark needs the current token of the row's partition,
+whose row in the lease table is locked meanwhile.
+"""
+
+from __future__ import annotations
+
+import enum
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cqrs_brokers import (
+    BrokerBlockedError,
+    BrokerClosedError,
+    DeliveryError,
+    DeliveryUnknownError,
+    DestinationNotFoundError,
+    NotConnectedError,
+    PublishForbiddenError,
+    Receipt,
+    UnroutableError,
+    WrongLoopError,
+)
+from cqrs_brokers_outbox.rows import DamagedRow
+from cqrs_brokers_outbox.schema import State
+
+from .keys import Item
+from .leases import change_all
+from .store import Store
+
+__all__ = ["Marked", "Marker", "Outcome", "Verdict", "verdict_of"]
+
+FIRST_DELAY, LONGEST_DELAY = 0.1, 60.0
+_TEXT = 1000
+
+
+class Verdict(enum.Enum):
+    """What becomes of a row."""
+
+    SENT = "sent"
+    UNTOUCHED = "untouched"
+    REFUSED = "refused"
+    RETRY = "retry"
+    PARKED = "parked"
+    UNKNOWN = "unknown"
+    HELD = "held"
+    """It was not sent: a row before it holds it up."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What happened to a row."""
+
+    item: Item
+    verdict: Verdict
+    cause: Receipt | DeliveryError | DamagedRow | None = None
+
+
+def verdict_of(outcome: Receipt | DeliveryError) -> Verdict:
+    """What an outcome means for a row."""
+    if isinstance(outcome, Receipt):
+        return Verdict.SENT
+    if isinstance(outcome, DeliveryUnknownError):
+        return Verdict.UNKNOWN
+    if isinstance(outcome, NotConnectedError | BrokerBlockedError | BrokerClosedError | WrongLoopError):
+        return Verdict.UNTOUCHED
+    if isinstance(outcome, DestinationNotFoundError | PublishForbiddenError | UnroutableError):
+        return Verdict.REFUSED
+    return Verdict.RETRY if outcome.retryable else Verdict.PARKED
+
+
+@dataclass(slots=True)
+class Marked:
+    """What was marked.
+
+    Attributes:
+        fenced: Rows whose mark was refused: another relay has their partition.
+    """
+
+    fenced: int = 0
+
+
+class Marker:
+    """Marks rows.
+
+    Args:
+        store: A connection.
+        scope: The relay's scope in the lease table.
+        sent_to: The broker's name.
+        keep: Whether sent rows are kept.
+    """
+
+    def __init__(self, store: Store, *, scope: str, sent_to: str, keep: bool) -> None:
+        self._store = store
+        self._statements = store.statements
+        self._scope = scope
+        self._sent_to = sent_to
+        self._keep = keep
+
+    async def mark(self, outcomes: Sequence[Outcome], count: int) -> Marked:
+        """Marks rows. May be repeated as a whole after an error.
+
+        Args:
+            outcomes: What happened to them.
+            count: How many partitions there are.
+        """
+        receipts = [outcome for outcome in outcomes if outcome.verdict is Verdict.SENT]
+        freeing = [outcome for outcome in receipts if outcome.item.row.state != State.READY]
+        others = [o for o in outcomes if o.verdict not in (Verdict.SENT, Verdict.UNTOUCHED)]
+        plain = [outcome for outcome in receipts if outcome.item.row.state == State.READY]
+        if plain:
+            await self._record(plain)
+        if not freeing and not others:
+            return Marked()
+        partitions = {outcome.item.partition for outcome in [*freeing, *others]}
+        async with self._store.transaction():
+            *locks, read = self._statements.lock_leases(self._scope, partitions)
+            for lock in locks:
+                await self._store.change(lock)
+            tokens = {row.number: row.token for row in await self._store.rows(read)}
+            if freeing:
+                await self._record(freeing)
+                await self._free_those_behind(freeing, count)
+            current = [o for o in others if tokens.get(o.item.partition) == o.item.token]
+            await self._fail(current, count)
+        return Marked(fenced=sum(o.verdict is not Verdict.HELD for o in others if o not in current))
+
+    async def _record(self, outcomes: Sequence[Outcome]) -> None:
+        if not self._keep:
+            await self._store.change(self._statements.delete([outcome.item.row.id for outcome in outcomes]))
+            return
+        receipts = [
+            (o.item.row.id, o.cause.confirmed, o.cause.partition, o.cause.offset)
+            for o in outcomes
+            if isinstance(o.cause, Receipt)
+        ]
+        await self._store.change(self._statements.receipts(receipts, self._sent_to))
+
+    async def _free_those_behind(self, outcomes: Sequence[Outcome], count: int) -> None:
+        s = self._statements
+        hashes = {outcome.item.row.hash for outcome in outcomes}
+        await change_all(self._store, await self._store.rows(s.behind(hashes)), State.READY)
+        await self._free_topics(outcomes, count)
+
+    async def _free_topics(self, outcomes: Sequence[Outcome], count: int) -> None:
+        """Lets topics go on whose row that stood for them has another end: the claim sees who still has to wait."""
+        s = self._statements
+        topics = {(o.item.row.topic, o.item.partition) for o in outcomes if o.item.row.state == State.REFUSED}
+        for topic, partition in topics:
+            await change_all(self._store, await self._store.rows(s.behind_topic(topic, partition, count)), State.READY)
+
+    async def _fail(self, outcomes: Sequence[Outcome], count: int) -> None:
+        failures = [outcome for outcome in outcomes if outcome.verdict is not Verdict.HELD]
+        states = await self._states(failures, count)
+        if failures:
+            await self._store.change(
+                (
+                    self._statements.failure(),
+                    [_failure(outcome, state) for outcome, state in zip(failures, states, strict=True)],
+                )
+            )
+        await self._free_topics([outcome for outcome in outcomes if outcome.verdict is not Verdict.REFUSED], count)
+        held = [outcome.item.row.id for outcome in outcomes if outcome.verdict is Verdict.HELD]
+        if held:  # asked again, under the lock: what held them may be gone
+            rows = await self._store.rows(self._statements.held_now(held, count))
+            await change_all(self._store, rows, State.BEHIND)
+
+    async def _states(self, failures: Sequence[Outcome], count: int) -> list[State]:
+        """The states of rows that failed: of a refused topic one row stands for all, in each partition."""
+        standing: set[tuple[int, str]] = set()
+        if any(outcome.verdict is Verdict.REFUSED for outcome in failures):
+            rows = await self._store.rows(self._statements.refused_topics(count))
+            standing = {(int(partition), topic) for partition, topic in rows}
+            for outcome in failures:  # a row that stood for its topic may have found another end
+                if outcome.item.row.state == State.REFUSED:
+                    standing.discard((outcome.item.partition, outcome.item.row.topic))
+        chosen: dict[tuple[int, str], int] = {}
+        by_topic = defaultdict(list)
+        for outcome in failures:
+            if outcome.verdict is Verdict.REFUSED:
+                by_topic[outcome.item.partition, outcome.item.row.topic].append(outcome.item.row.id)
+        for place, ids in by_topic.items():
+            if place not in standing:
+                chosen[place] = min(ids)
+        states = []
+        for outcome in failures:
+            item = outcome.item
+            if outcome.verdict is Verdict.REFUSED:
+                stands = chosen.get((item.partition, item.row.topic)) == item.row.id
+                states.append(State.REFUSED if stands else State.BEHIND)
+            else:
+                states.append(State.PARKED if outcome.verdict is Verdict.PARKED else State.WAITING)
+        return states
+
+
+def _failure(outcome: Outcome, state: State) -> dict[str, object]:
+    row, cause = outcome.item.row, outcome.cause
+    delay = min(LONGEST_DELAY, FIRST_DELAY * 2 ** min(row.attempts, 20)) * random.uniform(0.75, 1.0)  # noqa: S311
+    text = cause.text if isinstance(cause, DeliveryError) else str(cause)
+    return {
+        "id": row.id,
+        "state": int(state),
+        "unknown": int(outcome.verdict is Verdict.UNKNOWN),
+        "delay": int(delay * 1_000_000),
+        "error_class": type(cause).__name__[:100],
+        "error_text": text[:_TEXT],
+    }

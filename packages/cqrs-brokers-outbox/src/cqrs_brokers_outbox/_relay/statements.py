@@ -1,0 +1,357 @@
+"""What the relay says to each database. Statements and their dialects; who says them, and when, is `store`'s.
+
+Numbers of rows and partitions are written into the text where a database has no arrays: they are integers of ours.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+from cqrs_brokers_outbox.schema import DATABASE_TIME, State, Tables
+
+__all__ = ["MariaDB", "Parameters", "PostgreSQL", "SQLite", "Statements", "statements_for"]
+
+Parameters = dict[str, Any]
+Statement = tuple[str, Parameters]
+
+UNMARKED = f"({State.READY}, {State.WAITING}, {State.REFUSED})"
+"""Rows of which one may have been sent without a mark."""
+
+_MESSAGE = ", ".join(
+    f"o.{name}"
+    for name in (
+        *("id", "state", "hash", "topic", "message_key", "message_name", "message_id", "body", "content_type"),
+        *("headers", "made_at", "trace", "attempts", "attempts_unknown"),
+    )
+)
+
+
+class Statements(ABC):
+    """The statements for one outbox, in one dialect.
+
+    Args:
+        tables: The outbox's tables.
+        names: How the dialect writes their names: messages, lease, relay, version.
+        topics: Only these topics; None: all.
+        continue_past_parked: Parked rows hold nobody up.
+    """
+
+    dialect: str
+
+    def __init__(
+        self, tables: Tables, names: Sequence[str], *, topics: Sequence[str] | None, continue_past_parked: bool
+    ) -> None:
+        self.tables = tables
+        self.messages, self.lease, self.relay, self.version = names
+        self.now = DATABASE_TIME[self.dialect]
+        self._topics = None if topics is None else list(topics)
+        holding = (State.WAITING,) if continue_past_parked else (State.WAITING, State.PARKED)
+        self._holding = ", ".join(str(int(state)) for state in holding)
+
+    # -- what the dialects say differently ----------------------------------------------------------------------------
+
+    session: tuple[str, ...] = ()
+    """Said once on each connection."""
+    begin = "BEGIN"
+
+    @abstractmethod
+    def among(self, column: str, name: str, numbers: Collection[int]) -> Statement:
+        """A condition: the column is one of these numbers."""
+
+    @abstractmethod
+    def lock_leases(self, scope: str, partitions: Iterable[int]) -> list[Statement]:
+        """Locks rows of the lease table; the last statement returns number and token of each."""
+
+    @abstractmethod
+    def receipts(self, receipts: Sequence[tuple[int, bool, int | None, int | None]], sent_to: str) -> Statement:
+        """Marks rows as sent: id, whether confirmed, the broker's partition and offset."""
+
+    @abstractmethod
+    def insert_or_ignore(self, table: str, columns: str, values: str) -> str:
+        """An insert that does nothing where the row is there."""
+
+    # -- claiming -----------------------------------------------------------------------------------------------------
+
+    def _mine(self, partitions: Collection[int], count: int) -> Statement:
+        condition, parameters = "", {}
+        if len(partitions) < count:
+            numbers = ", ".join(str(int(number)) for number in sorted(partitions)) or "-1"
+            condition = f" AND o.hash % {int(count)} IN ({numbers})"
+        if self._topics is not None:
+            names = [f":topic{place}" for place in range(len(self._topics))]
+            condition += f" AND o.topic IN ({', '.join(names)})"
+            parameters = {name[1:]: topic for name, topic in zip(names, self._topics, strict=True)}
+        return condition, parameters
+
+    def _held(self, count: int) -> str:
+        """Whether a row before it holds the row `o` up: one of its key, or the refused one of its topic."""
+        return (
+            f"(EXISTS (SELECT 1 FROM {self.messages} b WHERE b.state IN ({self._holding}) AND b.hash = o.hash "
+            f"AND b.topic = o.topic AND b.message_key = o.message_key AND b.id < o.id) "
+            f"OR EXISTS (SELECT 1 FROM {self.messages} r WHERE r.state = {State.REFUSED} AND r.topic = o.topic "
+            f"AND r.id <> o.id AND r.hash % {int(count)} = o.hash % {int(count)}))"
+        )
+
+    def probe(self, scope: str, partitions: Collection[int], count: int) -> Statement:
+        """Whether there is anything to claim, and anything to take over: two numbers."""
+        mine, parameters = self._mine(partitions, count)
+        return (
+            f"SELECT CASE WHEN EXISTS (SELECT 1 FROM {self.messages} o WHERE o.state = {State.READY}{mine}) "
+            f"OR EXISTS (SELECT 1 FROM {self.messages} o WHERE o.state IN ({State.WAITING}, {State.REFUSED}) "
+            f"AND o.not_before <= {self.now}{mine}) THEN 1 ELSE 0 END, "
+            f"CASE WHEN EXISTS (SELECT 1 FROM {self.lease} WHERE scope = :scope AND until < {self.now}) "
+            "THEN 1 ELSE 0 END",
+            {"scope": scope, **parameters},
+        )
+
+    def claim(
+        self, partitions: Collection[int], count: int, *, busy: Collection[int], crowded: Collection[int], limit: int
+    ) -> Statement:
+        """Rows that are ready, in their order, and whether something holds each up.
+
+        Args:
+            partitions: The relay's own.
+            count: How many partitions there are.
+            busy: Rows that the relay has already.
+            crowded: Hashes of keys of which it has enough.
+            limit: So many rows, at most.
+        """
+        mine, parameters = self._mine(partitions, count)
+        without = ""
+        for column, name, numbers in (("o.id", "busy", busy), ("o.hash", "crowded", crowded)):
+            if numbers:
+                condition, more = self.among(column, name, numbers)
+                without += f" AND NOT ({condition})"
+                parameters |= more
+        return (
+            f"SELECT {_MESSAGE}, {self._held(count)} AS held FROM {self.messages} o "
+            f"WHERE o.state = {State.READY}{mine}{without} ORDER BY o.id LIMIT {int(limit)}",
+            parameters,
+        )
+
+    def due(self, partitions: Collection[int], count: int, *, busy: Collection[int], limit: int) -> Statement:
+        """Rows that waited long enough, and whether something before them holds them up all the same."""
+        mine, parameters = self._mine(partitions, count)
+        without = ""
+        if busy:
+            condition, more = self.among("o.id", "busy", busy)
+            without, parameters = f" AND NOT ({condition})", parameters | more
+        return (
+            f"SELECT {_MESSAGE}, {self._held(count)} AS held FROM {self.messages} o "
+            f"WHERE o.state IN ({State.WAITING}, {State.REFUSED}) AND o.not_before <= {self.now}{mine}{without} "
+            f"ORDER BY o.not_before LIMIT {int(limit)}",
+            parameters,
+        )
+
+    def position(self, scope: str, tokens: dict[int, int], position: int) -> Statement:
+        """Writes the highest claimed row into the leases that are still held; the count of rows says how many."""
+        held = " OR ".join(f"(number = {int(n)} AND token = {int(token)})" for n, token in sorted(tokens.items()))
+        return (
+            f"UPDATE {self.lease} SET claimed_to = CASE WHEN claimed_to > :position THEN claimed_to ELSE :position END "
+            f"WHERE scope = :scope AND ({held})",
+            {"scope": scope, "position": position},
+        )
+
+    # -- marking ------------------------------------------------------------------------------------------------------
+
+    def delete(self, ids: Collection[int]) -> Statement:
+        """Deletes rows."""
+        condition, parameters = self.among("id", "ids", ids)
+        return f"DELETE FROM {self.messages} WHERE {condition}", parameters
+
+    def set_state(self, ids: Collection[int], state: State) -> Statement:
+        """Moves rows that are not sent to a state."""
+        condition, parameters = self.among("id", "ids", ids)
+        where = f"{condition} AND state <> {State.SENT}"
+        return f"UPDATE {self.messages} SET state = {int(state)} WHERE {where}", parameters
+
+    def failure(self) -> str:
+        """One row's failure; for many sets of parameters."""
+        return (
+            f"UPDATE {self.messages} SET state = :state, attempts = attempts + 1, "
+            f"attempts_unknown = attempts_unknown + :unknown, not_before = {self.now} + :delay, "
+            f"error_class = :error_class, error_text = :error_text WHERE id = :id AND state <> {State.SENT}"
+        )
+
+    def held_now(self, ids: Collection[int], count: int) -> Statement:
+        """Which of these rows something holds up, now."""
+        condition, parameters = self.among("o.id", "ids", ids)
+        return (
+            f"SELECT o.id FROM {self.messages} o WHERE {condition} AND {self._held(count)}",
+            parameters,
+        )
+
+    def refused_topics(self, count: int) -> Statement:
+        """Partition and topic of each row that stands for its topic."""
+        return (
+            f"SELECT DISTINCT hash % {int(count)}, topic FROM {self.messages} WHERE state = {State.REFUSED}",
+            {},
+        )
+
+    def behind(self, hashes: Collection[int]) -> Statement:
+        """Ids of rows behind one of these keys."""
+        condition, parameters = self.among("hash", "hashes", hashes)
+        return f"SELECT id FROM {self.messages} WHERE state = {State.BEHIND} AND {condition}", parameters
+
+    def behind_topic(self, topic: str, partition: int, count: int) -> Statement:
+        """Ids of rows behind a topic, in one partition."""
+        return (
+            f"SELECT id FROM {self.messages} WHERE state = {State.BEHIND} AND topic = :topic "
+            f"AND hash % {int(count)} = {int(partition)}",
+            {"topic": topic},
+        )
+
+    def behind_nobody(self, partitions: Collection[int], count: int) -> Statement:
+        """Ids of rows that wait and have nobody before them any more: after another setting of `when_parked`."""
+        mine, parameters = self._mine(partitions, count)
+        return (
+            f"SELECT o.id FROM {self.messages} o WHERE o.state = {State.BEHIND}{mine} AND NOT {self._held(count)}",
+            parameters,
+        )
+
+    def perhaps_sent(self, partitions: Collection[int], count: int, position: int) -> Statement:
+        """Ids of rows that the relay before may have sent."""
+        mine, parameters = self._mine(partitions, count)
+        numbers = ", ".join(str(int(number)) for number in sorted(partitions))
+        return (
+            f"SELECT o.id FROM {self.messages} o WHERE o.state IN {UNMARKED} AND o.id <= :position"
+            f"{mine} AND o.hash % {int(count)} IN ({numbers})",
+            {"position": position, **parameters},
+        )
+
+    def count_unknown(self, ids: Collection[int]) -> Statement:
+        """Counts rows as possibly sent."""
+        condition, parameters = self.among("id", "ids", ids)
+        return (
+            f"UPDATE {self.messages} SET attempts_unknown = attempts_unknown + 1 "
+            f"WHERE {condition} AND state <> {State.SENT}",
+            parameters,
+        )
+
+    def old(self, keep: float, limit: int) -> Statement:
+        """Ids of rows that were kept long enough."""
+        return (
+            f"SELECT id FROM {self.messages} WHERE state = {State.SENT} AND sent_at < {self.now} - :keep "
+            f"LIMIT {int(limit)}",
+            {"keep": int(keep * 1_000_000)},
+        )
+
+
+class PostgreSQL(Statements):
+    """PostgreSQL, with asyncpg or psycopg: arrays as parameters, so that the text stays the same."""
+
+    dialect = "postgresql"
+
+    def among(self, column: str, name: str, numbers: Collection[int]) -> Statement:
+        return f"{column} = ANY(CAST(:{name} AS bigint[]))", {name: list(numbers)}
+
+    def lock_leases(self, scope: str, partitions: Iterable[int]) -> list[Statement]:
+        numbers = ", ".join(str(int(number)) for number in sorted(partitions))
+        return [
+            (
+                f"SELECT number, token FROM {self.lease} WHERE scope = :scope AND number IN ({numbers}) "
+                "ORDER BY number FOR UPDATE",
+                {"scope": scope},
+            )
+        ]
+
+    def receipts(self, receipts: Sequence[tuple[int, bool, int | None, int | None]], sent_to: str) -> Statement:
+        ids, confirmed, partitions, offsets = zip(*receipts, strict=True)
+        return (
+            f"UPDATE {self.messages} SET state = {State.SENT}, sent_at = {self.now}, sent_to = :sent_to, "
+            "confirmed = v.confirmed, broker_partition = v.broker_partition, broker_offset = v.broker_offset "
+            "FROM unnest(CAST(:ids AS bigint[]), CAST(:confirmed AS boolean[]), CAST(:partitions AS integer[]), "
+            "CAST(:offsets AS bigint[])) AS v(id, confirmed, broker_partition, broker_offset) "
+            f"WHERE {self.messages}.id = v.id AND state <> {State.SENT}",
+            {
+                "sent_to": sent_to,
+                "ids": list(ids),
+                "confirmed": list(confirmed),
+                "partitions": list(partitions),
+                "offsets": list(offsets),
+            },
+        )
+
+    def insert_or_ignore(self, table: str, columns: str, values: str) -> str:
+        return f"INSERT INTO {table} ({columns}) VALUES {values} ON CONFLICT DO NOTHING"
+
+
+class MariaDB(Statements):
+    """MariaDB: READ COMMITTED, no locking reads, marks by primary key."""
+
+    dialect = "mysql"
+    session = ("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",)
+
+    def among(self, column: str, name: str, numbers: Collection[int]) -> Statement:
+        return f"{column} IN ({', '.join(str(int(number)) for number in numbers) or 'NULL'})", {}
+
+    def lock_leases(self, scope: str, partitions: Iterable[int]) -> list[Statement]:
+        # A write locks without a locking read, one row by its key at a time.
+        rows = sorted(partitions)
+        locks: list[Statement] = [
+            (f"UPDATE {self.lease} SET token = token WHERE scope = :scope AND number = {int(n)}", {"scope": scope})
+            for n in rows
+        ]
+        numbers = ", ".join(str(int(number)) for number in rows)
+        read = f"SELECT number, token FROM {self.lease} WHERE scope = :scope AND number IN ({numbers})"
+        return [*locks, (read, {"scope": scope})]
+
+    def receipts(self, receipts: Sequence[tuple[int, bool, int | None, int | None]], sent_to: str) -> Statement:
+        head = f"SET state = {State.SENT}, sent_at = {self.now}, sent_to = :sent_to, confirmed = "
+        first = receipts[0]
+        if all(receipt[1:] == (first[1], None, None) for receipt in receipts):
+            condition, _ = self.among("id", "ids", [receipt[0] for receipt in receipts])
+            return (
+                f"UPDATE {self.messages} {head}{int(first[1])} WHERE {condition} AND state <> {State.SENT}",
+                {"sent_to": sent_to},
+            )
+        return (
+            "UPDATE JSON_TABLE(:receipts, '$[*]' COLUMNS (id BIGINT PATH '$[0]', confirmed INT PATH '$[1]', "
+            "broker_partition INT PATH '$[2]', broker_offset BIGINT PATH '$[3]')) v "
+            f"STRAIGHT_JOIN {self.messages} o ON o.id = v.id "
+            f"SET o.state = {State.SENT}, o.sent_at = {self.now}, o.sent_to = :sent_to, o.confirmed = v.confirmed, "
+            "o.broker_partition = v.broker_partition, o.broker_offset = v.broker_offset "
+            f"WHERE o.state <> {State.SENT}",
+            {"sent_to": sent_to, "receipts": json.dumps([[r[0], int(r[1]), r[2], r[3]] for r in receipts])},
+        )
+
+    def insert_or_ignore(self, table: str, columns: str, values: str) -> str:
+        return f"INSERT IGNORE INTO {table} ({columns}) VALUES {values}"
+
+
+class SQLite(Statements):
+    """SQLite: one writer at a time, so that a transaction that begins IMMEDIATE needs no further lock."""
+
+    dialect = "sqlite"
+    session = ("PRAGMA journal_mode = WAL", "PRAGMA busy_timeout = 10000", "PRAGMA synchronous = NORMAL")
+    begin = "BEGIN IMMEDIATE"
+
+    def among(self, column: str, name: str, numbers: Collection[int]) -> Statement:
+        return f"{column} IN (SELECT value FROM json_each(:{name}))", {name: json.dumps(list(numbers))}
+
+    def lock_leases(self, scope: str, partitions: Iterable[int]) -> list[Statement]:
+        numbers = ", ".join(str(int(number)) for number in sorted(partitions))
+        read = f"SELECT number, token FROM {self.lease} WHERE scope = :scope AND number IN ({numbers})"
+        return [(read, {"scope": scope})]
+
+    def receipts(self, receipts: Sequence[tuple[int, bool, int | None, int | None]], sent_to: str) -> Statement:
+        return (
+            f"UPDATE {self.messages} SET state = {State.SENT}, sent_at = {self.now}, sent_to = :sent_to, "
+            "confirmed = v.confirmed, broker_partition = v.broker_partition, broker_offset = v.broker_offset "
+            "FROM (SELECT json_extract(value, '$[0]') AS id, json_extract(value, '$[1]') AS confirmed, "
+            "json_extract(value, '$[2]') AS broker_partition, json_extract(value, '$[3]') AS broker_offset "
+            "FROM json_each(:receipts)) AS v "
+            f"WHERE {self.messages}.id = v.id AND state <> {State.SENT}",
+            {"sent_to": sent_to, "receipts": json.dumps([[r[0], int(r[1]), r[2], r[3]] for r in receipts])},
+        )
+
+    def insert_or_ignore(self, table: str, columns: str, values: str) -> str:
+        return f"INSERT OR IGNORE INTO {table} ({columns}) VALUES {values}"
+
+
+def statements_for(dialect: str) -> type[Statements] | None:
+    """The statements of a dialect, by SQLAlchemy's name for it."""
+    return {"postgresql": PostgreSQL, "mysql": MariaDB, "mariadb": MariaDB, "sqlite": SQLite}.get(dialect)

@@ -1,0 +1,101 @@
+"""One connection to the database for one task of the relay: opened when it is needed, thrown away after an error.
+
+In AUTOCOMMIT: a single statement is a transaction of its own and costs one round trip; `transaction()` says BEGIN.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from .statements import Parameters, Statements
+
+__all__ = ["CHUNK", "Store"]
+
+CHUNK = 1000
+"""So many rows are changed by one statement."""
+
+
+class Store:
+    """A connection of the relay. For one task at a time.
+
+    Args:
+        engine: The database.
+        statements: What its dialect understands.
+    """
+
+    def __init__(self, engine: AsyncEngine, statements: Statements) -> None:
+        self._engine = engine
+        self._connection: AsyncConnection | None = None
+        self.statements = statements
+
+    async def rows(self, statement: tuple[str, Parameters]) -> Sequence[Any]:
+        """Runs a query."""
+        connection = await self._open()
+        try:
+            return (await connection.execute(text(statement[0]), statement[1])).all()
+        except BaseException:
+            await self._throw_away()
+            raise
+
+    async def change(self, statement: tuple[str, Parameters | list[Parameters]]) -> int:
+        """Runs a statement; returns how many rows it found (for one set of parameters)."""
+        connection = await self._open()
+        try:
+            return (await connection.execute(text(statement[0]), statement[1])).rowcount
+        except BaseException:
+            await self._throw_away()
+            raise
+
+    async def set_each(self, statement: str, ids: Iterable[int]) -> None:
+        """Runs a statement with the parameter `id`, for each."""
+        parameters = [{"id": number} for number in ids]
+        if parameters:
+            await self.change((statement, parameters))
+
+    @contextlib.asynccontextmanager
+    async def transaction(self) -> AsyncIterator[None]:
+        """What is run within is committed together, or not at all."""
+        connection = await self._open()
+        try:
+            await connection.exec_driver_sql(self.statements.begin)
+            yield
+            await connection.exec_driver_sql("COMMIT")
+        except BaseException:
+            await self._throw_away()  # the database rolls back what is open on it
+            raise
+
+    async def close(self) -> None:
+        """Gives the connection back."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
+
+    async def _open(self) -> AsyncConnection:
+        if self._connection is None:
+            connection = await self._engine.connect()
+            try:
+                await connection.execution_options(isolation_level="AUTOCOMMIT", compiled_cache=self._cache())
+                for statement in self.statements.session:
+                    await connection.exec_driver_sql(statement)
+            except BaseException:
+                await connection.invalidate()
+                await connection.close()
+                raise
+            self._connection = connection
+        return self._connection
+
+    def _cache(self) -> dict[Any, Any] | None:
+        # Texts with numbers in them never come again: they would only push the others out of the engine's cache.
+        return {} if self.statements.dialect == "postgresql" else None
+
+    async def _throw_away(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(Exception):
+                await connection.invalidate()
+                await connection.close()

@@ -1,0 +1,384 @@
+"""The relay at work: claim → keys → broker → marks, each in a task of its own, so that none waits for another.
+
+    claiming   reads the next rows while the last ones are at the broker
+    sending    a task for each batch of rows that may go together; what has its receipt lets the next of its key go
+    marking    writes what happened, many rows at a time
+    leasing    renews, takes and gives back partitions
+
+Every loop goes on after an error of the database or the broker: it waits a little, longer each time, and says so. A row
+stays in `Keys.busy` from its claim until its mark is committed, so that no claim brings it twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from cqrs_brokers import Broker, DeliveryError, Receipt
+from cqrs_brokers_outbox.observers import RelayObservers
+from cqrs_brokers_outbox.rows import DamagedRow, message_of
+
+from .keys import Item, Keys
+from .leases import Leases, monotonic
+from .outcomes import Marker, Outcome, Verdict, verdict_of
+from .store import CHUNK, Store
+
+__all__ = ["MARGIN", "Worker"]
+
+logger = logging.getLogger("cqrs_brokers.outbox")
+
+MARGIN = 5.0
+"""Sends end so many seconds before the lease does."""
+SHORTEST_POLL, LONGEST_POLL = 0.01, 0.27
+LEASE_STEP = 1.0
+PURGE_STEP = 60.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+_DATABASE_ERRORS = (SQLAlchemyError, OSError, TimeoutError)
+
+
+class Worker:
+    """The loops of one relay.
+
+    Args:
+        broker: Where messages go.
+        leases: The relay's partitions, with a connection of their own.
+        claims: A connection for claims.
+        marker: Marks rows, with a connection of its own.
+        purges: A connection for purges.
+        batch: How many rows a claim brings, at most.
+        pipeline: Rows of a key go together.
+        keep: Seconds for which sent rows are kept.
+        observers: Who is told.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        leases: Leases,
+        *,
+        claims: Store,
+        marker: Marker,
+        purges: Store,
+        batch: int,
+        pipeline: bool,
+        keep: float,
+        observers: RelayObservers,
+    ) -> None:
+        self._broker = broker
+        self._leases = leases
+        self._claims = claims
+        self._marker = marker
+        self._purges = purges
+        self._batch = batch
+        self._crowd = batch if pipeline else max(10, batch // 5)
+        self._keep = keep
+        self._observers = observers
+        self._keys = Keys(pipeline=pipeline)
+        self._outcomes: list[Outcome] = []
+        self._to_claim = asyncio.Event()
+        self._to_mark = asyncio.Event()
+        self._to_lease = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._sending: set[asyncio.Task[None]] = set()
+        self._held_back_until = 0.0
+        self._pause = 0.0
+        self._headers = broker.capabilities.headers
+        self._stamps = broker.name.startswith("kafka")
+        self.sent = 0
+        self.fenced = 0
+        self._failures: dict[str, int] = {}
+        self.trouble: dict[str, str] = {}
+        """What keeps the relay from working now, by loop."""
+
+    async def run(self, close_timeout: float) -> None:
+        """Works until `stop()` or a cancellation, then finishes what is in flight.
+
+        Args:
+            close_timeout: Seconds for what is in flight.
+        """
+        claiming = [asyncio.create_task(self._claiming())]
+        if self._keep:
+            claiming.append(asyncio.create_task(self._purging()))
+        finishing = [asyncio.create_task(self._marking()), asyncio.create_task(self._leasing())]
+        loops = [*claiming, *finishing]
+        stopped = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait([*loops, stopped], return_when=asyncio.FIRST_COMPLETED)
+            self._stopping.set()
+            await _cancelled(claiming)
+            self._keys.forget_waiting()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(close_timeout):
+                    await self._finish()
+        finally:
+            self._stopping.set()
+            await _cancelled([*loops, stopped, *self._sending])
+        for loop in loops:
+            if not loop.cancelled() and (error := loop.exception()) is not None:
+                raise error
+
+    def stop(self) -> None:
+        """Lets `run` finish."""
+        self._stopping.set()
+
+    @property
+    def in_use(self) -> set[int]:
+        """Partitions of which rows are in flight, or not marked yet."""
+        return set(self._keys.busy.values())
+
+    @property
+    def in_flight(self) -> int:
+        """How many rows the relay has."""
+        return len(self._keys.busy)
+
+    async def _finish(self) -> None:
+        while self._sending or self._outcomes or self._keys.busy:
+            if self._sending:
+                await asyncio.wait(self._sending, timeout=0.05)
+            else:
+                await asyncio.sleep(0.01)
+
+    # -- claiming -----------------------------------------------------------------------------------------------------
+
+    async def _claiming(self) -> None:
+        poll = SHORTEST_POLL
+        while True:
+            claimed = await self._tried("claim", self._claim_if_room)
+            poll = SHORTEST_POLL if claimed else min(LONGEST_POLL, poll * 1.3)
+            if claimed and len(self._keys.busy) < 2 * self._batch:
+                continue
+            self._to_claim.clear()
+            await _set_within(self._to_claim, poll)
+
+    async def _claim_if_room(self) -> bool:
+        partitions = self._leases.claimable()
+        if not partitions or len(self._keys.busy) >= 2 * self._batch or monotonic() < self._held_back_until:
+            return False
+        if not self._keys.busy and not await self._anything(partitions):
+            return False
+        self._keys.claim_begins()
+        try:
+            return await self._claim(partitions)
+        finally:
+            self._keys.claim_ended()
+
+    async def _anything(self, partitions: Sequence[int]) -> bool:
+        ((rows, free),) = await self._claims.rows(
+            self._claims.statements.probe(self._leases.scope, partitions, self._leases.count)
+        )
+        if free:
+            self._to_lease.set()
+        return bool(rows)
+
+    async def _claim(self, partitions: Sequence[int]) -> bool:
+        leases, statements = self._leases, self._claims.statements
+        tokens, count, busy = dict(leases.tokens), leases.count, list(self._keys.busy)
+        crowded = self._keys.crowded(self._crowd)
+        due = await self._claims.rows(statements.due(partitions, count, busy=busy, limit=self._batch))
+        ready = await self._claims.rows(
+            statements.claim(partitions, count, busy=busy, crowded=crowded, limit=self._batch)
+        )
+        rows = sorted([*due, *ready], key=lambda row: row.id)
+        if not rows:
+            return False
+        touched = {row.hash % count: tokens[row.hash % count] for row in rows}
+        position = statements.position(leases.scope, touched, max(row.id for row in rows))
+        if await self._claims.change(position) != len(touched):
+            self._to_lease.set()  # somebody else has one of them: the leases are asked before the next claim
+            leases.tokens.clear()
+            return False
+        return self._take_in(rows, touched, count)
+
+    def _take_in(self, rows: Sequence[Any], tokens: dict[int, int], count: int) -> bool:
+        stamp = datetime.now(UTC) if self._stamps else None
+        items: list[Item] = []
+        ended: list[Outcome] = []
+        held: set[Any] = set()
+        for row in rows:
+            partition = row.hash % count
+            item = Item(row, None, partition, tokens[partition])  # type: ignore[arg-type] # it gets one, or is not sent
+            if not self._keys.accepts(item):
+                continue
+            if row.held or item.lane in held:
+                held.add(item.lane)
+                ended.append(Outcome(item, Verdict.HELD))
+                continue
+            try:
+                item.message = message_of(row, headers=self._headers, stamp=stamp)
+            except DamagedRow as damage:
+                held.add(item.lane)
+                ended.append(Outcome(item, Verdict.PARKED, damage))
+                continue
+            items.append(item)
+        for outcome in ended:
+            self._keys.busy[outcome.item.row.id] = outcome.item.partition
+        self._keys.add(items)
+        self._ended(ended)
+        self._observers.claimed(len(items))
+        self._send_what_may_go()
+        return bool(items or ended)
+
+    # -- sending ------------------------------------------------------------------------------------------------------
+
+    def _send_what_may_go(self) -> None:
+        if not self._keys.waiting or self._stopping.is_set():
+            return
+        if self._leases.left() < self._broker.delivery_timeout + MARGIN:
+            self._to_lease.set()  # it is renewed first; what waits goes then, or is forgotten with the lease
+            return
+        items = self._keys.take()
+        lost = [item for item in items if self._leases.tokens.get(item.partition) != item.token]
+        for item in lost:
+            self._keys.let_go(item)
+        if lost:
+            items = [item for item in items if self._leases.tokens.get(item.partition) == item.token]
+        if items:
+            task = asyncio.create_task(self._send(items))
+            self._sending.add(task)
+            task.add_done_callback(self._sending.discard)
+
+    async def _send(self, items: list[Item]) -> None:
+        outcomes: Sequence[Receipt | DeliveryError] = await self._broker.send_messages(
+            [item.message for item in items]
+        )
+        ended: list[Outcome] = []
+        for item, outcome in zip(items, outcomes, strict=True):
+            verdict = verdict_of(outcome)
+            ended.append(Outcome(item, verdict, outcome))
+            behind = self._keys.landed(item, verdict is Verdict.SENT)
+            ended.extend(Outcome(one, Verdict.UNTOUCHED) for one in behind)
+        self._observe(ended)
+        self._ended(ended)
+        self._send_what_may_go()
+        self._to_claim.set()
+
+    def _observe(self, ended: Iterable[Outcome]) -> None:
+        broker_down = None
+        for outcome in ended:
+            cause = outcome.cause
+            if isinstance(cause, Receipt):
+                self.sent += 1
+            if isinstance(cause, Receipt | DeliveryError):
+                self._observers.sent(outcome.item.row.id, outcome.item.message, cause)
+            if outcome.verdict is Verdict.UNTOUCHED and isinstance(cause, DeliveryError):
+                broker_down = cause
+        if broker_down is None:
+            self._pause = 0.0
+            self.trouble.pop("send", None)
+            return
+        self._pause = min(_LONGEST_PAUSE, max(_FIRST_PAUSE, self._pause * 2))
+        self._held_back_until = monotonic() + self._pause
+        self._troubled("send", broker_down.text)
+
+    # -- marking ------------------------------------------------------------------------------------------------------
+
+    def _ended(self, outcomes: Sequence[Outcome]) -> None:
+        for outcome in outcomes:
+            if outcome.verdict is not Verdict.SENT:
+                self._keys.failed(outcome.item)
+        if outcomes:
+            self._outcomes.extend(outcomes)
+            self._to_mark.set()
+
+    async def _marking(self) -> None:
+        while True:
+            await self._to_mark.wait()
+            self._to_mark.clear()
+            while self._outcomes:
+                batch = self._outcomes[:CHUNK]
+                if await self._tried("mark", lambda: self._mark(batch)):  # noqa: B023 - awaited here
+                    del self._outcomes[: len(batch)]
+                    self._keys.marked(outcome.item for outcome in batch)
+                    for outcome in batch:
+                        if outcome.verdict is not Verdict.SENT:
+                            self._keys.failure_marked(outcome.item)
+                    self._to_claim.set()
+
+    async def _mark(self, batch: Sequence[Outcome]) -> bool:
+        marked = await self._marker.mark(batch, self._leases.count)
+        if marked.fenced:
+            self.fenced += marked.fenced
+            self._observers.fenced(marked.fenced)
+        return True
+
+    # -- leasing ------------------------------------------------------------------------------------------------------
+
+    async def _leasing(self) -> None:
+        renew = min(self._leases.lease / 6, (self._leases.lease - self._broker.delivery_timeout - MARGIN) / 2)
+        while True:
+            before = set(self._leases.tokens)
+            await self._tried("lease", self._step)
+            if before != set(self._leases.tokens):
+                self._observers.leases_changed(sorted(self._leases.tokens))
+                self._to_claim.set()
+            self._keys.forget_waiting(self.in_use - set(self._leases.claimable()))
+            self._send_what_may_go()
+            self._to_lease.clear()
+            restless = self._leases.leaving or not self._leases.tokens
+            started = monotonic()
+            await _set_within(self._to_lease, LEASE_STEP if restless else renew)
+            await asyncio.sleep(max(0.0, min(LEASE_STEP, renew / 2) - (monotonic() - started)))
+
+    async def _step(self) -> bool:
+        await self._leases.step(self.in_use)
+        return True
+
+    # -- purging ------------------------------------------------------------------------------------------------------
+
+    async def _purging(self) -> None:
+        while True:
+            await asyncio.sleep(PURGE_STEP)
+            while await self._tried("purge", self._purge):
+                pass
+
+    async def _purge(self) -> bool:
+        statements = self._purges.statements
+        rows = await self._purges.rows(statements.old(self._keep, CHUNK))
+        if rows:
+            await self._purges.change(statements.delete([row.id for row in rows]))
+        return len(rows) == CHUNK
+
+    # -- trouble ------------------------------------------------------------------------------------------------------
+
+    async def _tried(self, what: str, call: Callable[[], Awaitable[bool]]) -> bool:
+        """Calls; after an error of the database waits, the longer the more often it failed, and returns False."""
+        try:
+            done = await call()
+        except _DATABASE_ERRORS as error:
+            cause = getattr(error, "orig", None) or error
+            self._troubled(what, f"the database failed: {type(cause).__name__}")
+            self._failures[what] = self._failures.get(what, 0) + 1
+            await asyncio.sleep(min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(10, self._failures[what] - 1)))
+            return False
+        self._failures.pop(what, None)
+        if what != "send":
+            self.trouble.pop(what, None)
+        return done
+
+    def _troubled(self, what: str, text: str) -> None:
+        if self.trouble.get(what) != text:
+            self.trouble[what] = text
+            logger.warning("outbox relay: cannot %s: %s", what, text)
+            self._observers.trouble(what, text)
+
+
+async def _set_within(event: asyncio.Event, seconds: float) -> None:
+    """Waits for an event, but not longer. Not `asyncio.wait_for`, which in Python 3.11 may swallow a cancellation."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
+
+
+async def _cancelled(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancels tasks and waits for their end."""
+    waiting = [task for task in tasks if not task.done()]
+    for task in waiting:
+        task.cancel()
+    if waiting:
+        await asyncio.wait(waiting)

@@ -1,0 +1,196 @@
+"""`OutboxAdmin`: what a person does with an outbox, also from the command line."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+from typing import Any, Self
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from ._relay.leases import REPARTITION, Leases, change_all
+from ._relay.store import CHUNK, Store
+from .exceptions import OutboxError
+from .opening import check_schema, make_statements
+from .outbox import Outbox
+from .schema import State
+from .status import OutboxStatus, ParkedRow, read_parked, read_status
+
+__all__ = ["OutboxAdmin"]
+
+_LEASE = 15.0
+
+
+class OutboxAdmin:
+    """Looks at an outbox, and lets parked rows go. Works beside running relays.
+
+        async with OutboxAdmin(engine) as admin:
+            for row in await admin.parked():
+                await admin.release(row.position)
+
+    Args:
+        engine: The database.
+        outbox: The tables. Default: `Outbox()`.
+    """
+
+    def __init__(self, engine: AsyncEngine, outbox: Outbox | None = None) -> None:
+        self._tables = (outbox or Outbox()).tables
+        self._store = Store(engine, make_statements(engine, self._tables))
+
+    async def __aenter__(self) -> Self:
+        try:
+            await check_schema(self._store, self._tables)
+        except BaseException:
+            await self._store.close()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._store.close()
+
+    async def status(self) -> OutboxStatus:
+        """What the outbox holds."""
+        return await read_status(self._store)
+
+    async def parked(self, limit: int = 100) -> list[ParkedRow]:
+        """The parked rows, in their order.
+
+        Args:
+            limit: So many, at most.
+        """
+        return await read_parked(self._store, limit)
+
+    async def release(self, *positions: int) -> int:
+        """Lets parked rows be sent again, and those behind them.
+
+        Args:
+            positions: Their numbers; none: all that are parked.
+
+        Returns:
+            How many rows were parked and are not any more.
+        """
+        return await self._unpark(positions, delete=False)
+
+    async def discard(self, *positions: int) -> int:
+        """Deletes parked rows and lets those behind them go. What was discarded is never sent.
+
+        Args:
+            positions: Their numbers.
+
+        Returns:
+            How many rows were deleted.
+        """
+        return await self._unpark(positions, delete=True) if positions else 0
+
+    async def purge(self, keep: float = 0.0) -> int:
+        """Deletes rows that were sent. Relays do it by themselves, for what is older than their `keep`.
+
+        Args:
+            keep: Those of the last so many seconds stay.
+
+        Returns:
+            How many rows were deleted.
+        """
+        deleted = 0
+        while rows := await self._store.rows(self._store.statements.old(keep, CHUNK)):
+            deleted += await self._store.change(self._store.statements.delete([row.id for row in rows]))
+        return deleted
+
+    async def partitions(self, count: int, *, topics: Sequence[str] | None = None, timeout: float = 120.0) -> None:
+        """Changes the number of partitions: asks the relays for all of them, changes it, and gives them back.
+
+        Args:
+            count: The new number.
+            topics: The topics of the relays that share the partitions; None: relays of all topics.
+            timeout: Seconds for the relays to let go.
+
+        Raises:
+            OutboxError: The number is out of range, or the relays did not let go in time.
+        """
+        if not 1 <= count <= 1024:
+            raise OutboxError(f"the number of partitions must be 1 to 1024, not {count}")
+        owner = f"{REPARTITION}{secrets.token_hex(6)}"
+        leases = Leases(self._store, owner=owner, topics=topics, lease=_LEASE, partitions=count, broker="")
+        await leases.join()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._take_all(leases)
+        except TimeoutError:
+            await leases.leave(())
+            raise OutboxError(
+                f"the relays did not give back all partitions within {timeout:g} s: a send or a lease may take longer; "
+                "try again with a longer timeout, or stop the relays"
+            ) from None
+        await self._change_count(leases, count)
+        await leases.leave(())
+
+    # -- parts --------------------------------------------------------------------------------------------------------
+
+    async def _take_all(self, leases: Leases) -> None:
+        """Takes every partition: relays let go of theirs when they see the name of whoever asks."""
+        s = self._store.statements
+        while True:
+            await leases.step(())
+            rows = await self._store.rows(
+                (
+                    f"SELECT number, owner, token, claimed_to, until < {s.now} AS free FROM {s.lease} "
+                    "WHERE scope = :scope ORDER BY number",
+                    {"scope": leases.scope},
+                )
+            )
+            await leases.take([row for row in rows if row.free and row.number not in leases.tokens])
+            if len(leases.tokens) == len(rows):
+                return
+            await asyncio.sleep(0.2)
+
+    async def _change_count(self, leases: Leases, count: int) -> None:
+        s, scope = self._store.statements, {"scope": leases.scope}
+        async with self._store.transaction():
+            *locks, read = s.lock_leases(leases.scope, leases.tokens)
+            for lock in locks:
+                await self._store.change(lock)
+            held = {row.number: row.token for row in await self._store.rows(read)}
+            if held != leases.tokens:
+                raise OutboxError("another relay took a partition meanwhile: try again")
+            await self._store.change((f"DELETE FROM {s.lease} WHERE scope = :scope", scope))
+            # Higher than any token that there was: a relay that slept through all this must not take them for its own.
+            await leases.create(range(count), max(held.values(), default=0) + 1)
+            leases.tokens.clear()
+            # A refused topic has one row in each partition that stands for it, and the partitions are others now.
+            rows = await self._store.rows(
+                (f"SELECT id FROM {s.messages} WHERE state IN ({State.REFUSED}, {State.BEHIND})", {})
+            )
+            await change_all(self._store, rows, State.READY)
+
+    async def _unpark(self, positions: Sequence[int], *, delete: bool) -> int:
+        s = self._store.statements
+        async with self._store.transaction():
+            where = f"state = {State.PARKED}"
+            parameters: dict[str, Any] = {}
+            if positions:
+                condition, parameters = s.among("id", "ids", positions)
+                where += f" AND {condition}"
+            rows = await self._store.rows((f"SELECT id, hash FROM {s.messages} WHERE {where}", parameters))
+            await self._lock({row.hash for row in rows})
+            for start in range(0, len(rows), CHUNK):
+                ids = [row.id for row in rows[start : start + CHUNK]]
+                await self._store.change(s.delete(ids) if delete else s.set_state(ids, State.READY))
+                hashes = {row.hash for row in rows[start : start + CHUNK]}
+                await change_all(self._store, await self._store.rows(s.behind(hashes)), State.READY)
+        return len(rows)
+
+    async def _lock(self, hashes: set[int]) -> None:
+        """Locks the leases of these keys: no relay may find them held up and let go at the same time."""
+        s = self._store.statements
+        scopes: dict[str, int] = {}
+        for row in await self._store.rows((f"SELECT scope, number FROM {s.lease} ORDER BY scope", {})):
+            scopes[row.scope] = scopes.get(row.scope, 0) + 1
+        for scope, count in scopes.items():
+            statements: list[Any] = s.lock_leases(scope, {number % count for number in hashes} or {-1})
+            *locks, read = statements
+            for lock in locks:
+                await self._store.change(lock)
+            await self._store.rows(read)
+
+

@@ -1,0 +1,169 @@
+"""The session's side: rows wait beside the session and are written last in its transaction.
+
+A row that is inserted before the lock of the aggregate it tells about makes the outbox's order differ from the order of
+changes; inserted after it, it does not. So the rows of a transaction are written at its commit, after the last flush.
+
+SQLAlchemy calls `before_commit` before the last flush, and also when a savepoint is released: `_Pending.before_commit`
+does nothing for a savepoint, flushes, then inserts. Where another listener was registered after ours and may still
+change something, the rows wait for the connection's own commit (or prepare, or release of the outermost savepoint).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+from weakref import WeakSet
+
+from sqlalchemy import Connection, Engine, Table, event
+from sqlalchemy.orm import Session, SessionTransaction
+
+from .exceptions import OutboxSessionError
+
+__all__ = ["add_row", "check_transactional"]
+
+Write = Callable[[Connection, Sequence[dict[str, Any]]], None]
+
+
+def add_row(session: Session, table: Table, row: dict[str, Any], write: Write) -> None:
+    """Lets a row be written when the session's transaction commits.
+
+    Raises:
+        OutboxSessionError: The session cannot hold outbox rows.
+    """
+    pending: _Pending | None = session.info.get(table)
+    if pending is None or pending.session is not session:  # `info` may be shared by the sessions of a maker
+        pending = session.info[table] = _Pending(session, table, write)
+    pending.add(row)
+
+
+def check_transactional(bind: Engine | Connection) -> None:
+    """Refuses what commits each statement by itself.
+
+    Raises:
+        OutboxSessionError: The bind is in AUTOCOMMIT.
+    """
+    level = bind.get_execution_options().get("isolation_level")
+    if level is None:  # what was given to create_engine; there is no public name for it
+        level = getattr(bind.dialect, "_on_connect_isolation_level", None)
+    if isinstance(level, str) and level.upper() == "AUTOCOMMIT":
+        raise OutboxSessionError(
+            "the engine is in AUTOCOMMIT: a message could be stored without its change, or the change without its "
+            "message. Use an engine, or a session, with transactions"
+        )
+
+
+class _Pending:
+    """The rows of one session that are not written yet.
+
+    Each row remembers the savepoints that were open when it was added: it goes with any of them that is rolled back.
+    """
+
+    def __init__(self, session: Session, table: Table, write: Write) -> None:
+        self.session = session
+        self._table = table
+        self._write = write
+        self._rows: list[tuple[dict[str, Any], tuple[SessionTransaction, ...]]] = []
+        self._place = 0
+        self._committing = False
+        self._at_the_end = False
+        self._watched: WeakSet[Connection] = WeakSet()
+        self._check_binds()
+        event.listen(session, "before_commit", self._before_commit)
+        event.listen(session, "after_soft_rollback", self._after_rollback)
+        event.listen(session, "after_transaction_end", self._after_end)
+
+    def add(self, row: dict[str, Any]) -> None:
+        session = self.session
+        if not session.in_transaction():
+            if not session.autobegin:
+                raise OutboxSessionError("the session has no transaction: call session.begin() first")
+            session.begin()
+        row["place"] = self._place
+        self._place += 1
+        if self._committing and not self._at_the_end:  # by a listener that ran after ours
+            session.flush()
+            self._write(self._connection(), [row])
+            return
+        self._rows.append((row, self._savepoints()))
+
+    # -- what the session tells ---------------------------------------------------------------------------------------
+
+    def _before_commit(self, session: Session) -> None:
+        if session.in_nested_transaction():
+            return
+        session.flush()
+        self._committing = True
+        if not self._rows:
+            return
+        if self._is_last():
+            self._insert(self._connection())
+        else:
+            self._insert_at_the_end()
+
+    def _after_rollback(self, _: Session, transaction: SessionTransaction) -> None:
+        self._rows = [(row, savepoints) for row, savepoints in self._rows if transaction not in savepoints]
+
+    def _after_end(self, _: Session, transaction: SessionTransaction) -> None:
+        if transaction.parent is None:
+            self._rows.clear()
+            self._place = 0
+            self._committing = self._at_the_end = False
+
+    # -- parts --------------------------------------------------------------------------------------------------------
+
+    def _insert(self, connection: Connection) -> None:
+        check_transactional(connection)
+        rows = [row for row, _ in self._rows]
+        self._rows.clear()
+        if rows:
+            self._write(connection, rows)
+
+    def _insert_at_the_end(self) -> None:
+        connection = self._connection()
+        self._at_the_end = True
+        if connection in self._watched:
+            return
+        self._watched.add(connection)
+        # A session on somebody's connection may end with a savepoint's release. These stay until the connection goes:
+        # SQLAlchemy lets nobody remove a listener while it is called.
+        event.listen(connection, "commit", lambda connection: self._ending(connection))
+        event.listen(connection, "prepare_twophase", lambda connection, xid: self._ending(connection))
+        event.listen(connection, "release_savepoint", lambda connection, name, context: self._ending(connection))
+
+    def _ending(self, connection: Connection) -> None:
+        if self._at_the_end:
+            self._at_the_end = False
+            self._insert(connection)
+
+    def _is_last(self) -> bool:
+        *_, last = self.session.dispatch.before_commit
+        return bool(last == self._before_commit)
+
+    def _connection(self) -> Connection:
+        return self.session.connection(bind_arguments={"clause": self._table})
+
+    def _savepoints(self) -> tuple[SessionTransaction, ...]:
+        open_now = []
+        transaction = self.session.get_nested_transaction()
+        while transaction is not None:
+            open_now.append(transaction)
+            transaction = transaction.parent
+        return tuple(open_now)
+
+    def _check_binds(self) -> None:
+        session = self.session
+        binds = {id(bind.engine): bind for bind in [session.bind, *_other_binds(session)] if bind is not None}
+        if len(binds) > 1:
+            raise OutboxSessionError(
+                "the session is bound to several engines: the message would be in one database, and its change perhaps "
+                "in another. Use a session with one engine for what must happen together"
+            )
+        for bind in binds.values():
+            check_transactional(bind)
+
+
+def _other_binds(session: Session) -> list[Engine | Connection]:
+    # The argument `binds`, and bind_mapper() and bind_table(); SQLAlchemy 2.0 has no public name for them.
+    binds = getattr(session, "binds", None) or getattr(session, "_Session__binds", {})
+    return list(binds.values())
+

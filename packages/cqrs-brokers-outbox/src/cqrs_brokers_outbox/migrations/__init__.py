@@ -1,0 +1,1 @@
+"""Migrations for alembic: add `cqrs_brokers_outbox:migrations` to its `version_locations`."""

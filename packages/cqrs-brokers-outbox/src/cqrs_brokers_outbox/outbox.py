@@ -1,0 +1,176 @@
+"""`Outbox`: what the application holds. It puts messages into the application's own transaction."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, overload
+
+from sqlalchemy import Connection, Engine, MetaData, insert
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session
+from sqlalchemy.orm import Session, scoped_session
+
+from cqrs_brokers.messages import MessageValidator
+from cqrs_brokers.protocol import MessageLike
+
+from .exceptions import OutboxSessionError
+from .hook import add_row, check_transactional
+from .rows import RESERVED_BYTES, row_of
+from .schema import SCHEMA_VERSION, Tables
+
+if TYPE_CHECKING:
+    from cqrs_brokers.events import Event
+
+__all__ = ["Outbox"]
+
+AnySession = Session | AsyncSession | scoped_session[Any] | async_scoped_session[Any]
+
+
+class Outbox:
+    """Stores messages in the transaction that they tell about; a `Relay` sends them afterwards.
+
+        outbox = Outbox()
+        async with session.begin():
+            session.add(order)
+            outbox.add(session, OrderPlaced(...))
+
+    One object for the whole application; it holds no connection.
+
+    Args:
+        table: The name of the table; those of leases, relays and the version begin with it.
+        schema: Their schema. Default: the connection's own.
+        metadata: Registers the tables there, so that alembic sees them. Default: a `MetaData` of its own.
+        max_message_bytes: The largest message: body, key and headers together, 1 024 bytes for the relay's own headers
+            included. Not more than what the relay's broker allows.
+        encoder: Encodes payloads that come without `payload_bytes` and without a content type. Default: JSON.
+    """
+
+    def __init__(
+        self,
+        table: str = "outbox",
+        *,
+        schema: str | None = None,
+        metadata: MetaData | None = None,
+        max_message_bytes: int = 1_000_000,
+        encoder: Callable[[object], bytes] | None = None,
+    ) -> None:
+        self.tables = Tables(table, schema, metadata if metadata is not None else MetaData())
+        self._validator = MessageValidator(max_message_bytes=max_message_bytes - RESERVED_BYTES, encoder=encoder)
+        self._statement = insert(self.tables.messages).inline()  # nobody needs the numbers that the database gave
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.tables.messages.fullname}>"
+
+    def add(self, session: AnySession, *messages: MessageLike | Event[Any]) -> None:
+        """Adds messages to the session's transaction. No I/O: they are written when it commits, as the last statement.
+
+        Validated and encoded now; what becomes of the objects later changes nothing. Messages of a transaction keep the
+        order of the calls. They vanish with the transaction, or the savepoint, that is rolled back.
+
+        Args:
+            session: A `Session` or `AsyncSession`, or their scoped registries.
+            messages: Events, `Message`s, or anything with a message's attributes.
+
+        Raises:
+            InvalidMessageError: A message cannot be sent as it is. None of the call is added.
+            MessageTooLargeError: A message is larger than allowed. None of the call is added.
+            OutboxSessionError: The session is bound to several engines, or to one in AUTOCOMMIT.
+        """
+        rows = self._rows(messages)
+        synchronous = _synchronous(session)
+        for row in rows:
+            add_row(synchronous, self.tables.messages, row, self._write)
+
+    @overload
+    def insert(self, connection: Connection, *messages: MessageLike | Event[Any]) -> None: ...
+    @overload
+    def insert(
+        self, connection: AsyncConnection, *messages: MessageLike | Event[Any]
+    ) -> Coroutine[Any, Any, None]: ...
+    def insert(
+        self, connection: Connection | AsyncConnection, *messages: MessageLike | Event[Any]
+    ) -> Coroutine[Any, Any, None] | None:
+        """Inserts messages on a connection, now: for transactions without a session.
+
+        Call it as the last statement before the commit: a row that is inserted before the lock of what it tells about
+        may be sent in another order than that of the changes.
+
+        Args:
+            connection: A `Connection`, or an `AsyncConnection`: then await what is returned.
+            messages: As for `add`.
+
+        Raises:
+            InvalidMessageError: A message cannot be sent as it is. None is inserted.
+            MessageTooLargeError: A message is larger than allowed. None is inserted.
+            OutboxSessionError: The connection is in AUTOCOMMIT.
+        """
+        rows = self._rows(messages)
+        if isinstance(connection, AsyncConnection):
+            check_transactional(connection.sync_connection or connection.sync_engine)
+            return connection.run_sync(self._write, rows)
+        check_transactional(connection)
+        self._write(connection, rows)
+        return None
+
+    @overload
+    def create_table(self, engine: Engine | Connection) -> None: ...
+    @overload
+    def create_table(self, engine: AsyncEngine) -> Coroutine[Any, Any, None]: ...
+    def create_table(self, engine: Engine | Connection | AsyncEngine) -> Coroutine[Any, Any, None] | None:
+        """Creates the tables where they are missing: for demonstrations and tests. Applications migrate.
+
+        Args:
+            engine: An engine or a connection; for an `AsyncEngine` await what is returned.
+        """
+        if isinstance(engine, AsyncEngine):
+            return self._create_table_async(engine)
+        if isinstance(engine, Engine):
+            with engine.begin() as connection:
+                self._create(connection)
+        else:
+            self._create(engine)
+        return None
+
+    # -- parts --------------------------------------------------------------------------------------------------------
+
+    def _rows(self, messages: Sequence[MessageLike | Event[Any]]) -> list[dict[str, Any]]:
+        trace = _trace_context()
+        ready = self._validator.ready
+        return [row_of(ready(message), place, trace) for place, message in enumerate(messages)]
+
+    def _write(self, connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
+        if rows:
+            connection.execute(self._statement, rows if len(rows) > 1 else rows[0])
+
+    async def _create_table_async(self, engine: AsyncEngine) -> None:
+        async with engine.begin() as connection:
+            await connection.run_sync(self._create)
+
+    def _create(self, connection: Connection) -> None:
+        self.tables.messages.metadata.create_all(connection, tables=self.tables.all)
+        version = self.tables.version
+        if connection.execute(version.select()).first() is None:
+            connection.execute(version.insert().values(version=SCHEMA_VERSION))
+
+
+def _synchronous(session: AnySession) -> Session:
+    if isinstance(session, scoped_session | async_scoped_session):
+        session = session()
+    if isinstance(session, AsyncSession):
+        session = session.sync_session
+    if not isinstance(session, Session):
+        raise OutboxSessionError(
+            f"a {type(session).__name__} is no session: pass a Session or an AsyncSession, or use insert() with a "
+            "connection"
+        )
+    return session
+
+
+def _trace_context() -> dict[str, str] | None:
+    """The current trace context, where the application uses OpenTelemetry; it travels in the row."""
+    propagate = sys.modules.get("opentelemetry.propagate")
+    if propagate is None:
+        return None
+    carrier: dict[str, str] = {}
+    propagate.inject(carrier)
+    return carrier

@@ -1,0 +1,90 @@
+"""python-cqrs' outbox repository over our table: its handlers use it unchanged, and a `Relay` sends.
+
+    from cqrs_brokers_outbox.python_cqrs import OutboxRepository
+
+    repository = OutboxRepository(session, outbox)     # where SqlAlchemyOutboxedEventRepository was
+    repository.add(event)
+    await repository.commit()
+
+Needs `cqrs-brokers-outbox[python-cqrs]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import cqrs
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from cqrs_brokers import Message
+
+from .outbox import Outbox
+
+__all__ = ["OutboxRepository"]
+
+_RUN_A_RELAY = (
+    "this outbox is read by a Relay, not by python-cqrs' EventProducer: run a Relay (in the application's lifespan, or "
+    "`python -m cqrs_brokers_outbox relay`)"
+)
+
+
+class OutboxRepository(cqrs.OutboxedEventRepository):
+    """`cqrs.OutboxedEventRepository` whose rows a `Relay` sends.
+
+    Args:
+        session: The handler's session.
+        outbox: The tables. Default: `Outbox()`.
+        ordering_key: The key of an event that brings none itself (python-cqrs' own events). Default: none.
+    """
+
+    def __init__(
+        self,
+        session: AsyncSession,
+        outbox: Outbox | None = None,
+        *,
+        ordering_key: Callable[[Any], str | None] | None = None,
+    ) -> None:
+        self.session = session
+        self._outbox = outbox or Outbox()
+        self._ordering_key = ordering_key
+
+    def add(self, event: Any) -> None:
+        """Adds an event to the session's transaction.
+
+        The bridge's events, and those of core, bring their key. python-cqrs' own events go out as its emitter sends
+        them: named by `event_name`, with `to_dict()` as the body.
+
+        Raises:
+            InvalidMessageError: The event cannot be sent as it is.
+        """
+        if hasattr(event, "to_message"):
+            self._outbox.add(self.session, event)
+            return
+        key = self._ordering_key(event) if self._ordering_key is not None else None
+        message = Message(event.event_name, event.topic, event.to_dict(), event.event_id, key=key)
+        self._outbox.add(self.session, message)
+
+    async def commit(self) -> None:
+        """Commits the session: the changes and the events."""
+        await self.session.commit()
+
+    async def rollback(self) -> None:
+        """Rolls the session back: neither the changes nor the events."""
+        await self.session.rollback()
+
+    async def get_many(self, batch_size: int = 100, topic: str | None = None) -> NoReturn:
+        """Not for this table.
+
+        Raises:
+            NotImplementedError: Always: run a Relay.
+        """
+        raise NotImplementedError(_RUN_A_RELAY)
+
+    async def update_status(self, outboxed_event_id: int, new_status: Any) -> NoReturn:
+        """Not for this table.
+
+        Raises:
+            NotImplementedError: Always: run a Relay.
+        """
+        raise NotImplementedError(_RUN_A_RELAY)

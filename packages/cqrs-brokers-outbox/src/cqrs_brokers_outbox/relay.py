@@ -1,0 +1,238 @@
+"""`Relay`: takes messages from the outbox to the broker, in the application or alone, any number of them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+from collections.abc import Sequence
+from typing import Literal, Self
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from cqrs_brokers import Broker, ConfigError
+
+from ._relay.leases import Leases
+from ._relay.outcomes import Marker
+from ._relay.statements import Statements
+from ._relay.store import Store
+from ._relay.worker import MARGIN, Worker
+from .exceptions import OutboxError
+from .observers import RelayObserver, RelayObservers
+from .opening import check_schema, make_statements
+from .outbox import Outbox
+from .status import RelayHealth, read_status
+
+__all__ = ["Relay"]
+
+PARTITIONS = 16
+_LEAST_LEASE_OVER = MARGIN + 5.0
+_DEFAULT_LEASE_OVER = 30.0
+
+
+class Relay:
+    """Sends what an outbox holds to a broker, and writes into each row what became of it.
+
+        async with Relay(engine, broker, outbox):
+            ...                                    # in the application; or: await relay.run()
+
+    Rows of one topic and key are sent in the order of their transactions, each when the one before it has its receipt.
+    Any number of relays, in any number of processes, share the work by partitions.
+
+    Args:
+        engine: The database.
+        broker: Where messages go. Not closed by the relay.
+        outbox: The tables. Default: `Outbox()`.
+        topics: Only these topics: two relays can serve two brokers from one table. Default: all.
+        pipeline_keys: Sends the rows of a key together. Much faster for a single busy key; but a row that is refused,
+            returned or nacked is then overtaken by those in flight.
+        when_parked: What becomes of a key whose row was parked: "stop" (it waits for a person) or "continue".
+        keep: Seconds for which sent rows are kept, with where they are in the broker; 0: they are deleted at once.
+        batch: How many rows a claim brings, at most.
+        lease: Seconds for which a partition is taken. Without its relay a partition stays so long, and 2 s more, at
+            most. Default: the broker's `delivery_timeout` and 30 s.
+        close_timeout: Seconds that stopping gives to what is in flight.
+        observers: Who is told what happens.
+
+    Raises:
+        ConfigError: A number is out of range, or the database is none that the outbox knows.
+    """
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        broker: Broker,
+        outbox: Outbox | None = None,
+        *,
+        topics: Sequence[str] | None = None,
+        pipeline_keys: bool = False,
+        when_parked: Literal["stop", "continue"] = "stop",
+        keep: float = 24 * 3600.0,
+        batch: int = 500,
+        lease: float | None = None,
+        close_timeout: float = 10.0,
+        observers: Sequence[RelayObserver] = (),
+    ) -> None:
+        if isinstance(topics, str):
+            raise ConfigError("topics must be a list of topics, not one text")
+        seconds = broker.delivery_timeout + _DEFAULT_LEASE_OVER if lease is None else lease
+        problems = []
+        if not seconds >= broker.delivery_timeout + _LEAST_LEASE_OVER:
+            problems.append(
+                f"lease must be at least {broker.delivery_timeout + _LEAST_LEASE_OVER:g} s, not {seconds:g}: the "
+                f"broker's delivery_timeout and {_LEAST_LEASE_OVER:g} s; or open the broker with a shorter one"
+            )
+        if batch < 1:
+            problems.append(f"batch must be at least 1, not {batch}")
+        if not keep >= 0:
+            problems.append(f"keep must be 0 or more, not {keep}")
+        if not close_timeout >= 0:
+            problems.append(f"close_timeout must be 0 or more, not {close_timeout}")
+        if when_parked not in ("stop", "continue"):
+            problems.append(f'when_parked must be "stop" or "continue", not {when_parked!r:.40}')
+        if topics is not None and not topics:
+            problems.append("topics is empty: no message would be sent")
+        if problems:
+            raise ConfigError(problems)
+        self._engine = engine
+        self._broker = broker
+        self._outbox = outbox or Outbox()
+        self._statements = make_statements(
+            engine, self._outbox.tables, topics=topics, continue_past_parked=when_parked == "continue"
+        )
+        self._topics = topics
+        self._pipeline = pipeline_keys
+        self._keep = keep
+        self._batch = batch
+        self._lease = seconds
+        self._close_timeout = close_timeout
+        self._observers = RelayObservers(observers)
+        self.name = f"{socket.gethostname()[:60]}:{os.getpid()}:{secrets.token_hex(6)}"
+        self._worker: Worker | None = None
+        self._leases: Leases | None = None
+        self._running: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._outbox!r} to {self._broker.url or self._broker.name}>"
+
+    async def run(self) -> None:
+        """Works until `stop()` or a cancellation; then finishes what is in flight, marks it and gives back its leases.
+
+        Raises:
+            OutboxSchemaError: The tables are missing, of another version, or not accessible.
+            OutboxError: The relay runs already, or another one sends the same topics.
+        """
+        if self._worker is not None:
+            raise OutboxError("this relay runs already: make another one")
+        stores = [Store(self._engine, self._statements) for _ in range(4)]
+        leasing, claims, marks, purges = stores
+        try:
+            await check_schema(leasing, self._outbox.tables)
+            leases = self._leases = Leases(
+                leasing,
+                owner=self.name,
+                topics=self._topics,
+                lease=self._lease,
+                partitions=1 if isinstance_sqlite(self._statements) else PARTITIONS,
+                broker=self._broker.url or self._broker.name,
+            )
+            await leases.join()
+            worker = self._worker = Worker(
+                self._broker,
+                leases,
+                claims=claims,
+                marker=Marker(marks, scope=leases.scope, sent_to=self._broker.name, keep=self._keep > 0),
+                purges=purges,
+                batch=self._batch,
+                pipeline=self._pipeline,
+                keep=self._keep,
+                observers=self._observers,
+            )
+            try:
+                await worker.run(self._close_timeout)
+            finally:
+                await _shielded(leases.leave(worker.in_use), self._close_timeout)
+        finally:
+            self._worker = None
+            for store in stores:
+                await store.close()
+
+    def stop(self) -> None:
+        """Lets `run()` end in order. Safe in a signal handler of the event loop."""
+        if self._worker is not None:
+            self._worker.stop()
+        elif self._running is not None:
+            self._running.cancel()
+
+    async def __aenter__(self) -> Self:
+        await check_schema_once(self._engine, self._statements, self._outbox)
+        self._running = asyncio.create_task(self.run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        running, self._running = self._running, None
+        if running is None:
+            return
+        if self._worker is not None:
+            self._worker.stop()
+        else:
+            running.cancel()
+        await asyncio.wait([running])
+        if not running.cancelled() and (error := running.exception()) is not None:
+            raise error
+
+    async def health(self) -> RelayHealth:
+        """How the relay is, now, and what the outbox holds. Never raises."""
+        reasons = []
+        if self._worker is None:
+            reasons.append("the relay does not run")
+        else:
+            reasons += [f"cannot {what}: {text}" for what, text in sorted(self._worker.trouble.items())]
+        if self._running is not None and self._running.done() and not self._running.cancelled():
+            reasons.append(f"the relay ended: {self._running.exception()}")
+        store = Store(self._engine, self._statements)
+        status = None
+        try:
+            async with asyncio.timeout(10):
+                status = await read_status(store)
+        except Exception as error:
+            reasons.append(f"the database does not answer: {type(error).__name__}")
+        finally:
+            await store.close()
+        return RelayHealth(
+            ok=not reasons,
+            reason="; ".join(reasons) or "ok",
+            partitions=tuple(sorted(self._leases.tokens)) if self._leases is not None and self._worker else (),
+            in_flight=self._worker.in_flight if self._worker else 0,
+            sent=self._worker.sent if self._worker else 0,
+            fenced=self._worker.fenced if self._worker else 0,
+            status=status,
+        )
+
+
+def isinstance_sqlite(statements: Statements) -> bool:
+    """Whether one relay works at a time."""
+    return statements.dialect == "sqlite"
+
+
+async def check_schema_once(engine: AsyncEngine, statements: Statements, outbox: Outbox) -> None:
+    """Checks the tables on a connection of its own, so that start-up fails early."""
+    store = Store(engine, statements)
+    try:
+        await check_schema(store, outbox.tables)
+    finally:
+        await store.close()
+
+
+async def _shielded(leaving: object, timeout: float) -> None:
+    """Lets the leases be given back, also in a cancelled task, but not for ever."""
+    task = asyncio.ensure_future(leaving)  # type: ignore[call-overload]
+    await asyncio.wait([task], timeout=max(1.0, min(timeout, 5.0)))
+    if not task.done():
+        task.cancel()
+        await asyncio.wait([task])
+    elif not task.cancelled():
+        task.exception()  # without them the leases end by themselves
+
+

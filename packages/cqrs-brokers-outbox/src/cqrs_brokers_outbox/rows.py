@@ -1,0 +1,161 @@
+"""A message as a row, and a row as a message again. What was stored is bytes: no class of the application is needed.
+
+A header keeps its type: `{"name": ["s", "text"]}`, with "s" text, "b" bytes (Base64), "i" and "f" numbers, "t" a truth
+value, "n" nothing. A row that cannot be read raises `DamagedRow`, which says why and quotes nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from cqrs_brokers import TOMBSTONE, InvalidMessageError, Message
+from cqrs_brokers.protocol import id_text
+
+__all__ = ["EVENT_TIME", "OWN_HEADERS", "POSITION", "RESERVED_BYTES", "DamagedRow", "key_hash", "message_of", "row_of"]
+
+POSITION = "outbox-position"
+EVENT_TIME = "event-time"
+OWN_HEADERS = frozenset({POSITION, EVENT_TIME})
+"""Headers that the relay writes."""
+
+TRACE_HEADERS = frozenset({"traceparent", "tracestate", "baggage"})
+RESERVED_BYTES = 1_024
+"""So much smaller than the limit must a message be, and so many headers fewer: the relay adds its own."""
+MAX_HEADERS = 100 - len(OWN_HEADERS) - len(TRACE_HEADERS)
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+class DamagedRow(Exception):  # noqa: N818 - names what the row is
+    """A row that is no message."""
+
+
+def key_hash(topic: str, key: str | None, message_id: bytes = b"") -> int:
+    """The 32-bit hash that decides a row's partition: CRC-32 (ISO 3309, as zlib has it).
+
+    Of the topic in UTF-8, a zero byte and the key in UTF-8; without a key, of the message id's text.
+    """
+    return zlib.crc32(message_id if key is None else topic.encode() + b"\0" + key.encode())
+
+
+def row_of(message: Message, place: int, trace: Mapping[str, str] | None) -> dict[str, Any]:
+    """The columns of a validated message.
+
+    Raises:
+        InvalidMessageError: It has a header that the relay writes, or too many.
+    """
+    headers = message.headers
+    if headers:
+        taken = sorted(name for name in headers if name.lower() in OWN_HEADERS)
+        if taken:
+            raise InvalidMessageError(f"header {taken[0]!r} is written by the relay: choose another name").about(
+                message.message_id, message.topic, ""
+            )
+        if len(headers) > MAX_HEADERS:
+            raise InvalidMessageError(
+                f"{len(headers)} headers, and {MAX_HEADERS} are allowed: the relay adds some of its own"
+            ).about(message.message_id, message.topic, "")
+    identity = id_text(message)
+    key = message.key
+    content_type = message.content_type
+    body = message.body
+    if content_type is None and body is not None and type(message.payload) is not bytes:
+        content_type = "application/json"  # the row has only the bytes of it
+    return {
+        "place": place,
+        "hash": key_hash(message.topic, key, identity),
+        "topic": message.topic,
+        "message_key": None if key is None else key.encode(),
+        "message_name": message.message_name,
+        "message_id": identity.decode(),
+        "body": body,
+        "content_type": content_type,
+        "headers": _headers_text(headers) if headers else None,
+        "made_at": (message.timestamp - _EPOCH) // _MICROSECOND,
+        "trace": json.dumps(dict(trace)) if trace else None,
+    }
+
+
+def message_of(row: Any, *, headers: bool, stamp: datetime | None) -> Message:
+    """The message of a row, with the relay's headers.
+
+    Args:
+        row: A row of the claim.
+        headers: Whether the broker carries headers; without, there are none of the relay's either.
+        stamp: The time of sending, as the message's timestamp; None: the event's own time.
+
+    Raises:
+        DamagedRow: The row cannot be read.
+    """
+    try:
+        event_time = _EPOCH + timedelta(microseconds=row.made_at)
+        all_headers: dict[str, Any] = _headers_of(row.headers) if row.headers else {}
+        if headers:
+            for name, value in (_trace_of(row.trace) if row.trace else {}).items():
+                all_headers.setdefault(name, value)
+            all_headers[POSITION] = str(row.id)
+            all_headers[EVENT_TIME] = event_time.isoformat()
+        return Message(
+            row.message_name,
+            row.topic,
+            TOMBSTONE if row.body is None else b"",
+            UUID(row.message_id),
+            key=None if row.message_key is None else bytes(row.message_key).decode(),
+            headers=all_headers,
+            content_type=row.content_type,
+            timestamp=stamp or event_time,
+            payload_bytes=None if row.body is None else bytes(row.body),
+        )
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        reason = f"the row cannot be read as a message ({type(error).__name__})"
+    raise DamagedRow(reason)
+
+
+def _headers_text(headers: Mapping[str, Any]) -> str:
+    return json.dumps({name: _typed(value) for name, value in headers.items()}, separators=(",", ":"))
+
+
+def _typed(value: Any) -> list[Any]:
+    kind = type(value)
+    if kind is str:
+        return ["s", value]
+    if kind is bytes:
+        return ["b", base64.b64encode(value).decode()]
+    if kind is bool:
+        return ["t", value]
+    if kind is int:
+        return ["i", str(value)]
+    if kind is float:
+        return ["f", value.hex()]
+    if value is None:
+        return ["n"]
+    raise InvalidMessageError(f"a header value is a {kind.__name__}, which no row can hold")
+
+
+def _headers_of(text: str) -> dict[str, Any]:
+    headers = {}
+    for name, (kind, *values) in json.loads(text).items():
+        headers[name] = _READERS[kind](*values)
+    return headers
+
+
+_READERS: dict[str, Any] = {
+    "s": str,
+    "b": lambda text: base64.b64decode(text, validate=True),
+    "t": bool,
+    "i": int,
+    "f": float.fromhex,
+    "n": lambda: None,
+}
+
+
+def _trace_of(text: str) -> dict[str, str]:
+    return {name: value for name, value in json.loads(text).items() if name in TRACE_HEADERS}
+

@@ -1,0 +1,215 @@
+"""The tables, and what the numbers in them mean.
+
+Times are microseconds since 1970-01-01 UTC by the database's clock, in every database the same 64-bit number; `made_at`
+alone is the application's.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+    text,
+)
+from sqlalchemy.dialects import mysql
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import TypeEngine
+
+__all__ = ["SCHEMA_VERSION", "State", "Tables", "database_time"]
+
+SCHEMA_VERSION = 1
+"""The version in the version row; a migration changes it together with the tables."""
+
+
+class State(enum.IntEnum):
+    """What a row waits for."""
+
+    READY = 0
+    """To be claimed."""
+    WAITING = 1
+    """For `not_before`, after a failure that may pass; the rows behind it in its key wait with it."""
+    PARKED = 2
+    """For a person: it cannot be delivered as it is."""
+    BEHIND = 3
+    """For a row before it: one of its key that waits or is parked, or the refused one of its topic."""
+    REFUSED = 4
+    """For `not_before`: its topic is refused as a whole, and this row will be tried for all of them."""
+    SENT = 5
+    """For nothing: it has its receipt, and is kept for a while."""
+
+
+class database_time(FunctionElement[int]):  # noqa: N801 - a function of SQL
+    """The database's clock, now, in microseconds."""
+
+    type = BigInteger()
+    inherit_cache = True
+
+
+DATABASE_TIME = {
+    "postgresql": "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)",
+    "mysql": "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))",
+    "mariadb": "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))",
+    "sqlite": "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)",
+}
+
+
+@compiles(database_time)
+def _compile_time(_: Any, compiler: Any, **__: Any) -> str:
+    return DATABASE_TIME[compiler.dialect.name]
+
+
+def _on_mysql(ordinary: TypeEngine[Any], theirs: TypeEngine[Any]) -> Any:
+    return ordinary.with_variant(theirs, "mysql", "mariadb")
+
+
+def _name() -> Any:
+    # MariaDB's usual collations take "a", "A" and "a " for the same.
+    return _on_mysql(String(255), mysql.VARCHAR(255, charset="utf8mb4", collation="utf8mb4_nopad_bin"))
+
+
+def _number() -> Any:
+    return BigInteger().with_variant(Integer(), "sqlite")  # the only type that SQLite numbers by itself
+
+
+_STORAGE: dict[str, Any] = {
+    f"{dialect}_{option}": value
+    for dialect in ("mysql", "mariadb")
+    for option, value in (("engine", "InnoDB"), ("charset", "utf8mb4"))
+}
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The tables of one outbox.
+
+    Args:
+        name: The name of the table of messages; the others begin with it.
+        schema: Their schema, or None for the connection's own.
+        metadata: Where they are registered, so that alembic sees them.
+
+    Attributes:
+        messages: A row for each message.
+        lease: A row for each partition: who works on it, and until when.
+        relay: A row for each relay that lives.
+        version: One row, the schema's version.
+    """
+
+    name: str = "outbox"
+    schema: str | None = None
+    metadata: MetaData = field(default_factory=MetaData)
+    messages: Table = field(init=False)
+    lease: Table = field(init=False)
+    relay: Table = field(init=False)
+    version: Table = field(init=False)
+
+    def __post_init__(self) -> None:
+        for attribute in ("messages", "lease", "relay", "version"):
+            object.__setattr__(self, attribute, getattr(self, f"_{attribute}")())
+
+    @property
+    def all(self) -> list[Table]:
+        """The tables, in the order in which they are made."""
+        return [self.messages, self.lease, self.relay, self.version]
+
+    def _messages(self) -> Table:
+        table = Table(
+            self.name,
+            self.metadata,
+            Column("id", _number(), primary_key=True, autoincrement=True),
+            Column("place", Integer, nullable=False, comment="place within its transaction, from 0"),
+            Column("hash", BigInteger, nullable=False, comment="CRC-32 of topic and key; decides the partition"),
+            Column("state", SmallInteger, nullable=False, default=0, comment="0 ready … 5 sent: see State"),
+            Column("topic", _name(), nullable=False),
+            Column("message_key", _on_mysql(LargeBinary(), mysql.BLOB()), comment="UTF-8; NULL: unordered"),
+            Column("message_name", _name(), nullable=False),
+            Column("message_id", String(36), nullable=False),
+            Column("body", _on_mysql(LargeBinary(), mysql.LONGBLOB()), comment="NULL: a tombstone"),
+            Column("content_type", _name()),
+            Column("headers", _on_mysql(Text(), mysql.LONGTEXT()), comment="JSON: name → [type, value]"),
+            Column("made_at", BigInteger, nullable=False, comment="the event's own time"),
+            Column("trace", _on_mysql(Text(), mysql.TEXT()), comment="JSON: the writer's trace context"),
+            Column("created_at", BigInteger, nullable=False, default=database_time()),
+            Column("attempts", Integer, nullable=False, default=0, comment="sends that ended without a receipt"),
+            Column("attempts_unknown", Integer, nullable=False, default=0, comment="sends that may have arrived"),
+            Column("not_before", BigInteger, comment="when a waiting row is tried again"),
+            Column("error_class", String(100)),
+            Column("error_text", _on_mysql(Text(), mysql.TEXT())),
+            Column("sent_at", BigInteger),
+            Column("sent_to", String(255), comment="the broker's name"),
+            Column("confirmed", Boolean),
+            Column("broker_partition", Integer),
+            Column("broker_offset", BigInteger),
+            schema=self.schema,
+            sqlite_autoincrement=True,  # else SQLite gives the numbers of deleted rows again
+            **_STORAGE,
+        )
+        column = table.c
+        # Where the database can leave rows out of an index, rows that were sent are in none of the first four.
+        for name, columns, only in (
+            ("ready", [column.id], "state = 0"),
+            ("due", [column.not_before], "state IN (1, 4)"),
+            ("held", [column.hash, column.id], "state IN (1, 2, 3)"),
+            ("refused", [column.topic], "state = 4"),
+            ("sent", [column.sent_at], "state = 5"),
+        ):
+            Index(
+                f"ix_{self.name}_{name}", column.state, *columns, postgresql_where=text(only), sqlite_where=text(only)
+            )
+        Index(
+            f"ix_{self.name}_unknown",
+            column.attempts_unknown,
+            postgresql_where=text("attempts_unknown > 0"),
+            sqlite_where=text("attempts_unknown > 0"),
+        )
+        return table
+
+    def _lease(self) -> Table:
+        return Table(
+            f"{self.name}_lease",
+            self.metadata,
+            Column("scope", String(64), primary_key=True, comment="'*', or a digest of the relays' topics"),
+            Column("number", Integer, primary_key=True, autoincrement=False, comment="the partition"),
+            Column("topics", _on_mysql(Text(), mysql.LONGTEXT()), comment="JSON list; NULL: all"),
+            Column("owner", String(100), comment="the relay; NULL: nobody"),
+            Column("until", BigInteger, nullable=False, default=0),
+            Column("token", BigInteger, nullable=False, default=0, comment="goes up whenever the owner changes"),
+            Column("claimed_to", BigInteger, nullable=False, default=0, comment="highest claimed id; 0: none open"),
+            schema=self.schema,
+            **_STORAGE,
+        )
+
+    def _relay(self) -> Table:
+        return Table(
+            f"{self.name}_relay",
+            self.metadata,
+            Column("owner", String(100), primary_key=True),
+            Column("scope", String(64), nullable=False),
+            Column("until", BigInteger, nullable=False),
+            Column("broker", String(255), nullable=False, comment="redacted"),
+            schema=self.schema,
+            **_STORAGE,
+        )
+
+    def _version(self) -> Table:
+        return Table(
+            f"{self.name}_version",
+            self.metadata,
+            Column("version", Integer, primary_key=True, autoincrement=False),
+            schema=self.schema,
+            **_STORAGE,
+        )
+

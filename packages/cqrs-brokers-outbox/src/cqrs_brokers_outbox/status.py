@@ -1,0 +1,173 @@
+"""What an outbox holds, for people and for health checks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ._relay.store import Store
+from .schema import State
+
+__all__ = ["Lag", "LeaseStatus", "OutboxStatus", "ParkedRow", "RelayHealth", "read_parked", "read_status"]
+
+
+@dataclass(frozen=True)
+class Lag:
+    """Rows of one topic in one partition that are not sent.
+
+    Attributes:
+        topic: The topic.
+        partition: The partition, of the relays that serve all topics.
+        rows: How many.
+        oldest: Age of the oldest, in seconds.
+    """
+
+    topic: str
+    partition: int
+    rows: int
+    oldest: float
+
+
+@dataclass(frozen=True)
+class LeaseStatus:
+    """A partition.
+
+    Attributes:
+        scope: "*", or a digest of the topics of the relays that share it.
+        partition: Its number.
+        owner: The relay that has it, or None.
+        seconds: For how long it has it yet.
+    """
+
+    scope: str
+    partition: int
+    owner: str | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class OutboxStatus:
+    """What an outbox holds.
+
+    Attributes:
+        unsent: Rows that are not sent, all of the following together.
+        ready: Rows to be claimed, or in flight.
+        waiting: Rows that wait: for another try, or behind one that does.
+        parked: Rows that wait for a person.
+        refused_topics: Topics that are refused as a whole.
+        possible_duplicates: Rows that may be in the broker twice; sent ones as long as they are kept.
+        lag: The unsent rows by topic and partition, the oldest first.
+        leases: The partitions.
+    """
+
+    unsent: int
+    ready: int
+    waiting: int
+    parked: int
+    refused_topics: tuple[str, ...]
+    possible_duplicates: int
+    lag: tuple[Lag, ...]
+    leases: tuple[LeaseStatus, ...]
+
+
+@dataclass(frozen=True)
+class RelayHealth:
+    """How a relay is.
+
+    Attributes:
+        ok: It runs and nothing keeps it from working.
+        reason: "ok", or what does.
+        partitions: Its partitions.
+        in_flight: Rows that it has claimed and not marked yet.
+        sent: Rows that it has sent since it was started.
+        fenced: Marks that were refused because another relay has the partition.
+        status: What the outbox holds; None: the database does not answer.
+    """
+
+    ok: bool
+    reason: str
+    partitions: tuple[int, ...]
+    in_flight: int
+    sent: int
+    fenced: int
+    status: OutboxStatus | None
+
+
+@dataclass(frozen=True)
+class ParkedRow:
+    """A row that waits for a person.
+
+    Attributes:
+        position: Its number.
+        topic: Its topic.
+        message_id: Its message's id.
+        error_class: Why it was parked: the error's class.
+        error_text: The error's text.
+        behind: How many rows wait behind it.
+    """
+
+    position: int
+    topic: str
+    message_id: str
+    error_class: str
+    error_text: str
+    behind: int
+
+
+async def read_status(store: Store) -> OutboxStatus:
+    """Reads what an outbox holds."""
+    s = store.statements
+    counts = {int(row[0]): int(row[1]) for row in await store.rows(_by_state(s.messages))}
+    leases = await store.rows((f"SELECT scope, number, owner, until - {s.now} AS left_us FROM {s.lease}", {}))
+    count = sum(row.scope == "*" for row in leases) or 1
+    lag = await store.rows(
+        (
+            f"SELECT topic, hash % {count} AS part, COUNT(*) AS amount, {s.now} - MIN(created_at) AS age "
+            f"FROM {s.messages} WHERE state IN (0, 1, 2, 3, 4) GROUP BY topic, hash % {count}",
+            {},
+        )
+    )
+    refused = await store.rows((f"SELECT DISTINCT topic FROM {s.messages} WHERE state = {State.REFUSED}", {}))
+    ((unknown,),) = await store.rows((f"SELECT COUNT(*) FROM {s.messages} WHERE attempts_unknown > 0", {}))
+    waiting = sum(counts.get(state, 0) for state in (State.WAITING, State.BEHIND, State.REFUSED))
+    return OutboxStatus(
+        unsent=sum(counts.values()),
+        ready=counts.get(State.READY, 0),
+        waiting=waiting,
+        parked=counts.get(State.PARKED, 0),
+        refused_topics=tuple(sorted(row.topic for row in refused)),
+        possible_duplicates=int(unknown),
+        lag=tuple(
+            sorted(
+                (Lag(row.topic, int(row.part), int(row.amount), max(0.0, int(row.age) / 1e6)) for row in lag),
+                key=lambda each: -each.oldest,
+            )
+        ),
+        leases=tuple(
+            LeaseStatus(row.scope, row.number, row.owner if row.left_us > 0 else None, max(0.0, int(row.left_us) / 1e6))
+            for row in sorted(leases, key=lambda row: (row.scope, row.number))
+        ),
+    )
+
+
+def _by_state(table: str) -> tuple[str, dict[str, object]]:
+    # One query for each state: the database then finds the unsent rows without looking at the sent ones.
+    counts = (f"SELECT {int(state)}, COUNT(*) FROM {table} WHERE state = {int(state)}" for state in State if state < 5)
+    return " UNION ALL ".join(counts), {}
+
+
+async def read_parked(store: Store, limit: int = 100) -> list[ParkedRow]:
+    """Reads the parked rows, in their order."""
+    s = store.statements
+    rows = await store.rows(
+        (
+            f"SELECT o.id, o.topic, o.message_id, o.error_class, o.error_text, (SELECT COUNT(*) FROM {s.messages} b "
+            f"WHERE b.state = {State.BEHIND} AND b.hash = o.hash AND b.topic = o.topic "
+            f"AND b.message_key = o.message_key) AS behind FROM {s.messages} o WHERE o.state = {State.PARKED} "
+            f"ORDER BY o.id LIMIT {int(limit)}",
+            {},
+        )
+    )
+    return [
+        ParkedRow(row.id, row.topic, row.message_id, row.error_class or "", row.error_text or "", int(row.behind))
+        for row in rows
+    ]

@@ -1,0 +1,200 @@
+"""`BrokerAdapter`: a `Broker` as python-cqrs' own `MessageBroker`.
+
+    python-cqrs' Message → body by python-cqrs' own encoder, name, ordering key → core's Message → Broker
+
+Not here: mediators. The application passes the adapter to python-cqrs' own bootstrap functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import orjson
+from cqrs.message_brokers import protocol
+from cqrs.serializers.default import message_wire_bytes
+
+from cqrs_brokers import TOMBSTONE, Broker, ConfigError, InvalidMessageError, Message, open_broker
+from cqrs_brokers.protocol import EventBody, HeaderValue
+
+from ._reprs import ReprWarnings
+
+__all__ = ["BrokerAdapter", "OrderingKey", "lifespan", "message_broker"]
+
+T = TypeVar("T")
+
+OrderingKey = Callable[[protocol.Message], str | None]
+"""Says which key a message of one of python-cqrs' own events has; None: unordered."""
+
+
+class BrokerAdapter(protocol.MessageBroker):
+    """Sends python-cqrs' messages through a `Broker`.
+
+    Pass it as `message_broker=` to python-cqrs' `bootstrap` functions and to its `EventProducer`. It may be made before
+    an event loop runs; the first message connects, or `async with`, which also closes it.
+
+    Args:
+        broker: Where the messages go.
+        ordering_key: The key of messages that do not come from core's or the bridge's events (these say it themselves).
+    """
+
+    def __init__(self, broker: Broker, /, *, ordering_key: OrderingKey | None = None) -> None:
+        self._broker = broker
+        self._ordering_key = ordering_key
+        self._reprs = ReprWarnings()
+
+    @property
+    def broker(self) -> Broker:
+        """The `Broker`, for `health()`, `flush()`, `send_messages()` and whatever python-cqrs has no method for."""
+        return self._broker
+
+    async def send_message(self, message: protocol.Message) -> None:
+        """Sends one message and waits for its outcome.
+
+        The body is what python-cqrs' own brokers would send, byte for byte. The name is the event's `event_name` for
+        core's and the bridge's events, else the one that python-cqrs gave.
+
+        Raises:
+            NotDeliveredError: The message is not in the broker and never will be from this call.
+            DeliveryUnknownError: It may be.
+        """
+        refused: InvalidMessageError
+        try:
+            translated = self._translated(message)
+        except InvalidMessageError:
+            raise
+        except Exception as error:  # the message's own code
+            refused = InvalidMessageError.raised_by("reading the message", error, broker=self._address)
+        else:
+            await self._broker.send_message(translated)
+            return
+        try:
+            raise refused  # outside the handler: what was caught is at most its cause
+        finally:
+            del refused
+
+    async def __aenter__(self) -> Self:
+        await self._broker.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._broker.__aexit__(kind, error, traceback)
+
+    def __repr__(self) -> str:
+        return f"<BrokerAdapter of {self._broker!r}>"
+
+    def _translated(self, message: protocol.Message) -> Message:
+        payload = message.payload
+        if isinstance(payload, EventBody):
+            headers = self._merged(message, payload)
+            if payload.deleted:
+                return Message(
+                    payload.event_name,
+                    message.topic,
+                    TOMBSTONE,
+                    message.message_id,
+                    key=payload.ordering_key,
+                    headers=headers,
+                )
+            name, key = payload.event_name, payload.ordering_key
+        else:
+            name, key, headers = message.message_name, None, message.headers or {}
+            self._reprs.look_at(name, payload)
+            if self._ordering_key is not None:
+                key = self._asked(message, self._ordering_key, "the function given as ordering_key")
+        body = self._asked(message, message_wire_bytes, "encoding the payload")
+        return Message(
+            name,
+            message.topic,
+            # `payload_bytes` is what is sent; the payload only decides the default content type.
+            body if isinstance(payload, bytes | bytearray | memoryview) else payload,
+            message.message_id,
+            key=key,
+            headers=headers,
+            content_type=message.content_type,
+            payload_bytes=body,
+        )
+
+    def _merged(self, message: protocol.Message, payload: EventBody) -> Mapping[str, HeaderValue]:
+        """The headers of the codec and those of the event."""
+        codecs = message.headers
+        if not codecs or not payload.headers:
+            return codecs or payload.headers
+        twice = codecs.keys() & payload.headers.keys()
+        if twice:
+            raise InvalidMessageError(
+                f"the codec sets header {min(twice)!r}, and the event has it already",
+                message_id=message.message_id,
+                topic=message.topic,
+                broker=self._address,
+            )
+        return {**payload.headers, **codecs}
+
+    def _asked(self, message: protocol.Message, function: Callable[[protocol.Message], T], what: str) -> T:
+        """What the function says. The errors of python-cqrs' encoder are no cause: they may quote the payload."""
+        try:
+            return function(message)
+        except Exception as error:
+            refused = InvalidMessageError.raised_by(
+                what, error, message_id=message.message_id, topic=message.topic, broker=self._address
+            )
+            if isinstance(error, orjson.JSONEncodeError):
+                refused.__cause__ = None
+        try:
+            raise refused
+        finally:
+            del refused
+
+    @property
+    def _address(self) -> str:
+        return self._broker.name if self._broker.url is None else self._broker.url
+
+
+def message_broker(
+    url_or_broker: str | Broker | None = None, *, ordering_key: OrderingKey | None = None, **options: Any
+) -> BrokerAdapter:
+    """Makes the message broker that python-cqrs' bootstrap functions and its `EventProducer` take.
+
+    Synchronous and without I/O, as they need it.
+
+    Args:
+        url_or_broker: A config string, or a `Broker` that is already there. None: the environment variable
+            `CQRS_BROKER_URL`.
+        ordering_key: Called with each message that does not come from core's or the bridge's events; returns its
+            ordering key, or None.
+        options: As for `open_broker`; they override the string's.
+
+    Raises:
+        ConfigError: The string or an option is wrong, there is no string, or options were given beside a `Broker`.
+        PluginError: The scheme is not installed, misspelt, broken, incompatible, or claimed twice.
+    """
+    if "encoder" in options:
+        raise ConfigError(
+            "encoder: python-cqrs makes the bodies, so it would never be asked; give python-cqrs a codec for the event"
+        )
+    if isinstance(url_or_broker, Broker):
+        if options:
+            names = ", ".join(sorted(options))
+            raise ConfigError(f"{names}: a Broker has its options already; give them where it is made")
+        return BrokerAdapter(url_or_broker, ordering_key=ordering_key)
+    return BrokerAdapter(open_broker(url_or_broker, **options), ordering_key=ordering_key)
+
+
+def lifespan(adapter: BrokerAdapter) -> Callable[[object], AbstractAsyncContextManager[None]]:
+    """The lifespan of a FastAPI or Starlette application: connects at start-up, flushes and closes at shutdown.
+
+        app = FastAPI(lifespan=lifespan(adapter))
+
+    A broker that cannot be reached stops the start-up with a `ConnectError`.
+    """
+
+    @asynccontextmanager
+    async def connected(_app: object) -> AsyncIterator[None]:
+        async with adapter:
+            yield
+
+    return connected

@@ -1,0 +1,154 @@
+"""Config strings as platforms and shells give them: each common mistake is named, with what to write instead."""
+
+import pytest
+
+from cqrs_brokers import ConfigError, PluginNotFoundError, open_broker
+from cqrs_brokers.url import BrokerURL
+
+SECRET = "c4nary-S3CRET"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("kafka://h1:9092,kafka://h2:9092", "the scheme stands in front of every host: write it once"),
+        ("amqp://u:p@h1:5672,amqp://u:p@h2:5672", "the scheme stands in front of every host: write it once"),
+        ("kafka+ssl://h1:9096,kafka+ssl://h2:9096", "write kafka://, and ?security_protocol=SSL"),
+        ("SASL_SSL://h1:9092", "write kafka://, and ?security_protocol=SASL_SSL"),
+        ("sasl_plaintext://h1:9092", "write kafka://, and ?security_protocol=SASL_PLAINTEXT"),
+        ("h1:9092,h2:9092", "there is no scheme in front of the hosts"),
+        ("localhost:5672", "there is no scheme in front of the hosts"),
+        ("kafka://h1:9092;h2:9092", "hosts are separated by ';': write commas"),
+        (f"amqp://app:{SECRET}@h1/\n", "begins or ends with a line break"),
+        (f" amqp://app:{SECRET}@h1/", "begins or ends with a line break"),
+        (f"\ufeffamqp://app:{SECRET}@h1/", "begins or ends with a line break"),
+        (f'"amqp://app:{SECRET}@h1/"', "is in quotes"),
+        (f"'amqp://app:{SECRET}@h1/'", "is in quotes"),
+        (f"CQRS_BROKER_URL=amqp://app:{SECRET}@h1/", "begins with the name of a variable"),
+        (f"export BROKER=amqp://app:{SECRET}@h1/", "begins with the name of a variable"),
+        ("${CQRS_BROKER_URL}", "a variable that nothing has replaced"),
+        ("$BROKER", "a variable that nothing has replaced"),
+        ("{{ broker_url }}", "a variable that nothing has replaced"),
+    ],
+)
+def test_a_common_mistake_is_named(text: str, says: str) -> None:
+    """The text says what to write, and quotes nothing of the string."""
+    with pytest.raises(ConfigError) as caught:
+        BrokerURL.parse(text)
+    assert says in str(caught.value)
+    assert SECRET not in str(caught.value)
+
+
+def test_several_mistakes_are_named_together() -> None:
+    """A quoted line of an .env file."""
+    with pytest.raises(ConfigError) as caught:
+        BrokerURL.parse('"kafka://h1:9092,kafka://h2:9092"\n')
+    assert len(caught.value.problems) == 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "kafka://h1,h2",
+        "amqp://u:p;w@h/v",
+        "amqp://u:p@h/v,amqp://x",
+        "amqp://u:p@h/v?exchange=a,amqp://x",
+        "a+b-c.d://h",
+    ],
+)
+def test_what_can_be_read_is_no_mistake(text: str) -> None:
+    """Nothing that was accepted is refused."""
+    assert BrokerURL.parse(text).render(reveal=True)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "says"),
+    [
+        ("kafka+ssl", "kafka+ssl:// is not a scheme here: write kafka://, and ?security_protocol=SSL"),
+        ("rabbitmq", "write amqp://, or amqps:// for TLS"),
+        ("amqp+ssl", "write amqps://"),
+        ("SSL", "write kafka:// and ?security_protocol=SSL, or amqps://"),
+        ("PLAINTEXT", "write kafka://"),
+    ],
+)
+def test_a_scheme_of_others_is_told_from_an_unknown_one(scheme: str, says: str) -> None:
+    """When no plugin claims it."""
+    with pytest.raises(PluginNotFoundError) as caught:
+        open_broker(f"{scheme}://h1:9096")
+    assert says in str(caught.value)
+
+
+def test_credentials_of_kafka_are_options() -> None:
+    """The error of a user in a Kafka string names them."""
+    with pytest.raises(ConfigError) as caught:
+        open_broker(f"kafka://user:{SECRET}@h1:9092/topic")
+    assert caught.value.problems == (
+        "kafka:// takes no user: give sasl_plain_username= and sasl_plain_password=, with security_protocol=SASL_SSL",
+        "kafka:// takes no path: each message names its topic",
+    )
+
+
+@pytest.mark.parametrize("acks", ["-1", -1, "all"])
+def test_minus_one_is_kafkas_other_word_for_all(acks: object) -> None:
+    """In the string and as a keyword; `describe()` shows "all"."""
+    broker = open_broker(f"kafka://h1?acks={acks}") if isinstance(acks, str) else open_broker("kafka://h1", acks=acks)
+    assert broker.describe()["options"]["acks"].value == "all"
+
+
+@pytest.mark.parametrize(
+    ("query", "not_suggested"),
+    [
+        ("acks=01", "'1'"),
+        ("acks=-2", "'1'"),
+        ("acks=00", "'0'"),
+        ("security_protocol=PLAIN", "did you mean"),
+        ("security_protocol=SASL_PLAIN", "did you mean"),
+        ("security_protocol=SSSL", "did you mean"),
+        ("sasl_mechanism=PLAN", "did you mean"),
+    ],
+)
+def test_a_weaker_value_is_never_suggested(query: str, not_suggested: str) -> None:
+    """The choices are listed; only the safest is ever suggested."""
+    with pytest.raises(ConfigError) as caught:
+        open_broker(f"kafka://h1?{query}")
+    assert "must be one of" in str(caught.value)
+    assert not_suggested not in str(caught.value)
+
+
+@pytest.mark.parametrize("query", ["security_protocol=sasl_ssl", "acks=ALL", "acks=al"])
+def test_the_safest_value_is_suggested(query: str) -> None:
+    """In another spelling."""
+    with pytest.raises(ConfigError, match=r"did you mean '(SASL_SSL|all)'"):
+        open_broker(f"kafka://h1?{query}")
+
+
+@pytest.mark.parametrize(
+    ("text", "keywords", "problems"),
+    [
+        ("kafka", {}, ["CQRS_BROKER_URL: the config string must start with a scheme"]),
+        ("kafka://h?akcs=1", {}, ["CQRS_BROKER_URL: unknown option 'akcs'"]),
+        ("kafka://h?acks=2", {}, ["CQRS_BROKER_URL: acks: must be"]),
+        ("kafka://h?max_in_flight=0", {}, ["CQRS_BROKER_URL: max_in_flight: must be"]),
+        ("kafka://u:p@h", {}, ["CQRS_BROKER_URL: kafka:// takes no user"]),
+        ("amqp://u@h", {}, ["CQRS_BROKER_URL: a user without a password"]),
+        ("kafka://h?akcs=1", {"max_in_flight": 0, "nonsense": 1}, ["CQRS_BROKER_URL: unknown", "unknown", "max_in_"]),
+    ],
+)
+def test_an_error_names_where_the_string_came_from(
+    monkeypatch: pytest.MonkeyPatch, text: str, keywords: dict[str, object], problems: list[str]
+) -> None:
+    """From the environment: its variable. What is wrong with a keyword is not said of the variable."""
+    monkeypatch.setenv("CQRS_BROKER_URL", text)
+    with pytest.raises(ConfigError) as caught:
+        open_broker(**keywords)
+    assert len(caught.value.problems) == len(problems)
+    assert all(told.startswith(begin) for told, begin in zip(caught.value.problems, problems, strict=True))
+
+
+def test_an_unknown_scheme_names_where_the_string_came_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variable, in front of what an argument gets."""
+    monkeypatch.setenv("CQRS_BROKER_URL", "kafak://h")
+    with pytest.raises(PluginNotFoundError, match=r"^CQRS_BROKER_URL: unknown scheme 'kafak'; did you mean 'kafka'"):
+        open_broker()
+    with pytest.raises(PluginNotFoundError, match=r"^unknown scheme 'kafak'"):
+        open_broker("kafak://h")

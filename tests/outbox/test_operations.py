@@ -1,0 +1,271 @@
+"""What a person does: migrations, status, parked rows, the number of partitions, the command line, permissions."""
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic import command as alembic
+from alembic.config import Config
+from sqlalchemy import inspect, text, update
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from cqrs_brokers import DeliveryError, InvalidMessageError, Message
+from cqrs_brokers_outbox import Outbox, OutboxAdmin, OutboxError, OutboxSchemaError, Relay, State
+from cqrs_brokers_outbox.command import main
+
+from .brokers import ScriptedBroker, opened
+from .conftest import Database
+from .test_relay import all_in, numbered, relay, rows, store, until
+
+pytestmark = pytest.mark.live
+
+
+def refusing(*names: str) -> ScriptedBroker:
+    def script(message: Message, times: int) -> DeliveryError | None:
+        return InvalidMessageError("too odd") if message.message_name in names and times == 0 else None
+
+    return ScriptedBroker(script)
+
+
+async def test_parked_rows_are_listed_released_and_discarded(database: Database) -> None:
+    """With the reason and what waits behind; a released key goes on in order, beside a running relay."""
+    await store(database, *[numbered(n, key) for n in range(3) for key in "ab"])
+    driver = refusing("t/a/0", "t/b/0")
+
+    async def stopped() -> bool:
+        return [row.state for row in await rows(database)] == [2, 2, 3, 3, 3, 3]
+
+    async with relay(database, driver), OutboxAdmin(database.main, database.outbox) as admin:
+        await until(stopped)
+        first, second = await admin.parked()
+        assert (first.topic, first.error_class, first.error_text, first.behind) == (
+            "t",
+            "InvalidMessageError",
+            "too odd",
+            2,
+        )
+        status = await admin.status()
+        assert (status.parked, status.waiting, status.unsent) == (2, 4, 6)
+        assert sum(lag.rows for lag in status.lag) == 6
+        assert await admin.release(first.position) == 1
+        assert await admin.release(first.position) == 0
+        await until(lambda: driver.names == ["t/a/0", "t/a/1", "t/a/2"])
+        assert await admin.discard() == 0
+        assert await admin.discard(second.position) == 1
+        await until(lambda: driver.names[3:] == ["t/b/1", "t/b/2"])
+        await until(all_in(State.SENT, database))
+        assert len(await rows(database)) == 5
+        assert await admin.purge() == 5
+        assert await rows(database) == []
+
+
+async def test_the_number_of_partitions_changes_under_running_relays(database: Database) -> None:
+    """They let go of all, work on with the new number, and nothing is lost, repeated or overtaken."""
+    if database.kind == "aiosqlite":
+        return  # its one partition is one relay's
+    driver = ScriptedBroker(lambda message, times: 0.001)
+    async with relay(database, driver, batch=10), relay(database, driver, batch=10):
+        await store(database, *[numbered(n, f"k{n % 20}") for n in range(200)])
+        async with OutboxAdmin(database.engine(), database.outbox) as admin:
+            await admin.partitions(5, timeout=30)
+            await store(database, *[numbered(n, f"k{n % 20}") for n in range(200, 300)])
+            assert len((await admin.status()).leases) == 5
+            await until(all_in(State.SENT, database))
+    assert len(driver.names) == 300
+    for key in range(20):
+        mine = [int(name.rpartition("/")[2]) for name in driver.names if f"/k{key}/" in name]
+        assert mine == sorted(mine)
+
+
+async def test_partitions_that_are_not_given_back_in_time(postgresql_database: Database) -> None:
+    """The error says what to do, and nothing is changed."""
+    driver = ScriptedBroker()
+    driver.gate.clear()
+    await store(postgresql_database, numbered(1))
+    async with relay(postgresql_database, driver):
+        await until(lambda: driver.tried)
+        async with OutboxAdmin(postgresql_database.engine(), postgresql_database.outbox) as admin:
+            with pytest.raises(OutboxError, match="did not give back"):
+                await admin.partitions(5, timeout=1)
+            assert len((await admin.status()).leases) == 16
+            with pytest.raises(OutboxError, match="1 to 1024"):
+                await admin.partitions(0)
+        driver.gate.set()
+
+
+def alembic_config(url: str, folder: Path, table: str) -> Config:
+    (folder / "env.py").write_text(
+        "from alembic import context\n"
+        "from sqlalchemy import create_engine\n"
+        "engine = create_engine(context.config.get_main_option('sqlalchemy.url'))\n"
+        "with engine.connect() as connection:\n"
+        f"    context.configure(connection=connection, version_table='{table}_alembic')\n"
+        "    with context.begin_transaction():\n"
+        "        context.run_migrations()\n"
+        "engine.dispose()\n"
+    )
+    config = Config()
+    config.set_main_option("script_location", str(folder))
+    config.set_main_option("version_locations", "cqrs_brokers_outbox:migrations")
+    config.set_main_option("path_separator", "space")
+    config.set_main_option("sqlalchemy.url", url)
+    config.set_main_option("cqrs_brokers_outbox.table", table)
+    return config
+
+
+async def test_the_migration_makes_what_the_library_uses(database: Database, tmp_path: Path) -> None:
+    """The shipped migration and create_table() make the same tables; downgrade removes them."""
+    if database.kind == "asyncpg":
+        return  # alembic is synchronous: psycopg stands for PostgreSQL
+    import pymysql
+
+    url = database.sync_url or database.url.replace("asyncmy", "pymysql")
+    assert pymysql
+    name = f"{database.outbox.tables.name}m"
+    config = alembic_config(url, tmp_path, name)
+    await asyncio.to_thread(alembic.upgrade, config, "cqrs_brokers_outbox@head")
+    migrated = Outbox(name)
+
+    def shape(connection: Any, table: str) -> Any:
+        looked = inspect(connection)
+        columns = [
+            (each["name"], str(each["type"]), each["nullable"], bool(each.get("autoincrement")))
+            for each in looked.get_columns(table)
+        ]
+        indexes = sorted(
+            (tuple(each["column_names"]), sorted(str(v) for v in each.get("dialect_options", {}).values()))
+            for each in looked.get_indexes(table)
+        )
+        return columns, indexes, looked.get_pk_constraint(table)["constrained_columns"]
+
+    async with database.main.connect() as connection:
+        for ours, theirs in zip(database.outbox.tables.all, migrated.tables.all, strict=True):
+            assert await connection.run_sync(shape, ours.name) == await connection.run_sync(shape, theirs.name)
+    async with OutboxAdmin(database.main, migrated) as admin:
+        assert (await admin.status()).unsent == 0
+    await asyncio.to_thread(alembic.downgrade, config, "cqrs_brokers_outbox@base")
+    with pytest.raises(OutboxSchemaError):
+        async with OutboxAdmin(database.main, migrated):
+            pass
+
+
+async def test_missing_rights_are_said_before_work_begins(postgresql_database: Database) -> None:
+    """The error names the rights to grant."""
+    database = postgresql_database
+    tables = ", ".join(table.name for table in database.outbox.tables.all)
+    user = f"reader_{database.outbox.tables.name}"
+    async with database.main.begin() as connection:
+        await connection.execute(text(f"CREATE ROLE {user} LOGIN"))
+        await connection.execute(text(f"GRANT SELECT ON {tables} TO {user}"))
+    engine = create_async_engine(database.url.replace("postgres@", f"{user}@"))
+    async with opened(ScriptedBroker()) as broker:
+        with pytest.raises(OutboxSchemaError, match=r"permission denied.*grant SELECT, INSERT, UPDATE and DELETE"):
+            await Relay(engine, broker, database.outbox, lease=15.0).run()
+    await engine.dispose()
+    async with database.main.begin() as connection:
+        await connection.execute(text(f"REVOKE ALL ON {tables} FROM {user}"))
+        await connection.execute(text(f"DROP ROLE {user}"))
+
+
+# -- the command line --------------------------------------------------------------------------------------------------
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = main(arguments)
+    output = capsys.readouterr()
+    return code, output.out, output.err
+
+
+async def test_the_commands(database: Database, capsys: pytest.CaptureFixture[str]) -> None:
+    """status, parked, release and discard say what they did; status tells by its exit code that a person is needed."""
+    await store(database, *[numbered(n, "a") for n in range(2)], numbered(0, "b"))
+    async with relay(database, refusing("t/a/0", "t/b/0")):
+
+        async def stopped() -> bool:
+            return [row.state for row in await rows(database)] == [2, 3, 2]
+
+        await until(stopped)
+    where = ["--database", database.url, "--table", database.outbox.tables.name]
+    first, _, last = [str(row.id) for row in await rows(database)]
+    code, out, err = await asyncio.to_thread(run, capsys, "status", *where)
+    assert (code, err) == (2, "")
+    assert "unsent 3: ready 0, waiting 1, parked 2" in out
+    assert "topic 't' partition" in out
+    assert "nobody's" in out
+    code, out, _ = await asyncio.to_thread(run, capsys, "parked", *where)
+    assert code == 0
+    assert f"{first} topic 't' message" in out
+    assert "InvalidMessageError: too odd (1 behind it)" in out
+    assert await asyncio.to_thread(run, capsys, "discard", *where, last) == (0, "discarded 1\n", "")
+    assert await asyncio.to_thread(run, capsys, "release", *where) == (0, "released 1\n", "")
+    assert (await asyncio.to_thread(run, capsys, "status", *where))[0] == 0
+    assert await asyncio.to_thread(run, capsys, "partitions", *where, "3") == (0, "3 partitions\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["status"], "CQRS_OUTBOX_DATABASE"),
+        (["status", "--database", "nonsense"], "must look like"),
+        (["status", "--database", "sqlite+aiosqlite:///{folder}/none.db"], "alembic upgrade"),
+        (["status", "--database", "postgresql+asyncpg://me:hunter2@127.0.0.1:1/x"], "cannot be used"),
+        (["relay", "--database", "sqlite+aiosqlite:///{folder}/none.db"], "CQRS_BROKER_URL"),
+        (["status", "--database", "postgresql+nodriver://h/x"], "must look like"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line(
+    arguments: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """No traceback, no password; the exit code is 1."""
+    monkeypatch.delenv("CQRS_OUTBOX_DATABASE", raising=False)
+    monkeypatch.delenv("CQRS_BROKER_URL", raising=False)
+    code, _, err = run(capsys, *[argument.format(folder=tmp_path) for argument in arguments])
+    assert code == 1
+    assert said in err
+    assert "hunter2" not in err
+    assert "Traceback" not in err
+
+
+async def test_a_relay_of_its_own_process(postgresql_database: Database, rabbitmq: Any, unique_name: Any) -> None:
+    """`relay` sends to the broker of the environment; SIGTERM ends it in order, with its leases given back."""
+    from cqrs_brokers_testkit.readers import bind_queue, drain_queue
+
+    database = postgresql_database
+    exchange = unique_name("outbox")
+    queue = bind_queue(rabbitmq.url, exchange, "orders")
+    await store(database, *[numbered(n, f"k{n % 3}", "orders") for n in range(30)])
+    broker = f"{rabbitmq.url}?exchange={exchange}&delivery_timeout=5s"
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-W", "error", "-m", "cqrs_brokers_outbox", "relay"),
+        *("--table", database.outbox.tables.name, "--lease", "15", "--batch", "7"),
+        env={**os.environ, "CQRS_OUTBOX_DATABASE": database.url, "CQRS_BROKER_URL": broker},
+        stderr=asyncio.subprocess.PIPE,
+    )
+    await until(all_in(State.SENT, database))
+    process.send_signal(signal.SIGTERM)
+    _, err = await asyncio.wait_for(process.communicate(), 20)
+    assert process.returncode == 0, err.decode()
+    records = await asyncio.to_thread(drain_queue, rabbitmq.url, queue, 30)
+    for key in range(3):
+        mine = [record for record in records if record.key == f"k{key}"]
+        assert [record.name for record in mine] == [f"orders/k{key}/{n}" for n in range(key, 30, 3)]
+    async with OutboxAdmin(database.main, database.outbox) as admin:
+        assert {lease.owner for lease in (await admin.status()).leases} == {None}
+
+
+async def test_a_row_of_another_version_of_the_table(postgresql_database: Database) -> None:
+    """The administration refuses it too."""
+    version = postgresql_database.outbox.tables.version
+    async with postgresql_database.main.begin() as connection:
+        await connection.execute(update(version).values(version=2))
+    with pytest.raises(OutboxSchemaError, match="version 2"):
+        async with OutboxAdmin(postgresql_database.main, postgresql_database.outbox):
+            pass
