@@ -93,6 +93,7 @@ class RabbitMQSide:
             # The probe does not go through the proxy, and a new connection's first publish passes in spite of an alarm.
             back = max(back, repaired)
         # While one queue is stuck, or away, the broker is there: the other topics must not notice.
+        away: dict[int | None, list[tuple[float, float]]]
         away = {} if "queue" in fault.kind.name else {None: [(began, back)]}
         return Outage(fault=fault, began=began, ended=time.monotonic(), away=away)
 
