@@ -45,11 +45,11 @@ from ._errors import (
     refusal,
     scrubbed,
 )
+from ._options import AMQPOptions
 from ._rendering import Renderer, header_frame_size
 from ._session import Session
 from ._stalled import PATIENCE, StalledDestinations
 from ._topology import declare_exchange, find_exchange
-from .options import AMQPOptions
 
 __all__ = ["Publisher"]
 

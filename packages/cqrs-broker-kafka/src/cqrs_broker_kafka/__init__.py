@@ -9,9 +9,9 @@ from cqrs_brokers.driver import PipelinedDriver
 from cqrs_brokers.hooks import hookimpl
 from cqrs_brokers.url import BrokerURL
 
-from .broker import KafkaMessageBroker
-from .options import KafkaOptions
-from .settings import KafkaProducerAdapter, KafkaSettings
+from ._broker import KafkaMessageBroker
+from ._options import KafkaOptions
+from ._settings import KafkaProducerAdapter, KafkaSettings
 
 __all__ = ["KafkaMessageBroker", "KafkaOptions", "KafkaProducerAdapter", "broker_options", "open_message_broker"]
 
@@ -25,6 +25,6 @@ def broker_options() -> type[KafkaOptions]:
 @hookimpl
 def open_message_broker(url: BrokerURL, options: KafkaOptions) -> PipelinedDriver:
     """The driver for a config string; no I/O."""
-    from .driver import KafkaDriver
+    from ._driver import KafkaDriver
 
     return KafkaDriver(KafkaSettings(url, options))

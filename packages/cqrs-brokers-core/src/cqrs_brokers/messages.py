@@ -1,6 +1,6 @@
 """Validate and encode a message now and send it later: for an outbox, a journal, a queue of one's own.
 
-    ready = MessageValidator().ready(message)   # raises what Broker.send_message would raise, before any I/O
+ready = MessageValidator().ready(message)   # raises what Broker.send_message would raise, before any I/O
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class MessageValidator:
         try:
             is_event = hasattr(message, "to_message")
             candidate = self._coercion.message(self._coercion.event_message(message) if is_event else message)
-            self._validator.size(candidate)
+            self._validator.check(candidate)
             return snapshot(candidate)
         except DeliveryError:
             raise

@@ -25,7 +25,7 @@ def option(
     """A field of a `BrokerOptions` model.
 
     Args:
-        default: Left out: the option is required.
+        default: The default. Without one the option is required.
         description: One sentence for the documentation.
         unit: What a plain number counts, for example "ms". `Duration` and `Size` bring their own.
         keyword_only: An object that no string can hold (`ssl_context`); given only as a keyword.
@@ -37,7 +37,7 @@ def option(
 
 
 class BrokerOptions(BaseModel):
-    """Base of every plugin's options; holds those that `Broker` itself uses.
+    """The base of every plugin's options. It has the options that `Broker` itself uses.
 
     An instance made directly takes Python values and raises `ConfigError`, never pydantic's `ValidationError`.
     """
@@ -78,7 +78,8 @@ class BrokerOptions(BaseModel):
         **bounds("max_in_flight_bytes"), description="Their size together; more have to wait."
     )
     max_message_bytes: Size = option(
-        **bounds("max_message_bytes"), description="The largest message: body, key and headers together."
+        **bounds("max_message_bytes"),
+        description="The largest message: body, key and headers together.",
     )
     retry_count: int | None = option(
         **bounds("retry_count"),
@@ -94,7 +95,7 @@ class BrokerOptions(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            problems = problems_of(type(self), error)
+            problems = _problems_of(type(self), error)
         if problems:  # raised here, where the ValidationError is no longer its context
             raise ConfigError(without_secrets(problems, values.values()))
 
@@ -102,8 +103,8 @@ class BrokerOptions(BaseModel):
         raise AttributeError("options cannot be changed")  # pydantic would raise its ValidationError
 
 
-def problems_of(options_type: type[BaseModel], error: ValidationError) -> list[str]:
-    """A sentence per error, with no input in it."""
+def _problems_of(options_type: type[BaseModel], error: ValidationError) -> list[str]:
+    """A sentence for each error. No sentence quotes the input."""
     problems: dict[str, None] = {}  # a union reports each of its members
     for item in error.errors(include_input=False, include_url=False):
         raised = item.get("ctx", {}).get("error")
@@ -120,6 +121,6 @@ def problems_of(options_type: type[BaseModel], error: ValidationError) -> list[s
 
 
 def without_secrets(problems: list[str], values: Iterable[object]) -> list[str]:
-    """A plugin's validator may have quoted what it was given."""
+    """The problems with all secrets masked: a plugin's validator may have quoted its input."""
     secrets = secrets_in(values)
     return [masked(problem, secrets) for problem in problems]

@@ -1,7 +1,7 @@
-"""Option values: from the text of a config string to Python and back. Strict: what is not clearly meant is refused.
+"""Converts option values from the text of a config string to Python and back. Ambiguous text is refused.
 
-A converter takes text and returns the value, or raises `ValueError` with what would have been right; it never quotes
-the text. Which option has which type, and its range, is for `options`.
+A converter takes text and returns the value, or raises a `ValueError` that says which text is allowed. The error never
+quotes the text. Types and ranges of options are in `options`.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ __all__ = ["Duration", "Size", "converter", "quantity", "show"]
 class Quantity:
     """Marks a number that is written with a unit in config strings."""
 
-    __slots__ = ("name", "unit", "units", "example", "bare")
+    __slots__ = ("name", "unit", "_units", "_example", "_bare")
 
     def __init__(self, name: str, unit: str, units: dict[str, int | float], example: str, *, bare: bool) -> None:
-        self.name, self.unit, self.units, self.example, self.bare = name, unit, units, example, bare
+        self.name, self.unit, self._units, self._example, self._bare = name, unit, units, example, bare
 
     def parse(self, text: str) -> float:
         match = re.fullmatch(_QUANTITY, text, re.ASCII)
-        if match and match[2] in self.units:
-            return float(match[1]) * self.units[match[2]]
-        if match and not match[2] and self.bare:
+        if match and match[2] in self._units:
+            return float(match[1]) * self._units[match[2]]
+        if match and not match[2] and self._bare:
             return float(match[1])
-        raise ValueError(f"must be a {self.name} with its unit ({', '.join(self.units)}), for example {self.example}")
+        raise ValueError(f"must be a {self.name} with its unit ({', '.join(self._units)}), for example {self._example}")
 
     def show(self, value: float) -> str:
-        for unit in reversed(self.units):
-            count = value / self.units[unit]
+        for unit in reversed(self._units):
+            count = value / self._units[unit]
             if count >= 1 and count == round(count, 3):
                 return f"{count:g}{unit}"
         return f"{value}{self.unit}"
@@ -63,7 +63,7 @@ Converter = Callable[[str], Any]
 
 
 def converter(annotation: Any, metadata: list[Any]) -> Converter | None:
-    """How text becomes a value of the type, or None when text cannot become one (a keyword-only object)."""
+    """The function that converts text to the type, or None when there is none (a keyword-only object)."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     for marker in metadata:
         if isinstance(marker, Quantity):
@@ -155,7 +155,7 @@ def _several(kind: type, item: Converter | None) -> Converter | None:
 
 
 def quantity(annotation: Any, metadata: list[Any]) -> Quantity | None:
-    """The unit that values of the type are written with, `Duration | None` included."""
+    """The unit of the type's values, or None. `Duration | None` has the unit of `Duration`."""
     for marker in metadata:
         if isinstance(marker, Quantity):
             return marker

@@ -1,0 +1,47 @@
+"""`AMQPMessageBroker`: the documented class. Nothing but wiring."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cqrs_brokers import Broker, Observer
+from cqrs_brokers.adapters import set_log_level
+from cqrs_brokers.exceptions import ConfigError
+
+from ._settings import AMQPPublisherAdapter
+
+__all__ = ["AMQPMessageBroker"]
+
+
+class AMQPMessageBroker(Broker):
+    """A `Broker` for RabbitMQ, for code that does not use a config string.
+
+    Args:
+        publisher: The connection settings. They serve this broker only.
+        exchange_name: The exchange; default: that of the settings, "events" where they name none.
+        pika_log_level: Sets the level of the loggers `aiormq` and `aio_pika`, for the whole process. None: untouched.
+        observers: Told of outcomes and of the connection.
+
+    Raises:
+        ConfigError: The settings serve another broker, contradict `exchange_name`, or do not fit together.
+    """
+
+    def __init__(
+        self,
+        publisher: AMQPPublisherAdapter,
+        exchange_name: str | None = None,
+        pika_log_level: str | int | None = None,
+        *,
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        from ._driver import AMQPDriver  # imports aiormq
+
+        publisher = AMQPPublisherAdapter.check(publisher, "publisher")
+        overrides = {}
+        if exchange_name is not None:
+            if publisher.given("exchange") not in (None, exchange_name):
+                raise ConfigError("exchange_name contradicts the exchange of the adapter: give one")
+            overrides["exchange"] = exchange_name
+        taken = publisher.take(**overrides)
+        set_log_level(["aiormq", "aio_pika"], pika_log_level, "pika_log_level")
+        super().__init__(AMQPDriver(taken.settings), observers=observers, **taken.for_broker())

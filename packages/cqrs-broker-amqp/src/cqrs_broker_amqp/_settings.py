@@ -1,0 +1,105 @@
+"""Where to connect and as whom: what both routes, config string and adapter, come to.
+
+No network here. Options themselves are in `options`.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from cqrs_brokers.adapters import ConnectionAdapter
+from cqrs_brokers.exceptions import ConfigError
+from cqrs_brokers.secret import Secret
+from cqrs_brokers.tls import TLSContext, warn_insecure_transport
+from cqrs_brokers.url import BrokerURL
+
+from ._options import AMQPOptions
+
+__all__ = ["AMQPPublisherAdapter", "AMQPSettings"]
+
+PORTS = {"amqp": 5672, "amqps": 5671}
+
+
+@dataclass(frozen=True, slots=True)
+class AMQPSettings:
+    """Everything the driver needs to know.
+
+    Attributes:
+        hosts: Name and port of each, in the order given.
+        username: Whom to log in as.
+        password: With what.
+        vhost: The virtual host.
+        options: The validated options.
+    """
+
+    hosts: tuple[tuple[str, int], ...]
+    username: str
+    password: Secret
+    vhost: str
+    options: AMQPOptions
+    _tls: TLSContext | None = field(repr=False)
+
+    @property
+    def tls(self) -> ssl.SSLContext | None:
+        """The TLS context for the next connection, or None without TLS."""
+        return None if self._tls is None else self._tls.current()
+
+    @classmethod
+    def of(cls, url: BrokerURL, options: AMQPOptions) -> AMQPSettings:
+        """The settings that a URL and its options mean.
+
+        Warns:
+            InsecureTransportWarning: Credentials would travel in plain text, or to a peer that is not verified, to a
+                host that is not loopback.
+
+        Raises:
+            ConfigError: They do not fit together; all problems at once.
+        """
+        problems: list[str] = []
+        hosts = tuple((host.host, host.port or PORTS[url.scheme]) for host in url.hosts)
+        local = all(host.is_loopback for host in url.hosts)
+        if not hosts:
+            problems.append(f"there is no host: write {url.scheme}://user:password@host/vhost")
+        if url.username is None and not local:
+            problems.append(
+                "there is no user: RabbitMQ's guest may log in on loopback only: put user:password@ before the hosts"
+            )
+        password = url.password if url.password is not None else Secret("guest")
+        vhost = url.path or "/"
+        if len(vhost.encode()) > 255:
+            problems.append("the virtual host is longer than 255 bytes")
+        secure = url.scheme == "amqps"
+        problems += options.tls_problems(secure=secure, instead="write amqps://")
+        tls = TLSContext(options, problems) if secure else None
+        if problems:
+            raise ConfigError(problems)
+        if tls is not None:
+            tls.warn_unverified()
+        elif not local:
+            warn_insecure_transport(f"{url}: the password and all messages travel in plain text: use amqps://")
+        return cls(hosts, url.username or "guest", password, vhost, options, tls)
+
+
+class AMQPPublisherAdapter(ConnectionAdapter[AMQPOptions, AMQPSettings]):
+    """Connection settings for one `AMQPMessageBroker`. No I/O, no event loop.
+
+    Args:
+        dsn: A config string: `amqp://user:password@host/vhost?exchange=events`.
+        value_serializer: Encodes payloads that come without `payload_bytes` and without a content type. Default: JSON.
+        **options: Every option of the config string by its name, and `ssl_context`. They override the string's.
+            `retry_count` (default: unbounded) and `retry_delay` (seconds) bound the passes over all hosts: after so
+            many failed ones waiting sends get `NotConnectedError`, and the next send starts anew.
+
+    Raises:
+        ConfigError: The string or an option is wrong.
+    """
+
+    def __init__(
+        self, dsn: str, *, value_serializer: Callable[[object], bytes] | None = None, **options: object
+    ) -> None:
+        url = BrokerURL.parse(dsn, source="dsn")
+        if url.scheme not in PORTS:
+            raise ConfigError(f"dsn: {url.scheme}:// is not RabbitMQ: write amqp:// or amqps://")
+        super().__init__(AMQPOptions, AMQPSettings.of, url, options, value_serializer, "dsn")

@@ -1,0 +1,118 @@
+"""Where to connect and how: from a config string or from `KafkaProducerAdapter`, the same for both."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from cqrs_brokers.adapters import ConnectionAdapter
+from cqrs_brokers.exceptions import ConfigError
+from cqrs_brokers.tls import TLSContext, warn_insecure_transport
+from cqrs_brokers.url import BrokerURL, Host
+
+from ._options import KafkaOptions
+
+__all__ = ["KafkaProducerAdapter", "KafkaSettings"]
+
+DEFAULT_PORT = 9092
+
+
+class KafkaSettings:
+    """What the driver needs to know.
+
+    Args:
+        url: Its hosts are the bootstrap servers.
+        options: Validated.
+
+    Raises:
+        ConfigError: No host, or a certificate file that cannot be used.
+    """
+
+    def __init__(self, url: BrokerURL, options: KafkaOptions) -> None:
+        problems: list[str] = []
+        if not url.hosts:
+            problems.append("there is no host: kafka://host[:port][,host[:port]…]")
+        self.hosts = [Host(host, DEFAULT_PORT if port is None else port) for host, port in url.hosts]
+        self.options = options
+        self._tls = TLSContext(options, problems) if options.tls else None
+        if problems:
+            raise ConfigError(problems)
+        if self._tls is not None:
+            self._tls.warn_unverified()
+        elif options.security_protocol == "SASL_PLAINTEXT" and not all(host.is_loopback for host in self.hosts):
+            warn_insecure_transport(
+                "credentials go over plain text to a host that is not loopback: use security_protocol=SASL_SSL"
+            )
+
+    @property
+    def ssl_context(self) -> ssl.SSLContext | None:
+        """The TLS context for the next connection, or None without TLS."""
+        return None if self._tls is None else self._tls.current()
+
+    def __repr__(self) -> str:
+        return f"<KafkaSettings {','.join(map(str, self.hosts))} {self.options.security_protocol}>"
+
+    def client_arguments(self) -> dict[str, Any]:
+        """What aiokafka's producer and its connections both take."""
+        options = self.options
+        arguments: dict[str, Any] = {
+            "request_timeout_ms": options.request_timeout_ms,
+            "security_protocol": options.security_protocol,
+            "ssl_context": self.ssl_context,
+        }
+        if options.client_id is not None:
+            arguments["client_id"] = options.client_id
+        if options.security_protocol.startswith("SASL_"):
+            password = options.sasl_plain_password
+            arguments |= {
+                "sasl_mechanism": options.mechanism,
+                "sasl_plain_username": options.sasl_plain_username,
+                "sasl_plain_password": None if password is None else password.reveal(),
+                "sasl_oauth_token_provider": options.sasl_oauth_token_provider,
+            }
+        return arguments
+
+
+class KafkaProducerAdapter(ConnectionAdapter[KafkaOptions, KafkaSettings]):
+    """Connection settings for one `KafkaMessageBroker`, under the names that python-cqrs documents. No I/O.
+
+    Args:
+        bootstrap_servers: `host[:port]`, a list of them, or one text with commas.
+        dsn: The same as one text, or a whole config string (`kafka://…?acks=all`).
+        value_serializer: Encodes payloads that come without bytes and without a content type. Default: JSON.
+        **options: Every option of the config string by name (see `KafkaOptions`); overrides the one in `dsn`.
+
+    Raises:
+        ConfigError: With every problem found; also when both or neither of `bootstrap_servers` and `dsn` are given.
+    """
+
+    def __init__(
+        self,
+        bootstrap_servers: str | Iterable[str] | None = None,
+        *,
+        dsn: str | None = None,
+        value_serializer: Callable[[Any], bytes] | None = None,
+        **options: object,
+    ) -> None:
+        if (bootstrap_servers is None) == (dsn is None):
+            raise ConfigError("give either bootstrap_servers or dsn, which is the same as one text")
+        if dsn is not None and "://" in dsn:
+            url = BrokerURL.parse(dsn, source="dsn")
+            if url.scheme != "kafka":
+                raise ConfigError(f"dsn: it must start with kafka://, not {url.scheme}://")
+        else:
+            servers = dsn if bootstrap_servers is None else bootstrap_servers
+            url = BrokerURL.build("kafka", hosts=_hosts(servers))
+        super().__init__(KafkaOptions, KafkaSettings, url, options, value_serializer, "" if dsn is None else "dsn")
+
+
+def _hosts(servers: object) -> list[str]:
+    if isinstance(servers, str):
+        servers = servers.split(",")
+    if not isinstance(servers, Iterable):
+        raise ConfigError("bootstrap_servers must be text or a list of texts")
+    hosts = list(servers)
+    if not hosts or not all(isinstance(host, str) and host for host in hosts):
+        raise ConfigError("bootstrap_servers must name at least one host:port, each as text")
+    return [host.strip() for host in hosts]
