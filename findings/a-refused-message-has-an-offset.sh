@@ -70,6 +70,12 @@ python.close()
 PYTHON
 timeout 240 "$folder/venv/bin/python" "$folder/case.py" "127.0.0.1:$port" > "$folder/seen"
 cat > "$folder/expected" <<'SEEN'
-TODO
+b'first' INVALID_RECORD None
+None INVALID_RECORD 0
+b'third' INVALID_RECORD 1
+in the log: (0, 0)
+b'first' KafkaError
+None InvalidRecordError
+b'third' KafkaError
 SEEN
 diff "$folder/expected" "$folder/seen" && echo "as found"
