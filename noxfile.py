@@ -81,7 +81,8 @@ def install(session: nox.Session, ours: list[str], *others: str) -> None:
 @nox.session
 def demo(session: nox.Session) -> None:
     """Runs the demo: one application, four brokers, chosen by the config string."""
-    install(session, [*BROKERS, "cqrs-brokers-python-cqrs", "cqrs-brokers-testkit[amqp,kafka]"])
+    ours = [*BROKERS, "cqrs-brokers-outbox[sqlite]", "cqrs-brokers-python-cqrs", "cqrs-brokers-testkit[amqp,kafka]"]
+    install(session, ours)
     session.run("python", "examples/demo/run.py", *session.posargs)
 
 

@@ -46,6 +46,7 @@ UNCAUGHT: Mapping[str, str] = {
     "refusals.unencodable-payload": BY_BROKER,
     "refusals.key-without-the-capability": BY_BROKER,
     "refusals.headers-without-the-capability": BY_BROKER,
+    "refusals.tombstone-without-the-capability": BY_BROKER,
     "delivery.discarding-promises-nothing": BY_HARNESS,
     "delivery.discards-only-without-confirms": BY_HARNESS,
     "lifecycle.first-send-connects": "`Broker` connects; the case guards `Broker`.",

@@ -551,6 +551,24 @@ class SixtyFourHeaders(Sound):
         return replace(kept, headers=dict(list(kept.headers.items())[:64]))
 
 
+@mutant("messages.tombstone-is-no-value")
+class TombstonesBecomeEmpty(Sound):
+    """Declares tombstones, and writes an empty body for each."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return replace(super().capabilities, tombstones=True)
+
+
+@mutant("messages.headers-keep-their-types")
+class HeadersBecomeText(Sound):
+    """Declares headers that are numbers, and writes them as text."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return replace(super().capabilities, header_types=frozenset({str, int}))
+
+
 @mutant("messages.callers-message-is-unchanged")
 class ChangesCallersMessage(Sound):
     """Puts its own header into the caller's message."""

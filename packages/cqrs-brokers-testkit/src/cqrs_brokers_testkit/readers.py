@@ -49,6 +49,7 @@ class Record:
         exchange: AMQP's exchange.
         raw_headers: All headers as the client gave them: (name, bytes) pairs for Kafka, items of the table for AMQP.
         properties: All AMQP properties that were set, such as `delivery_mode`; for Kafka the raw `key`.
+        tombstone: There is no value at all; `body` is then empty.
     """
 
     topic: str
@@ -64,6 +65,7 @@ class Record:
     exchange: str | None = None
     raw_headers: Sequence[tuple[str, Any]] = field(default=())
     properties: Mapping[str, Any] = field(default_factory=dict)
+    tombstone: bool = False
 
     @classmethod
     def of_headers(cls, topic: str, headers: Mapping[str, str], body: bytes, *, offset: int | None = None) -> "Record":
@@ -319,6 +321,7 @@ def _kafka_record(message: Any) -> Record:
         offset=message.offset(),
         raw_headers=raw,
         properties={"key": key, "value": message.value()},
+        tombstone=message.value() is None,
     )
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "MAX_DEPTH",
     "PLAIN",
     "TOO_DEEP",
+    "WRITERS",
     "Refused",
     "UnencodableError",
     "Writer",
@@ -37,6 +38,7 @@ __all__ = [
     "jsonable",
     "where_text_fails",
     "write",
+    "writer_of",
 ]
 
 Writer = Callable[[Any, int], Any]
@@ -47,7 +49,7 @@ PLAIN = frozenset({str, int, bool, type(None)})
 """The classes whose instances are written as they are."""
 TOO_DEEP = "is nested too deeply, or refers to itself"
 _MOST_CLASSES = 10_000
-_writers: dict[type, Writer] = {}
+WRITERS: dict[type, Writer] = {}
 """How instances of a class are written."""
 
 
@@ -105,7 +107,7 @@ def write(value: Any, depth: int) -> Any:
     kind = type(value)
     if kind in PLAIN:
         return value
-    return (_writers.get(kind) or _writer(kind))(value, depth)
+    return (WRITERS.get(kind) or writer_of(kind))(value, depth)
 
 
 def asked(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -168,7 +170,7 @@ def _mapping(value: Mapping[Any, Any], depth: int) -> dict[str, Any]:
             if kind in PLAIN or (kind is float and isfinite(item)):
                 out[name] = item
             else:
-                out[name] = (_writers.get(kind) or _writer(kind))(item, depth)
+                out[name] = (WRITERS.get(kind) or writer_of(kind))(item, depth)
     except Refused as refused:
         if name is not None:
             refused.path.append(name)
@@ -200,7 +202,7 @@ def _sequence(value: list[Any] | tuple[Any, ...], depth: int) -> list[Any]:
             if kind in PLAIN or (kind is float and isfinite(item)):
                 append(item)
             else:
-                append((_writers.get(kind) or _writer(kind))(item, depth))
+                append((WRITERS.get(kind) or writer_of(kind))(item, depth))
     except Refused as refused:
         refused.path.append(len(out))
         raise
@@ -271,12 +273,12 @@ _LEAVES: dict[type, Writer] = {
 """By class, in the order in which a subclass is looked for: a datetime is a date too."""
 
 
-def _writer(kind: type) -> Writer:
+def writer_of(kind: type) -> Writer:
     """How instances of a class are written; found once."""
     writer = _find_writer(kind)
-    if len(_writers) >= _MOST_CLASSES:
-        _writers.clear()
-    _writers[kind] = writer
+    if len(WRITERS) >= _MOST_CLASSES:
+        WRITERS.clear()
+    WRITERS[kind] = writer
     return writer
 
 

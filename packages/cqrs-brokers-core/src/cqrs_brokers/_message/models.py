@@ -14,11 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 from pydantic_core import PydanticSerializationError, SchemaSerializer
 
-from .jsonable import MAX_DEPTH, PLAIN, TOO_DEEP, Refused, Writer, asked, write
+from .jsonable import MAX_DEPTH, PLAIN, TOO_DEEP, WRITERS, Refused, Writer, asked, write, writer_of
 
 __all__ = ["model_writer"]
 
@@ -162,16 +163,18 @@ def _plain(names: tuple[str, ...]) -> Writer:
     def write_model(model: Any, depth: int) -> dict[str, Any]:
         if depth >= MAX_DEPTH:
             raise Refused(TOO_DEEP)
+        depth += 1
         values = model.__dict__
         out: dict[str, Any] = {}
         name = ""
         try:
             for name in names:
                 item = values.get(name, _MISSING)
-                if type(item) in PLAIN:
+                kind = type(item)
+                if kind in PLAIN or (kind is float and isfinite(item)):
                     out[name] = item
                 elif item is not _MISSING:
-                    out[name] = write(item, depth + 1)
+                    out[name] = (WRITERS.get(kind) or writer_of(kind))(item, depth)
         except Refused as refused:
             refused.path.append(name)
             raise

@@ -31,6 +31,7 @@ from cqrs_brokers_testkit.conformance import (
     queueing,
     refusals,
     static,
+    values,
 )
 from cqrs_brokers_testkit.conformance.case import CASES, Case, CaseFailed, Context
 from cqrs_brokers_testkit.conformance.harness import Harness, NotApplicable, Unsupported
@@ -39,7 +40,7 @@ from cqrs_brokers_testkit.conformance.report import NOT_CHOSEN, CaseResult, Repo
 Progress = Callable[[str], None]
 
 _MODULES = (
-    *(static, messages, refusals, delivery, matching, hosts),
+    *(static, messages, values, refusals, delivery, matching, hosts),
     *(ordering, lifecycle, processes, faults, queueing, contract),
 )
 _SECTIONS = ("static", "messages", "refusals", "delivery", "ordering", "lifecycle", "faults", "contract")
