@@ -178,6 +178,14 @@ def soak(session: nox.Session) -> None:
 
 
 @nox.session
+def versions(session: nox.Session) -> None:
+    """Runs the tests with other servers, Pythons and the oldest dependencies; `-- NAME ...` runs some of them."""
+    install(session, ["cqrs-brokers-testkit[amqp,kafka]"], "packaging")
+    wheels_folder = Path(session.virtualenv.location) / "wheels"
+    session.run("python", "-m", "versions", str(wheels_folder), *session.posargs)
+
+
+@nox.session
 def lines(session: nox.Session) -> None:
     """Prints the code lines of each distribution: formatted by ruff, without blanks, comments and docstrings."""
     session.install(*group("lint"))
