@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import report
 import shop
+import shop_outbox
 
 from cqrs_broker_memory import published
 from cqrs_brokers import BrokerError, DeliveryError, Message, Receipt
@@ -151,6 +152,7 @@ PARTS = {
     "memory (memory://)": on_memory,
     "RabbitMQ (amqp://)": on_rabbitmq,
     "Apache Kafka (kafka://)": on_kafka,
+    "the outbox (SQLite, memory://)": shop_outbox.run,
 }
 
 

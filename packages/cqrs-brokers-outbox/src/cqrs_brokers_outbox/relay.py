@@ -26,7 +26,6 @@ from .status import RelayHealth, read_status
 
 __all__ = ["Relay"]
 
-PARTITIONS = 16
 _LEAST_LEASE_OVER = MARGIN + 5.0
 _DEFAULT_LEASE_OVER = 30.0
 
@@ -134,7 +133,7 @@ class Relay:
                 owner=self.name,
                 topics=self._topics,
                 lease=self._lease,
-                partitions=1 if isinstance_sqlite(self._statements) else PARTITIONS,
+                partitions=self._statements.partitions,
                 broker=self._broker.url or self._broker.name,
             )
             await leases.join()
@@ -209,11 +208,6 @@ class Relay:
             fenced=self._worker.fenced if self._worker else 0,
             status=status,
         )
-
-
-def isinstance_sqlite(statements: Statements) -> bool:
-    """Whether one relay works at a time."""
-    return statements.dialect == "sqlite"
 
 
 async def check_schema_once(engine: AsyncEngine, statements: Statements, outbox: Outbox) -> None:

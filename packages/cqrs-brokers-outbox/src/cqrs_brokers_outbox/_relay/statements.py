@@ -56,6 +56,8 @@ class Statements(ABC):
     session: tuple[str, ...] = ()
     """Said once on each connection."""
     begin = "BEGIN"
+    partitions = 16
+    """How many there are at first."""
 
     @abstractmethod
     def among(self, column: str, name: str, numbers: Collection[int]) -> Statement:
@@ -329,6 +331,7 @@ class SQLite(Statements):
     dialect = "sqlite"
     session = ("PRAGMA journal_mode = WAL", "PRAGMA busy_timeout = 10000", "PRAGMA synchronous = NORMAL")
     begin = "BEGIN IMMEDIATE"
+    partitions = 1
 
     def among(self, column: str, name: str, numbers: Collection[int]) -> Statement:
         return f"{column} IN (SELECT value FROM json_each(:{name}))", {name: json.dumps(list(numbers))}

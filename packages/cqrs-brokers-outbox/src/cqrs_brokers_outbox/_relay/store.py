@@ -6,7 +6,7 @@ In AUTOCOMMIT: a single statement is a transaction of its own and costs one roun
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from sqlalchemy import text
@@ -50,12 +50,6 @@ class Store:
         except BaseException:
             await self._throw_away()
             raise
-
-    async def set_each(self, statement: str, ids: Iterable[int]) -> None:
-        """Runs a statement with the parameter `id`, for each."""
-        parameters = [{"id": number} for number in ids]
-        if parameters:
-            await self.change((statement, parameters))
 
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[None]:
