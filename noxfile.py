@@ -193,7 +193,8 @@ def lines(session: nox.Session) -> None:
     total = 0
     for source in SOURCES:
         copy = folder / Path(source).parent.name
-        shutil.copytree(source, copy, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.rmtree(copy, ignore_errors=True)  # what was renamed since the last run would be counted twice
+        shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
         session.run("ruff", "format", "--quiet", "--config", str(ROOT / "pyproject.toml"), str(copy), silent=True)
         count = sum(code_lines(path.read_text()) for path in copy.rglob("*.py"))
         total += count

@@ -313,6 +313,7 @@ async def _interleaved(contenders: dict[str, Timed], rounds: int) -> dict[str, f
     for _ in range(rounds):
         for name, run in contenders.items():
             rates[name].append(await run())
+            print(f"{name}: {rates[name][-1]:.0f}", file=sys.stderr, flush=True)
     return {name: statistics.median(found) for name, found in rates.items()}
 
 

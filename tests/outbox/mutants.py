@@ -132,14 +132,14 @@ MUTANTS = [
     Mutant(
         "the hook inserts before the flush",
         "hook.py",
-        "            return\n        session.flush()\n        self._committing = True",
+        "            return\n        self.session.flush()\n        self._committing = True",
         "            return\n        self._committing = True",
         "test_adding.py::test_an_aggregate_that_is_dirty_at_commit_is_written_before_the_message",
     ),
     Mutant(
         "the hook writes at a savepoint's release",
         "hook.py",
-        "        if session.in_nested_transaction():\n            return\n",
+        "        if self.session.in_nested_transaction():\n            return\n",
         "",
         "test_adding.py::test_the_release_of_a_savepoint_writes_nothing",
     ),
@@ -153,7 +153,7 @@ MUTANTS = [
     Mutant(
         "ours need not be the last listener",
         "hook.py",
-        "        return bool(last == self._before_commit)",
+        "        return last is _before_commit",
         "        return True",
         "test_adding.py::test_a_listener_that_was_registered_after_ours_changes_something",
     ),

@@ -177,6 +177,7 @@ class Broker(MessageBroker):
             passes_through=simple is not None and simple.passes_through,
             why_not_taken=self._connection.why_not_taken,
             why_late=self._sender.why_late,
+            destination=self._sender.destination,
             timeout=delivery_timeout,
         )
         self._bound = LoopBinding()

@@ -6,6 +6,9 @@ changes; inserted after it, it does not. So the rows of a transaction are writte
 SQLAlchemy calls `before_commit` before the last flush, and also when a savepoint is released: `_Pending.before_commit`
 does nothing for a savepoint, flushes, then inserts. Where another listener was registered after ours and may still
 change something, the rows wait for the connection's own commit (or prepare, or release of the outermost savepoint).
+
+The listeners are those of the class `Session`, from the first `add` on: one for each session would cost more than all
+the rest of `add`. Sessions without rows pass them at once.
 """
 
 from __future__ import annotations
@@ -30,10 +33,41 @@ def add_row(session: Session, table: Table, row: dict[str, Any], write: Write) -
     Raises:
         OutboxSessionError: The session cannot hold outbox rows.
     """
-    pending: _Pending | None = session.info.get(table)
-    if pending is None or pending.session is not session:  # `info` may be shared by the sessions of a maker
-        pending = session.info[table] = _Pending(session, table, write)
+    _listen()
+    of_session: dict[Table, _Pending] = session.info.setdefault(_KEY, {})
+    pending = of_session.get(table)
+    if pending is None:
+        pending = of_session[table] = _Pending(session, table, write)
     pending.add(row)
+
+
+_KEY = "cqrs_brokers_outbox"
+_listening = False
+
+
+def _listen() -> None:
+    global _listening
+    if not _listening:
+        _listening = True
+        event.listen(Session, "before_commit", _before_commit)
+        event.listen(Session, "after_soft_rollback", _after_rollback)
+        event.listen(Session, "after_transaction_end", _after_end)
+
+
+def _before_commit(session: Session) -> None:
+    for pending in session.info.get(_KEY, {}).values():
+        pending.before_commit()
+
+
+def _after_rollback(session: Session, transaction: SessionTransaction) -> None:
+    for pending in session.info.get(_KEY, {}).values():
+        pending.after_rollback(transaction)
+
+
+def _after_end(session: Session, transaction: SessionTransaction) -> None:
+    if transaction.parent is None:
+        for pending in session.info.get(_KEY, {}).values():
+            pending.after_end()
 
 
 def check_transactional(bind: Engine | Connection) -> None:
@@ -68,9 +102,6 @@ class _Pending:
         self._at_the_end = False
         self._watched: WeakSet[Connection] = WeakSet()
         self._check_binds()
-        event.listen(session, "before_commit", self._before_commit)
-        event.listen(session, "after_soft_rollback", self._after_rollback)
-        event.listen(session, "after_transaction_end", self._after_end)
 
     def add(self, row: dict[str, Any]) -> None:
         session = self.session
@@ -88,10 +119,11 @@ class _Pending:
 
     # -- what the session tells ---------------------------------------------------------------------------------------
 
-    def _before_commit(self, session: Session) -> None:
-        if session.in_nested_transaction():
+    def before_commit(self) -> None:
+        """The session commits, or a savepoint is released."""
+        if self.session.in_nested_transaction():
             return
-        session.flush()
+        self.session.flush()
         self._committing = True
         if not self._rows:
             return
@@ -100,14 +132,15 @@ class _Pending:
         else:
             self._insert_at_the_end()
 
-    def _after_rollback(self, _: Session, transaction: SessionTransaction) -> None:
+    def after_rollback(self, transaction: SessionTransaction) -> None:
+        """A transaction, or a savepoint, was rolled back."""
         self._rows = [(row, savepoints) for row, savepoints in self._rows if transaction not in savepoints]
 
-    def _after_end(self, _: Session, transaction: SessionTransaction) -> None:
-        if transaction.parent is None:
-            self._rows.clear()
-            self._place = 0
-            self._committing = self._at_the_end = False
+    def after_end(self) -> None:
+        """The session's transaction has ended, one way or another."""
+        self._rows.clear()
+        self._place = 0
+        self._committing = self._at_the_end = False
 
     # -- parts --------------------------------------------------------------------------------------------------------
 
@@ -137,7 +170,7 @@ class _Pending:
 
     def _is_last(self) -> bool:
         *_, last = self.session.dispatch.before_commit
-        return bool(last == self._before_commit)
+        return last is _before_commit
 
     def _connection(self) -> Connection:
         return self.session.connection(bind_arguments={"clause": self._table})
