@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from ._message.coercion import Coercion
 from ._message.validation import Validator
 from .exceptions import DeliveryError
-from .protocol import Capabilities, Message, MessageLike, snapshot
+from .protocol import Capabilities, Encoder, Message, MessageLike, snapshot
 
 if TYPE_CHECKING:
     from .events import Event
@@ -31,19 +31,17 @@ class MessageValidator:
 
     Args:
         max_message_bytes: The largest message: body, key and headers together.
-        encoder: Encodes payloads that come without `payload_bytes` and without a content type. Default: JSON.
+        encoder: Makes the bodies of messages that come without bytes and without a content type. Default: JSON.
     """
 
-    def __init__(
-        self, *, max_message_bytes: int = 1_000_000, encoder: Callable[[object], bytes] | None = None
-    ) -> None:
+    def __init__(self, *, max_message_bytes: int = 1_000_000, encoder: Encoder | None = None) -> None:
         self._validator = Validator(
             address="",
             capabilities=_EVERYTHING,
             refuse_topic=None,
             max_message_bytes=max_message_bytes,
-            encoder=encoder,
         )
+        self._coercion = Coercion(address="", encoder=encoder)
 
     def ready(self, message: MessageLike | Event[Any]) -> Message:
         """A snapshot of the message as `Broker` would send it: validated, and with its body as bytes.
@@ -56,12 +54,12 @@ class MessageValidator:
             MessageTooLargeError: It is larger than allowed.
         """
         try:
-            to_message = getattr(message, "to_message", None)
-            candidate = self._validator.message(message if to_message is None else to_message())
+            is_event = hasattr(message, "to_message")
+            candidate = self._coercion.message(self._coercion.event_message(message) if is_event else message)
             self._validator.size(candidate)
             return snapshot(candidate)
         except DeliveryError:
             raise
         except Exception as error:
-            refusal = self._validator.unreadable(error)
+            refusal = self._coercion.unreadable(error)
         raise refusal  # outside the handler: what the message's own code raised may quote the message
