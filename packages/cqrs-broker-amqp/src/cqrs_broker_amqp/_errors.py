@@ -170,7 +170,10 @@ def _connect_error(error: BaseException, where: str, options: AMQPOptions | None
         isinstance(root, client.IncompatibleProtocolError) and not isinstance(root.__cause__, EOFError)
     ):
         return ProtocolError(f"{where} does not speak AMQP 0-9-1: check the port (RabbitMQ: 5672, with TLS 5671)")
-    if isinstance(root, (OSError, EOFError, asyncio.CancelledError, client.AMQPError, RuntimeError)):
+    # aiormq raises StopAsyncIteration when the connection ends between two frames.
+    if isinstance(
+        root, (OSError, EOFError, StopAsyncIteration, asyncio.CancelledError, client.AMQPError, RuntimeError)
+    ):
         reason = getattr(root, "strerror", None) or type(root).__name__
         return UnreachableError(
             f"{where} ended the connection while it was being made ({reason}): is it starting, or is this a TLS port?"
@@ -182,7 +185,10 @@ def hung_up(error: ConnectError) -> bool:
     """Whether the peer ended the connection without a word while it was being made."""
     cause = error.__cause__
     root = cause.__cause__ if isinstance(cause, client.AMQPConnectionError) and cause.__cause__ else cause
-    return isinstance(root, (ConnectionResetError, BrokenPipeError, EOFError, ssl.SSLEOFError, ssl.SSLZeroReturnError))
+    return isinstance(
+        root,
+        (ConnectionResetError, BrokenPipeError, EOFError, StopAsyncIteration, ssl.SSLEOFError, ssl.SSLZeroReturnError),
+    )
 
 
 def _refused(code: int, reply: str, where: str, *, logged_in: bool) -> ConnectError:
@@ -270,9 +276,7 @@ def publish_failure(error: BaseException, options: AMQPOptions, topic: str) -> D
     elif not exchange:
         found = UnroutableError(f"there is no queue {topic!r}: create it, or use declare=queue")
     elif _routing_ends(options):
-        advice = (
-            "its queue was deleted meanwhile" if options.declare == "queue" else "bind one, or use declare=queue"
-        )
+        advice = "its queue was deleted meanwhile" if options.declare == "queue" else "bind one, or use declare=queue"
         found = UnroutableError(f"no queue is bound to exchange {exchange!r} for {topic!r}: {advice}")
         found.retryable = options.declare == "queue"
     else:
@@ -352,4 +356,3 @@ def forbidden(reply: str) -> str:
         return "exchange"
     found = _FORBIDDEN.match(reply)
     return found[1] if found else ""
-

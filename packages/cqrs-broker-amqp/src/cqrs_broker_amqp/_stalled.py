@@ -181,9 +181,7 @@ class StalledDestinations:
 
     def _next(self, *, silent: bool) -> Entry | None:
         """The first message whose suspect is to be tried; one that is silent only after its last message's outcome."""
-        unanswered = {
-            entry[0].topic for channel in self.channels for entry in channel.entries() if not entry[0].done
-        }
+        unanswered = {entry[0].topic for channel in self.channels for entry in channel.entries() if not entry[0].done}
         keys = self._unanswered_keys()
         for entry in self._held:
             delivery, key = entry[0], entry[4]
