@@ -63,7 +63,12 @@ class Recorder(Driver):
 
     capabilities = Capabilities(confirms=True, ordering_key=True, headers=True)
 
-    def __init__(self, before: Callable[[Message], Awaitable[None]] | None = None) -> None:
+    def __init__(
+        self,
+        before: Callable[[Message], Awaitable[None]] | None = None,
+        capabilities: Capabilities = capabilities,
+    ) -> None:
+        self.capabilities = capabilities  # type: ignore[misc] # a property in the base
         self.sent: list[Message] = []
         self.connects = 0
         self._before = before

@@ -28,8 +28,7 @@ from pydantic import (
 
 from ._message.ids import new_message_id
 from ._message.jsonable import UnencodableError, jsonable
-from ._message.refusal import refusal, safe_cause
-from .exceptions import InvalidMessageError
+from .exceptions import InvalidMessageError, safe_cause
 from .protocol import TOMBSTONE, EventBody, HeaderValue, Message
 
 __all__ = ["ECSTEvent", "Event", "NotificationEvent"]
@@ -139,7 +138,7 @@ class Event(BaseModel, Generic[P]):
         try:
             return self.ordering_key()
         except Exception as error:  # the application's own code
-            refused = refusal(
+            refused = InvalidMessageError.raised_by(
                 f"{type(self).__name__}.ordering_key()", error, message_id=self.event_id, topic=self.topic
             )
         raise refused

@@ -7,16 +7,19 @@ Not here: mediators. The application passes the adapter to python-cqrs' own boot
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+import orjson
 from cqrs.message_brokers import protocol
 from cqrs.serializers.default import message_wire_bytes
 
-from cqrs_brokers import Broker, ConfigError, InvalidMessageError, Message, open_broker
-from cqrs_brokers.protocol import EventBody
+from cqrs_brokers import TOMBSTONE, Broker, ConfigError, InvalidMessageError, Message, open_broker
+from cqrs_brokers.protocol import EventBody, HeaderValue
+
+from ._reprs import ReprWarnings
 
 __all__ = ["BrokerAdapter", "OrderingKey", "lifespan", "message_broker"]
 
@@ -40,6 +43,7 @@ class BrokerAdapter(protocol.MessageBroker):
     def __init__(self, broker: Broker, /, *, ordering_key: OrderingKey | None = None) -> None:
         self._broker = broker
         self._ordering_key = ordering_key
+        self._reprs = ReprWarnings()
 
     @property
     def broker(self) -> Broker:
@@ -56,7 +60,20 @@ class BrokerAdapter(protocol.MessageBroker):
             NotDeliveredError: The message is not in the broker and never will be from this call.
             DeliveryUnknownError: It may be.
         """
-        await self._broker.send_message(self._translated(message))
+        refused: InvalidMessageError
+        try:
+            translated = self._translated(message)
+        except InvalidMessageError:
+            raise
+        except Exception as error:  # the message's own code
+            refused = InvalidMessageError.raised_by("reading the message", error, broker=self._address)
+        else:
+            await self._broker.send_message(translated)
+            return
+        try:
+            raise refused  # outside the handler: what was caught is at most its cause
+        finally:
+            del refused
 
     async def __aenter__(self) -> Self:
         await self._broker.__aenter__()
@@ -72,32 +89,69 @@ class BrokerAdapter(protocol.MessageBroker):
 
     def _translated(self, message: protocol.Message) -> Message:
         payload = message.payload
-        body = self._asked(message, message_wire_bytes, "encoding the payload")
-        name, key = message.message_name, None
         if isinstance(payload, EventBody):
+            headers = self._merged(message, payload)
+            if payload.deleted:
+                return Message(
+                    payload.event_name,
+                    message.topic,
+                    TOMBSTONE,
+                    message.message_id,
+                    key=payload.ordering_key,
+                    headers=headers,
+                )
             name, key = payload.event_name, payload.ordering_key
-        elif self._ordering_key is not None:
-            key = self._asked(message, self._ordering_key, "the function given as ordering_key")
+        else:
+            name, key, headers = message.message_name, None, message.headers or {}
+            self._reprs.look_at(name, payload)
+            if self._ordering_key is not None:
+                key = self._asked(message, self._ordering_key, "the function given as ordering_key")
+        body = self._asked(message, message_wire_bytes, "encoding the payload")
         return Message(
             name,
             message.topic,
-            # What the body was made of tells only whether it is JSON.
+            # `payload_bytes` is what is sent; the payload only decides the default content type.
             body if isinstance(payload, bytes | bytearray | memoryview) else payload,
             message.message_id,
             key=key,
-            headers=message.headers or {},
+            headers=headers,
             content_type=message.content_type,
             payload_bytes=body,
         )
 
+    def _merged(self, message: protocol.Message, payload: EventBody) -> Mapping[str, HeaderValue]:
+        """The headers of the codec and those of the event."""
+        codecs = message.headers
+        if not codecs or not payload.headers:
+            return codecs or payload.headers
+        twice = codecs.keys() & payload.headers.keys()
+        if twice:
+            raise InvalidMessageError(
+                f"the codec sets header {min(twice)!r}, and the event has it already",
+                message_id=message.message_id,
+                topic=message.topic,
+                broker=self._address,
+            )
+        return {**payload.headers, **codecs}
+
     def _asked(self, message: protocol.Message, function: Callable[[protocol.Message], T], what: str) -> T:
-        """What the function says. Its error may quote the payload, so that only its class is told."""
+        """What the function says. The errors of python-cqrs' encoder are no cause: they may quote the payload."""
         try:
             return function(message)
         except Exception as error:
-            problem = f"{what} raised {type(error).__name__}"
-        address = self._broker.name if self._broker.url is None else str(self._broker.url)
-        raise InvalidMessageError(problem, message_id=message.message_id, topic=message.topic, broker=address)
+            refused = InvalidMessageError.raised_by(
+                what, error, message_id=message.message_id, topic=message.topic, broker=self._address
+            )
+            if isinstance(error, orjson.JSONEncodeError):
+                refused.__cause__ = None
+        try:
+            raise refused
+        finally:
+            del refused
+
+    @property
+    def _address(self) -> str:
+        return self._broker.name if self._broker.url is None else self._broker.url
 
 
 def message_broker(
@@ -118,6 +172,10 @@ def message_broker(
         ConfigError: The string or an option is wrong, there is no string, or options were given beside a `Broker`.
         PluginError: The scheme is not installed, misspelt, broken, incompatible, or claimed twice.
     """
+    if "encoder" in options:
+        raise ConfigError(
+            "encoder: python-cqrs makes the bodies, so it would never be asked; give python-cqrs a codec for the event"
+        )
     if isinstance(url_or_broker, Broker):
         if options:
             names = ", ".join(sorted(options))

@@ -17,9 +17,14 @@ from __future__ import annotations
 
 from typing import Any, Generic, Self, TypeVar
 
+import orjson
 from cqrs import INotificationEvent
 
+from cqrs_brokers import InvalidMessageError
 from cqrs_brokers import events as core
+from cqrs_brokers.protocol import EventBody
+
+from ._outbox import take_aware_times
 
 __all__ = ["ECSTEvent", "NotificationEvent"]
 
@@ -27,10 +32,27 @@ P = TypeVar("P")
 
 # The emitter is a singledispatch whose default does nothing: an event of a class that it does not know is lost.
 INotificationEvent.register(core.Event)
+take_aware_times()
 
 
 class _OutboxEvent(core.Event[P], INotificationEvent[P], Generic[P]):
     """What python-cqrs asks of an event beyond what core's has."""
+
+    def to_dict(self) -> EventBody:
+        """The body, as core's events have it; python-cqrs' encoder can write it.
+
+        Raises:
+            InvalidMessageError: Something in it has no JSON form, or none that python-cqrs' encoder writes (an integer
+                of more than 64 bits, a lone surrogate); or the event's own code raised.
+        """
+        body = super().to_dict()
+        try:
+            orjson.dumps(body)
+        except TypeError:
+            refused = InvalidMessageError(_unwritable(body, ""), message_id=self.event_id, topic=self.topic)
+        else:
+            return body
+        raise refused  # outside the handler: orjson's error may quote the payload
 
     def proto(self) -> Any:
         """The event as a protobuf message. Override it when a `ProtobufEventSerializer` is used."""
@@ -48,3 +70,32 @@ class NotificationEvent(_OutboxEvent[P], core.NotificationEvent[P], Generic[P]):
 
 class ECSTEvent(_OutboxEvent[P], core.ECSTEvent[P], Generic[P]):
     """Event-carried state transfer: brings the state along, so that consumers need not ask."""
+
+
+_INTEGERS = range(-(2**63), 2**64)
+
+
+def _unwritable(value: object, path: str) -> str:
+    """Which part of a body python-cqrs' encoder (orjson) cannot write: a sentence with its path, or ""."""
+    if isinstance(value, int) and value not in _INTEGERS:
+        return f"{path} is an integer of more than 64 bits, which python-cqrs' encoder cannot write: make it text"
+    if isinstance(value, str) and not _is_unicode(value):
+        return f"{path} is not valid Unicode (a lone surrogate)"
+    if isinstance(value, dict):
+        if not all(map(_is_unicode, value)):
+            return f"{path or 'the event'} has a key that is not valid Unicode (a lone surrogate)"
+        parts = [(f"{path}.{key}" if path else key, item) for key, item in value.items()]
+        parts = [(inner if inner.rpartition(".")[2].isidentifier() else f"{path}[…]", item) for inner, item in parts]
+    elif isinstance(value, list):
+        parts = [(f"{path}[{index}]", item) for index, item in enumerate(value)]
+    else:
+        return ""
+    return next(filter(None, (_unwritable(item, inner) for inner, item in parts)), "")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

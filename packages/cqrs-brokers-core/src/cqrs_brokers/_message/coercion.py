@@ -10,8 +10,6 @@ from uuid import UUID
 from cqrs_brokers.exceptions import DeliveryError, InvalidMessageError
 from cqrs_brokers.protocol import TOMBSTONE, Encoded, Encoder, EventBody, Message
 
-from .refusal import refusal
-
 __all__ = ["Coercion"]
 
 
@@ -43,7 +41,7 @@ class Coercion:
 
     def unreadable(self, error: Exception) -> InvalidMessageError:
         """The error for a message whose own code raised while it was looked at."""
-        return refusal("reading the message", error, broker=self._address)
+        return InvalidMessageError.raised_by("reading the message", error, broker=self._address)
 
     def event_message(self, event: Any) -> Message:
         """The message of an event.
@@ -59,7 +57,7 @@ class Coercion:
         except DeliveryError as error:
             refused = error.about(error.message_id, error.topic, self._address)
         except Exception as error:
-            refused = refusal(f"{type(event).__name__}.to_message()", error, broker=self._address)
+            refused = InvalidMessageError.raised_by(f"{type(event).__name__}.to_message()", error, broker=self._address)
         else:
             refused = InvalidMessageError(
                 f"a {type(event).__name__} is no event, for it has no to_message(): messages go through send_message()",
@@ -107,7 +105,9 @@ class Coercion:
         try:
             made: Any = encode(message) if encode is not None else encoder(message.payload)  # type: ignore[operator]
         except Exception as error:
-            refused = refusal("the encoder", error, message_id=message.message_id, broker=self._address)
+            refused = InvalidMessageError.raised_by(
+                "the encoder", error, message_id=message.message_id, broker=self._address
+            )
         else:
             return self._with(message, made if isinstance(made, Encoded) else Encoded(made))
         try:

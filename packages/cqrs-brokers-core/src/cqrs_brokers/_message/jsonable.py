@@ -24,7 +24,7 @@ from math import isfinite
 from typing import Any
 from uuid import UUID
 
-from .refusal import safe_cause
+from cqrs_brokers.exceptions import safe_cause
 
 __all__ = [
     "MAX_DEPTH",

@@ -2,11 +2,15 @@
 
 Strict: a row goes when the one before it of its key has its receipt. When one fails, those behind it are forgotten:
 the database has them, and the claim brings them again when their time has come.
+
+A claim takes its time. What it read before a failure was marked says nothing about who has to wait: it may bring a row
+whose predecessor has just failed. So a key takes no claimed rows from its failure until the failure is marked and every
+claim that began before has ended.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -56,6 +60,11 @@ class Keys:
         self._ready: deque[Any] = deque()
         self.busy: dict[int, int] = {}
         """Number of the row → its partition."""
+        self._failed: Counter[Any] = Counter()
+        """Keys of which rows have an outcome other than a receipt that is not marked yet."""
+        self._settling: set[Any] = set()
+        """Keys of which all is marked, while a claim runs that began before."""
+        self._claiming = False
 
     def add(self, items: Iterable[Item]) -> None:
         """Takes claimed rows, in their order."""
@@ -69,6 +78,36 @@ class Keys:
                     self._ready.append(lane)
             else:
                 rows.append(item)
+
+    def claim_begins(self) -> None:
+        """A claim is about to read."""
+        self._claiming = True
+
+    def claim_ended(self) -> None:
+        """Its rows are taken in, or it failed."""
+        self._claiming = False
+        self._settling.clear()
+
+    def accepts(self, item: Item) -> bool:
+        """Whether the claim's row may be taken in: nothing of its key failed while the claim ran."""
+        lane = item.lane
+        return lane not in self._failed and lane not in self._settling
+
+    def failed(self, item: Item) -> None:
+        """A row has another outcome than a receipt; until `marked` its key takes no claimed rows."""
+        self._failed[item.lane] += 1
+
+    def failure_marked(self, item: Item) -> None:
+        """The outcome is marked."""
+        lane = item.lane
+        self._failed[lane] -= 1
+        if not self._failed[lane]:
+            del self._failed[lane]
+            self._settle(lane)
+
+    def _settle(self, lane: Any) -> None:
+        if self._claiming:
+            self._settling.add(lane)
 
     def take(self) -> list[Item]:
         """All rows that may go now; the keys of those are in flight until `landed`."""
@@ -118,11 +157,17 @@ class Keys:
             if gone is None or rows[0].partition in gone:
                 del self._waiting[lane]
                 self.marked(rows)
+                self._settle(lane)
 
     def marked(self, items: Iterable[Item]) -> None:
         """The rows are marked in the database, or are as they were: the claim may bring them again."""
         for item in items:
             self.busy.pop(item.row.id, None)
+
+    def let_go(self, item: Item) -> None:
+        """A row that was to go does not, nor do those behind it: the partition is another relay's."""
+        self.marked([item, *self.landed(item, sent=False)])
+        self._settle(item.lane)
 
     def crowded(self, limit: int) -> set[int]:
         """Hashes of keys of which more rows wait than the limit: the claim need bring no more of them."""

@@ -162,7 +162,11 @@ class Worker:
             return False
         if not self._keys.busy and not await self._anything(partitions):
             return False
-        return await self._claim(partitions)
+        self._keys.claim_begins()
+        try:
+            return await self._claim(partitions)
+        finally:
+            self._keys.claim_ended()
 
     async def _anything(self, partitions: Sequence[int]) -> bool:
         ((rows, free),) = await self._claims.rows(
@@ -189,15 +193,18 @@ class Worker:
             self._to_lease.set()  # somebody else has one of them: the leases are asked before the next claim
             leases.tokens.clear()
             return False
-        self._take_in(rows, touched, count)
-        return True
+        return self._take_in(rows, touched, count)
 
-    def _take_in(self, rows: Sequence[Any], tokens: dict[int, int], count: int) -> None:
+    def _take_in(self, rows: Sequence[Any], tokens: dict[int, int], count: int) -> bool:
         stamp = datetime.now(UTC) if self._stamps else None
-        items, held, ended = [], set(), []
+        items: list[Item] = []
+        ended: list[Outcome] = []
+        held: set[Any] = set()
         for row in rows:
             partition = row.hash % count
             item = Item(row, None, partition, tokens[partition])  # type: ignore[arg-type] # it gets one, or is not sent
+            if not self._keys.accepts(item):
+                continue
             if row.held or item.lane in held:
                 held.add(item.lane)
                 ended.append(Outcome(item, Verdict.HELD))
@@ -213,8 +220,9 @@ class Worker:
             self._keys.busy[outcome.item.row.id] = outcome.item.partition
         self._keys.add(items)
         self._ended(ended)
-        self._observers.claimed(len(rows))
+        self._observers.claimed(len(items))
         self._send_what_may_go()
+        return bool(items or ended)
 
     # -- sending ------------------------------------------------------------------------------------------------------
 
@@ -226,17 +234,14 @@ class Worker:
             return
         items = self._keys.take()
         lost = [item for item in items if self._leases.tokens.get(item.partition) != item.token]
+        for item in lost:
+            self._keys.let_go(item)
         if lost:
-            self._let_go(lost)
             items = [item for item in items if self._leases.tokens.get(item.partition) == item.token]
         if items:
             task = asyncio.create_task(self._send(items))
             self._sending.add(task)
             task.add_done_callback(self._sending.discard)
-
-    def _let_go(self, items: Sequence[Item]) -> None:
-        for item in items:
-            self._keys.marked([item, *self._keys.landed(item, sent=False)])
 
     async def _send(self, items: list[Item]) -> None:
         outcomes: Sequence[Receipt | DeliveryError] = await self._broker.send_messages(
@@ -274,6 +279,9 @@ class Worker:
     # -- marking ------------------------------------------------------------------------------------------------------
 
     def _ended(self, outcomes: Sequence[Outcome]) -> None:
+        for outcome in outcomes:
+            if outcome.verdict is not Verdict.SENT:
+                self._keys.failed(outcome.item)
         if outcomes:
             self._outcomes.extend(outcomes)
             self._to_mark.set()
@@ -287,6 +295,9 @@ class Worker:
                 if await self._tried("mark", lambda: self._mark(batch)):  # noqa: B023 - awaited here
                     del self._outcomes[: len(batch)]
                     self._keys.marked(outcome.item for outcome in batch)
+                    for outcome in batch:
+                        if outcome.verdict is not Verdict.SENT:
+                            self._keys.failure_marked(outcome.item)
                     self._to_claim.set()
 
     async def _mark(self, batch: Sequence[Outcome]) -> bool:

@@ -1,0 +1,47 @@
+"""Tells of payloads that python-cqrs turned into the text of their repr.
+
+python-cqrs' own `NotificationEvent` is a dataclass; what it cannot take apart, a pydantic model above all, it writes as
+`str(payload)`. That is valid JSON, it is confirmed, and no consumer can read it.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Mapping
+
+__all__ = ["ReprWarnings"]
+
+_logger = logging.getLogger("cqrs_brokers_python_cqrs")
+
+# `order_id='7' total=5`, pydantic's `str`; `Order(order_id='7')` and `<shop.Order object at 0x7f…>`, Python's reprs.
+_REPR = re.compile(
+    r"[A-Za-z_]\w*=(?:'|\"|[-\d\[{(<]|None|True|False|[A-Z]\w*\()|[A-Z]\w*\([A-Za-z_]\w*=.*\)\Z|<[\w.]+ object at 0x",
+    re.DOTALL,
+)
+_OWN_FIELDS = frozenset({"eventId", "eventTimestamp", "eventName", "payload"})
+
+
+class ReprWarnings:
+    """Warns once for each event class."""
+
+    def __init__(self) -> None:
+        self._warned: set[str] = set()
+
+    def look_at(self, name: str, body: object) -> None:
+        """Looks at what python-cqrs made of one of its own events."""
+        if not isinstance(body, Mapping) or not body.keys() >= _OWN_FIELDS or name in self._warned:
+            return
+        payload = body["payload"]
+        if not isinstance(payload, str) or not _REPR.match(payload):
+            return
+        self._warned.add(name)
+        text = (
+            f"python-cqrs wrote the payload of {name} as the text of its repr, which no consumer can read: derive the "
+            "event from cqrs_brokers_python_cqrs.NotificationEvent or ECSTEvent, or make its payload a dataclass"
+        )
+        try:
+            warnings.warn(text, UserWarning, stacklevel=2)
+        except UserWarning:  # warnings are errors: no reason to lose the message
+            _logger.warning("%s", text)

@@ -1,0 +1,160 @@
+"""Relays and hooks that are wrong in one way, and the test that must catch each."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A change of the source.
+
+    Attributes:
+        name: What is wrong with it.
+        module: The file, within the package.
+        old: The text that is replaced; it must be there once.
+        new: What stands there instead.
+        test: The test that must fail.
+    """
+
+    name: str
+    module: str
+    old: str
+    new: str
+    test: str
+
+
+MUTANTS = [
+    Mutant(
+        "claims by id",
+        "_relay/worker.py",
+        "        rows = sorted([*due, *ready], key=lambda row: row.id)\n",
+        '        last = getattr(self, "_last", 0)\n'
+        "        rows = [row for row in sorted([*due, *ready], key=lambda row: row.id) if row.id > last]\n"
+        "        self._last = max([last, *(row.id for row in rows)])\n",
+        "test_relay.py::test_a_row_that_commits_late_is_found[asyncpg]",
+    ),
+    Mutant(
+        "forgets the token",
+        "_relay/outcomes.py",
+        "[o for o in others if tokens.get(o.item.partition) == o.item.token]",
+        "others",
+        "test_relay.py::test_a_lease_that_was_lost_fences_every_mark_but_receipts[asyncpg]",
+    ),
+    Mutant(
+        "marks before the receipt",
+        "_relay/worker.py",
+        "        outcomes: Sequence[Receipt | DeliveryError] = await self._broker.send_messages(\n",
+        "        now = [(item.message.message_id, item.message.topic) for item in items]\n"
+        "        for item, which in zip(items, now):\n"
+        "            self._outcomes.append(Outcome(item, Verdict.SENT, Receipt(*which, 'x')))\n"
+        "        self._to_mark.set()\n"
+        "        outcomes: Sequence[Receipt | DeliveryError] = await self._broker.send_messages(\n",
+        "test_relay.py::test_no_row_is_marked_before_its_receipt[asyncpg]",
+    ),
+    Mutant(
+        "lets a failed row fall behind",
+        "_relay/statements.py",
+        "holding = (State.WAITING,) if continue_past_parked else (State.WAITING, State.PARKED)",
+        "holding = (State.PARKED,)",
+        "test_relay.py::test_a_row_that_fails_holds_its_key_up_and_nobody_else[asyncpg]",
+    ),
+    Mutant(
+        "treats unknown as sent",
+        "_relay/outcomes.py",
+        "State.PARKED if outcome.verdict is Verdict.PARKED else State.WAITING",
+        "State.PARKED if outcome.verdict is Verdict.PARKED else "
+        "State.SENT if outcome.verdict is Verdict.UNKNOWN else State.WAITING",
+        "test_relay.py::test_unknown_is_sent_again_under_the_same_id_and_counted[asyncpg]",
+    ),
+    Mutant(
+        "does not count what is unknown",
+        "_relay/statements.py",
+        "attempts_unknown = attempts_unknown + :unknown,",
+        "attempts_unknown = attempts_unknown + 0 * :unknown,",
+        "test_relay.py::test_unknown_is_sent_again_under_the_same_id_and_counted[aiosqlite]",
+    ),
+    Mutant(
+        "does not count what a dead relay may have sent",
+        "_relay/leases.py",
+        "        if not position:\n",
+        "        if position:\n",
+        "test_relay.py::test_who_takes_over_counts_what_may_have_been_sent[asyncpg]",
+    ),
+    Mutant(
+        "sends a key's rows together",
+        "relay.py",
+        "                pipeline=self._pipeline,",
+        "                pipeline=True,",
+        "test_relay.py::test_every_row_arrives_in_order_and_has_its_receipt[asyncpg]",
+    ),
+    Mutant(
+        "keeps its leases when it stops",
+        "_relay/leases.py",
+        "        await self.release([number for number in list(self.tokens) if number not in in_use])\n"
+        "        await self._store.change((f\"DELETE",
+        "        await self._store.change((f\"DELETE",
+        "test_relay.py::test_stopping_gives_the_partitions_back_at_once[asyncpg]",
+    ),
+    Mutant(
+        "takes rows of a key while its failure is not marked",
+        "_relay/keys.py",
+        "return lane not in self._failed and lane not in self._settling",
+        "return True",
+        "test_keys.py::test_a_claim_that_read_before_a_failure_was_marked_brings_nothing_of_its_key",
+    ),
+    Mutant(
+        "forgets which claim began before the mark",
+        "_relay/keys.py",
+        "        if self._claiming:\n            self._settling.add(lane)\n",
+        "        pass\n",
+        "test_keys.py::test_a_claim_that_read_before_a_failure_was_marked_brings_nothing_of_its_key",
+    ),
+    Mutant(
+        "sends all topics",
+        "_relay/statements.py",
+        "        self._topics = None if topics is None else list(topics)",
+        "        self._topics = None",
+        "test_relay.py::test_relays_for_two_brokers",
+    ),
+    Mutant(
+        "marks rows while the broker is gone",
+        "_relay/outcomes.py",
+        "        return Verdict.UNTOUCHED\n",
+        "        return Verdict.RETRY\n",
+        "test_relay.py::test_while_the_broker_is_gone_no_row_is_touched[asyncpg]",
+    ),
+    Mutant(
+        "tries every row of a refused topic",
+        "_relay/outcomes.py",
+        "        return Verdict.REFUSED\n",
+        "        return Verdict.RETRY\n",
+        "test_relay.py::test_a_refused_topic_waits_as_a_whole_and_comes_back[asyncpg]",
+    ),
+    Mutant(
+        "the hook inserts before the flush",
+        "hook.py",
+        "            return\n        session.flush()\n        self._committing = True",
+        "            return\n        self._committing = True",
+        "test_adding.py::test_an_aggregate_that_is_dirty_at_commit_is_written_before_the_message",
+    ),
+    Mutant(
+        "the hook writes at a savepoint's release",
+        "hook.py",
+        "        if session.in_nested_transaction():\n            return\n",
+        "",
+        "test_adding.py::test_the_release_of_a_savepoint_writes_nothing",
+    ),
+    Mutant(
+        "rows outlive their savepoint",
+        "hook.py",
+        "if transaction not in savepoints]",
+        "]",
+        "test_adding.py::test_rows_of_a_savepoint_that_is_rolled_back_go_with_it[asyncpg]",
+    ),
+    Mutant(
+        "ours need not be the last listener",
+        "hook.py",
+        "        return bool(last == self._before_commit)",
+        "        return True",
+        "test_adding.py::test_a_listener_that_was_registered_after_ours_changes_something",
+    ),
+]
