@@ -149,7 +149,7 @@ async def test_the_first_send_after_a_standstill(rabbitmq: RabbitMQServer, excha
 
 
 async def test_an_authority_that_is_replaced(exchange: str, tmp_path: Path) -> None:
-    """The file in ssl_cafile and the server's certificate are replaced by those of a new authority: it connects again."""
+    """The file in ssl_cafile and the server's certificate are replaced by those of a new authority: it reconnects."""
     old, new = make_certificates(tmp_path / "old"), make_certificates(tmp_path / "new")
     trusted = tmp_path / "trusted.pem"
     shutil.copy(old.ca, trusted)
