@@ -34,7 +34,7 @@ from cqrs_brokers.exceptions import (
 from cqrs_brokers.tls import tls_error
 
 from ._logs import safe_reply
-from ._rendering import body_size
+from ._rendering import body_size, header_frame_size
 
 if TYPE_CHECKING:
     from ._channels import Entry
@@ -54,6 +54,7 @@ __all__ = [
     "refusal",
     "scrubbed",
     "telling",
+    "too_large",
 ]
 
 ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED = 403, 404, 406
@@ -356,3 +357,19 @@ def forbidden(reply: str) -> str:
         return "exchange"
     found = _FORBIDDEN.match(reply)
     return found[1] if found else ""
+
+
+def too_large(entry: Entry, frame_max: int, largest_body: int | None) -> MessageTooLargeError | None:
+    """What the server certainly refuses, and with it the messages beside this one."""
+    _, _, frames, body, _, _ = entry
+    if len(frames) > frame_max and (size := header_frame_size(frames)) > frame_max:
+        return MessageTooLargeError(
+            f"the message's headers need a frame of {size} bytes, and a frame has at most {frame_max} bytes here: send "
+            "less in headers, or raise RabbitMQ's frame_max"
+        )
+    if largest_body is not None and len(body) > largest_body:
+        return MessageTooLargeError(
+            f"the body has {len(body)} bytes, and RabbitMQ takes at most {largest_body} bytes: send less, or raise its "
+            "max_message_size"
+        )
+    return None
