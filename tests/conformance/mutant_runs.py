@@ -11,6 +11,7 @@ import base64
 import contextlib
 import json
 import os
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -23,11 +24,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cqrs_brokers import Message
+from cqrs_brokers_testkit.certificates import make_certificates
 from cqrs_brokers_testkit.conformance import Harness, Record, Refusal, Target
 from cqrs_brokers_testkit.proxy import FaultProxy
+from tests.conformance.unordered import UnorderedServer
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
+SOUND = ("sound", "wire-sound", "unordered-sound")
+"""The drivers that keep every rule."""
 
 _METADATA = "Metadata-Version: 2.1\nName: {name}\nVersion: 0.1.0\nRequires-Dist: cqrs-brokers-core{core}\n"
 
@@ -36,9 +41,11 @@ def install(folder: Path) -> None:
     """Lays out the plugins as pip would: the modules, and the metadata of the distributions."""
     (folder / "cqrs_broker_mutant.py").write_text((HERE / "mutants.py").read_text())
     (folder / "cqrs_broker_wiremutant.py").write_text((HERE / "wire_mutants.py").read_text())
+    (folder / "cqrs_broker_unordered.py").write_text((HERE / "unordered_mutants.py").read_text())
     for name, module, core, schemes in (
         ("cqrs-broker-mutant", "cqrs_broker_mutant", ">=0.1,<0.2", ("mutant", "othername")),
         ("cqrs-broker-wiremutant", "cqrs_broker_wiremutant", ">=0.1,<0.2", ("wiremutant",)),
+        ("cqrs-broker-unordered", "cqrs_broker_unordered", ">=0.1,<0.2", ("unordered",)),
         ("cqrs-broker-stale", "cqrs_broker_mutant", ">=9", ("stale",)),
     ):
         info = folder / f"{name.replace('-', '_')}-0.1.0.dist-info"
@@ -50,12 +57,18 @@ def install(folder: Path) -> None:
 
 def run_here(name: str, only: Sequence[str]) -> dict[str, str]:
     """Runs cases against a mutant in this process; returns the status of each."""
+    import cqrs_broker_unordered  # type: ignore[import-not-found]
     import cqrs_broker_wiremutant  # type: ignore[import-not-found]
 
     from cqrs_brokers_testkit.conformance import run
 
-    wired = name == "wire-sound" or name in cqrs_broker_wiremutant.WIRE_MUTANTS
-    report = run(_wire_harness() if wired else _harness(name), only=only)
+    if name == "unordered-sound" or name in cqrs_broker_unordered.UNORDERED_MUTANTS:
+        harness = unordered_harness()
+    elif name == "wire-sound" or name in cqrs_broker_wiremutant.WIRE_MUTANTS:
+        harness = _wire_harness()
+    else:
+        harness = _harness(name)
+    report = run(harness, only=only)
     for result in report.cases:
         if result.status == "failed":
             sys.stderr.write(f"{result.id}: {result.reason}\n{result.detail}\n")
@@ -181,10 +194,77 @@ def _wire_harness() -> Harness:
     return WireHarness()
 
 
+def unordered_harness() -> Harness:
+    """The broker that answers in any order, with TLS, behind the fault proxy."""
+    server, stack = UnorderedServer(), contextlib.ExitStack()
+
+    class UnorderedHarness(Harness):
+        """All that the server can do."""
+
+        url = "unordered://localhost"
+        scale = 0.04
+        notices_within = 8.0
+        options: Mapping[str, Any] = {"delivery_timeout": 4.0, "connect_timeout": 2.0, "close_timeout": 4.0}
+        not_applicable: Mapping[str, str] = {
+            "delivery.nack-is-not-success": "it never nacks",
+            "delivery.refused-is-not-delivered": "it refuses topics, no messages",
+            "delivery.refused-spares-its-neighbours": "it refuses topics, no messages",
+            "delivery.missing-destination": "every topic exists",
+            "delivery.blocked-is-waited-out": "it never blocks",
+            "delivery.wrong-permission": "every user may connect",
+        }
+
+        def start(self) -> None:
+            self._certificates = make_certificates(Path(stack.enter_context(tempfile.TemporaryDirectory())))
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            context.load_cert_chain(self._certificates.server, self._certificates.server_key)
+            server.start(context)
+            self.proxy = stack.enter_context(FaultProxy(("127.0.0.1", server.port)))
+            self.url = f"unordered://{self.proxy.address}"
+
+        def stop(self) -> None:
+            stack.close()
+
+        def read_back(self, topic: str, count: int) -> Sequence[Record]:
+            give_up = time.monotonic() + 2
+            while True:
+                kept = [record for record in list(server.kept) if record["topic"] == topic]
+                if len(kept) >= count or time.monotonic() > give_up:
+                    return [_record(**{k: v for k, v in record.items() if k != "dedup"}) for record in kept]
+                time.sleep(0.02)
+
+        def forbidden_destination(self) -> Target:
+            return Target(self.url, f"forbidden-{self.new_topic_name()}")
+
+        def foreign_answers(self) -> Target:
+            return Target(self.url, f"seen-{self.new_topic_name()}")
+
+        def wrong_password_url(self) -> str:
+            return self.url_with_credentials("app", "wrong")
+
+        def tls_destination(self) -> Target:
+            tls = f"unordered://app:right@localhost:{server.tls_port}?tls=true"
+            return Target(f"{tls}&cafile={self._certificates.ca}", self.new_topic_name())
+
+        def tls_failures(self) -> Mapping[str, str]:
+            tls = f"unordered://app:right@localhost:{server.tls_port}?tls=true"
+            return {
+                "an unknown authority": f"{tls}&cafile={self._certificates.other_ca}",
+                "the system's authorities": tls,
+            }
+
+        def kill(self) -> None:
+            server.kill()
+
+        def restart(self) -> None:
+            server.restart()
+
+    return UnorderedHarness()
+
+
 def _record(body: str, timestamp: str, **fields: Any) -> Record:
-    return Record(
-        body=base64.b64decode(body), timestamp=datetime.fromisoformat(timestamp), key=None, headers={}, **fields
-    )
+    known = {"key": None, "headers": {}, **fields}
+    return Record(body=base64.b64decode(body), timestamp=datetime.fromisoformat(timestamp), **known)
 
 
 class Ran(NamedTuple):
@@ -208,7 +288,7 @@ def run_apart(name: str, only: Sequence[str], timeout: float = 170.0) -> Ran:
     with tempfile.TemporaryDirectory() as folder:
         install(Path(folder))
         path = os.pathsep.join([folder, str(ROOT), *(entry for entry in sys.path if entry)])
-        environment = {**os.environ, "PYTHONPATH": path, "CQRS_MUTANT": "" if name in ("sound", "wire-sound") else name}
+        environment = {**os.environ, "PYTHONPATH": path, "CQRS_MUTANT": "" if name in SOUND else name}
         done = subprocess.run(
             [sys.executable, "-m", "tests.conformance.mutant_runs", name, *only],
             env=environment,

@@ -286,8 +286,8 @@ class Sound(PipelinedDriver):
             message.message_name,
             str(message.message_id),
             message.key,
-            dict(message.headers),
-            message.body,
+            {name: str(value) for name, value in message.headers.items()},
+            message.body or b"",
             content_type_of(message),
             message.timestamp,
         )
@@ -489,7 +489,7 @@ class TruncatesBody(Sound):
     """Cuts bodies at 64 KiB."""
 
     def render(self, message: Message) -> Kept:
-        return replace(super().render(message), body=message.body[:65_536])
+        return replace(super().render(message), body=(message.body or b"")[:65_536])
 
 
 @mutant("messages.payload-bytes-go-first", "messages.payloads-become-json")
@@ -547,7 +547,8 @@ class SixtyFourHeaders(Sound):
     """Carries at most 64 headers."""
 
     def render(self, message: Message) -> Kept:
-        return replace(super().render(message), headers=dict(list(message.headers.items())[:64]))
+        kept = super().render(message)
+        return replace(kept, headers=dict(list(kept.headers.items())[:64]))
 
 
 @mutant("messages.callers-message-is-unchanged")

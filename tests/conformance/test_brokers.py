@@ -3,7 +3,9 @@
 import pytest
 
 from cqrs_brokers_testkit.conformance.pytest_glue import BrokerConformance
-from tests.conformance.harnesses import DevnullHarness, KafkaHarness, MemoryHarness, RabbitMQHarness
+from cqrs_brokers_testkit.harnesses.in_process import DevnullHarness, MemoryHarness
+from cqrs_brokers_testkit.harnesses.kafka import KafkaHarness
+from cqrs_brokers_testkit.harnesses.rabbitmq import RabbitMQHarness
 
 
 class TestMemory(BrokerConformance):

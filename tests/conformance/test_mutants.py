@@ -4,15 +4,15 @@ import pytest
 
 from cqrs_brokers_testkit.conformance import CASES
 from tests.conformance.documents import REFERENCE, UNCAUGHT, expected, jobs, mutants_table
-from tests.conformance.mutant_runs import Ran, run_many
+from tests.conformance.mutant_runs import SOUND, Ran, run_many
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
 def runs() -> dict[str, Ran | Exception]:
-    """What the run of every mutant, and of the two sound drivers, came to."""
-    return run_many({"sound": [], "wire-sound": [], **jobs()})
+    """What the run of every mutant, and of the sound drivers, came to."""
+    return run_many({**{name: [] for name in SOUND}, **jobs()})
 
 
 @pytest.mark.parametrize("name", expected())
@@ -23,7 +23,7 @@ def test_every_mutant_is_caught(name: str, runs: dict[str, Ran | Exception]) -> 
     assert {case: found.statuses[case] for case in expected()[name][1]} == dict.fromkeys(expected()[name][1], "failed")
 
 
-@pytest.mark.parametrize("name", ["sound", "wire-sound"])
+@pytest.mark.parametrize("name", SOUND)
 def test_the_sound_driver_passes(name: str, runs: dict[str, Ran | Exception]) -> None:
     """The driver that the mutants vary fails no case, so that it is the defect that is caught."""
     found = runs[name]

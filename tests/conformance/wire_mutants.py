@@ -17,7 +17,9 @@ from cqrs_brokers.driver import Capabilities, Delivery, Link, PipelinedDriver, c
 from cqrs_brokers.exceptions import ConnectionLostError, NotDeliveredError, ProtocolError, UnreachableError
 from cqrs_brokers.hooks import hookimpl
 from cqrs_brokers.options import BrokerOptions
-from cqrs_brokers.url import BrokerURL
+from cqrs_brokers.pipeline import connect_to_any
+from cqrs_brokers.tasks import drop_task, drop_transport
+from cqrs_brokers.url import BrokerURL, Host
 
 
 class WireOptions(BrokerOptions):
@@ -36,6 +38,8 @@ class WireSound(PipelinedDriver):
         self._reading: asyncio.Task[None] | None = None
         self._queue: list[tuple[Delivery, bytes]] = []
         self._in_flight: dict[int, Delivery] = {}
+        self._watching: asyncio.Task[None] | None = None
+        self._heard = 0.0
         self._pong: asyncio.Future[None] | None = None
         self._number = 0
 
@@ -48,8 +52,17 @@ class WireSound(PipelinedDriver):
 
     async def connect(self) -> None:
         await self.drop()
+        reader, writer = await connect_to_any(self._hosts, self.dial, 1.9)
+        writer.transport.set_write_buffer_limits(64 * 1024)
+        self._writer = writer
+        self._reading = asyncio.create_task(self._read(reader))
+        self._heard = asyncio.get_running_loop().time()
+        self._watching = asyncio.create_task(self._watch())
+        self.flush()
+
+    async def dial(self, host: Host) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         try:
-            reader, writer = await asyncio.open_connection(self._hosts[0].host, self._hosts[0].port)
+            reader, writer = await asyncio.open_connection(host.host, host.port)
         except OSError as error:
             raise UnreachableError("nobody listens") from error
         try:
@@ -57,10 +70,20 @@ class WireSound(PipelinedDriver):
         except BaseException:
             writer.transport.abort()
             raise
-        writer.transport.set_write_buffer_limits(64 * 1024)
-        self._writer = writer
-        self._reading = asyncio.create_task(self._read(reader))
-        self.flush()
+        return reader, writer
+
+    async def _watch(self) -> None:
+        """Asks a silent server for a sign of life."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(0.5)
+            if loop.time() - self._heard < 2.0:
+                continue
+            try:
+                await asyncio.wait_for(self.ping(), 2.0)
+            except (TimeoutError, UnreachableError):
+                self.ended("it is silent")
+                return
 
     async def greet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HELLO\n")
@@ -89,7 +112,7 @@ class WireSound(PipelinedDriver):
                 "topic": message.topic,
                 "message_id": str(message.message_id),
                 "name": message.message_name,
-                "body": base64.b64encode(message.body).decode(),
+                "body": base64.b64encode(message.body or b"").decode(),
                 "content_type": content_type_of(message),
                 "timestamp": message.timestamp.isoformat(),
             }
@@ -102,10 +125,16 @@ class WireSound(PipelinedDriver):
             if delivery.handed_over():
                 self._number += 1
                 self._in_flight[self._number] = delivery
+                asyncio.get_running_loop().call_at(delivery.deadline + 0.05, self._let_go, self._number)
                 assert self._writer is not None
                 self._writer.write(b"%d %s\n" % (self._number, record))
         if self._queue and self._writer is not None:
             asyncio.get_running_loop().call_later(0.01, self.flush)
+
+    def _let_go(self, number: int) -> None:
+        delivery = self._in_flight.get(number)
+        if delivery is not None and delivery.done:
+            self._in_flight.pop(number).release()
 
     def has_room(self) -> bool:
         return self._writer is not None and self._writer.transport.get_write_buffer_size() < 64 * 1024
@@ -122,6 +151,7 @@ class WireSound(PipelinedDriver):
         self.ended(text)
 
     def understood(self, line: bytes) -> bool:
+        self._heard = asyncio.get_running_loop().time()
         word, _, number = line.strip().partition(b" ")
         if word == b"PONG":
             if self._pong is not None and not self._pong.done():
@@ -153,11 +183,13 @@ class WireSound(PipelinedDriver):
             writer.transport.abort()
 
     async def drop(self) -> None:
-        reading, self._reading = self._reading, None
+        tasks = [task for task in (self._reading, self._watching) if task is not None]
+        self._reading = self._watching = None
         self._writer_gone()
-        if reading is not None and reading is not asyncio.current_task():
-            reading.cancel()
-            await asyncio.wait([reading], timeout=0.5)
+        for task in tasks:
+            if task is not asyncio.current_task():
+                task.cancel()
+                await asyncio.wait([task], timeout=0.5)
 
     async def close(self, grace: float) -> None:
         self._queue.clear()
@@ -168,14 +200,11 @@ class WireSound(PipelinedDriver):
     def abort(self) -> None:
         self._queue.clear()
         self._in_flight.clear()
-        if self._reading is not None and not self._reading.get_loop().is_closed():
-            self._reading.cancel()
-        self._reading = None
-        if self._writer is not None and not self._writer.transport.is_closing():
-            try:
-                self._writer.transport.abort()
-            except RuntimeError:  # its loop is closed
-                self._writer.transport._sock.close()  # type: ignore[attr-defined]
+        drop_task(self._reading)
+        drop_task(self._watching)
+        self._reading = self._watching = None
+        if self._writer is not None:
+            drop_transport(self._writer.transport)
         self._writer = None
 
 
@@ -183,6 +212,9 @@ class DeafToTheEnd(WireSound):
     """Does not notice that the server's side of the connection is finished."""
 
     caught_by = ("faults.half-open",)
+
+    async def _watch(self) -> None:
+        await asyncio.Event().wait()
 
     def ended(self, text: str) -> None:
         if "closed" not in text:
@@ -199,20 +231,15 @@ class OneAtATime(WireSound):
 
 
 class NoBackpressure(WireSound):
-    """Writes as fast as it is given messages, and lets go of what the socket still holds."""
+    """Writes as fast as it is given messages, whatever its buffer still holds."""
 
     caught_by = ("faults.slow-link",)
 
+    async def _watch(self) -> None:
+        await asyncio.Event().wait()
+
     def has_room(self) -> bool:
         return self._writer is not None
-
-    def submit(self, deliveries: Sequence[Delivery], /) -> None:
-        super().submit(deliveries)
-        asyncio.get_running_loop().call_soon(self._let_go)
-
-    def _let_go(self) -> None:
-        for number in list(self._in_flight):
-            self._in_flight.pop(number).fail(ConnectionLostError("no answer"))
 
 
 class CutIsNotDelivered(WireSound):

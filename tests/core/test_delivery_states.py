@@ -39,7 +39,8 @@ def make_window(loop: asyncio.AbstractEventLoop, submitted: list[Delivery], max_
         max_bytes=10_000,
         keeps=True,
         timeout=30.0,
-        why_not=lambda _: BackpressureError("no room"),
+        why_not=lambda _delivery, _room: BackpressureError("no room"),
+        why_late=lambda _delivery: None,
     )
     window.bind(loop)
     window.gate = True

@@ -89,7 +89,7 @@ async def test_frozen_leader(kafka_nodes: KafkaCluster, unique_name: Name) -> No
 
 
 async def test_too_few_replicas(kafka_nodes: KafkaCluster, unique_name: Name) -> None:
-    """Fewer in sync than min.insync.replicas: waited out to the deadline, not lost, and it goes on by itself."""
+    """Fewer in sync than min.insync.replicas: waited out to the deadline, then refused, and it goes on by itself."""
     topic = unique_name("insync")
     kafka_nodes.create_topic(topic, 1, 3, {"min.insync.replicas": "3"})
     loop = asyncio.get_running_loop()
@@ -108,13 +108,14 @@ async def test_too_few_replicas(kafka_nodes: KafkaCluster, unique_name: Name) ->
             second = asyncio.create_task(broker.send_message(Message("E", topic, {}, key="k")))
             outcomes = await asyncio.gather(first, second, return_exceptions=True)
             assert loop.time() - started < 4.2
-            assert [type(outcome) for outcome in outcomes] == [DeliveryTimeoutError, BackpressureError]
+            assert [type(outcome) for outcome in outcomes] == [RejectedError, RejectedError]
+            assert all("min.insync.replicas" in str(o) and getattr(o, "retryable", False) for o in outcomes)
             patient = [asyncio.create_task(broker.send_message(Message("E", topic, {}, key="k"))) for _ in range(3)]
         finally:
             await asyncio.to_thread(follower.start)
         await until_in_sync(kafka_nodes, topic, 3)
         waited = await asyncio.gather(*patient, return_exceptions=True)
-        assert all(isinstance(outcome, Receipt | BackpressureError) for outcome in waited)
+        assert all(isinstance(outcome, Receipt | RejectedError) for outcome in waited)
         await asyncio.sleep(0.5)
         last = await broker.send_message(Message("E", topic, {}, key="k"))
     records = await asyncio.to_thread(drain_topic, kafka_nodes.reader_bootstrap_servers, topic)
@@ -140,15 +141,16 @@ async def close_with_pending(url: str, topic: str) -> list[Receipt | BaseExcepti
         await broker.close(2)
         assert loop.time() - started < 3
     outcomes = await asyncio.gather(*sends, return_exceptions=True)
-    assert [type(outcome) for outcome in outcomes] == [ClosedWhilePendingError, *[BrokerClosedError] * 3]
+    assert isinstance(outcomes[0], BrokerClosedError | ClosedWhilePendingError)  # the latter: it was just in flight
+    assert {type(outcome) for outcome in outcomes[1:]} == {BrokerClosedError}
     return outcomes
 
 
 async def test_too_few_replicas_without_idempotence(kafka_nodes: KafkaCluster, unique_name: Name) -> None:
-    """The same with allow_unsafe: the client gives up after request_timeout_ms, and says so truthfully."""
+    """The same with allow_unsafe: refused before anything was written, so it is waited out to the deadline too."""
     topic = unique_name("weak-insync")
     kafka_nodes.create_topic(topic, 1, 3, {"min.insync.replicas": "3"})
-    mode = "enable_idempotence=false&allow_unsafe=true&request_timeout_ms=4000&delivery_timeout=10s"
+    mode = "enable_idempotence=false&allow_unsafe=true&delivery_timeout=3s"
     async with open_broker(f"{kafka_nodes.url}?{mode}") as broker:
         await broker.send_message(Message("E", topic, {}, key="k"))
         head = await asyncio.to_thread(leader, kafka_nodes, topic)
@@ -232,7 +234,7 @@ async def test_leader_changes_without_a_fault() -> None:
 
 
 async def test_no_leader_for_a_while() -> None:
-    """A partition without a leader is waited for; past the deadline its class says that it may be written later."""
+    """A partition without a leader is waited for; at the deadline the message is withdrawn, and never comes."""
     with KafkaMock(1) as mock:
         mock.create_topic("t", 1)
         async with open_broker(f"{mock.url}?delivery_timeout=2s") as broker:
@@ -243,11 +245,11 @@ async def test_no_leader_for_a_while() -> None:
             mock.set_leader("t", 0, 1)
             assert (await send).confirmed
             mock.set_leader("t", 0, -1)
-            with pytest.raises(DeliveryTimeoutError):
+            with pytest.raises(BackpressureError, match=r"no leader|NOT_LEADER"):
                 await broker.send_message(Message("E", "t", {}, key="k"))
             mock.set_leader("t", 0, 1)
             await asyncio.sleep(0.5)
-            assert (await broker.send_message(Message("E", "t", {}, key="k"))).confirmed
+            assert (await broker.send_message(Message("E", "t", {}, key="k"))).offset == 2
 
 
 async def test_all_nodes_dead_is_said(kafka_nodes: KafkaCluster, unique_name: Name) -> None:
@@ -266,7 +268,8 @@ async def test_all_nodes_dead_is_said(kafka_nodes: KafkaCluster, unique_name: Na
             unseen = asyncio.create_task(broker.send_message(Message("E", unique_name("unseen"), {})))
             outcomes = await asyncio.gather(first, second, unseen, return_exceptions=True)
             assert loop.time() - started < 7.1
-            assert [type(o) for o in outcomes] == [DeliveryTimeoutError, NotConnectedError, NotConnectedError]
+            # The first one never left when the end of its connection had been seen before.
+            assert isinstance(outcomes[0], DeliveryTimeoutError | NotConnectedError)
             for outcome in outcomes[1:]:
                 assert isinstance(outcome, NotConnectedError)
                 assert isinstance(outcome.__cause__, UnreachableError)

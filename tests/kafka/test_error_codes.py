@@ -37,35 +37,43 @@ REFUSED = {
     47: DeliveryUnknownError,
     59: DeliveryUnknownError,
     74: DeliveryUnknownError,
-    87: DeliveryUnknownError,
+    87: RejectedError,
+    89: DeliveryUnknownError,
     -1: DeliveryUnknownError,
 }
 
 
-def producer_ids(driver: object) -> int:
-    return int(driver.producer._client._txn_manager.producer_id)  # type: ignore[attr-defined]
+def numbers(driver: object) -> tuple[int, int, int]:
+    """Producer id, epoch and next sequence number of the topic's only partition."""
+    (partition,) = driver.topics["t"].partitions  # type: ignore[attr-defined]
+    return partition._producer_id, partition._epoch, partition._sequence
 
 
 @pytest.mark.parametrize(("code", "expected"), REFUSED.items())
-async def test_one_typed_error_and_a_new_producer(
+async def test_one_typed_error_and_then_it_goes_on(
     kafka_mock: KafkaMock, code: int, expected: type[DeliveryError]
 ) -> None:
-    """A refused batch gives exactly one error, of the table's class; the next send works, with a new producer id."""
+    """A refused batch gives one error, of the table's class; its numbers are used again only if it was not written."""
     kafka_mock.create_topic("t")
     async with open_broker(kafka_mock.url) as broker:
         await broker.send_message(Message("E", "t", {}, key="k"))
-        first = producer_ids(broker.driver)
+        before = numbers(broker.driver)
         kafka_mock.push_errors(PRODUCE, code)
         with pytest.raises(DeliveryError) as caught:
             await broker.send_message(Message("E", "t", {}, key="k"))
         assert type(caught.value) is expected
         assert (await broker.send_message(Message("E", "t", {}, key="k"))).confirmed
-        assert producer_ids(broker.driver) != first
+        producer_id, epoch, sequence = before
+        if expected is not DeliveryUnknownError:
+            assert numbers(broker.driver) == (producer_id, epoch, sequence + 1)
+        else:
+            assert numbers(broker.driver)[:2] != (producer_id, epoch)
+            assert numbers(broker.driver)[2] == 1
 
 
 @pytest.mark.parametrize("code", [3, 5, 6, 7, 19, 20, 56])
 async def test_idempotent_retries_are_transparent(kafka_mock: KafkaMock, code: int) -> None:
-    """What aiokafka may repeat with the same sequence number, it repeats; the send succeeds."""
+    """What passes, and what is in doubt, is repeated with the same sequence number; the send succeeds."""
     kafka_mock.create_topic("t")
     async with open_broker(kafka_mock.url) as broker:
         await broker.send_message(Message("E", "t", {}, key="k"))
@@ -97,11 +105,11 @@ async def test_a_refusal_after_certain_refusals_is_certain(kafka_mock: KafkaMock
     assert all(isinstance(outcome, Receipt) for outcome in outcomes)
 
 
-@pytest.mark.parametrize("codes", [(7, 10), (20, 29), (7, 44)])
+@pytest.mark.parametrize("codes", [(7, 10), (20, 29), (7, 44), (56, 87)])
 async def test_a_refusal_after_a_retry_is_unknown(kafka_mock: KafkaMock, codes: tuple[int, ...]) -> None:
     """A refusal proves nothing when an earlier attempt's answer was a timeout, and nothing is sent again."""
     kafka_mock.create_topic("t")
-    async with open_broker(kafka_mock.url + UNSAFE) as broker:
+    async with open_broker(kafka_mock.url) as broker:
         await broker.send_message(Message("E", "t", {}, key="k"))
         kafka_mock.push_errors(PRODUCE, *codes)
         outcomes = await broker.send_messages(Message("E", "t", {}, key="k") for _ in range(4))
@@ -109,8 +117,20 @@ async def test_a_refusal_after_a_retry_is_unknown(kafka_mock: KafkaMock, codes: 
         assert (await broker.send_message(Message("E", "t", {}, key="k"))).confirmed
 
 
+@pytest.mark.parametrize("code", [7, 13, 20, 56])
+async def test_without_idempotence_doubt_is_not_repeated(kafka_mock: KafkaMock, code: int) -> None:
+    """A lost answer is unknown at once: without idempotence a repeat could be in the log twice."""
+    kafka_mock.create_topic("t")
+    async with open_broker(kafka_mock.url + UNSAFE) as broker:
+        await broker.send_message(Message("E", "t", {}, key="k"))
+        kafka_mock.push_errors(PRODUCE, code)
+        with pytest.raises(DeliveryUnknownError):
+            await broker.send_message(Message("E", "t", {}, key="k"))
+        assert (await broker.send_message(Message("E", "t", {}, key="k"))).confirmed
+
+
 async def test_written_to_too_few_replicas_is_unknown(kafka_mock: KafkaMock) -> None:
-    """Code 20 as the last word, after as many repeats as request_timeout_ms allows: the message may stay written."""
+    """Code 20 as the last word: the message may stay written."""
     kafka_mock.create_topic("t")
     async with open_broker(kafka_mock.url + UNSAFE) as broker:
         await broker.send_message(Message("E", "t", {}, key="k"))
@@ -140,18 +160,17 @@ async def test_doubt_waits_for_a_leader(kafka_mock: KafkaMock) -> None:
         assert (await send).confirmed
 
 
-async def test_doubt_ends_at_the_deadline(kafka_mock: KafkaMock) -> None:
-    """What may be written and finds no leader is unknown at its deadline; nothing is left waiting, and it goes on."""
+async def test_doubt_outlives_the_deadline(kafka_mock: KafkaMock) -> None:
+    """What may be written is unknown at its deadline, and is repeated all the same: then the partition goes on."""
     async with open_broker(f"{kafka_mock.url}?request_timeout_ms=500&delivery_timeout=1.5s") as broker:
         await doubt(kafka_mock, broker)
-        first = broker.driver.producer  # type: ignore[attr-defined]
-        with pytest.raises(DeliveryUnknownError):
+        with pytest.raises(DeliveryUnknownError, match=r"NOT_LEADER|NOT_ENOUGH"):
             await broker.send_message(Message("E", "t", {}, key="k"))
-        async with asyncio.timeout(5):
-            while first.in_flight:
-                await asyncio.sleep(0.05)
+        before = numbers(broker.driver)
         kafka_mock.set_leader("t", 0, 1)
-        assert (await broker.send_message(Message("E", "t", {}, key="k"))).confirmed
+        receipt = await broker.send_message(Message("E", "t", {}, key="k"))
+        assert numbers(broker.driver) == (*before[:2], before[2] + 2)
+        assert receipt.offset == 2  # behind the one that was repeated
 
 
 async def test_neighbours_of_a_refused_record(kafka_mock: KafkaMock) -> None:

@@ -148,21 +148,6 @@ async def test_close_while_the_broker_is_dead(kafka_node: KafkaCluster, unique_n
     assert len(ids - unknown) == 1
 
 
-async def test_sender_task_dies(kafka_node: KafkaCluster, unique_name: Name) -> None:
-    """Somebody cancels aiokafka's own task: sends go on with another producer (aiokafka itself hangs for ever)."""
-    topic = unique_name("sender")
-    kafka_node.create_topic(topic)
-    async with no_leaks():
-        async with open_broker(f"{kafka_node.url}?delivery_timeout=5s") as broker:
-            await broker.send_message(Message("E", topic, {}, key="k"))
-            for task in asyncio.all_tasks():
-                if "_sender_routine" in repr(task.get_coro()):
-                    task.cancel()
-            await asyncio.sleep(0)
-            receipts = [await broker.send_message(Message("E", topic, {}, key="k")) for _ in range(10)]
-    assert [receipt.offset for receipt in receipts] == list(range(1, 11))
-
-
 async def test_memory_stays_bounded(kafka_node: KafkaCluster, unique_name: Name) -> None:
     """Against a frozen broker only one batch per partition is unknown; all else is certainly not delivered."""
     topic = unique_name("bounded")

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from cqrs_broker_kafka.logs import LOGGERS, redact_client_logs
+from cqrs_broker_kafka._logs import LOGGERS, redact_client_logs
 
 
 def test_one_filter_per_logger_and_no_level_change() -> None:

@@ -5,7 +5,7 @@ from aiokafka.partitioner import murmur2 as murmur2_of_aiokafka
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cqrs_broker_kafka.partitioning import murmur2, partition_for
+from cqrs_broker_kafka._partitioning import murmur2, partition_for
 
 
 @given(st.binary(max_size=200))

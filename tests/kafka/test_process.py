@@ -280,8 +280,8 @@ async def main(url, topic):
         raise AssertionError("connected without a descriptor")
     # The connection that there is goes on; then it breaks, and cannot be made anew for a while.
     await warm.send_message(Message("E", topic, {}, key="k"))
-    for connection in warm.driver.producer._client.client._conns.values():
-        connection._writer.transport.abort()
+    for node in warm.driver._cluster.nodes.values():
+        node.connection._writer.transport.abort()
     await asyncio.sleep(0)
     take_all(taken)
     send = asyncio.create_task(warm.send_message(Message("E", topic, {}, key="k")))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cqrs_broker_kafka.records import Record, RecordMaker
+from cqrs_broker_kafka._records import Record, RecordMaker
 from cqrs_brokers import Message
 
 ID = UUID("018f3c1e-7b6a-4c9d-9e21-5f0a6b7c8d9e")
@@ -77,10 +77,10 @@ def test_timestamp_is_rounded_down_to_the_millisecond(when: datetime) -> None:
 @pytest.mark.parametrize("size", [0, 1, 200, 70_000])
 def test_size_is_never_below_what_a_batch_takes(size: int) -> None:
     """`Record.size` is an upper bound of what the record adds to a batch."""
-    from aiokafka.producer.message_accumulator import BatchBuilder
+    from cqrs_broker_kafka._client import batch_builder
 
     made = record(Message("Näme", "t", b"x" * size, key="k" * 50, headers={"héader": "välue" * 10}))
-    builder = BatchBuilder(10**6, 0)
+    builder = batch_builder("none", 1, 0, 0, 10**6)
     before = builder.size()
-    builder.append(timestamp=made.timestamp, key=made.key, value=made.value, headers=made.headers())
+    builder.append(0, made.timestamp, made.key, made.value, made.headers())
     assert builder.size() - before <= made.size()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from cqrs_broker_kafka.logs import LOGGERS
+from cqrs_broker_kafka._logs import LOGGERS
 from cqrs_brokers import (
     AuthenticationError,
     Broker,

@@ -20,6 +20,6 @@ def broker_options() -> type[BrokerOptions]:
 @hookimpl
 def open_message_broker(url: BrokerURL, options: RedisStreamsOptions) -> RedisStreamsDriver:
     """The driver of `redis-streams://`."""
-    if len(url.hosts) != 1:
-        raise ConfigError("redis-streams:// takes exactly one host, for example redis-streams://localhost:6379")
+    if not url.hosts:
+        raise ConfigError("redis-streams:// needs a host, for example redis-streams://localhost:6379")
     return RedisStreamsDriver(url, options)

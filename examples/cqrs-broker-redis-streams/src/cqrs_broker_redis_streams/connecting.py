@@ -1,8 +1,7 @@
-"""Makes and drops redis-py's connections. The only module that reaches into redis-py and asyncio."""
+"""Makes and drops redis-py's connections. The only module that reaches into redis-py."""
 
-from typing import Any
-
-from cqrs_brokers.url import BrokerURL
+from cqrs_brokers.tasks import drop_transport
+from cqrs_brokers.url import BrokerURL, Host
 from redis.asyncio import Connection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -11,16 +10,18 @@ from redis.exceptions import RedisError
 from .errors import connect_error
 from .options import RedisStreamsOptions
 
-__all__ = ["Connection", "drop", "open_connection"]
+__all__ = ["PING", "Connection", "drop", "open_connection"]
+
+PING = [b"*1\r\n$4\r\nPING\r\n"]
 
 
-async def open_connection(url: BrokerURL, options: RedisStreamsOptions) -> Connection:
+async def open_connection(host: Host, url: BrokerURL, options: RedisStreamsOptions) -> Connection:
     """Connects and logs in.
 
     Raises:
         ConnectError: Why not.
     """
-    host, password = url.hosts[0], url.password
+    password = url.password
     connection = Connection(
         host=host.host,
         port=host.port or 6379,
@@ -28,7 +29,6 @@ async def open_connection(url: BrokerURL, options: RedisStreamsOptions) -> Conne
         password=None if password is None else password.reveal(),
         db=options.db,
         socket_timeout=None,  # deadlines are the Broker's
-        socket_connect_timeout=options.connect_timeout,
         retry=Retry(NoBackoff(), 0),  # trying again is the Broker's, too; by default redis-py would, ten times
     )
     try:
@@ -37,8 +37,8 @@ async def open_connection(url: BrokerURL, options: RedisStreamsOptions) -> Conne
         await connection.read_response()
     except RedisError as error:
         drop(connection)
-        raise connect_error(error) from error
-    except BaseException:  # cancelled: the Broker waits no longer
+        raise connect_error(error, host) from error
+    except BaseException:  # cancelled: the host's share of the time is over
         drop(connection)
         raise
     return connection
@@ -47,11 +47,5 @@ async def open_connection(url: BrokerURL, options: RedisStreamsOptions) -> Conne
 def drop(connection: Connection) -> None:
     """Closes the socket without awaiting, also when the event loop is closed. redis-py has no public way to."""
     writer, connection._reader, connection._writer = connection._writer, None, None
-    if writer is None:
-        return
-    transport: Any = writer.transport
-    try:
-        transport.abort()
-    except RuntimeError:  # the loop is closed: nobody else will close the socket
-        transport._sock.close()
-        transport._sock = None  # or the transport warns of a socket that is closed
+    if writer is not None:
+        drop_transport(writer.transport)

@@ -1,39 +1,35 @@
 """Publishes with XADD over one connection; Redis' answer, the id of the new entry, is the confirm.
 
-Redis answers commands in the order in which it got them. So many can be on their way, and the next answer always
-belongs to the oldest one without.
+Redis answers commands in the order in which it got them. Many may be on their way, and the next answer always belongs
+to the oldest one without.
 """
 
 import asyncio
-from collections import deque
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 
 from cqrs_brokers.driver import Capabilities, Delivery, Link, PipelinedDriver
-from cqrs_brokers.exceptions import ConnectionLostError, UnreachableError
+from cqrs_brokers.exceptions import UnreachableError
+from cqrs_brokers.pipeline import Pipeline, connect_to_any
 from cqrs_brokers.url import BrokerURL
 
-from .connecting import Connection, drop, open_connection
+from .connecting import PING, Connection, drop, open_connection
 from .entries import xadd
 from .errors import ANSWERS, refusal
 from .options import RedisStreamsOptions
 
 __all__ = ["RedisStreamsDriver"]
 
-BATCH_BYTES = 64 * 1024
-"""About so much is written at once; what does not fit is not handed over yet, and can still be skipped."""
-
 
 class RedisStreamsDriver(PipelinedDriver):
-    """Keeps two queues: what is not written, and what is written and not answered."""
+    """What Redis needs; the queues and tasks are the pipeline's."""
 
     def __init__(self, url: BrokerURL, options: RedisStreamsOptions) -> None:
         self._url = url
         self._options = options
         self._connection: Connection | None = None
-        self._tasks: list[asyncio.Task[None]] = []
-        self._waiting: deque[tuple[Delivery, list[bytes]]] = deque()
-        self._unanswered: deque[Delivery] = deque()
-        self._more = asyncio.Event()
+        self._pipeline = Pipeline[list[bytes]](
+            self._lost, in_order=True, ping_after=options.ping_after, ping_timeout=options.ping_after
+        )
 
     @property
     def capabilities(self) -> Capabilities:
@@ -45,82 +41,67 @@ class RedisStreamsDriver(PipelinedDriver):
         self._link = link
 
     async def connect(self) -> None:
-        """Connects, and starts a task that writes and one that reads."""
-        self._disconnect()
-        self._connection = connection = await open_connection(self._url, self._options)
-        self._more = asyncio.Event()
-        self._more.set()
-        for work in (self._write(connection), self._read(connection)):
-            self._tasks.append(asyncio.create_task(self._until_lost(work)))
+        """Connects to the first host that answers, and opens the pipeline."""
+        await self._pipeline.end()
+        self._drop()
+        connection = await connect_to_any(
+            self._url.hosts, lambda host: open_connection(host, self._url, self._options), self._options.connect_timeout
+        )
+        self._connection = connection
+
+        async def write(batch: Sequence[tuple[int, list[bytes]]]) -> None:
+            if not connection.is_connected:  # redis-py would connect anew, behind our back
+                raise ConnectionResetError("the connection was lost")
+            await connection.send_packed_command([part for _, item in batch for part in item], check_health=False)
+
+        self._pipeline.open(write, read=self._read(connection), ping=self.ping)
 
     async def ping(self) -> None:
-        """Makes another connection: while many messages are on their way, a PING on this one would stand in line."""
-        drop(await open_connection(self._url, self._options))
+        """Asks on the same connection, after the messages that are on their way: another one would prove nothing."""
+        await self._pipeline.ask(PING)
 
     def submit(self, deliveries: Sequence[Delivery], /) -> None:
         """Queues the commands. They are packed now, because the caller may change a message later."""
-        self._waiting.extend((delivery, xadd(delivery.message, self._options.maxlen)) for delivery in deliveries)
-        self._more.set()
-
-    async def _write(self, connection: Connection) -> None:
-        while True:
-            await self._more.wait()
-            if not connection.is_connected:  # the reader has noticed; redis-py would connect anew, behind our back
-                return
-            batch: list[bytes] = []
-            size = 0
-            while self._waiting and size < BATCH_BYTES:
-                delivery, command = self._waiting.popleft()
-                if delivery.handed_over():  # otherwise its deadline has passed, or its caller was cancelled
-                    self._unanswered.append(delivery)
-                    batch += command
-                    size += sum(map(len, command))
-            if not self._waiting:
-                self._more.clear()
-            await connection.send_packed_command(batch, check_health=False)
+        for delivery in deliveries:
+            command = xadd(delivery.message, self._options.maxlen)
+            self._pipeline.put(delivery, command, sum(map(len, command)))
 
     async def _read(self, connection: Connection) -> None:
         while True:
+            refused = None
             try:
-                await connection.read_response()
+                answer = await connection.read_response()
             except ANSWERS as error:
-                answer = refusal(error)
-                answer.__cause__ = error
-                self._unanswered.popleft().fail(answer)
+                refused = refusal(error)
+                refused.__cause__ = error
             else:
-                self._unanswered.popleft().confirm()
+                if answer in (b"PONG", "PONG"):
+                    self._pipeline.answered_question()
+                    continue
+            delivery = self._pipeline.answered()
+            if delivery is not None and refused is not None:
+                delivery.fail(refused)
+            elif delivery is not None:
+                delivery.confirm()
 
-    async def _until_lost(self, work: Awaitable[None]) -> None:
-        try:
-            await work
-        except Exception as error:  # also what no client should raise: either way the connection is of no use any more
-            self._disconnect()
-            for delivery in self._unanswered:
-                lost = ConnectionLostError("the connection to Redis was lost before it answered")
-                lost.__cause__ = error
-                delivery.fail(lost)
-            self._unanswered.clear()
-            self._link.lost(UnreachableError(f"the connection broke ({type(error).__name__}): see the log of Redis"))
+    def _lost(self, error: Exception) -> None:
+        self._drop()
+        lost = UnreachableError(f"the connection broke ({type(error).__name__}): see the log of Redis")
+        lost.__cause__ = error
+        self._link.lost(lost)
 
-    def _disconnect(self) -> None:
-        for task in self._tasks:
-            if not task.get_loop().is_closed():
-                task.cancel()
-        self._tasks.clear()
-        if self._connection is not None:
-            drop(self._connection)
-            self._connection = None
+    def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            drop(connection)
 
     async def close(self, grace: float) -> None:
         """Drops the connection: by now every message has its outcome, and Redis expects no farewell."""
-        tasks = tuple(self._tasks)
-        self.abort()
-        if tasks:
-            await asyncio.wait(tasks, timeout=0.5)
+        self._drop()
+        await self._pipeline.close()
         await asyncio.sleep(0)  # asyncio closes an aborted socket in the next round of its loop
 
     def abort(self) -> None:
         """Drops everything, also when the loop is closed."""
-        self._disconnect()
-        self._waiting.clear()
-        self._unanswered.clear()
+        self._drop()
+        self._pipeline.abort()

@@ -1,6 +1,7 @@
 """What redis-py's errors mean: which of them prove that nothing was written."""
 
 from cqrs_brokers import exceptions as errors
+from cqrs_brokers.url import Host
 from redis import exceptions as redis_errors
 
 __all__ = ["ANSWERS", "connect_error", "refusal"]
@@ -19,14 +20,14 @@ def refusal(error: redis_errors.RedisError) -> errors.NotDeliveredError:
     return errors.RejectedError(f"Redis refused the message ({text.partition(' ')[0]}): see its log")
 
 
-def connect_error(error: redis_errors.RedisError) -> errors.ConnectError:
-    """Why there is no connection."""
+def connect_error(error: redis_errors.RedisError, host: Host) -> errors.ConnectError:
+    """Why there is no connection to that host."""
     if isinstance(error, redis_errors.AuthenticationError):
-        return errors.AuthenticationError("Redis does not accept the user and password")
+        return errors.AuthenticationError(f"{host}: Redis does not accept the user and password")
     if isinstance(error, redis_errors.NoPermissionError):
-        return errors.AuthorizationError("the user may not use PING: give it +@connection")
+        return errors.AuthorizationError(f"{host}: the user may not use PING: give it +@connection")
     if isinstance(error, redis_errors.InvalidResponse):
-        return errors.ProtocolError("what answers there is not Redis: check host and port")
+        return errors.ProtocolError(f"{host}: what answers there is not Redis: check host and port")
     if isinstance(error, redis_errors.ResponseError):
-        return errors.TopologyError("Redis does not have this database: check db=")
-    return errors.UnreachableError(f"Redis does not answer ({type(error).__name__}): check host, port and server")
+        return errors.TopologyError(f"{host}: Redis does not have this database: check db=")
+    return errors.UnreachableError(f"{host} does not answer ({type(error).__name__}): check host, port and server")

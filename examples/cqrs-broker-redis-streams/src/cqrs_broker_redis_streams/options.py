@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from cqrs_brokers.options import BrokerOptions, option
+from cqrs_brokers.options import BrokerOptions, Duration, option
 
 __all__ = ["RedisStreamsOptions"]
 
@@ -15,4 +15,7 @@ class RedisStreamsOptions(BrokerOptions):
     db: int = option(0, ge=0, description="Number of the Redis database.")
     maxlen: int | None = option(
         None, ge=1, unit="entries", description="Each stream is trimmed to about this length; none: never trimmed."
+    )
+    ping_after: Duration = option(
+        5.0, ge=0.1, description="After this silence Redis is pinged; it has as long again to answer."
     )

@@ -25,6 +25,6 @@ def broker_options() -> type[KafkaOptions]:
 @hookimpl
 def open_message_broker(url: BrokerURL, options: KafkaOptions) -> PipelinedDriver:
     """The driver for a config string; no I/O."""
-    from .driver import KafkaDriver
+    from ._driver import KafkaDriver
 
     return KafkaDriver(KafkaSettings(url, options))

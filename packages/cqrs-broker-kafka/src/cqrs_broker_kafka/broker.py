@@ -30,7 +30,7 @@ class KafkaMessageBroker(Broker):
         aiokafka_log_level: str | int | None = None,
         observers: Sequence[Observer] = (),
     ) -> None:
-        from .driver import KafkaDriver  # imports aiokafka
+        from ._driver import KafkaDriver
 
         taken = KafkaProducerAdapter.check(producer, "producer").take()
         set_log_level(["aiokafka"], aiokafka_log_level, "aiokafka_log_level")

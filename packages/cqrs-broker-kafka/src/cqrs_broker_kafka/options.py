@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import field_validator, model_validator
 
-from cqrs_brokers.options import Size, option
+from cqrs_brokers.options import Duration, Size, option
 from cqrs_brokers.secret import Secret
 from cqrs_brokers.tls import TLSOptions
 
@@ -42,6 +42,12 @@ class KafkaOptions(TLSOptions):
     )
     max_batch_size: Size = option(
         131_072, ge=1_024, le=16 * 2**20, description="The largest batch of records for one partition."
+    )
+    linger_ms: int = option(
+        0, ge=0, le=60_000, unit="ms", description="How long a message waits for others before its request leaves."
+    )
+    metadata_max_age: Duration = option(
+        60.0, ge=1.0, le=3600.0, description="How old the list of partitions and leaders may become."
     )
     security_protocol: Literal["SASL_SSL", "SSL", "SASL_PLAINTEXT", "PLAINTEXT"] = option(
         "PLAINTEXT", description="Whether to use TLS (SSL) and to log in (SASL)."

@@ -22,7 +22,7 @@ from ._connection.closing import Closing
 from ._connection.connection import Connection, State
 from ._connection.health import Health
 from ._connection.loops import LoopBinding, running_loop
-from ._delivery.delivery import Delivery
+from ._delivery.delivery import ContractBreach, Delivery
 from ._delivery.outcomes import AwaitedDelivery, BulkDelivery, BulkOutcomes, TimedDelivery
 from ._delivery.simple import SimpleSender
 from ._delivery.window import Window
@@ -38,6 +38,7 @@ from .exceptions import (
     ConnectError,
     ConnectionLostError,
     DeliveryError,
+    DeliveryUnknownError,
     FlushTimeoutError,
     InvalidMessageError,
     NotConnectedError,
@@ -161,6 +162,7 @@ class Broker(MessageBroker):
             max_bytes=max_in_flight_bytes,
             keeps=simple is None or simple.declares,
             why_not=self._why_not,
+            why_late=self._why_late,
             timeout=delivery_timeout,
         )
         if self._observers:
@@ -386,9 +388,10 @@ class Broker(MessageBroker):
         connection = self._connection
         if connection.blocked_by is not None:  # also when that is why it did not answer
             reason = f"blocked: {connection.blocked_by}"
+        throttled = f"throttled: {connection.throttled_by}" if connection.throttled_by is not None else "ok"
         return Health(
             ok=not reason,
-            reason=reason or "ok",
+            reason=reason or throttled,
             latency=monotonic() - started,
             last_error=connection.last_error,
             blocked=connection.blocked_by is not None,
@@ -454,6 +457,11 @@ class Broker(MessageBroker):
     def url(self) -> str | None:
         """The URL it was opened with, redacted."""
         return None if self._url is None else self._address
+
+    @property
+    def contract_breaches(self) -> tuple[ContractBreach, ...]:
+        """What the driver did that its contract forbids, the latest 100: for the tests of drivers."""
+        return tuple(self._window.breaches)
 
     def describe(self) -> dict[str, Any]:
         """Name, redacted URL, driver, state, capabilities, and every effective option with its origin, redacted."""
@@ -558,7 +566,19 @@ class Broker(MessageBroker):
             elapsed = self._bound.loop.time() - delivery.deadline + timeout
             self._observers.sent(delivery.message, outcome, elapsed)
 
-    def _why_not(self, room: bool) -> NotDeliveredError:
+    def _why_late(self, delivery: Delivery) -> DeliveryUnknownError | None:
+        """Why a message that was handed over has no outcome at its deadline, as far as the driver knows."""
+        known = self._asked_why_late(delivery, handed=True)
+        return known if isinstance(known, DeliveryUnknownError) else None
+
+    def _asked_why_late(self, delivery: Delivery, *, handed: bool) -> DeliveryError | None:
+        try:
+            return self._sender.why_late(delivery, handed=handed)
+        except Exception:
+            logger.exception("the driver of %s raised in why_late()", self._address)
+            return None
+
+    def _why_not(self, delivery: Delivery, room: bool) -> NotDeliveredError:
         """Why a message was not handed over by its deadline: the first that applies."""
         connection = self._connection
         if connection.state is not State.READY or connection.last_error is not None:
@@ -567,6 +587,9 @@ class Broker(MessageBroker):
             return BrokerBlockedError(
                 f"the broker took no messages until the deadline: {connection.blocked_by}; send again later"
             )
+        known = self._asked_why_late(delivery, handed=False)
+        if isinstance(known, NotDeliveredError):
+            return known
         if room:
             return BackpressureError(
                 "the broker did not take it until the deadline: it takes nothing for this topic, or part of it, at the "

@@ -7,7 +7,7 @@ same for every driver.
 | your broker | take |
 |---|---|
 | answers at once, in the process or through one call | `Driver` and its `send_message` |
-| is reached over a network | `PipelinedDriver`: it sees its deliveries, so it can say what was written |
+| is reached over a network | `PipelinedDriver`, on `cqrs_brokers.pipeline`: it can say what was written |
 
 What every driver of a networked broker must do, whichever client it stands on: one connection, not a pool (a pool
 reorders); the client's own retries off (they re-send what may have been written); notice a dead connection while idle;
@@ -20,13 +20,14 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import NoReturn, Protocol
 
-from ._delivery.delivery import Delivery, confirm_all
+from ._delivery.delivery import ContractBreach, Delivery, confirm_all
 from ._message.encoding import content_type_of
-from .exceptions import ConnectError
+from .exceptions import ConnectError, DeliveryError
 from .protocol import Capabilities, HeaderValue, Message, MessageBroker, id_text, timestamp_ms
 
 __all__ = [
     "Capabilities",
+    "ContractBreach",
     "Delivery",
     "Driver",
     "HeaderValue",
@@ -65,6 +66,12 @@ class Link(Protocol):
 
     def unblocked(self) -> None:
         """The broker takes messages again."""
+
+    def throttled(self, reason: str | None) -> None:
+        """The broker slows this client down, because of a quota; None: it does not any more.
+
+        Messages go on being submitted. `health()` says it, and observers are told when it begins and ends.
+        """
 
 
 class Driver(MessageBroker):
@@ -141,3 +148,16 @@ class PipelinedDriver(Driver):
         key (None: unordered), through its own reconnects too. For each delivery it owes `confirm`, `fail`, or
         `handed_over` returning False.
         """
+
+    def why_late(self, delivery: Delivery, /, *, handed: bool) -> DeliveryError | None:
+        """Why a message has no outcome at its deadline, as far as the driver knows; None: it knows nothing more.
+
+        Asked by `Broker` while it is connected, for an error that names what the broker said last about the message's
+        destination, instead of "the broker did not take it". The driver keeps the message as before.
+
+        Args:
+            delivery: The message; the driver may not have been given it yet.
+            handed: Whether it was handed over. Then the error must be a `DeliveryUnknownError`, else a
+                `NotDeliveredError`; an error of the other kind is ignored.
+        """
+        return None

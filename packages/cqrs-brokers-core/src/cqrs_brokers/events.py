@@ -90,9 +90,7 @@ class Event(BaseModel, Generic[P]):
         except UnencodableError as error:
             refused = self._refused(str(error), error.__cause__)
         else:
-            return EventBody(
-                body, event_name=self.event_name, ordering_key=key, headers=self.headers, deleted=deleted
-            )
+            return EventBody(body, event_name=self.event_name, ordering_key=key, headers=self.headers, deleted=deleted)
         raise refused  # outside the handler: what was caught is no part of what is told
 
     @classmethod

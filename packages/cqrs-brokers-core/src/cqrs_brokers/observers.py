@@ -22,7 +22,8 @@ class Observer(Protocol):
         """A message has its outcome, `elapsed` seconds after the call."""
 
     def connection_changed(self, state: str, reason: str) -> None:
-        """The connection is connecting, connected, reconnecting, blocked, unblocked, lost, failed, idle or closed."""
+        """The connection is connecting, connected, reconnecting, lost, failed, idle or closed; or it is connected, and
+        the broker began or ceased to take no messages (blocked, unblocked) or fewer (throttled, unthrottled)."""
 
 
 class Observers:

@@ -54,6 +54,8 @@ class _Lane:
         self.bytes = 0
         self.flowing = asyncio.Event()
         self._finished = False
+        self.held = 0
+        """Bytes that were taken in and not passed on."""
         self._reader, self._writer, self._connection = reader, writer, connection
         self._queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_QUEUED_CHUNKS)
         writer.transport.set_write_buffer_limits(0)  # drain() then means: the kernel has it
@@ -75,6 +77,7 @@ class _Lane:
             await self.flowing.wait()
             data = await self._reader.read(_CHUNK)
             faults = self.faults
+            self.held += len(data)
             await self._queue.put((loop.time() + faults.delay + random.random() * faults.jitter, data))  # noqa: S311
 
     async def give(self) -> None:
@@ -93,6 +96,7 @@ class _Lane:
     async def _pass_on(self, data: bytes) -> bytes:
         """Write the beginning of `data` as the faults demand it and return the rest."""
         faults = self.faults
+        self.held -= len(data)  # the rest is added again at the end
         size = len(data) if faults.rate is None else max(1, int(faults.rate / 50))
         if faults.cut_after is not None:
             size = min(size, faults.cut_after)
@@ -109,6 +113,7 @@ class _Lane:
             if faults.cut_after <= 0:
                 faults.cut_after = None
                 self._connection.end_by(faults.cut_by, self)
+        self.held += len(rest)
         return rest
 
 
@@ -295,6 +300,11 @@ class FaultProxy(_Breakable):
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+
+    @property
+    def bytes_held(self) -> int:
+        """How many bytes the proxy has taken in and not passed on yet, for who measures the memory of this process."""
+        return sum(lane.held for connection in self.connections for lane in connection._lanes.values())
 
     @property
     def address(self) -> str:

@@ -65,6 +65,30 @@ class Record:
     raw_headers: Sequence[tuple[str, Any]] = field(default=())
     properties: Mapping[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def of_headers(cls, topic: str, headers: Mapping[str, str], body: bytes, *, offset: int | None = None) -> "Record":
+        """Return the record of a message whose metadata are headers of text, named as in the wire format.
+
+        Args:
+            topic: Where it was found.
+            headers: All headers, decoded. `message-id`, `message-name`, `content-type`, `ordering-key` and `timestamp`
+                become fields of the record; the others are the user's.
+            body: The body.
+            offset: Its place in the broker, where that has offsets.
+        """
+        time_of_message = headers.get("timestamp")
+        return cls(
+            topic=topic,
+            key=headers.get("ordering-key"),
+            name=headers.get("message-name"),
+            message_id=headers.get("message-id"),
+            headers={name: text for name, text in headers.items() if name not in (*_NOT_USER_HEADERS, "timestamp")},
+            body=body,
+            content_type=headers.get("content-type"),
+            timestamp=None if time_of_message is None else datetime.fromisoformat(time_of_message),
+            offset=offset,
+        )
+
     def json(self) -> Any:
         """Return the body, decoded from JSON."""
         return json.loads(self.body)
@@ -107,6 +131,21 @@ def bind_queue(
     finally:
         connection.close()
     return queue
+
+
+def delete_queue(url: str, queue: str, *, cafile: str | Path | None = None) -> None:
+    """Delete a queue with its bindings, if it is there.
+
+    Args:
+        url: AMQP URL; what follows a "?" is ignored.
+        queue: Name of the queue.
+        cafile: For `amqps`: the authority's certificate.
+    """
+    connection = _connect_pika(url, cafile)
+    try:
+        connection.channel().queue_delete(queue)
+    finally:
+        connection.close()
 
 
 def drain_queue(

@@ -1,6 +1,6 @@
 """Closing a broker: flush what was accepted, tell the rest the truth, leave nothing behind. Bounded in every state.
 
-    flush until the deadline → end what is left → stop the supervisor → close the driver → abort it when it is late
+flush until the deadline → end what is left → stop the supervisor → close the driver → abort it when it is late
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from cqrs_brokers._delivery.delivery import ContractBreach
 from cqrs_brokers._delivery.window import Window
 from cqrs_brokers.driver import PipelinedDriver
 from cqrs_brokers.exceptions import BrokerClosedError, ClosedWhilePendingError
@@ -81,10 +82,12 @@ class Closing:
         closing.add_done_callback(retrieve_exception)
         await asyncio.wait((closing,), timeout=grace + FORCED_CLOSE)
         if not closing.done():
+            self._window.breaches.append(ContractBreach("close", "did not end in time", None))
             logger.error("the driver of %s did not close in time; its connection is dropped", self._address)
             self._sender.abort()
             closing.cancel()
             await asyncio.wait((closing,), timeout=0.1)
         elif not closing.cancelled() and (error := closing.exception()) is not None:
+            self._window.breaches.append(ContractBreach("close", f"raised {type(error).__name__}", None))
             logger.error("the driver of %s raised %s in close()", self._address, type(error).__name__)
             self._sender.abort()

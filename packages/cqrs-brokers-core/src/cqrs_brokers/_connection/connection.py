@@ -1,10 +1,10 @@
 """Keeps a driver connected: one supervisor per `Broker`, the only task that lives as long as the connection.
 
-    IDLE ──first send / connect()──▶ CONNECTING ──ok──▶ READY ──lost──▶ CONNECTING …
-      ▲                                 │  ▲
-      │                                 │  └── backoff of 0.1 s to 1 s, jittered
-      ├── nobody waits for it ──────────┤
-      └── 5 s ── FAILED ◀── permanent ──┘                    any ──close()──▶ CLOSED
+IDLE ──first send / connect()──▶ CONNECTING ──ok──▶ READY ──lost──▶ CONNECTING …
+  ▲                                 │  ▲
+  │                                 │  └── backoff of 0.1 s to 1 s, jittered
+  ├── nobody waits for it ──────────┤
+  └── 5 s ── FAILED ◀── permanent ──┘                    any ──close()──▶ CLOSED
 """
 
 from __future__ import annotations
@@ -91,6 +91,7 @@ class Connection:
         self.state = State.IDLE
         self.last_error: ConnectError | None = None
         self.blocked_by: str | None = None
+        self.throttled_by: str | None = None
         """Why the broker takes no messages now, while it is connected."""
         self._task: asyncio.Task[None] | None = None
         self._attempt: asyncio.Task[None] | None = None
@@ -130,6 +131,14 @@ class Connection:
     def unblocked(self) -> None:
         """See `Link.unblocked`."""
         self._block(None)
+
+    def throttled(self, reason: str | None) -> None:
+        """See `Link.throttled`."""
+        if self.state is not State.READY:
+            return
+        before, self.throttled_by = self.throttled_by, reason
+        if (before is None) != (reason is None):
+            self._host.connection_changed("unthrottled" if reason is None else "throttled", reason or "")
 
     def _block(self, reason: str | None) -> None:
         if self.blocked_by == reason or self.state not in (State.READY, State.CONNECTING):
@@ -200,9 +209,7 @@ class Connection:
         # The state changes now, not when the task first runs: what is asked in between must see it.
         self.state = State.CONNECTING
         self._engaged = True
-        task = self._task = loop.create_task(
-            self._supervise(loop), name=f"cqrs-brokers connection to {self._address}"
-        )
+        task = self._task = loop.create_task(self._supervise(loop), name=f"cqrs-brokers connection to {self._address}")
         # A loop that is closed without cancelling its tasks would report this one as destroyed, beside the
         # ResourceWarning that names the broker and the cure.
         task._log_destroy_pending = False  # type: ignore[attr-defined]
@@ -255,9 +262,7 @@ class Connection:
         what = f"no answer within {self._timeout:g} s: check the address, the network and the broker"
         return await self._bounded(self._driver.connect(), timeout, what)
 
-    async def _bounded(
-        self, work: Coroutine[Any, Any, None], timeout: float, silence: str
-    ) -> ConnectError | None:
+    async def _bounded(self, work: Coroutine[Any, Any, None], timeout: float, silence: str) -> ConnectError | None:
         """Runs the driver's work in a task of its own: its cancellations are not ours, and ours reach it."""
         task = self._attempt = asyncio.get_running_loop().create_task(work)
         task._log_destroy_pending = False  # type: ignore[attr-defined] # as the supervisor, which owns it
@@ -304,7 +309,7 @@ class Connection:
         error = await self._lost
         error.broker = error.broker or self._address
         self.state = State.CONNECTING
-        self.blocked_by = None
+        self.blocked_by = self.throttled_by = None
         self.last_error = error
         self._host.connection_open(False)
         self._host.connection_changed("lost", error.text)
@@ -356,7 +361,7 @@ class Connection:
 
     def _drop(self) -> None:
         self.state = State.IDLE
-        self.blocked_by = None
+        self.blocked_by = self.throttled_by = None
         self._end_passes(ConnectError("the event loop is ending", broker=self._address))
         if not self._engaged:
             return

@@ -15,7 +15,7 @@ class Health:
 
     Attributes:
         ok: Connected, answering, and taking messages.
-        reason: Why it is not ok, or "ok".
+        reason: Why it is not ok; else "ok", or "throttled: …" while the broker slows this client down (a quota).
         latency: How long finding out took, in seconds.
         last_error: Why the connection was lost or could not be made; None while connected.
         blocked: Connected, but the broker takes no messages (RabbitMQ: a memory or disk alarm).

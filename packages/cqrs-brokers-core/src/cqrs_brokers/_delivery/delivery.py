@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import UUID
 
 from cqrs_brokers._message.ids import from_text
@@ -25,7 +25,7 @@ from cqrs_brokers.protocol import Message, Receipt, snapshot
 if TYPE_CHECKING:
     from .window import Window
 
-__all__ = ["Delivery", "confirm_all"]
+__all__ = ["ContractBreach", "Delivery", "confirm_all"]
 
 logger = logging.getLogger("cqrs_brokers.delivery")
 
@@ -39,6 +39,20 @@ RELEASED: Final = 3
 """The driver has let go, or never had it."""
 SETTLED: Final = 4
 """`Broker` was closed and took the place back: what the driver still says is late, and no fault of its."""
+
+
+class ContractBreach(NamedTuple):
+    """Something that a driver did and that its contract forbids.
+
+    Attributes:
+        method: The method of the driver or of its `Delivery`.
+        what: What was wrong with it.
+        message_id: The message that it was about, or None.
+    """
+
+    method: str
+    what: str
+    message_id: UUID | None
 
 
 class Delivery:
@@ -216,6 +230,7 @@ class Delivery:
     def _breach(self, what: str) -> None:
         if self._state == SETTLED:
             return
+        self._window.breaches.append(ContractBreach(what.partition("(")[0], what, self.message_id))
         logger.error(
             "the driver of %s broke its contract for message %s: %s; ignored",
             self._window.address,

@@ -13,9 +13,9 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from cqrs_brokers.exceptions import DeliveryError, DeliveryTimeoutError, NotDeliveredError
+from cqrs_brokers.exceptions import DeliveryError, DeliveryTimeoutError, DeliveryUnknownError, NotDeliveredError
 
-from .delivery import HANDED, QUEUED, SETTLED, SUBMITTED, Delivery
+from .delivery import HANDED, QUEUED, SETTLED, SUBMITTED, ContractBreach, Delivery
 from .outcomes import Wakeups
 
 if TYPE_CHECKING:
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["Window"]
 
 logger = logging.getLogger("cqrs_brokers.window")
+
+MOST_BREACHES = 100
+"""How many breaches of the driver's contract a broker keeps."""
 
 Watcher = Callable[[Delivery, "Receipt | DeliveryError | None"], None]
 
@@ -40,6 +43,7 @@ class Window:
         max_bytes: The most bytes it may hold; one larger message may go alone.
         keeps: What waits is kept as it was at the call; else a driver gets the caller's own object.
         why_not: Makes the error for a message that was not handed over by its deadline, told whether there was room.
+        why_late: The driver's, for a message that was handed over.
         timeout: The timeout of calls that have none of their own, in seconds.
     """
 
@@ -53,7 +57,8 @@ class Window:
         max_count: int,
         max_bytes: int,
         keeps: bool,
-        why_not: Callable[[bool], NotDeliveredError],
+        why_not: Callable[[Delivery, bool], NotDeliveredError],
+        why_late: Callable[[Delivery], DeliveryUnknownError | None],
         timeout: float,
     ) -> None:
         self.name = name
@@ -64,6 +69,7 @@ class Window:
         self.max_bytes = max_bytes
         self._keeps = keeps
         self._why_not = why_not
+        self._why_late = why_late
         self._timeout = timeout
         self._in_order = True
         """The order of calls is the order of deadlines."""
@@ -78,6 +84,8 @@ class Window:
         self.pumping = False
         self.attentive = False
         """Somebody watches outcomes: checked once per message instead of a call."""
+        self.breaches: collections.deque[ContractBreach] = collections.deque(maxlen=MOST_BREACHES)
+        """What the driver did that its contract forbids, the latest."""
         self._watchers: list[Watcher] = []
         self.wakeups: Wakeups
         """The callers that are to be woken in this event loop."""
@@ -177,6 +185,7 @@ class Window:
                 self._not_submitted(batch, error)
 
     def _not_submitted(self, batch: Sequence[Delivery], error: Exception) -> None:
+        self.breaches.append(ContractBreach("submit", f"raised {type(error).__name__}", None))
         logger.error("the driver of %s raised in submit()", self.address, exc_info=error)
         for delivery in batch:
             if delivery._state == SUBMITTED or delivery._state == HANDED:
@@ -255,9 +264,10 @@ class Window:
             if delivery.done:
                 continue
             if delivery._state == HANDED:
-                self._end(delivery, DeliveryTimeoutError("the broker did not confirm it before the deadline"))
+                text = "the broker did not confirm it before the deadline"
+                self._end(delivery, self._why_late(delivery) or DeliveryTimeoutError(text))
             else:
-                self._end(delivery, self._why_not(room))
+                self._end(delivery, self._why_not(delivery, room))
         when = self._next_deadline(now)
         if when is not None and self._timer is None:
             self._arm(when)

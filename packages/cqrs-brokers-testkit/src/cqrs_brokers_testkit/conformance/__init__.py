@@ -7,7 +7,7 @@ Or `python -m cqrs_brokers_testkit my-scheme`, or in pytest a subclass of `pytes
 """
 
 from cqrs_brokers_testkit.conformance.case import CASES, Case
-from cqrs_brokers_testkit.conformance.harness import Harness, Refusal, Target, Unsupported
+from cqrs_brokers_testkit.conformance.harness import Harness, NotApplicable, Refusal, Target, Unsupported
 from cqrs_brokers_testkit.conformance.report import CaseResult, ConformanceFailed, Report
 from cqrs_brokers_testkit.conformance.runner import run
 from cqrs_brokers_testkit.readers import Record
@@ -18,6 +18,7 @@ __all__ = [
     "CaseResult",
     "ConformanceFailed",
     "Harness",
+    "NotApplicable",
     "Record",
     "Refusal",
     "Report",

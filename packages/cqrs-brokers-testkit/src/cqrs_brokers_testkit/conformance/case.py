@@ -6,14 +6,16 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cqrs_brokers import Broker, Capabilities, DeliveryError, Message, NotDeliveredError, Receipt, open_broker
+from cqrs_brokers.driver import ContractBreach
 from cqrs_brokers.hooks import load_plugin
-from cqrs_brokers_testkit.conformance.harness import Harness, Unsupported
+from cqrs_brokers_testkit.conformance.harness import Harness, NotApplicable, Unsupported
 from cqrs_brokers_testkit.readers import Record, TooFewRecords
 
 Kind = Literal["static", "live", "fault"]
@@ -40,6 +42,7 @@ class Case:
         capability: It belongs to the profile of this capability; None: to `core`.
         without: It holds for drivers that do not declare this capability.
         waivable: The harness may say that the broker has no such thing (`Harness.not_applicable`).
+        like: Waived with this case, which is about the same thing.
         limit: Seconds after which it has failed.
     """
 
@@ -50,6 +53,7 @@ class Case:
     capability: str | None
     without: str | None
     waivable: bool
+    like: str | None
     limit: float
 
     @property
@@ -71,6 +75,7 @@ def case(
     capability: str | None = None,
     without: str | None = None,
     waivable: bool = False,
+    like: str | None = None,
     limit: float | None = None,
 ) -> Callable[[CaseFunction], CaseFunction]:
     """Registers a function as a case; see `Case` for the arguments."""
@@ -79,7 +84,7 @@ def case(
         if case_id in CASES:
             raise ValueError(f"two cases are called {case_id}")
         seconds = limit if limit is not None else {"static": 20.0, "live": 30.0, "fault": 60.0}[kind]
-        CASES[case_id] = Case(case_id, kind, function, tuple(needs), capability, without, waivable, seconds)
+        CASES[case_id] = Case(case_id, kind, function, tuple(needs), capability, without, waivable, like, seconds)
         return function
 
     return register
@@ -126,6 +131,12 @@ async def send_from_tasks(broker: Broker, messages: Sequence[Message], tasks: in
     return outcomes
 
 
+def breach_text(breach: ContractBreach) -> str:
+    """A breach of the driver's contract in a few words."""
+    about = "" if breach.message_id is None else f" for message {breach.message_id}"
+    return f"{breach.what if '(' in breach.what else f'{breach.method}() {breach.what}'}{about}"
+
+
 def check_all_receipts(outcomes: Sequence[object]) -> None:
     """Every outcome is a receipt."""
     wrong = [outcome for outcome in outcomes if not isinstance(outcome, Receipt)]
@@ -146,6 +157,21 @@ def check_truth(messages: Sequence[Message], outcomes: Sequence[object], records
     check(not lied, f"{len(lied)} messages were reported as not delivered and are in the broker ({lied[:3]})")
 
 
+def check_order(messages: Sequence[Message], outcomes: Sequence[object], records: Sequence[Record]) -> None:
+    """Those with a receipt are in the log in the order of the calls, key by key."""
+    place = {str(message.message_id): number for number, message in enumerate(messages)}
+    confirmed = {
+        str(message.message_id) for message, o in zip(messages, outcomes, strict=True) if isinstance(o, Receipt)
+    }
+    by_key: dict[str | None, list[int]] = defaultdict(list)
+    for record in records:
+        if record.message_id in confirmed:
+            by_key[record.key].append(place[record.message_id])
+    wrong = [key for key, places in by_key.items() if places != sorted(places)]
+    check(not wrong, f"{len(wrong)} of {len(by_key)} keys are out of order in the broker")
+    check(None not in by_key, "messages with a key arrived without one")
+
+
 @dataclass
 class Context:
     """What a case gets.
@@ -154,12 +180,14 @@ class Context:
         harness: The author's.
         url: The config string.
         capabilities: What the driver declares.
-        breaches: What all cases so far saw in the logs that no driver may cause.
+        answers: What methods of the harness answered that are asked once in a run, by name.
+        breaches: What the drivers of this case did that their contract forbids; a case with any has failed.
     """
 
     harness: Harness
     url: str
     capabilities: Capabilities
+    answers: dict[str, Any] = field(default_factory=dict)
     breaches: list[str] = field(default_factory=list)
     _brokers: list[Broker] = field(default_factory=list)
 
@@ -206,15 +234,70 @@ class Context:
         check(len(records) == 1, f"one message was sent and {len(records)} are in the broker")
         return records[0]
 
+    def read_held(self, topic: str) -> list[Record]:
+        """What is in a topic now, while the event loop is held: nothing can reach the driver meanwhile.
+
+        The harness reads in another thread, so that it may use asyncio.
+        """
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(self.read_now, topic, 0).result()
+
+    async def once(self, action: Callable[[], Any]) -> Any:
+        """What a method of the harness answers, asked once in a run: it may make users and servers."""
+        name = action.__name__
+        if name not in self.answers:
+            self.answers[name] = await self.do(action)
+        return self.answers[name]
+
+    async def try_to_create(self, topic: str) -> bool:
+        """Creates a topic with an odd name; False when the broker, or the harness, cannot."""
+        try:
+            await asyncio.to_thread(self.harness.create_topic, topic)
+        except Exception:
+            return False
+        return True
+
+    async def wait_for(self, holds: Callable[[], Awaitable[bool]], within: float, otherwise: str) -> None:
+        """Fails the case with this text when the condition does not hold within so many seconds."""
+        give_up = time.monotonic() + within
+        while not await holds():
+            check(time.monotonic() < give_up, otherwise)
+            await asyncio.sleep(0.05)
+
+    async def works_again(self, broker: Broker, topic: str, within: float = 8.0) -> None:
+        """Demands that sends succeed again within so many seconds.
+
+        After an error that looks permanent `Broker` tries again only 5 s later.
+        """
+        give_up = time.monotonic() + within
+        outcome: object = None
+        while time.monotonic() < give_up:
+            outcome = await outcome_of(broker.send_message(self.message(topic)))
+            if isinstance(outcome, Receipt):
+                return
+            await asyncio.sleep(0.3)
+        check(False, f"{within:g} s after the fault a good message still got {show(outcome)}")
+
     async def do(self, action: Callable[[], Any]) -> Any:
         """Runs a blocking method of the harness."""
         return await asyncio.to_thread(action)
+
+    @contextlib.asynccontextmanager
+    async def entered(self, method: Callable[[], contextlib.AbstractContextManager[None]]) -> AsyncIterator[None]:
+        """Enters and leaves a context manager of the harness, in other threads than the loop's."""
+        context = await asyncio.to_thread(method)
+        await asyncio.to_thread(context.__enter__)
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(context.__exit__, None, None, None)
 
     async def clean_up(self) -> None:
         """Closes what the case left open."""
         for broker in self._brokers:
             with contextlib.suppress(Exception):
                 await asyncio.wait_for(broker.close(1.0), 4.0)
+            self.breaches += map(breach_text, broker.contract_breaches)
         self._brokers.clear()
 
 
@@ -245,10 +328,12 @@ __all__ = [
     "CaseFailed",
     "Clock",
     "Context",
+    "NotApplicable",
     "Unsupported",
     "case",
     "check",
     "check_all_receipts",
+    "check_order",
     "check_truth",
     "outcome_of",
     "send_from_tasks",

@@ -6,9 +6,11 @@ import argparse
 import importlib
 import inspect
 import logging
+import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 
 from cqrs_brokers_testkit.conformance.case import CASES
 from cqrs_brokers_testkit.conformance.harness import Harness
@@ -30,10 +32,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("broker", nargs="?", help="a scheme, or the config string of a server that may be written to")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the report as conformance.json")
     parser.add_argument("--table", metavar="FILE", type=Path, help="write the report as a Markdown table")
+    parser.add_argument("--badge", metavar="FILE", type=Path, help="write the verdict as shields.io's endpoint badge")
     parser.add_argument(
         "--only", metavar="ID", action="append", default=[], help="a case or a section; may be repeated"
     )
-    parser.add_argument("--harness", metavar="MODULE:CLASS", help="the harness; default: the one the plugin registers")
+    parser.add_argument(
+        "--harness",
+        metavar="MODULE:CLASS",
+        help="the harness, also as FILE:CLASS; default: the one that is registered for the scheme",
+    )
     parser.add_argument("--list", action="store_true", help="list the cases and end")
     given = parser.parse_args(arguments)
     if given.list:
@@ -50,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.exit(USAGE, f"{parser.prog}: {error}\n")
     if given.json:
         report.write_json(given.json)
+    if given.badge:
+        report.write_badge(given.badge)
     if given.table:
         given.table.write_text(report.table(), encoding="utf-8")
     print(report.table())
@@ -63,13 +72,22 @@ def harness_given(harness: Harness) -> bool:
     return type(harness) is not Harness
 
 
+def _imported(module: str) -> ModuleType:
+    """A module by name or file, with its folder on the path as pytest puts it there: it may import its neighbours."""
+    file = Path(module if module.endswith(".py") else f"{module.replace('.', '/')}.py")
+    if not file.exists():
+        return importlib.import_module(module)
+    sys.path.insert(0, str(file.parent.resolve()))
+    return importlib.import_module(file.stem)
+
+
 def _harness(broker: str, named: str | None) -> Harness:
     """The harness: the named one, else the registered one, else the plain one."""
     scheme, _, rest = broker.partition("://")
     found: object = None
     if named is not None:
-        module, _, attribute = named.partition(":")
-        found = getattr(importlib.import_module(module), attribute)
+        module, _, attribute = named.rpartition(":")
+        found = getattr(_imported(module), attribute)
     else:
         registered = list(metadata.entry_points(group=HARNESSES, name=scheme))
         if len(registered) > 1:

@@ -19,6 +19,13 @@ class Unsupported(Exception):  # noqa: N818 - names what it says
     """The harness does not offer this; the cases that need it are reported as not run."""
 
 
+class NotApplicable(Exception):  # noqa: N818 - names what it says
+    """The broker has no such thing as the case is about. The text is the reason, for a user of the plugin.
+
+    A method of a harness may raise it, and a case that finds out only when it runs.
+    """
+
+
 class Target(NamedTuple):
     """Where to publish for one case.
 
@@ -46,14 +53,14 @@ class Refusal(NamedTuple):
 
 
 _BY_PROXY = {"stall", "resume", "reset", "lose_answers", "connections_made"}
-_OF_A_WIRE = {"proxy", "peer_url", "unreachable_url", "restart", "kill", *_BY_PROXY}
+_OF_A_WIRE = {"proxy", "hosts_url", "peer_url", "unreachable_url", "restart", "kill", *_BY_PROXY}
 
 
 class Harness:
     """Tells the suite about one plugin. Subclass it, set `url`, and override what your broker can do.
 
-    All methods may block; none is called in an event loop. What is not overridden makes the cases that need it "not
-    run", and a report with such cases is not a pass.
+    All methods may block, and may use asyncio: none is called in a thread with an event loop. What is not overridden
+    makes the cases that need it "not run", and a report with such cases is not a pass.
 
     Attributes:
         url: The config string. With a `proxy`, it leads through the proxy. May be set by `start()`.
@@ -69,6 +76,8 @@ class Harness:
         proxy: The fault proxy in front of the broker, started by `start()`; None: there is none.
         connect_within: Seconds in which a refused connection must be reported; 2 in the contract.
         reconnect_within: Seconds from the server's return in which 95 % of the waiting sends must be through.
+        notices_within: Seconds in which the plugin, with the harness' options, notices a connection that is dead while
+            new ones work, and lets go of a message that is never answered. Say it in the plugin's README.
     """
 
     url: str = ""
@@ -82,6 +91,7 @@ class Harness:
     proxy: FaultProxy | None = None
     connect_within: float = 2.0
     reconnect_within: float = 2.0
+    notices_within: float = 30.0
 
     def __init__(self, url: str | None = None) -> None:
         if url is not None:
@@ -92,6 +102,10 @@ class Harness:
     def start(self) -> None:
         """Called once before the first live case. Starts the server and the proxy."""
 
+    def server_version(self) -> str:
+        """The server's name and version for the report, such as "RabbitMQ 4.1.0"; asked after `start()`."""
+        return ""
+
     def stop(self) -> None:
         """Called once after the last case, also when `start()` failed."""
 
@@ -101,6 +115,9 @@ class Harness:
 
     def create_topic(self, topic: str) -> None:
         """Makes a topic ready to be published to and read back: a Kafka topic, an AMQP queue with its binding."""
+
+    def delete_topic(self, topic: str) -> None:
+        """Takes back what `create_topic` made; called for topics with odd names, such as `#`, that may catch others."""
 
     def read_back(self, topic: str, count: int) -> Sequence[Record]:
         """Everything that was ever published to a topic that `create_topic` made, in the order in which it came.
@@ -150,6 +167,17 @@ class Harness:
         """Config strings whose TLS handshake must fail, by what is wrong (expired, wrong host, unknown authority)."""
         raise Unsupported
 
+    def tls_destination(self) -> Target:
+        """A config string whose TLS handshake succeeds, with the authority and login it needs, and a topic there."""
+        raise Unsupported
+
+    def foreign_answers(self) -> Target:
+        """A destination where something else than the broker's confirm is answered: another subscriber, a proxy.
+
+        Without it the case about such answers does not apply: most protocols have no room for them.
+        """
+        raise NotApplicable("nobody but the broker can answer")
+
     def blocked(self) -> contextlib.AbstractContextManager[None]:
         """While it is entered the broker takes no messages but keeps its connections."""
         raise Unsupported
@@ -184,9 +212,13 @@ class Harness:
         """How many connections were made so far, ever."""
         return self._through().accepted
 
+    def hosts_url(self, hosts: Sequence[Host]) -> str:
+        """The config string, with these hosts."""
+        return BrokerURL.parse(self.url).replace(hosts=list(hosts)).render(reveal=True)
+
     def peer_url(self, port: int) -> str:
         """The config string, with this port of 127.0.0.1 for all its hosts."""
-        return BrokerURL.parse(self.url).replace(hosts=[Host("127.0.0.1", port)]).render(reveal=True)
+        return self.hosts_url((Host("127.0.0.1", port),))
 
     def url_with_credentials(self, user: str, password: str) -> str:
         """The config string with this user and password, which need not be right.
@@ -224,6 +256,8 @@ class Harness:
         if need == "proxy":
             return self.proxy is not None
         overridden = getattr(type(self), need) is not getattr(Harness, need)
-        if need in ("peer_url", "unreachable_url"):
+        if need == "foreign_answers":
+            return True
+        if need in ("hosts_url", "peer_url", "unreachable_url"):
             return overridden or (self.wire and bool(BrokerURL.parse(self.url).hosts))
         return overridden or (need in _BY_PROXY and self.proxy is not None)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import defaultdict
-from collections.abc import Sequence
 
 from cqrs_brokers import InvalidMessageError, Message, MessageTooLargeError, Receipt
 from cqrs_brokers_testkit.conformance.case import (
@@ -13,13 +11,13 @@ from cqrs_brokers_testkit.conformance.case import (
     case,
     check,
     check_all_receipts,
+    check_order,
     check_truth,
     outcome_of,
     send_from_tasks,
     show,
     tally,
 )
-from cqrs_brokers_testkit.readers import Record
 
 _KEYS = 16
 
@@ -32,21 +30,6 @@ async def many_tasks_lose_nothing(ctx: Context) -> None:
     outcomes = await send_from_tasks(broker, messages, 50)
     check_all_receipts(outcomes)
     check_truth(messages, outcomes, await ctx.read(topic, len(messages)))
-
-
-def _check_order(messages: Sequence[Message], outcomes: Sequence[object], records: Sequence[Record]) -> None:
-    """Those with a receipt are in the log in the order of the calls, key by key."""
-    place = {str(message.message_id): number for number, message in enumerate(messages)}
-    confirmed = {
-        str(message.message_id) for message, o in zip(messages, outcomes, strict=True) if isinstance(o, Receipt)
-    }
-    by_key: dict[str | None, list[int]] = defaultdict(list)
-    for record in records:
-        if record.message_id in confirmed:
-            by_key[record.key].append(place[record.message_id])
-    wrong = [key for key, places in by_key.items() if places != sorted(places)]
-    check(not wrong, f"{len(wrong)} of {len(by_key)} keys are out of order in the broker")
-    check(None not in by_key, "messages with a key arrived without one")
 
 
 def _keyed_messages(ctx: Context, topic: str, count: int) -> list[Message]:
@@ -62,7 +45,7 @@ async def keys_keep_their_order(ctx: Context) -> None:
     check_all_receipts(outcomes)
     records = await ctx.read(topic, len(messages))
     check_truth(messages, outcomes, records)
-    _check_order(messages, outcomes, records)
+    check_order(messages, outcomes, records)
 
 
 @case("ordering.batch-keeps-its-order", "live", needs=["read_back"], capability="ordering_key", limit=60.0)
@@ -74,7 +57,7 @@ async def batch_keeps_its_order(ctx: Context) -> None:
     check_all_receipts(outcomes)
     records = await ctx.read(topic, len(messages))
     check_truth(messages, outcomes, records)
-    _check_order(messages, outcomes, records)
+    check_order(messages, outcomes, records)
 
 
 @case("ordering.order-survives-a-reset", "fault", needs=["reset", "read_back"], capability="ordering_key")
@@ -91,7 +74,7 @@ async def order_survives_a_reset(ctx: Context) -> None:
     await asyncio.sleep(0.2)
     records = await ctx.read(topic, sum(isinstance(outcome, Receipt) for outcome in outcomes))
     check_truth(messages, outcomes, records)
-    _check_order(messages, outcomes, records)
+    check_order(messages, outcomes, records)
     check(any(isinstance(outcome, Receipt) for outcome in outcomes), f"nothing was delivered: {tally(outcomes)}")
 
 
@@ -99,14 +82,14 @@ async def order_survives_a_reset(ctx: Context) -> None:
 async def first_sends_share_a_connection(ctx: Context) -> None:
     """50 first sends at the same time make no more connections than one does."""
     topic, made = await ctx.topic(), ctx.harness.connections_made
-    start = made()
+    start = await ctx.do(made)
     async with ctx.open() as broker:
         await broker.send_message(ctx.message(topic))
-    one = made() - start
+    one = await ctx.do(made) - start
     broker = ctx.open()
-    start = made()
+    start = await ctx.do(made)
     check_all_receipts(await asyncio.gather(*(outcome_of(broker.send_message(ctx.message(topic))) for _ in range(50))))
-    many = made() - start
+    many = await ctx.do(made) - start
     check(many <= one, f"one send made {one} connections, 50 concurrent first sends made {many}")
 
 

@@ -11,6 +11,9 @@ from typing import Any, Literal
 SCHEMA = 1
 """Version of the form of `conformance.json`; changes when a reader of the old form would misread the new one."""
 
+NOT_CHOSEN = "not chosen"
+"""The reason of a case that `only` left out."""
+
 Status = Literal["passed", "failed", "not run", "not applicable"]
 
 
@@ -53,6 +56,7 @@ class Report:
         scheme: What was tested.
         plugin: Its distribution and version, or how it was registered.
         capabilities: What the driver declares.
+        server: Name and version of the server, as the harness says them.
         cases: One result per case of the suite.
         notes: What is no failure but should be known, such as a capability that works and is not declared.
         filtered: Cases were chosen by hand.
@@ -64,9 +68,14 @@ class Report:
     scheme: str
     plugin: str
     capabilities: dict[str, Any]
+    server: str = ""
     cases: list[CaseResult] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     filtered: bool = False
+
+    def slowest(self, count: int) -> list[CaseResult]:
+        """The cases that took longest, the slowest first."""
+        return sorted(self.cases, key=lambda result: -result.seconds)[:count]
 
     def with_status(self, status: Status) -> list[CaseResult]:
         """The cases that ended so."""
@@ -140,12 +149,27 @@ class Report:
             "python": self.python,
             "scheme": self.scheme,
             "plugin": self.plugin,
+            "server": self.server,
             "capabilities": self.capabilities,
             "profiles": self.profiles,
             "filtered": self.filtered,
             "notes": self.notes,
             "cases": cases,
         }
+
+    def badge(self) -> dict[str, Any]:
+        """The verdict in the form of shields.io's endpoint badge."""
+        passed = len(self.with_status("passed"))
+        return {
+            "schemaVersion": 1,
+            "label": "cqrs-brokers conformance",
+            "message": f"{self.verdict}: {passed} cases, suite {self.suite}",
+            "color": {"passed": "brightgreen", "failed": "red", "incomplete": "yellow"}[self.verdict],
+        }
+
+    def write_badge(self, path: str | Path) -> None:
+        """Writes the badge as JSON."""
+        Path(path).write_text(json.dumps(self.badge(), indent=2) + "\n", encoding="utf-8")
 
     def write_json(self, path: str | Path) -> None:
         """Writes `conformance.json`."""
@@ -156,7 +180,8 @@ class Report:
         head = [
             f"`{self.scheme}://` of {self.plugin}: **{self.verdict}** ({self.summary})",
             "",
-            f"Suite {self.suite}, core {self.core}, Python {self.python}. Profiles: "
+            f"{f'{self.server}, suite' if self.server else 'Suite'} {self.suite}, core {self.core}, "
+            f"Python {self.python}. Profiles: "
             + ", ".join(f"{name} {verdict}" for name, verdict in self.profiles.items())
             + ".",
         ]
@@ -164,6 +189,8 @@ class Report:
             head += ["", *(f"- {note}" for note in self.notes)]
         rows = [("case", "kind", "profile", "result"), ("---", "---", "---", "---")]
         for result in self.cases:
+            if result.reason == NOT_CHOSEN:
+                continue
             text = result.status + (f": {_one_line(result.reason)}" if result.reason else "")
             rows.append((f"`{result.id}`", result.kind, result.profile, text))
         return "\n".join([*head, "", *("| " + " | ".join(row) + " |" for row in rows), ""])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import logging
 import platform
@@ -13,29 +14,40 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
+from pathlib import Path
+from typing import Any
 
 from cqrs_brokers import Capabilities, available_brokers, open_broker
 from cqrs_brokers_testkit.conformance import (
     contract,
     delivery,
     faults,
+    hosts,
     lifecycle,
+    matching,
     messages,
     ordering,
     processes,
+    queueing,
     refusals,
     static,
 )
 from cqrs_brokers_testkit.conformance.case import CASES, Case, CaseFailed, Context
-from cqrs_brokers_testkit.conformance.harness import Harness, Unsupported
-from cqrs_brokers_testkit.conformance.report import CaseResult, Report, Status
+from cqrs_brokers_testkit.conformance.harness import Harness, NotApplicable, Unsupported
+from cqrs_brokers_testkit.conformance.report import NOT_CHOSEN, CaseResult, Report, Status
 
 Progress = Callable[[str], None]
 
-_SECTIONS = (static, messages, refusals, delivery, ordering, lifecycle, processes, faults, contract)
-for _section in _SECTIONS:  # in this order, whatever the order of the imports: `contract` looks back at the others
-    for _id in [case_id for case_id, each in CASES.items() if each.function.__module__ == _section.__name__]:
-        CASES[_id] = CASES.pop(_id)
+_MODULES = (
+    *(static, messages, refusals, delivery, matching, hosts),
+    *(ordering, lifecycle, processes, faults, queueing, contract),
+)
+_SECTIONS = ("static", "messages", "refusals", "delivery", "ordering", "lifecycle", "faults", "contract")
+for _section in _SECTIONS:  # in this order, whatever the order of the imports and the module
+    for _module in _MODULES:
+        for _id in [i for i, each in CASES.items() if each.function.__module__ == _module.__name__]:
+            if _id.startswith(f"{_section}."):
+                CASES[_id] = CASES.pop(_id)
 
 _CLEAN_UP = 6.0  # seconds that a case may take, after its limit, to be cancelled and to close what it opened
 
@@ -71,7 +83,7 @@ def session(harness: Harness, *, progress: Progress = to_stderr) -> Iterator[Ses
             raise ValueError(f"not_applicable names {case_id!r}, and there is no such case")
         if not CASES[case_id].waivable:
             raise ValueError(f"{case_id} is mandatory and cannot be declared not applicable")
-    with _logs_watched() as watcher:
+    with _asyncio_watched() as watcher:
         try:
             yield Session(harness, progress, watcher)
         finally:
@@ -81,7 +93,7 @@ def session(harness: Harness, *, progress: Progress = to_stderr) -> Iterator[Ses
 class Session:
     """A harness that runs cases."""
 
-    def __init__(self, harness: Harness, progress: Progress, watcher: _Breaches) -> None:
+    def __init__(self, harness: Harness, progress: Progress, watcher: _Unhandled) -> None:
         self.harness = harness
         self._progress = progress
         self._watcher = watcher
@@ -89,6 +101,7 @@ class Session:
         self._start_problem: str | None = None
         self._capabilities: Capabilities | None = None
         self._capabilities_problem = ""
+        self._answers: dict[str, Any] = {}
         self.report = self._empty_report()
 
     def run_all(self, only: tuple[str, ...]) -> Report:
@@ -99,12 +112,14 @@ class Session:
         self.report.filtered = bool(only)
         for number, case in enumerate(CASES.values(), 1):
             if only and not _chosen(case.id, only):
-                self._add(_result(case, "not run", "not chosen"))
+                self._add(_result(case, "not run", NOT_CHOSEN))
                 continue
             self._progress(f"[{number:3}/{len(CASES)}] {case.id} ")
             result = self.run_case(case)
             seconds = f" ({result.seconds:.1f} s)" if result.seconds >= 0.05 else ""
             self._progress(f"{result.status}{seconds}{': ' + result.reason if result.reason else ''}\n")
+        slowest = ", ".join(f"{each.id} {each.seconds:.1f} s" for each in self.report.slowest(10))
+        self._progress(f"slowest: {slowest}\n")
         self._progress(f"{self.report.scheme}:// {self.report.verdict}: {self.report.summary}\n")
         return self.report
 
@@ -120,8 +135,9 @@ class Session:
 
     def _judge(self, case: Case) -> CaseResult | None:
         """The result of a case that is not to be executed."""
-        if case.id in self.harness.not_applicable:
-            return _result(case, "not applicable", self.harness.not_applicable[case.id])
+        for waived in (case.id, case.like):
+            if waived is not None and waived in self.harness.not_applicable:
+                return _result(case, "not applicable", self.harness.not_applicable[waived])
         if case.kind != "static":
             problem = self._start()
             if problem:
@@ -152,16 +168,19 @@ class Session:
             try:
                 self.harness.start()
             except Exception as error:
-                self._start_problem = f"the harness did not start: {type(error).__name__}: {error}"
+                self._start_problem = f"the harness did not start: {_in_harness(error, self.harness) or _named(error)}"
             if self._start_problem is None and "://" not in self.harness.url:
                 self._start_problem = "no harness: give a config string to run the live cases"
+            if self._start_problem is None:
+                self.report.server = self.harness.server_version()
         return self._start_problem
 
     def _declared(self) -> Capabilities | None:
         if self._capabilities is None:
-            url = self.harness.url if "://" in self.harness.url else f"{self.harness.url}://"
             try:
-                broker = open_broker(url, distribution=self.harness.distribution, **self.harness.options)
+                broker = open_broker(
+                    static.openable_url(self.harness), distribution=self.harness.distribution, **self.harness.options
+                )
                 self._capabilities = broker.capabilities
                 self.report.capabilities = self._capabilities.to_dict()
             except Exception as error:
@@ -173,8 +192,8 @@ class Session:
     def _execute(self, case: Case) -> CaseResult:
         """Runs a case in a thread of its own, which is given up when the case does not end."""
         ended: list[BaseException | None] = []
-        self._watcher.case_id, self._watcher.enabled = case.id, True
-        context = Context(self.harness, self.harness.url, self._capabilities or Capabilities(), self._watcher.found)
+        self._watcher.found.clear()
+        context = Context(self.harness, self.harness.url, self._capabilities or Capabilities(), self._answers)
         thread = threading.Thread(
             target=lambda: ended.append(_outcome(case, context)),
             name=f"conformance {case.id}",
@@ -188,14 +207,21 @@ class Session:
             where = traceback.format_stack(sys._current_frames()[thread.ident or 0])
             return _result(case, "failed", f"still running after {seconds:.0f} s", seconds, "".join(where))
         error = ended[0]
-        if error is None:
-            return _result(case, "passed", "", seconds)
+        breaches = [*context.breaches, *self._watcher.found]
         if isinstance(error, Unsupported):
             return _result(case, "not run", str(error) or "the harness does not offer what it needs", seconds)
-        text = str(error) if isinstance(error, CaseFailed) else f"{type(error).__name__}: {error}"
-        if isinstance(error, ExceptionGroup):
-            text += f" ({'; '.join(f'{type(e).__name__}: {e}' for e in error.exceptions)})"
-        return _result(case, "failed", text, seconds, "".join(traceback.format_exception(error)))
+        if isinstance(error, NotApplicable):
+            return _result(case, "not applicable", str(error), seconds)
+        if error is None and not breaches:
+            return _result(case, "passed", "", seconds)
+        texts = []
+        if error is not None:
+            in_harness = None if isinstance(error, CaseFailed) else _in_harness(error, self.harness)
+            texts.append(str(error) if isinstance(error, CaseFailed) else in_harness or _named(error))
+        if breaches:
+            texts.append(f"the driver broke its contract {len(breaches)} times: {'; '.join(breaches[:3])}")
+        detail = "" if error is None else "".join(traceback.format_exception(error))
+        return _result(case, "failed", "; ".join(texts), seconds, detail)
 
     def _empty_report(self) -> Report:
         scheme = self.harness.url.partition("://")[0]
@@ -220,6 +246,26 @@ def _outcome(case: Case, context: Context) -> BaseException | None:
             case.function(context)
     except BaseException as error:  # in a thread of ours: nothing may leave it
         return error
+    finally:
+        gc.collect()  # now, not in a later case, asyncio finds what nobody looked at
+    return None
+
+
+def _named(error: BaseException) -> str:
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, ExceptionGroup):
+        text += f" ({'; '.join(f'{type(e).__name__}: {e}' for e in error.exceptions)})"
+    return text
+
+
+def _in_harness(error: BaseException, harness: Harness) -> str | None:
+    """Says which method of the harness failed, and where; None when the error is not the harness' own."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    for frame, _ in frames:
+        if frame.f_locals.get("self") is harness:
+            last, line = frames[-1]
+            where = f"{Path(last.f_code.co_filename).name}:{line} in {last.f_code.co_name}"
+            return f"a fault in the harness, in {frame.f_code.co_name}(): {_named(error)} ({where})"
     return None
 
 
@@ -245,35 +291,24 @@ def _chosen(case_id: str, only: tuple[str, ...]) -> bool:
     return any(case_id == name or case_id.startswith(f"{name}.") for name in only)
 
 
-class _Breaches(logging.Handler):
-    """Collects what no driver may cause: breaches of the contract, and what asyncio found unhandled."""
+class _Unhandled(logging.Handler):
+    """Collects what asyncio found unhandled: exceptions that nobody retrieved, tasks that were destroyed."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(logging.ERROR)
         self.found: list[str] = []
-        self.case_id = ""
-        self.enabled = True
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage()
-        if (
-            self.enabled
-            and record.levelno >= logging.ERROR
-            and (record.name == "asyncio" or "broke its contract" in text or "cancelled" in text or "abort()" in text)
-        ):
-            raised = record.exc_info[1] if record.exc_info else None
-            what = f" ({type(raised).__name__}: {raised})" if raised is not None else ""
-            self.found.append(f"in {self.case_id} {record.name} logged{what}: {text}"[:500])
+        raised = record.exc_info[1] if record.exc_info else None
+        what = f" ({type(raised).__name__}: {raised})" if raised is not None else ""
+        self.found.append(f"asyncio logged{what}: {record.getMessage()}"[:500])
 
 
 @contextmanager
-def _logs_watched() -> Iterator[_Breaches]:
-    handler = _Breaches()
-    loggers = [logging.getLogger(name) for name in ("asyncio", "cqrs_brokers")]
-    for logger in loggers:
-        logger.addHandler(handler)
+def _asyncio_watched() -> Iterator[_Unhandled]:
+    handler, logger = _Unhandled(), logging.getLogger("asyncio")
+    logger.addHandler(handler)
     try:
         yield handler
     finally:
-        for logger in loggers:
-            logger.removeHandler(handler)
+        logger.removeHandler(handler)

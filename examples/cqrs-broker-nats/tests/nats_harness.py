@@ -1,0 +1,100 @@
+"""The harness of `nats://`: a private nats-server with JetStream, read back with nats-py's JetStream client."""
+
+import asyncio
+import json
+import re
+import time
+
+import nats
+from cqrs_brokers import Message
+from cqrs_brokers.pipeline import header_text
+from cqrs_brokers_testkit.conformance import Record, Refusal, Target
+from cqrs_brokers_testkit.server_harness import ServerHarness
+
+
+class NatsHarness(ServerHarness):
+    url = "nats://localhost"
+    program, search, has_tls, login = "nats-server", ("~/go/bin",), True, ("app", "app-password")
+    install = "go install github.com/nats-io/nats-server/v2@latest"
+    notices_within = 12.0
+    duplicate_window = 120.0
+    not_applicable = {
+        "delivery.nack-is-not-success": "JetStream stores a message or refuses it, never one of two copies",
+        "delivery.blocked-is-waited-out": "when a stream is full it refuses; it does not block",
+        "delivery.wrong-permission": "a user who may connect can only be forbidden single subjects",
+    }
+
+    def configure(self, server):
+        users = [{"user": name, "password": f"{name}-password"} for name in ("app", "writer")]
+        users[1]["permissions"] = {"publish": {"deny": "forbidden.>"}}
+        settings = {"host": "127.0.0.1", "port": server.port, "authorization": {"users": users}}
+        settings["jetstream"] = {"store_dir": str(server.folder)}
+        if (known := server.certificates) is not None:
+            settings["tls"] = {"cert_file": str(known.server), "key_file": str(known.server_key)}
+        (server.folder / "nats.conf").write_text(json.dumps(settings))
+        return ["-c", "nats.conf"]
+
+    def client_url(self, host, port, login, cafile, tls):
+        query = f"?declare=stream&stream=all&subjects=*&ssl_cafile={cafile}" if cafile else ""
+        return f"nats{'s' if tls else ''}://{login[0]}:{login[1]}@{host}:{port}{query}"
+
+    def prepare(self):
+        url = self.client_url("127.0.0.1", self.server.port, self.login, None, False)
+        settings = {"max_reconnect_attempts": -1, "reconnect_time_wait": 0.05, "error_cb": ignore}
+        self.client = self.run_async(nats.connect(url, **settings))
+        self.streams = self.client.jetstream()
+        self.at_end(lambda: self.run_async(self.client.close()))
+
+    def create_topic(self, topic, **limits):
+        if set(topic) & set("*>"):
+            raise ValueError("a stream with this subject would take others, too")
+        settings = {"name": stream(topic), "subjects": [topic], "duplicate_window": self.duplicate_window, **limits}
+        self.run_async(self.streams.add_stream(**settings))
+
+    def read_back(self, topic, count):
+        return self.run_async(self.read(topic, count))
+
+    async def read(self, topic, count):
+        give_up = time.monotonic() + 10
+        while (there := (await self.streams.stream_info(stream(topic))).state.messages) < count:
+            if time.monotonic() > give_up:
+                break
+            await asyncio.sleep(0.02)
+        if not there:
+            return []
+        reader = await self.streams.subscribe(topic, ordered_consumer=True)
+        messages = [await reader.next_msg(5.0) for _ in range(there)]
+        await reader.unsubscribe()
+        return [record(message) for message in messages]
+
+    def missing_destination(self):
+        return Target(self.url, self.new_topic_name())
+
+    def forbidden_destination(self):
+        self.create_topic("forbidden.orders")
+        return Target(self.url_for(("writer", "writer-password")), "forbidden.orders")
+
+    def refuse_next(self):
+        topic = self.new_topic_name()
+        self.create_topic(topic, max_msg_size=20_000)
+        return Refusal(self.url, topic, Message("Refused", topic, bytes(50_000)))
+
+    def foreign_answers(self):
+        async def answer(message):
+            await message.respond(b'{"seen": true}')
+
+        self.run_async(self.client.subscribe("echo", cb=answer))
+        return Target(self.url, "echo")
+
+
+async def ignore(error):
+    """The reader's own client loses its connection with every restart."""
+
+
+def stream(topic):
+    return re.sub(r"\W", lambda found: f"_{ord(found[0]):x}", topic)
+
+
+def record(message):
+    headers = {header_text(name): header_text(text) for name, text in message.headers.items() if name != "Nats-Msg-Id"}
+    return Record.of_headers(message.subject, headers, message.data, offset=message.metadata.sequence.stream)

@@ -1,0 +1,58 @@
+"""The harness: a private redis-server, read back with redis-py's synchronous client, which the plugin does not use."""
+
+import time
+
+from cqrs_brokers_testkit.conformance import Record, Target
+from cqrs_brokers_testkit.server_harness import ServerHarness
+from redis import Redis
+
+USERS = """user app on >app-password ~* +@all
+user reader on >reader-password ~* +@all -xadd
+user nobody on >nobody-password ~* -@all
+"""
+WHOLE_STREAMS = "Redis refuses users and whole streams, never a single message"
+
+
+class RedisHarness(ServerHarness):
+    url = "redis-streams://localhost"
+    program, install, login = "redis-server", "sudo apt-get install -y redis-server", ("app", "app-password")
+    notices_within = 12.0  # after 5 s of silence a ping, and 5 s for its answer
+    not_applicable = {
+        "delivery.nack-is-not-success": "a stream has no nacks",
+        "delivery.refused-is-not-delivered": WHOLE_STREAMS,
+        "delivery.refused-spares-its-neighbours": WHOLE_STREAMS,
+        "delivery.blocked-is-waited-out": "when Redis is full it refuses; it does not block",
+        "delivery.tls-failure": "the plugin has no TLS",
+    }
+
+    def configure(self, server):
+        place = f"bind 127.0.0.1\nport {server.port}\ndir {server.folder}\n"
+        durable = "appendonly yes\nappendfsync always\n"
+        (server.folder / "redis.conf").write_text(place + durable + USERS)
+        return ["redis.conf"]
+
+    def prepare(self):
+        self.admin = Redis(port=self.server.port)
+        self.at_end(self.admin.close)
+
+    def read_back(self, topic, count):
+        give_up = time.monotonic() + 10
+        while self.admin.xlen(topic) < count and time.monotonic() < give_up:
+            time.sleep(0.02)
+        return [record(topic, fields) for _, fields in self.admin.xrange(topic)]
+
+    def missing_destination(self):
+        self.admin.set("no-stream", "a key that is there and is no stream")
+        return Target(self.url, "no-stream")
+
+    def forbidden_destination(self):
+        return Target(self.url_for(("reader", "reader-password")), "orders")
+
+    def wrong_permission_url(self):
+        return self.url_for(("nobody", "nobody-password"))
+
+
+def record(topic, fields):
+    body = fields.pop(b"body")
+    text = {name.decode().removeprefix("header:"): value.decode() for name, value in fields.items()}
+    return Record.of_headers(topic, text, body)

@@ -1,0 +1,321 @@
+"""The cluster that we are connected to: its nodes, who leads which partition, and our producer id."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from cqrs_brokers.exceptions import (
+    AuthorizationError,
+    ConnectError,
+    ConnectionLostError,
+    DeliveryError,
+    DestinationNotFoundError,
+    InvalidMessageError,
+    ProtocolError,
+    PublishForbiddenError,
+    UnreachableError,
+)
+from cqrs_brokers.tasks import retrieve_exception
+from cqrs_brokers.url import Host
+
+from ._client import Connection, OldBrokerError, TokenError, batch_builder, errors, why_unsupported
+from ._metadata import Metadata
+from ._node import Node
+from ._partition import Partition, State
+from ._probe import first_that_answers
+from ._topic import Topic
+from .settings import KafkaSettings
+
+if TYPE_CHECKING:
+    from ._driver import KafkaDriver
+
+__all__ = ["Cluster"]
+
+TOPIC_GRACE = 3.0
+"""A topic that the cluster does not know may just have been created: so long it is asked for again, in seconds."""
+TOPIC_GRACE_AGAIN = 0.3
+"""The same for a topic that was missing before."""
+TOPIC_MISSING_FOR = 3.0
+"""How long a missing topic is remembered."""
+ID_PAUSE = 0.1
+"""Seconds before a producer id is asked for again."""
+_TOPIC_MISSING = "the topic does not exist and the cluster does not create topics by itself: create it"
+
+_TOPIC_FORBIDDEN = "the user may not use the topic: grant it WRITE and DESCRIBE on the topic"
+_ID_COMES_LATER = frozenset({7, 13, 14, 15, 16, 51})
+"""Codes of InitProducerId that pass: the coordinator is loading, moving or busy."""
+
+
+class Cluster:
+    """One cluster, connected to once.
+
+    Args:
+        owner: The driver.
+        settings: Where and how.
+
+    Attributes:
+        nodes: By their ids.
+        leaderless: Partitions that are READY and whose leader is not known.
+    """
+
+    def __init__(self, owner: KafkaDriver, settings: KafkaSettings) -> None:
+        self.nodes: dict[int, Node] = {}
+        self.leaderless: dict[Partition, None] = {}
+        self._owner = owner
+        self._settings = settings
+        self._loop = asyncio.get_running_loop()
+        self._tasks = owner.tasks
+        self._metadata = Metadata(settings, owner.tasks, self._addresses, self._topics_in_use, self._learnt)
+        self._renewing = False
+        options = settings.options
+        self._batches = options.compression_type, options.max_batch_size
+
+    def batch_builder(self, producer_id: int, epoch: int, sequence: int) -> Any:
+        """See `_partition.Producer`."""
+        compression, size = self._batches
+        return batch_builder(compression, producer_id, epoch, sequence, size)
+
+    # -- connecting ---------------------------------------------------------------------------------------------------
+
+    async def connect(self, *, trusted: bool) -> None:
+        """Finds a bootstrap host that answers, reaches a node, and gets a producer id.
+
+        Args:
+            trusted: The settings have worked before.
+
+        Raises:
+            ConnectError: It cannot.
+        """
+        unsupported = why_unsupported()
+        if unsupported is not None:
+            raise ProtocolError(unsupported)
+        timeout = self._settings.options.connect_timeout
+        until = self._loop.time() + timeout
+        greeting = await first_that_answers(self._settings, timeout=timeout, trusted=trusted)
+        self._learn_nodes(greeting.answer.brokers)
+        await self._reach(until)
+        if self._topics_in_use():
+            self._metadata.request()
+        self._metadata.start()
+
+    async def _reach(self, until: float) -> None:
+        """Connects to a node that can take messages, and gets a producer id from it."""
+        reached: Node | None = None
+        try:
+            async with asyncio.timeout_at(until):
+                while reached is None:
+                    reached = await self._reach_a_node()
+                while self._settings.options.enable_idempotence:
+                    if await self._ask_for_id(reached.connection or await reached.open()):
+                        return
+                    await asyncio.sleep(ID_PAUSE)
+        except TimeoutError as error:
+            raise self._why_unreachable(reached) from error
+        except (OSError, errors.KafkaError) as error:
+            text = f"the cluster answered, but gave no producer id ({type(error).__name__})"
+            raise UnreachableError(text) from error
+
+    async def _reach_a_node(self) -> Node | None:
+        """Tries all nodes at once, and takes the first that can be connected to."""
+        attempts = {self._tasks.spawn(node.open()): node for node in self.nodes.values()}
+        for attempt in attempts:
+            attempt.add_done_callback(retrieve_exception)
+        waiting = set(attempts)
+        try:
+            while waiting:
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for attempt in done:
+                    error = attempt.exception()
+                    if error is None:
+                        return attempts[attempt]
+                    if isinstance(error, OldBrokerError):
+                        raise ProtocolError("the broker is older than Kafka 2.4: a newer one is needed")
+        finally:
+            for attempt in waiting:
+                attempt.cancel()
+        await asyncio.sleep(ID_PAUSE)
+        return None
+
+    def _why_unreachable(self, reached: Node | None) -> UnreachableError:
+        timeout = self._settings.options.connect_timeout
+        if reached is not None:
+            return UnreachableError(
+                f"node {reached.number} of the cluster was reached, but gave no producer id within "
+                f"{timeout:g} s: see its log, and whether the cluster has an active controller"
+            )
+        nodes = ", ".join(map(str, self._addresses()))
+        return UnreachableError(
+            f"the bootstrap server answers, but none of the nodes it advertises can be reached within "
+            f"{timeout:g} s ({nodes}): check advertised.listeners and the network"
+        )
+
+    async def look_again(self) -> ConnectError | None:
+        """Asks the bootstrap servers whether the cluster is there: its nodes are tried for ever.
+
+        Returns:
+            Why it cannot be used any more; None: it can.
+
+        Raises:
+            UnreachableError: Nobody answers at the moment.
+        """
+        try:
+            greeting = await first_that_answers(self._settings, timeout=2.0, trusted=True)
+        except UnreachableError:
+            raise
+        except ConnectError as error:
+            return error
+        if greeting.nodes and greeting.nodes.isdisjoint(self._addresses()):
+            # Only nodes that are known are asked for metadata: nobody would hear of a new cluster.
+            return UnreachableError(f"{greeting.host} names other nodes now than when we connected")
+        return None
+
+    async def ping(self) -> None:
+        """Asks any node for metadata.
+
+        Raises:
+            OSError, KafkaError, TimeoutError: None answers.
+        """
+        await self._metadata.ask([])
+
+    # -- producer ids -------------------------------------------------------------------------------------------------
+
+    def renew_id(self) -> None:
+        """Gets another producer id, and lets the partitions go on that wait for one."""
+        if not self._renewing:
+            self._renewing = True
+            self._tasks.spawn(self._renew_id())
+
+    async def _renew_id(self) -> None:
+        while True:
+            if await self._renew_id_once():
+                break
+            await asyncio.sleep(ID_PAUSE)
+        self._renewing = False
+        self._owner.resume(State.NO_ID)
+
+    async def _renew_id_once(self) -> bool:
+        for host in self._addresses():
+            try:
+                connection = await Connection.open(self._settings, host)
+            except (OSError, errors.KafkaError, TokenError):
+                continue
+            try:
+                if await self._ask_for_id(connection):
+                    return True
+            except (OSError, errors.KafkaError, ConnectError):
+                continue
+            finally:
+                connection.drop()
+        return False
+
+    async def _ask_for_id(self, connection: Connection) -> bool:
+        code, producer_id, epoch = await connection.producer_id()
+        if code == 0:
+            self._owner.producer_id, self._owner.epoch = producer_id, epoch
+            return True
+        if code in (31, 53):
+            raise AuthorizationError("the user may not use the cluster: grant it IDEMPOTENT_WRITE on the cluster")
+        if code not in _ID_COMES_LATER:
+            raise UnreachableError(f"the cluster answered, but gave no producer id (code {code})")
+        return False
+
+    # -- topics and leaders -------------------------------------------------------------------------------------------
+
+    def request_metadata(self, *, at_once: bool = False) -> None:
+        """See `Metadata.request`."""
+        self._metadata.request(at_once=at_once)
+
+    def _addresses(self) -> list[Host]:
+        return [node.host for node in self.nodes.values()]
+
+    def _topics_in_use(self) -> list[str]:
+        return [name for name, topic in self._owner.topics.items() if topic.partitions or topic.waiting]
+
+    def _learnt(self, answer: Any) -> bool:
+        """See `Metadata`: takes over nodes, partitions and leaders."""
+        self._learn_nodes(answer.brokers)
+        for code, name, *_, partitions in answer.topics:
+            topic = self._owner.topics.get(name)
+            if topic is None:
+                continue
+            if code == 0 and partitions:
+                self._learn_partitions(topic, partitions)
+            elif code == 29:
+                self._missing(topic, PublishForbiddenError(_TOPIC_FORBIDDEN))
+            elif code == 17:
+                self._missing(topic, InvalidMessageError("the broker refuses the topic's name"))
+            elif topic.waiting or topic.busy:
+                self._look_for(topic)
+        self._owner.flush()
+        return bool(self.leaderless) or any(
+            topic.waiting or topic.unknown_since is not None for topic in self._owner.topics.values()
+        )
+
+    def _learn_nodes(self, brokers: Sequence[Any]) -> None:
+        known = {number: Host(name, port) for number, name, port, *_ in brokers}
+        for number, host in known.items():
+            node = self.nodes.get(number)
+            if node is None:
+                self.nodes[number] = Node(self._owner, self._settings, number, host)
+            elif node.host != host:
+                node.moved(host)
+        for number in [number for number in self.nodes if number not in known]:
+            if self.nodes[number].idle and not self.nodes[number].ready:
+                self.nodes.pop(number).drop()
+
+    def _learn_partitions(self, topic: Topic, partitions: Sequence[Any]) -> None:
+        topic.found(len(partitions))
+        for _, number, leader, *_ in partitions:
+            if number < len(topic.partitions):
+                self._lead(topic.partitions[number], self.nodes.get(leader))
+        self._give_up_the_gone(topic, "the partition is gone, and the last answer for it was lost")
+
+    def _lead(self, partition: Partition, node: Node | None) -> None:
+        before = partition.leader
+        if node is before and partition not in self.leaderless:
+            return
+        partition.leader = node
+        if partition.state is State.READY:
+            self.leaderless.pop(partition, None)
+            if before is not None:
+                before.ready.pop(partition, None)
+            self._owner.ready(partition)
+        elif partition.state is State.PAUSED and node is not None:
+            partition.resume()
+
+    def _look_for(self, topic: Topic) -> None:
+        """A node says that there is no such topic; it may have been created a moment ago."""
+        now = self._loop.time()
+        if topic.unknown_since is None:
+            topic.unknown_since = now
+        elif now - topic.unknown_since >= (TOPIC_GRACE if topic.missing is None else TOPIC_GRACE_AGAIN):
+            self._missing(topic, DestinationNotFoundError(_TOPIC_MISSING))
+
+    def _missing(self, topic: Topic, error: DeliveryError) -> None:
+        topic.not_found(error, self._loop.time() + TOPIC_MISSING_FOR)
+        self._give_up_the_gone(topic, "the topic is gone, and the last answer for it was lost")
+
+    def _give_up_the_gone(self, topic: Topic, text: str) -> None:
+        for partition in topic.gone():
+            self.leaderless.pop(partition, None)
+            if partition.state is not State.IN_FLIGHT:
+                partition.give_up(ConnectionLostError(f"{text}: the message may have been written"))
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    def drop(self) -> list[Connection]:
+        """Ends it. What is in flight is lost, what waits goes on waiting, without a leader.
+
+        Returns:
+            The connections whose sockets close now.
+        """
+        nodes, self.nodes = self.nodes, {}
+        for node in nodes.values():
+            node.abandon()
+        for topic in self._owner.topics.values():
+            for partition in topic.all_partitions():
+                partition.leader = None
+        closing = [self._metadata.drop(), *(node.drop() for node in nodes.values())]
+        return [connection for connection in closing if connection is not None]

@@ -1,0 +1,151 @@
+"""What a produce request's error code proves about the records of its batch.
+
+A code proves "not appended" only by a row of this table. Every number that has no row, also one that a later Kafka
+defines, leaves the batch in doubt. The sources are classes of Apache Kafka's broker (3.9 to 4.4), seen from a produce
+request: `ReplicaManager.appendRecords` asks for the partition and its leader, `Partition.appendRecordsToLeader` counts
+the in-sync replicas, `UnifiedLog.append` validates, and only then a byte is written.
+
+A row with `NOT_APPENDED` holds for an answer without a base offset. With one the batch was appended and the leader
+stepped down, or the topic was deleted, while the broker waited for its followers (`DelayedProduce.tryComplete`).
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import NamedTuple
+
+from cqrs_brokers.exceptions import (
+    DeliveryError,
+    DeliveryUnknownError,
+    DestinationNotFoundError,
+    InvalidMessageError,
+    MessageTooLargeError,
+    NotConnectedError,
+    PublishForbiddenError,
+    RejectedError,
+)
+
+__all__ = ["DUPLICATE_SEQUENCE_NUMBER", "ROWS", "Row", "Then", "error_of", "row_of"]
+
+DUPLICATE_SEQUENCE_NUMBER = 46
+"""The batch is in the log, at an offset that the broker does not know any more."""
+
+
+class Then(Enum):
+    """What follows from a code."""
+
+    WAIT = "not appended; the condition can pass: the records wait and go again"
+    SPLIT = "not appended, perhaps because of one record: its neighbours go again"
+    FAIL = "not appended, and every record would be refused for the same reason"
+    REPEAT = "in doubt; an idempotent producer repeats the batch byte for byte"
+    GIVE_UP = "in doubt; repeating the batch would prove nothing"
+
+
+class Row(NamedTuple):
+    """One code.
+
+    Attributes:
+        name: Kafka's name for it (`org.apache.kafka.common.protocol.Errors`).
+        then: What follows.
+        error: The class of a record's error.
+        text: What happened and what to do.
+        retryable: Whether the same call may succeed later without anybody changing anything; None: as its class says.
+        source: Where the broker answers so, which shows whether something was appended before.
+    """
+
+    name: str
+    then: Then
+    error: type[DeliveryError]
+    text: str
+    retryable: bool | None = None
+    source: str = ""
+
+
+_WAIT, _SPLIT, _FAIL, _REPEAT, _GIVE_UP = Then.WAIT, Then.SPLIT, Then.FAIL, Then.REPEAT, Then.GIVE_UP
+_Unknown = DeliveryUnknownError
+
+_LARGE = "the topic does not accept a record of this size: send less, or raise the topic's max.message.bytes"
+_NO_TOPIC = "the topic does not exist: create it"
+_MOVED = "the partition's leader has moved and the new one is not known yet"
+_FEW = "fewer replicas are in sync than min.insync.replicas: bring the other nodes back, then send again"
+_FEW_NOW = "it was written, but to fewer replicas than min.insync.replicas"
+_SLOW = "the in-sync replicas did not have the record within request_timeout_ms"
+_NO_WRITE = "the user may not write to the topic: grant it WRITE on the topic"
+_NO_CLUSTER = "the user may not use this cluster: grant it IDEMPOTENT_WRITE on the cluster"
+_NO_ID = "the user may not use this producer id"
+_TIME = (
+    "the message's timestamp is outside the range that the topic allows "
+    "(message.timestamp.before.max.ms, message.timestamp.after.max.ms)"
+)
+_RECORD = (
+    "the topic refuses the record: a compacted topic needs a key, and with compression the record must be below "
+    "max.decompressed.message.bytes"
+)
+_VERSION = "the broker does not support this version of the protocol"
+_POLICY = "the message violates a policy of the topic or the cluster"
+_LOST_TRACK = "the broker lost track of the producer's sequence numbers"
+_EPOCH = "the broker does not accept the producer's epoch any more"
+
+_VALIDATED = "UnifiedLog.analyzeAndValidateRecords or LogValidator, before the append"
+_AUTHORISED = "KafkaApis.handleProduceRequest, before the append"
+_LED = "ReplicaManager or Partition.appendRecordsToLeader, before the append"
+_AFTER = "DelayedProduce, after the append"
+_STATE = "ProducerAppendInfo; records with a receipt may be lost too, so nothing is concluded"
+
+ROWS: dict[int, Row] = {
+    2: Row("CORRUPT_MESSAGE", _SPLIT, RejectedError, "the broker refuses the record as corrupt", False, _VALIDATED),
+    3: Row("UNKNOWN_TOPIC_OR_PARTITION", _WAIT, DestinationNotFoundError, _NO_TOPIC, None, _LED),
+    5: Row("LEADER_NOT_AVAILABLE", _WAIT, NotConnectedError, "the partition has no leader", None, "nobody can append"),
+    6: Row("NOT_LEADER_OR_FOLLOWER", _WAIT, NotConnectedError, _MOVED, None, _LED),
+    7: Row("REQUEST_TIMED_OUT", _REPEAT, _Unknown, _SLOW, None, _AFTER),
+    10: Row("MESSAGE_TOO_LARGE", _SPLIT, MessageTooLargeError, _LARGE, None, _VALIDATED),
+    13: Row("NETWORK_EXCEPTION", _REPEAT, _Unknown, "the broker lost a connection", None, "Errors: retriable"),
+    17: Row("INVALID_TOPIC_EXCEPTION", _FAIL, InvalidMessageError, "the broker refuses the topic's name", None, _LED),
+    18: Row("RECORD_LIST_TOO_LARGE", _SPLIT, MessageTooLargeError, _LARGE, None, _VALIDATED),
+    19: Row("NOT_ENOUGH_REPLICAS", _WAIT, RejectedError, _FEW, True, _LED),
+    20: Row("NOT_ENOUGH_REPLICAS_AFTER_APPEND", _REPEAT, _Unknown, _FEW_NOW, None, _AFTER),
+    21: Row("INVALID_REQUIRED_ACKS", _FAIL, RejectedError, "the broker refuses the acks setting", False, _LED),
+    29: Row("TOPIC_AUTHORIZATION_FAILED", _FAIL, PublishForbiddenError, _NO_WRITE, None, _AUTHORISED),
+    31: Row("CLUSTER_AUTHORIZATION_FAILED", _FAIL, PublishForbiddenError, _NO_CLUSTER, None, _AUTHORISED),
+    32: Row("INVALID_TIMESTAMP", _SPLIT, RejectedError, _TIME, False, _VALIDATED),
+    35: Row("UNSUPPORTED_VERSION", _FAIL, RejectedError, _VERSION, False, _AUTHORISED),
+    43: Row("UNSUPPORTED_FOR_MESSAGE_FORMAT", _FAIL, RejectedError, "the topic has no headers", False, _VALIDATED),
+    44: Row("POLICY_VIOLATION", _SPLIT, RejectedError, _POLICY, False, _VALIDATED),
+    45: Row("OUT_OF_ORDER_SEQUENCE_NUMBER", _GIVE_UP, _Unknown, _LOST_TRACK, None, _STATE),
+    47: Row("INVALID_PRODUCER_EPOCH", _GIVE_UP, _Unknown, _EPOCH, None, _STATE),
+    53: Row("TRANSACTIONAL_ID_AUTHORIZATION_FAILED", _FAIL, PublishForbiddenError, _NO_ID, None, _AUTHORISED),
+    56: Row(
+        "KAFKA_STORAGE_ERROR", _REPEAT, _Unknown, "the leader's disk has an error", None, "UnifiedLog, at any time"
+    ),
+    59: Row("UNKNOWN_PRODUCER_ID", _GIVE_UP, _Unknown, "the broker has forgotten the producer", None, _STATE),
+    87: Row("INVALID_RECORD", _SPLIT, RejectedError, _RECORD, False, _VALIDATED),
+}
+
+
+def row_of(code: int) -> Row:
+    """The row of a code; for a number without one, what holds for every such number."""
+    row = ROWS.get(code)
+    if row is None:
+        text = f"the broker reported an error that the client does not know (code {code})"
+        row = Row(f"code {code}", Then.GIVE_UP, DeliveryUnknownError, text)
+    return row
+
+
+def error_of(row: Row, *, in_doubt: bool) -> DeliveryError:
+    """The error of the records whose batch got that answer last.
+
+    Args:
+        row: The last answer.
+        in_doubt: An attempt may have been appended.
+    """
+    if not in_doubt:
+        error = row.error(row.text)
+        if row.retryable is not None:
+            error.retryable = row.retryable
+        return error
+    if row.error is DeliveryUnknownError:
+        return DeliveryUnknownError(f"{row.text}: the message may have been written")
+    return DeliveryUnknownError(
+        f"the last answer was {row.name}, and the outcome of an earlier attempt is not known: "
+        "the message may have been written"
+    )

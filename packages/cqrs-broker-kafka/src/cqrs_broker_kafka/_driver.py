@@ -1,0 +1,418 @@
+"""The Kafka driver: messages to partitions, partitions to the nodes that lead them.
+
+Read in this order: `_records` (message to record), `_topic` (which partition), `_partition` (the state machine that
+makes outcomes true, with `_codes`), `_node` (requests in flight, with `_produce`), `_cluster` (who leads what, with
+`_metadata`), `_probe` (why there is no connection), `_client` (all that touches aiokafka).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from cqrs_brokers.driver import Capabilities, Delivery, Link, PipelinedDriver
+from cqrs_brokers.exceptions import (
+    BackpressureError,
+    ConnectError,
+    ConnectionLostError,
+    DeliveryError,
+    DeliveryTimeoutError,
+    DestinationNotFoundError,
+    RejectedError,
+    UnreachableError,
+)
+from cqrs_brokers.tasks import Tasks
+
+from ._codes import Row, Then, error_of
+from ._logs import redact_client_logs
+from ._partition import Partition, State
+from ._records import Record, RecordMaker
+from ._topic import Topic, why_illegal
+from .settings import KafkaSettings
+
+if TYPE_CHECKING:
+    from ._cluster import Cluster
+    from ._node import Node
+
+__all__ = ["KafkaDriver"]
+
+WORTH_A_REQUEST = 48
+"""So many new messages leave at once, while others are still on their way to `submit`, when nothing is in flight …"""
+WORTH_ANOTHER = 256
+"""… and so many when something is."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
+"""Seconds before a batch is tried again; doubled with each failure."""
+TICK = 0.5
+SILENCE = 3.0
+"""While messages wait and nothing is answered for so long, the bootstrap servers are asked why."""
+
+
+class KafkaDriver(PipelinedDriver):
+    """Publishes to Apache Kafka over aiokafka's connections.
+
+    Args:
+        settings: Where and how.
+    """
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self.tasks = Tasks()
+        self.topics: dict[str, Topic] = {}
+        self.idempotent = settings.options.enable_idempotence
+        self.producer_id = self.epoch = -1
+        self._settings = settings
+        self._link: Link | None = None
+        self._loop: asyncio.AbstractEventLoop
+        self._cluster: Cluster | None = None
+        self._record = RecordMaker().record
+        self._new_messages = 0
+        """Submitted since requests were last written."""
+        self._linger = settings.options.linger_ms / 1000
+        self._lingering: dict[Partition, None] = {}
+        """READY partitions that wait for more messages (`linger_ms`)."""
+        self._worth_a_request = WORTH_A_REQUEST
+        self._flush_due = self._linger_due = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._last_answer = 0.0
+        self._asking = False
+        self._reconnecting = False
+        """`Broker` was told that we are reconnecting."""
+        self._throttled_until = 0.0
+        """A node reads nothing from us until then; 0.0: none does that."""
+        self._trusted = False
+        """These settings have worked."""
+
+    # -- what it is ---------------------------------------------------------------------------------------------------
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Kafka keeps order by key and carries headers; it confirms and keeps messages unless acks says otherwise."""
+        acks = self._settings.options.acks
+        return Capabilities(
+            confirms=acks != "0",
+            ordering_key=True,
+            headers=True,
+            header_types=frozenset({str, bytes, type(None)}),
+            tombstones=True,
+            durable=acks == "all",
+        )
+
+    def bind(self, link: Link) -> None:
+        """See `Driver.bind`."""
+        self._link = link
+
+    def refuse_topic(self, topic: str) -> str | None:
+        """See `Driver.refuse_topic`."""
+        return why_illegal(topic)
+
+    # -- messages -----------------------------------------------------------------------------------------------------
+
+    def submit(self, deliveries: Sequence[Delivery], /) -> None:
+        """Queues each message for its partition, and writes a request when there is enough for one."""
+        topics, make = self.topics, self._record
+        for delivery in deliveries:
+            topic = topics.get(delivery.topic)
+            if topic is None:
+                topic = topics[delivery.topic] = Topic(delivery.topic, self._new_partition)
+            record = make(delivery)
+            if topic.partitions:
+                topic.partition(record[2]).add(record)
+            elif topic.missing is not None and self._loop.time() < topic.missing_until:
+                delivery.fail(topic.missing)
+            else:
+                if not topic.waiting:
+                    self.request_metadata(at_once=True)
+                topic.waiting.append(record)
+        if self._timer is None:
+            self._last_answer = self._loop.time()
+            self._timer = self._loop.call_later(TICK, self._tick)
+        self._new_messages += len(deliveries)
+        if self._new_messages >= self._worth_a_request:
+            self._end_linger()
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what is ready, to every node that has room."""
+        self._new_messages = 0
+        self._worth_a_request = WORTH_ANOTHER if self._linger else WORTH_A_REQUEST
+        if self._cluster is None:
+            return
+        for node in self._cluster.nodes.values():
+            node.write()
+            if not node.idle:
+                self._worth_a_request = WORTH_ANOTHER
+
+    def _flush_now(self) -> None:
+        self._flush_due = False
+        self.flush()
+
+    def _flush_after_linger(self) -> None:
+        self._linger_due = False
+        self._end_linger()
+        self.flush()
+
+    def _end_linger(self) -> None:
+        if self._lingering:
+            lingering, self._lingering = self._lingering, {}
+            for partition in lingering:
+                self._queue(partition)
+
+    def _new_partition(self, topic: bytes, number: int) -> Partition:
+        return Partition(self, topic, number)
+
+    # -- what a partition asks for ------------------------------------------------------------------------------------
+
+    def batch_builder(self, producer_id: int, epoch: int, sequence: int) -> Any:
+        """See `_partition.Producer`."""
+        assert self._cluster is not None
+        return self._cluster.batch_builder(producer_id, epoch, sequence)
+
+    def ready(self, partition: Partition) -> None:
+        """See `_partition.Producer`."""
+        if self._linger and partition.batch is None:
+            self._lingering[partition] = None
+            if not self._linger_due:
+                self._linger_due = True
+                self._loop.call_later(self._linger, self._flush_after_linger)
+            return
+        self._queue(partition)
+        if not self._flush_due:
+            self._flush_due = True
+            self._loop.call_soon(self._flush_now)
+
+    def _queue(self, partition: Partition) -> None:
+        """The partition's node writes it when it has room."""
+        node = partition.leader
+        if node is not None:
+            node.ready[partition] = None
+        elif self._cluster is not None:
+            self._cluster.leaderless[partition] = None
+            self._cluster.request_metadata()
+
+    def paused(self, partition: Partition, row: Row | None) -> None:
+        """See `_partition.Producer`."""
+        if row is None:  # its connection was lost: its leader is connected to again
+            self.request_metadata()
+            partition.resume()
+            return
+        if row.then is Then.WAIT:
+            self.request_metadata()
+        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(partition.failures, 8))
+        self._loop.call_later(pause, partition.resume)
+
+    def spend_id(self, producer_id: int) -> None:
+        """See `_partition.Producer`."""
+        if self._cluster is not None:
+            self._cluster.renew_id()
+
+    def reroute(self, partition: Partition, records: Sequence[Record]) -> None:
+        """See `_partition.Producer`."""
+        topic = self.topics.get(partition.topic.decode())
+        if topic is not None:
+            topic.reroute(records)
+
+    def resume(self, state: State) -> None:
+        """Partitions in that state go on."""
+        for partition in self._partitions():
+            if partition.state is state:
+                partition.resume()
+
+    def _partitions(self) -> list[Partition]:
+        return [partition for topic in self.topics.values() for partition in topic.all_partitions()]
+
+    def request_metadata(self, *, at_once: bool = False) -> None:
+        """Something is not known, or has changed: see `Metadata.request`."""
+        if self._cluster is not None:
+            self._cluster.request_metadata(at_once=at_once)
+
+    # -- connecting ---------------------------------------------------------------------------------------------------
+
+    async def connect(self) -> None:
+        """Finds a host that answers, gets a producer id, and goes on with what waits.
+
+        Raises:
+            AuthenticationError: User, password, token or mechanism are not accepted.
+            AuthorizationError: The user may not use the cluster.
+            TLSError: Certificate, host name, or a listener without TLS.
+            ProtocolError: A listener with TLS or SASL, a broker that is too old, no Kafka, or another aiokafka than
+                the plugin knows.
+            UnreachableError: No host, or none of the nodes they advertise, can be reached.
+        """
+        from ._cluster import Cluster  # imports aiokafka
+
+        self._loop = asyncio.get_running_loop()
+        redact_client_logs()
+        await self._disconnect()
+        cluster = self._cluster = Cluster(self, self._settings)
+        try:
+            await cluster.connect(trusted=self._trusted)
+        except BaseException:
+            await self._disconnect()
+            raise
+        self._trusted = True
+        self._last_answer = self._loop.time()
+        self._reconnecting = False
+        for partition in self._partitions():
+            if partition.state is State.READY:
+                self.ready(partition)
+        self.resume(State.NO_ID)
+
+    # -- what nodes tell ----------------------------------------------------------------------------------------------
+
+    def heard(self) -> None:
+        """The cluster has answered."""
+        self._last_answer = self._loop.time()
+        if self._reconnecting:
+            self._reconnecting = False
+            if self._link is not None:
+                self._link.reconnecting(None)
+
+    def throttled(self, node: Node, seconds: float) -> None:
+        """The node will not read from us for so long, because of a quota."""
+        until = self._loop.time() + seconds
+        if until <= self._throttled_until:
+            return
+        if self._throttled_until == 0.0:
+            self._loop.call_at(until, self._end_of_throttle)
+        self._throttled_until = until
+        if self._link is not None:
+            self._link.throttled(f"node {node.number} reads nothing from this client for {seconds:g} s (quota)")
+
+    def _end_of_throttle(self) -> None:
+        """A new answer may have prolonged it meanwhile."""
+        if self._loop.time() < self._throttled_until - 0.001:
+            self._loop.call_at(self._throttled_until, self._end_of_throttle)
+            return
+        self._throttled_until = 0.0
+        if self._link is not None:
+            self._link.throttled(None)
+
+    # -- watching -----------------------------------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        """While something waits: lets go of what expired, and asks why when there is no answer for long."""
+        self._timer = None
+        busy = False
+        for topic in self.topics.values():
+            topic.purge()
+            busy = busy or topic.busy
+        if not busy:
+            return
+        self._timer = self._loop.call_later(TICK, self._tick)
+        if self._cluster is not None and self._loop.time() - self._last_answer > SILENCE and not self._asking:
+            self._asking = True
+            self.tasks.spawn(self._ask_why(self._cluster))
+
+    async def _ask_why(self, cluster: Cluster) -> None:
+        """Nodes are tried for ever, also after credentials were changed: the bootstrap servers say what is wrong."""
+        try:
+            dead = await cluster.look_again()
+        except UnreachableError as error:
+            if cluster is self._cluster and self._link is not None:
+                self._reconnecting = True
+                self._link.reconnecting(error)
+        else:
+            if dead is None:
+                self.heard()
+            elif cluster is self._cluster:
+                self._lose(cluster, dead)
+        finally:
+            self._asking = False
+            self._last_answer = self._loop.time()
+
+    def _lose(self, cluster: Cluster, error: ConnectError) -> None:
+        """The cluster cannot be used any more, for that reason: what is in doubt is unknown, the rest waits."""
+        self._cluster = None
+        cluster.drop()
+        for partition in self._partitions():
+            partition.give_up(ConnectionLostError("the cluster could not be reached again after the message was sent"))
+        if self._link is not None:
+            self._link.lost(error)
+
+    def why_late(self, delivery: Delivery, /, *, handed: bool) -> DeliveryError | None:
+        """See `PipelinedDriver.why_late`."""
+        topic = self.topics.get(delivery.topic)
+        if topic is None:
+            return None
+        key = delivery.message.key
+        partition = topic.find(None if key is None else key.encode())
+        if handed:
+            return None if partition is None or partition.last is None else _unconfirmed(partition.last)
+        if topic.unknown_since is not None:
+            return DestinationNotFoundError(
+                "the cluster has said until the deadline that the topic does not exist: create it"
+            )
+        return None if partition is None else self._why_it_waits(partition)
+
+    def _why_it_waits(self, partition: Partition) -> DeliveryError | None:
+        node, last = partition.leader, partition.last
+        if node is not None and node.throttled_until > self._loop.time():
+            text = "the cluster throttles this client (quota): send fewer messages at a time, or raise the quota"
+            return BackpressureError(text)
+        if last is not None and last.error is RejectedError:
+            return error_of(last, in_doubt=False)
+        if last is not None:
+            return BackpressureError(
+                f"the partition took nothing until the deadline, the last answer was {last.name}: {last.text}"
+            )
+        if node is None:
+            return BackpressureError("the partition has no leader: see the state of the cluster, and send again later")
+        if node.failure is not None:
+            return BackpressureError(f"node {node.number} at {node.host}, the partition's leader, cannot be reached")
+        return None
+
+    async def ping(self) -> None:
+        """Asks a node for metadata.
+
+        Raises:
+            UnreachableError: None answers.
+        """
+        if self._cluster is None:
+            raise UnreachableError("the cluster is being connected to anew")
+        try:
+            await self._cluster.ping()
+        except Exception as error:
+            raise UnreachableError(f"the cluster does not answer ({type(error).__name__})") from error
+        self.heard()
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    async def _disconnect(self) -> None:
+        """Ends every connection and task; what is in flight is lost, and what waits goes on waiting."""
+        cluster, self._cluster = self._cluster, None
+        closing = [] if cluster is None else cluster.drop()
+        await self.tasks.end(0.3)
+        for connection in closing:
+            await connection.ended()
+
+    async def close(self, grace: float) -> None:
+        """See `Driver.close`."""
+        self._forget()
+        await self._disconnect()
+
+    def abort(self) -> None:
+        """See `Driver.abort`."""
+        self._forget()
+        cluster, self._cluster = self._cluster, None
+        if cluster is not None:
+            cluster.drop()
+        self.tasks.abort()
+
+    def _forget(self) -> None:
+        """`Broker` has ended every delivery."""
+        for topic in self.topics.values():
+            topic.clear()
+        self.topics.clear()
+        self._lingering.clear()
+        self._asking = self._flush_due = self._linger_due = False
+        self._throttled_until = 0.0
+        self.producer_id = self.epoch = -1
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def _unconfirmed(last: Row) -> DeliveryTimeoutError:
+    return DeliveryTimeoutError(
+        f"the broker did not confirm it before the deadline, its last answer was {last.name}: {last.text}"
+    )

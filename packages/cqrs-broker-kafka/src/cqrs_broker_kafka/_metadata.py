@@ -1,0 +1,173 @@
+"""Asks the cluster for its nodes, and for the partitions of topics and who leads them.
+
+On a connection of its own: a broker answers the requests of one connection in turn, so behind a produce request that
+waits for its replicas nobody would hear about new leaders. And of several nodes at a time: a frozen one delays nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+from cqrs_brokers.tasks import Tasks, drop_task, retrieve_exception
+from cqrs_brokers.url import Host
+
+from ._client import Connection
+from .settings import KafkaSettings
+
+__all__ = ["Metadata"]
+
+logger = logging.getLogger("cqrs_broker_kafka.metadata")
+
+PATIENCE = 0.3
+"""A node that has not answered for so long, in seconds, need not: the next one is asked too."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 0.5
+"""Seconds before it is asked again while something is missing, a leader or a topic; doubled each time."""
+
+
+class Metadata:
+    """Keeps what is known of the cluster fresh.
+
+    Args:
+        settings: How to connect, and how old metadata may become.
+        tasks: Where its tasks are.
+        nodes: The addresses of the nodes, as far as they are known.
+        topics: Which topics to ask for.
+        learnt: Called with each answer; says whether anything is missing in it, so that it is asked for again soon.
+    """
+
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        tasks: Tasks,
+        nodes: Callable[[], Sequence[Host]],
+        topics: Callable[[], list[str]],
+        learnt: Callable[[Any], bool],
+    ) -> None:
+        self._settings = settings
+        self._age = settings.options.metadata_max_age
+        self._tasks = tasks
+        self._nodes = nodes
+        self._topics = topics
+        self._learnt = learnt
+        self._kept: Connection | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._wanted = asyncio.Event()
+        self._hurry = asyncio.Event()
+
+    def start(self) -> None:
+        """Begins to keep it fresh."""
+        self._task = self._tasks.spawn(self._keep_fresh())
+
+    def request(self, *, at_once: bool = False) -> None:
+        """Something is not known, or has changed: it is asked for soon.
+
+        Args:
+            at_once: Also when it was asked for a moment ago: a topic is new.
+        """
+        self._wanted.set()
+        if at_once:
+            self._hurry.set()
+
+    async def _keep_fresh(self) -> None:
+        pause = FIRST_PAUSE
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._age):
+                    await self._wanted.wait()
+            self._wanted.clear()
+            self._hurry.clear()
+            try:
+                missing = self._learnt(await self.ask(self._topics()))
+            except Exception as error:
+                logger.info("no metadata from any node (the last one: %s)", type(error).__name__)
+                missing = True
+            if missing:
+                self._wanted.set()
+            else:
+                pause = FIRST_PAUSE
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._hurry.wait()
+            if missing:
+                pause = min(2 * pause, LONGEST_PAUSE)
+
+    async def ask(self, topics: list[str]) -> Any:
+        """The first answer of any node.
+
+        Args:
+            topics: About these; the nodes are told in any case.
+
+        Raises:
+            OSError, KafkaError, TimeoutError: The last node's failure; none answered.
+        """
+        nodes = list(self._nodes())
+        random.shuffle(nodes)
+        ways = [self._ask_node(node, topics) for node in nodes]
+        if self._kept is not None and self._kept.connected() and not self._login_ends(self._kept):
+            ways.append(self._ask_again(self._kept, topics))
+        asking: set[asyncio.Task[Any]] = set()
+        failure: BaseException = ConnectionError("no node is known")
+        try:
+            while ways or asking:
+                if ways:
+                    asking.add(self._start(ways.pop()))
+                done, asking = await asyncio.wait(
+                    asking, timeout=PATIENCE if ways else None, return_when=asyncio.FIRST_COMPLETED
+                )
+                for task in done:
+                    error = ConnectionError("cancelled") if task.cancelled() else task.exception()
+                    if error is None:
+                        return task.result()
+                    failure = error
+        finally:
+            for way in ways:
+                way.close()
+            for task in asking:
+                task.cancel()
+            if asking:
+                await asyncio.wait(asking, timeout=0.2)
+        raise failure
+
+    @staticmethod
+    def _login_ends(connection: Connection) -> bool:
+        return connection.replace_at is not None and asyncio.get_running_loop().time() >= connection.replace_at
+
+    def _start(self, way: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = self._tasks.spawn(way)
+        task.add_done_callback(retrieve_exception)
+        return task
+
+    async def _ask_again(self, connection: Connection, topics: list[str]) -> Any:
+        try:
+            answer = await connection.metadata(topics)
+            if not answer.brokers:
+                raise ConnectionError("the node knows no nodes")
+            return answer
+        except BaseException:  # a cancellation too: another node was faster
+            connection.drop()
+            raise
+
+    async def _ask_node(self, node: Host, topics: list[str]) -> Any:
+        connection = await Connection.open(self._settings, node)
+        answer = await self._ask_again(connection, topics)
+        old, self._kept = self._kept, connection
+        if old is not None:
+            old.drop()
+        return answer
+
+    def drop(self) -> Connection | None:
+        """Ends it.
+
+        Returns:
+            The connection whose socket closes now.
+        """
+        drop_task(self._task)
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            kept.drop()
+        return kept

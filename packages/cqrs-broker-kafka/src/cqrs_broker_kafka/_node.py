@@ -1,0 +1,363 @@
+"""One node of the cluster: its connection for produce requests, and the requests in flight on it.
+
+A request leaves when a partition that the node leads has something to send and fewer than five requests are in flight.
+It takes along what all ready partitions have, at most one batch of each; what comes meanwhile makes the next batches
+larger by itself. Of each partition at most one batch is in flight: a broker accepts any first sequence number from a
+producer that it does not know on a partition, so a second batch could overtake the first one when that is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import struct
+from collections import deque
+from typing import TYPE_CHECKING
+
+from cqrs_brokers.driver import confirm_all
+from cqrs_brokers.tasks import drop_task
+from cqrs_brokers.url import Host
+
+from ._client import AwaitedAnswer, Connection
+from ._partition import Batch, Partition, State
+from ._produce import Answer, read_answers, request_head, request_of
+from .settings import KafkaSettings
+
+if TYPE_CHECKING:
+    from ._driver import KafkaDriver
+
+__all__ = ["Node"]
+
+logger = logging.getLogger("cqrs_broker_kafka.node")
+
+MOST_IN_FLIGHT = 5
+"""Requests; brokers remember the last five batches of a producer."""
+REQUEST_SIZE = 2**20
+"""A request with so many bytes takes no further batch along."""
+SHARE_FOR_REPLICAS = 0.9
+"""So much of `request_timeout_ms` the broker may wait for replicas: its own answer comes before ours is given up."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
+"""Seconds before a node that could not be reached is tried again; doubled each time."""
+IDLE_LIMIT = 540.0
+"""After so many seconds of silence a connection is made anew: the broker closes it after ten minutes."""
+LOOK_AFTER = 5.0
+"""After so many seconds of silence the event loop looks at the socket before anything is written to it."""
+
+
+class _Request(AwaitedAnswer):
+    """A produce request in flight."""
+
+    __slots__ = ("batches", "written_at")
+
+    batches: list[Batch]
+    written_at: float
+
+
+class Node:
+    """One node.
+
+    Args:
+        owner: The driver.
+        settings: How to connect.
+        number: The node's id.
+        host: The address that it advertises.
+
+    Attributes:
+        ready: Partitions that it leads and that have something to send, in the order in which they became so.
+        failure: Why it could not be reached at the last attempt; None: it could, or nobody has tried.
+        connection: The connection for produce requests; None: there is none now.
+        throttled_until: Until then it does not read from us (a quota), in the event loop's time.
+    """
+
+    def __init__(self, owner: KafkaDriver, settings: KafkaSettings, number: int, host: Host) -> None:
+        self.number = number
+        self.host = host
+        self.ready: dict[Partition, None] = {}
+        self.failure: Exception | None = None
+        self.throttled_until = 0.0
+        self._owner = owner
+        self._settings = settings
+        self._loop = asyncio.get_running_loop()
+        options = settings.options
+        self._acks = {"all": -1, "1": 1, "0": 0}[options.acks]
+        self._timeout = options.request_timeout_ms / 1000
+        client_id = (options.client_id or "aiokafka").encode()
+        self._head = request_head(client_id, self._acks, int(options.request_timeout_ms * SHARE_FOR_REPLICAS))
+        self.connection: Connection | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._in_flight: deque[_Request] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._later: asyncio.TimerHandle | None = None
+        self._written_at = 0.0
+        self._draining: asyncio.Task[None] | None = None
+        self._dropped = False
+
+    def __repr__(self) -> str:
+        return f"<Node {self.number} {self.host}>"
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is in flight."""
+        return not self._in_flight
+
+    # -- requests -----------------------------------------------------------------------------------------------------
+
+    def write(self) -> None:
+        """Writes requests while there is something to send and room."""
+        if not self.ready or len(self._in_flight) >= MOST_IN_FLIGHT:
+            return
+        connection = self._usable_connection()
+        while connection is not None and self.ready and len(self._in_flight) < MOST_IN_FLIGHT:
+            batches = self._take_batches()
+            if not batches:
+                return
+            self._write_request(connection, batches)
+            connection = self.connection  # writing may have shown that it is broken
+
+    def _usable_connection(self) -> Connection | None:
+        connection = self.connection
+        if connection is None:
+            self.connect()
+            return None
+        now = self._loop.time()
+        if self.throttled_until > now:
+            self._write_later(self.throttled_until - now)
+            return None
+        if self._in_flight:
+            return None if self._login_ends(connection, now) else connection
+        silent = now - self._written_at
+        if not connection.connected() or silent > IDLE_LIMIT or self._login_ends(connection, now):
+            connection.drop()
+            self.connect()
+            return None
+        if silent > LOOK_AFTER:
+            self._written_at = now - LOOK_AFTER / 2
+            self._write_later(0.001)
+            return None
+        return connection
+
+    @staticmethod
+    def _login_ends(connection: Connection, now: float) -> bool:
+        return connection.replace_at is not None and now >= connection.replace_at
+
+    def _write_later(self, seconds: float) -> None:
+        if self._later is None:
+            self._later = self._loop.call_later(seconds, self._write_again)
+
+    def _write_again(self) -> None:
+        self._later = None
+        self.write()
+
+    def _take_batches(self) -> list[Batch]:
+        batches: list[Batch] = []
+        size = 0
+        while self.ready and size < REQUEST_SIZE:
+            partition = next(iter(self.ready))
+            del self.ready[partition]
+            if partition.state is not State.READY:
+                continue
+            batch = partition.take()
+            if batch is not None:
+                size += len(batch.data)
+                batches.append(batch)
+        return batches
+
+    def _write_request(self, connection: Connection, batches: list[Batch]) -> None:
+        correlation_id = connection.next_correlation_id()
+        parts = [(batch.partition.topic, batch.partition.number, batch.data) for batch in batches]
+        data = request_of(correlation_id, self._head, parts)
+        request = _Request(self._loop, self._arrived)
+        request.batches = batches
+        self._written_at = request.written_at = self._loop.time()
+        self._in_flight.append(request)
+        try:
+            connection.write(data, correlation_id, request if self._acks else None)
+        except Exception as error:
+            request.set_exception(error)
+            return
+        if not self._acks:
+            self._confirm_when_written()
+        elif self._timer is None:
+            self._timer = self._loop.call_later(self._timeout, self._check_time)
+
+    def _arrived(self, answer: AwaitedAnswer) -> None:
+        """A request has its answer, or its connection was closed; in a turn of the event loop of its own."""
+        assert isinstance(answer, _Request)
+        if answer not in self._in_flight:  # dropped
+            return
+        self._in_flight.remove(answer)
+        if answer.frame is None:
+            self._lost(answer.batches)
+            self._owner.flush()
+            return
+        confirmed = self._read(answer)
+        self._owner.heard()
+        self._owner.flush()  # the broker works on the next request while the callers wake up
+        for batch, offset in confirmed:
+            confirm_all(
+                [record[0] for record in batch.records],
+                partition=batch.partition.number,
+                offset=None if offset < 0 else offset,
+            )
+
+    def _read(self, request: _Request) -> list[tuple[Batch, int]]:
+        assert request.frame is not None
+        waiting = {(batch.partition.topic, batch.partition.number): batch.partition for batch in request.batches}
+        confirmed: list[tuple[Batch, int]] = []
+        throttle = 0
+        try:
+            answers, throttle = read_answers(request.frame)
+        except (struct.error, IndexError):
+            logger.exception("node %d at %s gave an answer that cannot be read", self.number, self.host)
+            answers = []
+            self._drop_connection()
+        for answer in answers:
+            partition = waiting.pop((answer.topic, answer.partition), None)
+            if partition is None:
+                continue
+            batch = partition.answered(answer)
+            if batch is not None:
+                confirmed.append((batch, answer.offset))
+        for partition in waiting.values():
+            partition.lost("the broker's answer says nothing about the message")
+        if throttle > 0:
+            self.throttled_until = self._loop.time() + throttle / 1000
+            self._owner.throttled(self, throttle / 1000)
+        return confirmed
+
+    def _lost(self, batches: list[Batch]) -> None:
+        for batch in batches:
+            if batch.partition.batch is batch and batch.partition.state is State.IN_FLIGHT:
+                batch.partition.lost("the connection was lost before the broker confirmed the message")
+
+    # -- time ---------------------------------------------------------------------------------------------------------
+
+    def _check_time(self) -> None:
+        """A node that does not answer its oldest request in time is let go of, with all that is in flight."""
+        self._timer = None
+        if not self._in_flight:
+            return
+        now = self._loop.time()
+        due = max(self._in_flight[0].written_at, self.throttled_until) + self._timeout
+        if now < due - 0.001:
+            self._timer = self._loop.call_later(due - now, self._check_time)
+            return
+        logger.warning("node %d at %s did not answer within %g s", self.number, self.host, self._timeout)
+        self._drop_connection()
+
+    def _confirm_when_written(self) -> None:
+        """acks=0: no answer comes, so a record counts as sent when the operating system has it."""
+        if self._draining is None or self._draining.done():
+            self._draining = self._owner.tasks.spawn(self._drain())
+
+    async def _drain(self) -> None:
+        while self._in_flight and self.connection is not None:
+            requests = list(self._in_flight)
+            try:
+                await self.connection.written()
+            except OSError:
+                self._drop_connection()
+                return
+            for request in requests:
+                if request in self._in_flight:
+                    self._in_flight.remove(request)
+                    self._sent(request)
+            self._owner.heard()
+            self._owner.flush()
+
+    def _sent(self, request: _Request) -> None:
+        for batch in request.batches:
+            partition = batch.partition
+            if partition.batch is batch and partition.answered(Answer(partition.topic, partition.number, 0, -1)):
+                confirm_all([record[0] for record in batch.records], partition=partition.number)
+
+    # -- the connection -----------------------------------------------------------------------------------------------
+
+    def connect(self) -> None:
+        """Connects, and goes on trying while a partition is ready."""
+        if self._connecting is None or self._connecting.done():
+            self._connecting = self._owner.tasks.spawn(self._keep_connecting())
+
+    async def _keep_connecting(self) -> None:
+        pause = FIRST_PAUSE
+        while self.connection is None and self.ready:
+            try:
+                await self.open()
+            except Exception as error:
+                if self.failure is None:
+                    logger.warning("node %d at %s cannot be reached: %s", self.number, self.host, type(error).__name__)
+                self.failure = error
+                self._owner.request_metadata()
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+        self.write()
+
+    async def open(self) -> Connection:
+        """Connects.
+
+        Raises:
+            OSError, ssl.SSLError, KafkaError, TimeoutError, TokenError, OldBrokerError: It cannot.
+        """
+        connection = await Connection.open(self._settings, self.host, self._closed)
+        try:
+            if self._dropped:
+                raise ConnectionAbortedError
+            connection.check_version()
+        except Exception:
+            connection.drop()
+            raise
+        if not self._acks:
+            connection.hold_nothing_back()
+        if self.failure is not None:
+            logger.warning("node %d at %s is reached again", self.number, self.host)
+            self.failure = None
+        self.connection = connection
+        self._written_at = self._loop.time()
+        self._owner.heard()
+        return connection
+
+    def _closed(self, connection: Connection) -> None:
+        """aiokafka is in the midst of closing it: what was in flight is told in a later turn of the event loop."""
+        if self.connection is connection:
+            self.connection = None
+            if not self._acks and not self._loop.is_closed():
+                self._loop.call_soon(self._unsent)
+
+    def _unsent(self) -> None:
+        while self._in_flight:
+            self._lost(self._in_flight.popleft().batches)
+
+    def _drop_connection(self) -> None:
+        if self.connection is not None:
+            self.connection.drop()
+
+    def moved(self, host: Host) -> None:
+        """It advertises another address now."""
+        self.host = host
+        self._drop_connection()
+
+    def abandon(self) -> None:
+        """Drops the connection: what is in flight is lost, in this turn of the event loop."""
+        in_flight, self._in_flight = self._in_flight, deque()
+        self._drop_connection()
+        for request in in_flight:
+            self._lost(request.batches)
+
+    def drop(self) -> Connection | None:
+        """Ends it, without a word to its partitions.
+
+        Returns:
+            The connection whose socket closes now.
+        """
+        self._dropped = True
+        drop_task(self._connecting)
+        self._in_flight.clear()
+        self.ready.clear()
+        for timer in (self._timer, self._later):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._later = None
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            connection.drop()
+        return connection

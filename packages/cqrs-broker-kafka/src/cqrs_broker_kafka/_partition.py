@@ -1,0 +1,436 @@
+"""One partition's records on their way: an explicit state machine, without I/O.
+
+                       records                     written by the node
+         ┌──────────┐ ─────────▶ ┌─────────┐ ─────────────────────────▶ ┌───────────┐
+         │   IDLE   │            │  READY  │                            │ IN_FLIGHT │
+         └──────────┘ ◀───────── └─────────┘ ◀───────────────────────── └───────────┘
+                       nothing      ▲   ▲      receipt; refused for good;     │
+                       is left      │   │      refused with one record to     │
+                                    │   │      blame; given up                │
+                         a new      │   │                                     │
+                       producer id  │   │  pause is over,                     │ refused, and it can pass;
+                         is there   │   │  or a leader is known               │ in doubt
+                              ┌─────┴─┐ └────────────┬────────┐               │
+                              │ NO_ID │              │ PAUSED │ ◀─────────────┘
+                              └───────┘              └────────┘
+
+The rules that make an outcome true (the broker compares producer id, epoch and sequence numbers of a batch, never its
+content, so that a number that is used again for other records would be a false receipt):
+
+1. One batch at most is in flight. Its sequence numbers are given when it is written, not before.
+2. A batch is *in doubt* when one of its attempts may have been appended. Until then every attempt is proven not
+   appended: its records are taken back and wait like all others (at their deadline they are not delivered), and its
+   numbers are used again.
+3. A batch in doubt is repeated byte for byte, also when the deadlines of its records have passed.
+4. When a batch in doubt is given up, the next batch has a new epoch, or a new producer id, and begins at sequence 0.
+   That also keeps the abandoned batch out of the log from then on: the broker refuses an older epoch.
+5. Without idempotence a batch in doubt is never repeated: its outcome is unknown.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import Any, Protocol
+
+from cqrs_brokers.exceptions import (
+    ConnectionLostError,
+    DeliveryError,
+    DeliveryUnknownError,
+    InvalidMessageError,
+    MessageTooLargeError,
+)
+
+from ._codes import DUPLICATE_SEQUENCE_NUMBER, Row, Then, error_of, row_of
+from ._produce import Answer
+from ._records import Record
+
+__all__ = ["Batch", "Partition", "Producer", "State"]
+
+LAST_EPOCH = 2**15 - 1
+LAST_SEQUENCE = 2**30
+"""Sequence numbers begin anew before they can wrap (at 2**31)."""
+_ID_IS_SPENT = frozenset({47, 59})
+"""After these codes a higher epoch of the same producer id need not help."""
+
+Append = Callable[..., Any]
+
+
+class State(Enum):
+    """See the figure."""
+
+    IDLE = "nothing to send"
+    READY = "something to send; its leader's node writes it when it has room"
+    IN_FLIGHT = "a batch waits for its answer"
+    PAUSED = "waits for a leader, or for its next attempt"
+    NO_ID = "waits for a new producer id"
+
+
+class Producer(Protocol):
+    """What a partition needs around it."""
+
+    idempotent: bool
+    producer_id: int
+    """-1: there is none."""
+    epoch: int
+
+    def batch_builder(self, producer_id: int, epoch: int, sequence: int) -> Any:
+        """Builds the bytes of a batch: `append(…)` gives None when it is full, `build()` gives the bytes."""
+
+    def ready(self, partition: Partition) -> None:
+        """The partition is READY."""
+
+    def paused(self, partition: Partition, row: Row | None) -> None:
+        """The partition is PAUSED because of that answer, or because the answer was lost: `resume()` it later."""
+
+    def spend_id(self, producer_id: int) -> None:
+        """A partition needs another producer id than this one: `resume()` it when there is one."""
+
+    def reroute(self, partition: Partition, records: Sequence[Record]) -> None:
+        """The partition is gone and these records are proven not appended: they go where their keys go now."""
+
+
+class Batch:
+    """Records under sequence numbers, as bytes.
+
+    Attributes:
+        partition: Whose.
+        records: What is in it.
+        data: Its bytes.
+        in_doubt: An attempt may have been appended.
+    """
+
+    __slots__ = ("partition", "records", "data", "in_doubt")
+
+    def __init__(self, partition: Partition, records: list[Record], data: bytes | bytearray) -> None:
+        self.partition = partition
+        self.records = records
+        self.data = data
+        self.in_doubt = False
+
+
+class Partition:
+    """The records of one partition, in order.
+
+    Args:
+        producer: Around it.
+        topic: The topic's name in UTF-8.
+        number: The partition's number.
+
+    Attributes:
+        pending: Records that are in no batch.
+        batch: What is in flight, or in doubt and to be repeated.
+        state: See the figure.
+        leader: The node that leads it; None: not known. Kept by the driver.
+        last: The broker's last answer, unless that was a receipt.
+        gone: The topic has fewer partitions now, or is gone itself.
+        limit: The topic refuses batches larger than this many bytes; None: not known to.
+    """
+
+    def __init__(self, producer: Producer, topic: bytes, number: int) -> None:
+        self.producer = producer
+        self.topic = topic
+        self.number = number
+        self.pending: deque[Record] = deque()
+        self.batch: Batch | None = None
+        self.state = State.IDLE
+        self.leader: Any = None
+        self.last: Row | None = None
+        self.gone = False
+        self.limit: int | None = None
+        self.failures = 0
+        """How many attempts have failed since the last receipt."""
+        self._producer_id = self._epoch = self._sequence = -1
+        self._spent = -1
+        """No batch goes out under this producer id any more."""
+        self._suspects = 0
+        """So many records at the head were refused together, perhaps because of one of them …"""
+        self._group = 0
+        """… and go again in groups of so many, which are halved until one record is alone."""
+
+    @property
+    def stuck(self) -> bool:
+        """Whether its last attempt failed, or there is no leader that can be reached."""
+        return self.failures > 0 or self.leader is None or self.leader.failure is not None
+
+    # -- from records to a batch in flight ----------------------------------------------------------------------------
+
+    def add(self, record: Record) -> None:
+        """Queues a record behind the others."""
+        self.pending.append(record)
+        if self.state is State.IDLE:
+            self._get_ready()
+
+    def _get_ready(self) -> None:
+        if self.batch is None and not self.pending:
+            self.state = State.IDLE
+        else:
+            self.state = State.READY
+            self.producer.ready(self)
+
+    def resume(self) -> None:
+        """The pause is over, or there is another producer id."""
+        if self.state is State.PAUSED or self.state is State.NO_ID:
+            self._get_ready()
+
+    def take(self) -> Batch | None:
+        """The batch to write now: the one in doubt again, or the next one. None: there is nothing to write.
+
+        Called in READY. What it returns is in flight.
+        """
+        if self.batch is None and not self._number():
+            self.state = State.NO_ID
+            self.producer.spend_id(self._spent)
+            return None
+        if self.batch is None:
+            self.batch = self._next_batch()
+        self.state = State.IDLE if self.batch is None else State.IN_FLIGHT
+        return self.batch
+
+    def _number(self) -> bool:
+        """Lets the next batch have a producer id and an epoch under which nothing is in doubt.
+
+        Returns:
+            Whether there are.
+        """
+        producer = self.producer
+        if not producer.idempotent:
+            return True
+        if self._sequence >= LAST_SEQUENCE:
+            self._begin_epoch()
+        if producer.producer_id == self._spent or producer.producer_id < 0:
+            return False
+        if producer.producer_id != self._producer_id:
+            self._producer_id, self._epoch, self._sequence = producer.producer_id, producer.epoch, 0
+        return True
+
+    def _begin_epoch(self) -> None:
+        """As Kafka's Java client: an idempotent producer raises its epoch by itself, and begins at sequence 0."""
+        self._epoch += 1
+        self._sequence = 0
+        if self._epoch > LAST_EPOCH:
+            self._spent = self._producer_id
+
+    def _next_batch(self) -> Batch | None:
+        while True:
+            builder = self.producer.batch_builder(self._producer_id, self._epoch, self._sequence)
+            records: list[Record] = []
+            if self._fill(builder.append, records):
+                break
+        if not records:
+            return None
+        return Batch(self, records, builder.build())
+
+    def _fill(self, append: Append, records: list[Record]) -> bool:
+        """Moves records from the head into the batch.
+
+        Returns:
+            False: one cannot be encoded and has failed; begin with another builder.
+        """
+        pending, limit = self.pending, self.limit
+        most = min(self._group, self._suspects) if self._suspects else len(pending)
+        size = count = 0
+        while count < most and pending:
+            record = pending[0]
+            delivery = record[0]
+            if not delivery.handed_over():  # expired, cancelled or closed
+                self._drop_head()
+                most = min(most, len(pending) + count)
+                continue
+            if limit is not None:
+                size += record.size()
+                if count and size > limit:
+                    delivery.returned()
+                    break
+            try:
+                fits = append(count, record[1], record[2], record[3], record.headers())
+            except Exception as error:
+                refusal = InvalidMessageError(f"the client cannot write it as a record ({type(error).__name__})")
+                refusal.__cause__ = error
+                self._drop_head()
+                self._take_back(records)
+                delivery.fail(refusal)
+                return False
+            if fits is None:  # the batch is full
+                delivery.returned()
+                break
+            pending.popleft()
+            records.append(record)
+            count += 1
+        return True
+
+    def _drop_head(self) -> None:
+        self.pending.popleft()
+        if self._suspects:
+            self._suspects -= 1
+
+    def _take_back(self, records: Sequence[Record]) -> None:
+        """Proven not appended: they wait again, in their old places."""
+        for record in records:
+            record[0].returned()
+        self.pending.extendleft(reversed(records))
+
+    # -- what became of it --------------------------------------------------------------------------------------------
+
+    def answered(self, answer: Answer) -> Batch | None:
+        """The batch in flight has an answer.
+
+        Returns:
+            The batch, if its records have a receipt now; the caller confirms them.
+        """
+        batch = self.batch
+        assert batch is not None
+        if answer.code == 0 or answer.code == DUPLICATE_SEQUENCE_NUMBER:
+            self._finish(batch)
+            self.last = None
+            self.failures = 0
+            self._get_ready()
+            return batch
+        row = self.last = row_of(answer.code)
+        self.failures += 1
+        if answer.offset >= 0 or row.then is Then.REPEAT or row.then is Then.GIVE_UP:
+            batch.in_doubt = True
+        if batch.in_doubt:
+            self._doubted(batch, row, answer.code)
+        else:
+            self._refused(batch, row, answer)
+        return None
+
+    def lost(self, text: str) -> None:
+        """The batch in flight will have no answer: it was appended, or not.
+
+        Args:
+            text: Why, for the error of records that are given up.
+        """
+        batch = self.batch
+        assert batch is not None
+        batch.in_doubt = True
+        self.failures += 1
+        if self.producer.idempotent and not self.gone:
+            self._pause(None)
+        else:
+            self.give_up(ConnectionLostError(text))
+
+    def _finish(self, batch: Batch) -> None:
+        """It is in the log."""
+        count = len(batch.records)
+        if self.producer.idempotent:
+            self._sequence += count
+        self.batch = None
+        if self._suspects:
+            self._acquit(count)
+
+    def _doubted(self, batch: Batch, row: Row, code: int) -> None:
+        repeat = row.then is Then.REPEAT or row.then is Then.WAIT
+        if repeat and self.producer.idempotent and not self.gone:
+            self._pause(row)
+            return
+        if code in _ID_IS_SPENT:
+            self._spent = self._producer_id
+        self.give_up(error_of(row, in_doubt=True))
+
+    def _refused(self, batch: Batch, row: Row, answer: Answer) -> None:
+        """Every attempt is proven not appended, so its sequence numbers are free again."""
+        self.batch = None
+        records = batch.records
+        if row.then is Then.WAIT or (self.gone and row.then is Then.SPLIT):
+            self._take_back(records)
+            if row.name == "UNKNOWN_TOPIC_OR_PARTITION" and self.producer.idempotent:
+                self._begin_epoch()  # if it is made anew, its new leader knows no sequence numbers
+            self._pause(row)
+            return
+        if row.then is Then.SPLIT and len(records) > 1:
+            self._blame(records, row, answer.culprits)
+        else:
+            if self._suspects:
+                self._acquit(len(records))
+            self._fail(records, error_of(row, in_doubt=False))
+        self._get_ready()
+
+    def _blame(self, records: list[Record], row: Row, culprits: Sequence[int]) -> None:
+        """One record's fault: those that the broker names fail, or the batch goes again in halves."""
+        named = {place for place in culprits if 0 <= place < len(records)}
+        if named:
+            self._take_back([record for place, record in enumerate(records) if place not in named])
+            self._suspects = max(0, self._suspects - len(named))
+            self._fail([records[place] for place in sorted(named)], error_of(row, in_doubt=False))
+            return
+        if row.error is MessageTooLargeError:
+            self._learn_limit([record.size() for record in records])
+        self._take_back(records)
+        self._suspects = max(self._suspects, len(records))
+        self._group = len(records) // 2
+
+    def _learn_limit(self, sizes: list[int]) -> None:
+        """Later batches are half as large, unless one record dominates."""
+        half = sum(sizes) // 2
+        if max(sizes) <= half:
+            self.limit = half if self.limit is None else min(self.limit, half)
+
+    def _acquit(self, count: int) -> None:
+        """The head group has its outcome: those behind it are tried in larger groups again."""
+        self._suspects = max(0, self._suspects - count)
+        self._group *= 2
+
+    def _pause(self, row: Row | None) -> None:
+        self.state = State.PAUSED
+        if self.gone and self.batch is None:
+            self.state = State.IDLE
+            left, self.pending = list(self.pending), deque()
+            self.producer.reroute(self, left)
+        elif self.batch is None and not self.pending:
+            self.state = State.IDLE
+        else:
+            self.producer.paused(self, row)
+
+    def give_up(self, error: DeliveryUnknownError | DeliveryError) -> None:
+        """The batch will not be repeated: its records are unknown, and what follows has other numbers."""
+        batch, self.batch = self.batch, None
+        if batch is None:
+            return
+        if self.producer.idempotent:
+            self._begin_epoch()
+        if self._suspects:
+            self._acquit(len(batch.records))
+        self._fail(batch.records, error)
+        if self.gone:
+            self._pause(None)
+        else:
+            self._get_ready()
+
+    @staticmethod
+    def _fail(records: Sequence[Record], error: DeliveryError) -> None:
+        for record in records:
+            record[0].fail(error)
+
+    # -- when it cannot go on -----------------------------------------------------------------------------------------
+
+    def purge(self) -> None:
+        """Lets go of records whose callers have their outcome, so that a stuck partition does not fill the window."""
+        if any(record[0].done for record in self.pending):
+            kept: deque[Record] = deque()
+            suspects = self._suspects
+            for place, record in enumerate(self.pending):
+                if not record[0].done:
+                    kept.append(record)
+                    continue
+                record[0].release()
+                if place < suspects:
+                    self._suspects -= 1
+            self.pending = kept
+
+    def leave(self) -> list[Record]:
+        """The partition is gone. What was never in doubt is returned, to go elsewhere; it takes no records any more."""
+        self.gone = True
+        left, self.pending = list(self.pending), deque()
+        self._suspects = 0
+        if self.batch is None:
+            self.state = State.IDLE
+        return left
+
+    def clear(self) -> None:
+        """Forgets everything: `Broker` has ended it."""
+        self.pending.clear()
+        self.batch = None
+        self.state = State.IDLE

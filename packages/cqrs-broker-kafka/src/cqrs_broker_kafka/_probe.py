@@ -1,0 +1,284 @@
+"""Which bootstrap host answers, or why none does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from typing import Any, NamedTuple
+
+from cqrs_brokers.dialing import dial
+from cqrs_brokers.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    ConnectError,
+    ProtocolError,
+    TLSError,
+    UnreachableError,
+)
+from cqrs_brokers.tasks import retrieve_exception
+from cqrs_brokers.url import Host
+
+from ._client import Connection, TokenError, errors
+from .settings import KafkaSettings
+
+__all__ = ["Finding", "Greeting", "first_that_answers", "judge_greeting"]
+
+AGAIN_AFTER = 0.3
+PATIENCE = 0.3
+"""A host that closes connections by itself does so within so many seconds."""
+LOOK_FOR = 1.0
+"""So long a host is looked at that closed the connection at once, in seconds."""
+_API_VERSIONS = b"\x00\x00\x00\x0a\x00\x12\x00\x00\x00\x00\x00\x01\xff\xff"
+"""A whole request, ApiVersions 0, that every Kafka answers."""
+
+
+class Greeting(NamedTuple):
+    """A host that answered.
+
+    Attributes:
+        host: The host.
+        answer: Its metadata response.
+    """
+
+    host: Host
+    answer: Any
+
+    @property
+    def nodes(self) -> set[Host]:
+        """The nodes that it names."""
+        return {Host(name, port) for _, name, port, *_ in self.answer.brokers}
+
+
+class HungUpError(Exception):
+    """The peer let us in and closed the connection at the first request."""
+
+
+async def greet(settings: KafkaSettings, host: Host) -> Greeting:
+    """Connects to one host as the producer will, and asks for the nodes.
+
+    Raises:
+        OSError, KafkaError, ssl.SSLError, TimeoutError, TokenError: Whatever went wrong; `judge_greeting` knows.
+    """
+    connection = await Connection.open(settings, host)
+    try:
+        try:
+            return Greeting(host, await connection.metadata([]))
+        except errors.KafkaError as error:
+            raise HungUpError from error
+    finally:
+        connection.drop()
+        with contextlib.suppress(Exception):
+            await connection.ended()
+
+
+class Finding(NamedTuple):
+    """What one host's failure means.
+
+    Attributes:
+        error: The error.
+        inferred: It also looks like this when a node restarts or something between us resets the connection.
+        host: Which one.
+    """
+
+    error: ConnectError
+    inferred: bool = False
+    host: Host | None = None
+
+
+async def first_that_answers(settings: KafkaSettings, *, timeout: float, trusted: bool) -> Greeting:
+    """The greeting of the bootstrap host that answers first.
+
+    All are asked at once, so that a silent one delays nobody.
+
+    Args:
+        settings: Where and how.
+        timeout: Seconds, at most.
+        trusted: These settings have worked before: then what can be inferred from a hang-up is not believed.
+
+    Raises:
+        ConnectError: None answers; the error of the host that says most.
+    """
+    until = asyncio.get_running_loop().time() + timeout
+    outcome = await _ask_all(settings, until)
+    if isinstance(outcome, Finding) and outcome.inferred and not trusted:
+        await asyncio.sleep(AGAIN_AFTER)
+        again = await _ask_all(settings, until)
+        if not isinstance(again, Finding):
+            outcome = again
+        elif type(again.error) is type(outcome.error):
+            outcome = await _confirmed(again, settings)
+    if isinstance(outcome, Greeting):
+        return outcome
+    if not outcome.inferred:
+        raise outcome.error
+    host = ", ".join(map(str, settings.hosts)) if outcome.host is None else outcome.host
+    error = UnreachableError(
+        f"{host} takes the connection and closes it at once: is the broker behind it running (a port forwarder or a "
+        "load balancer takes connections for it)?"
+    )
+    error.__cause__ = outcome.error.__cause__
+    raise error
+
+
+async def _confirmed(finding: Finding, settings: KafkaSettings) -> Finding:
+    """Looks at the host once more: what was inferred from a hang-up is believed only when that confirms it.
+
+    A host that closes connections before anything is sent is a forwarder whose broker is down.
+    """
+    host, error = finding.host, finding.error
+    if host is None or isinstance(error.__cause__, HungUpError):
+        return finding._replace(inferred=False)
+    try:
+        async with asyncio.timeout(LOOK_FOR):
+            if settings.options.tls:  # whatever fails, each connection begins with a handshake, if with anything
+                return finding._replace(inferred=await _says_hello(host) is None)
+            start = await _says(host)
+            if start is not None and start.startswith(b"AMQP"):
+                text = f"{host} is a port of RabbitMQ or of another AMQP broker, not of Kafka"
+                return Finding(_caused(ProtocolError(text), error.__cause__), host=host)
+            return finding._replace(inferred=not start and not await _says_hello(host))
+    except OSError:  # TimeoutError too
+        return finding
+
+
+async def _says(host: Host) -> bytes | None:
+    """What the host says first to a request in plain text; None: it closed the connection before."""
+    reader, writer = await asyncio.open_connection(sock=await _dial(host))
+    try:
+        if await _closes(reader):
+            return None
+        writer.write(_API_VERSIONS)
+        return await reader.read(4)
+    finally:
+        writer.transport.abort()
+
+
+async def _says_hello(host: Host) -> bool | None:
+    """Whether the host answers a TLS hello; None: it closed the connection before.
+
+    Nothing else is sent there, so its certificate does not matter.
+    """
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    reader, writer = await asyncio.open_connection(sock=await _dial(host))
+    try:
+        if await _closes(reader):
+            return None
+        await writer.start_tls(context, server_hostname=host.host)
+    except ssl.SSLError as error:
+        return not isinstance(error, ssl.SSLEOFError)
+    except OSError:
+        return False
+    finally:
+        writer.transport.abort()
+    return True
+
+
+async def _closes(reader: asyncio.StreamReader) -> bool:
+    """Whether the host closes a connection on which nothing was sent."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(PATIENCE):
+            return await reader.read(1) == b""
+    return False
+
+
+async def _dial(host: Host) -> socket.socket:
+    assert host.port is not None  # the settings have filled it in
+    return await dial(host.host, host.port, timeout=LOOK_FOR)
+
+
+def _caused(error: ConnectError, cause: BaseException | None) -> ConnectError:
+    error.__cause__ = cause
+    return error
+
+
+async def _ask_all(settings: KafkaSettings, until: float) -> Greeting | Finding:
+    loop = asyncio.get_running_loop()
+    asked = {loop.create_task(greet(settings, host)): host for host in settings.hosts}
+    for task in asked:
+        task.add_done_callback(retrieve_exception)
+    waiting = set(asked)
+    findings: list[Finding] = []
+    try:
+        while waiting:
+            done, waiting = await asyncio.wait(
+                waiting, timeout=max(0.0, until - loop.time()), return_when=asyncio.FIRST_COMPLETED
+            )
+            if not done:
+                text = f"{', '.join(str(asked[task]) for task in waiting)} took the connection but does not answer"
+                findings.append(Finding(UnreachableError(f"{text}: is it Kafka, and is it alive?")))
+                break
+            for task in done:
+                error = asyncio.CancelledError() if task.cancelled() else task.exception()
+                if error is None:
+                    return task.result()
+                findings.append(judge_greeting(error, asked[task], settings))
+    finally:
+        for task in waiting:
+            task.cancel()
+        if waiting:
+            await asyncio.wait(waiting, timeout=0.3)
+    return min(findings, key=_importance)
+
+
+_SAYS_MOST = (AuthenticationError, AuthorizationError, TLSError, ProtocolError, UnreachableError)
+
+
+def _importance(finding: Finding) -> int:
+    return _SAYS_MOST.index(type(finding.error)) + (10 if finding.inferred else 0)
+
+
+def judge_greeting(error: BaseException, host: Host, settings: KafkaSettings) -> Finding:
+    """What it means that a host could not be greeted."""
+    finding = _judge(error, host, settings)
+    finding.error.__cause__ = error
+    return finding._replace(host=host)
+
+
+def _judge(error: BaseException, host: Host, settings: KafkaSettings) -> Finding:
+    options = settings.options
+    cause: BaseException | None = error
+    while cause is not None:  # what ended a connection is behind what aiokafka says about it
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            reason = cause.verify_message
+            text = f"the certificate of {host} is not accepted ({reason}): check ssl_cafile and the host name"
+            return Finding(TLSError(text))
+        if isinstance(cause, ssl.SSLError):
+            reason = cause.reason or type(cause).__name__
+            advice = "is it a TLS listener, and does it ask for a client certificate (ssl_certfile)?"
+            return Finding(TLSError(f"the TLS handshake with {host} failed ({reason}): {advice}"))
+        cause = cause.__cause__
+    if isinstance(error, TokenError):
+        return Finding(UnreachableError(f"there is no token to log in with at {host}: {error}"))
+    if isinstance(error, errors.SaslAuthenticationFailed) and options.mechanism == "OAUTHBEARER":
+        return Finding(AuthenticationError(f"{host} refuses the token: has it expired, or is it for another audience?"))
+    if isinstance(error, errors.SaslAuthenticationFailed):
+        return Finding(AuthenticationError(f"{host} refuses the user or the password ({options.mechanism})"))
+    if isinstance(error, errors.UnsupportedSaslMechanismError):
+        return Finding(AuthenticationError(f"{host} does not offer the SASL mechanism {options.mechanism}"))
+    if isinstance(error, errors.IllegalSaslStateError):
+        text = f"the listener at {host} does not use SASL: set security_protocol to PLAINTEXT or SSL"
+        return Finding(ProtocolError(text))
+    if isinstance(error, errors.ClusterAuthorizationFailedError):
+        return Finding(AuthorizationError(f"the user may not use the cluster at {host}"))
+    if isinstance(error, socket.gaierror):
+        return Finding(UnreachableError(f"the host name of {host} cannot be resolved"))
+    if isinstance(error, ConnectionRefusedError):
+        return Finding(UnreachableError(f"{host} refuses the connection: is the broker running at this port?"))
+    if isinstance(error, HungUpError):
+        text = f"{host} closes the connection at the first request: the listener wants SASL; check security_protocol"
+        return Finding(ProtocolError(text), inferred=True)
+    if isinstance(error, TimeoutError | errors.RequestTimedOutError):
+        return Finding(UnreachableError(f"{host} does not answer"))
+    if options.tls and isinstance(error, OSError | errors.KafkaConnectionError):
+        text = f"{host} closes the connection in the TLS handshake: is it a TLS listener? Check security_protocol"
+        return Finding(TLSError(text), inferred=True)
+    if isinstance(error, errors.KafkaConnectionError):
+        text = f"{host} closes the connection at the first request: a TLS listener? Check security_protocol"
+        return Finding(ProtocolError(text), inferred=True)
+    if isinstance(error, OSError):
+        return Finding(UnreachableError(f"{host} cannot be reached: {error.strerror or type(error).__name__}"))
+    return Finding(ProtocolError(f"{host} does not speak Kafka's protocol ({type(error).__name__})"), inferred=True)

@@ -1,0 +1,108 @@
+"""Produce requests and their answers, version 8, as bytes (Kafka protocol, Produce).
+
+Version 8 is the first whose answer lists the records that made the broker refuse a batch (KIP-467); brokers have it
+since Kafka 2.4. aiokafka's own classes stop at 7, and copy all records once for each level of the schema.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from struct import Struct
+from typing import NamedTuple
+
+__all__ = ["API_KEY", "API_VERSION", "Answer", "read_answers", "request_head", "request_of"]
+
+API_KEY, API_VERSION = 0, 8
+
+_int16, _int32 = Struct(">h").pack, Struct(">i").pack
+_head = Struct(">hhi").pack  # api key, version, correlation id
+_start = Struct(">hhii").pack  # no transactional id (-1), acks, timeout in milliseconds, number of topics
+_partition = Struct(">ii").pack  # number, size of its records
+_read_int16, _read_int32 = Struct(">h").unpack_from, Struct(">i").unpack_from
+_read_partition = Struct(">ihqqqi").unpack_from
+_PARTITION_SIZE = 34
+
+
+class Answer(NamedTuple):
+    """What a broker says about one batch.
+
+    Attributes:
+        topic: The topic's name in UTF-8.
+        partition: The partition's number.
+        code: 0, or an error code.
+        offset: Where the first record is; -1: nowhere, or the broker does not know.
+        culprits: Which records of the batch it refuses, by their place; empty: it does not say.
+    """
+
+    topic: bytes
+    partition: int
+    code: int
+    offset: int
+    culprits: tuple[int, ...] = ()
+
+
+def request_head(client_id: bytes, acks: int, timeout: int) -> tuple[bytes, bytes]:
+    """What all requests have in common: the client's name in the header, and acks and timeout in the body."""
+    return _int16(len(client_id)) + client_id, _start(-1, acks, timeout, 0)[:-4]
+
+
+def request_of(
+    correlation_id: int, head: tuple[bytes, bytes], batches: Sequence[tuple[bytes, int, bytes | bytearray]]
+) -> bytes:
+    """A whole request, with each record copied once.
+
+    Args:
+        correlation_id: Its number on the connection.
+        head: See `request_head`.
+        batches: Topic in UTF-8, partition and record batch; each partition at most once.
+    """
+    client, start = head
+    parts: list[bytes | bytearray] = [b"", _head(API_KEY, API_VERSION, correlation_id), client, start, b""]
+    by_topic: dict[bytes, list[tuple[int, bytes | bytearray]]] = {}
+    for topic, partition, records in batches:
+        by_topic.setdefault(topic, []).append((partition, records))
+    parts[4] = _int32(len(by_topic))
+    for topic, partitions in by_topic.items():
+        parts += (_int16(len(topic)), topic, _int32(len(partitions)))
+        for partition, records in partitions:
+            parts += (_partition(partition, len(records)), records)
+    parts[0] = _int32(sum(map(len, parts)))
+    return b"".join(parts)
+
+
+def read_answers(frame: bytes) -> tuple[list[Answer], int]:
+    """The answers in a response, without its size and its correlation id.
+
+    Returns:
+        The answers, and for how many milliseconds the broker throttles this connection.
+
+    Raises:
+        struct.error: It is cut off.
+    """
+    answers: list[Answer] = []
+    (topics,) = _read_int32(frame, 0)
+    at = 4
+    for _ in range(topics):
+        (length,) = _read_int16(frame, at)
+        topic = frame[at + 2 : at + 2 + length]
+        at += 2 + length
+        (partitions,) = _read_int32(frame, at)
+        at += 4
+        for _ in range(partitions):
+            partition, code, offset, _, _, culprits = _read_partition(frame, at)
+            at += _PARTITION_SIZE
+            places: tuple[int, ...] = ()
+            if culprits > 0:
+                places_read = []
+                for _ in range(culprits):
+                    places_read.append(_read_int32(frame, at)[0])
+                    at = _after_text(frame, at + 4)
+                places = tuple(places_read)
+            at = _after_text(frame, at)
+            answers.append(Answer(topic, partition, code, offset, places))
+    return answers, _read_int32(frame, at)[0]
+
+
+def _after_text(frame: bytes, at: int) -> int:
+    """Behind a nullable string, which is -1 when it is null."""
+    return at + 2 + max(0, int(_read_int16(frame, at)[0]))

@@ -1,0 +1,176 @@
+"""The topics in use: how many partitions each has, and which one a message takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from cqrs_brokers.exceptions import DeliveryError
+
+from ._partition import Partition, State
+from ._partitioning import partition_for
+from ._records import Record
+
+__all__ = ["Topic", "why_illegal"]
+
+KEYS_REMEMBERED = 20_000
+STICKY_RECORDS = 64
+"""Keyless messages stay on a partition for one batch, or for so many messages while it is busy."""
+
+_LEGAL = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+_LONGEST = 249
+
+
+def why_illegal(topic: str) -> str | None:
+    """Why Kafka can have no topic of that name, or None (Kafka's `Topic.validate`)."""
+    if len(topic) > _LONGEST:
+        return f"a Kafka topic has at most {_LONGEST} characters"
+    if topic in (".", ".."):
+        return "a Kafka topic cannot be called '.' or '..'"
+    if not _LEGAL.issuperset(topic):
+        return "a Kafka topic has only letters, digits, '.', '_' and '-'"
+    return None
+
+
+class Topic:
+    """One topic's partitions.
+
+    Args:
+        name: The topic.
+        new_partition: Makes a partition, from the topic's name in UTF-8 and a number.
+
+    Attributes:
+        partitions: Empty while their number is not known.
+        waiting: Messages that came meanwhile, in order.
+        unknown_since: When a node first said that there is no such topic; None: none has. In the event loop's time.
+        missing: The error of messages while the topic is taken for missing; None: it never was.
+        missing_until: Until then, in the event loop's time.
+    """
+
+    def __init__(self, name: str, new_partition: Callable[[bytes, int], Partition]) -> None:
+        self.name = name
+        self.partitions: list[Partition] = []
+        self.waiting: list[Record] = []
+        self.unknown_since: float | None = None
+        self.missing: DeliveryError | None = None
+        self.missing_until = 0.0
+        self._new_partition = new_partition
+        self._partition_of: dict[bytes, Partition] = {}
+        self._sticky = 0
+        self._gone: dict[int, Partition] = {}
+        """Partitions that are not there any more: their sequence numbers hold if they come back."""
+
+    def partition(self, key: bytes | None) -> Partition:
+        """Where a message with that key goes."""
+        if key is None:
+            return self._keyless()
+        known = self._partition_of.get(key)
+        if known is None:
+            if len(self._partition_of) >= KEYS_REMEMBERED:
+                self._partition_of.clear()
+            known = self._partition_of[key] = self.partitions[partition_for(key, len(self.partitions))]
+        return known
+
+    def _keyless(self) -> Partition:
+        """The partition of the last keyless message, unless its batch has left, or it has enough, or is stuck."""
+        partition = self.partitions[self._sticky]
+        if partition.pending and len(partition.pending) < STICKY_RECORDS and not partition.stuck:
+            return partition
+        turn = self.partitions[self._sticky + 1 :] + self.partitions[: self._sticky + 1]
+        idle = (each for each in turn if each.state is State.IDLE and not each.stuck)
+        moving = (each for each in turn if not each.stuck)
+        partition = next(idle, None) or next(moving, None) or turn[0]
+        self._sticky = partition.number
+        return partition
+
+    def find(self, key: bytes | None) -> Partition | None:
+        """The partition that most likely holds a message with that key; of keyless ones any that does not go on."""
+        if not self.partitions:
+            return None
+        if key is not None:
+            return self.partition(key)
+        return next((each for each in self.partitions if each.stuck), None)
+
+    def add(self, record: Record) -> None:
+        """Queues a record for its partition."""
+        if self.partitions:
+            self.partition(record[2]).add(record)
+        else:
+            self.waiting.append(record)
+
+    def found(self, count: int) -> None:
+        """The topic has so many partitions.
+
+        When the number has changed, keys map to other partitions from now on, as with every Kafka client. Messages that
+        were waiting for a partition that is gone are mapped anew.
+        """
+        self.missing = self.unknown_since = None
+        if count == len(self.partitions):
+            return
+        self._partition_of.clear()
+        self._sticky = 0
+        homeless = self._leave(self.partitions[count:])
+        del self.partitions[count:]
+        for number in range(len(self.partitions), count):
+            partition = self._gone.pop(number, None) or self._new_partition(self.name.encode(), number)
+            partition.gone = False
+            self.partitions.append(partition)
+        waiting, self.waiting = homeless + self.waiting, []
+        for record in waiting:
+            self.add(record)
+
+    def not_found(self, error: DeliveryError, until: float) -> None:
+        """The topic does not exist, or must not be used: what waits fails, and so does what comes until then."""
+        self.missing = error
+        self.missing_until = until
+        self.unknown_since = None
+        left, self.partitions = self.partitions, []
+        records = self._leave(left) + self.waiting
+        self._partition_of.clear()
+        self.waiting = []
+        for record in records:
+            record[0].fail(error)
+
+    def _leave(self, partitions: Sequence[Partition]) -> list[Record]:
+        records: list[Record] = []
+        for partition in partitions:
+            self._gone[partition.number] = partition
+            records += partition.leave()
+        return records
+
+    def reroute(self, records: Sequence[Record]) -> None:
+        """Proven not appended, and their partition is gone: they go where their keys go now."""
+        for record in records:
+            if self.missing is not None and not self.partitions:
+                record[0].fail(self.missing)
+            else:
+                self.add(record)
+
+    def purge(self) -> None:
+        """Lets go of messages whose callers have their outcome."""
+        if any(record[0].done for record in self.waiting):
+            for record in self.waiting:
+                if record[0].done:
+                    record[0].release()
+            self.waiting = [record for record in self.waiting if not record[0].done]
+        for partition in self.partitions:
+            if partition.pending:
+                partition.purge()
+
+    def gone(self) -> list[Partition]:
+        """Partitions that are not there any more but whose last batch has no outcome yet."""
+        return [each for each in self._gone.values() if each.state is not State.IDLE]
+
+    def all_partitions(self) -> list[Partition]:
+        """Its partitions, and those that are gone."""
+        return self.partitions + self.gone()
+
+    @property
+    def busy(self) -> bool:
+        """Whether something waits or is on its way."""
+        return bool(self.waiting) or any(each.state is not State.IDLE for each in self.all_partitions())
+
+    def clear(self) -> None:
+        """Forgets everything: `Broker` has ended it."""
+        self.waiting.clear()
+        for partition in self.all_partitions():
+            partition.clear()

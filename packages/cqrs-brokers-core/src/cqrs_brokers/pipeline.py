@@ -1,0 +1,398 @@
+"""For plugin authors: what every driver of a networked broker needs, written once.
+
+    submit → waiting → writer ── handed_over ──▶ client → broker → answered → confirm / fail
+                 ▲                                  │
+                 └── kept, in order ◀── broken ─────┴──▶ ConnectionLostError
+
+* `Pipeline`: the messages of a `PipelinedDriver` between `submit` and the broker's answers, and the tasks that write,
+  read and look for signs of life. It survives the connection: what waits is written to the next one.
+* `connect_to_any`: one pass over the hosts, with a share of the time for each.
+* `header_name`, `header_value`, `header_text`: percent-encoding, for brokers whose headers are lines of text.
+
+Not here: what a connection is, how a message looks on the wire, what an answer means. Those are the driver's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Final, Generic, TypeVar
+from urllib.parse import quote, unquote
+
+from .driver import Delivery
+from .exceptions import ConnectError, ConnectionLostError, ProtocolError, UnreachableError
+from .tasks import Tasks, retrieve_exception
+from .url import Host
+
+__all__ = ["Pipeline", "connect_to_any", "header_name", "header_text", "header_value"]
+
+T = TypeVar("T")
+C = TypeVar("C")
+
+LET_GO_AFTER: Final = 0.1
+"""How long after a message's deadline the pipeline waits for an answer that is late, in seconds."""
+END_WITHIN: Final = 0.4
+"""How long the tasks of a connection get to end, in seconds."""
+LEAST_SHARE: Final = 0.1
+"""What a host gets of the time for a pass at least, in seconds."""
+
+
+class _Question:
+    """Something written among the messages that has an answer of its own: a ping."""
+
+    __slots__ = ("answer",)
+
+    def __init__(self, answer: asyncio.Future[None]) -> None:
+        self.answer = answer
+
+
+class Pipeline(Generic[T]):
+    """The messages between `submit` and the broker's answers, over one connection at a time.
+
+    The driver puts in each delivery what it is on the wire (`put`), opens the pipeline with each new connection
+    (`open`), and says what the broker answers (`answered`). What it gets back is the delivery, which it confirms or
+    fails. The pipeline does the rest: it hands over as much as the client takes and no more, fails what had no answer
+    when the connection broke, keeps what waited, lets go of what is never answered, and asks a silent broker for a sign
+    of life.
+
+    Args:
+        lost: Called once for each opened connection that broke, with the reason, after everything that was handed over
+            has failed. The driver drops its connection and tells `link.lost`.
+        in_order: True: the broker answers in the order in which it got the messages, without saying which it means.
+            False: each answer says the number of the message (its token).
+        batch_bytes: About how much is handed over and written at a time.
+        ping_after: Seconds without a sign of life after which the broker is asked for one.
+        ping_timeout: Seconds that the broker has for it. Then the connection counts as broken.
+    """
+
+    def __init__(
+        self,
+        lost: Callable[[Exception], None],
+        *,
+        in_order: bool = False,
+        batch_bytes: int = 64 * 1024,
+        ping_after: float = 10.0,
+        ping_timeout: float = 5.0,
+    ) -> None:
+        self._lost = lost
+        self._in_order = in_order
+        self._batch_bytes = batch_bytes
+        self._ping_after = ping_after
+        self._ping_timeout = ping_timeout
+        self._tasks = Tasks()
+        self._opened = False
+        self._waiting: deque[tuple[Delivery, T, int]] = deque()
+        self._questions: deque[tuple[_Question, T]] = deque()
+        self._unanswered: dict[int, Delivery | _Question | None] = {}
+        """By token; with answers in order None stands for a message that was let go."""
+        self._token = 0
+        self._heard_at = 0.0
+        self._more = asyncio.Event()
+        self._doubt = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a connection that has not broken."""
+        return self._opened
+
+    # -- from the Broker ----------------------------------------------------------------------------------------------
+
+    def put(self, delivery: Delivery, item: T, size: int) -> None:
+        """Takes a message, to be written in its turn. To be called by `submit`.
+
+        Args:
+            delivery: The message.
+            item: What `write` is to be given for it. Made now, because the caller may change the message later.
+            size: About how many bytes it is on the wire.
+        """
+        self._waiting.append((delivery, item, size))
+        self._more.set()
+        self._watch_deadline(delivery.deadline)
+
+    # -- from the connection ------------------------------------------------------------------------------------------
+
+    def open(
+        self,
+        write: Callable[[Sequence[tuple[int, T]]], Awaitable[None]],
+        *,
+        read: Coroutine[Any, Any, None] | None = None,
+        ping: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """Starts to write to a new connection, beginning with what waited.
+
+        Args:
+            write: Writes a batch of tokens and items, in order. It must return only when the client's own buffer has
+                room again (`drain()`), because what it is given counts as handed over.
+            read: Reads answers until the connection ends, where the client has no task of its own for that.
+            ping: Asks the broker for a sign of life, and returns when it came.
+        """
+        self._opened = True
+        self._heard_at = asyncio.get_running_loop().time()
+        self._more, self._doubt = asyncio.Event(), asyncio.Event()
+        self._more.set()
+        self._tasks.spawn(self._until_broken(self._write(write)))
+        if read is not None:
+            self._tasks.spawn(self._until_broken(read))
+        if ping is not None:
+            self._tasks.spawn(self._until_broken(self._watch(ping)))
+
+    def answered(self, token: int | None = None) -> Delivery | None:
+        """Takes out the message that the broker has answered.
+
+        Args:
+            token: Its number. None: the oldest one without an answer, for a broker that answers in order.
+
+        Returns:
+            The delivery, to be confirmed or failed. None when it was let go, or never was.
+
+        Raises:
+            ProtocolError: The broker answers what it was not asked. In `read` this ends the connection, as it must.
+        """
+        found = self._take(token, Delivery)
+        return found if isinstance(found, Delivery) else None
+
+    def answered_question(self, token: int | None = None) -> None:
+        """Says that the answer to an `ask` came; the arguments and errors are those of `answered`."""
+        found = self._take(token, _Question)
+        if isinstance(found, _Question) and not found.answer.done():
+            found.answer.set_result(None)
+
+    def oldest(self, wanted: Callable[[Delivery], bool]) -> int | None:
+        """The token of the oldest unanswered message that is wanted, for an answer that says no token.
+
+        Args:
+            wanted: Whether the answer can be about this one, for example by its topic.
+        """
+        for token, found in self._unanswered.items():
+            if isinstance(found, Delivery) and wanted(found):
+                return token
+        return None
+
+    def heard(self) -> None:
+        """Says that the broker gave a sign of life; `answered` says so, too."""
+        self._heard_at = asyncio.get_running_loop().time()
+
+    async def ask(self, item: T) -> None:
+        """Writes something that is no message, after what was written so far, and waits for its answer: a ping.
+
+        Raises:
+            UnreachableError: There is no connection, or it broke meanwhile.
+        """
+        if not self._opened:
+            raise UnreachableError("there is no connection")
+        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        answer.add_done_callback(retrieve_exception)
+        self._questions.append((_Question(answer), item))
+        self._more.set()
+        await answer
+
+    def broken(self, error: Exception) -> None:
+        """Says that the connection is of no use any more: for a client that tells it by a callback.
+
+        Fails what was handed over and not answered, keeps what waits, and calls `lost`. A second call does nothing.
+        """
+        if not self._opened:
+            return
+        self._opened = False
+        self._end_tasks()
+        unanswered, self._unanswered = self._unanswered, {}
+        questions = [*unanswered.values(), *(question for question, _ in self._questions)]
+        self._questions.clear()
+        for found in questions:
+            if isinstance(found, Delivery):
+                lost = ConnectionLostError("the connection was lost before the broker answered")
+                lost.__cause__ = error
+                found.fail(lost)
+            elif found is not None and not found.answer.done():
+                found.answer.set_exception(UnreachableError("the connection was lost before the broker answered"))
+        self._lost(error)
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    async def end(self) -> None:
+        """Ends the tasks of the last connection, within 0.4 s, and keeps what waits: for the start of `connect`."""
+        self._opened = False
+        await self._tasks.end(END_WITHIN)
+
+    async def close(self) -> None:
+        """Ends the tasks, within 0.4 s, and forgets every message: for the driver's `close`."""
+        await self.end()
+        self.abort()
+
+    def abort(self) -> None:
+        """Drops everything without awaiting, also when the event loop is closed: for the driver's `abort`."""
+        self._opened = False
+        self._tasks.abort()
+        self._waiting.clear()
+        self._questions.clear()
+        self._unanswered.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _end_tasks(self) -> None:
+        current = asyncio.current_task()
+        for task in self._tasks:
+            if task is not current:
+                task.add_done_callback(retrieve_exception)
+                task.cancel()
+
+    # -- writing and reading ------------------------------------------------------------------------------------------
+
+    async def _until_broken(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception as error:  # also what no client should raise: the connection is of no use any more
+            self.broken(error)
+        else:
+            self.broken(ConnectionResetError("the broker closed the connection"))
+
+    async def _write(self, write: Callable[[Sequence[tuple[int, T]]], Awaitable[None]]) -> None:
+        while True:
+            await self._more.wait()
+            batch = self._next_batch()
+            if not self._waiting:
+                self._more.clear()
+            if batch:
+                await write(batch)
+
+    def _next_batch(self) -> list[tuple[int, T]]:
+        """Hands over what fits. The rest is not handed over, so it can still be skipped and told as not delivered."""
+        batch: list[tuple[int, T]] = []
+        while self._questions:
+            question, item = self._questions.popleft()
+            batch.append((self._number(question), item))
+        size = 0
+        while self._waiting and size < self._batch_bytes:
+            delivery, item, its_size = self._waiting.popleft()
+            if delivery.handed_over():
+                batch.append((self._number(delivery), item))
+                size += its_size
+        return batch
+
+    def _number(self, entry: Delivery | _Question) -> int:
+        self._token += 1
+        self._unanswered[self._token] = entry
+        return self._token
+
+    def _take(self, token: int | None, kind: type[Delivery] | type[_Question]) -> Delivery | _Question | None:
+        self.heard()
+        if token is not None:
+            return self._unanswered.pop(token, None)
+        oldest = next(iter(self._unanswered), None)
+        found = None if oldest is None else self._unanswered[oldest]
+        fits = kind is Delivery if found is None else isinstance(found, kind)  # None: it was let go
+        if oldest is None or not fits:
+            # It stays: when the connection ends, which it must, it is told so.
+            raise ProtocolError("the broker's answers are out of step: this one belongs to nothing that was written")
+        return self._unanswered.pop(oldest)
+
+    # -- what is never answered ---------------------------------------------------------------------------------------
+
+    def _watch_deadline(self, deadline: float) -> None:
+        when = deadline + LET_GO_AFTER
+        if self._timer is not None:
+            if self._timer.when() <= when:
+                return
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_at(when, self._let_go)
+
+    def _let_go(self) -> None:
+        """Frees the places of messages whose callers have their answer; once in 0.1 s, for all that are due."""
+        self._timer = None
+        now = asyncio.get_running_loop().time()
+        keep: deque[tuple[Delivery, T, int]] = deque()
+        for entry in self._waiting:
+            if entry[0].done and entry[0].deadline <= now:
+                entry[0].release()
+            else:
+                keep.append(entry)
+        self._waiting = keep
+        for token, found in list(self._unanswered.items()):
+            if isinstance(found, Delivery) and found.done and found.deadline <= now:
+                found.release()
+                self._doubt.set()
+                if self._in_order:
+                    self._unanswered[token] = None
+                else:
+                    del self._unanswered[token]
+        handed = [found.deadline for found in self._unanswered.values() if isinstance(found, Delivery)]
+        due = [*handed, *(entry[0].deadline for entry in keep)]
+        if due:
+            self._watch_deadline(max(min(due), now))
+
+    async def _watch(self, ping: Callable[[], Awaitable[None]]) -> None:
+        """Asks for a sign of life after a silence, and when a message was let go without an answer."""
+        loop = asyncio.get_running_loop()
+        while True:
+            silence = loop.time() - self._heard_at
+            if silence < self._ping_after and not self._doubt.is_set():
+                try:
+                    await asyncio.wait_for(self._doubt.wait(), self._ping_after - silence)
+                except TimeoutError:
+                    continue
+            self._doubt.clear()
+            try:
+                await asyncio.wait_for(ping(), self._ping_timeout)
+            except TimeoutError:
+                raise UnreachableError(f"the broker did not answer a ping within {self._ping_timeout:g} s") from None
+            self.heard()
+
+
+async def connect_to_any(
+    hosts: Sequence[Host], connect: Callable[[Host], Coroutine[Any, Any, C]], timeout: float
+) -> C:
+    """Makes one pass over the hosts, in their order, and stops at the first that can be connected.
+
+    Each host gets an equal share of the time that is left, so that a silent one leaves some for the others.
+
+    Args:
+        hosts: The hosts of the config string.
+        connect: Connects to one host. It must leave nothing open when it fails or is cancelled.
+        timeout: Seconds for the pass: the option `connect_timeout`.
+
+    Returns:
+        What `connect` returned.
+
+    Raises:
+        ConnectError: No host could be connected: the first permanent error, else the first one; its text names all. A
+            host that does not answer in its share of the time is an `UnreachableError`.
+    """
+    loop = asyncio.get_running_loop()
+    end = loop.time() + timeout
+    errors: list[ConnectError] = []
+    for number, host in enumerate(hosts):
+        share = max(LEAST_SHARE, (end - loop.time()) / (len(hosts) - number))
+        try:
+            return await asyncio.wait_for(connect(host), share)
+        except ConnectError as error:
+            errors.append(error)
+        except TimeoutError:
+            errors.append(UnreachableError(f"{host} does not answer within {share:.3g} s: check address and network"))
+    if not errors:
+        raise UnreachableError("there is no host to connect to")
+    chosen = next((error for error in errors if error.permanent), errors[0])
+    chosen.text = "; ".join([chosen.text, *(error.text for error in errors if error is not chosen)])
+    raise chosen
+
+
+_PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
+_IN_A_VALUE = _PRINTABLE.replace("%", "")
+_IN_A_NAME = _IN_A_VALUE.replace(":", "")
+
+
+def header_name(text: str) -> str:
+    """A header's name for brokers whose headers are lines: colons, blanks, `%` and what is not ASCII as `%XX`."""
+    return quote(text, safe=_IN_A_NAME)
+
+
+def header_value(text: str) -> str:
+    """A header's value for brokers whose headers are lines: blanks, `%`, line breaks and what is not ASCII as `%XX`."""
+    return quote(text, safe=_IN_A_VALUE)
+
+
+def header_text(encoded: str) -> str:
+    """What a name or value was before `header_name` or `header_value`: for readers."""
+    return unquote(encoded)

@@ -1,0 +1,214 @@
+"""`ServerHarness`: a conformance harness for a broker that is one program with a configuration file."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from cqrs_brokers_testkit.certificates import Certificates, make_certificates
+from cqrs_brokers_testkit.conformance.harness import Harness, Target, Unsupported
+from cqrs_brokers_testkit.proxy import FaultProxy
+from cqrs_brokers_testkit.servers.install import ServerUnavailable
+from cqrs_brokers_testkit.servers.processes import LOOPBACK, ServerProcess, accepts, free_port, report, server_folder
+
+__all__ = ["RunningServer", "ServerHarness"]
+
+T = TypeVar("T")
+_START_WITHIN = 20.0
+
+
+class RunningServer:
+    """One process of the broker on loopback.
+
+    Attributes:
+        folder: Its own, for data, configuration and log.
+        port: Where it listens.
+        certificates: The certificates it serves; None: it speaks plain text.
+    """
+
+    def __init__(self, folder: Path, port: int, certificates: Certificates | None) -> None:
+        self.folder = folder
+        self.port = port
+        self.certificates = certificates
+        self.process: ServerProcess | None = None
+
+    def start(self) -> None:
+        """Starts it, or starts it again, and waits until it accepts connections."""
+        assert self.process is not None
+        self.process.start()
+        self.process.wait_until(lambda: accepts(self.port), _START_WITHIN)
+
+
+class ServerHarness(Harness):
+    """Finds the program, gives each server a folder and a port, and ends all of them; the main one behind a proxy.
+
+    A subclass sets `program` and writes `configure`, `read_back` and, where the broker has it, `client_url` for users
+    and TLS. From these come `start`, `stop`, `kill`, `restart`, `pause`, and what is asked about TLS and logins. The
+    servers with certificates are started when a case first asks for them.
+
+    Attributes:
+        program: The server's program.
+        install: What to run where the program is missing.
+        search: Folders to look into besides those on the PATH; `~` is the home folder.
+        has_tls: The broker, and the plugin, can encrypt: `configure` is then also asked for servers with certificates.
+        login: User and password for `url`; None: none.
+    """
+
+    program: ClassVar[str]
+    install: ClassVar[str] = ""
+    search: ClassVar[Sequence[str]] = ()
+    has_tls: ClassVar[bool] = False
+    login: ClassVar[tuple[str, str] | None] = None
+
+    def __init__(self, url: str | None = None) -> None:
+        super().__init__(url)
+        self._stack = contextlib.ExitStack()
+        self._extra: dict[str, RunningServer] = {}
+        self._all_certificates: Certificates | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    # -- what a subclass says -----------------------------------------------------------------------------------------
+
+    def configure(self, server: RunningServer) -> Sequence[str]:
+        """Writes the server's configuration into its folder.
+
+        Args:
+            server: Its folder, its port on 127.0.0.1, and its certificates.
+
+        Returns:
+            The arguments of the program. It must stay in the foreground and write its log to stdout or stderr.
+        """
+        raise NotImplementedError
+
+    def client_url(self, host: str, port: int, login: tuple[str, str] | None, cafile: Path | None, tls: bool) -> str:
+        """The config string for a host, a login, and TLS with an authority (None: the system's)."""
+        userinfo = "" if login is None else f"{login[0]}:{login[1]}@"
+        return f"{self.url.partition('://')[0]}://{userinfo}{host}:{port}"
+
+    def prepare(self) -> None:
+        """Called when the main server has started: connects readers and administrators; see `server`."""
+
+    # -- what comes from it -------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self.server = self.run_server(None)
+        self.proxy = self._stack.enter_context(FaultProxy((LOOPBACK, self.server.port)))
+        self.url = self.url_for(self.login)
+        self.prepare()
+
+    def stop(self) -> None:
+        self._stack.close()
+
+    def at_end(self, action: Callable[[], object]) -> None:
+        """Does this in `stop()`, before the servers end: closing a reader's client."""
+        self._stack.callback(action)
+
+    def url_for(self, login: tuple[str, str] | None) -> str:
+        """The config string of the main server through the proxy, for this user."""
+        proxy = self._through()
+        return self.client_url(proxy.host, proxy.port, login, None, False)
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def restart(self) -> None:
+        self.server.start()
+
+    def pause(self) -> None:
+        """Freezes the server: its sockets stay open, nobody answers. `resume_server` lets it go on."""
+        self._process.pause()
+
+    def resume_server(self) -> None:
+        """Lets a paused server go on."""
+        self._process.resume()
+
+    def tls_destination(self) -> Target:
+        server = self._tls_server("server")
+        url = self.client_url("localhost", server.port, self.login, self.certificates.ca, True)
+        return Target(url, self.new_topic_name())
+
+    def wrong_password_url(self) -> str:
+        if self.login is None:
+            raise Unsupported
+        return self.url_for((self.login[0], "wrong"))
+
+    def server_version(self) -> str:
+        done = subprocess.run(  # noqa: S603 - the server's own program
+            [self._program(), "--version"], capture_output=True, text=True, timeout=10, check=False
+        )
+        return (done.stdout or done.stderr).strip().splitlines()[0]
+
+    def run_async(self, work: Coroutine[Any, Any, T]) -> T:
+        """Runs a coroutine in an event loop in a thread of the harness, for readers that are asyncio clients."""
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            thread = threading.Thread(target=self._loop.run_forever, name="harness", daemon=True)
+            thread.start()
+            self._stack.callback(self._end_loop, self._loop, thread)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(60.0)
+
+    @staticmethod
+    def _end_loop(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(5.0)
+        loop.close()
+
+    def tls_failures(self) -> Mapping[str, str]:
+        good, ca = self._tls_server("server").port, self.certificates.ca
+        return {
+            "an unknown authority": self.client_url("localhost", good, self.login, self.certificates.other_ca, True),
+            "the system's authorities": self.client_url("localhost", good, self.login, None, True),
+            "expired": self.client_url("localhost", self._tls_server("expired").port, self.login, ca, True),
+            "another host's": self.client_url("localhost", self._tls_server("wrong_host").port, self.login, ca, True),
+        }
+
+    @property
+    def certificates(self) -> Certificates:
+        """Throw-away certificates, made when first asked for."""
+        if self._all_certificates is None:
+            folder = self._stack.enter_context(server_folder("certificates", report))
+            self._all_certificates = make_certificates(folder)
+        return self._all_certificates
+
+    def run_server(self, certificates: Certificates | None) -> RunningServer:
+        """Starts a further server, which ends with the harness.
+
+        Raises:
+            ServerUnavailable: The program is not on this machine.
+        """
+        program = self._program()
+        folder = self._stack.enter_context(server_folder(self.program, report))
+        server = RunningServer(folder, free_port(), certificates)
+        command, environment = [program, *self.configure(server)], {"PATH": os.environ.get("PATH", "")}
+        log = folder / f"{self.program}.log"
+        server.process = ServerProcess(self.program, command, environment=environment, folder=folder, log=log)
+        self._stack.callback(server.process.kill)
+        server.start()
+        return server
+
+    def _program(self) -> str:
+        path = os.pathsep.join([os.environ.get("PATH", ""), *(os.path.expanduser(each) for each in self.search)])
+        program = shutil.which(self.program, path=path)
+        if program is None:
+            raise ServerUnavailable(self.program, f"no {self.program} on this machine", self.install)
+        return program
+
+    def _tls_server(self, which: str) -> RunningServer:
+        if not self.has_tls:
+            raise Unsupported
+        if which not in self._extra:
+            known = self.certificates
+            self._extra[which] = self.run_server(known if which == "server" else known.serving(which))
+        return self._extra[which]
+
+    @property
+    def _process(self) -> ServerProcess:
+        assert self.server.process is not None
+        return self.server.process

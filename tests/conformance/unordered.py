@@ -1,0 +1,107 @@
+"""A tiny TCP broker that answers in any order, sometimes never, and deduplicates; installed beside `mutants`.
+
+The protocol, in lines: the client begins with `HELLO user:password`, the server answers `WELCOME` or `DENIED`. Then
+`PUB <token> <record in JSON>` is answered by
+
+* `OK <token> <offset>`: it is stored;
+* `DUP <token> <offset>`: a record with the same deduplication id is stored there already;
+* `SEEN <token>`: somebody else says that it has seen it (topics `seen-…`); nothing is stored;
+* `NO <topic>`: the user must not publish there (topics `forbidden-…`); it names no message;
+
+and `PING` by `PONG`. There is a port with TLS beside the plain one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import ssl
+import threading
+from typing import Any
+
+LIMIT = 2**24
+LATEST_ANSWER = 0.01
+"""Answers come after up to so many seconds, each for itself: in any order."""
+
+
+class UnorderedServer:
+    """The broker, in an event loop in a thread of its own."""
+
+    def __init__(self) -> None:
+        self.kept: list[dict[str, Any]] = []
+        self.port = self.tls_port = 0
+        self._by_id: dict[tuple[str, str], int] = {}
+        self._loop = asyncio.new_event_loop()
+        self._connections: set[asyncio.StreamWriter] = set()
+        self._servers: list[asyncio.Server] = []
+
+    def start(self, context: ssl.SSLContext | None = None) -> None:
+        """Starts to listen; with a TLS context at a second port, too."""
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        asyncio.run_coroutine_threadsafe(self._listen(context), self._loop).result(5.0)
+
+    async def _listen(self, context: ssl.SSLContext | None) -> None:
+        for tls in (None, context) if context else (None,):
+            port = (self.tls_port if tls else self.port) or 0
+            server = await asyncio.start_server(self._serve, "127.0.0.1", port, limit=LIMIT, ssl=tls)
+            self._servers.append(server)
+            self.port, self.tls_port = (
+                (self.port, server.sockets[0].getsockname()[1]) if tls else (server.sockets[0].getsockname()[1], 0)
+            )
+
+    def kill(self) -> None:
+        """Stops to listen and ends all connections; what is stored stays."""
+
+        async def end() -> None:
+            for server in self._servers:
+                server.close()
+            self._servers.clear()
+            for writer in list(self._connections):
+                writer.transport.abort()
+
+        asyncio.run_coroutine_threadsafe(end(), self._loop).result(5.0)
+
+    def restart(self) -> None:
+        """Listens again, at the same plain port."""
+        asyncio.run_coroutine_threadsafe(self._listen(None), self._loop).result(5.0)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._connections.add(writer)
+        try:
+            greeting = await reader.readline()
+            if not greeting.startswith(b"HELLO ") or b":wrong" in greeting:
+                writer.write(b"DENIED\n")
+                await writer.drain()
+                return
+            writer.write(b"WELCOME\n")
+            while (line := await reader.readline()).endswith(b"\n"):
+                word, _, rest = line.partition(b" ")
+                answer = b"PONG\n" if word == b"PING\n" else self._store(rest)
+                later = random.random() * LATEST_ANSWER if word == b"PUB" else 0
+                self._loop.call_later(later, _tell, writer, answer)
+        except (OSError, ValueError):
+            pass
+        finally:
+            self._connections.discard(writer)
+            writer.close()
+
+    def _store(self, request: bytes) -> bytes:
+        number, _, text = request.partition(b" ")
+        record = json.loads(text)
+        topic = record["topic"]
+        if topic.startswith("forbidden-"):
+            return b"NO %s\n" % topic.encode()
+        if topic.startswith("seen-"):
+            return b"SEEN %s\n" % number
+        known = self._by_id.get((topic, record["dedup"]))
+        if known is not None:
+            return b"DUP %s %d\n" % (number, known)
+        offset = self._by_id[topic, record["dedup"]] = len(self.kept)
+        self.kept.append({**record, "offset": offset})
+        return b"OK %s %d\n" % (number, offset)
+
+
+def _tell(writer: asyncio.StreamWriter, answer: bytes) -> None:
+    if not writer.transport.is_closing():
+        writer.write(answer)

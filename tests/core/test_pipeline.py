@@ -1,0 +1,211 @@
+"""The kit for drivers: what it keeps, in which order, and what it says when a connection breaks."""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cqrs_brokers import Broker, ConnectionLostError, DeliveryTimeoutError, Message, Receipt, UnreachableError
+from cqrs_brokers.driver import Capabilities, Delivery, Link, PipelinedDriver
+from cqrs_brokers.exceptions import AuthenticationError, ConnectError, ProtocolError
+from cqrs_brokers.pipeline import Pipeline, connect_to_any, header_name, header_text, header_value
+from cqrs_brokers.url import Host
+
+
+class Wire(PipelinedDriver):
+    """A driver whose broker is the test: what is written is in `written`, and the test answers."""
+
+    def __init__(self, *, in_order: bool = False, ping_after: float = 60.0) -> None:
+        self.pipeline = Pipeline[bytes](
+            self.lost, in_order=in_order, batch_bytes=100, ping_after=ping_after, ping_timeout=0.1
+        )
+        self.written: list[tuple[int, bytes]] = []
+        self.room = asyncio.Event()
+        self.room.set()
+        self.silent = False
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(confirms=True)
+
+    def bind(self, link: Link) -> None:
+        self.link = link
+
+    async def connect(self) -> None:
+        await self.pipeline.end()
+        self.pipeline.open(self.write, ping=self.ping)
+
+    async def ping(self) -> None:
+        if self.silent:
+            await asyncio.Event().wait()
+
+    async def write(self, batch: Sequence[tuple[int, bytes]]) -> None:
+        self.written += batch
+        await self.room.wait()
+
+    def submit(self, deliveries: Sequence[Delivery], /) -> None:
+        for delivery in deliveries:
+            body = delivery.message.body or b""
+            self.pipeline.put(delivery, body, len(body))
+
+    def lost(self, error: Exception) -> None:
+        self.link.lost(UnreachableError(str(error)))
+
+    async def close(self, grace: float) -> None:
+        await self.pipeline.close()
+
+    def abort(self) -> None:
+        self.pipeline.abort()
+
+    def confirm(self, token: int | None = None) -> None:
+        delivery = self.pipeline.answered(token)
+        if delivery is not None:
+            delivery.confirm()
+
+
+def message(body: bytes) -> Message:
+    return Message("E", "orders", body)
+
+
+async def settled() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_answers_may_come_in_any_order() -> None:
+    """Each answer's token says which message it means."""
+    wire = Wire()
+    async with Broker(wire) as broker:
+        sends = [asyncio.ensure_future(broker.send_message(message(b"%d" % n))) for n in range(3)]
+        await settled()
+        tokens = {body: token for token, body in wire.written}
+        wire.confirm(tokens[b"2"])
+        await settled()
+        assert [send.done() for send in sends] == [False, False, True]
+        wire.confirm(tokens[b"0"])
+        wire.confirm(tokens[b"1"])
+        assert [receipt.confirmed for receipt in await asyncio.gather(*sends)] == [True] * 3
+
+
+async def test_only_a_batch_is_handed_over_while_the_client_is_full() -> None:
+    """What is not with the client when the deadline passes is not delivered; what is with it is unknown."""
+    wire = Wire()
+    wire.room.clear()
+    async with Broker(wire, delivery_timeout=0.2) as broker:
+        outcomes = await broker.send_messages([message(bytes(60)) for _ in range(5)])
+        unknown = [isinstance(outcome, DeliveryTimeoutError) for outcome in outcomes]
+        assert unknown == [True, True, False, False, False]
+        await asyncio.sleep(0.2)
+        assert (await broker.health()).in_flight == 0
+        wire.room.set()
+        await settled()
+        assert len(wire.written) == 2
+
+
+async def test_what_waits_is_written_to_the_next_connection_in_order() -> None:
+    """A connection that breaks takes only what was handed over with it."""
+    wire = Wire()
+    wire.room.clear()
+    async with Broker(wire) as broker:
+        sending = asyncio.ensure_future(broker.send_messages([message(b"%d" % n + bytes(60)) for n in range(5)]))
+        await settled()
+        wire.room.set()
+        handed = len(wire.written)
+        wire.pipeline.broken(ConnectionResetError())
+        wire.written.clear()
+        while len(wire.written) < 3:
+            await asyncio.sleep(0.01)
+        assert [body[:1] for _, body in wire.written] == [b"2", b"3", b"4"]
+        for token, _ in wire.written:
+            wire.confirm(token)
+        outcomes = await sending
+        assert handed == 2
+        assert [type(outcome) for outcome in outcomes] == [ConnectionLostError] * 2 + [Receipt] * 3
+
+
+async def test_an_answer_of_the_wrong_kind_leaves_the_message_in_the_pipeline() -> None:
+    """An answer out of step ends the connection, and the message it would have hit is told so."""
+    wire = Wire(in_order=True)
+    async with Broker(wire) as broker:
+        send = asyncio.ensure_future(broker.send_message(message(b"1")))
+        await settled()
+        with pytest.raises(ProtocolError, match="out of step"):
+            wire.pipeline.answered_question()
+        wire.pipeline.broken(ConnectionResetError())
+        with pytest.raises(ConnectionLostError):
+            await send
+        assert broker.contract_breaches == ()
+
+
+async def test_in_order_a_message_that_was_let_go_keeps_its_turn() -> None:
+    """The late answer to a message whose caller has given up is not taken for that to the next one."""
+    wire = Wire(in_order=True)
+    async with Broker(wire, delivery_timeout=0.1) as broker:
+        with pytest.raises(DeliveryTimeoutError):
+            await broker.send_message(message(b"late"))
+        await asyncio.sleep(0.15)
+        send = asyncio.ensure_future(broker.send_message(message(b"next")))
+        await settled()
+        wire.confirm()
+        await settled()
+        assert not send.done()
+        wire.confirm()
+        assert (await send).confirmed
+
+
+async def test_a_shorter_deadline_behind_a_longer_one_is_let_go_in_time() -> None:
+    """Deadlines of single calls need not be in the order of the calls."""
+    wire = Wire()
+    async with Broker(wire) as broker:
+        long = asyncio.ensure_future(broker.send_message(message(b"long")))
+        await settled()
+        with pytest.raises(DeliveryTimeoutError):
+            await broker.send_message(message(b"short"), timeout=0.1)
+        await asyncio.sleep(0.2)
+        assert (await broker.health()).in_flight == 1
+        wire.confirm(wire.written[0][0])
+        assert (await long).confirmed
+
+
+async def test_a_silent_connection_that_answers_no_ping_is_broken() -> None:
+    """What was handed over is unknown, and a new connection is made."""
+    wire = Wire(ping_after=0.1)
+    async with Broker(wire) as broker:
+        wire.silent = True
+        with pytest.raises(ConnectionLostError):
+            await broker.send_message(message(b"1"))
+
+
+async def test_each_host_gets_a_share_of_the_time() -> None:
+    """A silent host leaves time for the next one; the error names all of them."""
+    tried: list[str] = []
+
+    async def connect(host: Host) -> str:
+        tried.append(host.host)
+        if host.host == "silent":
+            await asyncio.Event().wait()
+        if host.host == "wrong":
+            raise AuthenticationError("wrong: the password")
+        return host.host
+
+    hosts = [Host("silent"), Host("wrong"), Host("good")]
+    assert await connect_to_any(hosts, connect, 0.6) == "good"
+    assert tried == ["silent", "wrong", "good"]
+    with pytest.raises(ConnectError, match=r"wrong: the password; silent does not answer") as raised:
+        await connect_to_any(hosts[:2], connect, 0.2)
+    assert type(raised.value) is AuthenticationError
+
+
+@given(st.text())
+def test_header_texts_survive_their_encoding(text: str) -> None:
+    """Every text comes back, and what is written is printable ASCII without blanks."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        return
+    for encode in (header_name, header_value):
+        encoded = encode(text)
+        assert header_text(encoded) == text
+        assert encoded.isascii()
+        assert not any(character.isspace() or not character.isprintable() for character in encoded)
+    assert ":" not in header_name(text)
