@@ -22,9 +22,11 @@ from typing import Any
 
 from cqrs_brokers.driver import Delivery, Link
 from cqrs_brokers.exceptions import (
+    BackpressureError,
     ConnectError,
     ConnectionLostError,
     DeliveryError,
+    DeliveryTimeoutError,
     InvalidMessageError,
     NotDeliveredError,
     UnreachableError,
@@ -92,6 +94,7 @@ class Publisher:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._session: Session | None = None
         self._state = State.CLOSED
+        self._alarm = ""
         self._channel: ConfirmChannel | None = None
         self._outbox: collections.deque[Entry] = collections.deque()
         self._flush_at: asyncio.Handle | None = None
@@ -326,9 +329,26 @@ class Publisher:
         self._declarations.again((*entry[:5], True), behind)
         return True
 
-    def block(self) -> None:
+    def why_late(self, topic: str, *, handed: bool) -> DeliveryError | None:
+        """Why a message has no outcome at its deadline, where there is more to say than that."""
+        late = "the broker did not confirm it before the deadline"
+        if self._state is State.BLOCKED and handed:
+            return DeliveryTimeoutError(f"{late}: {self._alarm}; it reads the message when the alarm is over")
+        if self._stalled is not None and self._stalled.suspects(topic):
+            stuck = f"RabbitMQ takes nothing for routing key {topic!r}: is it a quorum queue without a majority?"
+            if handed:
+                return DeliveryTimeoutError(f"{late}: {stuck}")
+            return BackpressureError(f"not sent until the deadline: {stuck} Send again later")
+        if not handed and self._declarations is not None and self._declarations.waits(topic):
+            return BackpressureError(
+                f"not sent until the deadline: RabbitMQ has not answered the declaration of queue {topic!r}; send "
+                "again later"
+            )
+        return None
+
+    def block(self, alarm: str) -> None:
         """RabbitMQ has an alarm: what is written now is read later."""
-        self._state = State.BLOCKED
+        self._state, self._alarm = State.BLOCKED, alarm
         self._watch.paused = True
 
     def unblock(self) -> None:

@@ -65,6 +65,10 @@ class StalledDestinations:
         """Whether nothing is stuck any more."""
         return self.idle and not self._suspects
 
+    def suspects(self, topic: str) -> bool:
+        """Whether this routing key is stuck, or may be."""
+        return topic in self._suspects
+
     @property
     def idle(self) -> bool:
         """Whether there is nothing to look at: only suspects are known."""
