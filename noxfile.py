@@ -1,4 +1,6 @@
-"""The commands of this workspace: `python -m pip install nox`, then `nox -s demo` or `nox -s tests`; `nox -l`: all.
+"""The commands of this workspace, for example `nox -s demo` and `nox -s tests`; `nox -l` lists all.
+
+How to get nox is in README.md.
 
 Each session makes its own environment. Those that run our code build every distribution as a wheel and install that, so
 that what is tested is what would be published, not the source tree.
@@ -6,9 +8,12 @@ that what is tested is what would be published, not the source tree.
 
 from __future__ import annotations
 
+import ast
+import io
 import os
 import shutil
 import sys
+import tokenize
 import zipfile
 from pathlib import Path
 
@@ -56,6 +61,9 @@ def install(session: nox.Session, ours: list[str], *others: str) -> None:
     """Builds every distribution and installs `ours` (some of them, with extras) and what else is needed."""
     # Not session.create_tmp(): it sets TMPDIR, and tests that run pytest there would find this workspace's settings.
     folder = Path(session.virtualenv.location) / "wheels"
+    if session.run_install("python", "--version", silent=True) is None:  # nox -R
+        session.log("-R installs nothing: this runs what was installed the last time, not the files as they are now")
+        return
     shutil.rmtree(folder, ignore_errors=True)
     session.install(BUILD_BACKEND)
     folders = [str(path.parent) for path in PACKAGES]
@@ -163,6 +171,36 @@ def soak(session: nox.Session) -> None:
     for broker in [arg for arg in session.posargs if arg in ("amqp", "kafka")] or ["amqp", "kafka"]:
         rest = [arg for arg in session.posargs if arg not in ("amqp", "kafka")]
         session.run("python", "-m", "soak", broker, *rest)
+
+
+@nox.session
+def lines(session: nox.Session) -> None:
+    """Prints the code lines of each distribution: formatted by ruff, without blanks, comments and docstrings."""
+    session.install(*group("lint"))
+    folder = Path(session.create_tmp())
+    total = 0
+    for source in SOURCES:
+        copy = folder / Path(source).parent.name
+        shutil.copytree(source, copy, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+        session.run("ruff", "format", "--quiet", "--config", str(ROOT / "pyproject.toml"), str(copy), silent=True)
+        count = sum(code_lines(path.read_text()) for path in copy.rglob("*.py"))
+        total += count
+        print(f"{count:>7,}  {copy.name}")
+    print(f"{total:>7,}  together")
+
+
+def code_lines(text: str) -> int:
+    """How many lines hold code. A statement of several lines counts each."""
+    docstrings = set[int]()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            docstrings |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    counted = set[int]()
+    layout = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in layout:
+            counted |= set(range(token.start[0], token.end[0] + 1))
+    return len(counted - docstrings)
 
 
 def check_content(session: nox.Session, wheel: Path) -> None:

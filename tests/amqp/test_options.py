@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from cqrs_broker_amqp import AMQPMessageBroker, AMQPOptions, AMQPPublisherAdapter, AMQPSettings
+from cqrs_broker_amqp import AMQPMessageBroker, AMQPOptions, AMQPPublisherAdapter
 from cqrs_broker_amqp._driver import AMQPDriver
+from cqrs_broker_amqp._settings import AMQPSettings
 from cqrs_brokers import Broker, ConfigError, InsecureTransportWarning, open_broker
 from cqrs_brokers.options import resolve_options
 from cqrs_brokers.url import BrokerURL

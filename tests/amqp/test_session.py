@@ -6,8 +6,9 @@ from unittest.mock import Mock
 
 import pytest
 
-from cqrs_broker_amqp import AMQPOptions, AMQPSettings
+from cqrs_broker_amqp import AMQPOptions
 from cqrs_broker_amqp._session import Session
+from cqrs_broker_amqp._settings import AMQPSettings
 from cqrs_brokers.options import resolve_options
 from cqrs_brokers.url import BrokerURL
 

@@ -256,7 +256,7 @@ async def test_only_the_cancelled_caller_sees_the_cancellation() -> None:
         for delivery in driver.held[2:]:
             delivery.confirm()
         results = await asyncio.gather(*sendings, return_exceptions=True)
-        assert broker._window.bytes == 0
+        assert broker._in_flight.bytes == 0
     assert [type(result) for result in results] == [asyncio.CancelledError] * 2 + [Receipt] * 2
 
 
@@ -272,7 +272,7 @@ async def test_a_cancelled_batch_leaves_nothing_behind() -> None:
         assert driver.hand_over_all() == [False] * 5
         await settle()
         assert len(driver.seen) == 5
-        assert broker._window.bytes == 0
+        assert broker._in_flight.bytes == 0
 
 
 async def test_a_task_cancelled_before_can_still_send_while_cleaning_up() -> None:

@@ -10,9 +10,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
-from cqrs_brokers._delivery.delivery import Delivery, confirm_all
+from cqrs_brokers._delivery.breaches import ContractBreaches
+from cqrs_brokers._delivery.in_flight import InFlight
 from cqrs_brokers._delivery.outcomes import AwaitedDelivery
 from cqrs_brokers._delivery.window import Window
+from cqrs_brokers.driver import Delivery, confirm_all
 from cqrs_brokers.exceptions import (
     BackpressureError,
     BrokerClosedError,
@@ -29,48 +31,65 @@ from cqrs_brokers.protocol import Receipt
 from .drivers import message
 
 
-def make_window(loop: asyncio.AbstractEventLoop, submitted: list[Delivery], max_count: int = 3) -> Window:
-    window = Window(
-        name="test",
-        address="test://",
-        confirms=True,
-        submit=submitted.extend,
-        max_count=max_count,
-        max_bytes=10_000,
-        keeps=True,
-        timeout=30.0,
-        why_not=lambda _delivery, _room: BackpressureError("no room"),
-        why_late=lambda _delivery: None,
-    )
-    window.bind(loop)
-    window.gate = True
-    return window
+class OwnWindow(Window):
+    """A window with places of its own, open for messages."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, submitted: list[Delivery], max_count: int = 3) -> None:
+        self.breaches = ContractBreaches("test://")
+        self.places = InFlight(
+            name="test",
+            address="test://",
+            confirms=True,
+            max_count=max_count,
+            max_bytes=10_000,
+            breaches=self.breaches,
+        )
+        super().__init__(
+            self.places,
+            submit=submitted.extend,
+            passes_through=False,
+            why_not_taken=lambda: None,
+            why_late=lambda delivery, handed: None,
+            timeout=30.0,
+        )
+        self.loop = loop
+        self.bind(loop)
+        self.accepting = True
+
+    def expire(self) -> None:
+        """Every deadline has passed."""
+        for delivery in (*self.places.pending, *self._waiting):
+            delivery.deadline = 0
+        self._deadlines.expire()
 
 
-def made(window: Window, size: int = 2) -> AwaitedDelivery:
-    """A delivery that a task awaits."""
-    delivery = AwaitedDelivery(message(), window.wakeups.loop.time() + 60, window, window.wakeups, size)
-    delivery.add_done_callback(lambda _: None, context=copy_context())
-    return delivery
+class Told(AwaitedDelivery):
+    """A delivery that a task awaits; it shows what the task will get."""
+
+    def __init__(self, window: OwnWindow, size: int = 2) -> None:
+        super().__init__(message(), window.loop.time() + 60, size, window.places, window.wakeups)
+        self.add_done_callback(lambda _: None, context=copy_context())
+
+    @property
+    def outcome(self) -> Receipt | DeliveryError | None:
+        return self._outcome
+
+    @property
+    def was_cancelled(self) -> bool:
+        return self._cancelled is not None
 
 
-OPERATIONS: dict[str, Callable[[Window, Delivery], Any]] = {
+OPERATIONS: dict[str, Callable[[OwnWindow, Any], Any]] = {
     "handed_over": lambda window, delivery: delivery.handed_over(),
     "returned": lambda window, delivery: delivery.returned(),
     "confirm": lambda window, delivery: delivery.confirm(partition=1, offset=7),
     "confirm_all": lambda window, delivery: confirm_all([delivery], partition=1, offset=7),
     "unroutable": lambda window, delivery: delivery.fail(UnroutableError("no queue")),
     "nack": lambda window, delivery: delivery.fail(NackedError("nack")),
-    "deadline": lambda window, delivery: expire(window),
+    "deadline": lambda window, delivery: window.expire(),
     "cancel": lambda window, delivery: window.give_up(delivery),
     "close": lambda window, delivery: window.settle(ClosedWhilePendingError("closed"), BrokerClosedError("closed")),
 }
-
-
-def expire(window: Window) -> None:
-    for delivery in (*window.in_flight, *window.waiting):
-        delivery.deadline = 0
-    window._expire()
 
 
 # What was done before → operation → (outcome afterwards, places taken, breach of contract logged).
@@ -143,18 +162,20 @@ async def test_each_call_in_each_state(
 ) -> None:
     """A call in a state gives the outcome, frees or keeps the place, and is a logged breach of contract or not."""
     loop = asyncio.get_running_loop()
-    window = make_window(loop, [])
-    delivery = made(window)
+    window = OwnWindow(loop, [])
+    delivery = Told(window)
     assert window.admit(delivery)
     for step in before:
         OPERATIONS[step](window, delivery)
     caplog.clear()
+    window.breaches.kept.clear()
     OPERATIONS[operation](window, delivery)
     outcome, places, breach = expected
-    assert len(window.in_flight) + len(window.overdue) == places
-    assert window.bytes == 2 * places
-    assert any("broke its contract" in record.message for record in caplog.records) is breach
-    found = delivery._outcome
+    assert window.places.count == places
+    assert window.places.bytes == 2 * places
+    assert ("broke its contract" in caplog.text) is breach
+    assert bool(window.breaches.kept) is breach
+    found = delivery.outcome
     assert delivery.done is (outcome is not None)
     if outcome is None or outcome == "gone":
         assert found is None
@@ -171,12 +192,16 @@ async def test_a_batch_confirmed_as_one() -> None:
     """Each message has the next offset, whatever became of those before it; watchers hear of each; room is refilled."""
     loop = asyncio.get_running_loop()
     submitted: list[Delivery] = []
-    window = make_window(loop, submitted)
-    sent = [made(window) for _ in range(5)]
+    window = OwnWindow(loop, submitted)
+    sent = [Told(window) for _ in range(5)]
     for delivery in sent:
         window.admit(delivery)
     watched: list[Delivery] = []
-    window.watch(lambda delivery, outcome: watched.append(delivery))
+
+    def watcher(delivery: Delivery, _: object) -> None:
+        watched.append(delivery)
+
+    window.places.watch(watcher)
     batch = list(submitted)
     assert len(batch) == 3
     assert all(delivery.handed_over() for delivery in batch)
@@ -185,19 +210,19 @@ async def test_a_batch_confirmed_as_one() -> None:
     confirm_all(batch, partition=4, offset=10)
     await asyncio.sleep(0)
     assert watched == batch
-    receipts = [delivery._outcome for delivery in sent]
+    receipts = [delivery.outcome for delivery in sent]
     assert [receipt and receipt.offset for receipt in receipts] == [10, None, 12, None, None]
     assert receipts[1] is None
     assert len(submitted) == 5
-    window.unwatch(window._watchers[0])
+    window.places.unwatch(watcher)
     for delivery in submitted[3:]:
         delivery.handed_over()
     confirm_all(submitted[3:])
     for delivery in sent[3:]:
-        assert isinstance(delivery._outcome, Receipt)
-        assert (delivery._outcome.partition, delivery._outcome.offset) == (None, None)
-    assert not window.in_flight
-    assert not window.bytes
+        assert isinstance(delivery.outcome, Receipt)
+        assert (delivery.outcome.partition, delivery.outcome.offset) == (None, None)
+    assert not window.places.pending
+    assert not window.places.bytes
     window.stop()
 
 
@@ -211,11 +236,11 @@ class DeliveryModel(RuleBasedStateMachine):
         super().__init__()
         self.loop = asyncio.new_event_loop()
         self.driver: list[Delivery] = []
-        self.window = make_window(self.loop, self.driver, self.MAX)
+        self.window = OwnWindow(self.loop, self.driver, self.MAX)
         self.handed: set[Delivery] = set()
         self.let_go: set[Delivery] = set()
         self.confirmed: set[Delivery] = set()
-        self.order: list[AwaitedDelivery] = []
+        self.order: list[Told] = []
 
     def teardown(self) -> None:
         self.window.stop()
@@ -223,7 +248,7 @@ class DeliveryModel(RuleBasedStateMachine):
 
     @rule(target=deliveries)
     def send(self) -> Any:
-        delivery = made(self.window, 10)
+        delivery = Told(self.window, 10)
         self.window.admit(delivery)
         self.order.append(delivery)
         return delivery
@@ -250,19 +275,19 @@ class DeliveryModel(RuleBasedStateMachine):
             self.let_go.add(delivery)
 
     @rule(delivery=deliveries, error=st.sampled_from([NackedError("n"), UnroutableError("u"), ValueError("bug")]))
-    def fail(self, delivery: AwaitedDelivery, error: Any) -> None:
+    def fail(self, delivery: Told, error: Any) -> None:
         if delivery in self.driver and delivery not in self.let_go:
             done, handed = delivery.done, delivery in self.handed
             delivery.fail(error)
             self.let_go.add(delivery)
             if not done and isinstance(error, ValueError):
-                raised = delivery._outcome
+                raised = delivery.outcome
                 assert isinstance(raised, DeliveryError)
                 assert type(raised) is (DeliveryUnknownError if handed else NotDeliveredError)
                 assert raised.__cause__ is error
 
     @rule(delivery=deliveries)
-    def cancel(self, delivery: AwaitedDelivery) -> None:
+    def cancel(self, delivery: Told) -> None:
         if not delivery.done:
             delivery.cancel()
             self.window.give_up(delivery)
@@ -271,9 +296,9 @@ class DeliveryModel(RuleBasedStateMachine):
     def deadline(self) -> None:
         late = [d for d in self.order if not d.done]
         handed = {d for d in late if d in self.handed}
-        expire(self.window)
+        self.window.expire()
         for delivery in late:
-            error = delivery._outcome
+            error = delivery.outcome
             assert isinstance(error, DeliveryUnknownError if delivery in handed else NotDeliveredError)
 
     @rule()
@@ -283,17 +308,15 @@ class DeliveryModel(RuleBasedStateMachine):
 
     @rule(is_open=st.booleans())
     def gate(self, is_open: bool) -> None:
-        self.window.gate = is_open
-        if is_open:
-            self.window.pump()
+        self.window.open(is_open)
 
     @invariant()
     def places_are_those_the_driver_has_not_let_go(self) -> None:
         held = [d for d in self.driver if d not in self.let_go]
-        assert {*self.window.in_flight, *self.window.overdue} == set(held)
-        assert not set(self.window.in_flight) & set(self.window.overdue)
+        assert {*self.window.places.pending, *self.window.places.ended} == set(held)
+        assert not set(self.window.places.pending) & set(self.window.places.ended)
         assert len(held) <= self.MAX
-        assert self.window.bytes == 10 * len(held)
+        assert self.window.places.bytes == 10 * len(held)
 
     @invariant()
     def the_driver_gets_them_in_the_order_of_calls(self) -> None:
@@ -302,7 +325,7 @@ class DeliveryModel(RuleBasedStateMachine):
     @invariant()
     def outcomes_are_true(self) -> None:
         for delivery in self.order:
-            cancelled, outcome = delivery._cancelled is not None, delivery._outcome
+            cancelled, outcome = delivery.was_cancelled, delivery.outcome
             assert delivery.done is (cancelled or outcome is not None)
             assert not (cancelled and outcome is not None)
             if outcome is not None:

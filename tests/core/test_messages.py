@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum, IntEnum, StrEnum
+from time import time_ns
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
@@ -431,7 +432,7 @@ def test_message_ids_in_threads() -> None:
     sys.setswitchinterval(1e-6)
     try:
         with ThreadPoolExecutor(4) as threads:
-            made = list(threads.map(lambda _: [new_text() for _ in range(2000)], range(4)))
+            made = list(threads.map(lambda _: [new_text(time_ns()) for _ in range(2000)], range(4)))
     finally:
         sys.setswitchinterval(before)
     assert len({text for some in made for text in some}) == 8000

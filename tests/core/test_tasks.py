@@ -104,7 +104,7 @@ async def test_abort_cancels_without_awaiting() -> None:
 
 def run_program(program: str, *arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", "-c", textwrap.dedent(program), *arguments],
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(program), *arguments],
         capture_output=True,
         text=True,
         timeout=60,

@@ -8,7 +8,8 @@ from urllib.parse import quote
 import pytest
 from aiokafka.abc import AbstractTokenProvider
 
-from cqrs_broker_amqp import AMQPMessageBroker, AMQPOptions, AMQPPublisherAdapter, AMQPSettings
+from cqrs_broker_amqp import AMQPMessageBroker, AMQPOptions, AMQPPublisherAdapter
+from cqrs_broker_amqp._settings import AMQPSettings
 from cqrs_broker_kafka import KafkaMessageBroker, KafkaOptions, KafkaProducerAdapter, KafkaSettings
 from cqrs_brokers import (
     AmbiguousPluginError,

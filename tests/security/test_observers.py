@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cqrs_brokers import Broker, DeliveryError, Message, Receipt, UnroutableError
-from cqrs_brokers._delivery.window import Window
+from cqrs_brokers._delivery.in_flight import InFlight
 from cqrs_brokers.observers import Observers
 from tests.core.drivers import Scripted, message, settle
 
@@ -18,15 +18,15 @@ async def test_nothing_is_called_when_there_are_none(monkeypatch: pytest.MonkeyP
     def called(*_: object) -> None:
         raise AssertionError("called without an observer")
 
-    monkeypatch.setattr(Window, "attend", called)
+    monkeypatch.setattr(InFlight, "notify", called)
     monkeypatch.setattr(Observers, "sent", called)
     monkeypatch.setattr(Broker, "_observe", called)
     broker = Broker(Scripted(automatic=True))
-    assert not broker._window.attentive
+    assert not broker._in_flight.watched
     assert (await broker.send_message(message())).confirmed
     outcomes = await broker.send_messages([message(), message(topic="")])
     assert [isinstance(outcome, Receipt) for outcome in outcomes] == [True, False]
-    assert not broker._window.attentive
+    assert not broker._in_flight.watched
     await broker.close()
 
 
@@ -85,7 +85,7 @@ async def test_a_stray_cancellation_in_one() -> None:
     broker = Broker(driver)
     await broker.connect()
     broker._observers._observers = (broken,)
-    broker._window.watch(broker._observe)
+    broker._in_flight.watch(broker._observe)
     sending = asyncio.create_task(broker.send_message(message()))
     await settle()
     driver.hand_over_all()

@@ -317,3 +317,21 @@ def test_importing_core_and_listing_import_no_plugin():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_a_module_without_metadata_is_told_from_one_that_is_not_installed(install, monkeypatch):
+    """Bundling tools leave `.dist-info` folders out; the error says how to bundle it, or to register the plugin."""
+    install("something", modules={"cqrs_broker_kafka": "1/0", "cqrs_broker_acme": "1/0"})
+    for scheme in ("kafka", "acme"):
+        with pytest.raises(PluginLoadError) as caught:
+            find_owner(scheme)
+        assert str(caught.value) == (
+            f"{scheme}:// is not registered: the module cqrs_broker_{scheme} is here, but the metadata of "
+            f"cqrs-broker-{scheme} (its folder .dist-info) is not. Bundle the metadata too (PyInstaller: "
+            f"--copy-metadata cqrs-broker-{scheme} --hidden-import cqrs_broker_{scheme}), or call "
+            f"cqrs_brokers.hooks.register_plugin('{scheme}', cqrs_broker_{scheme})"
+        )
+        assert f"cqrs_broker_{scheme}" not in sys.modules
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    with pytest.raises(PluginNotFoundError, match="amqp:// is not in this frozen application: bundle cqrs-broker-amqp"):
+        find_owner("amqp")

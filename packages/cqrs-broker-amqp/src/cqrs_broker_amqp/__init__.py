@@ -6,7 +6,7 @@
 
 or, without a config string, `AMQPMessageBroker(publisher=AMQPPublisherAdapter(dsn=…))`.
 
-What is configured is in `options` and `settings`; `broker` has the documented class. The rest is private: `_driver`
+The parts: `_options` and `_settings` (what is configured), `_broker` (the documented class), `_driver`
 (the connection), `_publisher` (what waits and what is in flight), `_stalled` (destinations that take nothing),
 `_declaring` (messages that wait for their queue), `_session` (one pass over the hosts), `_topology` (what is declared),
 `_rendering` (a message as bytes), `_errors` (which error means what), `_foreign` (whose server hung up), `_scram` (a
@@ -19,11 +19,11 @@ from cqrs_brokers.hooks import hookimpl
 from cqrs_brokers.options import BrokerOptions
 from cqrs_brokers.url import BrokerURL
 
-from .broker import AMQPMessageBroker
-from .options import AMQPOptions
-from .settings import AMQPPublisherAdapter, AMQPSettings
+from ._broker import AMQPMessageBroker
+from ._options import AMQPOptions
+from ._settings import AMQPPublisherAdapter, AMQPSettings
 
-__all__ = ["AMQPMessageBroker", "AMQPOptions", "AMQPPublisherAdapter", "AMQPSettings"]
+__all__ = ["AMQPMessageBroker", "AMQPOptions", "AMQPPublisherAdapter"]
 
 
 @hookimpl

@@ -15,9 +15,9 @@ from cqrs_brokers.exceptions import BackpressureError, ConnectError, DeliveryErr
 from cqrs_brokers.tasks import Tasks
 
 from ._channels import Entry
+from ._options import AMQPOptions
 from ._session import Session
 from ._topology import declare_queue, queue_error
-from .options import AMQPOptions
 
 __all__ = ["Declarations"]
 

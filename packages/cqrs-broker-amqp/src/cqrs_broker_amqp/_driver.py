@@ -24,7 +24,7 @@ from ._errors import channel_limit, lost_error, scrubbed
 from ._logs import redact_client_logs
 from ._publisher import Publisher
 from ._session import Session, connect
-from .settings import AMQPSettings
+from ._settings import AMQPSettings
 
 __all__ = ["AMQPDriver"]
 

@@ -38,7 +38,7 @@ from ._rendering import body_size, header_frame_size
 
 if TYPE_CHECKING:
     from ._channels import Entry
-    from .options import AMQPOptions
+    from ._options import AMQPOptions
 
 __all__ = [
     "HandshakeRefused",

@@ -46,12 +46,12 @@ from ._errors import (
     scrubbed,
     too_large,
 )
+from ._options import AMQPOptions
 from ._rendering import Renderer
 from ._reopening import reopen
 from ._session import Session
 from ._stalled import LOOK_AGAIN, StalledDestinations
 from ._watch import PATIENCE, ConnectionWatch
-from .options import AMQPOptions
 
 __all__ = ["Publisher"]
 

@@ -10,9 +10,9 @@ from cqrs_brokers.exceptions import NotDeliveredError, UnreachableError
 
 from ._channels import ConfirmChannel
 from ._errors import NOT_FOUND, refusal
+from ._options import AMQPOptions
 from ._session import Session
 from ._topology import reopen_channel
-from .options import AMQPOptions
 
 __all__ = ["reopen"]
 

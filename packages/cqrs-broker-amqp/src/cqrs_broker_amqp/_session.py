@@ -26,8 +26,8 @@ from ._client import Connection, Sockets
 from ._errors import connect_error, hung_up, telling
 from ._fallback import make_channel
 from ._foreign import name_the_peer
+from ._settings import AMQPSettings
 from ._topology import declare_exchange
-from .settings import AMQPSettings
 
 __all__ = ["Session", "SessionListener", "connect"]
 

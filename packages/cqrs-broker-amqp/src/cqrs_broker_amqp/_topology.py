@@ -19,7 +19,7 @@ from cqrs_brokers.exceptions import (
 )
 
 from ._errors import ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED, channel_reply, scrubbed
-from .options import AMQPOptions
+from ._options import AMQPOptions
 
 __all__ = ["declare_exchange", "declare_queue", "queue_error", "reopen_channel"]
 

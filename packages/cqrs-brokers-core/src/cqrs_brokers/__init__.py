@@ -8,8 +8,6 @@
 For plugin authors: `cqrs_brokers.driver` and `cqrs_brokers.hooks`.
 """
 
-# ruff: noqa: F403, F405 - the whole tree of errors is public; a test compares __all__ with that of its module
-
 from typing import TYPE_CHECKING, Any
 
 from . import exceptions, protocol
@@ -19,7 +17,7 @@ from ._discovery.discovery import BrokerInfo, available_brokers
 from ._discovery.opening import open_broker
 from ._lifespan import lifespan
 from ._synchronous import SyncBroker
-from .exceptions import *
+from .exceptions import *  # noqa: F403 - the whole tree is public
 from .observers import Observer
 from .protocol import TOMBSTONE, Capabilities, Encoded, Message, MessageBroker, MessageEncoder, MessageLike, Receipt
 
@@ -27,64 +25,30 @@ if TYPE_CHECKING:
     from .events import ECSTEvent, Event, NotificationEvent
 
 __all__ = [
-    "AmbiguousPluginError",
-    "AuthenticationError",
-    "AuthorizationError",
-    "BackpressureError",
     "Broker",
-    "BrokerBlockedError",
-    "BrokerClosedError",
-    "BrokerError",
     "BrokerInfo",
-    "BrokerStateError",
     "Capabilities",
-    "ClosedWhilePendingError",
-    "ConfigError",
-    "ConnectError",
-    "ConnectionLostError",
-    "DeliveryError",
-    "DeliveryTimeoutError",
-    "DeliveryUnknownError",
-    "DestinationNotFoundError",
     "ECSTEvent",
     "Encoded",
     "Event",
-    "FlushTimeoutError",
     "Health",
-    "InsecureTransportWarning",
-    "InvalidMessageError",
     "Message",
     "MessageBroker",
     "MessageEncoder",
     "MessageLike",
-    "MessageTooLargeError",
-    "NackedError",
-    "NotConnectedError",
-    "NotDeliveredError",
     "NotificationEvent",
     "Observer",
-    "PluginContractError",
-    "PluginError",
-    "PluginLoadError",
-    "PluginNotFoundError",
-    "ProtocolError",
-    "PublishForbiddenError",
     "Receipt",
-    "RejectedError",
-    "ReturnedError",
     "SyncBroker",
-    "TLSError",
     "TOMBSTONE",
-    "TopologyError",
-    "UnreachableError",
-    "UnroutableError",
-    "WrongLoopError",
     "available_brokers",
     "exceptions",
     "lifespan",
     "open_broker",
     "protocol",
 ]
+__all__ += exceptions.__all__
+__all__.sort()
 
 _EVENTS = frozenset({"ECSTEvent", "Event", "NotificationEvent"})
 

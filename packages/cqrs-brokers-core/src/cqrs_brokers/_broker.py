@@ -2,8 +2,8 @@
 
     message → validate and encode → window → driver → client → outcome
 
-The parts: `validation` (what may be sent), `window` (what is in flight, and deadlines), `connection` (connecting and
-reconnecting), `closing`, `loops` (event loops and forks), `simple` (drivers with only `send_message`).
+The parts: `_message` (what may be sent), `_delivery` (states, window, deadlines, outcomes, drivers with only
+`send_message`), `_connection` (connecting, reconnecting, closing, event loops and forks, health).
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Self
 
+from ._config.settings import BrokerSettings
 from ._connection.closing import Closing
-from ._connection.connection import Connection, State
-from ._connection.health import Health
+from ._connection.connection import Connection, ConnectionListener
+from ._connection.health import Health, whats_wrong
 from ._connection.loops import LoopBinding, running_loop
-from ._delivery.delivery import ContractBreach, Delivery
+from ._delivery.breaches import ContractBreach, ContractBreaches
+from ._delivery.delivery import Sending
+from ._delivery.in_flight import InFlight
 from ._delivery.outcomes import AwaitedDelivery, BulkDelivery, BulkOutcomes, TimedDelivery
 from ._delivery.simple import SimpleSender
 from ._delivery.window import Window
@@ -30,15 +33,11 @@ from ._message.coercion import Coercion
 from ._message.validation import Validator
 from .driver import PipelinedDriver
 from .exceptions import (
-    BackpressureError,
-    BrokerBlockedError,
     BrokerClosedError,
     BrokerStateError,
     ConfigError,
-    ConnectError,
     ConnectionLostError,
     DeliveryError,
-    DeliveryUnknownError,
     FlushTimeoutError,
     InvalidMessageError,
     NotConnectedError,
@@ -58,7 +57,7 @@ logger = logging.getLogger("cqrs_brokers.broker")
 
 CLOSED = "the broker is closed and does not open again: make a new Broker, also for each run of a lifespan"
 BURST = 250
-"""So many messages of a `send_messages` go to the driver at a time."""
+"""How many messages of a `send_messages` go to the driver at a time."""
 
 
 class Broker(MessageBroker):
@@ -99,50 +98,44 @@ class Broker(MessageBroker):
         *,
         name: str | None = None,
         url: BrokerURL | None = None,
-        delivery_timeout: float = 30.0,
-        connect_timeout: float = 10.0,
-        close_timeout: float = 10.0,
-        max_in_flight: int = 1000,
-        max_in_flight_bytes: int = 32 * 2**20,
-        max_message_bytes: int = 1_000_000,
+        delivery_timeout: float = BrokerSettings.delivery_timeout,
+        connect_timeout: float = BrokerSettings.connect_timeout,
+        close_timeout: float = BrokerSettings.close_timeout,
+        max_in_flight: int = BrokerSettings.max_in_flight,
+        max_in_flight_bytes: int = BrokerSettings.max_in_flight_bytes,
+        max_message_bytes: int = BrokerSettings.max_message_bytes,
         encoder: Encoder | None = None,
         observers: Sequence[Observer] = (),
-        retry_count: int | None = None,
-        retry_delay: float | None = None,
+        retry_count: int | None = BrokerSettings.retry_count,
+        retry_delay: float | None = BrokerSettings.retry_delay,
         options: Mapping[str, EffectiveOption] | None = None,
     ) -> None:
         if isinstance(driver, Broker):
             raise TypeError("a Broker of a Broker has no meaning: pass the driver, or use the Broker that is there")
         if not isinstance(driver, MessageBroker):
             raise TypeError(f"a {type(driver).__name__} is no MessageBroker: derive from MessageBroker or Driver")
-        limits = {
-            "delivery_timeout": delivery_timeout,
-            "connect_timeout": connect_timeout,
-            "max_in_flight": max_in_flight,
-            "max_in_flight_bytes": max_in_flight_bytes,
-            "max_message_bytes": max_message_bytes,
-        }
-        problems = [f"{limit} must be above 0, not {value}" for limit, value in limits.items() if not value > 0]
-        if not close_timeout >= 0:
-            problems.append(f"close_timeout must be 0 or more, not {close_timeout}")
-        if retry_count is not None and retry_count < 1:
-            problems.append("retry_count must be at least 1: with 0 no connection would ever be tried")
         given: object = encoder
         if not (given is None or callable(given) or isinstance(given, MessageEncoder)):
-            problems.append(f"encoder must be a function, or have encode_message(), not a {type(given).__name__}")
-        if problems:
-            raise ConfigError(problems)
+            raise ConfigError(f"encoder must be a function, or have encode_message(), not a {type(given).__name__}")
+        self._settings = settings = BrokerSettings(
+            delivery_timeout=delivery_timeout,
+            connect_timeout=connect_timeout,
+            close_timeout=close_timeout,
+            max_in_flight=max_in_flight,
+            max_in_flight_bytes=max_in_flight_bytes,
+            max_message_bytes=max_message_bytes,
+            retry_count=retry_count,
+            retry_delay=retry_delay,
+        )
         self._driver = driver
         self._sender: PipelinedDriver = driver if isinstance(driver, PipelinedDriver) else SimpleSender(driver)
         self._name = name or (url.scheme if url is not None else type(driver).__name__)
         self._url = url
         self._address = str(url) if url is not None else self._name
-        self._delivery_timeout = delivery_timeout
-        self._connect_timeout = connect_timeout
-        self._close_timeout = close_timeout
         self._options = dict(options or {})
         self._observers = Observers(observers)
         self._capabilities = self._sender.capabilities
+        self._breaches = ContractBreaches(self._address)
         simple = self._sender if isinstance(self._sender, SimpleSender) else None
         self._validator = Validator(
             address=self._address,
@@ -151,29 +144,36 @@ class Broker(MessageBroker):
             max_message_bytes=min(max_message_bytes, self._capabilities.max_message_bytes or max_message_bytes),
         )
         self._coercion = Coercion(address=self._address, encoder=encoder)
-        self._as_it_is = self._coercion.as_it_is
-        self._message, self._size = self._coercion.message, self._validator.size
-        self._window = Window(
+        self._in_flight = InFlight(
             name=self._name,
             address=self._address,
             confirms=self._capabilities.confirms,
-            submit=self._sender.submit,
             max_count=max_in_flight,
             max_bytes=max_in_flight_bytes,
-            keeps=simple is None or simple.declares,
-            why_not=self._why_not,
-            why_late=self._why_late,
-            timeout=delivery_timeout,
+            breaches=self._breaches,
         )
         if self._observers:
-            self._window.watch(self._observe)
+            self._in_flight.watch(self._observe)
         self._connection = Connection(
             self._sender,
-            self,
+            ConnectionListener(
+                opened=self._opened,
+                failed=lambda error: self._window.end_not_handed(error),
+                dropped=self._dropped,
+                changed=self._observers.connection_changed,
+                is_needed=lambda: not self._window.is_empty,
+            ),
+            breaches=self._breaches,
             address=self._address,
-            timeout=connect_timeout,
-            retry_count=retry_count,
-            retry_delay=retry_delay,
+            settings=settings,
+        )
+        self._window = Window(
+            self._in_flight,
+            submit=self._sender.submit,
+            passes_through=simple is not None and simple.passes_through,
+            why_not_taken=self._connection.why_not_taken,
+            why_late=self._sender.why_late,
+            timeout=delivery_timeout,
         )
         self._bound = LoopBinding()
         self._closing: Closing | None = None
@@ -202,14 +202,15 @@ class Broker(MessageBroker):
         loop = running_loop()
         if loop is None or self._bound.loop is not loop or self._closed:
             loop = self._enter(loop, message)
+        coercion = self._coercion
         refusal: InvalidMessageError | None = None
         try:
-            ready: Any = message if type(message) is self._as_it_is else self._message(message)
-            size = self._size(ready)
+            ready: Any = message if type(message) is coercion.unchanged_type else coercion.message(message)
+            size = self._validator.check(ready)
         except DeliveryError:
             raise
         except Exception as error:
-            refusal = self._coercion.unreadable(error)
+            refusal = coercion.unreadable(error)
         if refusal is not None:  # raised here, so that what the message's own code raised is not its context
             try:
                 raise refusal
@@ -217,13 +218,14 @@ class Broker(MessageBroker):
                 del refusal
         window = self._window
         if timeout is None:
-            delivery = AwaitedDelivery(ready, loop.time() + self._delivery_timeout, window, window.wakeups, size)
+            deadline = loop.time() + self._settings.delivery_timeout
+            delivery = AwaitedDelivery(ready, deadline, size, self._in_flight, window.wakeups)
         else:
             deadline = loop.time() + self._checked_timeout(timeout, ready)
-            delivery = TimedDelivery(ready, deadline, window, window.wakeups, size)
+            delivery = TimedDelivery(ready, deadline, size, self._in_flight, window.wakeups)
             delivery.timeout = timeout
             window.expect(deadline)
-        if not window.admit(delivery) and not window.gate:
+        if not window.admit(delivery) and not window.accepting:
             self._want(loop)
         try:
             return await delivery
@@ -258,42 +260,43 @@ class Broker(MessageBroker):
                 loop = self._enter(loop)
             except NotDeliveredError as refusal:
                 return [self._named(refusal.with_traceback(None), message) for message in messages]
-        window = self._window
-        seconds = self._delivery_timeout if timeout is None else self._checked_timeout(timeout)
+        window, coercion, validator = self._window, self._coercion, self._validator
+        seconds = self._settings.delivery_timeout if timeout is None else self._checked_timeout(timeout)
         bulk = BulkOutcomes(loop.create_future(), timeout)
         outcomes = bulk.outcomes
-        deliveries: list[Delivery] = []
+        deliveries: list[Sending] = []
         deadline = loop.time() + seconds
         if timeout is not None:
             window.expect(deadline)
-        as_it_is, make, measure = self._as_it_is, self._message, self._size
         queued = 0
         for index, message in enumerate(list(messages)):  # all are there before the first is sent, or none is sent
             try:
-                ready: Any = message if type(message) is as_it_is else make(message)
-                size = measure(ready)
+                ready: Any = message if type(message) is coercion.unchanged_type else coercion.message(message)
+                size = validator.check(ready)
             except DeliveryError as error:
                 outcomes.append(error.with_traceback(None))
                 continue
             except Exception as error:
-                outcomes.append(self._coercion.unreadable(error))
+                outcomes.append(coercion.unreadable(error))
                 continue
-            deliveries.append(BulkDelivery(ready, deadline, window, bulk, index, size))
+            deliveries.append(BulkDelivery(ready, deadline, size, self._in_flight, bulk, index))
             outcomes.append(None)
             bulk.left += 1
             if len(deliveries) - queued == BURST:  # the broker works on the first while the last are made ready
                 window.queue(deliveries[queued:])
                 queued += BURST
-                window.pump()
+                window.refill()
         if not deliveries:
             return outcomes
         window.queue(deliveries[queued:])
-        if window.gate:
-            window.pump()
+        if window.accepting:
+            window.refill()
         else:
             self._want(loop)
         window.keep(deliveries)
-        bulk.one_less()
+        bulk.left -= 1
+        if not bulk.left:
+            bulk.finish()
         try:
             await bulk.future
         except CancelledError:
@@ -333,7 +336,7 @@ class Broker(MessageBroker):
     def _want(self, loop: asyncio.AbstractEventLoop) -> None:
         error = self._connection.want(loop)
         if error is not None:
-            self._window.fail_not_handed(error)
+            self._window.end_not_handed(error)
 
     # -- lifecycle ----------------------------------------------------------------------------------------------------
 
@@ -370,32 +373,19 @@ class Broker(MessageBroker):
     async def health(self) -> Health:
         """How the broker is, now. Never raises and never takes longer than `connect_timeout` (+1 s)."""
         started = monotonic()
-        reason = ""
-        try:
-            loop = self._entered()
-            if self._connection.state in (State.IDLE, State.FAILED):
-                await self._connection.connect(loop)
-            elif self._connection.state is State.READY:
-                if self._connection.blocked_by is None:  # else it reads nothing: a ping would not be answered
-                    await self._connection.ping(self._connect_timeout)
-                if self._connection.last_error is not None:
-                    reason = self._connection.last_error.text
-            else:
-                known = self._connection.last_error
-                reason = "connecting" if known is None else known.text
-        except (ConnectError, BrokerStateError) as error:
-            reason = error.text
         connection = self._connection
-        if connection.blocked_by is not None:  # also when that is why it did not answer
-            reason = f"blocked: {connection.blocked_by}"
-        throttled = f"throttled: {connection.throttled_by}" if connection.throttled_by is not None else "ok"
+        try:
+            reason = await whats_wrong(connection, self._entered(), self._settings.connect_timeout)
+        except BrokerStateError as error:
+            reason = error.text
+        throttled = "ok" if connection.throttled_by is None else f"throttled: {connection.throttled_by}"
         return Health(
             ok=not reason,
             reason=reason or throttled,
             latency=monotonic() - started,
             last_error=connection.last_error,
             blocked=connection.blocked_by is not None,
-            in_flight=len(self._window.in_flight) + len(self._window.overdue),
+            in_flight=self._in_flight.count,
         )
 
     async def close(self, timeout: float | None = None) -> None:
@@ -410,16 +400,18 @@ class Broker(MessageBroker):
         Raises:
             BrokerStateError: It belongs to another event loop that still runs or to the process that forked this one.
         """
-        timeout = self._close_timeout if timeout is None else timeout
+        timeout = self._settings.close_timeout if timeout is None else timeout
         if self._closing is None:
             loop = self._entered()
             self._closed = True
-            self._closing = Closing(loop, self._window, self._connection, self._sender, self._address, timeout)
+            self._closing = Closing(
+                loop, self._window, self._connection, self._sender, self._breaches, self._address, timeout
+            )
             try:
                 await self._closing.wait()
             finally:
                 self._unclosed = False
-                self.connection_changed("closed", "")
+                self._observers.connection_changed("closed", "")
         elif self._closing.loop is running_loop():
             self._closing.shorten(timeout)
             await self._closing.wait()
@@ -451,7 +443,7 @@ class Broker(MessageBroker):
     @property
     def delivery_timeout(self) -> float:
         """Seconds from a call to its outcome, at most."""
-        return self._delivery_timeout
+        return self._settings.delivery_timeout
 
     @property
     def url(self) -> str | None:
@@ -460,8 +452,8 @@ class Broker(MessageBroker):
 
     @property
     def contract_breaches(self) -> tuple[ContractBreach, ...]:
-        """What the driver did that its contract forbids, the latest 100: for the tests of drivers."""
-        return tuple(self._window.breaches)
+        """What the driver did against its contract: the last 100, for the tests of drivers."""
+        return tuple(self._breaches.kept)
 
     def describe(self) -> dict[str, Any]:
         """Name, redacted URL, driver, state, capabilities, and every effective option with its origin, redacted."""
@@ -530,72 +522,21 @@ class Broker(MessageBroker):
             self._warn_unclosed("it was forgotten")
             self._connection.drop()
 
-    # -- what the supervisor tells (connection.Host) ------------------------------------------------------------------
+    # -- what the supervisor tells ------------------------------------------------------------------------------------
 
-    def connection_open(self, is_open: bool) -> None:
-        """See `connection.Host`."""
-        self._window.gate = is_open
+    def _opened(self, is_open: bool) -> None:
         if is_open:
             self._unclosed = True
-            self._window.pump()
+        self._window.open(is_open)
 
-    def connection_failed(self, error: NotConnectedError) -> None:
-        """See `connection.Host`."""
-        self._window.fail_not_handed(error)
-
-    def connection_dropped(self) -> None:
-        """See `connection.Host`."""
-        self._window.settle(
-            ConnectionLostError("the event loop is ending and the connection was dropped"),
-            NotConnectedError("the event loop is ending and the connection was dropped"),
-        )
+    def _dropped(self) -> None:
+        text = "the event loop is ending and the connection was dropped"
+        self._window.settle(ConnectionLostError(text), NotConnectedError(text))
         self._window.stop()
         self._warn_unclosed("its event loop is ending")
 
-    def anyone_waits(self) -> bool:
-        """See `connection.Host`."""
-        return any(not d.done for d in self._window.waiting) or bool(self._window.in_flight)
-
-    def connection_changed(self, state: str, reason: str) -> None:
-        """See `connection.Host`."""
-        self._observers.connection_changed(state, reason)
-
-    def _observe(self, delivery: Delivery, outcome: Receipt | DeliveryError | None) -> None:
+    def _observe(self, delivery: Sending, outcome: Receipt | DeliveryError | None) -> None:
         if outcome is not None and self._bound.loop is not None:
-            timeout = self._delivery_timeout if delivery.timeout is None else delivery.timeout
+            timeout = self._settings.delivery_timeout if delivery.timeout is None else delivery.timeout
             elapsed = self._bound.loop.time() - delivery.deadline + timeout
             self._observers.sent(delivery.message, outcome, elapsed)
-
-    def _why_late(self, delivery: Delivery) -> DeliveryUnknownError | None:
-        """Why a message that was handed over has no outcome at its deadline, as far as the driver knows."""
-        known = self._asked_why_late(delivery, handed=True)
-        return known if isinstance(known, DeliveryUnknownError) else None
-
-    def _asked_why_late(self, delivery: Delivery, *, handed: bool) -> DeliveryError | None:
-        try:
-            return self._sender.why_late(delivery, handed=handed)
-        except Exception:
-            logger.exception("the driver of %s raised in why_late()", self._address)
-            return None
-
-    def _why_not(self, delivery: Delivery, room: bool) -> NotDeliveredError:
-        """Why a message was not handed over by its deadline: the first that applies."""
-        connection = self._connection
-        if connection.state is not State.READY or connection.last_error is not None:
-            return connection.why_not_connected()
-        if connection.blocked_by is not None:
-            return BrokerBlockedError(
-                f"the broker took no messages until the deadline: {connection.blocked_by}; send again later"
-            )
-        known = self._asked_why_late(delivery, handed=False)
-        if isinstance(known, NotDeliveredError):
-            return known
-        if room:
-            return BackpressureError(
-                "the broker did not take it until the deadline: it takes nothing for this topic, or part of it, at the "
-                "moment; send again later, or raise delivery_timeout"
-            )
-        return BackpressureError(
-            "no room until the deadline: messages come faster than the broker confirms them; send fewer at a time, "
-            "or raise delivery_timeout or max_in_flight"
-        )

@@ -20,7 +20,8 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import NoReturn, Protocol
 
-from ._delivery.delivery import ContractBreach, Delivery, confirm_all
+from ._delivery.breaches import ContractBreach
+from ._delivery.delivery import Delivery, confirm_all
 from ._message.encoding import content_type_of
 from .exceptions import ConnectError, DeliveryError
 from .protocol import Capabilities, HeaderValue, Message, MessageBroker, id_text, timestamp_ms
@@ -47,8 +48,8 @@ class Link(Protocol):
     def lost(self, error: ConnectError) -> None:
         """The connection is gone, or must be made anew; `Broker` will call `connect()`.
 
-        A permanent error stops the reconnecting. What has worked before is lost with `UnreachableError`, whatever came
-        over the wire at the end: connecting anew will tell the reason if it lasts.
+        A permanent error stops the reconnecting. Report the loss of a working connection as `UnreachableError`,
+        whatever the server sent last. If the cause persists, the next `connect()` will raise the specific error.
 
         Before this the driver fails what it had handed over (`ConnectionLostError`) or proves it not written
         (`returned()`). What it has not handed over it keeps, in order, and sends after the next `connect()`.

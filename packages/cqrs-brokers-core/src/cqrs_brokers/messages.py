@@ -56,7 +56,7 @@ class MessageValidator:
         try:
             is_event = hasattr(message, "to_message")
             candidate = self._coercion.message(self._coercion.event_message(message) if is_event else message)
-            self._validator.size(candidate)
+            self._validator.check(candidate)
             return snapshot(candidate)
         except DeliveryError:
             raise

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
+from operator import attrgetter
 from time import time_ns
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 from uuid import UUID
 
-from ._message.encoders import NO_HEADERS, Encoded, Encoder, HeaderValue, MessageEncoder
 from ._message.encoding import encode
+from ._message.headers import NO_HEADERS, HeaderValue
 from ._message.ids import from_text, new_text, text_of
 from ._message.tombstone import TOMBSTONE, Tombstone
 
@@ -95,15 +96,16 @@ class Message:
         self.message_name = message_name
         self.topic = topic
         self.payload = payload
+        now = time_ns()
         if message_id is None:
-            self._id: Any = new_text()
+            self._id: Any = new_text(now)
         else:
             self.message_id = message_id
         self.key = key
         self.headers: Mapping[str, HeaderValue] = NO_HEADERS if headers is None else headers
         self.content_type = content_type
         if timestamp is None:
-            self._made_ns: int | None = time_ns()
+            self._made_ns: int | None = now
             self._timestamp: datetime | None = None
         else:
             self.timestamp = timestamp
@@ -168,6 +170,20 @@ def id_text(message: Message) -> bytes:
     """The message's id as it goes on the wire: 8-4-4-4-12 hex digits."""
     known = message._id
     return known if type(known) is bytes else text_of(known.int)
+
+
+raw_id: Callable[[Message], Any] = attrgetter("_id")
+"""The message's id as the message keeps it: the text of an id of our own, or what the caller set."""
+
+
+made_ns: Callable[[Message], int | None] = attrgetter("_made_ns")
+"""When the message was made, in nanoseconds; None when the caller set its time stamp."""
+
+
+def encoded_anew(message: Message) -> bytes | None:
+    """The message's body; its payload may have been changed since it was sent before."""
+    message._body = None
+    return message.body
 
 
 def timestamp_ms(message: Message) -> int:
@@ -253,6 +269,32 @@ class MessageLike(Protocol):
     def payload(self) -> Any: ...
     @property
     def message_id(self) -> UUID: ...
+
+
+class Encoded(NamedTuple):
+    """What a `MessageEncoder` makes of a message.
+
+    Attributes:
+        body: The bytes that go on the wire.
+        content_type: Their MIME type. None: that of the payload, as without an encoder.
+        headers: Headers that consumers need to read the body; they are added to the message's own.
+    """
+
+    body: bytes
+    content_type: str | None = None
+    headers: Mapping[str, HeaderValue] = NO_HEADERS
+
+
+@runtime_checkable
+class MessageEncoder(Protocol):
+    """An encoder that sees the message: for formats that need its topic or name, such as those of a schema registry."""
+
+    def encode_message(self, message: Message, /) -> Encoded:
+        """The body of a message, and what goes with it. Called before the message is sent; it must not block."""
+
+
+Encoder = Callable[[object], bytes] | MessageEncoder
+"""Makes the body of a message: of its payload alone, or of the whole."""
 
 
 class Receipt:

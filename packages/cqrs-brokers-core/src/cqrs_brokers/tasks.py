@@ -79,6 +79,8 @@ class Tasks:
     """The tasks that one object has started and has to end.
 
     A task that ends leaves by itself. An error in a task is logged by asyncio, as always, until `end()` or `abort()`.
+    asyncio does not log that a task was destroyed while it was pending, which happens to every task of an event loop
+    that is closed without cancelling its tasks: `Broker` warns that it was not closed.
     """
 
     def __init__(self) -> None:
@@ -92,6 +94,7 @@ class Tasks:
             name: The task's name, for debugging.
         """
         task = asyncio.get_running_loop().create_task(work, name=name)
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task

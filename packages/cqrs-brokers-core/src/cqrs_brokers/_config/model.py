@@ -7,16 +7,18 @@ from typing import Any, ClassVar, Literal, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from cqrs_brokers._settings import DEFAULTS
 from cqrs_brokers.exceptions import ConfigError
 from cqrs_brokers.secret import masked, secrets_in
 
 from .did_you_mean import did_you_mean
-from .settings import bounds
 from .values import Duration, Size
 
 __all__ = ["BrokerOptions", "UrlPart", "option", "without_secrets"]
 
 UrlPart = Literal["userinfo", "hosts", "path"]
+
+_DAY = 86_400.0
 
 
 def option(
@@ -61,32 +63,39 @@ class BrokerOptions(BaseModel):
     """What to write instead of a part that the plugin does not read; ends the error's sentence."""
 
     delivery_timeout: Duration = option(
-        **bounds("delivery_timeout"), description="A send has its outcome after this time at the latest."
+        DEFAULTS.delivery_timeout, gt=0, le=_DAY, description="A send has its outcome after this time at the latest."
     )
     connect_timeout: Duration = option(
-        **bounds("connect_timeout"), description="Limit for `connect()` and for each attempt to connect."
+        DEFAULTS.connect_timeout, gt=0, le=_DAY, description="Limit for `connect()` and for each attempt to connect."
     )
     close_timeout: Duration = option(
-        **bounds("close_timeout"), description="`close()` flushes what is in flight for this long."
+        DEFAULTS.close_timeout, ge=0, le=_DAY, description="`close()` flushes what is in flight for this long."
     )
     max_in_flight: int = option(
-        **bounds("max_in_flight"),
+        DEFAULTS.max_in_flight,
+        ge=1,
+        le=10**6,
         unit="messages",
         description="Messages without an outcome at any time; more have to wait.",
     )
     max_in_flight_bytes: Size = option(
-        **bounds("max_in_flight_bytes"), description="Their size together; more have to wait."
+        DEFAULTS.max_in_flight_bytes, ge=1, le=2**40, description="Their size together; more have to wait."
     )
     max_message_bytes: Size = option(
-        **bounds("max_message_bytes"), description="The largest message: body, key and headers together."
+        DEFAULTS.max_message_bytes,
+        ge=1,
+        le=2**31 - 1,
+        description="The largest message: body, key and headers together.",
     )
     retry_count: int | None = option(
-        **bounds("retry_count"),
+        DEFAULTS.retry_count,
+        ge=1,
+        le=10**6,
         unit="attempts",
         description="Failed connection passes before waiting sends give up.",
     )
     retry_delay: Duration | None = option(
-        **bounds("retry_delay"), description="Pause between connection passes; none: 0.1s, growing to 1s."
+        DEFAULTS.retry_delay, gt=0, le=_DAY, description="Pause between connection passes; none: 0.1s, growing to 1s."
     )
 
     def __init__(self, **values: Any) -> None:
@@ -94,7 +103,7 @@ class BrokerOptions(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            problems = problems_of(type(self), error)
+            problems = _problems_of(type(self), error)
         if problems:  # raised here, where the ValidationError is no longer its context
             raise ConfigError(without_secrets(problems, values.values()))
 
@@ -102,7 +111,7 @@ class BrokerOptions(BaseModel):
         raise AttributeError("options cannot be changed")  # pydantic would raise its ValidationError
 
 
-def problems_of(options_type: type[BaseModel], error: ValidationError) -> list[str]:
+def _problems_of(options_type: type[BaseModel], error: ValidationError) -> list[str]:
     """A sentence per error, with no input in it."""
     problems: dict[str, None] = {}  # a union reports each of its members
     for item in error.errors(include_input=False, include_url=False):

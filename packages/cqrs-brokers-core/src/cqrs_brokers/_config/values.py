@@ -22,22 +22,22 @@ __all__ = ["Duration", "Size", "converter", "quantity", "show"]
 class Quantity:
     """Marks a number that is written with a unit in config strings."""
 
-    __slots__ = ("name", "unit", "units", "example", "bare")
+    __slots__ = ("name", "unit", "_units", "_example", "_bare")
 
     def __init__(self, name: str, unit: str, units: dict[str, int | float], example: str, *, bare: bool) -> None:
-        self.name, self.unit, self.units, self.example, self.bare = name, unit, units, example, bare
+        self.name, self.unit, self._units, self._example, self._bare = name, unit, units, example, bare
 
     def parse(self, text: str) -> float:
         match = re.fullmatch(_QUANTITY, text, re.ASCII)
-        if match and match[2] in self.units:
-            return float(match[1]) * self.units[match[2]]
-        if match and not match[2] and self.bare:
+        if match and match[2] in self._units:
+            return float(match[1]) * self._units[match[2]]
+        if match and not match[2] and self._bare:
             return float(match[1])
-        raise ValueError(f"must be a {self.name} with its unit ({', '.join(self.units)}), for example {self.example}")
+        raise ValueError(f"must be a {self.name} with its unit ({', '.join(self._units)}), for example {self._example}")
 
     def show(self, value: float) -> str:
-        for unit in reversed(self.units):
-            count = value / self.units[unit]
+        for unit in reversed(self._units):
+            count = value / self._units[unit]
             if count >= 1 and count == round(count, 3):
                 return f"{count:g}{unit}"
         return f"{value}{self.unit}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from cqrs_brokers._delivery.delivery import ContractBreach
+from cqrs_brokers._delivery.breaches import ContractBreaches
 from cqrs_brokers._delivery.window import Window
 from cqrs_brokers.driver import PipelinedDriver
 from cqrs_brokers.exceptions import BrokerClosedError, ClosedWhilePendingError
@@ -35,6 +35,7 @@ class Closing:
         window: Window,
         connection: Connection,
         sender: PipelinedDriver,
+        breaches: ContractBreaches,
         address: str,
         timeout: float,
     ) -> None:
@@ -42,6 +43,7 @@ class Closing:
         self._window = window
         self._connection = connection
         self._sender = sender
+        self._breaches = breaches
         self._address = address
         self._by = loop.time() + timeout
         self._task = loop.create_task(self._run(), name=f"cqrs-brokers close {address}")
@@ -61,7 +63,7 @@ class Closing:
 
     async def _run(self) -> None:
         window, connection = self._window, self._connection
-        while (window.in_flight or window.waiting) and connection.state is not State.FAILED:
+        while not window.is_empty and connection.state is not State.FAILED:
             left = self._by - self.loop.time()
             if left <= 0 or await window.drained(min(left, LOOK_AGAIN)):
                 break
@@ -70,7 +72,7 @@ class Closing:
             BrokerClosedError("the broker was closed before the message was sent"),
         )
         if unknown:
-            ids = ", ".join(str(d.message.message_id) for d in unknown[:10])
+            ids = ", ".join(str(d.message_id) for d in unknown[:10])
             more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
             logger.warning("closed %s with messages whose outcome is unknown: %s%s", self._address, ids, more)
         window.stop()
@@ -82,12 +84,10 @@ class Closing:
         closing.add_done_callback(retrieve_exception)
         await asyncio.wait((closing,), timeout=grace + FORCED_CLOSE)
         if not closing.done():
-            self._window.breaches.append(ContractBreach("close", "did not end in time", None))
-            logger.error("the driver of %s did not close in time; its connection is dropped", self._address)
+            self._breaches.add("close", "did not end in time; the connection is dropped")
             self._sender.abort()
             closing.cancel()
             await asyncio.wait((closing,), timeout=0.1)
         elif not closing.cancelled() and (error := closing.exception()) is not None:
-            self._window.breaches.append(ContractBreach("close", f"raised {type(error).__name__}", None))
-            logger.error("the driver of %s raised %s in close()", self._address, type(error).__name__)
+            self._breaches.add("close", f"raised {type(error).__name__}")
             self._sender.abort()

@@ -14,13 +14,23 @@ import enum
 import logging
 import random
 from collections.abc import Callable, Coroutine
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
+from cqrs_brokers._config.settings import BrokerSettings
+from cqrs_brokers._delivery.breaches import ContractBreaches
 from cqrs_brokers.driver import Driver
-from cqrs_brokers.exceptions import BrokerError, BrokerStateError, ConnectError, NotConnectedError, UnreachableError
-from cqrs_brokers.tasks import retrieve_exception
+from cqrs_brokers.exceptions import (
+    BrokerBlockedError,
+    BrokerError,
+    BrokerStateError,
+    ConnectError,
+    NotConnectedError,
+    NotDeliveredError,
+    UnreachableError,
+)
+from cqrs_brokers.tasks import Tasks, retrieve_exception
 
-__all__ = ["Connection", "Host", "State"]
+__all__ = ["Connection", "ConnectionListener", "State"]
 
 logger = logging.getLogger("cqrs_brokers.connection")
 
@@ -39,23 +49,22 @@ class State(enum.Enum):
     CLOSED = "closed"
 
 
-class Host(Protocol):
-    """What the supervisor needs of the `Broker`."""
+class ConnectionListener(NamedTuple):
+    """Who is told of the connection, and asked whether it is needed.
 
-    def connection_open(self, is_open: bool) -> None:
-        """The driver takes messages now, or does not."""
+    Attributes:
+        opened: The driver takes messages from now on, or takes none.
+        failed: Connecting failed, for good or too often: every message that was not handed over ends with this error.
+        dropped: The event loop is ending without `close()`.
+        changed: For the observers: the new state, and why.
+        is_needed: Whether a message is without its outcome.
+    """
 
-    def connection_failed(self, error: NotConnectedError) -> None:
-        """What waits would wait in vain."""
-
-    def connection_dropped(self) -> None:
-        """The event loop is ending without close()."""
-
-    def anyone_waits(self) -> bool:
-        """Whether there is a message that is not handed over."""
-
-    def connection_changed(self, state: str, reason: str) -> None:
-        """For the observers."""
+    opened: Callable[[bool], None]
+    failed: Callable[[NotConnectedError], None]
+    dropped: Callable[[], None]
+    changed: Callable[[str, str], None]
+    is_needed: Callable[[], bool]
 
 
 class Connection:
@@ -63,36 +72,35 @@ class Connection:
 
     Args:
         driver: What to keep connected.
-        host: Who is told.
+        listener: Who is told.
+        breaches: What the driver does against its contract.
         address: The broker's redacted URL, for errors and the log.
-        timeout: The bound on each attempt, in seconds.
-        retry_count: After how many failed attempts in a row waiting sends fail; None: they wait for their deadlines.
-        retry_delay: Seconds between attempts; None: 0.1 to 1, doubling, jittered.
+        settings: `connect_timeout` bounds each attempt, `retry_count` and `retry_delay` the next ones.
     """
 
     def __init__(
         self,
         driver: Driver,
-        host: Host,
+        listener: ConnectionListener,
         *,
+        breaches: ContractBreaches,
         address: str,
-        timeout: float,
-        retry_count: int | None,
-        retry_delay: float | None,
+        settings: BrokerSettings,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._driver = driver
-        self._host = host
+        self._listener = listener
+        self._breaches = breaches
         self._address = address
-        self._timeout = timeout
-        self._retry_count = retry_count
-        self._retry_delay = retry_delay
+        self._settings = settings
         self._jitter = jitter
         self.state = State.IDLE
         self.last_error: ConnectError | None = None
         self.blocked_by: str | None = None
-        self.throttled_by: str | None = None
         """Why the broker takes no messages now, while it is connected."""
+        self.throttled_by: str | None = None
+        """Why the broker slows this client down, while it is connected."""
+        self._tasks = Tasks()
         self._task: asyncio.Task[None] | None = None
         self._attempt: asyncio.Task[None] | None = None
         self._lost: asyncio.Future[ConnectError] | None = None
@@ -108,7 +116,7 @@ class Connection:
     def lost(self, error: ConnectError) -> None:
         """See `Link.lost`."""
         if self._lost is not None and not self._lost.done():
-            self._host.connection_open(False)
+            self._listener.opened(False)
             self._lost.set_result(error)
 
     def reconnecting(self, error: ConnectError | None) -> None:
@@ -117,12 +125,12 @@ class Connection:
             return
         known, self.last_error = self.last_error, error
         if error is None:
-            self._host.connection_changed("connected", "")
+            self._listener.changed("connected", "")
         else:
             error.broker = error.broker or self._address
             if known is None:
                 logger.warning("the client of %s is reconnecting: %s", self._address, error.text)
-                self._host.connection_changed("reconnecting", error.text)
+                self._listener.changed("reconnecting", error.text)
 
     def blocked(self, reason: str) -> None:
         """See `Link.blocked`."""
@@ -138,7 +146,7 @@ class Connection:
             return
         before, self.throttled_by = self.throttled_by, reason
         if (before is None) != (reason is None):
-            self._host.connection_changed("unthrottled" if reason is None else "throttled", reason or "")
+            self._listener.changed("unthrottled" if reason is None else "throttled", reason or "")
 
     def _block(self, reason: str | None) -> None:
         if self.blocked_by == reason or self.state not in (State.READY, State.CONNECTING):
@@ -146,8 +154,8 @@ class Connection:
         self.blocked_by = reason
         if self.state is State.CONNECTING:
             return
-        self._host.connection_open(reason is None)
-        self._host.connection_changed("unblocked" if reason is None else "blocked", reason or "")
+        self._listener.opened(reason is None)
+        self._listener.changed("unblocked" if reason is None else "blocked", reason or "")
 
     # -- what Broker asks ---------------------------------------------------------------------------------------------
 
@@ -159,7 +167,7 @@ class Connection:
         """
         if self._task is None:
             if self.state is State.FAILED and loop.time() < self._retry_at:
-                return self.why_not_connected()
+                return self._why_not_connected()
             self._start(loop)
         return None
 
@@ -188,11 +196,11 @@ class Connection:
         Raises:
             ConnectError: It is not, or does not say within the timeout (in seconds).
         """
-        error = await self._bounded(self._driver.ping(), timeout, "it does not answer a ping")
+        error = await self._bounded("ping", self._driver.ping(), timeout, "it does not answer a ping")
         if error is not None:
             raise error
 
-    def why_not_connected(self) -> NotConnectedError:
+    def _why_not_connected(self) -> NotConnectedError:
         """The error for a message that finds no connection; its cause is the last `ConnectError`."""
         cause = self.last_error
         if cause is None:
@@ -203,16 +211,23 @@ class Connection:
             error.retryable = cause.retryable
         return error
 
+    def why_not_taken(self) -> NotDeliveredError | None:
+        """Why the broker takes no messages now, or None when it takes them."""
+        if self.state is not State.READY or self.last_error is not None:
+            return self._why_not_connected()
+        if self.blocked_by is not None:
+            return BrokerBlockedError(
+                f"the broker took no messages until the deadline: {self.blocked_by}; send again later"
+            )
+        return None
+
     # -- the supervisor -----------------------------------------------------------------------------------------------
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         # The state changes now, not when the task first runs: what is asked in between must see it.
         self.state = State.CONNECTING
         self._engaged = True
-        task = self._task = loop.create_task(self._supervise(loop), name=f"cqrs-brokers connection to {self._address}")
-        # A loop that is closed without cancelling its tasks would report this one as destroyed, beside the
-        # ResourceWarning that names the broker and the cure.
-        task._log_destroy_pending = False  # type: ignore[attr-defined]
+        self._task = self._tasks.spawn(self._supervise(loop), name=f"cqrs-brokers connection to {self._address}")
 
     async def _supervise(self, loop: asyncio.AbstractEventLoop) -> None:
         me = asyncio.current_task()
@@ -221,7 +236,7 @@ class Connection:
         except asyncio.CancelledError:
             if self.state is not State.CLOSED:  # asyncio.run() ends, or somebody cancels every task
                 self._drop()
-                self._host.connection_dropped()
+                self._listener.dropped()
             raise
         finally:
             # A supervisor whose loop was closed may be collected long after another one has taken its place.
@@ -233,7 +248,7 @@ class Connection:
         failures = 0
         while True:
             self.state = State.CONNECTING
-            self._host.connection_changed("connecting", "")
+            self._listener.changed("connecting", "")
             self._lost = loop.create_future()
             error = await self._connect_once()
             if error is None:
@@ -246,37 +261,36 @@ class Connection:
             if error.permanent:
                 self._fail(loop, error)
                 return
-            if self._retry_count is not None and failures >= self._retry_count:
-                self._host.connection_failed(self.why_not_connected())
+            if self._settings.retry_count is not None and failures >= self._settings.retry_count:
+                self._listener.failed(self._why_not_connected())
                 was_ready = False
-            if not was_ready and not self._host.anyone_waits() and not self._passes:
+            if not was_ready and not self._listener.is_needed() and not self._passes:
                 self.state = State.IDLE
-                self._host.connection_changed("idle", error.text)
+                self._listener.changed("idle", error.text)
                 return
             if failures or not was_ready:
                 logger.warning("cannot connect to %s, trying again: %s", self._address, error.text)
             await self._pause(loop, failures)
 
     async def _connect_once(self) -> ConnectError | None:
-        timeout = self._timeout + OWN_TIMEOUT_SLACK
-        what = f"no answer within {self._timeout:g} s: check the address, the network and the broker"
-        return await self._bounded(self._driver.connect(), timeout, what)
+        timeout = self._settings.connect_timeout + OWN_TIMEOUT_SLACK
+        what = f"no answer within {self._settings.connect_timeout:g} s: check the address, the network and the broker"
+        return await self._bounded("connect", self._driver.connect(), timeout, what)
 
-    async def _bounded(self, work: Coroutine[Any, Any, None], timeout: float, silence: str) -> ConnectError | None:
+    async def _bounded(
+        self, method: str, work: Coroutine[Any, Any, None], timeout: float, silence: str
+    ) -> ConnectError | None:
         """Runs the driver's work in a task of its own: its cancellations are not ours, and ours reach it."""
-        task = self._attempt = asyncio.get_running_loop().create_task(work)
-        task._log_destroy_pending = False  # type: ignore[attr-defined] # as the supervisor, which owns it
+        task = self._attempt = self._tasks.spawn(work)
         task.add_done_callback(retrieve_exception)
         try:
             await asyncio.wait((task,), timeout=timeout)
         except asyncio.CancelledError:
-            await self._end_attempt(task)
+            await self._end_attempt(method, task)
             raise
-        await self._end_attempt(task)
+        await self._end_attempt(method, task)
         error: ConnectError
-        if not task.done():
-            return UnreachableError(silence, broker=self._address)
-        if task.cancelled():
+        if not task.done() or task.cancelled():
             return UnreachableError(silence, broker=self._address)
         raised = task.exception()
         if raised is None:
@@ -289,12 +303,12 @@ class Connection:
             error.__cause__ = raised
         return error
 
-    async def _end_attempt(self, task: asyncio.Task[None]) -> None:
+    async def _end_attempt(self, method: str, task: asyncio.Task[None]) -> None:
         if not task.done():
             task.cancel()
             await asyncio.wait((task,), timeout=0.4)
             if not task.done():
-                logger.error("the driver of %s does not let itself be cancelled", self._address)
+                self._breaches.add(method, "does not let itself be cancelled")
         if self._attempt is task:
             self._attempt = None
 
@@ -302,17 +316,17 @@ class Connection:
         assert self._lost is not None
         self.state = State.READY
         self.last_error = None
-        self._host.connection_changed("connected", "")
+        self._listener.changed("connected", "")
         self._end_passes(None)
         if not self._lost.done() and self.blocked_by is None:  # both may have happened since the driver returned
-            self._host.connection_open(True)
+            self._listener.opened(True)
         error = await self._lost
         error.broker = error.broker or self._address
         self.state = State.CONNECTING
         self.blocked_by = self.throttled_by = None
         self.last_error = error
-        self._host.connection_open(False)
-        self._host.connection_changed("lost", error.text)
+        self._listener.opened(False)
+        self._listener.changed("lost", error.text)
         logger.warning("lost the connection to %s: %s", self._address, error.text)
         return error
 
@@ -320,8 +334,8 @@ class Connection:
         self.state = State.FAILED
         self._retry_at = loop.time() + RETRY_AFTER_PERMANENT
         logger.error("cannot connect to %s, not trying again by itself: %s", self._address, error.text)
-        self._host.connection_changed("failed", error.text)
-        self._host.connection_failed(self.why_not_connected())
+        self._listener.changed("failed", error.text)
+        self._listener.failed(self._why_not_connected())
         self._end_passes(error)
 
     def _end_passes(self, error: BrokerError | None) -> None:
@@ -333,8 +347,8 @@ class Connection:
     async def _pause(self, loop: asyncio.AbstractEventLoop, failures: int) -> None:
         if self._passes:
             return
-        if self._retry_delay is not None:
-            delay = self._retry_delay
+        if self._settings.retry_delay is not None:
+            delay = self._settings.retry_delay
         else:
             delay = min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** max(0, failures - 1)) * (0.5 + self._jitter() / 2)
         self._wake = loop.create_future()
@@ -357,6 +371,7 @@ class Connection:
         """The event loop is closed: forgets its tasks without I/O."""
         self._task = self._attempt = self._lost = self._wake = None
         self._passes.clear()
+        self._tasks.abort()
         self._drop()
 
     def _drop(self) -> None:
@@ -368,5 +383,5 @@ class Connection:
         self._engaged = False
         try:
             self._driver.abort()
-        except Exception:
-            logger.exception("the driver of %s raised in abort()", self._address)
+        except Exception as error:
+            self._breaches.add("abort", "raised", error=error)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from asyncio import AbstractEventLoop
 from dataclasses import dataclass
 
-from cqrs_brokers.exceptions import ConnectError
+from cqrs_brokers.exceptions import BrokerStateError, ConnectError
 
-__all__ = ["Health"]
+from .connection import Connection, State
+
+__all__ = ["Health", "whats_wrong"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,3 +31,20 @@ class Health:
     last_error: ConnectError | None
     blocked: bool
     in_flight: int
+
+
+async def whats_wrong(connection: Connection, loop: AbstractEventLoop, timeout: float) -> str:
+    """Why the broker is not healthy, or nothing. Connects, or pings within the timeout (in seconds)."""
+    try:
+        if connection.state in (State.IDLE, State.FAILED):
+            await connection.connect(loop)
+        elif connection.state is not State.READY:
+            return "connecting" if connection.last_error is None else connection.last_error.text
+        elif connection.blocked_by is None:  # else it reads nothing: a ping would not be answered
+            await connection.ping(timeout)
+    except (ConnectError, BrokerStateError) as error:
+        reason = error.text
+    else:
+        reason = "" if connection.last_error is None else connection.last_error.text
+    # Also when that is why it did not answer.
+    return reason if connection.blocked_by is None else f"blocked: {connection.blocked_by}"

@@ -1,67 +1,33 @@
-"""How callers get their outcomes: the delivery that a `send_message` awaits, and those of a `send_messages`.
-
-Callers of `send_message` are woken together: one callback in the event loop for all whose outcomes came in its turn,
-not one for each, as with `asyncio.Future`. With 1 000 sends at a time that saves a tenth of what a message costs.
-"""
+"""How callers get their outcomes: the delivery that a `send_message` awaits, and those of a `send_messages`."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Generator
 from contextvars import Context
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cqrs_brokers.exceptions import DeliveryError
 from cqrs_brokers.protocol import Message, Receipt
 
-from .delivery import Delivery
+from .delivery import Sending
+from .in_flight import InFlight
+from .wakeups import Wakeups
 
-if TYPE_CHECKING:
-    from .window import Window
-
-__all__ = ["AwaitedDelivery", "BulkDelivery", "BulkOutcomes", "TimedDelivery", "Wakeups"]
-
-
-class Wakeups:
-    """The tasks that are to be woken in the event loop's next turn.
-
-    Args:
-        loop: The event loop.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-        self._due: list[AwaitedDelivery] = []
-
-    def add(self, delivery: AwaitedDelivery) -> None:
-        """Wakes the task that awaits the delivery, after those that were added before."""
-        if not self._due:
-            self.loop.call_soon(self._wake)
-        self._due.append(delivery)
-
-    def _wake(self) -> None:
-        due, self._due = self._due, []
-        waking = iter(due)
-        try:
-            for delivery in waking:
-                callback, delivery._callback = delivery._callback, None
-                delivery._context.run(callback, delivery)  # type: ignore[arg-type] # in here it has one
-        finally:  # a task that raises KeyboardInterrupt or SystemExit ends the loop's turn, not the others' wait
-            for delivery in waking:
-                self.add(delivery)
+__all__ = ["AwaitedDelivery", "BulkDelivery", "BulkOutcomes", "TimedDelivery"]
 
 
-class AwaitedDelivery(Delivery):
+class AwaitedDelivery(Sending):
     """The delivery of a `send_message`, which awaits it: also the future that asyncio's task waits for.
 
-    Future-like as `asyncio.isfuture` has it; one task awaits it, once. That this is less than an `asyncio.Future` can
-    do is why it costs less.
+    `asyncio.isfuture` takes it for a future. It supports only what `await` in one task needs, once, and so costs less
+    than an `asyncio.Future`.
     """
 
     __slots__ = ("_asyncio_future_blocking", "_callback", "_cancelled", "_context", "_outcome", "_wakeups")
 
-    def __init__(self, message: Message, deadline: float, window: Window, wakeups: Wakeups, size: int) -> None:
-        Delivery.__init__(self, message, deadline, window, size)  # `super()` would more than double its cost
+    def __init__(self, message: Message, deadline: float, size: int, in_flight: InFlight, wakeups: Wakeups) -> None:
+        Sending.__init__(self, message, deadline, size, in_flight)  # `super()` would more than double its cost
         self._wakeups = wakeups
         self._asyncio_future_blocking = True  # yielded by `await`, as the task checks
         self._callback: Callable[[Any], object] | None = None
@@ -72,7 +38,7 @@ class AwaitedDelivery(Delivery):
         if self._cancelled is None:
             self._outcome = outcome
             if self._callback is not None:
-                self._wakeups.add(self)
+                self.wake_soon()
 
     def __await__(self) -> Generator[Any, None, Receipt]:
         if self._outcome is None:
@@ -84,6 +50,18 @@ class AwaitedDelivery(Delivery):
             finally:  # its traceback holds this frame: with the error in it, it would be a reference cycle
                 del outcome
         return outcome  # type: ignore[return-value] # there is one now
+
+    def wake_soon(self) -> None:
+        """Lets the task that awaits it go on in the loop's next turn, after those that were to be woken before."""
+        wakeups = self._wakeups
+        if not wakeups.due:
+            wakeups.loop.call_soon(wakeups.wake)
+        wakeups.due.append(self)
+
+    def wake(self) -> None:
+        """Lets the task that awaits it go on."""
+        callback, self._callback = self._callback, None
+        self._context.run(callback, self)  # type: ignore[arg-type] # it is woken because it has one
 
     # -- what asyncio's task calls ------------------------------------------------------------------------------------
 
@@ -106,7 +84,7 @@ class AwaitedDelivery(Delivery):
         if self._outcome is not None or self._cancelled is not None:
             return False
         self._cancelled = () if msg is None else (msg,)
-        self._wakeups.add(self)
+        self.wake_soon()
         return True
 
 
@@ -131,22 +109,21 @@ class BulkOutcomes:
         """How many have no outcome; and one for those that are still to come."""
         self.future = future
 
-    def one_less(self) -> None:
-        """One more has its outcome, or all are there."""
-        self.left -= 1
-        if not self.left and not self.future.done():
+    def finish(self) -> None:
+        """None is left: wakes the caller, unless it was cancelled."""
+        if not self.future.done():
             self.future.set_result(None)
 
 
-class BulkDelivery(Delivery):
+class BulkDelivery(Sending):
     """A delivery that is one of many in a `send_messages`."""
 
     __slots__ = ("_bulk", "_index")
 
     def __init__(
-        self, message: Message, deadline: float, window: Window, bulk: BulkOutcomes, index: int, size: int
+        self, message: Message, deadline: float, size: int, in_flight: InFlight, bulk: BulkOutcomes, index: int
     ) -> None:
-        Delivery.__init__(self, message, deadline, window, size)  # `super()` would more than double its cost
+        Sending.__init__(self, message, deadline, size, in_flight)  # `super()` would more than double its cost
         self._bulk = bulk
         self._index = index
 
@@ -158,4 +135,6 @@ class BulkDelivery(Delivery):
     def _resolve(self, outcome: Receipt | DeliveryError) -> None:
         bulk = self._bulk
         bulk.outcomes[self._index] = outcome
-        bulk.one_less()
+        bulk.left -= 1
+        if not bulk.left:
+            bulk.finish()

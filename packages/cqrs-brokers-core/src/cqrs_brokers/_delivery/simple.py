@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import collections
 from collections.abc import Sequence
+from typing import Any
 
 from cqrs_brokers.driver import Driver, Link, PipelinedDriver
 from cqrs_brokers.exceptions import DeliveryError, DeliveryUnknownError
 from cqrs_brokers.protocol import Capabilities, Message, MessageBroker, Receipt, snapshot
 from cqrs_brokers.tasks import Tasks
 
-from .delivery import RELEASED, Delivery
+from .delivery import Sending
 
 __all__ = ["SimpleSender"]
 
@@ -27,9 +28,9 @@ class SimpleSender(PipelinedDriver):
         self._broker = broker
         self._driver = broker if isinstance(broker, Driver) else _Undeclared()
         self._tasks = Tasks()
-        self._lanes: dict[tuple[str, str], collections.deque[tuple[Delivery, Message]]] = {}
-        self.declares = isinstance(broker, Driver)
-        """Whether it is a `Driver`; a plain `MessageBroker` is given the caller's own object."""
+        self._per_key: dict[tuple[str, str], collections.deque[tuple[Sending, Message]]] = {}
+        self.passes_through = not isinstance(broker, Driver)
+        """Whether it is a plain `MessageBroker`, which gets the caller's own object."""
         said = getattr(broker, "capabilities", None)
         self.declared: Capabilities | None = said if isinstance(said, Capabilities) else None
         """What it says it can do; a plain `MessageBroker` need not say anything."""
@@ -51,31 +52,31 @@ class SimpleSender(PipelinedDriver):
     async def ping(self) -> None:
         await self._driver.ping()
 
-    def submit(self, deliveries: Sequence[Delivery], /) -> None:
+    def submit(self, deliveries: Sequence[Any], /) -> None:
         for delivery in deliveries:
             message = delivery.message
-            if self.declares:  # a plain MessageBroker is given the message as it is
+            if not self.passes_through:
                 message = snapshot(message)
             if not self._ordered or message.key is None:
                 self._tasks.spawn(self._send(delivery, message))
                 continue
-            lane = (message.topic, message.key)
-            behind = self._lanes.get(lane)
+            order = (message.topic, message.key)
+            behind = self._per_key.get(order)
             if behind is not None:
                 behind.append((delivery, message))
             else:
-                self._lanes[lane] = collections.deque(((delivery, message),))
-                self._tasks.spawn(self._send_in_turn(lane))
+                self._per_key[order] = collections.deque(((delivery, message),))
+                self._tasks.spawn(self._send_in_turn(order))
 
-    async def _send_in_turn(self, lane: tuple[str, str]) -> None:
-        queue = self._lanes[lane]
+    async def _send_in_turn(self, order: tuple[str, str]) -> None:
+        queue = self._per_key[order]
         try:
             while queue:
                 await self._send(*queue.popleft())
         finally:
-            del self._lanes[lane]
+            del self._per_key[order]
 
-    async def _send(self, delivery: Delivery, message: Message) -> None:
+    async def _send(self, delivery: Sending, message: Message) -> None:
         if not delivery.handed_over():
             return
         task = asyncio.current_task()
@@ -86,25 +87,19 @@ class SimpleSender(PipelinedDriver):
             if result is not None and not isinstance(result, Receipt):
                 raise TypeError(f"send_message() returned a {type(result).__name__}, not a Receipt or None")
         except DeliveryError as classified:
-            self._fail(delivery, classified)
+            delivery.fail(classified)
         except asyncio.CancelledError as cancelled:
             error = DeliveryUnknownError("the send was cancelled inside the driver")
             error.__cause__ = cancelled
-            self._fail(delivery, error)
+            delivery.fail(error)
             if task.cancelling():
                 raise
         except Exception as unclassified:
             error = DeliveryUnknownError(f"the driver raised an unclassified {type(unclassified).__name__}")
             error.__cause__ = unclassified
-            self._fail(delivery, error)
-        else:
-            if delivery._state < RELEASED:
-                delivery.accept(result)
-
-    @staticmethod
-    def _fail(delivery: Delivery, error: DeliveryError) -> None:
-        if delivery._state < RELEASED:  # `Broker` was closed meanwhile and has ended it: no fault of the driver
             delivery.fail(error)
+        else:
+            delivery.accept(result)
 
     async def close(self, grace: float) -> None:
         if self._tasks:
@@ -114,7 +109,7 @@ class SimpleSender(PipelinedDriver):
 
     def abort(self) -> None:
         self._tasks.abort()
-        self._lanes.clear()
+        self._per_key.clear()
         self._driver.abort()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import sys
 from collections.abc import Sequence
 from typing import Final, Literal, NamedTuple
 
@@ -148,6 +149,11 @@ def _not_found(
             f"{scheme}:// is not registered: the module {module} is here, but the metadata of {distribution} "
             f"(its folder .dist-info) is not. Bundle the metadata too (PyInstaller: --copy-metadata {distribution} "
             f"--hidden-import {module}), or call cqrs_brokers.hooks.register_plugin({scheme!r}, {module})"
+        )
+    if scheme in OFFICIAL and getattr(sys, "frozen", False):
+        return PluginNotFoundError(
+            f"{scheme}:// is not in this frozen application: bundle {distribution} "
+            f"(PyInstaller: --copy-metadata {distribution} --hidden-import {module})"
         )
     if scheme in OFFICIAL:
         return PluginNotFoundError(f"{scheme}:// is not installed: pip install {distribution}")

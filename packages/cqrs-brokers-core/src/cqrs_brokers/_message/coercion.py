@@ -24,7 +24,7 @@ class Coercion:
     def __init__(self, *, address: str, encoder: Encoder | None) -> None:
         self._address = address
         self._encoder = encoder
-        self.as_it_is = Message if encoder is None else None
+        self.unchanged_type = Message if encoder is None else None
         """What needs no `message()`: it would return the same."""
 
     def message(self, candidate: Any) -> Message:

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from uuid import UUID
 
 from cqrs_brokers.exceptions import InvalidMessageError, MessageTooLargeError
-from cqrs_brokers.protocol import TOMBSTONE, Capabilities, Message
+from cqrs_brokers.protocol import TOMBSTONE, Capabilities, Message, encoded_anew, made_ns, raw_id
 
 from .jsonable import UnencodableError
 
@@ -67,8 +67,11 @@ class Validator:
         self._known_types: set[str] = set()
         self._known_headers: set[str] = set()
 
-    def size(self, message: Message) -> int:
-        """The message's size in bytes: body, key, header names and values in UTF-8.
+    def check(self, message: Message) -> int:
+        """Checks the message.
+
+        Returns:
+            Its size in bytes: body, key, header names and values in UTF-8.
 
         Raises:
             InvalidMessageError: It cannot be sent.
@@ -85,9 +88,10 @@ class Validator:
             message.content_type = self._checked_name(
                 self._known_types, content_type, message, "content_type", MAX_NAME_BYTES
             )
-        if type(message._id) is not bytes and not isinstance(message._id, UUID):  # bytes: it is ours
+        known = raw_id(message)
+        if type(known) is not bytes and not isinstance(known, UUID):  # bytes: it is ours
             self._refuse(message, "message_id must be a UUID")
-        if message._made_ns is None:  # else it is ours
+        if made_ns(message) is None:  # else it is ours
             self._check_timestamp(message, message.timestamp)
         body = message.payload_bytes
         if body is None:
@@ -177,9 +181,8 @@ class Validator:
             if message.key is None:
                 self._refuse(message, "a tombstone needs a key: it deletes what the key stands for")
             return b""
-        message._body = None  # the payload may have been changed since it was sent before
         try:
-            body = message.body
+            body = encoded_anew(message)
         except UnencodableError as error:
             reason, cause = str(error), error.__cause__
         else:

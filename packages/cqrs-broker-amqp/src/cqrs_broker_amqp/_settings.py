@@ -15,7 +15,7 @@ from cqrs_brokers.secret import Secret
 from cqrs_brokers.tls import TLSContext, warn_insecure_transport
 from cqrs_brokers.url import BrokerURL
 
-from .options import AMQPOptions
+from ._options import AMQPOptions
 
 __all__ = ["AMQPPublisherAdapter", "AMQPSettings"]
 

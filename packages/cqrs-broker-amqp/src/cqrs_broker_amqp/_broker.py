@@ -8,7 +8,7 @@ from cqrs_brokers import Broker, Observer
 from cqrs_brokers.adapters import set_log_level
 from cqrs_brokers.exceptions import ConfigError
 
-from .settings import AMQPPublisherAdapter
+from ._settings import AMQPPublisherAdapter
 
 __all__ = ["AMQPMessageBroker"]
 

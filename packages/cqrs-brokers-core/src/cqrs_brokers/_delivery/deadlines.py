@@ -1,0 +1,162 @@
+"""The deadlines of all messages: when one has passed, what its caller is told.
+
+One timer serves them all, not one timeout each: with one timeout for all messages, the order of calls is the order of
+deadlines. While there are calls with timeouts of their own it is not, and the timer looks at every message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+from collections.abc import Callable
+
+from cqrs_brokers.exceptions import (
+    BackpressureError,
+    DeliveryError,
+    DeliveryTimeoutError,
+    DeliveryUnknownError,
+    NotDeliveredError,
+)
+
+from .delivery import HANDED, Sending
+from .in_flight import InFlight
+
+__all__ = ["Deadlines"]
+
+WhyLate = Callable[..., DeliveryError | None]
+
+CLOCK_RESOLUTION = 0.001
+"""The event loop fires a timer up to this early, in seconds."""
+
+
+class Deadlines:
+    """Ends messages at their deadlines.
+
+    Args:
+        in_flight: The messages that the driver holds.
+        waiting: The messages that wait for a place, in the order of calls.
+        why_not_taken: Why the broker takes nothing now, or None when it does.
+        why_late: What the driver knows about a message, and whether it was handed over.
+        timeout: The timeout of calls that have none of their own, in seconds.
+    """
+
+    def __init__(
+        self,
+        in_flight: InFlight,
+        waiting: collections.deque[Sending],
+        why_not_taken: Callable[[], NotDeliveredError | None],
+        why_late: WhyLate,
+        timeout: float,
+    ) -> None:
+        self._in_flight = in_flight
+        self._waiting = waiting
+        self._why_not_taken = why_not_taken
+        self._why_late = why_late
+        self._timeout = timeout
+        self._in_order = True
+        """The order of calls is the order of deadlines."""
+        self._loop: asyncio.AbstractEventLoop
+        self._timer: asyncio.TimerHandle | None = None
+        self.armed = False
+        """Whether there is a timer. `watch()` need not be called then; looking is cheaper than a call per message."""
+
+    def bind(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Starts anew in that event loop."""
+        self._loop = loop
+        self._timer = None
+        self.armed = False
+        self._in_order = True
+
+    def watch(self, deadline: float) -> None:
+        """There is a message with this deadline (`loop.time()`, in seconds)."""
+        if not self.armed:
+            self.armed = True
+            self._timer = self._loop.call_at(deadline, self.expire)
+
+    def expect(self, deadline: float) -> None:
+        """There will be a message with this deadline, which need not be later than those of the messages before it."""
+        self._in_order = False
+        when = min(deadline, self._loop.time() + self._timeout)  # calls without a timeout, from now on, are later
+        if self._timer is not None and when < self._timer.when():
+            self.stop()
+        self.watch(when)
+
+    def stop(self) -> None:
+        """No timer any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            self.armed = False
+
+    def expire(self) -> None:
+        """Ends the messages whose deadline has passed, and waits for the next deadline."""
+        self._timer = None
+        self.armed = False
+        now = self._loop.time() + CLOCK_RESOLUTION
+        room = not self._waiting and self._in_flight.count < self._in_flight.max_count
+        for delivery in self._late(now):
+            if not delivery.done:  # an observer may have ended it meanwhile
+                delivery.end(self._error(delivery, room))
+        when = self._next(now)
+        if when is not None:
+            self.watch(when)
+
+    def _late(self, now: float) -> list[Sending]:
+        """The messages whose deadline has passed. Those that waited are taken out of the queue."""
+        late: list[Sending] = []
+        for delivery in self._in_flight.pending:
+            if delivery.deadline <= now:
+                late.append(delivery)
+            elif self._in_order:
+                break
+        waiting = self._waiting
+        if self._in_order:
+            while waiting and (waiting[0].done or waiting[0].deadline <= now):
+                late.append(waiting.popleft())
+        else:
+            everything = tuple(waiting)
+            waiting.clear()
+            for delivery in everything:
+                (late if delivery.done or delivery.deadline <= now else waiting).append(delivery)
+            if waiting:
+                self._in_flight.on_room()  # the first may have been what had no room
+        return late
+
+    def _next(self, now: float) -> float | None:
+        """When the next deadline is, or None without a message."""
+        some = (self._in_flight.pending, self._waiting)
+        if self._in_order:
+            return min((next(iter(messages)).deadline for messages in some if messages), default=None)
+        first = min((delivery.deadline for messages in some for delivery in messages), default=None)
+        if first is None:
+            self._in_order = True
+            return None
+        # Looking at every message takes longer the more there are: at most a tenth of the time goes into it.
+        return max(min(first, now + self._timeout), now + 10 * (self._loop.time() + CLOCK_RESOLUTION - now))
+
+    def _error(self, delivery: Sending, room: bool) -> DeliveryError:
+        """The first that applies."""
+        if delivery.state == HANDED:
+            known = self._known(delivery, handed=True)
+            if isinstance(known, DeliveryUnknownError):
+                return known
+            return DeliveryTimeoutError("the broker did not confirm it before the deadline")
+        reason = self._why_not_taken() or self._known(delivery, handed=False)
+        if isinstance(reason, NotDeliveredError):
+            return reason
+        if room:
+            return BackpressureError(
+                "the broker did not take it until the deadline: it takes nothing for this topic, or part of it, at the "
+                "moment; send again later, or raise delivery_timeout"
+            )
+        return BackpressureError(
+            "no room until the deadline: messages come faster than the broker confirms them; send fewer at a time, "
+            "or raise delivery_timeout or max_in_flight"
+        )
+
+    def _known(self, delivery: Sending, *, handed: bool) -> DeliveryError | None:
+        try:
+            return self._why_late(delivery, handed=handed)
+        except Exception as error:
+            self._in_flight.breaches.add("why_late", f"raised {type(error).__name__}", delivery.message_id, error)
+            return None

@@ -1,0 +1,82 @@
+"""What is in flight: the places that messages take while the driver holds them, and who is told of outcomes.
+
+A place is taken when a message is submitted to the driver. It is free when the *driver* lets go of the message, which
+may be later than the caller's outcome: so what a stalled client holds in memory stays bounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from cqrs_brokers.exceptions import DeliveryError
+from cqrs_brokers.protocol import Receipt
+
+from .breaches import ContractBreaches
+
+__all__ = ["InFlight"]
+
+Watcher = Callable[[Any, "Receipt | DeliveryError | None"], None]
+
+
+class InFlight:
+    """The places of one broker. Deliveries take and leave them; the window looks for room.
+
+    Args:
+        name: The broker's name, for receipts.
+        address: The broker's redacted URL, for errors.
+        confirms: Whether the driver's `confirm()` means that the broker confirmed.
+        max_count: The most messages the driver may hold.
+        max_bytes: The most bytes it may hold; one larger message may go alone.
+        breaches: What the driver did against its contract.
+    """
+
+    def __init__(
+        self, *, name: str, address: str, confirms: bool, max_count: int, max_bytes: int, breaches: ContractBreaches
+    ) -> None:
+        self.name = name
+        self.address = address
+        self.confirms = confirms
+        self.max_count = max_count
+        self.max_bytes = max_bytes
+        self.breaches = breaches
+        self.pending: dict[Any, None] = {}
+        """The deliveries without an outcome, in the order of their deadlines."""
+        self.ended: dict[Any, None] = {}
+        """The deliveries whose callers have their outcome and that the driver still holds."""
+        self.bytes = 0
+        self.confirmed = False
+        """Whether the broker has confirmed a message since the supervisor last reset this."""
+        self.room_is_wanted = False
+        """Whether `on_room` is to be called when a place becomes free."""
+        self.on_room: Callable[[], None]
+        self.watched = False
+        self._watchers: list[Watcher] = []
+
+    @property
+    def count(self) -> int:
+        """How many messages the driver holds."""
+        return len(self.pending) + len(self.ended)
+
+    def clear(self) -> None:
+        """Forgets every delivery: the driver will not be asked any more."""
+        self.pending.clear()
+        self.ended.clear()
+        self.bytes = 0
+
+    # -- who watches --------------------------------------------------------------------------------------------------
+
+    def watch(self, watcher: Watcher) -> None:
+        """Calls the watcher for each outcome (None: cancelled, or a place that became free later)."""
+        self._watchers.append(watcher)
+        self.watched = True
+
+    def unwatch(self, watcher: Watcher) -> None:
+        """Stops calling the watcher."""
+        self._watchers.remove(watcher)
+        self.watched = bool(self._watchers)
+
+    def notify(self, delivery: Any, outcome: Receipt | DeliveryError | None) -> None:
+        """Calls every watcher. Callers look at `watched` first: that is cheaper than a call for each message."""
+        for watcher in tuple(self._watchers):
+            watcher(delivery, outcome)
