@@ -1,4 +1,4 @@
-"""The command: `python -m soak amqp|kafka`. Exit code 0: all goals met; 1: not; 2: the servers cannot be had."""
+"""The command: `python -m soak amqp|kafka|outbox`. Exit code 0: all goals met; 1: not; 2: the servers cannot be had."""
 
 import argparse
 import asyncio
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from cqrs_brokers_testkit.servers import ServerUnavailable
 
-from . import kafka, rabbitmq
+from . import kafka, outbox, rabbitmq
 from .report import Report
 from .run import Progress, soak
 from .schedule import Plan, plan
@@ -21,6 +21,9 @@ SHORT_RECEIPTS, SHORT_RATE, SHORT_LIMIT = 6_000, 150.0, 240.0
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one soak and prints the report."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["outbox"]:
+        return outbox.main(words[1:])
     parser = argparse.ArgumentParser(prog="python -m soak", description=__doc__)
     parser.add_argument("broker", choices=["amqp", "kafka"])
     parser.add_argument("--receipts", type=int, help=f"how many there must be (default {RECEIPTS})")

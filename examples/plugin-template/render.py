@@ -1,17 +1,23 @@
-"""Makes a plugin out of `project/`: `python render.py acme-queue ../cqrs-broker-acme-queue`. Standard library only."""
+"""Makes a plugin out of `project/` and a variant: `python render.py networked acme ../cqrs-broker-acme`.
+
+Standard library only.
+"""
 
 import re
 import sys
 from pathlib import Path
 
-TEMPLATE = Path(__file__).parent / "project"
+HERE = Path(__file__).parent
+VARIANTS = ("networked", "in-process")
 SUFFIX = ".in"
 
 
-def render(name: str, target: Path) -> list[Path]:
+def render(variant: str, name: str, target: Path) -> list[Path]:
     """Writes the project of a plugin for `name://`.
 
     Args:
+        variant: "networked", for a broker that is reached over a network and takes many messages at a time; or
+            "in-process", for one that answers one call.
         name: The scheme: lower-case letters and digits, and single dashes in between. The distribution will be
             `cqrs-broker-` and this name.
         target: A folder that does not exist, or is empty.
@@ -20,11 +26,13 @@ def render(name: str, target: Path) -> list[Path]:
         The files that were written.
 
     Raises:
-        ValueError: Not such a name.
+        ValueError: Not such a name or variant.
         FileExistsError: There is something in the folder.
     """
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
         raise ValueError(f"{name!r} is not a name like acme or acme-queue")
+    if variant not in VARIANTS:
+        raise ValueError(f"{variant!r} is none of {', '.join(VARIANTS)}")
     if target.exists() and any(target.iterdir()):
         raise FileExistsError(f"{target} is not empty")
     values = {
@@ -33,8 +41,10 @@ def render(name: str, target: Path) -> list[Path]:
         "Class": "".join(part.capitalize() for part in name.split("-")),
     }
     written = []
-    for source in sorted(path for path in TEMPLATE.rglob(f"*{SUFFIX}") if path.is_file()):
-        relative = fill(str(source.relative_to(TEMPLATE)), values).removesuffix(SUFFIX)
+    folders = (HERE / "project", HERE / "variants" / variant)
+    sources = [(path, folder) for folder in folders for path in folder.rglob(f"*{SUFFIX}") if path.is_file()]
+    for source, folder in sorted(sources):
+        relative = fill(str(source.relative_to(folder)), values).removesuffix(SUFFIX)
         file = target / relative
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(fill(source.read_text(encoding="utf-8"), values), encoding="utf-8")
@@ -52,5 +62,5 @@ def fill(text: str, values: dict[str, str]) -> str:
 
 
 if __name__ == "__main__":
-    for path in render(sys.argv[1], Path(sys.argv[2])):
+    for path in render(sys.argv[1], sys.argv[2], Path(sys.argv[3])):
         print(path)

@@ -192,3 +192,17 @@ async def test_a_connect_that_waits_is_told_of_the_close() -> None:
         await connecting
     assert not isinstance(caught.value, NotConnectedError)
     assert not others()
+
+
+async def test_a_message_that_never_found_a_connection_says_why_when_the_broker_closes() -> None:
+    """It is not delivered, and the ConnectError is its cause."""
+    driver = Scripted()
+    driver.connect_errors = [unreachable("refused") for _ in range(20)]
+    broker = Broker(driver)
+    sending = asyncio.ensure_future(broker.send_message(message()))
+    while driver.connects < 2:
+        await asyncio.sleep(0.01)
+    await broker.close(0)
+    with pytest.raises(BrokerClosedError, match="there was no connection: refused") as caught:
+        await sending
+    assert isinstance(caught.value.__cause__, UnreachableError)

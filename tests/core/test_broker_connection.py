@@ -15,6 +15,7 @@ from cqrs_brokers import (
     Receipt,
     UnreachableError,
 )
+from cqrs_brokers._connection.connection import _backoff
 
 from .drivers import Scripted, message, settle, unreachable
 
@@ -246,3 +247,53 @@ async def test_an_attempt_that_fails_as_the_broker_closes_leaves_no_complaint(
     gc.collect()
     await settle()
     assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
+
+
+def test_the_pauses_between_attempts_double_up_to_a_second_however_long_it_takes() -> None:
+    """0.1, 0.2, 0.4, 0.8, 1, 1, …: also after a day of attempts."""
+    assert [round(_backoff(attempts), 1) for attempts in (0, 1, 2, 3, 4, 5, 6)] == [0.1, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0]
+    assert _backoff(86_400) == 1.0
+
+
+class Flapping(Scripted):
+    """Every connection is lost at once; until then messages are confirmed, if the test wants that."""
+
+    def __init__(self, *, confirming: bool) -> None:
+        super().__init__(automatic=confirming)
+
+    async def connect(self) -> None:
+        await super().connect()
+        asyncio.get_running_loop().call_later(0.01, self.link.lost, unreachable("reset by peer"))
+
+
+@pytest.mark.parametrize("confirming", [False, True])
+async def test_a_connection_that_is_lost_at_once_does_not_reset_the_pauses(confirming: bool) -> None:
+    """They go on growing until a connection lasts, or the broker confirms a message."""
+    driver = Flapping(confirming=confirming)
+    broker = Broker(driver)
+    loop = asyncio.get_running_loop()
+    end = loop.time() + 1.5
+    sends = set()
+    while loop.time() < end:
+        sends.add(asyncio.ensure_future(broker.send_message(message())))
+        await asyncio.sleep(0.02)
+    connects = driver.connects
+    await broker.close(0)
+    await asyncio.wait(sends)
+    await asyncio.gather(*sends, return_exceptions=True)
+    # Without growth at most 0.11 s lie between two attempts; with it 0.06, 0.11, 0.21, 0.41 s at least.
+    assert (connects >= 8) is confirming, connects
+
+
+async def test_an_outage_is_logged_once_for_each_reason(caplog: pytest.LogCaptureFixture) -> None:
+    """Attempts that fail alike are one line, and so is a loss; the next outage is logged anew."""
+    driver = Scripted(automatic=True)
+    async with Broker(driver, retry_delay=0.01) as broker:
+        for _ in range(2):
+            assert (await broker.send_message(message())).confirmed
+            driver.connect_errors = [unreachable("refused") for _ in range(10)]
+            driver.link.lost(unreachable("reset by peer"))
+            while driver.connect_errors:
+                await asyncio.sleep(0.01)
+    lines = [record.getMessage() for record in caplog.records if record.name == "cqrs_brokers.connection"]
+    assert [("reset by peer" in line, "refused" in line) for line in lines] == [(True, False), (False, True)] * 2

@@ -16,7 +16,7 @@ from aiokafka.conn import AIOKafkaConnection
 from cqrs_broker_kafka import KafkaOptions, _client
 from cqrs_broker_kafka._client import PRIVATE, AwaitedAnswer, Connection, batch_builder, why_unsupported
 from cqrs_broker_kafka._produce import Answer, read_answers, request_head, request_of
-from cqrs_broker_kafka.settings import KafkaSettings
+from cqrs_broker_kafka._settings import KafkaSettings
 from cqrs_brokers import ProtocolError, open_broker
 from cqrs_brokers.url import BrokerURL
 from cqrs_brokers_testkit.leaks import no_leaks
@@ -48,7 +48,7 @@ def test_aiokafka_is_touched_in_one_module() -> None:
         for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
         if name.split(".")[0] == "aiokafka"
     }
-    assert importing <= {"_client.py", "options.py"}
+    assert importing <= {"_client.py", "_options.py"}
 
 
 def test_private_names_are_in_the_table() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cqrs_broker_kafka import KafkaMessageBroker, KafkaOptions, KafkaProducerAdapter
-from cqrs_broker_kafka.settings import KafkaSettings
+from cqrs_broker_kafka._settings import KafkaSettings
 from cqrs_brokers import ConfigError, open_broker
 from cqrs_brokers.exceptions import InsecureTransportWarning
 from cqrs_brokers.options import resolve_options

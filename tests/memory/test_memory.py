@@ -6,15 +6,18 @@ from datetime import UTC, datetime
 
 import pytest
 
-from cqrs_broker_memory import Published, published
+from cqrs_broker_memory import Faults, Published, published
 from cqrs_brokers import (
     Broker,
     ConfigError,
     DeliveryTimeoutError,
     DeliveryUnknownError,
     Message,
+    NackedError,
     Receipt,
     RejectedError,
+    UnreachableError,
+    UnroutableError,
     open_broker,
 )
 
@@ -47,7 +50,7 @@ async def test_what_was_confirmed_is_read_back_whole(name):
     assert (record.topic, record.name, record.key, dict(record.headers)) == ("orders", "OrderPlaced", "k", {"h": "v"})
     assert record.body == '{"id":1,"who":"Zoë"}'.encode()
     assert record.json() == {"id": 1, "who": "Zoë"}
-    assert (record.message_id, record.content_type) == (message.message_id, "application/json")
+    assert (record.message_id, record.content_type) == (str(message.message_id), "application/json")
     assert record.timestamp == made
 
 
@@ -151,7 +154,7 @@ async def test_the_script_fails_the_first_then_leaves_the_next_unknown(name):
         outcomes = await broker.send_messages(messages)
     kinds = [type(outcome) for outcome in outcomes]
     assert kinds == [RejectedError, RejectedError, DeliveryUnknownError, Receipt, Receipt]
-    assert [record.message_id for record in published(name)] == [message.message_id for message in messages[2:]]
+    assert [record.message_id for record in published(name)] == [str(message.message_id) for message in messages[2:]]
     assert outcomes[0].retryable
     assert "message 1 of fail=2" in str(outcomes[0])
     assert "message 1 of unknown=1" in str(outcomes[2])
@@ -168,7 +171,7 @@ async def test_a_retry_of_what_failed_succeeds_and_one_of_what_is_unknown_is_a_d
         await broker.send_message(rejected)
         await broker.send_message(unknown)
     ids = [record.message_id for record in published(name)]
-    assert ids == [unknown.message_id, rejected.message_id, unknown.message_id]
+    assert ids == [str(m.message_id) for m in (unknown, rejected, unknown)]
 
 
 async def test_each_opened_broker_plays_the_script_anew(name):
@@ -272,13 +275,14 @@ async def test_assert_once_fails_when_there_are_two(name):
         messages.assert_once(topic="orders")
 
 
-async def test_a_failed_assertion_says_what_differs_and_no_value(name):
-    """Names, ids, topics and sizes; never a key, a header value or a body."""
-    message = Message("A", "orders", {"secret": CANARY}, key=CANARY, headers={"trace": CANARY})
+async def test_a_failed_assertion_shows_both_values(name):
+    """What was wanted and what is there: topic, name, key and each header; of the body only the size."""
+    message = Message("A", "orders", {"secret": CANARY}, key="1", headers={"trace": "x"})
     messages = await publish(name, message)
     with pytest.raises(AssertionError) as failure:
-        messages.assert_once(topic="orders", key=CANARY + "2", headers={"trace": CANARY + "3"})
-    line = f"- <Record 'A' {message.message_id} topic='orders' 19 bytes>: other key, header 'trace'"
+        messages.assert_once(topic="orders", key="2", headers={"trace": "y", "span": "z"})
+    line = f"- <Record 'A' {message.message_id} topic='orders' 19 bytes>: key is '1', not '2', "
+    line += "header 'trace' is 'x', not 'y', header 'span' is missing, not 'z'"
     assert line in str(failure.value)
     assert CANARY not in f"{failure.value!r}{failure.value}{messages!r}{messages[0]!r}{messages[0]}"
 
@@ -288,6 +292,53 @@ async def test_a_failed_assertion_lists_no_more_than_can_be_read(name):
     messages = await publish(name, *(placed() for _ in range(30)))
     with pytest.raises(AssertionError, match="and 10 more"):
         messages.assert_once(name="Other")
+
+
+# -- Scripts -----------------------------------------------------------------------------------------------------------
+
+
+async def test_chosen_messages_fail_with_a_chosen_error(name):
+    """By their number, counted from 1."""
+    async with open_broker(f"memory://{name}?fail_at=2,4&error=UnroutableError") as broker:
+        outcomes = await broker.send_messages([placed() for _ in range(5)])
+    assert [type(outcome) for outcome in outcomes] == [Receipt, UnroutableError, Receipt, UnroutableError, Receipt]
+    assert len(published(name)) == 3
+
+
+async def test_a_chosen_error_that_is_unknown_keeps_the_message(name):
+    """As when a real broker's confirm is lost."""
+    async with open_broker(f"memory://{name}?fail=1&error=NackedError") as broker:
+        with pytest.raises(NackedError):
+            await broker.send_message(placed())
+    assert len(published(name)) == 1
+
+
+async def test_connecting_fails_as_often_as_the_script_says(name):
+    """Then it works: the broker tries again by itself."""
+    broker = open_broker(f"memory://{name}?fail_connect=2")
+    with pytest.raises(UnreachableError, match="attempt 1 of fail_connect=2"):
+        await broker.connect()
+    assert (await broker.send_message(placed())).confirmed
+    await broker.close()
+
+
+async def test_health_fails_as_often_as_the_script_says(name):
+    """A readiness probe can be tested."""
+    async with open_broker(f"memory://{name}?fail_health=1") as broker:
+        assert [(await broker.health()).ok for _ in range(2)] == [False, True]
+
+
+async def test_the_script_can_be_changed_in_the_middle_of_a_test(name):
+    """For brokers that are open already; `clear()` and None go back to the config string's."""
+    async with open_broker(f"memory://{name}") as broker:
+        await broker.send_message(placed())
+        published(name).play(Faults(fail=1))
+        with pytest.raises(RejectedError):
+            await broker.send_message(placed())
+        await broker.send_message(placed())
+        published(name).play(None)
+        await broker.send_message(placed())
+    assert len(published(name)) == 3
 
 
 # -- Config strings ----------------------------------------------------------------------------------------------------
@@ -305,6 +356,8 @@ async def test_a_failed_assertion_lists_no_more_than_can_be_read(name):
         "memory://a?latency=50",
         "memory://a?capacity=0",
         "memory://a?fails=2",
+        "memory://a?error=ValueError",
+        "memory://a?fail_at=x",
     ],
 )
 def test_what_it_cannot_mean_is_refused(string):

@@ -16,7 +16,14 @@ PACKAGES = {
     if source.is_dir() and (source / "__init__.py").exists()
 }
 # Whose modules are all public or begin with "_".
-DRAWN = ["cqrs_broker_amqp", "cqrs_broker_devnull", "cqrs_broker_memory", "cqrs_brokers", "cqrs_brokers_python_cqrs"]
+DRAWN = [
+    "cqrs_broker_amqp",
+    "cqrs_broker_devnull",
+    "cqrs_broker_kafka",
+    "cqrs_broker_memory",
+    "cqrs_brokers",
+    "cqrs_brokers_python_cqrs",
+]
 
 
 def public_modules(package: str) -> list[str]:

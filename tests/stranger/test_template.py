@@ -38,10 +38,11 @@ def check(folder: Path, *command: str, **environment: str) -> str:
     return done.stdout
 
 
-@pytest.fixture(scope="module", params=["acme", "acme-queue-2"])
+@pytest.fixture(scope="module", params=[("networked", "acme"), ("in-process", "acme-queue-2")], ids="-".join)
 def project(request: pytest.FixtureRequest, template: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("rendered") / f"cqrs-broker-{request.param}"
-    template.render(request.param, target)
+    variant, name = request.param
+    target = tmp_path_factory.mktemp("rendered") / f"cqrs-broker-{name}"
+    template.render(variant, name, target)
     return target
 
 
@@ -77,7 +78,7 @@ def test_a_name_that_cannot_be_a_scheme_and_a_module_is_refused(
 ) -> None:
     """Before anything is written."""
     with pytest.raises(ValueError, match="is not a name like"):
-        template.render(name, tmp_path / "target")
+        template.render("networked", name, tmp_path / "target")
     assert not (tmp_path / "target").exists()
 
 
@@ -85,5 +86,5 @@ def test_nothing_is_overwritten(template: ModuleType, tmp_path: Path) -> None:
     """A folder with something in it is left alone."""
     (tmp_path / "mine").write_text("precious")
     with pytest.raises(FileExistsError, match="is not empty"):
-        template.render("acme", tmp_path)
+        template.render("networked", "acme", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]

@@ -36,6 +36,22 @@ def test_what_was_committed_is_there_after_a_kill(node: DatabaseNode) -> None:
     assert node.sql("SELECT id FROM kept") == "7"
 
 
+def test_a_kill_with_open_connections() -> None:
+    """The server's other processes are gone with it, and it starts again at once."""
+    with postgresql(progress=lambda _: None) as server:
+        engine = create_engine(server.url_of("psycopg"), pool_size=10)
+        connections = [engine.connect() for _ in range(10)]
+        for connection in connections:
+            connection.execute(text("SELECT 1"))
+        server.kill()
+        server.start()
+        assert server.sql("SELECT 1") == "1"
+        for connection in connections:
+            connection.invalidate()
+            connection.close()
+        engine.dispose()
+
+
 def test_a_restart_is_orderly(node: DatabaseNode) -> None:
     """A restarted server answers again."""
     node.restart()

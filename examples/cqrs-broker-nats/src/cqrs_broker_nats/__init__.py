@@ -3,6 +3,7 @@
 from cqrs_brokers.exceptions import ConfigError
 from cqrs_brokers.hooks import hookimpl
 from cqrs_brokers.options import BrokerOptions
+from cqrs_brokers.tls import TLSContext, warn_insecure_transport
 from cqrs_brokers.url import BrokerURL
 
 from .driver import NatsDriver
@@ -20,7 +21,8 @@ def broker_options() -> type[BrokerOptions]:
 @hookimpl
 def open_message_broker(url: BrokerURL, options: NatsOptions) -> NatsDriver:
     """The driver of both schemes."""
-    problems = []
+    problems = options.tls_problems(secure=url.scheme == "natss", instead="write natss://")
+    tls = TLSContext(options, problems) if url.scheme == "natss" else None
     if not url.hosts:
         problems.append(f"{url.scheme}:// needs a host, for example {url.scheme}://localhost:4222")
     if (url.username is not None) + (options.token is not None) + (options.creds_file is not None) > 1:
@@ -29,4 +31,9 @@ def open_message_broker(url: BrokerURL, options: NatsOptions) -> NatsDriver:
         problems.append("declare=stream needs stream= and subjects=")
     if problems:
         raise ConfigError(problems)
-    return NatsDriver(url, options)
+    secret = url.password is not None or options.token is not None or options.creds_file is not None
+    if tls is not None:
+        tls.warn_unverified()
+    elif secret and not all(host.is_loopback for host in url.hosts):
+        warn_insecure_transport("the credentials go to NATS without TLS: write natss://")
+    return NatsDriver(url, options, tls)

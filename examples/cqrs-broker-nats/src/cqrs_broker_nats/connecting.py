@@ -2,8 +2,8 @@
 
 import asyncio
 import json
-import ssl
 from collections.abc import Callable
+from ssl import SSLContext
 from typing import Any
 from urllib.parse import ParseResult
 
@@ -75,17 +75,15 @@ class Session:
     ) -> None:
         self._answered, self._refused, self._ended = answered, refused, ended
         self._client: Any = Client()
-        self._transport: Any = None
-        self.inbox = ""
+        self.inbox, self.max_payload = "", 0
 
-    async def open(self, host: Host, url: BrokerURL, options: NatsOptions) -> "Session":
+    async def open(self, host: Host, url: BrokerURL, options: NatsOptions, tls: SSLContext | None) -> "Session":
         """Connects, logs in, and listens for answers.
 
         Raises:
             ConnectError: Why not.
         """
-        tls = url.scheme == "natss"
-        self._transport = self._client._transport = _Transport(tls)
+        self._client._transport = _Transport(tls is not None)
         address = f"nats://{f'[{host.host}]' if ':' in host.host else host.host}:{host.port or 4222}"
         try:
             await self._client.connect(
@@ -98,20 +96,19 @@ class Session:
                 password=None if url.password is None else url.password.reveal(),
                 token=None if options.token is None else options.token.reveal(),
                 user_credentials=options.creds_file,
-                tls=_context(options) if tls else None,
+                tls=tls,
                 error_cb=self._on_error,
                 closed_cb=self._on_closed,
             )
-            self.inbox = self._client.new_inbox()
-            await self._client.subscribe(
-                f"{self.inbox}.*", cb=self._on_answer, pending_msgs_limit=0, pending_bytes_limit=0
-            )
+            self.inbox, self.max_payload = self._client.new_inbox(), self._client.max_payload
+            unlimited = {"pending_msgs_limit": 0, "pending_bytes_limit": 0}
+            await self._client.subscribe(f"{self.inbox}.*", cb=self._on_answer, **unlimited)
             if options.declare == "stream":
                 await self._declare(options)
         except BaseException as error:
             self.drop()
             if isinstance(error, Exception):
-                raise connect_error(error, host) from error
+                raise connect_error(error, host, options) from error
             raise
         return self
 
@@ -128,17 +125,12 @@ class Session:
             except APIError as error:
                 raise TopologyError(f"the stream cannot be made ({error.description})") from error
 
-    @property
-    def max_payload(self) -> int:
-        """The most bytes of headers and body that the server takes."""
-        return int(self._client.max_payload)
-
     async def write(self, lines: list[bytes]) -> None:
         """Writes frames, and returns when the buffer has room again; nats-py's own buffer is passed by."""
         if not self._client.is_connected:
             raise ConnectionResetError("the connection was lost")
-        self._transport.writelines(lines)
-        await self._transport.drain()
+        self._client._transport.writelines(lines)
+        await self._client._transport.drain()
 
     async def ping(self) -> None:
         """Asks the server for a PONG."""
@@ -150,8 +142,7 @@ class Session:
         for task in self._tasks():
             drop_task(task)
         self._client._status = Client.CLOSED
-        if self._transport is not None:
-            self._transport.drop()
+        self._client._transport.drop()
 
     async def gone(self) -> None:
         """Waits, for a moment, until nats-py's tasks have ended after `drop()`."""
@@ -180,12 +171,3 @@ class Session:
 
     async def _on_closed(self) -> None:
         self._ended(self, self._client.last_error or ConnectionResetError("the server closed the connection"))
-
-
-def _context(options: NatsOptions) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=options.ssl_cafile)
-    if options.ssl_certfile is not None:
-        context.load_cert_chain(options.ssl_certfile, options.ssl_keyfile)
-    return context
-
-

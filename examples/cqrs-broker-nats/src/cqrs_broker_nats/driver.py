@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from cqrs_brokers.driver import Capabilities, Delivery, Link, PipelinedDriver
 from cqrs_brokers.exceptions import MessageTooLargeError, PublishForbiddenError, UnreachableError
 from cqrs_brokers.pipeline import Pipeline, connect_to_any
+from cqrs_brokers.tls import TLSContext
 from cqrs_brokers.url import BrokerURL, Host
 from nats.aio.msg import Msg
 
@@ -23,9 +24,8 @@ __all__ = ["NatsDriver"]
 class NatsDriver(PipelinedDriver):
     """What NATS needs; the queues and tasks are the pipeline's."""
 
-    def __init__(self, url: BrokerURL, options: NatsOptions) -> None:
-        self._url = url
-        self._options = options
+    def __init__(self, url: BrokerURL, options: NatsOptions, tls: TLSContext | None) -> None:
+        self._url, self._options, self._tls = url, options, tls
         self._session: Session | None = None
         self._pipeline = Pipeline[Frame](self._lost, ping_after=options.ping_after, ping_timeout=options.ping_after)
 
@@ -55,7 +55,9 @@ class NatsDriver(PipelinedDriver):
         self._pipeline.open(write, ping=session.ping)
 
     async def _open(self, host: Host) -> Session:
-        return await Session(self._answered, self._refused, self._ended).open(host, self._url, self._options)
+        context = None if self._tls is None else self._tls.current()
+        session = Session(self._answered, self._refused, self._ended)
+        return await session.open(host, self._url, self._options, context)
 
     async def ping(self) -> None:
         """Asks on the connection that is used."""

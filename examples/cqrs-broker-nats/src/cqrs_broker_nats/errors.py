@@ -1,12 +1,14 @@
 """What the answers and errors of NATS mean: which of them prove that nothing was stored."""
 
 import json
-import ssl
 from typing import NamedTuple
 
 from cqrs_brokers import exceptions as errors
+from cqrs_brokers.tls import tls_error
 from cqrs_brokers.url import Host
 from nats.aio.msg import Msg
+
+from .options import NatsOptions
 
 __all__ = ["Ack", "ack_of", "connect_error"]
 
@@ -46,13 +48,13 @@ def _refusal(error: dict[str, object]) -> errors.DeliveryError:
     return errors.RejectedError(f"JetStream refused the message ({what}): see the limits of the stream")
 
 
-def connect_error(error: Exception, host: Host) -> errors.ConnectError:
+def connect_error(error: Exception, host: Host, options: NatsOptions) -> errors.ConnectError:
     """Why there is no connection to that host."""
     text = str(error).lower()
     if isinstance(error, errors.ConnectError):
         return error
-    if isinstance(error, ssl.SSLError):
-        return errors.TLSError(f"{host}: the TLS handshake failed ({type(error).__name__}): check ssl_cafile and name")
+    if (failed := tls_error(error, str(host), options)) is not None:
+        return failed
     if "authorization" in text or "authentication" in text or "credentials" in text:
         return errors.AuthenticationError(f"{host}: NATS does not accept user, token or credentials")
     return errors.UnreachableError(f"{host} does not answer ({type(error).__name__}): check host, port and server")

@@ -2,13 +2,14 @@
 
 from typing import ClassVar, Literal
 
-from cqrs_brokers.options import BrokerOptions, Duration, option
+from cqrs_brokers.options import Duration, option
 from cqrs_brokers.secret import Secret
+from cqrs_brokers.tls import TLSOptions
 
 __all__ = ["NatsOptions"]
 
 
-class NatsOptions(BrokerOptions):
+class NatsOptions(TLSOptions):
     """What can be set in `nats://…?…`, besides what every broker has."""
 
     url_parts: ClassVar[frozenset[str]] = frozenset({"userinfo", "hosts"})
@@ -25,8 +26,3 @@ class NatsOptions(BrokerOptions):
     ping_after: Duration = option(
         5.0, ge=0.1, description="After this silence the server is pinged; it has as long again to answer."
     )
-    ssl_cafile: str | None = option(
-        None, min_length=1, description="Certificates (PEM) to trust; none: those of the system."
-    )
-    ssl_certfile: str | None = option(None, min_length=1, description="The client's own certificate (PEM).")
-    ssl_keyfile: str | None = option(None, min_length=1, description="Its private key (PEM).")

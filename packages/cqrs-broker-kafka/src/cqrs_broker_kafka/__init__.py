@@ -9,9 +9,9 @@ from cqrs_brokers.driver import PipelinedDriver
 from cqrs_brokers.hooks import hookimpl
 from cqrs_brokers.url import BrokerURL
 
-from .broker import KafkaMessageBroker
-from .options import KafkaOptions
-from .settings import KafkaProducerAdapter, KafkaSettings
+from ._broker import KafkaMessageBroker
+from ._options import KafkaOptions
+from ._settings import KafkaProducerAdapter, KafkaSettings
 
 __all__ = ["KafkaMessageBroker", "KafkaOptions", "KafkaProducerAdapter", "broker_options", "open_message_broker"]
 

@@ -36,7 +36,7 @@ from cqrs_brokers.tasks import drop_task, drop_transport
 from cqrs_brokers.url import Host
 
 from . import _produce as produce
-from .settings import KafkaSettings
+from ._settings import KafkaSettings
 
 __all__ = ["AwaitedAnswer", "Connection", "OldBrokerError", "TokenError", "batch_builder", "errors", "why_unsupported"]
 

@@ -25,8 +25,8 @@ from ._metadata import Metadata
 from ._node import Node
 from ._partition import Partition, State
 from ._probe import first_that_answers
+from ._settings import KafkaSettings
 from ._topic import Topic
-from .settings import KafkaSettings
 
 if TYPE_CHECKING:
     from ._driver import KafkaDriver

@@ -28,8 +28,8 @@ from ._codes import Row, Then, error_of
 from ._logs import redact_client_logs
 from ._partition import Partition, State
 from ._records import Record, RecordMaker
+from ._settings import KafkaSettings
 from ._topic import Topic, why_illegal
-from .settings import KafkaSettings
 
 if TYPE_CHECKING:
     from ._cluster import Cluster

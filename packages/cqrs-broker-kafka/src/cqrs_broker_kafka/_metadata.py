@@ -17,7 +17,7 @@ from cqrs_brokers.tasks import Tasks, drop_task, retrieve_exception
 from cqrs_brokers.url import Host
 
 from ._client import Connection
-from .settings import KafkaSettings
+from ._settings import KafkaSettings
 
 __all__ = ["Metadata"]
 

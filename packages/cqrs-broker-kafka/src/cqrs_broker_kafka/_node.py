@@ -21,7 +21,7 @@ from cqrs_brokers.url import Host
 from ._client import AwaitedAnswer, Connection
 from ._partition import Batch, Partition, State
 from ._produce import Answer, read_answers, request_head, request_of
-from .settings import KafkaSettings
+from ._settings import KafkaSettings
 
 if TYPE_CHECKING:
     from ._driver import KafkaDriver

@@ -18,10 +18,11 @@ from cqrs_brokers.exceptions import (
     UnreachableError,
 )
 from cqrs_brokers.tasks import retrieve_exception
+from cqrs_brokers.tls import tls_error
 from cqrs_brokers.url import Host
 
 from ._client import Connection, TokenError, errors
-from .settings import KafkaSettings
+from ._settings import KafkaSettings
 
 __all__ = ["Finding", "Greeting", "first_that_answers", "judge_greeting"]
 
@@ -240,17 +241,9 @@ def judge_greeting(error: BaseException, host: Host, settings: KafkaSettings) ->
 
 def _judge(error: BaseException, host: Host, settings: KafkaSettings) -> Finding:
     options = settings.options
-    cause: BaseException | None = error
-    while cause is not None:  # what ended a connection is behind what aiokafka says about it
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            reason = cause.verify_message
-            text = f"the certificate of {host} is not accepted ({reason}): check ssl_cafile and the host name"
-            return Finding(TLSError(text))
-        if isinstance(cause, ssl.SSLError):
-            reason = cause.reason or type(cause).__name__
-            advice = "is it a TLS listener, and does it ask for a client certificate (ssl_certfile)?"
-            return Finding(TLSError(f"the TLS handshake with {host} failed ({reason}): {advice}"))
-        cause = cause.__cause__
+    found = tls_error(error, str(host), options)
+    if found is not None:
+        return Finding(found)
     if isinstance(error, TokenError):
         return Finding(UnreachableError(f"there is no token to log in with at {host}: {error}"))
     if isinstance(error, errors.SaslAuthenticationFailed) and options.mechanism == "OAUTHBEARER":

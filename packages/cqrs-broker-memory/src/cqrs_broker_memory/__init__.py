@@ -18,8 +18,9 @@ from cqrs_brokers.url import BrokerURL
 from ._driver import MemoryDriver
 from ._options import MemoryOptions
 from ._records import DEFAULT_NAME, Published, Record, published
+from ._script import Faults
 
-__all__ = ["MemoryDriver", "MemoryOptions", "Published", "Record", "published"]
+__all__ = ["Faults", "MemoryDriver", "MemoryOptions", "Published", "Record", "published"]
 
 
 @hookimpl

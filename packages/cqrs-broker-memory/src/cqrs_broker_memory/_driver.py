@@ -6,10 +6,11 @@ import asyncio
 
 from cqrs_brokers import Receipt
 from cqrs_brokers.driver import Capabilities, Driver, Message
-from cqrs_brokers.exceptions import DeliveryUnknownError, RejectedError
+from cqrs_brokers.exceptions import NotDeliveredError, RejectedError
 
 from ._options import MemoryOptions
 from ._records import Record, published
+from ._script import Script
 
 __all__ = ["MemoryDriver"]
 
@@ -25,7 +26,11 @@ class MemoryDriver(Driver):
     def __init__(self, name: str, options: MemoryOptions) -> None:
         self._published = published(name)
         self._options = options
-        self._calls = 0
+        self._own_script = Script(options.faults)
+
+    @property
+    def _script(self) -> Script:
+        return self._published.script or self._own_script
 
     @property
     def capabilities(self) -> Capabilities:
@@ -38,26 +43,40 @@ class MemoryDriver(Driver):
             tombstones=True,
         )
 
+    async def connect(self) -> None:
+        """Succeeds, unless the script says otherwise.
+
+        Raises:
+            UnreachableError: The script says so.
+        """
+        self._script.connect()
+
+    async def ping(self) -> None:
+        """Succeeds, unless the script says otherwise.
+
+        Raises:
+            UnreachableError: The script says so.
+        """
+        self._script.ping()
+
     async def send_message(self, message: Message) -> Receipt:
         """Keeps it, unless the script says otherwise.
 
         Raises:
-            RejectedError: The script says so, or the broker is full.
+            NotDeliveredError: The script says so, or the broker is full. The message is not kept.
             DeliveryUnknownError: The script says so. The message is kept, as when a real broker's confirm is lost.
         """
-        options = self._options
-        call = self._calls = self._calls + 1  # before any await: the script counts calls in their order
+        script = self._script
+        error = script.next_send()  # before any await: the script counts calls in their order
         record = Record.of(message)
-        if options.latency:
-            await asyncio.sleep(options.latency)
-        if call <= options.fail:
-            raise RejectedError(f"rejected by the script: message {call} of fail={options.fail}")
-        if not self._published.keep(record, options.capacity):
+        if script.faults.latency:
+            await asyncio.sleep(script.faults.latency)
+        if isinstance(error, NotDeliveredError):
+            raise error
+        if not self._published.keep(record, self._options.capacity):
             raise RejectedError(
-                f"full: it keeps {options.capacity} messages: clear() what was published, or raise capacity="
+                f"full: it keeps {self._options.capacity} messages: clear() what was published, or raise capacity="
             )
-        if call <= options.fail + options.unknown:
-            raise DeliveryUnknownError(
-                f"not confirmed by the script: message {call - options.fail} of unknown={options.unknown}"
-            )
+        if error is not None:
+            raise error
         return Receipt(message.message_id, message.topic, "memory", confirmed=True)

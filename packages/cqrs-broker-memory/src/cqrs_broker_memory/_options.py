@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import ClassVar
 
 from cqrs_brokers.options import BrokerOptions, Duration, option
+
+from ._script import ErrorName, Faults
 
 __all__ = ["MemoryOptions"]
 
@@ -15,7 +18,7 @@ class MemoryOptions(BrokerOptions):
     """What can be set in `memory://name?…`, besides what every broker has.
 
     The script is played once per opened broker, in the order of the calls: first `fail` messages, then `unknown`
-    messages, then all is well.
+    messages, then all is well but for `fail_at`. `published(name).play(...)` puts another one in its place.
     """
 
     url_parts: ClassVar[frozenset[str]] = frozenset({"hosts"})
@@ -30,9 +33,24 @@ class MemoryOptions(BrokerOptions):
         unit="messages",
         description="So many messages after them are kept but not confirmed: their outcome is unknown to the sender.",
     )
+    fail_at: list[int] = option([], description="And these messages, such as `3,7`; 1 is the first.")
+    error: ErrorName = option(
+        "RejectedError", description="How `fail` and `fail_at` fail. After an unknown outcome the message is kept."
+    )
+    fail_connect: int = option(
+        0, ge=0, le=_MOST, unit="attempts", description="So many attempts to connect fail first."
+    )
+    fail_health: int = option(
+        0, ge=0, le=_MOST, unit="calls", description="So many calls of `health()` find a broker that does not answer."
+    )
     latency: Duration = option(
         0.0, ge=0, le=86_400.0, description="Time from handing a message over to its outcome, each message by itself."
     )
     capacity: int = option(
         10_000, ge=1, le=_MOST, unit="messages", description="How many are kept; a full broker rejects further ones."
     )
+
+    @property
+    def faults(self) -> Faults:
+        """The script."""
+        return Faults(**{each.name: getattr(self, each.name) for each in fields(Faults)})

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any, Final, Self
-from uuid import UUID
 
 from cqrs_brokers.driver import HeaderValue, Message, content_type_of
+
+from ._script import Faults, Script
 
 __all__ = ["DEFAULT_NAME", "Published", "Record", "published"]
 
@@ -45,7 +46,7 @@ class Record:
         key: The ordering key, or None.
         headers: The user's headers.
         body: The bytes that a real broker would have got; None for a tombstone.
-        message_id: The message id.
+        message_id: The message id, as text: what readers of real brokers see.
         content_type: MIME type of the body; "" for a tombstone that names none.
         timestamp: When the message was made, timezone-aware.
     """
@@ -55,7 +56,7 @@ class Record:
     key: str | None
     headers: Mapping[str, HeaderValue]
     body: bytes | None
-    message_id: UUID
+    message_id: str
     content_type: str
     timestamp: datetime
 
@@ -68,7 +69,7 @@ class Record:
             message.key,
             MappingProxyType(dict(message.headers)),
             message.body,
-            message.message_id,
+            str(message.message_id),
             content_type_of(message),
             message.timestamp,
         )
@@ -96,6 +97,8 @@ class Published:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.script: Script | None = None
+        """What `play` said; for the driver."""
         self._records: list[Record] = []
         self._lock = threading.Lock()
 
@@ -143,27 +146,35 @@ class Published:
             The record, for a look at its body.
 
         Raises:
-            AssertionError: There is none, or more than one. It lists what was published and in what each differs, but
-                shows no key, no header value and no body.
+            AssertionError: There is none, or more than one. It lists what was published and, where that differs, both
+                values; of bodies only the size.
         """
         found, listed = [], []
         for record in self:
             differences = _differences(record, topic, name, key, headers)
             if not differences:
                 found.append(record)
-            listed.append(f"{record!r}: " + (f"other {', '.join(differences)}" if differences else "matches"))
+            listed.append(f"{record!r}: {', '.join(differences) if differences else 'matches'}")
         if len(found) == 1:
             return found[0]
-        wanted = f"topic={topic!r}, name={name!r}, key={'any' if key is _ANY else 'given'}"
-        wanted += f", headers {', '.join(headers)}" if headers else ""
+        wanted = f"topic={topic!r}, name={name!r}, key={key!r}" + (f", headers={headers!r:.200}" if headers else "")
         raise AssertionError(
             f"{len(found)} messages match in memory://{self.name}, not 1 ({wanted}); published: {len(listed)}"
             + "".join(f"\n- {line}" for line in listed[:_LISTED])
             + (f"\n- and {len(listed) - _LISTED} more" if len(listed) > _LISTED else "")
         )
 
+    def play(self, faults: Faults | None) -> None:
+        """Lets every broker of this name play another script from now on, also those that are open.
+
+        Args:
+            faults: The script, counted from now. None: each plays that of its own config string again, where it was.
+        """
+        self.script = None if faults is None else Script(faults)
+
     def clear(self) -> None:
-        """Forgets everything, for the next test. Scripts go on where they are."""
+        """Forgets all records and what `play` said, for the next test. Config strings' scripts go on where they are."""
+        self.script = None
         with self._lock:
             self._records.clear()
 
@@ -197,11 +208,18 @@ def _differences(
     key: str | _Any | None,
     headers: Mapping[str, HeaderValue] | None,
 ) -> list[str]:
-    """In what the record is not what is wanted, without saying any value."""
+    """In what the record is not what is wanted, with both values."""
     fields = (("topic", topic, record.topic), ("name", name, record.name), ("key", key, record.key))
-    differences = [what for what, wanted, there in fields if wanted is not _ANY and wanted != there]
-    missing = [header for header, value in (headers or {}).items() if not _has(record, header, value)]
-    return differences + [f"header {header!r}" for header in missing]
+    differences = [
+        f"{what} is {there!r:.80}, not {wanted!r:.80}"
+        for what, wanted, there in fields
+        if wanted is not _ANY and wanted != there
+    ]
+    for header, value in (headers or {}).items():
+        if not _has(record, header, value):
+            there = f"is {record.headers[header]!r:.80}" if header in record.headers else "is missing"
+            differences.append(f"header {header!r} {there}, not {value!r:.80}")
+    return differences
 
 
 def _has(record: Record, header: str, value: HeaderValue) -> bool:

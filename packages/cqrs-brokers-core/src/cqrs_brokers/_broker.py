@@ -4,6 +4,8 @@
 
 The parts: `_message` (what may be sent), `_delivery` (states, window, deadlines, outcomes, drivers with only
 `send_message`), `_connection` (connecting, reconnecting, closing, event loops and forks, health).
+
+This file is longer than 400 lines because the docstrings of its one class are the documentation of the API.
 """
 
 from __future__ import annotations
@@ -20,9 +22,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from ._config.settings import BrokerSettings
 from ._connection.closing import Closing
-from ._connection.connection import Connection, ConnectionListener
+from ._connection.connection import Connection
 from ._connection.health import Health, whats_wrong
 from ._connection.loops import LoopBinding, running_loop
+from ._connection.states import ConnectionListener
 from ._delivery.breaches import ContractBreach, ContractBreaches
 from ._delivery.delivery import Sending
 from ._delivery.in_flight import InFlight
@@ -162,6 +165,7 @@ class Broker(MessageBroker):
                 dropped=self._dropped,
                 changed=self._observers.connection_changed,
                 is_needed=lambda: not self._window.is_empty,
+                has_confirmed=self._in_flight.take_confirmed,
             ),
             breaches=self._breaches,
             address=self._address,

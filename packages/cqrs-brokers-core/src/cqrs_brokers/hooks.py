@@ -1,4 +1,4 @@
-"""What a plugin implements. The contract of a scheme, as two pluggy hooks.
+"""The two pluggy hooks that a plugin implements for its schemes.
 
 A plugin is a module (or an object) that its distribution's entry point in the group `cqrs_brokers` names, under the
 scheme it owns:

@@ -1,4 +1,4 @@
-"""A text that must not be seen. Not for hiding text from code that runs in this process: `reveal()` is public."""
+"""Texts that people and logs must not see. Code in the process can still read them, with `reveal()`."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Secret:
     def from_file(cls, path: str | bytes) -> Secret:
         """The text of a file, without the newline at its end.
 
-        Only a regular file (what Docker and Kubernetes mount): a pipe or a device could keep us waiting for ever.
+        The file must be a regular one, as Docker and Kubernetes mount it. A pipe or a device could block for ever.
 
         Raises:
             ValueError: It cannot be read, is empty, too large, or not one line of text. Quotes neither path nor text.
@@ -162,9 +162,9 @@ def _one_line(text: str, what: str) -> str:
 
 
 def secrets_in(values: Iterable[object]) -> frozenset[str]:
-    """The secrets among values, in clear and percent-encoded, as far as text can be searched for them.
+    """The secrets among values, in clear and percent-encoded, to search text for.
 
-    Two or three letters would be found everywhere, and masking them would give them away.
+    Secrets of up to three characters are left out: text contains them by chance, and masking them would reveal them.
     """
     found = [value.reveal() for value in values if isinstance(value, Secret)]
     forms = (form for secret in found for form in (secret, quote(secret, safe=""), quote(secret, safe=":/,+=*")))

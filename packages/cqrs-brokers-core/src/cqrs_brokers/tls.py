@@ -81,8 +81,8 @@ class TLSOptions(BrokerOptions):
         return problems
 
     def _given(self) -> list[str]:
-        given = (name for name in self.model_fields_set if name.startswith("ssl_"))
-        return sorted(name for name in given if getattr(self, name) is not None)
+        defaults = {name: field.default for name, field in type(self).model_fields.items() if name.startswith("ssl_")}
+        return sorted(name for name, default in defaults.items() if getattr(self, name) != default)
 
 
 class TLSContext:

@@ -1,6 +1,6 @@
 """The config string: `scheme://[user[:password]@]host[:port][,host[:port]…][/path][?option=value&…]`.
 
-Only its grammar. What an option means is for `options`, who owns a scheme for `discovery`.
+This module knows the grammar. `options` knows what an option means, and `discovery` who owns a scheme.
 
 An own parser, because the general ones cannot read a list of hosts, accept what is ambiguous, and put passwords into
 their errors. Its rule for errors: a problem never quotes any part of the string but the scheme, the names of options
@@ -40,7 +40,7 @@ _ENCODE = "percent-encode / ? # @ % and spaces in user names, passwords and valu
 
 
 def names_a_secret(option: str) -> bool:
-    """Whether an option of that name is taken for a secret, before its plugin is known."""
+    """Whether core treats an option of that name as a secret. Core asks before it knows the plugin."""
     name = option.lower()
     return any(word in name for word in _SECRET_WORDS)
 
@@ -50,7 +50,7 @@ class Host(NamedTuple):
 
     Attributes:
         host: Name or address; an IPv6 address without brackets.
-        port: None when the string gives none: the plugin knows the default.
+        port: None when the string gives none. The plugin then uses its default port.
     """
 
     host: str
@@ -58,7 +58,7 @@ class Host(NamedTuple):
 
     @property
     def is_loopback(self) -> bool:
-        """Whether what is sent there stays on this machine, by the name or address alone (nothing is looked up)."""
+        """Whether the host is this machine, by its name or address alone. Nothing is looked up."""
         import ipaddress  # only who checks credentials needs it
 
         if self.host.rstrip(".").lower() == "localhost":
@@ -106,7 +106,7 @@ class BrokerURL:
             source: Where the string came from, for example a variable's name. Each problem begins with it.
 
         Raises:
-            ConfigError: It is not one. All problems are reported at once, none quotes a secret.
+            ConfigError: The text is not a config string. Names all problems at once and quotes no secret.
         """
         if isinstance(text, BrokerURL):
             return text
@@ -146,7 +146,7 @@ class BrokerURL:
         return cls.parse(f"{scheme}://{authority}" + ("" if path is None else "/" + _encode(path)))
 
     def replace(self, *, hosts: Iterable[str | Host] | None = None, password: str | Secret | None = None) -> BrokerURL:
-        """The same with other hosts, or with another password. What is None stays.
+        """A copy with other hosts or another password. An argument that is None changes nothing.
 
         Args:
             hosts: `name`, `name:port` or `[IPv6]:port` each.
@@ -162,10 +162,10 @@ class BrokerURL:
         return replace(self, **changes)
 
     def render(self, *, reveal: bool = False) -> str:
-        """The config string again, in its normal form: what `parse` reads back as an equal object when revealed.
+        """The config string in its normal form. With `reveal`, `parse` makes an equal object of it.
 
         Args:
-            reveal: Show the secrets. Only for what must have them; never for people or logs.
+            reveal: Show the secrets. Only for code that needs them, never for people or logs.
         """
         text = f"{self.scheme}://"
         if self.username is not None:
@@ -205,7 +205,7 @@ def _encode(text: str) -> str:
 
 
 def _parse(text: object, problems: list[str]) -> dict[str, Any] | None:
-    """Fills `problems`; the result is complete only when it stays empty."""
+    """The parts of the string. They are complete only when `problems` stays empty."""
     if not isinstance(text, str):
         problems.append(f"a config string must be str, not {type(text).__name__}")
         return None
@@ -260,7 +260,7 @@ def _parse(text: object, problems: list[str]) -> dict[str, Any] | None:
 
 
 def _decode(text: str, what: str, problems: list[str]) -> str | None:
-    """Percent-decoded, strictly: complete escapes, UTF-8, no control characters. `+` is a plus."""
+    """The percent-decoded text. Escapes must be complete, UTF-8, and no control characters. `+` is a plus."""
     if text.count("%") != len(re.findall(_ESCAPE, text)):
         problems.append(f"{what} contains a '%' that starts no escape: write %25")
         return None

@@ -1,6 +1,6 @@
-"""Config strings as platforms and shells give them: what is commonly wrong with them, and what to write instead.
+"""Recognises common mistakes in config strings that platforms and shells give, and says what to write instead.
 
-A string that is named here is refused anyway. The texts quote nothing of it.
+The parser would refuse each of these strings anyway. The texts quote nothing of the string.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _SCHEME = r"[A-Za-z][A-Za-z0-9+._-]*://"
 
 
 def common_mistakes(text: str) -> list[str]:
-    """What the string shows to be a common mistake, or an empty list."""
+    """A sentence for each common mistake in the string."""
     problems = []
     if text != text.strip("\ufeff \t\r\n"):
         problems.append(

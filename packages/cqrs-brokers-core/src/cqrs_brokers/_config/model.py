@@ -7,18 +7,16 @@ from typing import Any, ClassVar, Literal, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cqrs_brokers._settings import DEFAULTS
 from cqrs_brokers.exceptions import ConfigError
 from cqrs_brokers.secret import masked, secrets_in
 
 from .did_you_mean import did_you_mean
+from .settings import bounds
 from .values import Duration, Size
 
 __all__ = ["BrokerOptions", "UrlPart", "option", "without_secrets"]
 
 UrlPart = Literal["userinfo", "hosts", "path"]
-
-_DAY = 86_400.0
 
 
 def option(
@@ -27,7 +25,7 @@ def option(
     """A field of a `BrokerOptions` model.
 
     Args:
-        default: Left out: the option is required.
+        default: The default. Without one the option is required.
         description: One sentence for the documentation.
         unit: What a plain number counts, for example "ms". `Duration` and `Size` bring their own.
         keyword_only: An object that no string can hold (`ssl_context`); given only as a keyword.
@@ -39,7 +37,7 @@ def option(
 
 
 class BrokerOptions(BaseModel):
-    """Base of every plugin's options; holds those that `Broker` itself uses.
+    """The base of every plugin's options. It has the options that `Broker` itself uses.
 
     An instance made directly takes Python values and raises `ConfigError`, never pydantic's `ValidationError`.
     """
@@ -63,39 +61,33 @@ class BrokerOptions(BaseModel):
     """What to write instead of a part that the plugin does not read; ends the error's sentence."""
 
     delivery_timeout: Duration = option(
-        DEFAULTS.delivery_timeout, gt=0, le=_DAY, description="A send has its outcome after this time at the latest."
+        **bounds("delivery_timeout"), description="A send has its outcome after this time at the latest."
     )
     connect_timeout: Duration = option(
-        DEFAULTS.connect_timeout, gt=0, le=_DAY, description="Limit for `connect()` and for each attempt to connect."
+        **bounds("connect_timeout"), description="Limit for `connect()` and for each attempt to connect."
     )
     close_timeout: Duration = option(
-        DEFAULTS.close_timeout, ge=0, le=_DAY, description="`close()` flushes what is in flight for this long."
+        **bounds("close_timeout"), description="`close()` flushes what is in flight for this long."
     )
     max_in_flight: int = option(
-        DEFAULTS.max_in_flight,
-        ge=1,
-        le=10**6,
+        **bounds("max_in_flight"),
         unit="messages",
         description="Messages without an outcome at any time; more have to wait.",
     )
     max_in_flight_bytes: Size = option(
-        DEFAULTS.max_in_flight_bytes, ge=1, le=2**40, description="Their size together; more have to wait."
+        **bounds("max_in_flight_bytes"), description="Their size together; more have to wait."
     )
     max_message_bytes: Size = option(
-        DEFAULTS.max_message_bytes,
-        ge=1,
-        le=2**31 - 1,
+        **bounds("max_message_bytes"),
         description="The largest message: body, key and headers together.",
     )
     retry_count: int | None = option(
-        DEFAULTS.retry_count,
-        ge=1,
-        le=10**6,
+        **bounds("retry_count"),
         unit="attempts",
         description="Failed connection passes before waiting sends give up.",
     )
     retry_delay: Duration | None = option(
-        DEFAULTS.retry_delay, gt=0, le=_DAY, description="Pause between connection passes; none: 0.1s, growing to 1s."
+        **bounds("retry_delay"), description="Pause between connection passes; none: 0.1s, growing to 1s."
     )
 
     def __init__(self, **values: Any) -> None:
@@ -112,7 +104,7 @@ class BrokerOptions(BaseModel):
 
 
 def _problems_of(options_type: type[BaseModel], error: ValidationError) -> list[str]:
-    """A sentence per error, with no input in it."""
+    """A sentence for each error. No sentence quotes the input."""
     problems: dict[str, None] = {}  # a union reports each of its members
     for item in error.errors(include_input=False, include_url=False):
         raised = item.get("ctx", {}).get("error")
@@ -129,6 +121,6 @@ def _problems_of(options_type: type[BaseModel], error: ValidationError) -> list[
 
 
 def without_secrets(problems: list[str], values: Iterable[object]) -> list[str]:
-    """A plugin's validator may have quoted what it was given."""
+    """The problems with all secrets masked: a plugin's validator may have quoted its input."""
     secrets = secrets_in(values)
     return [masked(problem, secrets) for problem in problems]

@@ -1,4 +1,4 @@
-"""From the text of a config string and from keywords to a plugin's options."""
+"""Makes a plugin's options from the text of a config string and from keywords."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ _PASSWORD = _Spec(Secret, None, None, None, "Of the user in the URL.", secret=Tr
 
 
 class _Given(NamedTuple):
-    """A value as somebody gave it, not yet read."""
+    """A value before it is converted."""
 
     value: object
     source: Literal["value", "file", "env"]
@@ -101,7 +101,7 @@ def resolve_options(
     keywords: Mapping[str, object] | None = None,
     source: str = "",
 ) -> ResolvedOptions[O]:
-    """Makes a plugin's options from a URL's query and from keywords; a keyword overrides the string.
+    """Makes a plugin's options from a URL's query and from keywords. A keyword overrides the string.
 
     `open_broker` and the documented adapters use it, so both say the same about the same mistake. It reads the files
     and environment variables that `password_file=` and the like name, and does no other I/O.
@@ -109,7 +109,7 @@ def resolve_options(
     password of the URL's user.
 
     Args:
-        source: Where the URL came from, for example a variable's name. What is wrong in it begins with that.
+        source: Where the URL came from, for example a variable's name. Problems of the URL begin with it.
 
     Raises:
         ConfigError: With every problem found.
@@ -224,8 +224,9 @@ def _specs(options_type: type[BrokerOptions]) -> Mapping[str, _Spec]:
 def _build(options_type: type[BrokerOptions]) -> None:
     """Builds the model's validator, which `defer_build` put off.
 
-    Before the first model pydantic looks for its own plugins in every installed distribution, unguarded: one corrupt
-    entry_points.txt, of any package, raises here. It looks only once, so a second try finds out whether it was that.
+    Before its first model pydantic looks for its own plugins in every installed distribution. A malformed
+    entry_points.txt of any package then raises here. pydantic looks only once, so the second try shows whether the
+    model itself is wrong.
     """
     try:
         options_type.model_rebuild()
@@ -278,7 +279,7 @@ def _layer(
 
 
 def _check_parts(url: BrokerURL, options_type: type[BrokerOptions], problems: list[str]) -> None:
-    """A part of the URL that the plugin does not read is a mistake, not decoration."""
+    """Adds a problem for each part of the URL that the plugin does not read."""
     found = {
         "userinfo": url.username is not None,
         "hosts": bool(url.hosts),
@@ -292,7 +293,7 @@ def _check_parts(url: BrokerURL, options_type: type[BrokerOptions], problems: li
 
 
 def _read(name: str, item: _Given, spec: _Spec) -> Any:
-    """The Python value. Text is converted, wherever it came from; anything else is left to the model."""
+    """The Python value. This function converts text; the model validates everything else."""
     value = item.value
     if item.source != "value":
         reference = value.reveal() if isinstance(value, Secret) else value

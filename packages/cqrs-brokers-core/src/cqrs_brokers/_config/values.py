@@ -1,7 +1,7 @@
-"""Option values: from the text of a config string to Python and back. Strict: what is not clearly meant is refused.
+"""Converts option values from the text of a config string to Python and back. Ambiguous text is refused.
 
-A converter takes text and returns the value, or raises `ValueError` with what would have been right; it never quotes
-the text. Which option has which type, and its range, is for `options`.
+A converter takes text and returns the value, or raises a `ValueError` that says which text is allowed. The error never
+quotes the text. Types and ranges of options are in `options`.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ Converter = Callable[[str], Any]
 
 
 def converter(annotation: Any, metadata: list[Any]) -> Converter | None:
-    """How text becomes a value of the type, or None when text cannot become one (a keyword-only object)."""
+    """The function that converts text to the type, or None when there is none (a keyword-only object)."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     for marker in metadata:
         if isinstance(marker, Quantity):
@@ -155,7 +155,7 @@ def _several(kind: type, item: Converter | None) -> Converter | None:
 
 
 def quantity(annotation: Any, metadata: list[Any]) -> Quantity | None:
-    """The unit that values of the type are written with, `Duration | None` included."""
+    """The unit of the type's values, or None. `Duration | None` has the unit of `Duration`."""
     for marker in metadata:
         if isinstance(marker, Quantity):
             return marker

@@ -10,11 +10,13 @@ import logging
 
 from cqrs_brokers._delivery.breaches import ContractBreaches
 from cqrs_brokers._delivery.window import Window
+from cqrs_brokers._stalls import LOOK, stalled_for, wait_patiently
 from cqrs_brokers.driver import PipelinedDriver
 from cqrs_brokers.exceptions import BrokerClosedError, ClosedWhilePendingError
 from cqrs_brokers.tasks import retrieve_exception
 
-from .connection import Connection, State
+from .connection import Connection
+from .states import State
 
 __all__ = ["Closing"]
 
@@ -64,12 +66,14 @@ class Closing:
     async def _run(self) -> None:
         window, connection = self._window, self._connection
         while not window.is_empty and connection.state is not State.FAILED:
-            left = self._by - self.loop.time()
-            if left <= 0 or await window.drained(min(left, LOOK_AGAIN)):
+            now = self.loop.time()
+            if now >= self._by and stalled_for(self._by, now):  # what came in meanwhile is read first
+                await window.drained(LOOK)
+            if now >= self._by or await window.drained(min(self._by - now, LOOK_AGAIN)):
                 break
         unknown = window.settle(
             ClosedWhilePendingError("the broker was closed before the confirm came"),
-            BrokerClosedError("the broker was closed before the message was sent"),
+            self._not_sent(),
         )
         if unknown:
             ids = ", ".join(str(d.message_id) for d in unknown[:10])
@@ -79,10 +83,17 @@ class Closing:
         await connection.stop()
         await self._close_driver(max(0.0, self._by - self.loop.time()))
 
+    def _not_sent(self) -> BrokerClosedError:
+        why = self._connection.last_error
+        no_connection = "" if why is None else f"; there was no connection: {why.text}"
+        error = BrokerClosedError(f"the broker was closed before the message was sent{no_connection}")
+        error.__cause__ = why
+        return error
+
     async def _close_driver(self, grace: float) -> None:
         closing = self.loop.create_task(self._sender.close(grace))
         closing.add_done_callback(retrieve_exception)
-        await asyncio.wait((closing,), timeout=grace + FORCED_CLOSE)
+        await wait_patiently(closing, grace + FORCED_CLOSE)
         if not closing.done():
             self._breaches.add("close", "did not end in time; the connection is dropped")
             self._sender.abort()

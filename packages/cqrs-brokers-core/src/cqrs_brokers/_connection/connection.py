@@ -10,14 +10,14 @@ IDLE ──first send / connect()──▶ CONNECTING ──ok──▶ READY �
 from __future__ import annotations
 
 import asyncio
-import enum
 import logging
 import random
 from collections.abc import Callable, Coroutine
-from typing import Any, NamedTuple
+from typing import Any
 
 from cqrs_brokers._config.settings import BrokerSettings
 from cqrs_brokers._delivery.breaches import ContractBreaches
+from cqrs_brokers._stalls import because_of_a_stall, wait_patiently
 from cqrs_brokers.driver import Driver
 from cqrs_brokers.exceptions import (
     BrokerBlockedError,
@@ -30,41 +30,27 @@ from cqrs_brokers.exceptions import (
 )
 from cqrs_brokers.tasks import Tasks, retrieve_exception
 
-__all__ = ["Connection", "ConnectionListener", "State"]
+from .states import ConnectionListener, State
+
+__all__ = ["Connection"]
 
 logger = logging.getLogger("cqrs_brokers.connection")
 
 FIRST_DELAY = 0.1
 LONGEST_DELAY = 1.0
 RETRY_AFTER_PERMANENT = 5.0
+PROVEN_AFTER = 5.0
+"""How long a connection lasts, in seconds, until it counts as good although no message was confirmed."""
+MOST_LINES = 20
+"""How many different reasons of one outage are logged."""
 OWN_TIMEOUT_SLACK = 0.5
 """A driver that bounds its own attempt by connect_timeout, with a better hint, goes first."""
 
 
-class State(enum.Enum):
-    IDLE = "idle"
-    CONNECTING = "connecting"
-    READY = "ready"
-    FAILED = "failed"
-    CLOSED = "closed"
-
-
-class ConnectionListener(NamedTuple):
-    """Who is told of the connection, and asked whether it is needed.
-
-    Attributes:
-        opened: The driver takes messages from now on, or takes none.
-        failed: Connecting failed, for good or too often: every message that was not handed over ends with this error.
-        dropped: The event loop is ending without `close()`.
-        changed: For the observers: the new state, and why.
-        is_needed: Whether a message is without its outcome.
-    """
-
-    opened: Callable[[bool], None]
-    failed: Callable[[NotConnectedError], None]
-    dropped: Callable[[], None]
-    changed: Callable[[str, str], None]
-    is_needed: Callable[[], bool]
+def _backoff(unproven: int) -> float:
+    """Seconds until the next attempt, after so many without success."""
+    doublings = min(max(0, unproven - 1), 10)  # bounded: an outage of hours must not end in an OverflowError
+    return min(LONGEST_DELAY, FIRST_DELAY * 2.0**doublings)
 
 
 class Connection:
@@ -107,6 +93,8 @@ class Connection:
         self._wake: asyncio.Future[None] | None = None
         self._passes: list[asyncio.Future[BrokerError | None]] = []
         self._retry_at = 0.0
+        self._logged: set[str] = set()
+        """The lines of this outage."""
         self._engaged = False
         """Whether the driver may hold a connection."""
         driver.bind(self)
@@ -129,7 +117,7 @@ class Connection:
         else:
             error.broker = error.broker or self._address
             if known is None:
-                logger.warning("the client of %s is reconnecting: %s", self._address, error.text)
+                self._log(logging.WARNING, "the client of %s is reconnecting: %s", error)
                 self._listener.changed("reconnecting", error.text)
 
     def blocked(self, reason: str) -> None:
@@ -246,14 +234,24 @@ class Connection:
     async def _keep_connected(self, loop: asyncio.AbstractEventLoop) -> None:
         was_ready = False
         failures = 0
+        """Failed attempts in a row."""
+        unproven = 0
+        """Attempts since a connection has proved good: it lasted, or the broker confirmed a message."""
         while True:
             self.state = State.CONNECTING
             self._listener.changed("connecting", "")
             self._lost = loop.create_future()
             error = await self._connect_once()
+            unproven += 1
             if error is None:
                 was_ready, failures = True, 0
+                since = loop.time()
+                self._listener.has_confirmed()
                 error = await self._ready_until_lost()
+                if self._listener.has_confirmed() or loop.time() - since >= PROVEN_AFTER:
+                    unproven = 0
+                    self._logged.clear()
+                self._log(logging.WARNING, "lost the connection to %s: %s", error)
             else:
                 failures += 1
                 self._end_passes(error)
@@ -269,8 +267,8 @@ class Connection:
                 self._listener.changed("idle", error.text)
                 return
             if failures or not was_ready:
-                logger.warning("cannot connect to %s, trying again: %s", self._address, error.text)
-            await self._pause(loop, failures)
+                self._log(logging.WARNING, "cannot connect to %s, trying again: %s", error)
+            await self._pause(loop, unproven)
 
     async def _connect_once(self) -> ConnectError | None:
         timeout = self._settings.connect_timeout + OWN_TIMEOUT_SLACK
@@ -284,14 +282,14 @@ class Connection:
         task = self._attempt = self._tasks.spawn(work)
         task.add_done_callback(retrieve_exception)
         try:
-            await asyncio.wait((task,), timeout=timeout)
+            stalled = await wait_patiently(task, timeout)
         except asyncio.CancelledError:
             await self._end_attempt(method, task)
             raise
         await self._end_attempt(method, task)
         error: ConnectError
         if not task.done() or task.cancelled():
-            return UnreachableError(silence, broker=self._address)
+            return UnreachableError(because_of_a_stall(silence, stalled), broker=self._address)
         raised = task.exception()
         if raised is None:
             return None
@@ -327,16 +325,22 @@ class Connection:
         self.last_error = error
         self._listener.opened(False)
         self._listener.changed("lost", error.text)
-        logger.warning("lost the connection to %s: %s", self._address, error.text)
         return error
 
     def _fail(self, loop: asyncio.AbstractEventLoop, error: ConnectError) -> None:
         self.state = State.FAILED
         self._retry_at = loop.time() + RETRY_AFTER_PERMANENT
-        logger.error("cannot connect to %s, not trying again by itself: %s", self._address, error.text)
+        self._log(logging.ERROR, "cannot connect to %s, not trying again by itself: %s", error)
         self._listener.changed("failed", error.text)
         self._listener.failed(self._why_not_connected())
         self._end_passes(error)
+
+    def _log(self, level: int, text: str, error: ConnectError) -> None:
+        """One line for each reason in an outage, however often it is tried."""
+        line = text % (self._address, error.text)
+        if line not in self._logged and len(self._logged) < MOST_LINES:
+            self._logged.add(line)
+            logger.log(level, "%s", line)
 
     def _end_passes(self, error: BrokerError | None) -> None:
         passes, self._passes = self._passes, []
@@ -344,13 +348,13 @@ class Connection:
             if not outcome.done():
                 outcome.set_result(error)
 
-    async def _pause(self, loop: asyncio.AbstractEventLoop, failures: int) -> None:
+    async def _pause(self, loop: asyncio.AbstractEventLoop, unproven: int) -> None:
         if self._passes:
             return
         if self._settings.retry_delay is not None:
             delay = self._settings.retry_delay
         else:
-            delay = min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** max(0, failures - 1)) * (0.5 + self._jitter() / 2)
+            delay = _backoff(unproven) * (0.5 + self._jitter() / 2)
         self._wake = loop.create_future()
         await asyncio.wait((self._wake,), timeout=delay)
         self._wake = None

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from cqrs_brokers.exceptions import BrokerStateError, ConnectError
 
-from .connection import Connection, State
+from .connection import Connection
+from .states import State
 
 __all__ = ["Health", "whats_wrong"]
 

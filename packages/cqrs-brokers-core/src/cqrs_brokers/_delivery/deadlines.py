@@ -10,6 +10,7 @@ import asyncio
 import collections
 from collections.abc import Callable
 
+from cqrs_brokers._stalls import LOOK, because_of_a_stall, stalled_for
 from cqrs_brokers.exceptions import (
     BackpressureError,
     DeliveryError,
@@ -57,6 +58,9 @@ class Deadlines:
         """The order of calls is the order of deadlines."""
         self._loop: asyncio.AbstractEventLoop
         self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
+        self._stalled = 0.0
+        """For how long the event loop stood still, while it looks at what came in meanwhile."""
         self.armed = False
         """Whether there is a timer. `watch()` need not be called then; looking is cheaper than a call per message."""
 
@@ -66,11 +70,13 @@ class Deadlines:
         self._timer = None
         self.armed = False
         self._in_order = True
+        self._stalled = 0.0
 
     def watch(self, deadline: float) -> None:
         """There is a message with this deadline (`loop.time()`, in seconds)."""
         if not self.armed:
             self.armed = True
+            self._due = deadline
             self._timer = self._loop.call_at(deadline, self.expire)
 
     def expect(self, deadline: float) -> None:
@@ -94,10 +100,16 @@ class Deadlines:
         self.armed = False
         now = self._loop.time() + CLOCK_RESOLUTION
         room = not self._waiting and self._in_flight.count < self._in_flight.max_count
+        looked, stalled = self._stalled > 0, self._stalled or stalled_for(self._due, now)
+        self._stalled = 0.0
         for delivery in self._late(now):
-            if not delivery.done:  # an observer may have ended it meanwhile
-                delivery.end(self._error(delivery, room))
-        when = self._next(now)
+            if delivery.done:  # an observer may have ended it meanwhile
+                continue
+            if stalled and not looked and delivery.state == HANDED:
+                self._stalled = stalled  # its confirm may have come in
+            else:
+                delivery.end(self._error(delivery, room, stalled))
+        when = now + LOOK if self._stalled else self._next(now)
         if when is not None:
             self.watch(when)
 
@@ -134,25 +146,29 @@ class Deadlines:
         # Looking at every message takes longer the more there are: at most a tenth of the time goes into it.
         return max(min(first, now + self._timeout), now + 10 * (self._loop.time() + CLOCK_RESOLUTION - now))
 
-    def _error(self, delivery: Sending, room: bool) -> DeliveryError:
+    def _error(self, delivery: Sending, room: bool, stalled: float) -> DeliveryError:
         """The first that applies."""
         if delivery.state == HANDED:
             known = self._known(delivery, handed=True)
             if isinstance(known, DeliveryUnknownError):
                 return known
-            return DeliveryTimeoutError("the broker did not confirm it before the deadline")
+            return DeliveryTimeoutError(
+                because_of_a_stall("the broker did not confirm it before the deadline", stalled)
+            )
         reason = self._why_not_taken() or self._known(delivery, handed=False)
         if isinstance(reason, NotDeliveredError):
             return reason
         if room:
-            return BackpressureError(
+            text = (
                 "the broker did not take it until the deadline: it takes nothing for this topic, or part of it, at the "
                 "moment; send again later, or raise delivery_timeout"
             )
-        return BackpressureError(
-            "no room until the deadline: messages come faster than the broker confirms them; send fewer at a time, "
-            "or raise delivery_timeout or max_in_flight"
-        )
+        else:
+            text = (
+                "no room until the deadline: messages come faster than the broker confirms them; send fewer at a time, "
+                "or raise delivery_timeout or max_in_flight"
+            )
+        return BackpressureError(because_of_a_stall(text, stalled))
 
     def _known(self, delivery: Sending, *, handed: bool) -> DeliveryError | None:
         try:

@@ -46,7 +46,7 @@ class InFlight:
         """The deliveries whose callers have their outcome and that the driver still holds."""
         self.bytes = 0
         self.confirmed = False
-        """Whether the broker has confirmed a message since the supervisor last reset this."""
+        """Whether the broker has confirmed a message since `take_confirmed`."""
         self.room_is_wanted = False
         """Whether `on_room` is to be called when a place becomes free."""
         self.on_room: Callable[[], None]
@@ -57,6 +57,11 @@ class InFlight:
     def count(self) -> int:
         """How many messages the driver holds."""
         return len(self.pending) + len(self.ended)
+
+    def take_confirmed(self) -> bool:
+        """Whether the broker has confirmed a message since the last call."""
+        confirmed, self.confirmed = self.confirmed, False
+        return confirmed
 
     def clear(self) -> None:
         """Forgets every delivery: the driver will not be asked any more."""

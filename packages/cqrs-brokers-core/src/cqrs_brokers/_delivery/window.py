@@ -10,6 +10,7 @@ import asyncio
 import collections
 from collections.abc import Callable, Sequence
 
+from cqrs_brokers._stalls import wait_patiently
 from cqrs_brokers.exceptions import DeliveryError, NotDeliveredError
 
 from .deadlines import Deadlines, WhyLate
@@ -223,7 +224,7 @@ class Window:
 
         self._in_flight.watch(watcher)
         try:
-            await asyncio.wait((empty,), timeout=timeout)
+            await wait_patiently(empty, timeout)
         finally:
             self._in_flight.unwatch(watcher)
         return not pending

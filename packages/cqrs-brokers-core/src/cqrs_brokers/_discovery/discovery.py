@@ -1,4 +1,4 @@
-"""Who owns a scheme. Decided from the table of installed plugins and the pins, before anything is imported."""
+"""Decides who owns a scheme, from the table of installed plugins and the pins, before anything is imported."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def find_owner(scheme: str, distribution: str | None = None) -> Claim:
     """The one claim on the scheme that may be loaded.
 
     Args:
-        distribution: A pin: only this distribution will do, also for a reserved scheme. None: the pin of
+        distribution: A pin: no other distribution may provide the scheme, even if it is reserved. None: the pin of
             `CQRS_BROKERS_PIN`, if there is one.
 
     Raises:
@@ -97,13 +97,13 @@ def find_owner(scheme: str, distribution: str | None = None) -> Claim:
 
 
 def _allowed(claims: Sequence[Claim], scheme: str, pin: str | None) -> list[Claim]:
-    """The claims that a pin, or the reservation of the scheme, leaves."""
+    """The claims that the pin, or else the reservation of the scheme, permits."""
     owner = pin or OFFICIAL.get(scheme)
     return [claim for claim in claims if owner is None or canonical(claim.distribution) == canonical(owner)]
 
 
 def _usable(claims: Sequence[Claim]) -> dict[str, Claim]:
-    """By title, one claim of each distribution whose metadata is good."""
+    """One claim of each distribution whose metadata can be used, by title."""
     by_name = {canonical(claim.distribution): claim for claim in reversed(claims) if claim.broken is None}
     return {claim.title: claim for claim in by_name.values()}
 

@@ -27,7 +27,7 @@ class BrokerHooks:
     def broker_options() -> type[BrokerOptions]:
         """The plugin's options.
 
-        May be left out: then the scheme has only the options that every broker has.
+        Optional. Without this hook the scheme has only the options that every broker has.
         """
         raise NotImplementedError
 
@@ -42,6 +42,6 @@ class BrokerHooks:
             options: An instance of what `broker_options` returned, validated.
 
         Raises:
-            ConfigError: The options do not fit together in a way that their model cannot tell.
+            ConfigError: The options contradict each other in a way that their model cannot check.
         """
         raise NotImplementedError

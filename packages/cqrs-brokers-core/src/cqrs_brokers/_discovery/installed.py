@@ -96,7 +96,7 @@ def canonical(name: str) -> str:
 
 
 def _distributions(**criteria: str) -> Iterator[Distribution]:
-    """All of them, or those of a name. A broken finder on `sys.meta_path` ends the list, not the program."""
+    """All distributions, or those of a name. A broken finder on `sys.meta_path` only ends the list."""
     import importlib_metadata
 
     try:
@@ -124,7 +124,7 @@ def _folder_name(distribution: Distribution) -> str:
 
 
 def _entry_points(distribution: Distribution) -> tuple[list[EntryPoint], str | None]:
-    """Those in our group, and why the file cannot be read, or None."""
+    """The entry points in our group, and why the file cannot be read, or None."""
     try:
         return [entry_point for entry_point in distribution.entry_points if entry_point.group == GROUP], None
     except Exception as error:
@@ -206,5 +206,5 @@ def _core_version() -> str | None:
 
 
 def _printable(text: str) -> str:
-    """Bounded, and without characters that cannot be printed."""
+    """The text for an error: at most 200 characters, all printable."""
     return "".join(character if character.isprintable() else "?" for character in text[:200])

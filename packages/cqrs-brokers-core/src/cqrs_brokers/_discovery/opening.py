@@ -1,4 +1,4 @@
-"""From a config string to a `Broker`."""
+"""Makes a `Broker` from a config string."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def open_broker(
     encoder: Encoder | None = None,
     **options: object,
 ) -> Broker:
-    """Makes the `Broker` that a config string names. Synchronous, no I/O: connecting is for the first send.
+    """Makes the `Broker` that a config string names. Synchronous, no I/O: the first send connects.
 
     Args:
         url: `scheme://[user:password@]host[:port][,…][/path][?option=value&…]`. None: the environment variable

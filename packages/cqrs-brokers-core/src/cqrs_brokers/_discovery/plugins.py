@@ -1,6 +1,6 @@
-"""The plugins that are loaded: pluggy's registry, the checks of what they give, and registration in process.
+"""Loads plugins into pluggy's registry and checks what their hooks return.
 
-Who owns a scheme is decided in `discovery`, before anything is imported; this module imports that one.
+`discovery` decides who owns a scheme before anything is imported. This module then imports that one plugin.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Plugin(NamedTuple):
     implementation: object
 
     def options_type(self) -> type[BrokerOptions]:
-        """What its `broker_options` hook gives.
+        """The class that its `broker_options` hook returns.
 
         Raises:
             PluginContractError: It raised, or gave something else.
@@ -93,9 +93,9 @@ class Plugin(NamedTuple):
         return _manager.subset_hook_caller(name, others)
 
     def _failed(self, error: Exception, url: BrokerURL, options: BrokerOptions) -> NoReturn:
-        """Passes on what the plugin raised, without the secrets that it was given.
+        """Raises the plugin's error without the secrets that the plugin was given.
 
-        A client library's error may quote them, in its text or in that of a cause; then the chain is left out.
+        The text of a client library's error, or of its cause, may quote them. Then the cause is left out.
         """
         given = [url.password, *url.query.values(), *(getattr(options, name) for name in type(options).model_fields)]
         secrets = secrets_in(given)
@@ -112,10 +112,10 @@ class Plugin(NamedTuple):
 
 
 def load_plugin(scheme: str, distribution: str | None = None) -> Plugin:
-    """The plugin that owns the scheme, imported if it was not. Imports no other.
+    """The plugin that owns the scheme. Imports it if necessary, and no other plugin.
 
     Args:
-        distribution: Only this installed distribution will do; see `discovery.find_owner`.
+        distribution: Only this installed distribution may provide the scheme.
 
     Raises:
         PluginError: One of the five diagnoses, or a broken contract.
@@ -157,7 +157,7 @@ def register_plugin(schemes: str | Iterable[str], plugin: object, *, name: str |
 
 
 def unregister_plugin(plugin: object) -> None:
-    """Takes back `register_plugin`. Brokers that are open stay so."""
+    """Undoes `register_plugin`. Brokers that are open stay open."""
     for scheme in [scheme for scheme, known in _in_process.items() if known.implementation is plugin]:
         del _in_process[scheme]
     if _manager.is_registered(plugin):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cqrs_brokers import Message
@@ -29,18 +29,18 @@ class Item:
         message: What is sent.
         partition: Its partition.
         token: The token of its partition when it was claimed.
+        lane: What orders it: topic and key; without a key, itself.
     """
 
     row: Any
     message: Message
     partition: int
     token: int
+    lane: Any = field(init=False)
 
-    @property
-    def lane(self) -> Any:
-        """What orders it: topic and key; without a key, itself."""
+    def __post_init__(self) -> None:
         row = self.row
-        return row.id if row.message_key is None else (row.topic, bytes(row.message_key))
+        self.lane = row.id if row.message_key is None else (row.topic, bytes(row.message_key))
 
 
 class Keys:

@@ -52,6 +52,7 @@ class Leases:
         tokens: The partitions that are held, with their tokens.
         leaving: Those that are to be released once nothing of them is in flight.
         count: How many partitions there are.
+        living: How many relays there were at the last step.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Leases:
         self.tokens: dict[int, int] = {}
         self.leaving: set[int] = set()
         self.count = 0
+        self.living = 0
 
     def left(self) -> float:
         """Seconds until the leases end, at the earliest."""
@@ -123,7 +125,7 @@ class Leases:
         """
         before = monotonic()
         rows, living = await self._renew()
-        self.count = len(rows)
+        self.count, self.living = len(rows), len(living)
         held = {row.number: row.token for row in rows if row.owner == self._owner}
         self.tokens = {number: token for number, token in self.tokens.items() if held.get(number) == token}
         self._held_until = before + self.lease

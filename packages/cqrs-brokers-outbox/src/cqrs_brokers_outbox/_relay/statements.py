@@ -96,14 +96,15 @@ class Statements(ABC):
         )
 
     def probe(self, scope: str, partitions: Collection[int], count: int) -> Statement:
-        """Whether there is anything to claim, and anything to take over: two numbers."""
+        """Whether there is anything to claim, anything to take over, and how many relays live: three numbers."""
         mine, parameters = self._mine(partitions, count)
         return (
             f"SELECT CASE WHEN EXISTS (SELECT 1 FROM {self.messages} o WHERE o.state = {State.READY}{mine}) "
             f"OR EXISTS (SELECT 1 FROM {self.messages} o WHERE o.state IN ({State.WAITING}, {State.REFUSED}) "
             f"AND o.not_before <= {self.now}{mine}) THEN 1 ELSE 0 END, "
             f"CASE WHEN EXISTS (SELECT 1 FROM {self.lease} WHERE scope = :scope AND until < {self.now}) "
-            "THEN 1 ELSE 0 END",
+            "THEN 1 ELSE 0 END, "
+            f"(SELECT COUNT(*) FROM {self.relay} WHERE scope = :scope AND until > {self.now})",
             {"scope": scope, **parameters},
         )
 

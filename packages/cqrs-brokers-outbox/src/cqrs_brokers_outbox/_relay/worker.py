@@ -35,7 +35,7 @@ logger = logging.getLogger("cqrs_brokers.outbox")
 
 MARGIN = 5.0
 """Sends end so many seconds before the lease does."""
-SHORTEST_POLL, LONGEST_POLL = 0.01, 0.27
+SHORTEST_POLL, LONGEST_POLL = 0.01, 0.28
 LEASE_STEP = 1.0
 PURGE_STEP = 60.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
@@ -169,10 +169,10 @@ class Worker:
             self._keys.claim_ended()
 
     async def _anything(self, partitions: Sequence[int]) -> bool:
-        ((rows, free),) = await self._claims.rows(
+        ((rows, free, living),) = await self._claims.rows(
             self._claims.statements.probe(self._leases.scope, partitions, self._leases.count)
         )
-        if free:
+        if free or living != self._leases.living:
             self._to_lease.set()
         return bool(rows)
 
@@ -310,7 +310,7 @@ class Worker:
     # -- leasing ------------------------------------------------------------------------------------------------------
 
     async def _leasing(self) -> None:
-        renew = min(self._leases.lease / 6, (self._leases.lease - self._broker.delivery_timeout - MARGIN) / 2)
+        renew = min(self._leases.lease / 4, (self._leases.lease - self._broker.delivery_timeout - MARGIN) / 2)
         while True:
             before = set(self._leases.tokens)
             await self._tried("lease", self._step)
@@ -320,9 +320,10 @@ class Worker:
             self._keys.forget_waiting(self.in_use - set(self._leases.claimable()))
             self._send_what_may_go()
             self._to_lease.clear()
-            restless = self._leases.leaving or not self._leases.tokens
+            # An idle relay learns from its probes that something changed; a busy one looks itself.
+            watchful = self._keys.busy or self._leases.leaving or not self._leases.tokens
             started = monotonic()
-            await _set_within(self._to_lease, LEASE_STEP if restless else renew)
+            await _set_within(self._to_lease, min(LEASE_STEP, renew) if watchful else renew)
             await asyncio.sleep(max(0.0, min(LEASE_STEP, renew / 2) - (monotonic() - started)))
 
     async def _step(self) -> bool:

@@ -8,6 +8,8 @@ import contextlib
 import os
 import pwd
 import shutil
+import signal
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -63,12 +65,38 @@ class PostgreSQLNode(DatabaseNode, PostgreSQLServer):
         address = ["-h", LOOPBACK, "-p", str(self.port), "-U", "postgres", "-d", name]
         return [str(self._installation.client), "-X", "-q", "-A", "-t", "-F", "\t", "-v", "ON_ERROR_STOP=1", *address]
 
+    def kill(self) -> None:
+        """End the server at once (SIGKILL), with its processes; what was committed is there after `start()`."""
+        super().kill()
+        # Each of its processes has a session of its own. They end by themselves when their parent is gone, but not at
+        # once, and until then no server starts on their data.
+        for _ in range(100):
+            left = _processes_in(self._data)
+            if not left:
+                return
+            for process in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+            time.sleep(0.05)
+
+    stop = kill
+
     def close_all_connections(self) -> None:
         """End every other connection from the server's side."""
         self.sql(
             "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
             "WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
         )
+
+
+def _processes_in(folder: Path) -> list[int]:
+    """Processes that work in a folder, where the system tells (Linux)."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if os.readlink(entry / "cwd") == str(folder):
+                found.append(int(entry.name))
+    return found
 
 
 def _as_ordinary_user(folder: Path) -> list[str]:

@@ -11,7 +11,7 @@ from cqrs_brokers.exceptions import ConfigError
 from cqrs_brokers.tls import TLSContext, warn_insecure_transport
 from cqrs_brokers.url import BrokerURL, Host
 
-from .options import KafkaOptions
+from ._options import KafkaOptions
 
 __all__ = ["KafkaProducerAdapter", "KafkaSettings"]
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from cqrs_brokers import Broker, Observer
 from cqrs_brokers.adapters import set_log_level
 
-from .settings import KafkaProducerAdapter
+from ._settings import KafkaProducerAdapter
 
 __all__ = ["KafkaMessageBroker"]
 

@@ -1,0 +1,85 @@
+"""What a memory broker does wrong on purpose: a script of faults, counted from its beginning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, get_args
+
+from cqrs_brokers import exceptions
+from cqrs_brokers.exceptions import DeliveryError, DeliveryUnknownError, RejectedError, UnreachableError
+
+__all__ = ["ERRORS", "ErrorName", "Faults", "Script"]
+
+ErrorName = Literal[
+    "RejectedError",
+    "UnroutableError",
+    "DestinationNotFoundError",
+    "PublishForbiddenError",
+    "MessageTooLargeError",
+    "BackpressureError",
+    "BrokerBlockedError",
+    "DeliveryUnknownError",
+    "DeliveryTimeoutError",
+    "ConnectionLostError",
+    "NackedError",
+]
+ERRORS: Final[dict[str, type[DeliveryError]]] = {name: getattr(exceptions, name) for name in get_args(ErrorName)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Faults:
+    """A script of faults, for `Published.play`. All is well with what it does not name.
+
+    Attributes:
+        fail: So many messages fail first.
+        fail_at: And these: 1 is the first message.
+        error: How they fail. After an error that is unknown to the sender the message is kept.
+        unknown: So many messages after the first `fail` are kept but not confirmed.
+        fail_connect: So many attempts to connect fail.
+        fail_health: So many calls of `health()` say that the broker does not answer.
+        latency: Seconds from handing a message over to its outcome.
+    """
+
+    fail: int = 0
+    fail_at: Sequence[int] = ()
+    error: ErrorName = "RejectedError"
+    unknown: int = 0
+    fail_connect: int = 0
+    fail_health: int = 0
+    latency: float = 0.0
+
+
+class Script:
+    """A script that is being played."""
+
+    def __init__(self, faults: Faults) -> None:
+        self.faults = faults
+        self._calls = self._connects = self._pings = 0
+
+    def next_send(self) -> DeliveryError | None:
+        """How the next message ends, or None when it is confirmed."""
+        faults, call = self.faults, self._calls + 1
+        self._calls = call
+        if call <= faults.fail or call in faults.fail_at:
+            error = ERRORS[faults.error]
+            verb = "rejected" if error is RejectedError else f"failed with {faults.error}"
+            how = f"fail={faults.fail}" if call <= faults.fail else f"fail_at={','.join(map(str, faults.fail_at))}"
+            return error(f"{verb} by the script: message {call} of {how}")
+        if call <= faults.fail + faults.unknown:
+            text = f"not confirmed by the script: message {call - faults.fail} of unknown={faults.unknown}"
+            return DeliveryUnknownError(text)
+        return None
+
+    def connect(self) -> None:
+        """Raises an `UnreachableError` while the script says so."""
+        self._connects += 1
+        if self._connects <= self.faults.fail_connect:
+            text = f"unreachable by the script: attempt {self._connects} of fail_connect={self.faults.fail_connect}"
+            raise UnreachableError(text)
+
+    def ping(self) -> None:
+        """Raises an `UnreachableError` while the script says so."""
+        self._pings += 1
+        if self._pings <= self.faults.fail_health:
+            raise UnreachableError(f"silent by the script: call {self._pings} of fail_health={self.faults.fail_health}")

@@ -1,0 +1,60 @@
+"""The settings of `Broker`: defaults and ranges, once for its keywords and for the options of config strings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from cqrs_brokers.exceptions import ConfigError
+
+__all__ = ["BrokerSettings", "bounds"]
+
+_DAY = 86_400.0
+
+_BOUNDS: Final[dict[str, dict[str, float]]] = {
+    "delivery_timeout": {"gt": 0, "le": _DAY},
+    "connect_timeout": {"gt": 0, "le": _DAY},
+    "close_timeout": {"ge": 0, "le": _DAY},
+    "max_in_flight": {"ge": 1, "le": 10**6},
+    "max_in_flight_bytes": {"ge": 1, "le": 2**40},
+    "max_message_bytes": {"ge": 1, "le": 2**31 - 1},
+    "retry_count": {"ge": 1, "le": 10**6},
+    "retry_delay": {"gt": 0, "le": _DAY},
+}
+
+
+@dataclass(frozen=True)
+class BrokerSettings:
+    """The settings that `Broker` itself uses. Its docstring says what each means.
+
+    Raises:
+        ConfigError: A number is too small.
+    """
+
+    delivery_timeout: float = 30.0
+    connect_timeout: float = 10.0
+    close_timeout: float = 10.0
+    max_in_flight: int = 1000
+    max_in_flight_bytes: int = 32 * 2**20
+    max_message_bytes: int = 1_000_000
+    retry_count: int | None = None
+    retry_delay: float | None = None
+
+    def __post_init__(self) -> None:
+        problems = []
+        for name, bound in _BOUNDS.items():
+            value = getattr(self, name)
+            if value is None and getattr(BrokerSettings, name) is None:
+                continue
+            # Negated, so that NaN is refused. Programs may exceed the upper bounds: those find mistakes in strings.
+            if "gt" in bound and not value > bound["gt"]:
+                problems.append(f"{name} must be above {bound['gt']}, not {value}")
+            elif "ge" in bound and not value >= bound["ge"]:
+                problems.append(f"{name} must be {bound['ge']} or more, not {value}")
+        if problems:
+            raise ConfigError(problems)
+
+
+def bounds(name: str) -> dict[str, Any]:
+    """The default and the range of a setting, as arguments of `option`."""
+    return {"default": getattr(BrokerSettings, name), **_BOUNDS[name]}

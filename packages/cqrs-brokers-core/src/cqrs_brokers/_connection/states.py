@@ -1,0 +1,39 @@
+"""The states of a connection, and who is told when they change."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import NamedTuple
+
+from cqrs_brokers.exceptions import NotConnectedError
+
+__all__ = ["ConnectionListener", "State"]
+
+
+class State(enum.Enum):
+    IDLE = "idle"
+    CONNECTING = "connecting"
+    READY = "ready"
+    FAILED = "failed"
+    CLOSED = "closed"
+
+
+class ConnectionListener(NamedTuple):
+    """Who is told of the connection, and asked whether it is needed.
+
+    Attributes:
+        opened: The driver takes messages from now on, or takes none.
+        failed: Connecting failed, for good or too often: every message that was not handed over ends with this error.
+        dropped: The event loop is ending without `close()`.
+        changed: For the observers: the new state, and why.
+        is_needed: Whether a message is without its outcome.
+        has_confirmed: Whether the broker has confirmed a message since the last call.
+    """
+
+    opened: Callable[[bool], None]
+    failed: Callable[[NotConnectedError], None]
+    dropped: Callable[[], None]
+    changed: Callable[[str, str], None]
+    is_needed: Callable[[], bool]
+    has_confirmed: Callable[[], bool]

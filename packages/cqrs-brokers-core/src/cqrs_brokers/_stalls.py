@@ -1,0 +1,49 @@
+"""A timer that fires late: the event loop stood still, and what came in meanwhile has not been read yet.
+
+A laptop that slept, a virtual machine or function that was frozen, a blocking call: when the loop goes on, timers fire
+at once, and the broker's answers still lie in the socket. So the loop may look first, for a moment; then is decided.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+__all__ = ["LOOK", "because_of_a_stall", "stalled_for", "wait_patiently"]
+
+_LATE = 0.2
+"""How late a timer is, in seconds, when the loop stood still; less is a busy loop."""
+LOOK = 0.25
+"""How long the loop may look at what came in meanwhile, in seconds."""
+
+
+def stalled_for(due: float, now: float) -> float:
+    """For how long the event loop stood still, in seconds: 0 when a timer that was due then fires now in time."""
+    return now - due if now - due > _LATE else 0.0
+
+
+def because_of_a_stall(text: str, stalled: float) -> str:
+    """The text of an error, with the stall if there was one (in seconds)."""
+    return f"{text} (the event loop of this process stood still for {stalled:.1f} s)" if stalled else text
+
+
+async def wait_patiently(future: asyncio.Future[Any], timeout: float | None) -> float:
+    """Waits for a future, and a moment longer when the event loop stood still. Neither cancels it nor raises its error.
+
+    Args:
+        future: What to wait for.
+        timeout: Seconds, at most; None: unbounded.
+
+    Returns:
+        For how long the loop stood still, in seconds, if the timeout came late.
+    """
+    if timeout is None:
+        await asyncio.wait((future,))
+        return 0.0
+    loop = asyncio.get_running_loop()
+    due = loop.time() + timeout
+    await asyncio.wait((future,), timeout=timeout)
+    stalled = stalled_for(due, loop.time())
+    if stalled and not future.done():
+        await asyncio.wait((future,), timeout=LOOK)
+    return stalled
