@@ -347,7 +347,11 @@ class Pipeline(Generic[T]):
 
 
 async def connect_to_any(
-    hosts: Sequence[Host], connect: Callable[[Host], Coroutine[Any, Any, C]], timeout: float
+    hosts: Sequence[Host],
+    connect: Callable[[Host], Coroutine[Any, Any, C]],
+    timeout: float,
+    *,
+    drop: Callable[[C], object],
 ) -> C:
     """Makes one pass over the hosts, in their order, and stops at the first that can be connected.
 
@@ -357,6 +361,8 @@ async def connect_to_any(
         hosts: The hosts of the config string.
         connect: Connects to one host. It must leave nothing open when it fails or is cancelled.
         timeout: Seconds for the pass: the option `connect_timeout`.
+        drop: Drops, without awaiting, a connection that was made when nobody waited any more: a client may swallow the
+            cancellation of its `connect`.
 
     Returns:
         What `connect` returned.
@@ -371,7 +377,7 @@ async def connect_to_any(
     for number, host in enumerate(hosts):
         share = max(LEAST_SHARE, (end - loop.time()) / (len(hosts) - number))
         try:
-            return await asyncio.wait_for(connect(host), share)
+            return await _within(share, connect(host), drop)
         except ConnectError as error:
             errors.append(error)
         except TimeoutError:
@@ -381,6 +387,29 @@ async def connect_to_any(
     chosen = next((error for error in errors if error.permanent), errors[0])
     chosen.text = "; ".join([chosen.text, *(error.text for error in errors if error is not chosen)])
     raise chosen
+
+
+async def _within(seconds: float, work: Coroutine[Any, Any, C], drop: Callable[[C], object]) -> C:
+    """As `asyncio.wait_for`, which forgets what a task returns that does not let itself be cancelled."""
+    task = asyncio.get_running_loop().create_task(work)
+    try:
+        await asyncio.wait((task,), timeout=seconds)
+        if not task.done():
+            raise TimeoutError
+        return task.result()
+    except BaseException:
+        if not task.done():
+            task.cancel()
+            task.add_done_callback(lambda ended: _drop_result(ended, drop))
+            await asyncio.wait((task,), timeout=END_WITHIN)
+        else:
+            _drop_result(task, drop)
+        raise
+
+
+def _drop_result(task: asyncio.Task[C], drop: Callable[[C], object]) -> None:
+    if not task.cancelled() and task.exception() is None:
+        drop(task.result())
 
 
 _PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
