@@ -97,7 +97,8 @@ def make(target: Target, wheels: Path, folder: Path, progress: Callable[[str], N
     wanted = [*_OURS, *groups["test"]]
     _run(_in(root, [str(python), *_PIP, "install", "-q", "-c", str(constraints), *wanted]))
     listed = _run(_in(root, [str(python), *_PIP, "list", "--format=freeze"]))
-    versions = dict(line.split("==") for line in listed.split() if "==" in line)
+    pairs = [line.split("==") for line in listed.split() if "==" in line]
+    versions = {name.lower().replace("_", "-"): version for name, version in pairs}
     found = {name: versions[name] for name in (*_OLDEST, "aiormq", "pamqp") if name in versions}
     version = _run(_in(root, [str(python), "-c", "import platform; print(platform.python_version())"]))
     return Environment(python, version.strip(), root, found)

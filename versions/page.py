@@ -37,13 +37,6 @@ def page(results: dict[str, Result]) -> str:
     failed = [(target, result) for target, result in tried if result.failed]
     if failed:
         text += "\n## Failed\n\n"
-        text += (
-            "\n".join(f"* {target.title}: {', '.join(f'`{test}`' for test in r.failed)}" for target, r in failed) + "\n"
-        )
-    missing = [(target, "it was not run") for target in TARGETS if target.name not in results]
-    missing += [(target, result.not_tried) for target, result in tried if result.not_tried]
-    if missing:
-        text += "\n## Not tried\n\n"
         for target, result in failed:
             text += f"* {target.title}: {', '.join(f'`{test}`' for test in result.failed)}\n"
     missing = [(target, "it was not run") for target in TARGETS if target.name not in results]

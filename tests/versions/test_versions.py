@@ -62,6 +62,8 @@ def test_the_page_names_failures_and_what_was_not_tried(tmp_path: Path) -> None:
     assert "* Apache Kafka 3.9.1: `tests.kafka.test_a::test_two`, `tests.kafka.test_a::test_three`" in text
     assert "* Python 3.14: no python3.14 on this machine." in text
     assert text.count("it was not run") == len(TARGETS) - 2
+    assert [line for line in text.splitlines() if line.startswith("## ")] == ["## Failed", "## Not tried"]
+    assert text.count("test_two") == 1
 
 
 def test_the_oldest_dependencies_are_the_lower_bounds() -> None:
