@@ -37,10 +37,9 @@ if TYPE_CHECKING:
 
 __all__ = ["KafkaDriver"]
 
-WORTH_A_REQUEST = 48
-"""So many new messages leave at once, while others are still on their way to `submit`, when nothing is in flight …"""
-WORTH_ANOTHER = 256
-"""… and so many when something is."""
+WORTH_A_REQUEST = 500
+"""So many new messages leave at once, while others are still on their way to `submit`. With fewer, each partition would
+be busy with a small batch when the others come."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 """Seconds before a batch is tried again; doubled with each failure."""
 TICK = 0.5
@@ -70,7 +69,6 @@ class KafkaDriver(PipelinedDriver):
         self._linger = settings.options.linger_ms / 1000
         self._lingering: dict[Partition, None] = {}
         """READY partitions that wait for more messages (`linger_ms`)."""
-        self._worth_a_request = WORTH_A_REQUEST
         self._one_by_one = False
         """The last request took one message along: the next message does not wait for others."""
         self._in_flight = False
@@ -131,7 +129,7 @@ class KafkaDriver(PipelinedDriver):
             self._last_answer = self._loop.time()
             self._timer = self._loop.call_later(TICK, self._tick)
         self._new_messages += len(deliveries)
-        if self._new_messages >= self._worth_a_request or (self._one_by_one and not self._in_flight):
+        if self._new_messages >= WORTH_A_REQUEST or (self._one_by_one and not self._in_flight):
             self._end_linger()
             self.flush()
 
@@ -145,7 +143,6 @@ class KafkaDriver(PipelinedDriver):
             for node in self._cluster.nodes.values():
                 node.write()
                 self._in_flight = self._in_flight or not node.idle
-        self._worth_a_request = WORTH_ANOTHER if self._in_flight or self._linger else WORTH_A_REQUEST
 
     def _flush_now(self) -> None:
         self._flush_due = False

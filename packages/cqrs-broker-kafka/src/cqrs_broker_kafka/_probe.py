@@ -267,7 +267,7 @@ def _judge(error: BaseException, host: Host, settings: KafkaSettings) -> Finding
     if isinstance(error, TimeoutError | errors.RequestTimedOutError):
         return Finding(UnreachableError(f"{host} does not answer"))
     if options.tls and isinstance(error, OSError | errors.KafkaConnectionError):
-        text = f"{host} closes the connection in the TLS handshake: is it a TLS listener? Check security_protocol"
+        text = f"{host} closes the connection in the TLS handshake: is this its TLS port? Check security_protocol"
         return Finding(TLSError(text), inferred=True)
     if isinstance(error, errors.KafkaConnectionError):
         text = f"{host} closes the connection at the first request: a TLS listener? Check security_protocol"
