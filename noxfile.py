@@ -178,6 +178,14 @@ def soak(session: nox.Session) -> None:
 
 
 @nox.session
+def versions(session: nox.Session) -> None:
+    """Runs the tests with other servers, Pythons and the oldest dependencies; `-- NAME ...` runs some of them."""
+    install(session, ["cqrs-brokers-testkit[amqp,kafka]"], "packaging")
+    wheels_folder = Path(session.virtualenv.location) / "wheels"
+    session.run("python", "-m", "versions", str(wheels_folder), *session.posargs)
+
+
+@nox.session
 def lines(session: nox.Session) -> None:
     """Prints the code lines of each distribution: formatted by ruff, without blanks, comments and docstrings."""
     session.install(*group("lint"))
@@ -185,7 +193,8 @@ def lines(session: nox.Session) -> None:
     total = 0
     for source in SOURCES:
         copy = folder / Path(source).parent.name
-        shutil.copytree(source, copy, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.rmtree(copy, ignore_errors=True)  # what was renamed since the last run would be counted twice
+        shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
         session.run("ruff", "format", "--quiet", "--config", str(ROOT / "pyproject.toml"), str(copy), silent=True)
         count = sum(code_lines(path.read_text()) for path in copy.rglob("*.py"))
         total += count

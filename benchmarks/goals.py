@@ -64,14 +64,14 @@ AMQP = (
     Goal(BULK, False, CPU, 13),
 )
 KAFKA = (
-    Goal(SEQUENTIAL, True, RATIO, 0.9),
-    Goal(GATHER_100, True, RATIO, 1.3),
-    Goal(GATHER_1000, True, RATIO, 3),
-    Goal(WORKERS, True, RATIO, 6),
-    Goal(HOT_KEY, True, RATIO, 9),
-    Goal(BULK, True, RATIO, 1.9),
+    Goal(SEQUENTIAL, True, RATIO, 1.5),
+    Goal(GATHER_100, True, RATIO, 1.5),
+    Goal(GATHER_1000, True, RATIO, 3.7),
+    Goal(WORKERS, True, RATIO, 9),
+    Goal(HOT_KEY, True, RATIO, 15),
+    Goal(BULK, True, RATIO, 2.2),
     Goal(GATHER_1000, True, CPU, 3),
     Goal(WORKERS, True, CPU, 7),
     Goal(BULK, True, CPU, 1.9),
-    Goal(LATENCY, True, P50, 1.25),
+    Goal(LATENCY, True, P50, 0.9),
 )

@@ -35,7 +35,15 @@ _DISTRIBUTIONS = {
         "kombu",
         "pika",
     ),
-    "kafka": ("cqrs-brokers-core", "cqrs-broker-kafka", "aiokafka", "python-cqrs", "faststream", "confluent-kafka"),
+    "kafka": (
+        "cqrs-brokers-core",
+        "cqrs-broker-kafka",
+        "aiokafka",
+        "python-cqrs",
+        "faststream",
+        "confluent-kafka",
+        "kafka-python",
+    ),
 }
 _SETUP = {
     "amqp": "One node, a durable topic exchange and a durable queue for each contender, publisher confirms, persistent "

@@ -15,8 +15,8 @@ from .report import Report
 from .run import Progress, soak
 from .schedule import Plan, plan
 
-RECEIPTS, FAULTS, RATE, LIMIT = 200_000, 60, 300.0, 3000.0
-SHORT_RECEIPTS, SHORT_RATE, SHORT_LIMIT = 6_000, 150.0, 240.0
+RECEIPTS, FAULTS, RATE, LIMIT = 1_000_000, 200, 500.0, 10_800.0
+SHORT_RECEIPTS, SHORT_RATE, SHORT_LIMIT = 6_000, 150.0, 270.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

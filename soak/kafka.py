@@ -24,6 +24,10 @@ from .verdict import Found
 __all__ = ["KINDS", "SHORT_KINDS", "KafkaSide", "running"]
 
 TOPIC = "soak"
+STUCK = "stuck"
+"""A topic with one replica: it takes nothing while its node is away, when all others do."""
+REMADE = "remade"
+"""A topic that is deleted and made anew, with another number of partitions each time."""
 PROBE = b"probe"
 """The body of the probe's records, which have neither key nor headers."""
 PARTITIONS = 6
@@ -53,10 +57,11 @@ _KINDS = [
     Kind(name="stall up", shortest=2.0, longest=13.0, goal=SLOW_GOAL),
     Kind(name="stall down", shortest=2.0, longest=13.0, goal=SLOW_GOAL),
     Kind(name="stall both", shortest=2.0, longest=13.0, goal=SLOW_GOAL),
+    Kind(name="topic remade", shortest=0.0, longest=5.0),
 ]
 KINDS: Sequence[Kind] = _KINDS
 SHORT_KINDS: Sequence[Kind] = [
-    kind for kind in _KINDS if kind.name in ("kill", "restart", "freeze", "reset all", "stall down")
+    kind for kind in _KINDS if kind.name in ("kill", "restart", "freeze", "reset all", "stall down", "topic remade")
 ]
 
 
@@ -144,7 +149,8 @@ class KafkaSide:
     """
 
     topics: Sequence[str] = (TOPIC,)
-    logs_of_topic: Mapping[str, Sequence[str]] = {TOPIC: (TOPIC,)}
+    stuck, remade = STUCK, REMADE
+    logs_of_topic: Mapping[str, Sequence[str]] = {TOPIC: (TOPIC,), STUCK: (STUCK,)}
     percentile = 1.0
 
     def __init__(self, cluster: KafkaCluster, proxies: Sequence[FaultProxy]) -> None:
@@ -155,8 +161,11 @@ class KafkaSide:
         replicas = [[(partition + turn) % NODES + 1 for turn in range(NODES)] for partition in range(PARTITIONS)]
         self._preferred = [nodes[0] for nodes in replicas]
         settings = {"min.insync.replicas": "2"}
-        topic = NewTopic(TOPIC, PARTITIONS, replica_assignment=replicas, config=settings)
-        self._admin.create_topics([topic], operation_timeout=20)[TOPIC].result(20)
+        self._create(NewTopic(TOPIC, PARTITIONS, replica_assignment=replicas, config=settings))
+        self._create(NewTopic(STUCK, NODES, replica_assignment=[[node + 1] for node in range(NODES)]))
+        self.remade_at: list[tuple[float, float]] = []
+        self._before: dict[str, list[Found]] = {}
+        self._make_anew()
         self.wait_whole()
         self.probe = Probe(cluster.reader_bootstrap_servers)
 
@@ -164,6 +173,30 @@ class KafkaSide:
         """See `run.Side`."""
         addresses = ",".join(proxy.address for proxy in self._proxies)
         return f"kafka://{addresses}?request_timeout_ms={REQUEST_TIMEOUT_MS}"
+
+    def _create(self, topic: NewTopic) -> None:
+        self._admin.create_topics([topic], operation_timeout=20)[topic.topic].result(20)
+
+    def _delete(self) -> None:
+        """Reads the topic, and deletes it."""
+        began = time.monotonic()
+        self._before[f"{REMADE}, {len(self.remade_at) + 1}"] = self._read(REMADE)
+        self.remade_at.append((began, float("inf")))
+        self._admin.delete_topics([REMADE], operation_timeout=20)[REMADE].result(20)
+
+    def _make_anew(self) -> None:
+        """Creates the topic with three partitions, or with one, in turn."""
+        give_up = time.monotonic() + 20
+        while True:
+            try:
+                self._create(NewTopic(REMADE, 1 if len(self.remade_at) % 2 else 3, NODES))
+                break
+            except confluent_kafka.KafkaException:  # it takes a moment until the name is free again
+                if time.monotonic() > give_up:
+                    raise
+                time.sleep(0.1)
+        if self.remade_at:
+            self.remade_at[-1] = (self.remade_at[-1][0], time.monotonic())
 
     async def inflict(self, fault: Fault) -> Outage:
         """See `run.Side`. Over only when all replicas are in sync, so that never two nodes are down at once."""
@@ -210,6 +243,7 @@ class KafkaSide:
         return {
             "kill": (lambda: down(node.kill), up),
             "stop": (lambda: down(node.terminate), up),
+            "topic remade": (self._delete, self._make_anew),
             "restart": (node.restart, None),
             "freeze": (node.pause, node.resume),
             "hiccup": (node.pause, node.resume),
@@ -234,21 +268,21 @@ class KafkaSide:
     def read(self) -> dict[str, list[Found]]:
         """See `run.Side`."""
         self.probe.stop()  # or the topic's end would move
-        records = drain_topic(self._cluster.reader_bootstrap_servers, TOPIC, timeout=240)
-        return {
-            TOPIC: [
-                Found(
-                    message_id=record.message_id or "",
-                    topic=record.topic,
-                    key=record.key,
-                    body_key=json.loads(record.body)["key"],
-                    partition=record.partition,
-                    offset=record.offset,
-                )
-                for record in records
-                if record.body != PROBE
-            ]
-        }
+        return {**self._before, **{topic: self._read(topic) for topic in (TOPIC, STUCK, REMADE)}}
+
+    def _read(self, topic: str) -> list[Found]:
+        return [
+            Found(
+                message_id=record.message_id or "",
+                topic=record.topic,
+                key=record.key,
+                body_key=json.loads(record.body)["key"],
+                partition=record.partition,
+                offset=record.offset,
+            )
+            for record in drain_topic(self._cluster.reader_bootstrap_servers, topic, timeout=600)
+            if record.body != PROBE
+        ]
 
 
 def _reset_for(proxies: Sequence[FaultProxy], seconds: float) -> None:

@@ -67,7 +67,12 @@ class Entry:
 class Ledger:
     """All messages of a run.
 
+    Args:
+        apart: Topics whose destinations are broken apart from all others: their receipts say nothing about how soon
+            the broker is back, so `receipt_times` has none of them.
+
     Attributes:
+        apart: As given.
         entries: By message id, in the order of the calls.
         counts: How many have each outcome.
         errors: How many ended in each class of error.
@@ -75,7 +80,8 @@ class Ledger:
         problems: Calls that ended as no call may: late, or with something that is no `BrokerError`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, apart: Iterable[str] = ()) -> None:
+        self.apart = frozenset(apart)
         self.entries: dict[str, Entry] = {}
         self.counts: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
@@ -112,7 +118,8 @@ class Ledger:
         elif isinstance(outcome, Receipt):
             entry.outcome = RECEIPT
             entry.partition, entry.offset = outcome.partition, outcome.offset
-            self.receipt_times.setdefault((entry.broker, outcome.partition), []).append(now)
+            if entry.topic not in self.apart:
+                self.receipt_times.setdefault((entry.broker, outcome.partition), []).append(now)
             if not outcome.confirmed:
                 self.problems.append(f"not confirmed: {entry!r}")
         else:

@@ -21,7 +21,9 @@ __all__ = ["KINDS", "SHORT_KINDS", "RabbitMQSide", "running"]
 
 EXCHANGE = "soak"
 EVERYTHING = "everything"
-"""A queue that gets every message, beside its topic's own: a confirm means both."""
+"""A queue that gets the messages of all topics but the two below, beside each topic's own: a confirm means both."""
+STUCK, REMADE = "stuck", "remade"
+_QUEUE = f'{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"{STUCK}">>)), '
 
 _KINDS = [
     Kind(name="kill", shortest=0.0, longest=4.0),
@@ -35,11 +37,12 @@ _KINDS = [
     Kind(name="stall down", shortest=1.0, longest=10.0),
     Kind(name="stall both", shortest=1.0, longest=10.0),
     Kind(name="alarm", shortest=1.0, longest=8.0),
+    Kind(name="stuck queue", shortest=6.0, longest=15.0),
+    Kind(name="queue remade", shortest=0.0, longest=5.0),
 ]
 KINDS: Sequence[Kind] = _KINDS
-SHORT_KINDS: Sequence[Kind] = [
-    kind for kind in _KINDS if kind.name in ("kill", "pause", "reset", "close_all", "stall down", "alarm")
-]
+_SHORT = ("kill", "pause", "reset", "close_all", "stall down", "alarm", "stuck queue", "queue remade")
+SHORT_KINDS: Sequence[Kind] = [kind for kind in _KINDS if kind.name in _SHORT]
 
 
 class RabbitMQSide:
@@ -51,15 +54,23 @@ class RabbitMQSide:
     """
 
     topics: Sequence[str] = ("orders", "payments", "shipments")
+    stuck, remade = STUCK, REMADE
     percentile = 0.95
 
     def __init__(self, node: RabbitMQNode, proxy: FaultProxy) -> None:
         self._node, self._proxy = node, proxy
         self.version = f"RabbitMQ {node.version}"
-        self.logs_of_topic: Mapping[str, Sequence[str]] = {topic: (topic, EVERYTHING) for topic in self.topics}
+        self.logs_of_topic: Mapping[str, Sequence[str]] = {
+            **{topic: (topic, EVERYTHING) for topic in self.topics},
+            STUCK: (STUCK,),
+        }
+        self.remade_at: list[tuple[float, float]] = []
+        self._before: dict[str, list[Found]] = {}
         for topic in self.topics:
             bind_queue(node.url, EXCHANGE, topic, topic)
-        bind_queue(node.url, EXCHANGE, "#", EVERYTHING)
+            bind_queue(node.url, EXCHANGE, topic, EVERYTHING)
+        for topic in (STUCK, REMADE):
+            bind_queue(node.url, EXCHANGE, topic, topic)
         self._probe_queue = bind_queue(node.url, EXCHANGE, "probe.only", "probe", exchange_type=None)
 
     def url(self) -> str:
@@ -78,10 +89,13 @@ class RabbitMQSide:
             await asyncio.to_thread(repair)
         repaired = time.monotonic()
         back = await probe
-        if repair is not None and fault.kind.name.startswith(("stall", "alarm")):
+        if repair is not None and fault.kind.name.startswith(("stall ", "alarm")):
             # The probe does not go through the proxy, and a new connection's first publish passes in spite of an alarm.
             back = max(back, repaired)
-        return Outage(fault=fault, began=began, ended=time.monotonic(), away={None: [(began, back)]})
+        # While one queue is stuck, or away, the broker is there: the other topics must not notice.
+        away: dict[int | None, list[tuple[float, float]]]
+        away = {} if "queue" in fault.kind.name else {None: [(began, back)]}
+        return Outage(fault=fault, began=began, ended=time.monotonic(), away=away)
 
     def _actions(self, fault: Fault) -> tuple[Callable[[], object], Callable[[], object] | None]:
         """How to break it and how to repair it."""
@@ -99,8 +113,27 @@ class RabbitMQSide:
             "stop_app": (node.stop_app, node.start_app),
             "pause": (node.pause, node.resume),
             "close_all": (node.close_all_connections, None),
+            # The queue's process answers nobody while it is suspended; the node and its other queues do not notice.
+            "stuck queue": (
+                lambda: node.ctl("eval", f"{_QUEUE}sys:suspend(amqqueue:get_pid(Q))."),
+                lambda: node.ctl("eval", f"{_QUEUE}sys:resume(amqqueue:get_pid(Q))."),
+            ),
+            "queue remade": (self._delete, self._make_anew),
             "alarm": (lambda: node.set_memory_alarm(True), lambda: node.set_memory_alarm(False)),
         }[name]
+
+    def _delete(self) -> None:
+        """Takes out what is in the queue, and deletes it."""
+        began = time.monotonic()
+        self._before[f"{REMADE}, {len(self.remade_at) + 1}"] = self._drain(REMADE, more=False)
+        self.remade_at.append((began, float("inf")))
+        connection = pika.BlockingConnection(pika.URLParameters(self._node.url))
+        connection.channel().queue_delete(REMADE)
+        connection.close()
+
+    def _make_anew(self) -> None:
+        bind_queue(self._node.url, EXCHANGE, REMADE, REMADE)
+        self.remade_at[-1] = (self.remade_at[-1][0], time.monotonic())
 
     def _wait_for_confirm(self) -> float:
         """Publishes with pika, on a new connection, until a publish is confirmed; when that was.
@@ -127,16 +160,23 @@ class RabbitMQSide:
 
     def read(self) -> dict[str, list[Found]]:
         """See `run.Side`."""
-        return {queue: self._drain(queue) for queue in (*self.topics, EVERYTHING)}
+        return {**self._before, **{q: self._drain(q) for q in (*self.topics, EVERYTHING, STUCK, REMADE)}}
 
-    def _drain(self, queue: str) -> list[Found]:
-        """Takes everything out of a queue. One consumer without acknowledgements gets it in the queue's order."""
+    def _drain(self, queue: str, *, more: bool = True) -> list[Found]:
+        """Takes everything out of a queue. One consumer without acknowledgements gets it in the queue's order.
+
+        Args:
+            queue: Its name.
+            more: Wait for a second without messages. False: what is there now is enough, because more keeps coming.
+        """
         found: list[Found] = []
         connection = pika.BlockingConnection(pika.URLParameters(self._node.url))
         try:
             channel = connection.channel()
             count = channel.queue_declare(queue, passive=True).method.message_count
             for method, properties, body in channel.consume(queue, auto_ack=True, inactivity_timeout=1):
+                if not more and len(found) >= count:
+                    return found
                 if method is None:  # silence after the last: otherwise a surplus would not be seen
                     if len(found) >= count:
                         return found

@@ -6,6 +6,7 @@ import os
 import platform
 import statistics
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -60,7 +61,11 @@ class Demand:
     """
 
     def __init__(self, ledger: Ledger) -> None:
-        partitions = {(e.broker, e.topic, e.key): e.partition for e in ledger.entries.values() if e.outcome == RECEIPT}
+        partitions = {
+            (entry.broker, entry.topic, entry.key): entry.partition
+            for entry in ledger.entries.values()
+            if entry.outcome == RECEIPT and entry.topic not in ledger.apart
+        }
         ended: dict[Stream, list[tuple[float, float]]] = {}
         for entry in ledger.entries.values():
             place = (entry.broker, entry.topic, entry.key)
@@ -188,6 +193,9 @@ class Report:
         lines += [
             f"| {name} | {counts[name]} | {in_log[name]} |" for name in (RECEIPT, NOT_DELIVERED, UNKNOWN, CANCELLED)
         ]
+        for topic in sorted(ledger.apart):
+            apart = Counter(entry.outcome for entry in ledger.entries.values() if entry.topic == topic)
+            lines += ["", f"To `{topic}`: " + ", ".join(f"{apart[n]} {n}" for n in sorted(apart)) + "."]
         lines += ["", "| violation | found | goal |", "|---|---|---|"]
         lines += [f"| {name} | {len(found)} | 0 |" for name, found in self.zero_goals().items()]
         lines += ["", "| recovery | faults | p50 | p95 | max | goal |", "|---|---|---|---|---|---|"]

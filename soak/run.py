@@ -20,6 +20,8 @@ __all__ = ["Progress", "Side", "soak"]
 Progress = Callable[[str], None]
 
 PUBLISHERS = 32
+APART = 8
+"""Further publishers, for the topics whose destinations are broken apart from the others."""
 DEADLINES = {"patient": 30.0, "hasty": 2.0}
 """The brokers and their delivery_timeout: one waits faults out, the other reports them."""
 HASTY_SHARE = 4
@@ -31,10 +33,23 @@ STUCK = 90.0
 
 
 class Side(Protocol):
-    """What differs between brokers: servers, faults, reader. All methods but `inflict` block."""
+    """What differs between brokers: servers, faults, reader. All methods but `inflict` block.
+
+    Attributes:
+        version: Of the server.
+        topics: Where most publishers send to.
+        stuck: A topic whose destination takes nothing at times, while all others do.
+        remade: A topic whose destination is deleted and made anew.
+        remade_at: When: from its last reading until it was there again, in seconds (monotonic).
+        logs_of_topic: In which logs a message of a topic must be.
+        percentile: At which percentile recovery is held against its goal.
+    """
 
     version: str
     topics: Sequence[str]
+    stuck: str
+    remade: str
+    remade_at: list[tuple[float, float]]
     logs_of_topic: Mapping[str, Sequence[str]]
     percentile: float
 
@@ -51,7 +66,7 @@ class Side(Protocol):
 class _Run:
     def __init__(self, side: Side, plan: Plan, progress: Progress) -> None:
         self.side, self.plan, self.progress = side, plan, progress
-        self.ledger = Ledger()
+        self.ledger = Ledger(apart=(side.stuck, side.remade))
         self.outages: list[Outage] = []
         self.troubles: list[str] = []
         self.lag = 0.0
@@ -76,7 +91,7 @@ class _Run:
                 for label, deadline in DEADLINES.items()
             }
             publishers = [
-                asyncio.create_task(self._publisher(number, brokers).run(stop)) for number in range(PUBLISHERS)
+                asyncio.create_task(self._publisher(number, brokers).run(stop)) for number in range(PUBLISHERS + APART)
             ]
             async with _background(self._watch_lag()), _background(self._report_progress()):
                 try:
@@ -111,7 +126,7 @@ class _Run:
             broker=brokers[label],
             label=label,
             deadline=DEADLINES[label],
-            topics=self.side.topics,
+            topics=self.side.topics if number < PUBLISHERS else ((self.side.stuck, self.side.remade)[number // 2 % 2],),
             rate=self.plan.rate / PUBLISHERS,
             ledger=self.ledger,
         )
@@ -220,7 +235,7 @@ async def soak(side: Side, plan: Plan, progress: Progress) -> Report:
         broker=side.version,
         plan=plan,
         ledger=run.ledger,
-        verdict=judge(run.ledger, logs, side.logs_of_topic),
+        verdict=judge(run.ledger, logs, side.logs_of_topic, {side.remade: side.remade_at}),
         outages=run.outages,
         seconds=seconds,
         lag=run.lag,

@@ -44,13 +44,21 @@ class Verdict:
     in_log: Counter[str] = field(default_factory=Counter)
 
 
-def judge(ledger: Ledger, logs: Mapping[str, Sequence[Found]], logs_of_topic: Mapping[str, Sequence[str]]) -> Verdict:
+def judge(
+    ledger: Ledger,
+    logs: Mapping[str, Sequence[Found]],
+    logs_of_topic: Mapping[str, Sequence[str]],
+    remade: Mapping[str, Sequence[tuple[float, float]]] | None = None,
+) -> Verdict:
     """Compares.
 
     Args:
         ledger: What was promised.
         logs: What is there, by the name of the queue or topic; in the log's order, for each key at least.
         logs_of_topic: In which logs a message of a topic must be; a receipt means all of them.
+        remade: By topic: from when its log was read for the last time before it was deleted until it was there again.
+            A receipt for such a topic means that the message is in one of its logs, or was deleted with one: then its
+            call touches one of these times.
     """
     verdict = Verdict()
     entries = ledger.entries
@@ -77,11 +85,22 @@ def judge(ledger: Ledger, logs: Mapping[str, Sequence[Found]], logs_of_topic: Ma
                     verdict.out_of_order.append(f"{name}: {entry!r} is behind {before!r}")
                 else:
                     latest[entry.topic, entry.key] = entry
-                if entry.offset is not None and (entry.partition, entry.offset) != (found.partition, found.offset):
+                if _deleted(entry, remade):
+                    pass  # it may have been there and in the next log too, under another offset
+                elif entry.offset is not None and (entry.partition, entry.offset) != (found.partition, found.offset):
                     verdict.misplaced.append(f"{name}: {entry!r} says {entry.partition}/{entry.offset}: {found}")
         for entry in entries.values():
-            if entry.outcome == RECEIPT and name in logs_of_topic[entry.topic] and entry.message_id not in seen:
+            if entry.outcome == RECEIPT and name in logs_of_topic.get(entry.topic, ()) and entry.message_id not in seen:
                 verdict.lost.append(f"{name}: {entry!r}")
         somewhere |= seen
+    for entry in entries.values():
+        gone = entry.topic in (remade or {}) and entry.outcome == RECEIPT and entry.message_id not in somewhere
+        if gone and not _deleted(entry, remade):
+            verdict.lost.append(f"{entry.topic}: {entry!r}")
     verdict.in_log.update(entries[message_id].outcome for message_id in somewhere)
     return verdict
+
+
+def _deleted(entry: Entry, remade: Mapping[str, Sequence[tuple[float, float]]] | None) -> bool:
+    """Whether the message may have been deleted with its topic."""
+    return any(entry.began <= until and entry.ended >= start for start, until in (remade or {}).get(entry.topic, ()))

@@ -13,7 +13,7 @@ import pytest
 from aiormq.abc import ChannelFrame
 from pamqp import commands
 
-from cqrs_broker_amqp import _channels, _client
+from cqrs_broker_amqp import _channels, _client, _fallback
 from cqrs_broker_amqp._driver import AMQPDriver
 from cqrs_broker_amqp._errors import HandshakeRefused
 from cqrs_broker_amqp._rendering import Renderer
@@ -165,7 +165,7 @@ async def test_a_real_connection_has_what_the_fast_lane_needs(session: Session) 
 
 
 def _each_part_is_missed(session: Session, channel: Any) -> None:
-    assert _channels.unexpected(session.connection, channel) is None
+    assert _fallback.unexpected(session.connection, channel) is None
     for name in (
         "confirmations",
         "message_id_delivery_tag",
@@ -186,7 +186,7 @@ def _each_part_is_missed(session: Session, channel: Any) -> None:
                     raise AttributeError(asked)
                 return getattr(channel, asked)
 
-        assert name in (_channels.unexpected(session.connection, Without(name)) or ""), name
+        assert name in (_fallback.unexpected(session.connection, Without(name)) or ""), name
 
 
 @pytest.mark.live
@@ -283,7 +283,7 @@ async def test_a_refused_handshake_keeps_its_code(rabbitmq: RabbitMQServer) -> N
 
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_channels, "unexpected", lambda connection, channel: "it is not what it was")
+    monkeypatch.setattr(_fallback, "unexpected", lambda connection, channel: "it is not what it was")
 
 
 @pytest.mark.live

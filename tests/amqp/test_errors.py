@@ -1,9 +1,22 @@
 """What RabbitMQ's refusals mean: what passes is retried, what does not is not, whatever names are in the text."""
 
 import pytest
+from aiormq.abc import DeliveredMessage
+from aiormq.exceptions import ConnectionClosed, ConnectionNotAllowed, ConnectionNotImplemented, PublishError
+from pamqp import commands
+from pamqp.header import ContentHeader
 
-from cqrs_broker_amqp._errors import HandshakeRefused, connect_error
-from cqrs_brokers import AuthenticationError, AuthorizationError, ConnectError, ProtocolError, UnreachableError
+from cqrs_broker_amqp import AMQPOptions
+from cqrs_broker_amqp._errors import HandshakeRefused, channel_limit, connect_error, publish_failure
+from cqrs_brokers import (
+    AuthenticationError,
+    AuthorizationError,
+    ConnectError,
+    ProtocolError,
+    RejectedError,
+    UnreachableError,
+    UnroutableError,
+)
 
 REFUSED = "NOT_ALLOWED - access to vhost '{}' refused for user '{}'"
 LOGIN = "ACCESS_REFUSED - Login was refused using authentication mechanism PLAIN. For details see the broker logfile."
@@ -54,3 +67,50 @@ def test_a_refused_handshake(code: int, text: str, expected: type[ConnectError],
     assert error.permanent is (expected is not UnreachableError)
     assert error.retryable is (expected is UnreachableError)
     assert isinstance(error.__cause__, HandshakeRefused)
+
+
+LIMIT_REACHED = "NOT_ALLOWED - number of channels opened for user 'u' has reached the maximum allowed user limit of {}"
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "says"),
+    [
+        (ConnectionNotAllowed(LIMIT_REACHED.format("(1)")), UnreachableError, "raise the limit of channels"),
+        (ConnectionNotAllowed(LIMIT_REACHED.format("1")), UnreachableError, "limit of 1"),
+        (ConnectionClosed(320, "CONNECTION_FORCED - node is going down"), UnreachableError, "going down"),
+        (ConnectionNotImplemented("NOT_IMPLEMENTED - confirm.select"), ProtocolError, "NOT_IMPLEMENTED"),
+    ],
+)
+def test_refused_after_the_log_in(error: Exception, expected: type[ConnectError], says: str) -> None:
+    """A connection that is closed while it is being set up says what the server said."""
+    found = connect_error(error, "host:5672")
+    assert type(found) is expected
+    assert says in found.text
+
+
+@pytest.mark.parametrize("code", [404, 530])
+def test_before_the_log_in_every_refusal_is_one_of_credentials(code: int) -> None:
+    """Apache Qpid refuses a wrong password with 530; only the step tells it from a forbidden virtual host."""
+    assert type(connect_error(HandshakeRefused(code, "no", logged_in=False), "host:5672")) is AuthenticationError
+    assert type(connect_error(HandshakeRefused(code, "no", logged_in=True), "host:5672")) is AuthorizationError
+
+
+@pytest.mark.parametrize(("text", "limit"), [("(3)", 3), ("12", 12)])
+def test_the_limit_of_channels_in_rabbitmqs_text(text: str, limit: int) -> None:
+    """RabbitMQ writes the user's limit with and without brackets."""
+    assert channel_limit(ConnectionNotAllowed(LIMIT_REACHED.format(text))) == limit
+    assert channel_limit(ConnectionNotAllowed("NOT_ALLOWED - something else")) is None
+
+
+def returned(code: int) -> PublishError:
+    frame = commands.Basic.Return(reply_code=code, reply_text="No route", exchange="events", routing_key="t")
+    return PublishError(DeliveredMessage(delivery=frame, header=ContentHeader(), body=b"", channel=None), frame)  # type: ignore[arg-type]
+
+
+def test_a_full_queue_of_qpid_is_no_missing_one() -> None:
+    """Code 506 in a return says that a queue is full, whatever the text begins with: not delivered, retryable."""
+    options = AMQPOptions()
+    found = publish_failure(returned(506), options, "t")
+    assert type(found) is RejectedError
+    assert found.retryable
+    assert type(publish_failure(returned(312), options, "t")) is UnroutableError

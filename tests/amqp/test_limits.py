@@ -101,7 +101,7 @@ async def test_disk_alarm(node: RabbitMQNode, exchange: str) -> None:
         await broker.send_message(Message("n", "t", "before"))
         await asyncio.to_thread(node.ctl, "set_disk_free_limit", "1000GB")
         try:
-            with pytest.raises(DeliveryTimeoutError):
+            with pytest.raises(DeliveryTimeoutError, match=r"RabbitMQ has an alarm: .*disk"):
                 await broker.send_message(Message("n", "t", "handed over"))
             with pytest.raises(BrokerBlockedError, match="disk"):
                 await broker.send_message(Message("n", "t", "not handed over"))

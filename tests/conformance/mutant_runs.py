@@ -279,7 +279,7 @@ class Ran(NamedTuple):
     told: str
 
 
-def run_apart(name: str, only: Sequence[str], timeout: float = 170.0) -> Ran:
+def run_apart(name: str, only: Sequence[str], timeout: float = 400.0) -> Ran:
     """`run_here`, in a process of its own.
 
     Raises:

@@ -551,6 +551,25 @@ class SixtyFourHeaders(Sound):
         return replace(kept, headers=dict(list(kept.headers.items())[:64]))
 
 
+@mutant("messages.headers-arrive")
+class HeadersAsLines(Sound):
+    """Writes headers as lines of text, as they are, so that a line break in a value begins another header."""
+
+    def render(self, message: Message) -> Kept:
+        kept = super().render(message)
+        lines = "".join(f"{name}: {value}\r\n" for name, value in kept.headers.items()).split("\r\n")
+        return replace(kept, headers=dict(line.split(": ", 1) for line in lines if ": " in line))
+
+
+@mutant("messages.key-arrives")
+class KeyAsALine(Sound):
+    """Writes the key as a line of text, up to its first line break."""
+
+    def render(self, message: Message) -> Kept:
+        kept = super().render(message)
+        return replace(kept, key=kept.key and kept.key.partition("\r\n")[0])
+
+
 @mutant("messages.tombstone-is-no-value")
 class TombstonesBecomeEmpty(Sound):
     """Declares tombstones, and writes an empty body for each."""

@@ -2,15 +2,31 @@
 
 import asyncio
 import json
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 
-from cqrs_brokers_testkit.conformance import CASES, ConformanceFailed, Harness, Report, run
+from cqrs_brokers import Broker
+from cqrs_brokers.driver import ContractBreach
+from cqrs_brokers_testkit.conformance import (
+    CASES,
+    ConformanceFailed,
+    Harness,
+    NotApplicable,
+    Record,
+    Report,
+    Target,
+    Unsupported,
+    run,
+)
 from cqrs_brokers_testkit.conformance.case import Context, case
 from cqrs_brokers_testkit.conformance.command import main
+from cqrs_brokers_testkit.conformance.runner import session
 from cqrs_brokers_testkit.harnesses.in_process import DevnullHarness, MemoryHarness
 
 QUICK = ["static.broker-is-true", "messages.identity-arrives", "delivery.nack-is-not-success"]
@@ -225,3 +241,95 @@ def test_every_case_says_what_it_demands() -> None:
         assert section
         assert rest == rest.lower().replace("_", "-")
         assert each.title.endswith(".")
+
+
+def test_a_fault_in_the_harness_is_reported_as_one(three_cases: None) -> None:
+    """With the method, the error and the line, so that nobody looks for it in the driver."""
+
+    class Faulty(Few):
+        def read_back(self, topic: str, count: int) -> list[Any]:
+            nothing: dict[str, Any] = {}
+            return [nothing["no such key"]]
+
+    report = run(Faulty(), progress=quiet)
+    reason = next(result.reason for result in report.cases if result.id == "messages.identity-arrives")
+    assert reason.startswith("a fault in the harness, in read_back(): KeyError: 'no such key' (test_suite.py:")
+
+
+def test_a_harness_may_use_asyncio(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its methods are never called in a thread with an event loop, also where a case holds the loop."""
+
+    class Asynchronous(MemoryHarness):
+        def read_back(self, topic: str, count: int) -> Sequence[Record]:
+            async def read() -> Sequence[Record]:
+                return MemoryHarness.read_back(self, topic, count)
+
+            return asyncio.run(read())
+
+    report = run(Asynchronous(), only=["delivery.receipt-means-it-is-there", "ordering"], progress=quiet)
+    ordering = {result.status for result in report.cases if result.id.startswith("ordering")}
+    assert ordering <= {"passed", "not applicable"}
+    assert status(report, "delivery.receipt-means-it-is-there") == "passed"
+
+
+def test_a_harness_may_find_out_that_the_broker_has_no_such_thing() -> None:
+    """`NotApplicable` gives the reason; `Unsupported` leaves the case out, and the report is no pass."""
+
+    class Finding(MemoryHarness):
+        not_applicable: Mapping[str, str] = {}
+
+        def missing_destination(self) -> Target:
+            raise NotApplicable("every topic exists")
+
+        def nacking_destination(self) -> Target:
+            raise Unsupported("not today")
+
+    cases = ["delivery.missing-destination", "delivery.nack-is-not-success"]
+    report = run(Finding(), only=cases, progress=quiet)
+    assert [status(report, case_id) for case_id in cases] == ["not applicable", "not run"]
+
+
+def test_a_breach_of_the_contract_fails_the_case_in_which_it_happens(three_cases: None) -> None:
+    """Whatever ran before, and whatever core logs."""
+    case, breach = CASES["messages.identity-arrives"], ContractBreach("close", "raised ValueError", None)
+    with session(Few(), progress=quiet) as running:
+        with mock.patch.object(Broker, "contract_breaches", (breach,)):
+            broken = running.run_case(case)
+        assert (broken.status, running.run_case(case).status) == ("failed", "passed")
+        assert "broke its contract 1 times: close() raised ValueError" in broken.reason
+
+
+def test_only_prints_what_ran(three_cases: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """The table has no rows for what was not chosen."""
+    main(["--harness", "tests.conformance.test_suite:Few", "--only", "static"])
+    out = capsys.readouterr().out
+    assert "static.broker-is-true" in out
+    assert "messages.identity-arrives" not in out
+
+
+def test_a_harness_is_found_by_file_and_may_import_its_neighbours(
+    three_cases: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the tutorial lays them out."""
+    tests = tmp_path / "tests"
+    tests.mkdir()
+    (tests / "neighbour_of_mine.py").write_text("from tests.conformance.test_suite import Few\n")
+    (tests / "harness_of_mine.py").write_text("from neighbour_of_mine import Few\n\nclass Mine(Few): ...\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for name in ("tests/harness_of_mine.py:Mine", "tests.harness_of_mine:Mine"):
+        assert main(["--harness", name]) == 0
+
+
+def test_a_scheme_that_needs_a_host_runs_its_static_cases() -> None:
+    """The first command that the documentation shows."""
+    report = run(Harness("amqp"), only=["static"], progress=quiet)
+    assert {result.status for result in report.cases if result.kind == "static"} == {"passed"}
+
+
+def test_the_badge_says_the_verdict(three_cases: None, tmp_path: Path) -> None:
+    """In the form of shields.io's endpoint badge."""
+    main(["--harness", "tests.conformance.test_suite:Few", "--badge", str(tmp_path / "badge.json")])
+    badge = json.loads((tmp_path / "badge.json").read_text())
+    assert (badge["schemaVersion"], badge["color"]) == (1, "brightgreen")
+    assert badge["message"].startswith("passed: 2 cases")

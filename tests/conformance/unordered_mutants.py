@@ -80,7 +80,8 @@ class UnorderedSound(PipelinedDriver):
         return self.ping
 
     async def pass_over_hosts(self, hosts: Sequence[Host]) -> Streams:
-        return await connect_to_any(hosts, self.dial, self._options.connect_timeout)
+        timeout = self._options.connect_timeout
+        return await connect_to_any(hosts, self.dial, timeout, drop=lambda made: drop_transport(made[1].transport))
 
     def context(self) -> ssl.SSLContext | None:
         return ssl.create_default_context(cafile=self._options.cafile) if self._options.tls else None

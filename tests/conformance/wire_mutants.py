@@ -52,7 +52,9 @@ class WireSound(PipelinedDriver):
 
     async def connect(self) -> None:
         await self.drop()
-        reader, writer = await connect_to_any(self._hosts, self.dial, 1.9)
+        reader, writer = await connect_to_any(
+            self._hosts, self.dial, 1.9, drop=lambda made: drop_transport(made[1].transport)
+        )
         writer.transport.set_write_buffer_limits(64 * 1024)
         self._writer = writer
         self._reading = asyncio.create_task(self._read(reader))

@@ -160,3 +160,26 @@ async def test_open_broker_takes_an_encoder() -> None:
         assert published("encoders")[-1].body == body
     with pytest.raises(ConfigError, match=r"encoder must be a function, or have encode_message\(\), not a str"):
         open_broker("memory://encoders", encoder="json")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("content", ["hunter2-hunter2", "it's \"hunter2hunter2\"", b"hunter2hunter2", 4711471147])
+async def test_a_cause_that_quotes_the_payload_is_left_out(content: Any) -> None:
+    """Whatever class it has, and also when a repr escaped it, or the error before it quotes it."""
+
+    def quotes(payload: object) -> bytes:
+        raise ValueError(f"cannot encode {payload}")
+
+    def quotes_before(payload: object) -> bytes:
+        try:
+            quotes(payload)
+        except ValueError as error:
+            raise LookupError("no") from error
+        return b""
+
+    def says_nothing(payload: object) -> bytes:
+        raise ValueError("cannot encode it")
+
+    for encoder, kept in ((quotes, False), (quotes_before, False), (says_nothing, True)):
+        with pytest.raises(InvalidMessageError, match="the encoder raised") as caught:
+            await Broker(Scripted(), encoder=encoder).send_message(Message("n", "t", {"a": [content]}))
+        assert (caught.value.__cause__ is not None) is kept

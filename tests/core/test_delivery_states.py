@@ -50,6 +50,7 @@ class OwnWindow(Window):
             passes_through=False,
             why_not_taken=lambda: None,
             why_late=lambda delivery, handed: None,
+            destination=lambda message: message.topic,
             timeout=30.0,
         )
         self.loop = loop

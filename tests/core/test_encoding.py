@@ -146,6 +146,7 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "a class": lambda: Item,
     "a function": lambda: len,
     "a complex number": lambda: 1j,
+    "a duration": lambda: timedelta(seconds=1),
     "a regular expression": lambda: __import__("re").compile("hunter2"),
     "a lone surrogate": lambda: "hunter2\ud800",
     "a key that is a lone surrogate": lambda: {"hunter2\ud800": 1},
@@ -201,7 +202,6 @@ ACCEPTED: dict[str, tuple[Any, str]] = {
     "a date": (date(2026, 1, 2), '"2026-01-02"'),
     "a time of day": (time(3, 4), '"03:04:00"'),
     "a time of day in UTC": (time(3, 4, tzinfo=UTC), '"03:04:00Z"'),
-    "a duration": (timedelta(days=1, seconds=90), '"P1DT1M30S"'),
     "an address": (ipaddress.IPv4Address("192.0.2.1"), '"192.0.2.1"'),
     "a network": (ipaddress.IPv6Network("2001:db8::/32"), '"2001:db8::/32"'),
     "a path": (PurePosixPath("/a/b"), '"/a/b"'),
@@ -235,7 +235,6 @@ def test_declared_fields_have_the_same_spelling() -> None:
         at: datetime
         of: time
         on: date
-        lasts: timedelta
         amount: Decimal
         id: UUID
         level: Level
@@ -249,7 +248,6 @@ def test_declared_fields_have_the_same_spelling() -> None:
         at=UTC_TIME,
         of=time(1, 2, tzinfo=UTC),
         on=date(2026, 1, 2),
-        lasts=timedelta(hours=-1),
         amount=Decimal("2.50"),
         id=UUID(int=1),
         level=Level.HIGH,
@@ -490,7 +488,7 @@ class TestPaths:
 
         with pytest.raises(UnencodableError, match=r"^payload cannot be written: .* LookupError$") as caught:
             encode(Raises(1))
-        assert isinstance(caught.value.__cause__, LookupError)
+        assert caught.value.__cause__ is None  # nobody can look whether its text quotes what is in there
 
     def test_an_integer_with_more_digits_than_python_writes(self) -> None:
         """Python's own limit is named, not passed off as something else."""

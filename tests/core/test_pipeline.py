@@ -191,11 +191,32 @@ async def test_each_host_gets_a_share_of_the_time() -> None:
         return host.host
 
     hosts = [Host("silent"), Host("wrong"), Host("good")]
-    assert await connect_to_any(hosts, connect, 0.6) == "good"
+    assert await connect_to_any(hosts, connect, 0.6, drop=tried.append) == "good"
     assert tried == ["silent", "wrong", "good"]
     with pytest.raises(ConnectError, match=r"wrong: the password; silent does not answer") as raised:
-        await connect_to_any(hosts[:2], connect, 0.2)
+        await connect_to_any(hosts[:2], connect, 0.2, drop=tried.append)
     assert type(raised.value) is AuthenticationError
+
+
+async def test_a_connection_that_nobody_waits_for_any_more_is_dropped() -> None:
+    """A client may swallow the cancellation of its connect."""
+    dropped: list[str] = []
+
+    async def stubborn(host: Host) -> str:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            return host.host
+        return ""
+
+    with pytest.raises(UnreachableError):
+        await connect_to_any([Host("a")], stubborn, 0.1, drop=dropped.append)
+    connecting = asyncio.ensure_future(connect_to_any([Host("b")], stubborn, 60, drop=dropped.append))
+    await settled()
+    connecting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await connecting
+    assert dropped == ["a", "b"]
 
 
 @given(st.text())

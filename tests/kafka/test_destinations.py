@@ -114,6 +114,20 @@ async def test_a_missing_topic_with_a_short_deadline(kafka_node: KafkaCluster, u
             await broker.send_message(Message("E", unique_name("missing"), {}))
 
 
+async def test_a_missing_topic_is_not_asked_for_when_its_messages_have_ended(
+    kafka_node: KafkaCluster, unique_name: Name
+) -> None:
+    """Messages that end before the topic is taken for missing leave no question behind."""
+    async with open_broker(f"{kafka_node.url}?delivery_timeout=500ms") as broker:
+        with pytest.raises(DestinationNotFoundError):
+            await broker.send_message(Message("E", unique_name("missing"), {}))
+        driver: Any = broker.driver
+        metadata = driver._cluster._metadata
+        async with asyncio.timeout(8):
+            while metadata._wanted.is_set() or any(topic.unknown_since for topic in driver.topics.values()):
+                await asyncio.sleep(0.1)
+
+
 async def test_an_idle_topic_without_messages_is_not_asked_for_in_a_loop(
     kafka_node: KafkaCluster, unique_name: Name
 ) -> None:

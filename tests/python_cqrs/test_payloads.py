@@ -137,6 +137,11 @@ class TestPythonCqrsOwnEvents:
         """Keys as they are; NaN is null here too."""
         assert (await body_of(own({"a_b": 1, "x": math.nan})))["payload"] == {"a_b": 1, "x": None}
 
+    async def test_a_large_integer_is_an_error_of_its_encoder(self) -> None:
+        """Above 64 bits; it is raised before the adapter is asked."""
+        with pytest.raises(TypeError, match="64-bit"):
+            await body_of(own({"n": 2**64}))
+
     async def test_pydantic_notification_events_raise_for_a_decimal(self) -> None:
         """snake_case with dashes; a Decimal is python-cqrs' own TypeError at the send."""
         event: Any = PydanticNotificationEvent[dict[str, Any]](event_name="n", topic="t", payload={"a_b": 1})
@@ -158,7 +163,7 @@ class TestTheBridgesEvents:
     async def test_a_dataclass_keeps_its_names(self) -> None:
         """Also two that would collapse; what has no form in JSON is refused, with its path."""
         assert (await body_of(ours(Collapsing(1, 2))))["payload"] == {"a_b": 1, "aB": 2}
-        good = dataclasses.replace(WHOLE, raw="", tags=[], share=1.5)  # type: ignore[arg-type]
+        good = dataclasses.replace(WHOLE, raw="", tags=[], lasts="", share=1.5)  # type: ignore[arg-type]
         assert (await body_of(ours(good)))["payload"] == {
             "order_id": "00000000-0000-0000-0000-000000000007",
             "lines": [{"line_price": "1.10"}],
@@ -168,7 +173,7 @@ class TestTheBridgesEvents:
             "at": "2026-01-02T00:00:00Z",
             "raw": "",
             "tags": [],
-            "lasts": "PT1M30S",
+            "lasts": "",
             "share": 1.5,
         }
 
@@ -178,6 +183,7 @@ class TestTheBridgesEvents:
             (dataclasses.replace(WHOLE, raw=b"hunter2"), r"payload\.raw is of type bytes"),
             (dataclasses.replace(WHOLE, raw="", tags={"hunter2"}), r"payload\.tags is of type set"),  # type: ignore[arg-type]
             ({"x": math.nan}, r"payload\.x is not finite"),
+            ({"x": timedelta(1)}, r"payload\.x is of type timedelta"),
             (Model(share=math.nan), r"payload\.share is not finite"),
             ({"x": SecretStr("hunter2")}, r"payload\.x is a secret"),
             ({1: "hunter2"}, "payload has a key of type int"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from cqrs_broker_amqp import _channels
+from cqrs_broker_amqp import _fallback
 from cqrs_broker_amqp._logs import LOGGERS
 from cqrs_brokers import (
     AuthenticationError,
@@ -263,7 +263,7 @@ async def test_the_clients_log_at_debug(scene: Scene, monkeypatch: pytest.Monkey
     async with scene.open() as broker:
         await scene.planted.outcome(broker.send_message(scene.planted.message()))
     assert "aiormq.connection" in seen
-    monkeypatch.setattr(_channels, "unexpected", lambda connection, channel: "it is not what it was")  # aiormq writes
+    monkeypatch.setattr(_fallback, "unexpected", lambda connection, channel: "it is not what it was")  # aiormq writes
     unfiltered = CanaryScanner(scene.planted.body, scene.planted.key, scene.planted.header)
     with unfiltered.watching():
         for name in LOGGERS:

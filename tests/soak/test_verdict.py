@@ -94,6 +94,33 @@ def silence(
     return recovery(Outage(fault=fault, began=began, ended=ended, away={None: away}), Demand(ledger)).seconds
 
 
+def remade(*, began: float, ended: float, in_logs: tuple[str, ...] = ()) -> Verdict:
+    """A receipt for a topic that was read at 10, and was deleted and there again at 20; and the logs it is in."""
+    ledger = Ledger(apart=("r",))
+    message = Message("n", "r", {}, key="k")
+    entry = ledger.begin(message, "b", "x")
+    ledger.end(entry, Receipt(message.message_id, "r", "b", True, 0, 7), deadline=1e9)
+    entry.began, entry.ended = began, ended
+    assert not ledger.receipt_times
+    found = Found(str(message.message_id), "r", "k", "k", 0, 3)
+    logs = {name: [found] if name in in_logs else [] for name in ("r, 1", "r")}
+    return judge(ledger, logs, {}, {"r": [(10, 20)]})
+
+
+def test_a_message_may_be_deleted_with_its_topic() -> None:
+    """A receipt whose call touches the time of the deletion may be in no log; its offset may be that of another one."""
+    assert remade(began=9, ended=11) == Verdict()
+    assert not remade(began=19, ended=21, in_logs=("r",)).misplaced
+
+
+@pytest.mark.parametrize(("began", "ended"), [(1, 2), (21, 22)])
+def test_a_message_from_before_or_after_is_lost_when_it_is_in_no_log(began: float, ended: float) -> None:
+    """The topic was read after the one, and made before the other: both must be there, where the receipt says."""
+    assert len(remade(began=began, ended=ended).lost) == 1
+    assert not remade(began=began, ended=ended, in_logs=("r, 1",)).lost
+    assert len(remade(began=began, ended=ended, in_logs=("r",)).misplaced) == 1
+
+
 def test_recovery_counts_from_when_the_broker_is_back() -> None:
     """Silent from 10 to 17, broker away from 10 to 15: recovery took 2 s."""
     assert silence([(9, 10), (10, 17), (17, 18)], [(10, 15)], 10, 16) == 2

@@ -58,7 +58,9 @@ class NatsHarness(ServerHarness):
                 break
             await asyncio.sleep(0.02)
         reader = await self.streams.subscribe(topic, ordered_consumer=True)
-        return [record(await reader.next_msg(5.0)) for _ in range(there)]
+        messages = [await reader.next_msg(5.0) for _ in range(there)]
+        await reader.unsubscribe()
+        return [record(message) for message in messages]
 
     def missing_destination(self):
         return Target(self.url, self.new_topic_name())

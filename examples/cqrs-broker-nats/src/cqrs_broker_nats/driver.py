@@ -46,8 +46,8 @@ class NatsDriver(PipelinedDriver):
         """Connects to the first host that answers, and opens the pipeline."""
         await self._pipeline.end()
         self._drop()
-        session = await connect_to_any(self._url.hosts, self._open, self._options.connect_timeout)
-        self._session = session
+        timeout = self._options.connect_timeout
+        session = self._session = await connect_to_any(self._url.hosts, self._open, timeout, drop=Session.drop)
 
         async def write(batch: Sequence[tuple[int, Frame]]) -> None:
             await session.write([line for token, frame in batch for line in frame.lines(f"{session.inbox}.{token}")])

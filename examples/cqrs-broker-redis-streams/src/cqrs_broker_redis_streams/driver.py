@@ -44,10 +44,10 @@ class RedisStreamsDriver(PipelinedDriver):
         """Connects to the first host that answers, and opens the pipeline."""
         await self._pipeline.end()
         self._drop()
-        connection = await connect_to_any(
-            self._url.hosts, lambda host: open_connection(host, self._url, self._options), self._options.connect_timeout
+        url, options = self._url, self._options
+        connection = self._connection = await connect_to_any(
+            url.hosts, lambda host: open_connection(host, url, options), options.connect_timeout, drop=drop
         )
-        self._connection = connection
 
         async def write(batch: Sequence[tuple[int, list[bytes]]]) -> None:
             if not connection.is_connected:  # redis-py would connect anew, behind our back

@@ -94,6 +94,10 @@ class Declarations:
         self._session = None
         self._idle.clear()
 
+    def waits(self, topic: str) -> bool:
+        """Whether messages wait for this topic's queue."""
+        return topic in self._waiting
+
     def takes(self, topic: str, entry: Entry) -> bool:
         """Lets a message wait, unless its queue is there."""
         if topic in self._declared:

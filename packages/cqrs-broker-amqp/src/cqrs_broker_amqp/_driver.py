@@ -85,6 +85,10 @@ class AMQPDriver(PipelinedDriver):
         """See `PipelinedDriver.submit`."""
         self._publisher.submit(deliveries)
 
+    def why_late(self, delivery: Delivery, /, *, handed: bool) -> DeliveryError | None:
+        """See `PipelinedDriver.why_late`."""
+        return self._publisher.why_late(delivery.topic, handed=handed)
+
     # -- connecting and closing ---------------------------------------------------------------------------------------
 
     async def connect(self) -> None:
@@ -181,9 +185,10 @@ class AMQPDriver(PipelinedDriver):
 
     def blocked(self, reason: str) -> None:
         """See `SessionListener`."""
-        self._publisher.block()
+        alarm = f"RabbitMQ has an alarm: {reason}"
+        self._publisher.block(alarm)
         if self._link is not None:
-            self._link.blocked(f"RabbitMQ has an alarm: {reason}")
+            self._link.blocked(alarm)
 
     def unblocked(self) -> None:
         """See `SessionListener`."""

@@ -34,7 +34,7 @@ from cqrs_brokers.exceptions import (
 from cqrs_brokers.tls import tls_error
 
 from ._logs import safe_reply
-from ._rendering import body_size
+from ._rendering import body_size, header_frame_size
 
 if TYPE_CHECKING:
     from ._channels import Entry
@@ -54,6 +54,7 @@ __all__ = [
     "refusal",
     "scrubbed",
     "telling",
+    "too_large",
 ]
 
 ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED = 403, 404, 406
@@ -170,7 +171,10 @@ def _connect_error(error: BaseException, where: str, options: AMQPOptions | None
         isinstance(root, client.IncompatibleProtocolError) and not isinstance(root.__cause__, EOFError)
     ):
         return ProtocolError(f"{where} does not speak AMQP 0-9-1: check the port (RabbitMQ: 5672, with TLS 5671)")
-    if isinstance(root, (OSError, EOFError, asyncio.CancelledError, client.AMQPError, RuntimeError)):
+    # aiormq raises StopAsyncIteration when the connection ends between two frames.
+    if isinstance(
+        root, (OSError, EOFError, StopAsyncIteration, asyncio.CancelledError, client.AMQPError, RuntimeError)
+    ):
         reason = getattr(root, "strerror", None) or type(root).__name__
         return UnreachableError(
             f"{where} ended the connection while it was being made ({reason}): is it starting, or is this a TLS port?"
@@ -182,7 +186,10 @@ def hung_up(error: ConnectError) -> bool:
     """Whether the peer ended the connection without a word while it was being made."""
     cause = error.__cause__
     root = cause.__cause__ if isinstance(cause, client.AMQPConnectionError) and cause.__cause__ else cause
-    return isinstance(root, (ConnectionResetError, BrokenPipeError, EOFError, ssl.SSLEOFError, ssl.SSLZeroReturnError))
+    return isinstance(
+        root,
+        (ConnectionResetError, BrokenPipeError, EOFError, StopAsyncIteration, ssl.SSLEOFError, ssl.SSLZeroReturnError),
+    )
 
 
 def _refused(code: int, reply: str, where: str, *, logged_in: bool) -> ConnectError:
@@ -270,9 +277,7 @@ def publish_failure(error: BaseException, options: AMQPOptions, topic: str) -> D
     elif not exchange:
         found = UnroutableError(f"there is no queue {topic!r}: create it, or use declare=queue")
     elif _routing_ends(options):
-        advice = (
-            "its queue was deleted meanwhile" if options.declare == "queue" else "bind one, or use declare=queue"
-        )
+        advice = "its queue was deleted meanwhile" if options.declare == "queue" else "bind one, or use declare=queue"
         found = UnroutableError(f"no queue is bound to exchange {exchange!r} for {topic!r}: {advice}")
         found.retryable = options.declare == "queue"
     else:
@@ -353,3 +358,18 @@ def forbidden(reply: str) -> str:
     found = _FORBIDDEN.match(reply)
     return found[1] if found else ""
 
+
+def too_large(entry: Entry, frame_max: int, largest_body: int | None) -> MessageTooLargeError | None:
+    """What the server certainly refuses, and with it the messages beside this one."""
+    _, _, frames, body, _, _ = entry
+    if len(frames) > frame_max and (size := header_frame_size(frames)) > frame_max:
+        return MessageTooLargeError(
+            f"the message's headers need a frame of {size} bytes, and a frame has at most {frame_max} bytes here: send "
+            "less in headers, or raise RabbitMQ's frame_max"
+        )
+    if largest_body is not None and len(body) > largest_body:
+        return MessageTooLargeError(
+            f"the body has {len(body)} bytes, and RabbitMQ takes at most {largest_body} bytes: send less, or raise its "
+            "max_message_size"
+        )
+    return None

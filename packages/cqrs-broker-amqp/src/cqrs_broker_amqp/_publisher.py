@@ -22,11 +22,12 @@ from typing import Any
 
 from cqrs_brokers.driver import Delivery, Link
 from cqrs_brokers.exceptions import (
+    BackpressureError,
     ConnectError,
     ConnectionLostError,
     DeliveryError,
+    DeliveryTimeoutError,
     InvalidMessageError,
-    MessageTooLargeError,
     NotDeliveredError,
     UnreachableError,
     UnroutableError,
@@ -36,7 +37,6 @@ from cqrs_brokers.tasks import Tasks
 from ._channels import ConfirmChannel, Entry
 from ._declaring import Declarations
 from ._errors import (
-    NOT_FOUND,
     body_limit,
     channel_reply,
     culprit,
@@ -44,12 +44,14 @@ from ._errors import (
     publish_failure,
     refusal,
     scrubbed,
+    too_large,
 )
 from ._options import AMQPOptions
-from ._rendering import Renderer, header_frame_size
+from ._rendering import Renderer
+from ._reopening import reopen
 from ._session import Session
-from ._stalled import PATIENCE, StalledDestinations
-from ._topology import declare_exchange, find_exchange
+from ._stalled import LOOK_AGAIN, StalledDestinations
+from ._watch import PATIENCE, ConnectionWatch
 
 __all__ = ["Publisher"]
 
@@ -57,16 +59,6 @@ FLUSH_BYTES = 512 * 1024
 """How much one write may have: what a stalled connection holds in memory beyond the operating system's buffers."""
 BURST = 128
 """After how many messages of one turn of the event loop a write goes out before its end."""
-SILENCE = 2.0
-"""When nothing came in for so long after a hand-over, the connection is given up once the deadline has passed."""
-SLOW_REOPENING = 0.5
-"""After how many seconds without a channel the connection counts as reconnecting."""
-FIRST_LOOK = 0.05
-"""How long what has come in is read before a late timer, or a send after a silence, goes on, in seconds."""
-STANDSTILL = 0.5
-"""A timer that is this late says that the event loop stood still, in seconds."""
-LOOK_AGAIN = 0.25
-"""How often stalled destinations are looked at, in seconds."""
 _FULL_QUEUE_PAUSE = 0.01
 
 
@@ -102,13 +94,15 @@ class Publisher:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._session: Session | None = None
         self._state = State.CLOSED
+        self._alarm = ""
         self._channel: ConfirmChannel | None = None
         self._outbox: collections.deque[Entry] = collections.deque()
         self._flush_at: asyncio.Handle | None = None
+        self._look_at: asyncio.Handle | None = None
         self._leaving: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._looked_at = 0.0
-        """When a connection that is silent was last looked at, in the loop's time."""
+        self._watch = ConnectionWatch(
+            options.heartbeat, channels=self._channels, stuck=self._leave_soon, look=self._look, dead=lost
+        )
         self.callbacks: dict[str, Any] = {
             "failed": self._failed,
             "answered": self._answered,
@@ -131,6 +125,9 @@ class Publisher:
         """A new connection: nothing is known to be declared."""
         self._loop = asyncio.get_running_loop()
         self._session = session
+        self._watch.start(session)
+        if self._stalled is not None:
+            self._stalled.use(session)
         if self._state is State.CLOSED:
             self._state = State.OPEN
         self._use(channel, anew=True)
@@ -142,7 +139,7 @@ class Publisher:
             anew: What was declared may be gone.
         """
         self._channel = channel
-        self._flush_at = None  # what was due in an event loop that is closed never comes
+        self._flush_at = self._look_at = None  # what was due in an event loop that is closed never comes
         if anew and self._declarations is not None and self._session is not None:
             waiting, self._outbox = self._outbox, collections.deque()
             self._declarations.use(self._session, waiting)
@@ -165,9 +162,7 @@ class Publisher:
         self._channel, self._session, self._state, self._leaving = None, None, State.CLOSED, None
         if self._declarations is not None:
             self._declarations.stop()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._watch.stop()
         return unanswered
 
     def fail_waiting(self, error: NotDeliveredError, which: Callable[[Delivery], bool] = lambda _: True) -> None:
@@ -235,7 +230,9 @@ class Publisher:
             channel.watched = True
             return
         now = loop.time()
-        if now - session.last_inbound > self._options.heartbeat and not self._has_looked(session, now):
+        pause = self._watch.wait_before_writing(now)
+        if pause is not None:
+            self._flush_later(pause)
             return
         batch: list[Entry] = []
         room = 1 if channel.alone else FLUSH_BYTES
@@ -253,11 +250,12 @@ class Publisher:
                 break
             outbox.popleft()
             if len(frames) > frame_max or (body and session.largest_body):
-                error = _too_large(entry, frame_max, session.largest_body)
+                error = too_large(entry, frame_max, session.largest_body)
                 if error is not None:
                     _fail(delivery, error)
                     continue
             if stalled is not None and stalled.holds(entry):
+                self._look_soon()
                 continue
             if delivery.handed_over():
                 in_flight[message_id] = 0
@@ -268,25 +266,9 @@ class Publisher:
         if channel.alone:
             channel.watched = True
         taken = channel.send(batch, now)
-        if self._timer is None:
-            self._watch_at(min(batch[0][0].deadline, now + PATIENCE))
+        self._watch.expect(batch[0][0].deadline)
         if taken and not channel.watched:
             self._flush_soon()
-
-    def _has_looked(self, session: Session, now: float) -> bool:
-        """Heartbeats were missed, or the event loop stood still: what has come in is read before more is written."""
-        silent = now - session.last_inbound
-        if self._looked_at < session.last_inbound:
-            self._looked_at = now
-            self._flush_later(FIRST_LOOK)
-            return False
-        if now - self._looked_at < FIRST_LOOK / 2:
-            self._flush_later(FIRST_LOOK)
-            return False
-        if silent > 2 * self._options.heartbeat + 1:
-            self._lost(_half_open(session, silent))
-            return False
-        return True
 
     def _ready_to_go(self, entries: list[Entry]) -> None:
         self._outbox.extend(entries)
@@ -347,12 +329,31 @@ class Publisher:
         self._declarations.again((*entry[:5], True), behind)
         return True
 
-    def block(self) -> None:
+    def why_late(self, topic: str, *, handed: bool) -> DeliveryError | None:
+        """Why a message has no outcome at its deadline, where there is more to say than that."""
+        late = "the broker did not confirm it before the deadline"
+        if self._state is State.BLOCKED and handed:
+            return DeliveryTimeoutError(f"{late}: {self._alarm}; it reads the message when the alarm is over")
+        if self._stalled is not None and self._stalled.suspects(topic):
+            stuck = f"RabbitMQ takes nothing for routing key {topic!r}: is it a quorum queue without a majority?"
+            if handed:
+                return DeliveryTimeoutError(f"{late}: {stuck}")
+            return BackpressureError(f"not sent until the deadline: {stuck} Send again later")
+        if not handed and self._declarations is not None and self._declarations.waits(topic):
+            return BackpressureError(
+                f"not sent until the deadline: RabbitMQ has not answered the declaration of queue {topic!r}; send "
+                "again later"
+            )
+        return None
+
+    def block(self, alarm: str) -> None:
         """RabbitMQ has an alarm: what is written now is read later."""
-        self._state = State.BLOCKED
+        self._state, self._alarm = State.BLOCKED, alarm
+        self._watch.paused = True
 
     def unblock(self) -> None:
         """The alarm is over."""
+        self._watch.paused = False
         if self._state is State.BLOCKED:
             self._state = State.OPEN if self._session is not None else State.CLOSED
             now = self._loop.time() if self._loop is not None else 0.0
@@ -397,48 +398,27 @@ class Publisher:
             self._send_again(unanswered[which + 1 :])
 
     async def _reopen(self, session: Session, code: int, reply: str) -> None:
-        """Applies `declare` again, or looks what is wrong, and opens the channel anew."""
-        options, link, loop = self._options, self._link, asyncio.get_running_loop()
-        assert link is not None
-        # Opening a channel takes a round trip. When it takes long, what waits is to be told why at its deadline.
-        reason = UnreachableError(f"{session.where} closed the channel ({reply or code}) and is slow to open another")
-        slow = loop.call_later(SLOW_REOPENING, link.reconnecting, reason)
-
-        async def work() -> ConfirmChannel:
-            raw = await session.raw_channel(confirms=True)
-            if options.declare in ("exchange", "queue"):
-                await declare_exchange(raw, options)
-            elif code == NOT_FOUND:
-                found = await find_exchange(raw, options.exchange)
-                missing = refusal(code, "still", options.exchange)
-                if found is False and missing is not None:
-                    self.fail_waiting(missing)
-                if not found:
-                    raw = await session.raw_channel(confirms=True)
-            return session.publish_on(raw)
-
+        assert self._link is not None
         try:
-            channel = await session.run(work(), options.connect_timeout)
+            channel = await reopen(session, self._options, self._link, code, reply, missing=self.fail_waiting)
         except ConnectError as error:
             if session is self._session:
                 self._lost(error)
         else:
             if session is self._session and not session.over:
-                link.reconnecting(None)
+                self._link.reconnecting(None)
                 self._use(channel, anew=True)
-        finally:
-            slow.cancel()
 
     # -- destinations that take nothing -------------------------------------------------------------------------------
 
     def _leave_soon(self, channel: ConfirmChannel) -> None:
         """Publishes on a fresh channel, if one opens: then the connection lives, and a destination is stuck."""
         session = self._session
-        if session is None or (self._leaving is not None and not self._leaving.done()):
+        if channel is not self._channel or session is None or (self._leaving and not self._leaving.done()):
             return
         if session.has_room:
             self._leaving = self._tasks.spawn(self._leave(session, channel, channel.quiet_since))
-        elif channel.in_flight and session.last_inbound > channel.quiet_since:
+        elif session.last_inbound > channel.quiet_since:
             self._lost(
                 UnreachableError(
                     f"{session.where} has not answered on the only channel that it allows for {PATIENCE:g} s: a "
@@ -447,100 +427,40 @@ class Publisher:
             )
 
     async def _leave(self, session: Session, channel: ConfirmChannel, quiet_since: float) -> None:
-        fresh = await self._open_another(session)
-        if fresh is None:
+        fresh = await session.open_another(self._tasks)
+        if fresh is None or session is not self._session:
             return
         if channel is not self._channel or (channel.quiet_since != quiet_since and not channel.spent):
             fresh.close()  # there was an answer meanwhile
             return
         if self._stalled is None:
-            self._stalled = StalledDestinations(open_probe=self._open_probe, ready=self._go_first)
+            self._stalled = StalledDestinations(self._tasks, ready=self._go_first)
+            self._stalled.use(session)
         self._stalled.leave(channel)
         self._use(fresh, anew=False)
         self._look_soon()
-
-    async def _open_another(self, session: Session) -> ConfirmChannel | None:
-        """One more channel on a connection that works, or None when it does not open in time."""
-        opening = self._tasks.spawn(session.open_channel(declare=False))
-        done, _ = await asyncio.wait((opening,), timeout=self._options.connect_timeout)
-        if not done:
-            opening.cancel()
-        if not done or opening.cancelled() or opening.exception() is not None or session is not self._session:
-            return None
-        return opening.result()
-
-    def _open_probe(self) -> None:
-        assert self._session is not None
-        self._tasks.spawn(self._open_probe_on(self._session))
-
-    async def _open_probe_on(self, session: Session) -> None:
-        channel = await self._open_another(session) if session.has_room else None
-        if session is self._session and self._stalled is not None:
-            self._stalled.use_probe(channel)
-            self._look_soon()
-        elif channel is not None:
-            channel.close()
 
     def _go_first(self, entries: list[Entry]) -> None:
         self._outbox.extendleft(reversed(entries))
         self._flush_soon()
 
     def _look_soon(self) -> None:
-        if self._loop is not None:
-            self._loop.call_soon(self._look)
+        if self._loop is not None and self._look_at is None:
+            self._look_at = self._loop.call_soon(self._look)
 
-    def _look(self) -> None:
+    def _look(self) -> float | None:
+        """Looks at what is stuck; see `ConnectionWatch`."""
+        self._look_at = None
         stalled = self._stalled
         if stalled is None or self._loop is None or self._session is None:
-            return
+            return None
         stalled.look(self._loop.time())
         if stalled.over:
             self._stalled = None
-        elif self._timer is None:
-            self._watch_at(self._loop.time() + LOOK_AGAIN)
-
-    def _watch_at(self, when: float) -> None:
-        assert self._loop is not None
-        self._timer = self._loop.call_at(when, self._watch, when)
-
-    def _watch(self, due: float) -> None:
-        """A destination that is stuck, or a connection that is dead without saying so."""
-        self._timer = None
-        session, loop = self._session, self._loop
-        if session is None or loop is None:
-            return
-        now = loop.time()
-        if now - due > STANDSTILL:  # the event loop stood still: what has come in is read first
-            self._watch_at(now + FIRST_LOOK)
-            return
-        channels = [channel for channel in self._channels() if channel.in_flight]
-        again = [now + LOOK_AGAIN] if self._stalled is not None else []
-        for channel in channels:
-            oldest = channel.oldest()
-            if oldest is None or self._state is State.BLOCKED:
-                again.append(now + 1.0)
-                continue
-            silent = max(oldest.deadline, channel.quiet_since + SILENCE)
-            if now >= silent:
-                heard = session.last_inbound
-                if heard < channel.quiet_since or now - heard > self._options.heartbeat + 1:
-                    self._lost(_half_open(session, now - heard))
-                    return
-                silent = now + 1.0
-            again.append(silent)
-            if channel is self._channel:
-                stuck = channel.quiet_since + PATIENCE
-                if now >= stuck:
-                    self._leave_soon(channel)
-                    stuck = now + 1.0
-                again.append(stuck)
-        if again:
-            self._watch_at(min(again))
-        self._look()
-
-
-def _half_open(session: Session, silent: float) -> UnreachableError:
-    return UnreachableError(f"{session.where} has been silent for {silent:.0f} s: half-open?")
+        if stalled.idle:
+            return None
+        self._watch.expect(self._loop.time() + LOOK_AGAIN)
+        return LOOK_AGAIN
 
 
 def _fail(delivery: Delivery, error: DeliveryError) -> None:
@@ -548,19 +468,3 @@ def _fail(delivery: Delivery, error: DeliveryError) -> None:
         delivery.release()
     else:
         delivery.fail(error)
-
-
-def _too_large(entry: Entry, frame_max: int, largest_body: int | None) -> MessageTooLargeError | None:
-    """What the server certainly refuses, and with it the messages beside this one."""
-    _, _, frames, body, _, _ = entry
-    if len(frames) > frame_max and (size := header_frame_size(frames)) > frame_max:
-        return MessageTooLargeError(
-            f"the message's headers need a frame of {size} bytes, and a frame has at most {frame_max} bytes here: send "
-            "less in headers, or raise RabbitMQ's frame_max"
-        )
-    if largest_body is not None and len(body) > largest_body:
-        return MessageTooLargeError(
-            f"the body has {len(body)} bytes, and RabbitMQ takes at most {largest_body} bytes: send less, or raise its "
-            "max_message_size"
-        )
-    return None

@@ -19,11 +19,12 @@ from cqrs_brokers.exceptions import (
     TopologyError,
     UnreachableError,
 )
-from cqrs_brokers.tasks import retrieve_exception
+from cqrs_brokers.tasks import Tasks, retrieve_exception
 
-from ._channels import ConfirmChannel, make_channel
+from ._channels import ConfirmChannel
 from ._client import Connection, Sockets
 from ._errors import connect_error, hung_up, telling
+from ._fallback import make_channel
 from ._foreign import name_the_peer
 from ._settings import AMQPSettings
 from ._topology import declare_exchange
@@ -136,15 +137,26 @@ class Session:
         Args:
             declare: Apply `declare` to the exchange.
         """
-        channel = await self.raw_channel(confirms=True)
+        channel = await self.raw_channel()
         if declare:
             options = self._settings.options
             self._step = f"declaring exchange {options.exchange!r}"
             if not await declare_exchange(channel, options):
-                channel = await self.raw_channel(confirms=True)
+                channel = await self.raw_channel()
         return self.publish_on(channel)
 
-    async def raw_channel(self, *, confirms: bool) -> Any:
+    async def open_another(self, tasks: Tasks) -> ConfirmChannel | None:
+        """One more channel to publish on, or None when none is allowed, or it does not open in time."""
+        if not self.has_room:
+            return None
+        opening = tasks.spawn(self.open_channel(declare=False))
+        done, _ = await asyncio.wait((opening,), timeout=self._settings.options.connect_timeout)
+        if not done:
+            opening.cancel()
+        failed = not done or opening.cancelled() or opening.exception() is not None
+        return None if failed or self.over else opening.result()
+
+    async def raw_channel(self, *, confirms: bool = True) -> Any:
         """Opens a channel of aiormq's.
 
         Raises:

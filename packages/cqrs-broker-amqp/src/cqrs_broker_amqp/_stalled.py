@@ -14,17 +14,20 @@ has not passed, the next one waits.
 
 from __future__ import annotations
 
+import asyncio
 import collections
 from collections.abc import Callable, Sequence
 
 from cqrs_brokers.exceptions import ConnectionLostError
+from cqrs_brokers.tasks import Tasks
 
 from ._channels import ConfirmChannel, Entry
+from ._session import Session
 
-__all__ = ["PATIENCE", "StalledDestinations"]
+__all__ = ["LOOK_AGAIN", "StalledDestinations"]
 
-PATIENCE = 5.0
-"""A channel that had no answer for this long is left, in seconds."""
+LOOK_AGAIN = 0.25
+"""How often stalled destinations are looked at, in seconds."""
 PROBE_PATIENCE = 1.0
 """After how many seconds without an answer another suspect is tried."""
 MOST_LEFT = 2
@@ -35,13 +38,14 @@ class StalledDestinations:
     """Which destinations are stuck, and what waits for them.
 
     Args:
-        open_probe: Opens a channel and passes it to `use_probe`.
+        tasks: Where a channel for single messages is opened.
         ready: Called with messages that may be sent on the channel in use, in order, before all that is there.
     """
 
-    def __init__(self, *, open_probe: Callable[[], None], ready: Callable[[list[Entry]], None]) -> None:
-        self._open_probe = open_probe
+    def __init__(self, tasks: Tasks, *, ready: Callable[[list[Entry]], None]) -> None:
+        self._tasks = tasks
         self._ready = ready
+        self._session: Session | None = None
         self._left: list[ConfirmChannel] = []
         self._probe: ConfirmChannel | None = None
         self._opening = False
@@ -59,12 +63,20 @@ class StalledDestinations:
     @property
     def over(self) -> bool:
         """Whether nothing is stuck any more."""
-        return not (self._suspects or self._held or self._left or self._opening)
+        return self.idle and not self._suspects
+
+    def suspects(self, topic: str) -> bool:
+        """Whether this routing key is stuck, or may be."""
+        return topic in self._suspects
 
     @property
-    def topics(self) -> list[str]:
-        """The routing keys that are stuck, or may be."""
-        return list(self._suspects)
+    def idle(self) -> bool:
+        """Whether there is nothing to look at: only suspects are known."""
+        return not (self._held or self._left or self._opening or self._probe is not None)
+
+    def use(self, session: Session) -> None:
+        """Suspects are tried on this connection."""
+        self._session = session
 
     def leave(self, channel: ConfirmChannel) -> None:
         """Takes over a channel without answers. Its messages may still get some."""
@@ -92,13 +104,6 @@ class StalledDestinations:
         for entry in entries:
             self._suspects.pop(entry[0].topic, None)
 
-    def use_probe(self, channel: ConfirmChannel | None) -> None:
-        """The channel for single messages, or None: it could not be opened."""
-        self._opening = False
-        self._probe = channel
-        if channel is not None:
-            channel.watched = True
-
     def forget(self, channel: ConfirmChannel) -> None:
         """A channel was closed by RabbitMQ."""
         if channel is self._probe:
@@ -110,7 +115,7 @@ class StalledDestinations:
         """The connection is gone. What waited is the caller's again; who was silent stays a suspect."""
         held, self._held = list(self._held), collections.deque()
         self._left.clear()
-        self._probe, self._opening = None, False
+        self._session, self._probe, self._opening = None, None, False
         self._busy.clear()
         self._suspects = {topic: True for topic, silent in self._suspects.items() if silent}
         return held
@@ -171,19 +176,25 @@ class StalledDestinations:
             if probe is not None:
                 self._probe = None
                 _close(probe)
-        elif probe is None:
+        elif probe is None and self._session is not None:
             self._opening = True
-            self._open_probe()
-        elif probe.open:
+            self._tasks.spawn(self._open_probe(self._session))
+        elif probe is not None and probe.open:
             self._held.remove(entry)
             if entry[0].handed_over():
                 probe.send((entry,), now)
 
+    async def _open_probe(self, session: Session) -> None:
+        probe = await session.open_another(self._tasks)
+        if session is self._session:
+            self._probe, self._opening = probe, False
+            if probe is not None:
+                probe.watched = True
+                self._try_next(asyncio.get_running_loop().time())
+
     def _next(self, *, silent: bool) -> Entry | None:
         """The first message whose suspect is to be tried; one that is silent only after its last message's outcome."""
-        unanswered = {
-            entry[0].topic for channel in self.channels for entry in channel.entries() if not entry[0].done
-        }
+        unanswered = {entry[0].topic for channel in self.channels for entry in channel.entries() if not entry[0].done}
         keys = self._unanswered_keys()
         for entry in self._held:
             delivery, key = entry[0], entry[4]

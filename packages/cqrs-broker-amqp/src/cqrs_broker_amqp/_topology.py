@@ -6,6 +6,7 @@ The exchange is declared on the channel that is then published on, so that a use
 from __future__ import annotations
 
 import re
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from cqrs_brokers.exceptions import (
@@ -20,7 +21,7 @@ from cqrs_brokers.exceptions import (
 from ._errors import ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED, channel_reply, scrubbed
 from ._options import AMQPOptions
 
-__all__ = ["declare_exchange", "declare_queue", "find_exchange", "queue_error"]
+__all__ = ["declare_exchange", "declare_queue", "queue_error", "reopen_channel"]
 
 _MISMATCH = re.compile(r"inequivalent arg '([^']*)' .*received (.*?) but current is (.*)$", re.DOTALL)
 _QUEUE_LIMIT = re.compile(r"queue limit in vhost .* is reached$", re.DOTALL)
@@ -48,6 +49,32 @@ async def declare_exchange(channel: Any, options: AMQPOptions) -> bool:
     except Exception as error:
         raise _exchange_error(error, options) from scrubbed(error)
     return True
+
+
+async def reopen_channel(
+    open_channel: Callable[[], Awaitable[Any]], options: AMQPOptions, *, look: bool
+) -> tuple[Any, bool | None]:
+    """A new channel after RabbitMQ closed one, with `declare` applied again.
+
+    Args:
+        open_channel: Opens a channel.
+        options: Which exchange, and what is declared.
+        look: With `passive` and `never`: look whether the exchange is there.
+
+    Returns:
+        The channel, and whether the exchange is there; None: nobody looked, or RabbitMQ does not say it.
+
+    Raises:
+        ConnectError: As `declare_exchange`.
+    """
+    channel = await open_channel()
+    if options.declare in ("exchange", "queue"):
+        await declare_exchange(channel, options)
+        return channel, None
+    if not look:
+        return channel, None
+    found = await find_exchange(channel, options.exchange)
+    return channel if found else await open_channel(), found
 
 
 async def find_exchange(channel: Any, name: str) -> bool | None:

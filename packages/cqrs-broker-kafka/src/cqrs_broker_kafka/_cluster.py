@@ -246,12 +246,15 @@ class Cluster:
                 self._missing(topic, PublishForbiddenError(_TOPIC_FORBIDDEN))
             elif code == 17:
                 self._missing(topic, InvalidMessageError("the broker refuses the topic's name"))
-            elif topic.waiting or topic.busy:
+            elif topic.busy:
                 self._look_for(topic)
         self._owner.flush()
-        return bool(self.leaderless) or any(
-            topic.waiting or topic.unknown_since is not None for topic in self._owner.topics.values()
-        )
+        missing = bool(self.leaderless)
+        for topic in self._owner.topics.values():
+            if not topic.busy:  # nobody sends to it (any more)
+                topic.unknown_since = None
+            missing = missing or bool(topic.waiting) or topic.unknown_since is not None
+        return missing
 
     def _learn_nodes(self, brokers: Sequence[Any]) -> None:
         known = {number: Host(name, port) for number, name, port, *_ in brokers}

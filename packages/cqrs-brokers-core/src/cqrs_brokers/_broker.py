@@ -177,6 +177,7 @@ class Broker(MessageBroker):
             passes_through=simple is not None and simple.passes_through,
             why_not_taken=self._connection.why_not_taken,
             why_late=self._sender.why_late,
+            destination=self._sender.destination,
             timeout=delivery_timeout,
         )
         self._bound = LoopBinding()
@@ -214,7 +215,7 @@ class Broker(MessageBroker):
         except DeliveryError:
             raise
         except Exception as error:
-            refusal = coercion.unreadable(error)
+            refusal = coercion.unreadable(error, message)
         if refusal is not None:  # raised here, so that what the message's own code raised is not its context
             try:
                 raise refusal
@@ -281,7 +282,7 @@ class Broker(MessageBroker):
                 outcomes.append(error.with_traceback(None))
                 continue
             except Exception as error:
-                outcomes.append(coercion.unreadable(error))
+                outcomes.append(coercion.unreadable(error, message))
                 continue
             deliveries.append(BulkDelivery(ready, deadline, size, self._in_flight, bulk, index))
             outcomes.append(None)

@@ -150,6 +150,14 @@ class PipelinedDriver(Driver):
         `handed_over` returning False.
         """
 
+    def destination(self, message: Message) -> str:
+        """Where the message goes, as far as one place can be stuck while others are not; named in errors.
+
+        While destinations take nothing, `Broker` lets them hold at most half of the messages in flight together.
+        Default: the topic.
+        """
+        return message.topic
+
     def why_late(self, delivery: Delivery, /, *, handed: bool) -> DeliveryError | None:
         """Why a message has no outcome at its deadline, as far as the driver knows; None: it knows nothing more.
 

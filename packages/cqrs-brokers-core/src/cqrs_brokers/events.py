@@ -137,13 +137,13 @@ class Event(BaseModel, Generic[P]):
             return self.ordering_key()
         except Exception as error:  # the application's own code
             refused = InvalidMessageError.raised_by(
-                f"{type(self).__name__}.ordering_key()", error, message_id=self.event_id, topic=self.topic
+                f"{type(self).__name__}.ordering_key()", error, content=self, message_id=self.event_id, topic=self.topic
             )
         raise refused
 
     def _refused(self, text: str, cause: BaseException | None) -> InvalidMessageError:
         refused = InvalidMessageError(text, message_id=self.event_id, topic=self.topic)
-        refused.__cause__ = safe_cause(cause)
+        refused.__cause__ = safe_cause(cause, self)
         return refused
 
     def __repr__(self) -> str:

@@ -43,7 +43,8 @@ A send ends in a `Receipt`, a `NotDeliveredError` or a `DeliveryUnknownError`; n
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Self
 from uuid import UUID
 
@@ -265,31 +266,84 @@ class InvalidMessageError(NotDeliveredError):
 
     @classmethod
     def raised_by(
-        cls, what: str, error: Exception, *, message_id: UUID | None = None, topic: str | None = None, broker: str = ""
+        cls,
+        what: str,
+        error: Exception,
+        *,
+        content: object = None,
+        message_id: UUID | None = None,
+        topic: str | None = None,
+        broker: str = "",
     ) -> Self:
         """The error for a message whose own code raised: a serializer, `ordering_key()`, an encoder.
 
         Args:
             what: Whose code: the subject of the sentence.
-            error: What it raised. It becomes the cause, unless its text may quote the payload.
+            error: What it raised. It becomes the cause, unless its text quotes the payload, or may.
+            content: What must not be quoted: the payload, or whatever holds it.
             message_id: The message's id, if known.
             topic: The message's topic, if known.
             broker: The broker's redacted URL, if known.
         """
         refused = cls(f"{what} raised {type(error).__name__}", message_id=message_id, topic=topic, broker=broker)
-        refused.__cause__ = safe_cause(error)
+        refused.__cause__ = safe_cause(error, content)
         return refused
 
 
-def safe_cause(error: BaseException | None) -> BaseException | None:
-    """The error, or None when it, or what it came from, is of a kind that quotes the payload (pydantic, Unicode)."""
+def safe_cause(error: BaseException | None, content: object = None) -> BaseException | None:
+    """The error, or None when it, or what it came from, may quote the content.
+
+    Errors of pydantic and Unicode errors always may; others do when something of the content is in their text.
+    """
     one, seen = error, set[int]()
+    quotable = None
     while one is not None and id(one) not in seen:
         seen.add(id(one))
         if isinstance(one, UnicodeError) or any(base.__module__.startswith("pydantic") for base in type(one).__mro__):
             return None
+        try:
+            said = f"{one!r} {one} {getattr(one, '__notes__', '')}"
+            quotable = _texts(content) if quotable is None else quotable
+        except Exception:  # code of the application's own, once more
+            return None
+        if any(text in said for text in quotable):
+            return None
         one = one.__cause__ or (None if one.__suppress_context__ else one.__context__)
     return error
+
+
+_SHORTEST = 3
+"""Shorter texts are in every sentence."""
+_MOST = 10_000
+_WORD = re.compile(r"\w{8,}")
+
+
+def _texts(content: object) -> set[str]:
+    """The texts and numbers in a payload, or in an object that holds one."""
+    found: set[str] = set()
+    todo, seen = [content], set[int]()
+    while todo and len(seen) < _MOST:
+        value = todo.pop()
+        if value is None or isinstance(value, bool | type) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, str):
+            found.add(str.__str__(value))
+        elif isinstance(value, bytes | bytearray):
+            found.add(bytes(value).decode(errors="replace"))
+        elif isinstance(value, int | float):
+            found.add(str(value))
+        elif isinstance(value, Mapping):
+            todo += [key for key in value if not (isinstance(key, str) and key.isidentifier())]
+            todo += value.values()
+        elif isinstance(value, list | tuple | set | frozenset):
+            todo += value
+        elif not type(value).__module__.startswith(("datetime", "builtins")):
+            todo += vars(value).values() if hasattr(value, "__dict__") else ()
+            todo += [getattr(value, name, None) for name in getattr(type(value), "__slots__", ()) if name[:2] != "__"]
+    whole = {text for text in found if len(text) >= _SHORTEST}
+    # A repr escapes characters, and a text may be cut: a long word of it is a quotation, too.
+    return whole | {word for text in whole for word in _WORD.findall(text)}
 
 
 class MessageTooLargeError(NotDeliveredError):

@@ -61,5 +61,5 @@ class MessageValidator:
         except DeliveryError:
             raise
         except Exception as error:
-            refusal = self._coercion.unreadable(error)
+            refusal = self._coercion.unreadable(error, message)
         raise refusal  # outside the handler: what the message's own code raised may quote the message

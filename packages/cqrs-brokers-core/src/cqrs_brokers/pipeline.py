@@ -150,12 +150,12 @@ class Pipeline(Generic[T]):
         Raises:
             ProtocolError: The broker answers what it was not asked. In `read` this ends the connection, as it must.
         """
-        found = self._take(token, Delivery)
-        return found if isinstance(found, Delivery) else None
+        found = self._take(token, question=False)
+        return None if isinstance(found, _Question) else found
 
     def answered_question(self, token: int | None = None) -> None:
         """Says that the answer to an `ask` came; the arguments and errors are those of `answered`."""
-        found = self._take(token, _Question)
+        found = self._take(token, question=True)
         if isinstance(found, _Question) and not found.answer.done():
             found.answer.set_result(None)
 
@@ -166,7 +166,7 @@ class Pipeline(Generic[T]):
             wanted: Whether the answer can be about this one, for example by its topic.
         """
         for token, found in self._unanswered.items():
-            if isinstance(found, Delivery) and wanted(found):
+            if found is not None and not isinstance(found, _Question) and wanted(found):
                 return token
         return None
 
@@ -201,12 +201,13 @@ class Pipeline(Generic[T]):
         questions = [*unanswered.values(), *(question for question, _ in self._questions)]
         self._questions.clear()
         for found in questions:
-            if isinstance(found, Delivery):
+            if isinstance(found, _Question):
+                if not found.answer.done():
+                    found.answer.set_exception(UnreachableError("the connection was lost before the broker answered"))
+            elif found is not None:
                 lost = ConnectionLostError("the connection was lost before the broker answered")
                 lost.__cause__ = error
                 found.fail(lost)
-            elif found is not None and not found.answer.done():
-                found.answer.set_exception(UnreachableError("the connection was lost before the broker answered"))
         self._lost(error)
 
     # -- the end ------------------------------------------------------------------------------------------------------
@@ -277,14 +278,13 @@ class Pipeline(Generic[T]):
         self._unanswered[self._token] = entry
         return self._token
 
-    def _take(self, token: int | None, kind: type[Delivery] | type[_Question]) -> Delivery | _Question | None:
+    def _take(self, token: int | None, *, question: bool) -> Delivery | _Question | None:
         self.heard()
         if token is not None:
             return self._unanswered.pop(token, None)
         oldest = next(iter(self._unanswered), None)
         found = None if oldest is None else self._unanswered[oldest]
-        fits = kind is Delivery if found is None else isinstance(found, kind)  # None: it was let go
-        if oldest is None or not fits:
+        if oldest is None or isinstance(found, _Question) is not question:
             # It stays: when the connection ends, which it must, it is told so.
             raise ProtocolError("the broker's answers are out of step: this one belongs to nothing that was written")
         return self._unanswered.pop(oldest)
@@ -310,16 +310,21 @@ class Pipeline(Generic[T]):
             else:
                 keep.append(entry)
         self._waiting = keep
-        for token, found in list(self._unanswered.items()):
-            if isinstance(found, Delivery) and found.done and found.deadline <= now:
+        handed = [
+            (token, found)
+            for token, found in self._unanswered.items()
+            if found is not None and not isinstance(found, _Question)
+        ]
+        for token, found in handed:
+            if found.done and found.deadline <= now:
                 found.release()
                 self._doubt.set()
                 if self._in_order:
                     self._unanswered[token] = None
                 else:
                     del self._unanswered[token]
-        handed = [found.deadline for found in self._unanswered.values() if isinstance(found, Delivery)]
-        due = [*handed, *(entry[0].deadline for entry in keep)]
+        due = [found.deadline for _, found in handed if not found.done or found.deadline > now]
+        due += [entry[0].deadline for entry in keep]
         if due:
             self._watch_deadline(max(min(due), now))
 
@@ -342,7 +347,11 @@ class Pipeline(Generic[T]):
 
 
 async def connect_to_any(
-    hosts: Sequence[Host], connect: Callable[[Host], Coroutine[Any, Any, C]], timeout: float
+    hosts: Sequence[Host],
+    connect: Callable[[Host], Coroutine[Any, Any, C]],
+    timeout: float,
+    *,
+    drop: Callable[[C], object],
 ) -> C:
     """Makes one pass over the hosts, in their order, and stops at the first that can be connected.
 
@@ -352,6 +361,8 @@ async def connect_to_any(
         hosts: The hosts of the config string.
         connect: Connects to one host. It must leave nothing open when it fails or is cancelled.
         timeout: Seconds for the pass: the option `connect_timeout`.
+        drop: Drops, without awaiting, a connection that was made when nobody waited any more: a client may swallow the
+            cancellation of its `connect`.
 
     Returns:
         What `connect` returned.
@@ -366,7 +377,7 @@ async def connect_to_any(
     for number, host in enumerate(hosts):
         share = max(LEAST_SHARE, (end - loop.time()) / (len(hosts) - number))
         try:
-            return await asyncio.wait_for(connect(host), share)
+            return await _within(share, connect(host), drop)
         except ConnectError as error:
             errors.append(error)
         except TimeoutError:
@@ -376,6 +387,29 @@ async def connect_to_any(
     chosen = next((error for error in errors if error.permanent), errors[0])
     chosen.text = "; ".join([chosen.text, *(error.text for error in errors if error is not chosen)])
     raise chosen
+
+
+async def _within(seconds: float, work: Coroutine[Any, Any, C], drop: Callable[[C], object]) -> C:
+    """As `asyncio.wait_for`, which forgets what a task returns that does not let itself be cancelled."""
+    task = asyncio.get_running_loop().create_task(work)
+    try:
+        await asyncio.wait((task,), timeout=seconds)
+        if not task.done():
+            raise TimeoutError
+        return task.result()
+    except BaseException:
+        if not task.done():
+            task.cancel()
+            task.add_done_callback(lambda ended: _drop_result(ended, drop))
+            await asyncio.wait((task,), timeout=END_WITHIN)
+        else:
+            _drop_result(task, drop)
+        raise
+
+
+def _drop_result(task: asyncio.Task[C], drop: Callable[[C], object]) -> None:
+    if not task.cancelled() and task.exception() is None:
+        drop(task.result())
 
 
 _PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))

@@ -66,7 +66,7 @@ class BrokerAdapter(protocol.MessageBroker):
         except InvalidMessageError:
             raise
         except Exception as error:  # the message's own code
-            refused = InvalidMessageError.raised_by("reading the message", error, broker=self._address)
+            refused = InvalidMessageError.raised_by("reading the message", error, content=message, broker=self._address)
         else:
             await self._broker.send_message(translated)
             return
@@ -140,7 +140,7 @@ class BrokerAdapter(protocol.MessageBroker):
             return function(message)
         except Exception as error:
             refused = InvalidMessageError.raised_by(
-                what, error, message_id=message.message_id, topic=message.topic, broker=self._address
+                what, error, content=message, message_id=message.message_id, topic=message.topic, broker=self._address
             )
             if isinstance(error, orjson.JSONEncodeError):
                 refused.__cause__ = None

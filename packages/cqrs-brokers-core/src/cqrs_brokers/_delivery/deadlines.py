@@ -19,7 +19,7 @@ from cqrs_brokers.exceptions import (
     NotDeliveredError,
 )
 
-from .delivery import HANDED, Sending
+from .delivery import HANDED, QUEUED, Sending
 from .in_flight import InFlight
 
 __all__ = ["Deadlines"]
@@ -38,6 +38,7 @@ class Deadlines:
         waiting: The messages that wait for a place, in the order of calls.
         why_not_taken: Why the broker takes nothing now, or None when it does.
         why_late: What the driver knows about a message, and whether it was handed over.
+        why_stuck: Why a message had no room, if its destination takes nothing.
         timeout: The timeout of calls that have none of their own, in seconds.
     """
 
@@ -47,12 +48,14 @@ class Deadlines:
         waiting: collections.deque[Sending],
         why_not_taken: Callable[[], NotDeliveredError | None],
         why_late: WhyLate,
+        why_stuck: Callable[[Sending], str | None],
         timeout: float,
     ) -> None:
         self._in_flight = in_flight
         self._waiting = waiting
         self._why_not_taken = why_not_taken
         self._why_late = why_late
+        self._why_stuck = why_stuck
         self._timeout = timeout
         self._in_order = True
         """The order of calls is the order of deadlines."""
@@ -158,7 +161,10 @@ class Deadlines:
         reason = self._why_not_taken() or self._known(delivery, handed=False)
         if isinstance(reason, NotDeliveredError):
             return reason
-        if room:
+        text = self._why_stuck(delivery) if delivery.state == QUEUED else None
+        if text is not None:
+            pass
+        elif room:
             text = (
                 "the broker did not take it until the deadline: it takes nothing for this topic, or part of it, at the "
                 "moment; send again later, or raise delivery_timeout"

@@ -12,13 +12,18 @@ from collections.abc import Callable, Sequence
 
 from cqrs_brokers._stalls import wait_patiently
 from cqrs_brokers.exceptions import DeliveryError, NotDeliveredError
+from cqrs_brokers.protocol import Message
 
 from .deadlines import Deadlines, WhyLate
 from .delivery import HANDED, QUEUED, SUBMITTED, Delivery, Sending
 from .in_flight import InFlight
+from .stuck import StuckDestinations
 from .wakeups import Wakeups
 
 __all__ = ["Window"]
+
+LOOK_EVERY = 1.0
+"""How often the window looks for stuck destinations while messages wait for room, in seconds."""
 
 
 class Window:
@@ -31,6 +36,7 @@ class Window:
             that later changes by the caller have no effect.
         why_not_taken: Why the broker takes nothing now, or None when it does.
         why_late: The driver's.
+        destination: The driver's.
         timeout: The timeout of calls that have none of their own, in seconds.
     """
 
@@ -42,6 +48,7 @@ class Window:
         passes_through: bool,
         why_not_taken: Callable[[], NotDeliveredError | None],
         why_late: WhyLate,
+        destination: Callable[[Message], str],
         timeout: float,
     ) -> None:
         self._in_flight = in_flight
@@ -52,7 +59,9 @@ class Window:
         self._waiting: collections.deque[Sending] = collections.deque()
         self.wakeups: Wakeups
         """The callers that are to be woken in this event loop."""
-        self._deadlines = Deadlines(in_flight, self._waiting, why_not_taken, why_late, timeout)
+        self._stuck = StuckDestinations(in_flight, destination)
+        self._looking: asyncio.TimerHandle | None = None
+        self._deadlines = Deadlines(in_flight, self._waiting, why_not_taken, why_late, self._stuck.reason, timeout)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._refill_due = False
         in_flight.on_room = self._refill_soon
@@ -64,6 +73,8 @@ class Window:
         self._waiting.clear()
         for delivery in forgotten:
             delivery.settle()
+        self._stuck.clear()
+        self._looking = None
         self._loop = loop
         self.wakeups = Wakeups(loop)
         self._deadlines.bind(loop)
@@ -95,6 +106,8 @@ class Window:
         if self._copies:
             delivery.keep()
         self._wait((delivery,))
+        if self._stuck.names:  # there may be room for it, behind those that must wait
+            self._refill_soon()
         return False
 
     def expect(self, deadline: float) -> None:
@@ -125,33 +138,59 @@ class Window:
         self._refill_due = False
         if not self.accepting:
             return
-        waiting, places = self._waiting, self._in_flight
-        room = places.max_count - places.count
+        waiting, places, stuck = self._waiting, self._in_flight, self._stuck
+        room = places.max_count + stuck.lent - places.count
+        most_bytes = places.max_bytes + stuck.lent_bytes
+        if stuck.names:
+            stuck.count()
         batch: list[Sending] = []
+        passed: list[Sending] = []
         while waiting and room > 0:
             delivery = waiting[0]
             if not delivery.done:
-                if places.bytes + delivery.size > places.max_bytes and places.bytes:
+                if stuck.names and stuck.must_wait(delivery):
+                    passed.append(waiting.popleft())
+                    continue
+                if places.bytes + delivery.size > most_bytes and places.bytes:
                     break
                 delivery.submitted()
+                if stuck.names:
+                    stuck.took(delivery)
                 room -= 1
                 batch.append(delivery)
             waiting.popleft()
+        waiting.extendleft(reversed(passed))
         places.room_is_wanted = bool(waiting)
+        if waiting:
+            self._look_later()
         if batch:
             try:
                 self._submit(batch)
             except Exception as error:
                 self._not_submitted(batch, error)
 
+    def _look_later(self) -> None:
+        if self._looking is None and self._loop is not None:
+            self._looking = self._loop.call_later(LOOK_EVERY, self._look)
+
+    def _look(self) -> None:
+        self._looking = None
+        if not self.accepting or not self._waiting:
+            self._stuck.clear()
+            return
+        self._stuck.look()
+        self.refill()
+
     def _wait(self, deliveries: Sequence[Sending]) -> None:
         self._waiting.extend(deliveries)
         self._in_flight.room_is_wanted = not self._refill_due
+        if self._looking is None:
+            self._look_later()
 
     def _refill_soon(self) -> None:
         """One refill per turn of the event loop, however many places become free in it."""
         self._in_flight.room_is_wanted = False
-        if self._waiting and self._loop is not None:
+        if self._waiting and self._loop is not None and not self._refill_due:
             self._refill_due = True
             self._loop.call_soon(self.refill)
 
@@ -198,6 +237,9 @@ class Window:
     def stop(self) -> None:
         """Submits nothing any more, and needs no timer."""
         self._deadlines.stop()
+        if self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
         self.accepting = False
 
     @property

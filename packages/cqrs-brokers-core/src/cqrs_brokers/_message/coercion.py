@@ -39,9 +39,9 @@ class Coercion:
             message = self._encoded(message, self._encoder)
         return message
 
-    def unreadable(self, error: Exception) -> InvalidMessageError:
+    def unreadable(self, error: Exception, message: object) -> InvalidMessageError:
         """The error for a message whose own code raised while it was looked at."""
-        return InvalidMessageError.raised_by("reading the message", error, broker=self._address)
+        return InvalidMessageError.raised_by("reading the message", error, content=message, broker=self._address)
 
     def event_message(self, event: Any) -> Message:
         """The message of an event.
@@ -57,7 +57,8 @@ class Coercion:
         except DeliveryError as error:
             refused = error.about(error.message_id, error.topic, self._address)
         except Exception as error:
-            refused = InvalidMessageError.raised_by(f"{type(event).__name__}.to_message()", error, broker=self._address)
+            what = f"{type(event).__name__}.to_message()"
+            refused = InvalidMessageError.raised_by(what, error, content=event, broker=self._address)
         else:
             refused = InvalidMessageError(
                 f"a {type(event).__name__} is no event, for it has no to_message(): messages go through send_message()",
@@ -106,7 +107,7 @@ class Coercion:
             made: Any = encode(message) if encode is not None else encoder(message.payload)  # type: ignore[operator]
         except Exception as error:
             refused = InvalidMessageError.raised_by(
-                "the encoder", error, message_id=message.message_id, broker=self._address
+                "the encoder", error, content=message, message_id=message.message_id, broker=self._address
             )
         else:
             return self._with(message, made if isinstance(made, Encoded) else Encoded(made))

@@ -7,7 +7,7 @@
 | pydantic model, pydantic's and the standard library's dataclasses | object; see `models` |
 | Enum | its value |
 | UUID, Decimal (finite, with its digits), URL, IP address, path | text |
-| date, time, datetime, timedelta | RFC 3339, with `Z` for UTC; ISO 8601 duration |
+| date, time, datetime | RFC 3339, with `Z` for UTC |
 
 Refused: NaN and infinities, bytes, sets, generators, keys that are no text, secrets, everything else. Each class is
 looked at once; a subclass is written as what it is, with all that it adds.
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from datetime import date, datetime, time, timedelta
+from datetime import date, datetime, time
 from decimal import Decimal
 from enum import Enum
 from math import isfinite
@@ -25,6 +25,8 @@ from typing import Any
 from uuid import UUID
 
 from cqrs_brokers.exceptions import safe_cause
+
+from .ids import text_of
 
 __all__ = [
     "MAX_DEPTH",
@@ -87,11 +89,11 @@ def jsonable(value: object, root: str) -> Any:
         return write(value, 0)
     except Refused as refused:
         problem = UnencodableError(f"{_path(root, refused.path)} {refused.text}")
-        cause = safe_cause(refused.cause)
+        cause = safe_cause(refused.cause, value)
     except Exception as error:  # the payload's own code: a mapping that raises, a property
         name = type(error).__name__
         problem = UnencodableError(f"{root or 'the event'} cannot be written: its own code raised {name}")
-        cause = safe_cause(error)
+        cause = safe_cause(error, value)
     try:
         raise problem from cause  # outside the handlers: what was caught may quote the payload, as context too
     finally:  # no reference cycle by way of its traceback
@@ -245,27 +247,20 @@ def _decimal(value: Decimal, depth: int) -> str:
 
 def _datetime(value: datetime, depth: int) -> str:
     text = value.isoformat()
-    return text[:-6] + "Z" if text.endswith("+00:00") and not value.utcoffset() else text
+    return text[:-6] + "Z" if text[-6:] == "+00:00" else text
 
 
 def _time(value: time, depth: int) -> str:
     text = value.isoformat()
-    return text[:-6] + "Z" if text.endswith("+00:00") and not value.utcoffset() else text
-
-
-def _duration(value: timedelta, depth: int) -> Any:
-    from pydantic_core import to_jsonable_python
-
-    return to_jsonable_python(value)  # ISO 8601, as in models
+    return text[:-6] + "Z" if text[-6:] == "+00:00" else text
 
 
 _LEAVES: dict[type, Writer] = {
     float: _float,
-    UUID: lambda value, depth: str(value),
+    UUID: lambda value, depth: text_of(value.int).decode(),
     datetime: _datetime,
     date: lambda value, depth: value.isoformat(),
     time: _time,
-    timedelta: _duration,
     Decimal: _decimal,
     str: lambda value, depth: str.__str__(value),
     int: lambda value, depth: int.__pos__(value),

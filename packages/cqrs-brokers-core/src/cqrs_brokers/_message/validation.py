@@ -253,7 +253,8 @@ class Validator:
             carried = sorted("None" if kind is type(None) else kind.__name__ for kind in self._header_types)
             self._refuse(
                 message,
-                f"header {name!r} is {what}, and this broker carries only {', '.join(carried)}: write it as text",
+                f"header {name!r} is {what}, and this broker carries only {', '.join(carried)}: a header value must be "
+                "text, or one of these",
             )
         if kind is bytes:
             if len(value) > MAX_TEXT_BYTES:  # type: ignore[arg-type]

@@ -121,9 +121,9 @@ async def timestamp_arrives(ctx: Context) -> None:
 
 @case("messages.key-arrives", "live", needs=["read_back"], capability="ordering_key")
 async def key_arrives(ctx: Context) -> None:
-    """The ordering key arrives as it is, an empty one and one with any characters included; none stays none."""
+    """The ordering key arrives as it is, an empty one and one with line breaks included; none stays none."""
     broker = ctx.open()
-    for key in ("order-1", "ключ/ü 1", "", None):
+    for key in ("order-1", "ключ/ü 1", "100% %41", "first\r\ninjected: value", "", None):
         topic = await ctx.topic()
         await broker.send_message(ctx.message(topic, key=key))
         got = (await ctx.read_one(topic)).key
@@ -138,6 +138,10 @@ HEADERS = {
     "X-Mixed-Case": "x",
     "non-ascii": "Grüße, 世界 🎉",
     "empty": "",
+    "co:lon": "a: b",
+    "percent": "100% %41 %zz",
+    "lines": "first\r\ninjected: value\n\nbody",
+    "nul": "a\x00b",
     "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
 }
 

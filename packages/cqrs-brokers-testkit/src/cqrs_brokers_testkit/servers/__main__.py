@@ -1,12 +1,13 @@
-"""`python -m cqrs_brokers_testkit.servers` says which servers the tests can use.
+"""`python -m cqrs_brokers_testkit.servers [NAME ...]` says which servers the tests can use.
 
 It installs what is missing, where that is allowed.
 """
 
+import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from cqrs_brokers_testkit.servers.brokers import kafka_installation, rabbitmq_installation
+from cqrs_brokers_testkit.servers.brokers import kafka_installation, qpid_installation, rabbitmq_installation
 from cqrs_brokers_testkit.servers.databases import mariadb_installation, postgresql_installation
 from cqrs_brokers_testkit.servers.install import ServerUnavailable
 from cqrs_brokers_testkit.servers.processes import report
@@ -14,12 +15,18 @@ from cqrs_brokers_testkit.servers.processes import report
 
 def _rabbitmq() -> str:
     found = rabbitmq_installation(report)
-    return f"RabbitMQ {found.version}: {found.image or found.server}"
+    where = f"{found.root.folder}{found.server}" if found.root else found.image or found.server
+    return f"RabbitMQ {found.version}: {where}"
 
 
 def _kafka() -> str:
     found = kafka_installation(report)
     return f"Apache Kafka {found.version}: {found.image or found.libs}"
+
+
+def _qpid() -> str:
+    found = qpid_installation(report)
+    return f"Apache Qpid Broker-J {found.version}: {found.libs}"
 
 
 def _postgresql() -> str:
@@ -32,15 +39,26 @@ def _mariadb() -> str:
     return f"MariaDB {found.version}: {found.server}"
 
 
-SERVERS: tuple[Callable[[], str], ...] = (_rabbitmq, _kafka, _postgresql, _mariadb)
+SERVERS: Mapping[str, Callable[[], str]] = {
+    "rabbitmq": _rabbitmq,
+    "kafka": _kafka,
+    "qpid": _qpid,
+    "postgresql": _postgresql,
+    "mariadb": _mariadb,
+}
 
 
 def main() -> int:
     """Print a line for each server; return 1 if one is missing."""
+    parser = argparse.ArgumentParser(prog="python -m cqrs_brokers_testkit.servers", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: all of {', '.join(SERVERS)}")
+    names = parser.parse_args().names
+    if unknown := sorted(set(names) - set(SERVERS)):
+        parser.error(f"no such server: {', '.join(unknown)}. There are: {', '.join(SERVERS)}")
     missing = 0
-    for server in SERVERS:
+    for name in names or SERVERS:
         try:
-            print(server())
+            print(SERVERS[name]())
         except ServerUnavailable as error:
             missing = 1
             print(error)

@@ -1,0 +1,133 @@
+"""When aiormq is not as `_channels` needs it: its documented `basic_publish`, the call behind aio-pika's
+`exchange.publish`. As true, but several times slower.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Iterable, MutableMapping, Sequence
+from typing import Any
+
+import aiormq
+import pamqp.frame
+from aiormq.abc import ChannelFrame
+from pamqp import commands
+from pamqp.body import ContentBody
+from pamqp.header import ContentHeader
+
+from cqrs_brokers.driver import Delivery
+
+from ._channels import ConfirmChannel, Entry, FastChannel
+from ._client import Connection
+
+__all__ = ["PlainChannel", "make_channel", "unexpected"]
+
+logger = logging.getLogger("cqrs_broker_amqp.channels")
+
+
+class PlainChannel(ConfirmChannel):
+    """The way back to what aiormq documents: a task and a `basic_publish` per message."""
+
+    def __init__(self, connection: Connection, channel: Any, **callbacks: Any) -> None:
+        super().__init__(connection, channel, **callbacks)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def send(self, entries: Sequence[Entry], now: float) -> bool:
+        """See `ConfirmChannel`. Tasks start in the order in which they were made, and aiormq's lock is fair."""
+        loop = asyncio.get_running_loop()
+        if not self.in_flight:
+            self.quiet_since = now
+        for entry in entries:
+            self.in_flight[entry[1]] = entry
+            task = loop.create_task(self._publish(entry))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        loop.call_soon(self._on_drained, self)
+        return False
+
+    async def _publish(self, entry: Entry) -> None:
+        _, message_id, frames, body, _, _ = entry
+        read, _, publish = pamqp.frame.unmarshal(frames)
+        also, _, header = pamqp.frame.unmarshal(frames[read:])
+        assert isinstance(publish, commands.Basic.Publish)
+        assert isinstance(header, ContentHeader)
+        if header.body_size and not body:
+            _, _, content = pamqp.frame.unmarshal(frames[read + also :])
+            assert isinstance(content, ContentBody)
+            body = content.value
+        try:
+            answer = await self.channel.basic_publish(
+                body,
+                exchange=publish.exchange,
+                routing_key=publish.routing_key,
+                properties=header.properties,
+                mandatory=True,
+            )
+        except aiormq.exceptions.DeliveryError as error:
+            self._end(message_id, error)
+        except (Exception, asyncio.CancelledError):  # the channel is gone: whoever notices that takes what is in flight
+            return
+        else:
+            if isinstance(answer, commands.Basic.Ack):
+                self._end(message_id, None)
+
+    def _end(self, message_id: bytes, error: BaseException | None) -> None:
+        entry: Entry | None = self.in_flight.pop(message_id, None)
+        if entry is None:
+            return
+        self.quiet_since = self.channel.loop.time()
+        if error is None:
+            entry[0].confirm()
+        else:
+            self._failed(self, entry, error)
+        if self.watched:
+            returned = error is None or isinstance(error, aiormq.exceptions.PublishError)
+            self._on_answer(self, (entry,) if returned else ())
+
+    def entries(self) -> list[Entry]:
+        """See `ConfirmChannel`."""
+        return list(self.in_flight.values())
+
+    def oldest(self) -> Delivery | None:
+        """See `ConfirmChannel`."""
+        return next((entry[0] for entry in self.in_flight.values()), None)
+
+    def take(self) -> list[Entry]:
+        """See `ConfirmChannel`."""
+        taken = super().take()
+        for task in self._tasks:
+            task.cancel()
+        return taken
+
+
+def make_channel(connection: Connection, channel: Any, **callbacks: Any) -> ConfirmChannel:
+    """The fast channel, or the plain one with a word in the log about why."""
+    reason = unexpected(connection, channel)
+    if reason is None:
+        return FastChannel(connection, channel, **callbacks)
+    logger.warning("publishing through aiormq's basic_publish, several times slower: %s", reason)
+    return PlainChannel(connection, channel, **callbacks)
+
+
+def unexpected(connection: Connection, channel: Any) -> str | None:
+    """What of aiormq is not as `FastChannel` needs it, or None."""
+    wanted: Iterable[tuple[object, str, type]] = (
+        (channel, "confirmations", MutableMapping),
+        (channel, "message_id_delivery_tag", dict),
+        (channel, "delivery_tag", int),
+        (channel, "number", int),
+        (channel, "write_queue", asyncio.Queue),
+        (channel, "frames", asyncio.Queue),
+        (connection, "channels", dict),
+    )
+    for owner, name, kind in wanted:
+        if not isinstance(getattr(owner, name, None), kind):
+            return f"aiormq's {type(owner).__name__}.{name} is no {kind.__name__}"
+    for name in ("_on_confirm_frame", "_on_return_frame"):
+        method = getattr(channel, name, None)
+        if not inspect.iscoroutinefunction(method) or len(inspect.signature(method).parameters) != 1:
+            return f"aiormq's {type(channel).__name__}.{name} is no coroutine of one frame"
+    missing = {"payload", "should_close", "drain_future"} - set(getattr(ChannelFrame, "__dataclass_fields__", ()))
+    return f"aiormq's ChannelFrame has no {', '.join(sorted(missing))}" if missing else None

@@ -1,0 +1,58 @@
+"""A channel again, after RabbitMQ closed one because of a message."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from cqrs_brokers.driver import Link
+from cqrs_brokers.exceptions import NotDeliveredError, UnreachableError
+
+from ._channels import ConfirmChannel
+from ._errors import NOT_FOUND, refusal
+from ._options import AMQPOptions
+from ._session import Session
+from ._topology import reopen_channel
+
+__all__ = ["reopen"]
+
+SLOW = 0.5
+"""After how many seconds without a channel the connection counts as reconnecting."""
+
+
+async def reopen(
+    session: Session,
+    options: AMQPOptions,
+    link: Link,
+    code: int,
+    reply: str,
+    *,
+    missing: Callable[[NotDeliveredError], None],
+) -> ConfirmChannel:
+    """Applies `declare` again, or looks what is wrong, and opens a channel.
+
+    Args:
+        session: The connection.
+        options: Which exchange, and what is declared.
+        link: Told when that takes long, so that what waits can say why at its deadline.
+        code: The reply code with which the channel was closed.
+        reply: Its text.
+        missing: Called with the error for what waits, when the exchange is not there.
+
+    Raises:
+        ConnectError: That failed; the session is dropped.
+    """
+    reason = UnreachableError(f"{session.where} closed the channel ({reply or code}) and is slow to open another")
+    slow = asyncio.get_running_loop().call_later(SLOW, link.reconnecting, reason)
+
+    async def work() -> ConfirmChannel:
+        raw, found = await reopen_channel(session.raw_channel, options, look=code == NOT_FOUND)
+        error = refusal(code, "still", options.exchange)
+        if found is False and error is not None:
+            missing(error)
+        return session.publish_on(raw)
+
+    try:
+        return await session.run(work(), options.connect_timeout)
+    finally:
+        slow.cancel()

@@ -1,0 +1,130 @@
+"""A connection that is dead without saying so, and a channel without answers on one that lives."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from cqrs_brokers.exceptions import ConnectError, UnreachableError
+
+from ._channels import ConfirmChannel
+from ._session import Session
+
+__all__ = ["ConnectionWatch"]
+
+PATIENCE = 5.0
+"""A channel that had no answer for this long is stuck, in seconds."""
+SILENCE = 2.0
+"""When nothing came in for so long after a hand-over, the connection is given up once the deadline has passed."""
+FIRST_LOOK = 0.05
+"""How long what has come in is read before a late timer, or a send after a silence, goes on, in seconds."""
+STANDSTILL = 0.5
+"""A timer that is this late says that the event loop stood still, in seconds."""
+
+
+class ConnectionWatch:
+    """One timer for what is in flight on a connection.
+
+    Args:
+        heartbeat: That of the connection, in seconds.
+        channels: The channels that may have something in flight.
+        stuck: Called with a channel that had no answer for `PATIENCE`; again each second.
+        look: Called each time, and gives the time after which it wants to be called again, in seconds, or None.
+        dead: Called when the connection does not live any more.
+    """
+
+    def __init__(
+        self,
+        heartbeat: float,
+        *,
+        channels: Callable[[], list[ConfirmChannel]],
+        stuck: Callable[[ConfirmChannel], None],
+        look: Callable[[], float | None],
+        dead: Callable[[ConnectError], None],
+    ) -> None:
+        self._heartbeat = heartbeat
+        self._channels, self._stuck, self._look, self._dead = channels, stuck, look, dead
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._session: Session | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._looked_at = 0.0
+        """When a connection that is silent was last looked at, in the loop's time."""
+        self.paused = False
+        """RabbitMQ has an alarm and answers nothing."""
+
+    def start(self, session: Session) -> None:
+        """Watches a new connection."""
+        self._loop, self._session = asyncio.get_running_loop(), session
+
+    def stop(self) -> None:
+        """There is no connection."""
+        self._session, self.paused = None, False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def expect(self, deadline: float) -> None:
+        """Something is in flight; its deadline is in the loop's time."""
+        if self._timer is None and self._loop is not None:
+            self._at(min(deadline, self._loop.time() + PATIENCE))
+
+    def wait_before_writing(self, now: float) -> float | None:
+        """Whether a message may be written now.
+
+        RabbitMQ closes a connection whose client missed two heartbeats. After such a silence, or when the event loop
+        stood still, the news of that may lie in the socket: it is read first.
+
+        Returns:
+            None: yes. Else the seconds after which to ask again.
+        """
+        session = self._session
+        if session is None or now - session.last_inbound <= self._heartbeat:
+            return None
+        if self._looked_at < session.last_inbound:
+            self._looked_at = now
+        if now - self._looked_at < FIRST_LOOK / 2:
+            return FIRST_LOOK
+        if now - session.last_inbound > 2 * self._heartbeat + 1:
+            self._dead(_half_open(session, now))
+            return FIRST_LOOK
+        return None
+
+    def _at(self, when: float) -> None:
+        assert self._loop is not None
+        self._timer = self._loop.call_at(when, self._watch, when)
+
+    def _watch(self, due: float) -> None:
+        self._timer = None
+        session, loop = self._session, self._loop
+        if session is None or loop is None:
+            return
+        now = loop.time()
+        if now - due > STANDSTILL:
+            self._at(now + FIRST_LOOK)
+            return
+        again: list[float] = []
+        for channel in self._channels():
+            oldest = channel.oldest()
+            if oldest is None:
+                continue
+            if self.paused:
+                again.append(now + 1.0)
+                continue
+            silent, stuck = max(oldest.deadline, channel.quiet_since + SILENCE), channel.quiet_since + PATIENCE
+            if now >= silent:
+                heard = session.last_inbound
+                if heard < channel.quiet_since or now - heard > self._heartbeat + 1:
+                    self._dead(_half_open(session, now))
+                    return
+            if now >= stuck:
+                self._stuck(channel)
+            again += [when if when > now else now + 1.0 for when in (silent, stuck)]
+        soon = self._look()
+        if soon is not None:
+            again.append(now + soon)
+        if again and self._timer is None and self._session is not None:
+            self._at(min(again))
+
+
+def _half_open(session: Session, now: float) -> UnreachableError:
+    return UnreachableError(f"{session.where} has been silent for {now - session.last_inbound:.0f} s: half-open?")

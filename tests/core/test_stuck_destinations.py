@@ -1,0 +1,112 @@
+"""Destinations that take nothing hold at most half of the window, together; the others go on."""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from cqrs_brokers import BackpressureError, Broker, DeliveryTimeoutError, Receipt
+from cqrs_brokers.driver import Capabilities, Delivery, PipelinedDriver
+
+from .drivers import message, settle
+
+
+class Dead(PipelinedDriver):
+    """Confirms every message but those for topics that are dead."""
+
+    capabilities = Capabilities(confirms=True, ordering_key=True)
+
+    def __init__(self, *dead: str) -> None:
+        self.dead = set(dead)
+        self.held: list[Delivery] = []
+        self.most = 0
+
+    def submit(self, deliveries: Sequence[Delivery], /) -> None:
+        for delivery in deliveries:
+            if delivery.handed_over():
+                self.held.append(delivery)
+        self.most = max(self.most, len(self.held))
+        asyncio.get_running_loop().call_soon(self.confirm)
+
+    def confirm(self) -> None:
+        going = [delivery for delivery in self.held if delivery.topic not in self.dead]
+        self.held = [delivery for delivery in self.held if delivery.topic in self.dead]
+        for delivery in going:
+            delivery.confirm()
+
+
+async def outcomes(sends: Sequence[asyncio.Future[Receipt]]) -> list[object]:
+    return list(await asyncio.gather(*sends, return_exceptions=True))
+
+
+async def test_a_living_destination_goes_on_while_dead_ones_fill_the_window() -> None:
+    """Three dead topics have filled the window; messages for a living one, of before and of now, are confirmed."""
+    driver = Dead("a", "b", "c")
+    async with Broker(driver, max_in_flight=20, delivery_timeout=30, close_timeout=0) as broker:
+        stuck = [asyncio.ensure_future(broker.send_message(message("abc"[n % 3]))) for n in range(60)]
+        await settle()
+        living = [asyncio.ensure_future(broker.send_message(message("living"))) for _ in range(50)]
+        assert {type(outcome) for outcome in await outcomes(living)} == {Receipt}
+        for _ in range(200):
+            assert (await broker.send_message(message("living"))).confirmed
+        assert not any(send.done() for send in stuck)
+        assert driver.most <= 30, "the window, and at most half of it lent"
+    await outcomes(stuck)
+
+
+async def test_what_waits_outside_names_its_destination_at_the_deadline() -> None:
+    """A message that the driver never had: BackpressureError with the topic; one that it had: DeliveryTimeoutError."""
+    driver = Dead("dead")
+    async with Broker(driver, max_in_flight=10, delivery_timeout=2.5, close_timeout=0) as broker:
+        stuck = [asyncio.ensure_future(broker.send_message(message("dead"))) for _ in range(30)]
+        ended = await outcomes(stuck)
+    assert [type(outcome) for outcome in ended] == [DeliveryTimeoutError] * 10 + [BackpressureError] * 20
+    assert all("'dead' took nothing" in str(outcome) for outcome in ended[10:])
+
+
+async def test_a_destination_that_lives_again_gets_its_messages_in_their_order() -> None:
+    """What waited outside goes in the order of calls, before what is sent later."""
+    driver = Dead("sick")
+    order: list[str] = []
+
+    async def send(name: str) -> None:
+        await broker.send_message(message("sick", key="k", name=name))
+        order.append(name)
+
+    async with Broker(driver, max_in_flight=10, delivery_timeout=30) as broker:
+        sends = [asyncio.ensure_future(send(f"{n:03}")) for n in range(40)]
+        await asyncio.sleep(2.2)
+        assert (await broker.send_message(message("living"))).confirmed
+        driver.dead.clear()
+        driver.confirm()
+        sends += [asyncio.ensure_future(send(f"{n:03}")) for n in range(40, 60)]
+        await asyncio.gather(*sends)
+    assert order == sorted(order)
+    assert len(order) == 60
+
+
+async def test_a_slow_destination_is_not_stuck() -> None:
+    """One that confirms something every second may hold the whole window."""
+    driver = Dead("slow")
+    async with Broker(driver, max_in_flight=10, delivery_timeout=30, close_timeout=0) as broker:
+        sends = [asyncio.ensure_future(broker.send_message(message("slow"))) for _ in range(40)]
+        for _ in range(8):
+            await asyncio.sleep(0.4)
+            assert len(driver.held) == 10
+            driver.held.pop(0).confirm()
+    kinds = [type(outcome) for outcome in await outcomes(sends)]
+    assert kinds.count(Receipt) == 8
+
+
+@pytest.mark.parametrize("large", [False, True])
+async def test_bytes_are_halved_too(large: bool) -> None:
+    """A few large messages for a dead topic leave room for the living ones."""
+    driver = Dead("dead")
+    size = 1000 if large else 10
+    async with Broker(driver, max_in_flight=100, max_in_flight_bytes=10_000, close_timeout=0) as broker:
+        stuck = [
+            asyncio.ensure_future(broker.send_message(type(message())("n", "dead", b"x" * size))) for _ in range(200)
+        ]
+        await settle()
+        assert (await broker.send_message(message("living"))).confirmed
+    await outcomes(stuck)
