@@ -126,7 +126,7 @@ async def test_what_is_trusted_works(
         pytest.param("tls", {}, "authority that is not trusted", id="unknown to the system"),
         pytest.param("expired", {"ssl_cafile": "ca"}, "expired", id="expired"),
         pytest.param("wrong_host", {"ssl_cafile": "ca"}, "host name", id="wrong host"),
-        pytest.param("plain", {"ssl_cafile": "ca"}, "is this its TLS port", id="plain listener"),
+        pytest.param("plain", {"ssl_cafile": "ca"}, "TLS listener", id="plain listener"),
         pytest.param("mtls", {"ssl_cafile": "ca"}, "client certificate", id="client certificate missing"),
     ],
 )
