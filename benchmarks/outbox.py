@@ -35,6 +35,8 @@ from txoutbox.adapters.postgres import PostgresStorage
 
 from cqrs_brokers import Message, open_broker
 from cqrs_brokers_outbox import Outbox, Relay, RelayObserver
+from cqrs_brokers_outbox._relay.store import Store
+from cqrs_brokers_outbox.opening import make_statements
 from cqrs_brokers_python_cqrs import message_broker
 from cqrs_brokers_testkit.proxy import FaultProxy
 from cqrs_brokers_testkit.servers import kafka, postgresql, rabbitmq
@@ -274,33 +276,32 @@ class Bench:
 
     async def kept(self, kept: int) -> tuple[float, float]:
         """Milliseconds of a claim in a table that has only what waits, and in one with so many kept rows."""
-        times = []
+        columns = (
+            "place, hash, state, topic, message_key, message_name, message_id, body, made_at, created_at, "
+            "attempts, attempts_unknown, sent_at"
+        )
+        claims = []
         for rows in (0, kept):
             outbox = await self.filled(0, 1)
             table = outbox.tables.name
-            columns = (
-                "place, hash, state, topic, message_key, message_name, message_id, body, made_at, created_at, "
-                "attempts, attempts_unknown, sent_at"
-            )
-            values = "0, n, {state}, 'orders', 'k', 'e', 'id', 'body', 1, 1, 0, 0, 1"
             async with self.engine.begin() as connection:
                 for state, count in ((5, rows), (0, 2000)):
-                    select = f"SELECT {values.format(state=state)} FROM generate_series(1, {count}) n"
+                    values = f"0, n, {state}, 'orders', 'k', 'e', 'id', 'body', 1, 1, 0, 0, 1"
+                    select = f"SELECT {values} FROM generate_series(1, {count}) n"
                     await connection.execute(text(f"INSERT INTO {table} ({columns}) {select}"))
             await self._vacuum(table)
-            from cqrs_brokers_outbox._relay.store import Store
-            from cqrs_brokers_outbox.opening import make_statements
-
             store = Store(self.engine, make_statements(self.engine, outbox.tables))
             claim = store.statements.claim(range(16), 16, busy=[1, 2, 3], crowded=[], limit=BATCH)
-            taken = []
-            for _ in range(60):
+            claims.append((store, claim, list[float]()))
+        for _ in range(100):  # in turn, so that both see the same machine
+            for store, claim, taken in claims:
                 started = time.perf_counter()
                 await store.rows(claim)
                 taken.append(time.perf_counter() - started)
+        for store, _, _ in claims:
             await store.close()
-            times.append(statistics.median(taken) * 1000)
-        return times[0], times[1]
+        empty, full = (statistics.median(taken) * 1000 for _, _, taken in claims)
+        return empty, full
 
 
 def _cpu() -> float:

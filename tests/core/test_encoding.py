@@ -457,6 +457,17 @@ class TestWhatAModelSaysOfItself:
                     encode(model)
                 assert (caught.value.__cause__, caught.value.__context__) == (None, None)
 
+    def test_dataclasses_of_pydantic(self) -> None:
+        """Excluded fields, and those that only the constructor takes, are left out."""
+
+        @pydantic.dataclasses.dataclass
+        class Made:
+            hidden: int = Field(default=1, exclude=True)
+            shown: int = 2
+            seed: dataclasses.InitVar[int] = 3
+
+        assert encode([Made()]) == b'[{"shown":2}]'
+
     def test_a_model_that_refers_to_itself(self) -> None:
         """Models may be recursive, not circular."""
 

@@ -89,7 +89,7 @@ async def _directed(amqp: str, engine: AsyncEngine, outbox: Outbox, troubled: Tr
     await _until_sent(engine, table, "topic <> 'lost'")
     await asyncio.to_thread(declare, amqp, table, "lost")
     await _until_sent(engine, table, "0 = 0")
-    await asyncio.sleep(1.5)
+    await asyncio.sleep(3.5)  # the leases are renewed
     async with engine.begin() as connection:
         await outbox.insert(connection, Message("slow", "orders", {}, key="slow"))
     await troubled.has_slow.wait()

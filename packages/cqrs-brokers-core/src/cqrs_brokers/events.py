@@ -98,7 +98,8 @@ class Event(BaseModel, Generic[P]):
         """The event again, from what `to_dict` returned; an outbox rebuilds its rows with it.
 
         The body has neither `key` nor `headers`: an event that goes through an outbox must override `ordering_key()` to
-        keep its order. Fields are found by their names and by their aliases; computed fields are made anew.
+        keep its order. Fields are found by their names and by their aliases (of an `ECSTEvent`, inside the payload, by
+        both with pydantic 2.14, else as the payload's class says); computed fields are made anew.
 
         Raises:
             pydantic.ValidationError: A field is missing, wrong or unknown.

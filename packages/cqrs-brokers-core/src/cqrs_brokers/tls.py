@@ -191,8 +191,8 @@ _VERIFY_FAILURES = {
     19: "is of an authority that is not trusted: give that authority in ssl_cafile",
     20: "is of an authority that is not trusted: give that authority in ssl_cafile",
     23: "was revoked",
-    62: "is for another host name: connect by a name that is in it",
-    64: "is for another address: connect by a name that is in it",
+    62: "is for another host name: connect by a host name that is in it",
+    64: "is for another address: connect by a host name that is in it",
 }
 """OpenSSL's verification results (`X509_V_ERR_…`)."""
 

@@ -114,6 +114,10 @@ def confirm_all(deliveries: Iterable[Delivery], *, partition: int | None = None,
         partition: The partition it is in, where the broker has partitions.
         offset: The offset of the first one there, where the broker says it.
     """
+    if partition is None and offset is None:
+        for delivery in deliveries:
+            delivery.confirm()
+        return
     for delivery in deliveries:
         delivery.confirm(partition=partition, offset=offset)
         if offset is not None:

@@ -37,8 +37,11 @@ class AwaitedDelivery(Sending):
     def _resolve(self, outcome: Receipt | DeliveryError) -> None:
         if self._cancelled is None:
             self._outcome = outcome
-            if self._callback is not None:
-                self.wake_soon()
+            if self._callback is not None:  # as `wake_soon`, without the call for every message
+                wakeups = self._wakeups
+                if not wakeups.due:
+                    wakeups.loop.call_soon(wakeups.wake)
+                wakeups.due.append(self)
 
     def __await__(self) -> Generator[Any, None, Receipt]:
         if self._outcome is None:

@@ -99,7 +99,11 @@ def _fields(own: Mapping[str, Any], schema: Mapping[str, Any], kind: Any) -> tup
     by_alias = bool(configuration.get("serialize_by_alias"))
     declared = inside["fields"]
     named = declared.items() if isinstance(declared, dict) else ((field["name"], field) for field in declared)
-    fields = [_field(name, field, schema, by_alias) for name, field in named if not field.get("serialization_exclude")]
+    fields = [
+        _field(name, field, schema, by_alias)
+        for name, field in named
+        if not field.get("serialization_exclude") and not field.get("init_only")
+    ]
     computed = [
         _field(field["property_name"], {**field, "schema": field["return_schema"]}, schema, by_alias)
         for field in inside.get("computed_fields", ())
