@@ -64,21 +64,6 @@ async def test_a_few_messages_go_together(kafka: KafkaServer, unique_name: Name,
     assert requests == [[10, 10, 10, 10]]
 
 
-async def test_one_message_after_another_leaves_at_once(
-    kafka: KafkaServer, unique_name: Name, requests: list[list[int]]
-) -> None:
-    """When the last request took one message along, the next one is written by the call that submits it."""
-    kafka.create_topic(topic := unique_name("alone"))
-    async with open_broker(kafka.url) as broker:
-        for _ in range(2):
-            await broker.send_message(Message("E", topic, b"warm", key="k"))
-        requests.clear()
-        send = asyncio.create_task(broker.send_message(Message("E", topic, b"x", key="k")))
-        await asyncio.sleep(0)
-        assert requests == [[1]]
-        assert (await send).offset == 2
-
-
 async def test_many_messages_begin_to_leave_at_once(
     kafka: KafkaServer, unique_name: Name, requests: list[list[int]]
 ) -> None:

@@ -69,10 +69,6 @@ class KafkaDriver(PipelinedDriver):
         self._linger = settings.options.linger_ms / 1000
         self._lingering: dict[Partition, None] = {}
         """READY partitions that wait for more messages (`linger_ms`)."""
-        self._one_by_one = False
-        """The last request took one message along: the next message does not wait for others."""
-        self._in_flight = False
-        """A request is."""
         self._flush_due = self._linger_due = False
         self._timer: asyncio.TimerHandle | None = None
         self._last_answer = 0.0
@@ -129,20 +125,16 @@ class KafkaDriver(PipelinedDriver):
             self._last_answer = self._loop.time()
             self._timer = self._loop.call_later(TICK, self._tick)
         self._new_messages += len(deliveries)
-        if self._new_messages >= WORTH_A_REQUEST or (self._one_by_one and not self._in_flight):
+        if self._new_messages >= WORTH_A_REQUEST:
             self._end_linger()
             self.flush()
 
     def flush(self) -> None:
         """Writes what is ready, to every node that has room."""
-        if self._new_messages:
-            self._one_by_one = self._new_messages == 1 and not self._linger
-            self._new_messages = 0
-        self._in_flight = False
+        self._new_messages = 0
         if self._cluster is not None:
             for node in self._cluster.nodes.values():
                 node.write()
-                self._in_flight = self._in_flight or not node.idle
 
     def _flush_now(self) -> None:
         self._flush_due = False
