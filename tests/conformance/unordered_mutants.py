@@ -52,7 +52,7 @@ class UnorderedSound(PipelinedDriver):
         self._url, self._options = url, options
         self._link: Link | None = None
         self._writer: asyncio.StreamWriter | None = None
-        self._pong: asyncio.Future[None] | None = None
+        self._pongs: deque[asyncio.Future[None]] = deque()
         self.pipeline = self.pipeline_type(self.lost, ping_after=options.ping_after, ping_timeout=options.ping_after)
 
     @property
@@ -67,6 +67,7 @@ class UnorderedSound(PipelinedDriver):
         self.drop()
         reader, writer = await self.pass_over_hosts(self._url.hosts)
         self._writer = writer
+        self._pongs.clear()
         self.pipeline.open(self.writer_of(writer), read=self.read(reader), ping=self.pinger())
 
     def writer_of(self, writer: asyncio.StreamWriter) -> Callable[[Sequence[tuple[int, bytes]]], Awaitable[None]]:
@@ -117,7 +118,8 @@ class UnorderedSound(PipelinedDriver):
     async def ping(self) -> None:
         if self._writer is None:
             raise UnreachableError("not connected")
-        pong = self._pong = asyncio.get_running_loop().create_future()
+        pong: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._pongs.append(pong)  # `health()` and the pipeline may ask at the same time
         self._writer.write(b"PING\n")
         await pong
 
@@ -146,8 +148,9 @@ class UnorderedSound(PipelinedDriver):
             self.pipeline.heard()
             word, _, rest = line.rstrip(b"\n").partition(b" ")
             if word == b"PONG":
-                if self._pong is not None and not self._pong.done():
-                    self._pong.set_result(None)
+                pong = self._pongs.popleft()
+                if not pong.done():
+                    pong.set_result(None)
             elif word == b"NO":
                 self.forbidden(rest.decode())
             else:
