@@ -11,7 +11,7 @@ from .brokers import ScriptedBroker, opened
 from .conftest import Database
 from .test_relay import numbered, store, until
 
-pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.speed, pytest.mark.timeout(240)]
 
 ROWS, ROUNDS = 5_000, 4
 
