@@ -57,7 +57,8 @@ _KINDS = [
     Kind(name="stall up", shortest=2.0, longest=13.0, goal=SLOW_GOAL),
     Kind(name="stall down", shortest=2.0, longest=13.0, goal=SLOW_GOAL),
     Kind(name="stall both", shortest=2.0, longest=13.0, goal=SLOW_GOAL),
-    Kind(name="topic remade", shortest=0.0, longest=5.0),
+    # The plugin remembers a missing topic for 3 s; finding it and its leaders again is given the usual 2 s and a second.
+    Kind(name="topic remade", shortest=0.0, longest=5.0, goal=6.0),
 ]
 KINDS: Sequence[Kind] = _KINDS
 SHORT_KINDS: Sequence[Kind] = [
