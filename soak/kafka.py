@@ -57,7 +57,7 @@ _KINDS = [
     Kind(name="stall up", shortest=2.0, longest=13.0, goal=SLOW_GOAL),
     Kind(name="stall down", shortest=2.0, longest=13.0, goal=SLOW_GOAL),
     Kind(name="stall both", shortest=2.0, longest=13.0, goal=SLOW_GOAL),
-    # The plugin remembers a missing topic for 3 s; finding it and its leaders again is given the usual 2 s and a second.
+    # The plugin remembers a missing topic for 3 s. Finding it and its leaders again is given 3 s more.
     Kind(name="topic remade", shortest=0.0, longest=5.0, goal=6.0),
 ]
 KINDS: Sequence[Kind] = _KINDS
