@@ -1,7 +1,7 @@
 """Message ids: random UUIDs (RFC 9562, version 4), made as the text that goes on the wire.
 
-The bits come from `os.urandom`, as in `uuid.uuid4`. Ids of a burst are made 256 at a time. That costs a third of making
-them one by one, and saves 4 % of a whole send on Kafka.
+The bits come from `os.urandom`, as in `uuid.uuid4`. Ids of a burst are made 256 at a time, which costs less than making
+them one by one.
 
 Ids that are made before they are needed must not outlive the burst: when a process is started several times from one
 snapshot of its memory (a frozen virtual machine or function), each copy would use them. So a pool is used for 5 ms. A
