@@ -1,12 +1,11 @@
 """Names with dead addresses, DNS that is silent, servers of another kind, slow ones, and processes that stood still."""
 
 import asyncio
-import contextlib
 import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,11 @@ from cqrs_brokers_testkit.certificates import make_certificates
 from cqrs_brokers_testkit.proxy import FaultProxy
 from cqrs_brokers_testkit.readers import bind_queue, drain_queue
 from cqrs_brokers_testkit.servers import KafkaServer, RabbitMQServer
+from tests.dead_address import DEAD, dead_address
 
 from .nodes import private_node
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(120)]
-
-DEAD = "127.0.0.9"
 
 
 @pytest.fixture
@@ -45,21 +43,6 @@ def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, Callable[[], list[str]]]
 
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
     return known
-
-
-@contextlib.contextmanager
-def dead_address(port: int) -> Iterator[None]:
-    """Makes DEAD:port drop every connection attempt: its queue is full and nobody accepts."""
-    with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(socket.socket())
-        listener.bind((DEAD, port))
-        listener.listen(0)
-        for _ in range(3):
-            client = stack.enter_context(socket.socket())
-            client.setblocking(False)
-            with contextlib.suppress(BlockingIOError):
-                client.connect((DEAD, port))
-        yield
 
 
 @pytest.mark.filterwarnings("ignore::cqrs_brokers.InsecureTransportWarning")

@@ -1,7 +1,6 @@
 """From a name to a socket: dead addresses, name servers that do not answer."""
 
 import asyncio
-import contextlib
 import socket
 import threading
 import time
@@ -12,29 +11,15 @@ import pytest
 
 from cqrs_brokers import dialing
 from cqrs_brokers.dialing import Address, dial, look_up, open_socket
+from tests.dead_address import DEAD, dead_address
 
-DEAD, WELL = "127.0.0.7", "127.0.0.1"
+WELL = "127.0.0.1"
 
 
 @pytest.fixture
 def port() -> Iterator[int]:
     with socket.create_server((WELL, 0)) as listener:
         yield listener.getsockname()[1]
-
-
-@contextlib.contextmanager
-def dead_address(port: int) -> Iterator[None]:
-    """Makes DEAD:port drop every connection attempt: its queue is full and nobody accepts."""
-    with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(socket.socket())
-        listener.bind((DEAD, port))
-        listener.listen(0)
-        for _ in range(3):
-            client = stack.enter_context(socket.socket())
-            client.setblocking(False)
-            with contextlib.suppress(BlockingIOError):
-                client.connect((DEAD, port))
-        yield
 
 
 @pytest.fixture
