@@ -63,13 +63,13 @@ async def _second_host_is_used(ctx: Context, first: Host) -> None:
     check_receipt(outcome, "the second host is good, and a send")
 
 
-@case("lifecycle.dead-host-is-passed-over", "live", needs=["hosts_url"])
+@case("lifecycle.dead-host-is-passed-over", "live", needs=["hosts_url"], waits=True)
 async def dead_host_is_passed_over(ctx: Context) -> None:
     """Nobody listens at the first of two hosts: the second one is used, within `connect_timeout`."""
     await _second_host_is_used(ctx, Host("127.0.0.1", free_port()))
 
 
-@case("lifecycle.silent-host-leaves-time", "live", needs=["hosts_url"])
+@case("lifecycle.silent-host-leaves-time", "live", needs=["hosts_url"], waits=True)
 async def silent_host_leaves_time(ctx: Context) -> None:
     """The first of two hosts accepts and says nothing: it leaves time for the second within `connect_timeout`."""
     async with _silent_peer() as port:
