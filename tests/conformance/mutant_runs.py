@@ -41,7 +41,8 @@ def install(folder: Path) -> None:
     """Lays out the plugins as pip would: the modules, and the metadata of the distributions."""
     (folder / "cqrs_broker_mutant.py").write_text((HERE / "mutants.py").read_text())
     (folder / "cqrs_broker_wiremutant.py").write_text((HERE / "wire_mutants.py").read_text())
-    (folder / "cqrs_broker_unordered.py").write_text((HERE / "unordered_mutants.py").read_text())
+    hooks = "UNORDERED_MUTANTS, broker_options, open_message_broker"
+    (folder / "cqrs_broker_unordered.py").write_text(f"from tests.conformance.unordered_plugin import {hooks}\n")
     for name, module, core, schemes in (
         ("cqrs-broker-mutant", "cqrs_broker_mutant", ">=0.1,<0.2", ("mutant", "othername")),
         ("cqrs-broker-wiremutant", "cqrs_broker_wiremutant", ">=0.1,<0.2", ("wiremutant",)),
@@ -251,6 +252,7 @@ def unordered_harness() -> Harness:
             return {
                 "an unknown authority": f"{tls}&cafile={self._certificates.other_ca}",
                 "the system's authorities": tls,
+                "another host": f"{tls}&cafile={self._certificates.ca}".replace("@localhost:", "@127.0.0.2:"),
             }
 
         def kill(self) -> None:

@@ -8,7 +8,8 @@ The protocol, in lines: the client begins with `HELLO user:password`, the server
 * `SEEN <token>`: somebody else says that it has seen it (topics `seen-…`); nothing is stored;
 * `NO <topic>`: the user must not publish there (topics `forbidden-…`); it names no message;
 
-and `PING` by `PONG`. There is a port with TLS beside the plain one.
+and `PING` by `PONG`. There is a port with TLS beside the plain one, also at
+127.0.0.2, for which its certificate is not.
 """
 
 from __future__ import annotations
@@ -49,6 +50,9 @@ class UnorderedServer:
             self.port, self.tls_port = (
                 (self.port, server.sockets[0].getsockname()[1]) if tls else (server.sockets[0].getsockname()[1], 0)
             )
+        if context is not None:
+            elsewhere = await asyncio.start_server(self._serve, "127.0.0.2", self.tls_port, limit=LIMIT, ssl=context)
+            self._servers.append(elsewhere)
 
     def kill(self) -> None:
         """Stops to listen and ends all connections; what is stored stays."""

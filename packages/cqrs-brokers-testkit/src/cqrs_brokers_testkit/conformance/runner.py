@@ -32,6 +32,7 @@ from cqrs_brokers_testkit.conformance import (
     queueing,
     refusals,
     static,
+    upkeep,
     values,
 )
 from cqrs_brokers_testkit.conformance.case import CASES, Case, CaseFailed, Context
@@ -42,7 +43,7 @@ Progress = Callable[[str], None]
 
 _MODULES = (
     *(static, messages, values, refusals, delivery, matching, hosts),
-    *(ordering, lifecycle, processes, faults, queueing, contract),
+    *(ordering, lifecycle, processes, faults, queueing, upkeep, contract),
 )
 _SECTIONS = ("static", "messages", "refusals", "delivery", "ordering", "lifecycle", "faults", "contract")
 for _section in _SECTIONS:  # in this order, whatever the order of the imports and the module
