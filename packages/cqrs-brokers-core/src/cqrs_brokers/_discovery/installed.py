@@ -204,8 +204,8 @@ def _header(distribution: Distribution) -> tuple[str, str, tuple[str, ...], str 
 
 
 def _core_version() -> str | None:
-    core = next(_distributions(name=CORE), None)
-    return core and (_header(core)[1] or None)
+    versions = [_header(core)[1] for core in _distributions(name=CORE)]
+    return versions[0] or None if versions else None
 
 
 def _printable(text: str) -> str:
