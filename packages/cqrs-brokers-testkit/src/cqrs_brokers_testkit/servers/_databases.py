@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from cqrs_brokers_testkit.servers.install import Progress, ServerUnavailable, apt_installed
+from cqrs_brokers_testkit.servers._install import Progress, ServerUnavailable, apt_installed
 
 _T = TypeVar("_T")
 

@@ -12,9 +12,9 @@ from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 
-from cqrs_brokers_testkit.conformance.case import CASES
-from cqrs_brokers_testkit.conformance.harness import Harness
-from cqrs_brokers_testkit.conformance.runner import run
+from cqrs_brokers_testkit.conformance._case import CASES
+from cqrs_brokers_testkit.conformance._harness import Harness
+from cqrs_brokers_testkit.conformance._runner import run
 
 HARNESSES = "cqrs_brokers_conformance"
 """Entry-point group in which a distribution names its harness, by scheme."""

@@ -12,15 +12,15 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from cqrs_brokers_testkit.servers.debian import DebianRoot, debian_root
-from cqrs_brokers_testkit.servers.install import (
+from cqrs_brokers_testkit.servers._debian import DebianRoot, debian_root
+from cqrs_brokers_testkit.servers._install import (
     Progress,
     ServerUnavailable,
     apt_installed,
     cache_folder,
     docker_answers,
 )
-from cqrs_brokers_testkit.servers.maven import find_java, jars
+from cqrs_brokers_testkit.servers._maven import find_java, jars
 
 KAFKA_VERSION = "4.4.0"
 QPID_VERSION = "10.1.0"
