@@ -53,13 +53,13 @@ for _section in _SECTIONS:  # in this order, whatever the order of the imports a
 _CLEAN_UP = 6.0  # seconds that a case may take, after its limit, to be cancelled and to close what it opened
 
 
-def to_stderr(text: str) -> None:
+def _to_stderr(text: str) -> None:
     """The default progress: each piece at once."""
     sys.stderr.write(text)
     sys.stderr.flush()
 
 
-def run(harness: Harness, *, only: Iterable[str] = (), progress: Progress = to_stderr) -> Report:
+def run(harness: Harness, *, only: Iterable[str] = (), progress: Progress = _to_stderr) -> Report:
     """Runs every case that applies.
 
     Args:
@@ -77,7 +77,7 @@ def run(harness: Harness, *, only: Iterable[str] = (), progress: Progress = to_s
 
 
 @contextmanager
-def session(harness: Harness, *, progress: Progress = to_stderr) -> Iterator[Session]:
+def session(harness: Harness, *, progress: Progress = _to_stderr) -> Iterator[Session]:
     """Starts the harness, for running single cases; `run` is this with all of them."""
     for case_id in harness.not_applicable:
         if case_id not in CASES:
