@@ -8,7 +8,7 @@ from cqrs_brokers import Broker, ConfigError, ConnectError, Receipt, TLSError
 from cqrs_brokers.hooks import load_plugin
 from cqrs_brokers.secret import Secret
 from cqrs_brokers.url import BrokerURL, Host
-from cqrs_brokers_testkit.conformance.case import (
+from cqrs_brokers_testkit.conformance._case import (
     Clock,
     Context,
     NotApplicable,
@@ -18,7 +18,7 @@ from cqrs_brokers_testkit.conformance.case import (
     outcome_of,
     show,
 )
-from cqrs_brokers_testkit.conformance.peers import peer
+from cqrs_brokers_testkit.conformance._peers import peer
 from cqrs_brokers_testkit.proxy import FaultProxy
 from cqrs_brokers_testkit.servers import free_port
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from unittest import mock
 
 from cqrs_brokers import Broker, ConnectError, DeliveryError, Message, NotConnectedError, Receipt, UnreachableError
-from cqrs_brokers_testkit.conformance.case import (
+from cqrs_brokers_testkit.conformance._case import (
     Clock,
     Context,
     case,
@@ -22,7 +22,7 @@ from cqrs_brokers_testkit.conformance.case import (
     show,
     tally,
 )
-from cqrs_brokers_testkit.conformance.peers import peer
+from cqrs_brokers_testkit.conformance._peers import peer
 from cqrs_brokers_testkit.proxy import FaultProxy
 
 _MIB = 2**20

@@ -7,7 +7,7 @@ import contextlib
 import gc
 
 from cqrs_brokers import Broker, open_broker
-from cqrs_brokers_testkit.conformance.case import (
+from cqrs_brokers_testkit.conformance._case import (
     Context,
     NotApplicable,
     Unsupported,
@@ -18,8 +18,8 @@ from cqrs_brokers_testkit.conformance.case import (
     outcome_of,
     show,
 )
-from cqrs_brokers_testkit.conformance.peers import peer
-from cqrs_brokers_testkit.conformance.watching import logs_at_debug
+from cqrs_brokers_testkit.conformance._peers import peer
+from cqrs_brokers_testkit.conformance._watching import logs_at_debug
 from cqrs_brokers_testkit.leaks import Leak, no_leaks
 
 _CANARIES = {"the body": "canary-body-51", "the key": "canary-key-52", "a header": "canary-header-53"}
