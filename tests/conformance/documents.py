@@ -1,7 +1,8 @@
 """Writes the reports and the table of mutants into docs/reference.
 
 `python -m tests.conformance.documents [memory] [devnull] [amqp] [kafka] [mutants]`; without arguments all of them.
-Needs RabbitMQ and Kafka for theirs. `mutants` runs every case against every mutant, which takes half an hour.
+Needs RabbitMQ and Kafka for theirs. `mutants` runs every case against each mutant of which the page has no result,
+which takes half an hour for all of them, and may be interrupted; delete the page to begin anew.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import os
 import re
 import sys
 from collections.abc import Collection, Mapping
+from pathlib import Path
 
 from cqrs_brokers_testkit.conformance import CASES, Harness, run
 from cqrs_brokers_testkit.harnesses.in_process import DevnullHarness, MemoryHarness
 from cqrs_brokers_testkit.harnesses.kafka import KafkaHarness
 from cqrs_brokers_testkit.harnesses.rabbitmq import RabbitMQHarness
 from tests.conformance import mutants, unordered_plugin, wire_mutants
-from tests.conformance.mutant_runs import ROOT, Ran, run_many
+from tests.conformance.mutant_runs import ROOT, run_many
 
 HARNESSES: Mapping[str, type[Harness]] = {
     "memory": MemoryHarness,
@@ -25,6 +27,7 @@ HARNESSES: Mapping[str, type[Harness]] = {
     "amqp": RabbitMQHarness,
     "kafka": KafkaHarness,
 }
+AT_ONCE = 8
 REFERENCE = ROOT / "docs" / "reference"
 COMMAND = "python -m tests.conformance.documents"
 
@@ -72,29 +75,17 @@ def jobs() -> dict[str, list[str]]:
     return {name: list(cases) for name, (_, cases) in expected().items()}
 
 
-Matrix = Mapping[str, Collection[str]]
-"""Of each mutant the cases that fail with it."""
-
-
-def matrix_of(runs: Mapping[str, Ran | Exception]) -> Matrix:
-    """What full runs of the mutants came to.
-
-    Raises:
-        RuntimeError: One of them did not run.
-    """
-    found = {}
-    for name, ran in runs.items():
-        if isinstance(ran, Exception):
-            raise RuntimeError(f"{name} did not run") from ran
-        found[name] = [case for case, status in ran.statuses.items() if status == "failed"]
-    return found
+Matrix = dict[str, Collection[str] | None]
+"""Of each mutant the cases that fail with it; None: it was not yet run with all cases."""
+_NOT_RUN = "not yet run with all cases"
 
 
 def written_matrix(page: str) -> Matrix:
-    """The matrix that stands on the page."""
+    """The matrix that stands on the page; mutants that are not there were not run."""
     table = page.partition("| --- | --- | --- | --- |")[2].partition("\n## ")[0]
     rows = [line.strip("| ").split(" | ", 2) for line in table.strip().splitlines()]
-    return {name: re.findall(r"`([^`]+)`", cases) for name, _, cases in rows}
+    known = {name: None if _NOT_RUN in cases else re.findall(r"`([^`]+)`", cases) for name, _, cases in rows}
+    return {name: known.get(name) for name in expected()}
 
 
 def mutants_page(matrix: Matrix) -> str:
@@ -113,10 +104,11 @@ def mutants_page(matrix: Matrix) -> str:
         "| --- | --- | --- | --- |",
     ]
     for name, (defect, named) in expected().items():
-        failed = matrix.get(name, ())
-        cells = [f"`{case}`" + ("" if case in failed else " **not caught**") for case in named]
-        others = [f"`{case}`" for case in CASES if case in failed and case not in named]
-        lines.append(f"| {name} | {defect} | {', '.join(cells)} | {', '.join(others)} |")
+        failed = matrix[name]
+        must = [f"`{case}`" + ("" if failed is None or case in failed else " **not caught**") for case in named]
+        too = [f"`{case}`" for case in CASES if case in (failed or ()) and case not in named]
+        others = _NOT_RUN if failed is None else ", ".join(too)
+        lines.append(f"| {name} | {defect} | {', '.join(must)} | {others} |")
     lines += [
         "",
         "## By case",
@@ -127,12 +119,30 @@ def mutants_page(matrix: Matrix) -> str:
         "| --- | --- |",
     ]
     for case in CASES:
-        failing = [name for name in expected() if case in matrix.get(name, ())]
-        by = [f"**{name}**" if case in expected()[name][1] else name for name in failing]
+        about = {name for name, (_, named) in expected().items() if case in named}
+        failing = [name for name, cases in matrix.items() if name in about or case in (cases or ())]
+        by = [f"**{name}**" if name in about else name for name in failing]
         lines.append(f"| `{case}` | {', '.join(by)} |")
     lines += ["", "## Cases that are about no mutant", "", "| case | why it stays |", "| --- | --- |"]
     lines += [f"| `{case}` | {reason} |" for case, reason in UNCAUGHT.items()]
     return "\n".join([*lines, ""])
+
+
+def run_mutants(file: Path) -> bool:
+    """Runs every case against each mutant of which the page has no result yet; returns whether all are caught.
+
+    Raises:
+        RuntimeError: A mutant could not be run.
+    """
+    matrix = written_matrix(file.read_text(encoding="utf-8") if file.exists() else "")
+    missing = [name for name, cases in matrix.items() if cases is None]
+    for start in range(0, len(missing), AT_ONCE):
+        for name, ran in run_many(dict.fromkeys(missing[start : start + AT_ONCE], ()), AT_ONCE).items():
+            if isinstance(ran, Exception):
+                raise RuntimeError(f"{name} did not run") from ran
+            matrix[name] = [case for case, status in ran.statuses.items() if status == "failed"]
+        file.write_text(mutants_page(matrix), encoding="utf-8")
+    return "**not caught**" not in mutants_page(matrix)
 
 
 def report_page(name: str) -> tuple[str, bool]:
@@ -148,9 +158,7 @@ def main(names: list[str]) -> int:
     passed = True
     for name in names or [*HARNESSES, "mutants"]:
         if name == "mutants":
-            page = mutants_page(matrix_of(run_many(dict.fromkeys(expected(), ()))))
-            (REFERENCE / "mutants.md").write_text(page, encoding="utf-8")
-            passed &= "**not caught**" not in page
+            passed &= run_mutants(REFERENCE / "mutants.md")
         else:
             page, ok = report_page(name)
             (REFERENCE / f"conformance-{name}.md").write_text(page, encoding="utf-8")
