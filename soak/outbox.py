@@ -32,7 +32,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from cqrs_brokers import Message
-from cqrs_brokers_outbox import Outbox
+from cqrs_brokers_outbox import Outbox, OutboxAdmin
 from cqrs_brokers_testkit.readers import Record, drain_topic
 from cqrs_brokers_testkit.servers import ServerUnavailable, kafka, postgresql, rabbitmq
 
@@ -331,14 +331,11 @@ class Soak:
             relays.revive()
             await asyncio.sleep(0.5)
             with contextlib.suppress(SQLAlchemyError, OSError):
-                async with engine.begin() as connection:
+                async with OutboxAdmin(engine, self.outbox) as admin:
                     # On Kafka the refused topic's rows are parked: their size is a fault for good, until a person
                     # raises the limit and releases them. Here that person is this loop.
-                    released = "UPDATE outbox SET state = 0 WHERE state IN (2, 3)"
-                    parked = (await connection.execute(text("SELECT count(*) FROM outbox WHERE state = 2"))).scalar()
-                    if parked:
-                        await connection.execute(text(released))
-                    unsent = (await connection.execute(text("SELECT count(*) FROM outbox WHERE state <> 5"))).scalar()
+                    await admin.release()
+                    unsent = (await admin.status()).unsent
             if time.monotonic() - shown > 10:
                 shown = time.monotonic()
                 print(f"{time.strftime('%H:%M:%S')} {unsent} rows are not sent yet", flush=True)

@@ -17,6 +17,8 @@ from ._relay.leases import Leases
 from ._relay.outcomes import Marker
 from ._relay.statements import Statements
 from ._relay.store import Store
+from ._relay.trouble import Trouble
+from ._relay.upkeep import Upkeep
 from ._relay.worker import MARGIN, Worker
 from .exceptions import OutboxError
 from .observers import RelayObserver, RelayObservers
@@ -107,6 +109,7 @@ class Relay:
         self._lease = seconds
         self._close_timeout = close_timeout
         self._observers = RelayObservers(observers)
+        self._trouble = Trouble(self._observers)
         self.name = f"{socket.gethostname()[:60]}:{os.getpid()}:{secrets.token_hex(6)}"
         self._worker: Worker | None = None
         self._leases: Leases | None = None
@@ -125,7 +128,7 @@ class Relay:
         if self._worker is not None:
             raise OutboxError("this relay runs already: make another one")
         stores = [Store(self._engine, self._statements) for _ in range(4)]
-        leasing, claims, marks, purges = stores
+        leasing, claims, marks, beside = stores
         try:
             await check_schema(leasing, self._outbox.tables)
             leases = self._leases = Leases(
@@ -137,15 +140,16 @@ class Relay:
                 broker=self._broker.url or self._broker.name,
             )
             await leases.join()
+            trouble = self._trouble = Trouble(self._observers)
             worker = self._worker = Worker(
                 self._broker,
                 leases,
                 claims=claims,
                 marker=Marker(marks, scope=leases.scope, sent_to=self._broker.name, keep=self._keep > 0),
-                purges=purges,
+                upkeep=Upkeep(beside, keep=self._keep, observers=self._observers, trouble=trouble),
+                trouble=trouble,
                 batch=self._batch,
                 pipeline=self._pipeline,
-                keep=self._keep,
                 observers=self._observers,
             )
             try:
@@ -187,7 +191,7 @@ class Relay:
         if self._worker is None:
             reasons.append("the relay does not run")
         else:
-            reasons += [f"cannot {what}: {text}" for what, text in sorted(self._worker.trouble.items())]
+            reasons += [f"cannot {what}: {text}" for what, text in sorted(self._trouble.reasons.items())]
         if self._running is not None and self._running.done() and not self._running.cancelled():
             reasons.append(f"the relay ended: {self._running.exception()}")
         store = Store(self._engine, self._statements)
@@ -228,5 +232,3 @@ async def _shielded(leaving: object, timeout: float) -> None:
         await asyncio.wait([task])
     elif not task.cancelled():
         task.exception()  # without them the leases end by themselves
-
-
