@@ -36,8 +36,8 @@ MARGIN = 5.0
 SHORTEST_POLL, LONGEST_POLL = 0.01, 0.28
 DUE_STEP = 0.05
 """So long are rows that wait not asked for again."""
-MARK_STEP = 0.02
-"""A mark waits so long for others, unless there are many: one statement for a few rows costs as much as for one."""
+MARK_STEP = 0.05
+"""A receipt waits so long for others, unless there are many: a statement for some rows costs as much as for one."""
 LEASE_STEP = 1.0
 
 
@@ -82,7 +82,7 @@ class Worker:
         self._outcomes: list[Outcome] = []
         self._to_claim = asyncio.Event()
         self._to_mark = asyncio.Event()
-        self._many_to_mark = asyncio.Event()
+        self._mark_now = asyncio.Event()
         self._to_lease = asyncio.Event()
         self._stopping = asyncio.Event()
         self._sending: set[asyncio.Task[None]] = set()
@@ -111,6 +111,7 @@ class Worker:
         try:
             await asyncio.wait([*loops, stopped], return_when=asyncio.FIRST_COMPLETED)
             self._stopping.set()
+            self._mark_now.set()
             await _cancelled(claiming)
             self._keys.forget_waiting()
             with contextlib.suppress(TimeoutError):
@@ -294,21 +295,23 @@ class Worker:
     # -- marking ------------------------------------------------------------------------------------------------------
 
     def _ended(self, outcomes: Sequence[Outcome]) -> None:
+        urgent = self._stopping.is_set()
         for outcome in outcomes:
             if outcome.verdict is not Verdict.SENT:
                 self._keys.failed(outcome.item)
+                urgent = True
         if outcomes:
             self._outcomes.extend(outcomes)
             self._to_mark.set()
-            if len(self._outcomes) >= self._batch // 2:
-                self._many_to_mark.set()
+            if urgent or len(self._outcomes) >= self._batch // 2:
+                self._mark_now.set()
 
     async def _marking(self) -> None:
         while True:
             await self._to_mark.wait()
-            await _set_within(self._many_to_mark, MARK_STEP)
+            await _set_within(self._mark_now, MARK_STEP)
             self._to_mark.clear()
-            self._many_to_mark.clear()
+            self._mark_now.clear()
             while self._outcomes:
                 batch = self._outcomes[:CHUNK]
                 if await self._trouble.tried("mark", lambda: self._mark(batch)):  # noqa: B023 - awaited here
