@@ -29,7 +29,7 @@ from . import victim
 from .await_points import all_points
 from .conftest import database_urls
 
-pytestmark = [pytest.mark.live, pytest.mark.fault, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.live, pytest.mark.fault, pytest.mark.timeout(800)]
 
 NOT_REACHED = {
     # after a minute, or after an error, or in another way to run a relay
