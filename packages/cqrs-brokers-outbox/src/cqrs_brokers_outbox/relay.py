@@ -19,7 +19,7 @@ from ._relay.statements import Statements
 from ._relay.store import Store
 from ._relay.trouble import Trouble
 from ._relay.upkeep import Upkeep
-from ._relay.worker import MARGIN, Worker
+from ._relay.worker import CANCEL_STEP, MARGIN, Worker
 from .exceptions import OutboxError
 from .observers import RelayObserver, RelayObservers
 from .opening import check_schema, make_statements
@@ -114,6 +114,7 @@ class Relay:
         self._worker: Worker | None = None
         self._leases: Leases | None = None
         self._running: asyncio.Task[None] | None = None
+        self._stopped = False
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._outbox!r} to {self._broker.url or self._broker.name}>"
@@ -140,6 +141,8 @@ class Relay:
                 broker=self._broker.url or self._broker.name,
             )
             await leases.join()
+            if self._stopped:
+                return
             trouble = self._trouble = Trouble(self._observers)
             worker = self._worker = Worker(
                 self._broker,
@@ -158,11 +161,13 @@ class Relay:
                 await _shielded(leases.leave(worker.in_use), self._close_timeout)
         finally:
             self._worker = None
+            self._stopped = False
             for store in stores:
                 await store.close()
 
     def stop(self) -> None:
-        """Lets `run()` end in order. Safe in a signal handler of the event loop."""
+        """Lets `run()` end in order, at once while it is starting. Safe in a signal handler of the event loop."""
+        self._stopped = True
         if self._worker is not None:
             self._worker.stop()
         elif self._running is not None:
@@ -174,14 +179,13 @@ class Relay:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        running, self._running = self._running, None
+        running = self._running
         if running is None:
             return
-        if self._worker is not None:
-            self._worker.stop()
-        else:
-            running.cancel()
-        await asyncio.wait([running])
+        while not running.done():  # a database driver may swallow a cancellation: see `worker`
+            self.stop()
+            await asyncio.wait([running], timeout=CANCEL_STEP)
+        self._running = None
         if not running.cancelled() and (error := running.exception()) is not None:
             raise error
 

@@ -29,7 +29,7 @@ from .store import CHUNK, Store
 from .trouble import FIRST_PAUSE, LONGEST_PAUSE, Trouble
 from .upkeep import Upkeep
 
-__all__ = ["MARGIN", "Worker"]
+__all__ = ["CANCEL_STEP", "MARGIN", "Worker"]
 
 MARGIN = 5.0
 """Sends end so many seconds before the lease does."""
@@ -39,6 +39,7 @@ DUE_STEP = 0.05
 MARK_STEP = 0.05
 """A receipt waits so long for others, unless there are many: a statement for some rows costs as much as for one."""
 LEASE_STEP = 1.0
+CANCEL_STEP = 1.0
 
 
 class Worker:
@@ -369,9 +370,12 @@ async def _set_within(event: asyncio.Event, seconds: float) -> None:
 
 
 async def _cancelled(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancels tasks and waits for their end."""
-    waiting = [task for task in tasks if not task.done()]
-    for task in waiting:
-        task.cancel()
-    if waiting:
-        await asyncio.wait(waiting)
+    """Cancels tasks and waits for their end.
+
+    Again and again: in Python 3.11 `asyncio.wait_for`, by which database drivers connect, may swallow a cancellation.
+    """
+    waiting = {task for task in tasks if not task.done()}
+    while waiting:
+        for task in waiting:
+            task.cancel()
+        _, waiting = await asyncio.wait(waiting, timeout=CANCEL_STEP)
