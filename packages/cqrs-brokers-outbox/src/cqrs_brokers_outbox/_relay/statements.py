@@ -12,7 +12,7 @@ from typing import Any
 
 from cqrs_brokers_outbox.schema import DATABASE_TIME, State, Tables
 
-__all__ = ["MariaDB", "Parameters", "PostgreSQL", "SQLite", "Statements", "statements_for"]
+__all__ = ["Parameters", "Statements", "statements_for"]
 
 Parameters = dict[str, Any]
 Statement = tuple[str, Parameters]
@@ -259,7 +259,7 @@ class Statements(ABC):
         )
 
 
-class PostgreSQL(Statements):
+class _PostgreSQL(Statements):
     """PostgreSQL, with asyncpg or psycopg: arrays as parameters, so that the text stays the same.
 
     An array goes as its text: asyncpg looks at each element of a list twice, which costs more than the statement.
@@ -319,7 +319,7 @@ def _array_text(values: Iterable[int | None]) -> str:
     return f"{{{','.join(['NULL' if value is None else str(value) for value in values])}}}"
 
 
-class MariaDB(Statements):
+class _MariaDB(Statements):
     """MariaDB: READ COMMITTED, no locking reads, marks by primary key."""
 
     dialect = "mysql"
@@ -362,7 +362,7 @@ class MariaDB(Statements):
         return f"INSERT IGNORE INTO {table} ({columns}) VALUES {values}"
 
 
-class SQLite(Statements):
+class _SQLite(Statements):
     """SQLite: one writer at a time, so that a transaction that begins IMMEDIATE needs no further lock."""
 
     dialect = "sqlite"
@@ -395,4 +395,4 @@ class SQLite(Statements):
 
 def statements_for(dialect: str) -> type[Statements] | None:
     """The statements of a dialect, by SQLAlchemy's name for it."""
-    return {"postgresql": PostgreSQL, "mysql": MariaDB, "mariadb": MariaDB, "sqlite": SQLite}.get(dialect)
+    return {"postgresql": _PostgreSQL, "mysql": _MariaDB, "mariadb": _MariaDB, "sqlite": _SQLite}.get(dialect)
