@@ -120,13 +120,18 @@ class Connection:
                 self._log(logging.WARNING, "the client of %s is reconnecting: %s", error)
                 self._listener.changed("reconnecting", error.text)
 
-    def blocked(self, reason: str) -> None:
+    def blocked(self, reason: str | None) -> None:
         """See `Link.blocked`."""
-        self._block(reason)
+        if self.blocked_by == reason or self.state not in (State.READY, State.CONNECTING):
+            return
+        self.blocked_by = reason
+        if self.state is State.READY:
+            self._listener.opened(reason is None)
+            self._listener.changed("unblocked" if reason is None else "blocked", reason or "")
 
     def unblocked(self) -> None:
         """See `Link.unblocked`."""
-        self._block(None)
+        self.blocked(None)
 
     def throttled(self, reason: str | None) -> None:
         """See `Link.throttled`."""
@@ -135,15 +140,6 @@ class Connection:
         before, self.throttled_by = self.throttled_by, reason
         if (before is None) != (reason is None):
             self._listener.changed("unthrottled" if reason is None else "throttled", reason or "")
-
-    def _block(self, reason: str | None) -> None:
-        if self.blocked_by == reason or self.state not in (State.READY, State.CONNECTING):
-            return
-        self.blocked_by = reason
-        if self.state is State.CONNECTING:
-            return
-        self._listener.opened(reason is None)
-        self._listener.changed("unblocked" if reason is None else "blocked", reason or "")
 
     # -- what Broker asks ---------------------------------------------------------------------------------------------
 
@@ -287,18 +283,16 @@ class Connection:
             await self._end_attempt(method, task)
             raise
         await self._end_attempt(method, task)
-        error: ConnectError
         if not task.done() or task.cancelled():
             return UnreachableError(because_of_a_stall(silence, stalled), broker=self._address)
         raised = task.exception()
         if raised is None:
             return None
-        if isinstance(raised, ConnectError):
-            error = raised
-            error.broker = error.broker or self._address
-        else:
-            error = ConnectError(f"the driver raised an unclassified {type(raised).__name__}", broker=self._address)
+        error = raised
+        if not isinstance(error, ConnectError):
+            error = ConnectError(f"the driver raised an unclassified {type(raised).__name__}")
             error.__cause__ = raised
+        error.broker = error.broker or self._address
         return error
 
     async def _end_attempt(self, method: str, task: asyncio.Task[None]) -> None:
