@@ -1,8 +1,8 @@
 """For plugin authors: from a host's name to a connected socket, without hanging on a dead address or a silent DNS.
 
 A name may have several addresses, and the first may be dead: addresses are tried a quarter of a second apart, the first
-that connects wins (RFC 8305, "Happy Eyeballs"). A name server may not answer: one look-up per name runs in a thread of
-its own, whoever waits for it, and never in the event loop's thread pool, which the application needs.
+that connects wins (RFC 8305, "Happy Eyeballs"). A name server may not answer: a name is looked up once at a time, in a
+thread of its own. The event loop's thread pool stays free for the application.
 
     raw = await dial("broker.example", 5672, timeout=10.0)
     await loop.create_connection(protocol_factory, sock=raw)  # with TLS also: ssl=context, server_hostname=host
@@ -59,7 +59,7 @@ async def dial(host: str, port: int, *, timeout: float | None = None) -> socket.
 async def look_up(host: str, port: int, *, timeout: float | None = None) -> list[Address]:
     """The addresses of a host, in the order in which they should be tried.
 
-    While a look-up of the same name runs, in whichever event loop, no other one is started: its answer serves all.
+    A look-up of the same name that already runs, in any event loop, serves this call too.
 
     Args:
         host: Name or address.

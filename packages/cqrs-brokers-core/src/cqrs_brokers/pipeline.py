@@ -58,7 +58,7 @@ class Pipeline(Generic[T]):
 
     Args:
         lost: Called once for each opened connection that broke, with the reason, after everything that was handed over
-            has failed. The driver drops its connection and tells `link.lost`.
+            has failed. The driver then drops its connection and calls `link.lost`.
         in_order: True: the broker answers in the order in which it got the messages, without saying which it means.
             False: each answer says the number of the message (its token).
         batch_bytes: About how much is handed over and written at a time.
@@ -154,7 +154,7 @@ class Pipeline(Generic[T]):
         return None if isinstance(found, _Question) else found
 
     def answered_question(self, token: int | None = None) -> None:
-        """Says that the answer to an `ask` came; the arguments and errors are those of `answered`."""
+        """Reports that the answer to an `ask` came. Arguments and errors are those of `answered`."""
         found = self._take(token, question=True)
         if isinstance(found, _Question) and not found.answer.done():
             found.answer.set_result(None)
@@ -171,7 +171,7 @@ class Pipeline(Generic[T]):
         return None
 
     def heard(self) -> None:
-        """Says that the broker gave a sign of life; `answered` says so, too."""
+        """Notes a sign of life from the broker. `answered` does so, too."""
         self._heard_at = asyncio.get_running_loop().time()
 
     async def ask(self, item: T) -> None:
@@ -189,7 +189,7 @@ class Pipeline(Generic[T]):
         await answer
 
     def broken(self, error: Exception) -> None:
-        """Says that the connection is of no use any more: for a client that tells it by a callback.
+        """Reports that the connection is lost: for a client that says so by a callback.
 
         Fails what was handed over and not answered, keeps what waits, and calls `lost`. A second call does nothing.
         """
@@ -245,7 +245,7 @@ class Pipeline(Generic[T]):
     async def _until_broken(self, work: Coroutine[Any, Any, None]) -> None:
         try:
             await work
-        except Exception as error:  # also what no client should raise: the connection is of no use any more
+        except Exception as error:  # even one that no client should raise: the connection cannot be trusted any more
             self.broken(error)
         else:
             self.broken(ConnectionResetError("the broker closed the connection"))
@@ -260,7 +260,7 @@ class Pipeline(Generic[T]):
                 await write(batch)
 
     def _next_batch(self) -> list[tuple[int, T]]:
-        """Hands over what fits. The rest is not handed over, so it can still be skipped and told as not delivered."""
+        """Hands over what fits. The rest stays: until it is handed over, it is certainly not delivered."""
         batch: list[tuple[int, T]] = []
         while self._questions:
             question, item = self._questions.popleft()
@@ -285,7 +285,7 @@ class Pipeline(Generic[T]):
         oldest = next(iter(self._unanswered), None)
         found = None if oldest is None else self._unanswered[oldest]
         if oldest is None or isinstance(found, _Question) is not question:
-            # It stays: when the connection ends, which it must, it is told so.
+            # The message stays. It fails when the connection ends, as it must now.
             raise ProtocolError("the broker's answers are out of step: this one belongs to nothing that was written")
         return self._unanswered.pop(oldest)
 
@@ -300,7 +300,7 @@ class Pipeline(Generic[T]):
         self._timer = asyncio.get_running_loop().call_at(when, self._let_go)
 
     def _let_go(self) -> None:
-        """Frees the places of messages whose callers have their answer; once in 0.1 s, for all that are due."""
+        """Releases the messages whose callers have their outcome: at most once in 0.1 s, all that are due."""
         self._timer = None
         now = asyncio.get_running_loop().time()
         keep: deque[tuple[Delivery, T, int]] = deque()

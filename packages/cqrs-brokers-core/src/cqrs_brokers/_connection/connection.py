@@ -44,11 +44,11 @@ PROVEN_AFTER = 5.0
 MOST_LINES = 20
 """How many different reasons of one outage are logged."""
 OWN_TIMEOUT_SLACK = 0.5
-"""A driver that bounds its own attempt by connect_timeout, with a better hint, goes first."""
+"""How much longer than connect_timeout an attempt may take, in seconds: a driver's own timeout gives a better hint."""
 
 
 def _backoff(unproven: int) -> float:
-    """Seconds until the next attempt, after so many without success."""
+    """Seconds until the next attempt, after that many attempts without success."""
     doublings = min(max(0, unproven - 1), 10)  # bounded: an outage of hours must not end in an OverflowError
     return min(LONGEST_DELAY, FIRST_DELAY * 2.0**doublings)
 
@@ -57,9 +57,9 @@ class Connection:
     """The supervisor, and the link that the driver reports to.
 
     Args:
-        driver: What to keep connected.
-        listener: Who is told.
-        breaches: What the driver does against its contract.
+        driver: The driver to keep connected.
+        listener: Is told of every change.
+        breaches: Records what the driver does against its contract.
         address: The broker's redacted URL, for errors and the log.
         settings: `connect_timeout` bounds each attempt, `retry_count` and `retry_delay` the next ones.
     """
@@ -175,10 +175,10 @@ class Connection:
             raise error
 
     async def ping(self, timeout: float) -> None:
-        """Asks the connected broker whether it is alive, in a task of ours: a client's stray cancellation stays there.
+        """Asks the connected broker whether it is alive.
 
         Raises:
-            ConnectError: It is not, or does not say within the timeout (in seconds).
+            ConnectError: It is not, or gives no answer within the timeout (in seconds).
         """
         error = await self._bounded("ping", self._driver.ping(), timeout, "it does not answer a ping")
         if error is not None:
@@ -208,7 +208,7 @@ class Connection:
     # -- the supervisor -----------------------------------------------------------------------------------------------
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
-        # The state changes now, not when the task first runs: what is asked in between must see it.
+        # The state changes now, not when the task first runs: other calls may come in between.
         self.state = State.CONNECTING
         self._engaged = True
         self._task = self._tasks.spawn(self._supervise(loop), name=f"cqrs-brokers connection to {self._address}")
@@ -274,7 +274,7 @@ class Connection:
     async def _bounded(
         self, method: str, work: Coroutine[Any, Any, None], timeout: float, silence: str
     ) -> ConnectError | None:
-        """Runs the driver's work in a task of its own: its cancellations are not ours, and ours reach it."""
+        """Runs the driver's work in a task of its own: a client that cancels that task leaves the supervisor alone."""
         task = self._attempt = self._tasks.spawn(work)
         task.add_done_callback(retrieve_exception)
         try:
@@ -310,7 +310,7 @@ class Connection:
         self.last_error = None
         self._listener.changed("connected", "")
         self._end_passes(None)
-        if not self._lost.done() and self.blocked_by is None:  # both may have happened since the driver returned
+        if not self._lost.done() and self.blocked_by is None:  # it may be lost or blocked since the driver returned
             self._listener.opened(True)
         error = await self._lost
         error.broker = error.broker or self._address

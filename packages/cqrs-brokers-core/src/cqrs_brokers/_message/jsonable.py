@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 Writer = Callable[[Any, int], Any]
-"""Makes of a value, at a depth, what JSON can say."""
+"""Turns a value, found at a nesting depth, into what JSON can hold."""
 
 MAX_DEPTH = 200
 PLAIN = frozenset({str, int, bool, type(None)})
@@ -94,14 +94,15 @@ def jsonable(value: object, root: str) -> Any:
         name = type(error).__name__
         problem = UnencodableError(f"{root or 'the event'} cannot be written: its own code raised {name}")
         cause = safe_cause(error, value)
+    # Outside the handlers: the error that was caught may quote the payload, and would be the context.
     try:
-        raise problem from cause  # outside the handlers: what was caught may quote the payload, as context too
+        raise problem from cause
     finally:  # no reference cycle by way of its traceback
         del problem, cause
 
 
 def write(value: Any, depth: int) -> Any:
-    """The value as JSON can say it.
+    """The value as JSON can hold it.
 
     Raises:
         Refused: Something in it has no JSON form.
@@ -113,7 +114,7 @@ def write(value: Any, depth: int) -> Any:
 
 
 def asked(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function of the payload's own returns.
+    """The result of a function that belongs to the payload.
 
     Raises:
         Refused: It raised.
@@ -128,7 +129,7 @@ def asked(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def where_text_fails(ready: Any, path: str) -> str:
-    """Which text, or which integer, of what `jsonable` made cannot be written: a sentence with its path."""
+    """Says which text or integer cannot be written, with its path. The value comes from `jsonable`."""
     parts: list[tuple[str, Any]] = []
     if isinstance(ready, str):
         try:
