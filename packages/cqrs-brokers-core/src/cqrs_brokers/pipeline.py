@@ -22,7 +22,7 @@ from urllib.parse import quote, unquote
 
 from .driver import Delivery
 from .exceptions import ConnectError, ConnectionLostError, ProtocolError, UnreachableError
-from .tasks import Tasks, retrieve_exception
+from .tasks import Tasks, drop_task, retrieve_exception
 from .url import Host
 
 __all__ = ["Pipeline", "connect_to_any", "header_name", "header_text", "header_value"]
@@ -36,15 +36,6 @@ END_WITHIN: Final = 0.4
 """How long the tasks of a connection get to end, in seconds."""
 LEAST_SHARE: Final = 0.1
 """What a host gets of the time for a pass at least, in seconds."""
-
-
-class _Question:
-    """Something written among the messages that has an answer of its own: a ping."""
-
-    __slots__ = ("answer",)
-
-    def __init__(self, answer: asyncio.Future[None]) -> None:
-        self.answer = answer
 
 
 class Pipeline(Generic[T]):
@@ -83,8 +74,9 @@ class Pipeline(Generic[T]):
         self._tasks = Tasks()
         self._opened = False
         self._waiting: deque[tuple[Delivery, T, int]] = deque()
-        self._questions: deque[tuple[_Question, T]] = deque()
-        self._unanswered: dict[int, Delivery | _Question | None] = {}
+        self._questions: deque[tuple[asyncio.Future[None], T]] = deque()
+        """What `ask` writes among the messages; each has an answer of its own."""
+        self._unanswered: dict[int, Delivery | asyncio.Future[None] | None] = {}
         """By token; with answers in order None stands for a message that was let go."""
         self._token = 0
         self._heard_at = 0.0
@@ -151,13 +143,13 @@ class Pipeline(Generic[T]):
             ProtocolError: The broker answers what it was not asked. In `read` this ends the connection, as it must.
         """
         found = self._take(token, question=False)
-        return None if isinstance(found, _Question) else found
+        return None if isinstance(found, asyncio.Future) else found
 
     def answered_question(self, token: int | None = None) -> None:
         """Reports that the answer to an `ask` came. Arguments and errors are those of `answered`."""
         found = self._take(token, question=True)
-        if isinstance(found, _Question) and not found.answer.done():
-            found.answer.set_result(None)
+        if isinstance(found, asyncio.Future) and not found.done():
+            found.set_result(None)
 
     def oldest(self, wanted: Callable[[Delivery], bool]) -> int | None:
         """The token of the oldest unanswered message that is wanted, for an answer that says no token.
@@ -166,7 +158,7 @@ class Pipeline(Generic[T]):
             wanted: Whether the answer can be about this one, for example by its topic.
         """
         for token, found in self._unanswered.items():
-            if found is not None and not isinstance(found, _Question) and wanted(found):
+            if found is not None and not isinstance(found, asyncio.Future) and wanted(found):
                 return token
         return None
 
@@ -184,7 +176,7 @@ class Pipeline(Generic[T]):
             raise UnreachableError("there is no connection")
         answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         answer.add_done_callback(retrieve_exception)
-        self._questions.append((_Question(answer), item))
+        self._questions.append((answer, item))
         self._more.set()
         await answer
 
@@ -196,14 +188,16 @@ class Pipeline(Generic[T]):
         if not self._opened:
             return
         self._opened = False
-        self._end_tasks()
+        for task in self._tasks:
+            if task is not asyncio.current_task():
+                drop_task(task)
         unanswered, self._unanswered = self._unanswered, {}
         questions = [*unanswered.values(), *(question for question, _ in self._questions)]
         self._questions.clear()
         for found in questions:
-            if isinstance(found, _Question):
-                if not found.answer.done():
-                    found.answer.set_exception(UnreachableError("the connection was lost before the broker answered"))
+            if isinstance(found, asyncio.Future):
+                if not found.done():
+                    found.set_exception(UnreachableError("the connection was lost before the broker answered"))
             elif found is not None:
                 lost = ConnectionLostError("the connection was lost before the broker answered")
                 lost.__cause__ = error
@@ -232,13 +226,6 @@ class Pipeline(Generic[T]):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-    def _end_tasks(self) -> None:
-        current = asyncio.current_task()
-        for task in self._tasks:
-            if task is not current:
-                task.add_done_callback(retrieve_exception)
-                task.cancel()
 
     # -- writing and reading ------------------------------------------------------------------------------------------
 
@@ -273,18 +260,18 @@ class Pipeline(Generic[T]):
                 size += its_size
         return batch
 
-    def _number(self, entry: Delivery | _Question) -> int:
+    def _number(self, entry: Delivery | asyncio.Future[None]) -> int:
         self._token += 1
         self._unanswered[self._token] = entry
         return self._token
 
-    def _take(self, token: int | None, *, question: bool) -> Delivery | _Question | None:
+    def _take(self, token: int | None, *, question: bool) -> Delivery | asyncio.Future[None] | None:
         self.heard()
         if token is not None:
             return self._unanswered.pop(token, None)
         oldest = next(iter(self._unanswered), None)
         found = None if oldest is None else self._unanswered[oldest]
-        if oldest is None or isinstance(found, _Question) is not question:
+        if oldest is None or isinstance(found, asyncio.Future) is not question:
             # The message stays. It fails when the connection ends, as it must now.
             raise ProtocolError("the broker's answers are out of step: this one belongs to nothing that was written")
         return self._unanswered.pop(oldest)
@@ -313,7 +300,7 @@ class Pipeline(Generic[T]):
         handed = [
             (token, found)
             for token, found in self._unanswered.items()
-            if found is not None and not isinstance(found, _Question)
+            if found is not None and not isinstance(found, asyncio.Future)
         ]
         for token, found in handed:
             if found.done and found.deadline <= now:
