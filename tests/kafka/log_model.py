@@ -13,7 +13,7 @@ from typing import Any
 
 from cqrs_broker_kafka._partition import Batch, Partition, State
 from cqrs_broker_kafka._produce import Answer
-from cqrs_broker_kafka._records import HEAD_SIZE, PLACE_SIZE, Record
+from cqrs_broker_kafka._records import HEAD_SIZE, Record
 from cqrs_brokers import DeliveryError, NotDeliveredError
 
 OUT_OF_ORDER, INVALID_EPOCH = 45, 47
@@ -129,7 +129,7 @@ class Around:
         self.idempotent = idempotent
         self.producer_id = 100 if idempotent else -1
         self.epoch = 0 if idempotent else -1
-        self.batch_size = HEAD_SIZE + most * (PLACE_SIZE + len(record(0).rest))
+        self.batch_size = HEAD_SIZE + most * record(0).size()
         self.ready_now = False
         self.paused_now = False
         self.wants_id = False
@@ -137,7 +137,7 @@ class Around:
 
     def encode(self, records: Sequence[Record], producer_id: int, epoch: int, sequence: int) -> Any:
         """A `Written` in place of bytes."""
-        return Written(producer_id, epoch, sequence, tuple(made.rest for made in records))
+        return Written(producer_id, epoch, sequence, tuple(made.value for made in records))
 
     def ready(self, partition: Partition) -> None:
         self.ready_now = True
@@ -158,7 +158,7 @@ class Around:
 def record(number: int) -> Record:
     """A record whose content is its number."""
     delivery: Any = Delivery(b"%06d" % number)
-    return Record(delivery, 0, None, delivery.name)
+    return Record(delivery, 0, None, b"", delivery.name, b"")
 
 
 def answer(batch: Batch, code: int, offset: int = -1, culprits: tuple[int, ...] = ()) -> Answer:

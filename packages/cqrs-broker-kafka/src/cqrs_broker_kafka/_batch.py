@@ -36,11 +36,12 @@ def batch_encoder(compression: str) -> Encode:
         first = newest = records[0][1]
         parts: list[bytes] = []
         offset = 0
-        for _, timestamp, _, rest in records:
+        for _, timestamp, _, before, value, behind in records:
             if timestamp > newest:
                 newest = timestamp
             since, place = varints[timestamp - first], varints[offset]
-            parts += (varints[1 + len(since) + len(place) + len(rest)], b"\0", since, place, rest)
+            size = 1 + len(since) + len(place) + len(before) + len(value) + len(behind)
+            parts += (varints[size], b"\0", since, place, before, value, behind)
             offset += 1
         attributes, body = 0, b"".join(parts)
         if compress is not None:

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cqrs_brokers.driver import Capabilities, Delivery, Link, PipelinedDriver
+from cqrs_brokers.driver import Capabilities, Delivery, Link, Message, PipelinedDriver
 from cqrs_brokers.exceptions import (
     BackpressureError,
     ConnectError,
@@ -108,6 +108,16 @@ class KafkaDriver(PipelinedDriver):
     def refuse_topic(self, topic: str) -> str | None:
         """See `Driver.refuse_topic`."""
         return why_illegal(topic)
+
+    def destination(self, message: Message) -> str:
+        """See `PipelinedDriver.destination`: a partition, as each has a leader of its own.
+
+        A message without a key goes to whichever partition goes on, so it is stuck only when its topic is.
+        """
+        topic = self.topics.get(message.topic)
+        if topic is None or not topic.partitions or message.key is None:
+            return message.topic
+        return f"{message.topic}, partition {topic.partition(message.key.encode()).number}"
 
     # -- messages -----------------------------------------------------------------------------------------------------
 
