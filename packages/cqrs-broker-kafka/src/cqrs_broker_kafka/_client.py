@@ -59,6 +59,8 @@ PRIVATE = (
 )
 READ_AHEAD = 2**16
 """How many bytes a connection reads before somebody takes them."""
+SHARE_OF_TIMEOUT = 0.8
+"""One step of connecting may take so much of `connect_timeout`: what is cut off by that itself has no reason."""
 SHARE_OF_SESSION = 0.8
 """A connection is replaced when so much of the time is over for which its login is good."""
 
@@ -151,7 +153,8 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
         loop = asyncio.get_running_loop()
         options = self._settings.options
         tls = self._settings.ssl_context
-        raw = await dial(self.host, self.port, timeout=options.request_timeout_ms / 1000)
+        timeout = min(options.request_timeout_ms / 1000, SHARE_OF_TIMEOUT * options.connect_timeout)
+        raw = await dial(self.host, self.port, timeout=timeout)
         self._closed_fut = loop.create_future()
         reader = asyncio.StreamReader(limit=READ_AHEAD, loop=loop)
         self._protocol = protocol = _Protocol(self._closed_fut, reader, loop=loop)
@@ -283,8 +286,7 @@ class _TokenLogin:
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._provider: Any = settings.options.sasl_oauth_token_provider
-        # A part of connect_timeout: the attempt would end without the reason.
-        self._timeout = 0.8 * settings.options.connect_timeout
+        self._timeout = SHARE_OF_TIMEOUT * settings.options.connect_timeout
         self._sent = False
 
     async def step(self, answer: bytes | None) -> tuple[bytes, bool] | None:
