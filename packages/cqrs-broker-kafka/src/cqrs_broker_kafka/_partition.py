@@ -131,7 +131,7 @@ class Partition:
     """
 
     def __init__(self, producer: Producer, topic: bytes, number: int) -> None:
-        self.producer = producer
+        self._producer = producer
         self.topic = topic
         self.number = number
         self.pending: deque[Record] = deque()
@@ -140,7 +140,7 @@ class Partition:
         self.leader: Any = None
         self.last: Row | None = None
         self.gone = False
-        self.limit: int | None = None
+        self._limit: int | None = None
         self.failures = 0
         """How many attempts have failed since the last receipt."""
         self._producer_id = self._epoch = self._sequence = -1
@@ -169,7 +169,7 @@ class Partition:
             self.state = State.IDLE
         else:
             self.state = State.READY
-            self.producer.ready(self)
+            self._producer.ready(self)
 
     def resume(self) -> None:
         """The pause is over, or there is another producer id."""
@@ -183,7 +183,7 @@ class Partition:
         """
         if self.batch is None and not self._number():
             self.state = State.NO_ID
-            self.producer.spend_id(self._spent)
+            self._producer.spend_id(self._spent)
             return None
         if self.batch is None:
             self.batch = self._next_batch()
@@ -196,7 +196,7 @@ class Partition:
         Returns:
             Whether there are.
         """
-        producer = self.producer
+        producer = self._producer
         if not producer.idempotent:
             return True
         if self._sequence >= LAST_SEQUENCE:
@@ -218,10 +218,11 @@ class Partition:
         records = self._take_records()
         while records:
             try:
-                data = self.producer.encode(records, self._producer_id, self._epoch, self._sequence)
+                data = self._producer.encode(records, self._producer_id, self._epoch, self._sequence)
             except Exception as error:
                 refusal = InvalidMessageError(f"the client cannot write them as a batch ({type(error).__name__})")
                 refusal.__cause__ = error
+                self._suspects = max(0, self._suspects - len(records))
                 self._fail(records, refusal)
                 records = self._take_records()
             else:
@@ -233,9 +234,9 @@ class Partition:
         pending = self.pending
         records: list[Record] = []
         most = min(self._group, self._suspects) if self._suspects else len(pending)
-        room = self.producer.batch_size - HEAD_SIZE
-        if self.limit is not None:
-            room = min(room, self.limit)
+        room = self._producer.batch_size - HEAD_SIZE
+        if self._limit is not None:
+            room = min(room, self._limit)
         while pending and len(records) < most:
             record = pending[0]
             room -= record.size()
@@ -246,7 +247,6 @@ class Partition:
                 records.append(record)
             elif self._suspects:  # it has expired, was cancelled, or is closed
                 self._suspects -= 1
-                most = min(most, self._suspects)
         return records
 
     def _take_back(self, records: Sequence[Record]) -> None:
@@ -291,7 +291,7 @@ class Partition:
         assert batch is not None
         batch.in_doubt = True
         self.failures += 1
-        if self.producer.idempotent and not self.gone:
+        if self._producer.idempotent and not self.gone:
             self._pause(None)
         else:
             self.give_up(ConnectionLostError(text))
@@ -299,7 +299,7 @@ class Partition:
     def _finish(self, batch: Batch) -> None:
         """It is in the log."""
         count = len(batch.records)
-        if self.producer.idempotent:
+        if self._producer.idempotent:
             self._sequence += count
         self.batch = None
         if self._suspects:
@@ -307,7 +307,7 @@ class Partition:
 
     def _doubted(self, batch: Batch, row: Row, code: int) -> None:
         repeat = row.then is Then.REPEAT or row.then is Then.WAIT
-        if repeat and self.producer.idempotent and not self.gone:
+        if repeat and self._producer.idempotent and not self.gone:
             self._pause(row)
             return
         if code in _ID_IS_SPENT:
@@ -320,7 +320,7 @@ class Partition:
         records = batch.records
         if row.then is Then.WAIT or (self.gone and row.then is Then.SPLIT):
             self._take_back(records)
-            if row.name == "UNKNOWN_TOPIC_OR_PARTITION" and self.producer.idempotent:
+            if row.name == "UNKNOWN_TOPIC_OR_PARTITION" and self._producer.idempotent:
                 self._begin_epoch()  # if it is made anew, its new leader knows no sequence numbers
             self._pause(row)
             return
@@ -350,7 +350,7 @@ class Partition:
         """Later batches are half as large, unless one record dominates."""
         half = sum(sizes) // 2
         if max(sizes) <= half:
-            self.limit = half if self.limit is None else min(self.limit, half)
+            self._limit = half if self._limit is None else min(self._limit, half)
 
     def _acquit(self, count: int) -> None:
         """The head group has its outcome: those behind it are tried in larger groups again."""
@@ -362,18 +362,18 @@ class Partition:
         if self.gone and self.batch is None:
             self.state = State.IDLE
             left, self.pending = list(self.pending), deque()
-            self.producer.reroute(self, left)
+            self._producer.reroute(self, left)
         elif self.batch is None and not self.pending:
             self.state = State.IDLE
         else:
-            self.producer.paused(self, row)
+            self._producer.paused(self, row)
 
     def give_up(self, error: DeliveryUnknownError | DeliveryError) -> None:
         """The batch will not be repeated: its records are unknown, and what follows has other numbers."""
         batch, self.batch = self.batch, None
         if batch is None:
             return
-        if self.producer.idempotent:
+        if self._producer.idempotent:
             self._begin_epoch()
         if self._suspects:
             self._acquit(len(batch.records))
