@@ -194,6 +194,10 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
             self.replace_at = asyncio.get_running_loop().time() + lifetime / 1000 * SHARE_OF_SESSION
         return response
 
+    def login_ends(self) -> bool:
+        """Whether its login ends soon, so that another connection is needed."""
+        return self.replace_at is not None and asyncio.get_running_loop().time() >= self.replace_at
+
     # -- questions ----------------------------------------------------------------------------------------------------
 
     async def metadata(self, topics: list[str]) -> Any:

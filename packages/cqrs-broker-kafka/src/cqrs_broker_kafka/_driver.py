@@ -1,8 +1,8 @@
 """The Kafka driver: messages to partitions, partitions to the nodes that lead them.
 
 Read in this order: `_records` (message to record), `_topic` (which partition), `_partition` (the state machine that
-makes outcomes true, with `_codes`), `_node` (requests in flight, with `_produce`), `_cluster` (who leads what, with
-`_metadata`), `_probe` (why there is no connection), `_client` (all that touches aiokafka).
+makes outcomes true, with `_codes`), `_node` (requests in flight, with `_batch` and `_produce`), `_cluster` (who leads
+what, with `_metadata`), `_probe` (why there is no connection), `_client` (all that touches aiokafka).
 """
 
 from __future__ import annotations

@@ -124,9 +124,9 @@ class Node:
             self._write_later(self.throttled_until - now)
             return None
         if self._in_flight:
-            return None if self._login_ends(connection, now) else connection
+            return None if connection.login_ends() else connection
         silent = now - self._written_at
-        if not connection.connected() or silent > IDLE_LIMIT or self._login_ends(connection, now):
+        if not connection.connected() or silent > IDLE_LIMIT or connection.login_ends():
             connection.drop()
             self.connect()
             return None
@@ -135,10 +135,6 @@ class Node:
             self._write_later(0.001)
             return None
         return connection
-
-    @staticmethod
-    def _login_ends(connection: Connection, now: float) -> bool:
-        return connection.replace_at is not None and now >= connection.replace_at
 
     def _write_later(self, seconds: float) -> None:
         if self._later is None:
