@@ -58,7 +58,7 @@ async def test_a_few_messages_go_together(kafka: KafkaServer, unique_name: Name,
     """What is sent in one turn of the event loop is one request, with one batch for each partition."""
     kafka.create_topic(topic := unique_name("few"), 6)
     async with open_broker(kafka.url) as broker:
-        await broker.send_messages(Message("E", topic, b"warm", key=KEYS[0]) for _ in range(2))
+        await broker.send_messages(Message("E", topic, b"warm", key=key) for key in KEYS)
         requests.clear()
         await asyncio.gather(*(broker.send_message(Message("E", topic, b"x", key=KEYS[n % 4])) for n in range(40)))
     assert requests == [[10, 10, 10, 10]]
@@ -86,7 +86,7 @@ async def test_many_messages_begin_to_leave_at_once(
     """Of 1000 messages the first leave while the others are still being sent."""
     kafka.create_topic(topic := unique_name("many"), 6)
     async with open_broker(kafka.url) as broker:
-        await broker.send_messages(Message("E", topic, b"warm", key=KEYS[0]) for _ in range(2))
+        await broker.send_messages(Message("E", topic, b"warm", key=key) for key in KEYS)
         requests.clear()
         messages = [Message("E", topic, b"x", key=f"k{n}") for n in range(1000)]
         receipts = await asyncio.gather(*map(broker.send_message, messages))
