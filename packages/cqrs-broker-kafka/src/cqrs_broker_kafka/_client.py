@@ -59,6 +59,8 @@ PRIVATE = (
 )
 READ_AHEAD = 2**16
 """How many bytes a connection reads before somebody takes them."""
+LOOK_AT_BUFFER = 0.002
+"""How often a transport's buffer is looked at until it is empty, in seconds: asyncio does not tell it."""
 SHARE_OF_TIMEOUT = 0.8
 """One step of connecting may take so much of `connect_timeout`: what is cut off by that itself has no reason."""
 SHARE_OF_SESSION = 0.8
@@ -127,6 +129,8 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
     replace_at: float | None = None
     _settings: KafkaSettings
     _protocol: _Protocol
+    _socket: asyncio.Transport
+    """Without TLS that of the connection, else the one below."""
 
     @classmethod
     async def open(
@@ -158,15 +162,16 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
         self._closed_fut = loop.create_future()
         reader = asyncio.StreamReader(limit=READ_AHEAD, loop=loop)
         self._protocol = protocol = _Protocol(self._closed_fut, reader, loop=loop)
+        self._socket, _ = await loop.create_connection(lambda: protocol, sock=raw)
+        writer = asyncio.StreamWriter(self._socket, protocol, reader, loop)
         try:
             async with asyncio.timeout(options.request_timeout_ms / 1000):
-                transport, _ = await loop.create_connection(
-                    lambda: protocol, sock=raw, ssl=tls, server_hostname=None if tls is None else self.host
-                )
+                if tls is not None:
+                    await writer.start_tls(tls, server_hostname=self.host)
         except BaseException:
-            raw.close()
+            self._socket.abort()
             raise
-        self._reader, self._writer = reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+        self._reader, self._writer = reader, writer
         self._read_task = self._create_reader_task()
         try:
             await self._do_version_lookup()
@@ -246,12 +251,6 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
         self._protocol.answered = answered
         writer.write(request)
 
-    def hold_nothing_back(self) -> None:
-        """From now on `written()` waits until the transport's buffer is empty."""
-        # asyncio's TLS transport pauses at `high`, also with nothing in its buffer; its plain one pauses above it.
-        transport = self._writer.transport
-        transport.set_write_buffer_limits(high=1 if transport.get_extra_info("ssl_object") else 0, low=0)
-
     async def written(self) -> None:
         """Waits until the operating system has all that was written.
 
@@ -262,6 +261,13 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
         if writer is None:
             raise ConnectionResetError
         await writer.drain()
+        # It returns while some is left; and with TLS what is encrypted waits in the transport below.
+        while self._writer is writer and (  # noqa: ASYNC110 # no event tells it
+            writer.transport.get_write_buffer_size() or self._socket.get_write_buffer_size()
+        ):
+            await asyncio.sleep(LOOK_AT_BUFFER)
+        if self._writer is not writer:
+            raise ConnectionResetError
 
     # -- the end ------------------------------------------------------------------------------------------------------
 

@@ -298,8 +298,6 @@ class Node:
         except Exception:
             connection.drop()
             raise
-        if not self._acks:
-            connection.hold_nothing_back()
         if self.failure is not None:
             logger.warning("node %d at %s is reached again", self.number, self.host)
             self.failure = None
