@@ -75,7 +75,7 @@ class KafkaDriver(PipelinedDriver):
         self._linger = settings.options.linger_ms / 1000
         self._lingering: dict[Partition, None] = {}
         """READY partitions that wait for more messages (`linger_ms`)."""
-        self._flush_due = self._linger_due = False
+        self._flush_due = False
         self._timer: asyncio.TimerHandle | None = None
         self._last_answer = 0.0
         self._asking = False
@@ -139,13 +139,12 @@ class KafkaDriver(PipelinedDriver):
         self._new_messages += len(deliveries)
         if self._new_messages >= WORTH_A_REQUEST:
             self._end_linger()
-            self.flush()
         elif self._unwritten and not self._flush_due:
             if self.alone:
                 self.flush()
             else:
                 self._flush_due = True
-                self._loop.call_soon(self._flush_now)
+                self._loop.call_soon(self.flush)
 
     def _without_partitions(self, topic: Topic, record: Record) -> None:
         if topic.missing is not None and self._loop.time() < topic.missing_until:
@@ -158,25 +157,16 @@ class KafkaDriver(PipelinedDriver):
     def flush(self) -> None:
         """Writes what is ready, to every node that has room."""
         self._new_messages = 0
-        self._unwritten = self.alone = False
+        self._unwritten = self._flush_due = self.alone = False
         if self._cluster is not None:
             for node in self._cluster.nodes.values():
                 node.write()
 
-    def _flush_now(self) -> None:
-        self._flush_due = False
-        self.flush()
-
-    def _flush_after_linger(self) -> None:
-        self._linger_due = False
-        self._end_linger()
-        self.flush()
-
     def _end_linger(self) -> None:
-        if self._lingering:
-            lingering, self._lingering = self._lingering, {}
-            for partition in lingering:
-                self._queue(partition)
+        lingering, self._lingering = self._lingering, {}
+        for partition in lingering:
+            self._queue(partition)
+        self.flush()
 
     def _new_partition(self, topic: bytes, number: int) -> Partition:
         return Partition(self, topic, number)
@@ -186,10 +176,9 @@ class KafkaDriver(PipelinedDriver):
     def ready(self, partition: Partition) -> None:
         """See `_partition.Producer`."""
         if self._linger and partition.batch is None:
+            if not self._lingering:
+                self._loop.call_later(self._linger, self._end_linger)
             self._lingering[partition] = None
-            if not self._linger_due:
-                self._linger_due = True
-                self._loop.call_later(self._linger, self._flush_after_linger)
             return
         self._queue(partition)
 
@@ -425,7 +414,7 @@ class KafkaDriver(PipelinedDriver):
             topic.clear()
         self.topics.clear()
         self._lingering.clear()
-        self._asking = self._flush_due = self._linger_due = False
+        self._asking = self._flush_due = False
         self._throttled_until = 0.0
         self.producer_id = self.epoch = -1
         if self._timer is not None:
