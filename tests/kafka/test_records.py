@@ -136,6 +136,7 @@ def test_varints(number: int) -> None:
     expected = bytearray()
     encode_varint_py(number, expected.append)
     assert varints[number] == varints[number] == expected
+    assert len(varints) <= 20_001
 
 
 MESSAGES = st.builds(

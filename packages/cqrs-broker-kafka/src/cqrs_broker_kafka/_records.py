@@ -49,7 +49,7 @@ Encode = Callable[[Sequence[Record], int, int, int], bytes]
 
 
 class _Varints(dict[int, bytes]):
-    """Integers as zigzag varints; those that come often are remembered."""
+    """Integers as zigzag varints; small ones, which come often, are remembered."""
 
     def __missing__(self, number: int) -> bytes:
         left = (number << 1) ^ (number >> 63)
@@ -58,7 +58,7 @@ class _Varints(dict[int, bytes]):
             encoded.append(left & 0x7F | 0x80)
             left >>= 7
         encoded.append(left)
-        if len(self) < 20 * _REMEMBERED:
+        if -1 <= number < 20 * _REMEMBERED:
             self[number] = bytes(encoded)
         return bytes(encoded)
 
