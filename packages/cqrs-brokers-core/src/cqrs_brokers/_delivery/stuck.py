@@ -3,7 +3,8 @@
 Looked at once a second, and only while messages wait for room. A destination takes nothing when the driver has let go
 of none of the messages that it held a second ago. What such destinations held beyond half of the window before that was
 known stays with the driver; as much is lent to the others, half a window at most. Further messages for them wait
-outside the window, in the order of calls.
+outside the window, in the order of calls, but for one of each destination, the trial: without it a destination whose
+earlier messages were caught behind those of another one would seem stuck until their deadlines.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class StuckDestinations:
         self._before: dict[str, list[Sending]] = {}
         self._held: list[Sending] = []
         self._bytes = 0
+        self._trials: dict[str, Sending] = {}
         self.names: frozenset[str] = frozenset()
         """The destinations that take nothing."""
         self.lent = 0
@@ -40,7 +42,7 @@ class StuckDestinations:
 
     def clear(self) -> None:
         """Nothing is known any more."""
-        self._before, self._held, self._bytes, self.names = {}, [], 0, frozenset()
+        self._before, self._held, self._bytes, self._trials, self.names = {}, [], 0, {}, frozenset()
         self.lent = self.lent_bytes = 0
 
     def look(self) -> None:
@@ -53,6 +55,7 @@ class StuckDestinations:
             name for name in now if name in before and all(delivery.state < RELEASED for delivery in before[name])
         )
         self._held = [delivery for name in self.names for delivery in now[name]]
+        self._trials = {name: trial for name, trial in self._trials.items() if trial.state < RELEASED}
         self.count()
         count, size = len(self._held), self._bytes
         half, half_bytes = self._in_flight.max_count // 2, self._in_flight.max_bytes // 2
@@ -60,15 +63,27 @@ class StuckDestinations:
 
     def must_wait(self, delivery: Sending) -> bool:
         """Whether the message goes to a stuck destination, and such destinations hold their half of the window."""
-        return (
-            2 * len(self._held) >= self._in_flight.max_count or 2 * self._bytes >= self._in_flight.max_bytes
-        ) and self._destination(delivery.message) in self.names
+        if not self._full:
+            return False
+        name = self._destination(delivery.message)
+        trial = self._trials.get(name)
+        return name in self.names and trial is not None and trial.state < RELEASED
 
     def took(self, delivery: Sending) -> None:
         """The driver got the message."""
-        if self._destination(delivery.message) in self.names:
+        name = self._destination(delivery.message)
+        if name in self.names:
+            if self._full:
+                self._trials[name] = delivery
             self._held.append(delivery)
             self._bytes += delivery.size
+
+    @property
+    def _full(self) -> bool:
+        """Whether stuck destinations hold their half of the window, with a place for the trial of each."""
+        places = self._in_flight
+        count = len(self._held) + len(self.names) - len(self._trials)
+        return 2 * count >= places.max_count or 2 * self._bytes >= places.max_bytes
 
     def count(self) -> None:
         """Counts what stuck destinations hold: once before the window is filled, not for each message."""

@@ -24,6 +24,8 @@ __all__ = ["Window"]
 
 LOOK_EVERY = 1.0
 """How often the window looks for stuck destinations while messages wait for room, in seconds."""
+FIRST_LOOK = 0.1
+"""When it looks for the first time: what the destinations hold then is what they must have taken by the next time."""
 
 
 class Window:
@@ -169,9 +171,9 @@ class Window:
             except Exception as error:
                 self._not_submitted(batch, error)
 
-    def _look_later(self) -> None:
+    def _look_later(self, delay: float = FIRST_LOOK) -> None:
         if self._looking is None and self._loop is not None:
-            self._looking = self._loop.call_later(LOOK_EVERY, self._look)
+            self._looking = self._loop.call_later(delay, self._look)
 
     def _look(self) -> None:
         self._looking = None
@@ -179,6 +181,7 @@ class Window:
             self._stuck.clear()
             return
         self._stuck.look()
+        self._look_later(LOOK_EVERY)
         self.refill()
 
     def _wait(self, deliveries: Sequence[Sending]) -> None:
