@@ -240,6 +240,7 @@ class Publisher:
         batch: list[Entry] = []
         room = 1 if channel.alone else FLUSH_BYTES
         frame_max, spent, stalled = channel.connection.frame_max, channel.spent, self._leaving.stalled
+        looked_at_from = min(frame_max, session.largest_body or frame_max)
         while outbox and room > 0:
             entry = outbox[0]
             delivery, message_id, frames, body, _, _ = entry
@@ -248,11 +249,12 @@ class Publisher:
                 # comes after it waits too, or the order would be lost.
                 channel.watched = True
                 break
-            if message_id in spent:
+            if spent and message_id in spent:
                 self._leaving.leave_soon(channel)
                 break
             outbox.popleft()
-            if len(frames) > frame_max or (body and session.largest_body):
+            size = len(frames) + len(body)
+            if size > looked_at_from:
                 error = too_large(entry, frame_max, session.largest_body)
                 if error is not None:
                     _fail(delivery, error)
@@ -263,7 +265,7 @@ class Publisher:
             if delivery.handed_over():
                 in_flight[message_id] = 0
                 batch.append(entry)
-                room -= len(frames) + len(body)
+                room -= size
         if not batch:
             return
         if channel.alone:
@@ -367,6 +369,14 @@ class Publisher:
 
     def _channels(self) -> list[ConfirmChannel]:
         return [*self._leaving.channels, *((self._channel,) if self._channel is not None else ())]
+
+    def refused(self, error: NotDeliveredError) -> None:
+        """The server ends the connection because nobody with this login may publish (Apache Qpid)."""
+        channel = self._channel
+        if channel is not None and channel.alone and len(channel.in_flight) == 1:
+            for entry in channel.take():
+                entry[0].fail(error)
+            self.fail_waiting(error)
 
     def channel_closed(self, channel: ConfirmChannel, error: BaseException | None) -> None:
         """RabbitMQ closed a channel because of one message, without saying which."""

@@ -3,8 +3,9 @@
 Looked at once a second, and only while messages wait for room. A destination takes nothing when the driver has let go
 of none of the messages that it held a second ago. What such destinations held beyond half of the window before that was
 known stays with the driver; as much is lent to the others, half a window at most. Further messages for them wait
-outside the window, in the order of calls, but for one of each destination, the trial: without it a destination whose
-earlier messages were caught behind those of another one would seem stuck until their deadlines.
+outside the window, in the order of calls, but for the trials of each destination: one for a key, a few keys. Without
+them a destination whose earlier messages were caught behind those of another one would seem stuck until their
+deadlines. Of several keys, because a driver may have to wait with the next message of a key that was caught.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from .delivery import RELEASED, Sending
 from .in_flight import InFlight
 
 __all__ = ["StuckDestinations"]
+
+TRIALS = 8
+"""Trials of all stuck destinations together take an eighth of half the window; each destination has one at least."""
 
 
 class StuckDestinations:
@@ -33,7 +37,8 @@ class StuckDestinations:
         self._before: dict[str, list[Sending]] = {}
         self._held: list[Sending] = []
         self._bytes = 0
-        self._trials: dict[str, Sending] = {}
+        self._trials: dict[str, dict[str | None, Sending]] = {}
+        """By destination and key."""
         self.names: frozenset[str] = frozenset()
         """The destinations that take nothing."""
         self.lent = 0
@@ -55,7 +60,10 @@ class StuckDestinations:
             name for name in now if name in before and all(delivery.state < RELEASED for delivery in before[name])
         )
         self._held = [delivery for name in self.names for delivery in now[name]]
-        self._trials = {name: trial for name, trial in self._trials.items() if trial.state < RELEASED}
+        self._trials = {
+            name: {key: trial for key, trial in self._trials.get(name, {}).items() if trial.state < RELEASED}
+            for name in self.names
+        }
         self.count()
         count, size = len(self._held), self._bytes
         half, half_bytes = self._in_flight.max_count // 2, self._in_flight.max_bytes // 2
@@ -65,25 +73,29 @@ class StuckDestinations:
         """Whether the message goes to a stuck destination, and such destinations hold their half of the window."""
         if not self._full:
             return False
-        name = self._destination(delivery.message)
-        trial = self._trials.get(name)
-        return name in self.names and trial is not None and trial.state < RELEASED
+        trials = self._trials.get(self._destination(delivery.message))
+        if trials is None:
+            return False
+        before = trials.get(delivery.message.key)
+        if before is not None:
+            return before.state < RELEASED
+        unanswered = sum(trial.state < RELEASED for trial in trials.values())
+        return unanswered >= max(1, self._in_flight.max_count // (2 * TRIALS * len(self.names)))
 
     def took(self, delivery: Sending) -> None:
         """The driver got the message."""
         name = self._destination(delivery.message)
         if name in self.names:
             if self._full:
-                self._trials[name] = delivery
+                self._trials[name][delivery.message.key] = delivery
             self._held.append(delivery)
             self._bytes += delivery.size
 
     @property
     def _full(self) -> bool:
-        """Whether stuck destinations hold their half of the window, with a place for the trial of each."""
+        """Whether stuck destinations hold their half of the window."""
         places = self._in_flight
-        count = len(self._held) + len(self.names) - len(self._trials)
-        return 2 * count >= places.max_count or 2 * self._bytes >= places.max_bytes
+        return 2 * len(self._held) >= places.max_count or 2 * self._bytes >= places.max_bytes
 
     def count(self) -> None:
         """Counts what stuck destinations hold: once before the window is filled, not for each message."""
