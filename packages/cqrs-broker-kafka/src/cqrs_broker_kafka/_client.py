@@ -55,6 +55,8 @@ PRIVATE = (
 )
 READ_AHEAD = 2**16
 """How many bytes a connection reads before somebody takes them."""
+SHARE_OF_CONNECTING = 0.8
+"""A step takes at most this part of connect_timeout: later the attempt would end without the reason."""
 SHARE_OF_SESSION = 0.8
 """A connection is replaced when so much of the time is over for which its login is good."""
 
@@ -200,7 +202,8 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
         loop = asyncio.get_running_loop()
         options = self._settings.options
         tls = self._settings.ssl_context
-        raw = await dial(self.host, self.port, timeout=options.request_timeout_ms / 1000)
+        limit = min(options.request_timeout_ms / 1000, SHARE_OF_CONNECTING * options.connect_timeout)
+        raw = await dial(self.host, self.port, timeout=limit)
         self._closed_fut = loop.create_future()
         reader = asyncio.StreamReader(limit=READ_AHEAD, loop=loop)
         protocol = AIOKafkaProtocol(self._closed_fut, reader, loop=loop)
@@ -337,8 +340,7 @@ class _TokenLogin:
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._provider: Any = settings.options.sasl_oauth_token_provider
-        # A part of connect_timeout: the attempt would end without the reason.
-        self._timeout = 0.8 * settings.options.connect_timeout
+        self._timeout = SHARE_OF_CONNECTING * settings.options.connect_timeout
         self._sent = False
 
     async def step(self, answer: bytes | None) -> tuple[bytes, bool] | None:
