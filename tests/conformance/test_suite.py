@@ -24,9 +24,9 @@ from cqrs_brokers_testkit.conformance import (
     Unsupported,
     run,
 )
-from cqrs_brokers_testkit.conformance.case import Context, case, tally
-from cqrs_brokers_testkit.conformance.command import main
-from cqrs_brokers_testkit.conformance.runner import session
+from cqrs_brokers_testkit.conformance._case import Context, case, tally
+from cqrs_brokers_testkit.conformance._command import main
+from cqrs_brokers_testkit.conformance._runner import session
 from cqrs_brokers_testkit.harnesses.in_process import DevnullHarness, MemoryHarness
 
 QUICK = ["static.broker-is-true", "messages.identity-arrives", "delivery.nack-is-not-success"]
@@ -46,7 +46,7 @@ def quiet(_: str) -> None:
 def three_cases(monkeypatch: pytest.MonkeyPatch) -> None:
     """A suite of three cases."""
     few = {name: CASES[name] for name in QUICK}
-    monkeypatch.setattr("cqrs_brokers_testkit.conformance.runner.CASES", few)
+    monkeypatch.setattr("cqrs_brokers_testkit.conformance._runner.CASES", few)
 
 
 def status(report: Report, case_id: str) -> str:
@@ -140,7 +140,7 @@ def test_case_that_does_not_end_has_failed(blocking: bool, monkeypatch: pytest.M
 
     case(f"test.endless-{blocking}", "static", limit=0.2)(endless)
     only = {f"test.endless-{blocking}": CASES.pop(f"test.endless-{blocking}")}
-    monkeypatch.setattr("cqrs_brokers_testkit.conformance.runner.CASES", only)
+    monkeypatch.setattr("cqrs_brokers_testkit.conformance._runner.CASES", only)
     began = time.monotonic()
     report = run(Harness("memory://x"), progress=quiet)
     assert time.monotonic() - began < 7.5
@@ -200,7 +200,7 @@ def test_command_without_harness(
     three_cases: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For a scheme without a harness the command runs what it can, says so, and does not end with 0."""
-    monkeypatch.setattr("cqrs_brokers_testkit.conformance.command.HARNESSES", "nobody_registers_here")
+    monkeypatch.setattr("cqrs_brokers_testkit.conformance._command.HARNESSES", "nobody_registers_here")
     assert main(["memory"]) == 3
     assert "no harness is registered for memory://" in capsys.readouterr().out
 

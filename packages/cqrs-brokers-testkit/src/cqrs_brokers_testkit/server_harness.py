@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from cqrs_brokers_testkit.certificates import Certificates, make_certificates
-from cqrs_brokers_testkit.conformance.harness import Harness, Target, Unsupported
+from cqrs_brokers_testkit.conformance._harness import Harness, Target, Unsupported
 from cqrs_brokers_testkit.proxy import FaultProxy
-from cqrs_brokers_testkit.servers.install import ServerUnavailable
-from cqrs_brokers_testkit.servers.processes import LOOPBACK, ServerProcess, accepts, free_port, report, server_folder
+from cqrs_brokers_testkit.servers._install import ServerUnavailable
+from cqrs_brokers_testkit.servers._processes import LOOPBACK, ServerProcess, accepts, free_port, report, server_folder
 
 __all__ = ["RunningServer", "ServerHarness"]
 

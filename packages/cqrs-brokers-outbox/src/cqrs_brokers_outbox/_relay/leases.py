@@ -21,7 +21,7 @@ from cqrs_brokers_outbox.schema import State
 
 from .store import CHUNK, Store
 
-__all__ = ["REPARTITION", "Leases", "monotonic", "scope_of"]
+__all__ = ["REPARTITION", "Leases", "monotonic"]
 
 REPARTITION = "partitions:"
 """With this begins the name of who changes the number of partitions: relays let go of all while it lives."""
@@ -32,7 +32,7 @@ def monotonic() -> float:
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
-def scope_of(topics: Sequence[str] | None) -> str:
+def _scope_of(topics: Sequence[str] | None) -> str:
     """The relays that share their partitions: those with the same topics."""
     return "*" if topics is None else hashlib.sha256(json.dumps(sorted(topics)).encode()).hexdigest()[:32]
 
@@ -67,7 +67,7 @@ class Leases:
         self._broker = broker
         self._held_until = 0.0
         self.lease = lease
-        self.scope = scope_of(topics)
+        self.scope = _scope_of(topics)
         self.tokens: dict[int, int] = {}
         self.leaving: set[int] = set()
         self.count = 0

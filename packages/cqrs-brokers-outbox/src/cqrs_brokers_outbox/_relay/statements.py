@@ -12,7 +12,7 @@ from typing import Any
 
 from cqrs_brokers_outbox.schema import DATABASE_TIME, State, Tables
 
-__all__ = ["MariaDB", "Parameters", "PostgreSQL", "SQLite", "Statements", "statements_for"]
+__all__ = ["Parameters", "Statements", "statements_for"]
 
 Parameters = dict[str, Any]
 Statement = tuple[str, Parameters]
@@ -243,7 +243,7 @@ class Statements(ABC):
         )
 
 
-class PostgreSQL(Statements):
+class _PostgreSQL(Statements):
     """PostgreSQL, with asyncpg or psycopg: arrays as parameters, so that the text stays the same."""
 
     dialect = "postgresql"
@@ -282,7 +282,7 @@ class PostgreSQL(Statements):
         return f"INSERT INTO {table} ({columns}) VALUES {values} ON CONFLICT DO NOTHING"
 
 
-class MariaDB(Statements):
+class _MariaDB(Statements):
     """MariaDB: READ COMMITTED, no locking reads, marks by primary key."""
 
     dialect = "mysql"
@@ -325,7 +325,7 @@ class MariaDB(Statements):
         return f"INSERT IGNORE INTO {table} ({columns}) VALUES {values}"
 
 
-class SQLite(Statements):
+class _SQLite(Statements):
     """SQLite: one writer at a time, so that a transaction that begins IMMEDIATE needs no further lock."""
 
     dialect = "sqlite"
@@ -358,4 +358,4 @@ class SQLite(Statements):
 
 def statements_for(dialect: str) -> type[Statements] | None:
     """The statements of a dialect, by SQLAlchemy's name for it."""
-    return {"postgresql": PostgreSQL, "mysql": MariaDB, "mariadb": MariaDB, "sqlite": SQLite}.get(dialect)
+    return {"postgresql": _PostgreSQL, "mysql": _MariaDB, "mariadb": _MariaDB, "sqlite": _SQLite}.get(dialect)

@@ -16,9 +16,11 @@ from typing import ClassVar
 
 import pytest
 
-from cqrs_brokers_testkit.conformance.case import CASES, Case
-from cqrs_brokers_testkit.conformance.harness import Harness
-from cqrs_brokers_testkit.conformance.runner import Session, session
+from cqrs_brokers_testkit.conformance._case import CASES, Case
+from cqrs_brokers_testkit.conformance._harness import Harness
+from cqrs_brokers_testkit.conformance._runner import Session, session
+
+__all__ = ["BrokerConformance"]
 
 
 class BrokerConformance:

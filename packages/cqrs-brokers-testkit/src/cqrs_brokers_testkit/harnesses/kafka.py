@@ -8,13 +8,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from cqrs_brokers import Message
+from cqrs_brokers_testkit._optional import require
 from cqrs_brokers_testkit.certificates import make_certificates
 from cqrs_brokers_testkit.conformance import Harness, Record, Refusal, Target
-from cqrs_brokers_testkit.optional import require
 from cqrs_brokers_testkit.proxy import FaultProxy
 from cqrs_brokers_testkit.readers import drain_topic
 from cqrs_brokers_testkit.servers import KafkaCluster, kafka
-from cqrs_brokers_testkit.servers.processes import LOOPBACK
+from cqrs_brokers_testkit.servers._processes import LOOPBACK
 
 __all__ = ["KafkaHarness"]
 

@@ -17,7 +17,7 @@ from cqrs_brokers_testkit.conformance import Harness, Record, Refusal, Target
 from cqrs_brokers_testkit.proxy import FaultProxy
 from cqrs_brokers_testkit.readers import bind_queue, delete_queue, drain_queue
 from cqrs_brokers_testkit.servers import QpidServer, qpid
-from cqrs_brokers_testkit.servers.processes import LOOPBACK
+from cqrs_brokers_testkit.servers._processes import LOOPBACK
 
 __all__ = ["QpidHarness"]
 
@@ -90,7 +90,7 @@ class QpidHarness(Harness):
 
     def refuse_next(self) -> Refusal:
         topic, queue = self.new_topic_name(), f"test-{uuid.uuid4()}"
-        limits = {"qpid.policy_type": "REJECT", "qpid.max_size": 4096}
+        limits: dict[str, Any] = {"qpid.policy_type": "REJECT", "qpid.max_size": 4096}
         self._queues[topic] = bind_queue(self._server.reader_url, "events", topic, queue, **limits)
         return Refusal(self.url, topic, Message("E", topic, b"x" * 8192))
 

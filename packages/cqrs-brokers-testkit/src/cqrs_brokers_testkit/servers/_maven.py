@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cqrs_brokers_testkit.servers.install import Progress, install_lock, may_install, reason_of, run
+from cqrs_brokers_testkit.servers._install import Progress, install_lock, may_install, reason_of, run
 
 __all__ = ["find_java", "jars"]
 

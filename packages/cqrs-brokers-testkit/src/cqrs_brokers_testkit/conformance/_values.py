@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cqrs_brokers import TOMBSTONE, InvalidMessageError, Message
-from cqrs_brokers_testkit.conformance.case import Context, case, check, outcome_of, show
+from cqrs_brokers_testkit.conformance._case import Context, case, check, outcome_of, show
 
 
 @case("messages.tombstone-is-no-value", "live", capability="tombstones", needs=["read_back"])

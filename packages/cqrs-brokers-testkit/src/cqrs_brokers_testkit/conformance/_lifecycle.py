@@ -14,7 +14,7 @@ from cqrs_brokers import (
     UnreachableError,
     open_broker,
 )
-from cqrs_brokers_testkit.conformance.case import (
+from cqrs_brokers_testkit.conformance._case import (
     Clock,
     Context,
     case,
@@ -27,7 +27,7 @@ from cqrs_brokers_testkit.conformance.case import (
     takes_credentials,
     tally,
 )
-from cqrs_brokers_testkit.conformance.watching import io_watched, logger_levels, logs_at_debug
+from cqrs_brokers_testkit.conformance._watching import io_watched, logger_levels, logs_at_debug
 from cqrs_brokers_testkit.leaks import Leak, no_leaks
 
 _GRACE = 1.0

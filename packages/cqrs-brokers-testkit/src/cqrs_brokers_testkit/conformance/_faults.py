@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from unittest import mock
 
 from cqrs_brokers import Broker, ConnectError, DeliveryError, Message, NotConnectedError, Receipt, UnreachableError
-from cqrs_brokers_testkit.conformance.case import (
+from cqrs_brokers_testkit.conformance._case import (
     Clock,
     Context,
     case,

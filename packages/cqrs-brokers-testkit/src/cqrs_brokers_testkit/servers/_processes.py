@@ -18,8 +18,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from cqrs_brokers_testkit.servers import guard as guard_script
-from cqrs_brokers_testkit.servers.install import Progress
+from cqrs_brokers_testkit.servers import _guard as guard_script
+from cqrs_brokers_testkit.servers._install import Progress
 
 LOOPBACK = "127.0.0.1"
 
@@ -284,7 +284,7 @@ def container_command(
 
 
 class _Guard:
-    """The guard process of this process: see `guard`."""
+    """The guard process of this process: see `guard_script`."""
 
     def __init__(self) -> None:
         self.owner = os.getpid()

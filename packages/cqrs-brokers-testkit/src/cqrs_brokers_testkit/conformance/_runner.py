@@ -19,29 +19,29 @@ from typing import Any
 
 from cqrs_brokers import Capabilities, available_brokers, open_broker
 from cqrs_brokers_testkit.conformance import (
-    contract,
-    delivery,
-    faults,
-    hosts,
-    lifecycle,
-    matching,
-    messages,
-    ordering,
-    processes,
-    queueing,
-    refusals,
-    static,
-    values,
+    _contract,
+    _delivery,
+    _faults,
+    _hosts,
+    _lifecycle,
+    _matching,
+    _messages,
+    _ordering,
+    _processes,
+    _queueing,
+    _refusals,
+    _static,
+    _values,
 )
-from cqrs_brokers_testkit.conformance.case import CASES, Case, CaseFailed, Context
-from cqrs_brokers_testkit.conformance.harness import Harness, NotApplicable, Unsupported
-from cqrs_brokers_testkit.conformance.report import NOT_CHOSEN, CaseResult, Report, Status
+from cqrs_brokers_testkit.conformance._case import CASES, Case, CaseFailed, Context
+from cqrs_brokers_testkit.conformance._harness import Harness, NotApplicable, Unsupported
+from cqrs_brokers_testkit.conformance._report import NOT_CHOSEN, CaseResult, Report, Status
 
 Progress = Callable[[str], None]
 
 _MODULES = (
-    *(static, messages, values, refusals, delivery, matching, hosts),
-    *(ordering, lifecycle, processes, faults, queueing, contract),
+    *(_static, _messages, _values, _refusals, _delivery, _matching, _hosts),
+    *(_ordering, _lifecycle, _processes, _faults, _queueing, _contract),
 )
 _SECTIONS = ("static", "messages", "refusals", "delivery", "ordering", "lifecycle", "faults", "contract")
 for _section in _SECTIONS:  # in this order, whatever the order of the imports and the module
@@ -53,13 +53,13 @@ for _section in _SECTIONS:  # in this order, whatever the order of the imports a
 _CLEAN_UP = 6.0  # seconds that a case may take, after its limit, to be cancelled and to close what it opened
 
 
-def to_stderr(text: str) -> None:
+def _to_stderr(text: str) -> None:
     """The default progress: each piece at once."""
     sys.stderr.write(text)
     sys.stderr.flush()
 
 
-def run(harness: Harness, *, only: Iterable[str] = (), progress: Progress = to_stderr) -> Report:
+def run(harness: Harness, *, only: Iterable[str] = (), progress: Progress = _to_stderr) -> Report:
     """Runs every case that applies.
 
     Args:
@@ -77,7 +77,7 @@ def run(harness: Harness, *, only: Iterable[str] = (), progress: Progress = to_s
 
 
 @contextmanager
-def session(harness: Harness, *, progress: Progress = to_stderr) -> Iterator[Session]:
+def session(harness: Harness, *, progress: Progress = _to_stderr) -> Iterator[Session]:
     """Starts the harness, for running single cases; `run` is this with all of them."""
     for case_id in harness.not_applicable:
         if case_id not in CASES:
@@ -180,7 +180,7 @@ class Session:
         if self._capabilities is None:
             try:
                 broker = open_broker(
-                    static.openable_url(self.harness), distribution=self.harness.distribution, **self.harness.options
+                    _static.openable_url(self.harness), distribution=self.harness.distribution, **self.harness.options
                 )
                 self._capabilities = broker.capabilities
                 self.report.capabilities = self._capabilities.to_dict()

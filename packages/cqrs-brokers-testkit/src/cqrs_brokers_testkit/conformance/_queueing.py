@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from cqrs_brokers import Broker, DeliveryUnknownError, Message, NotDeliveredError, Receipt
-from cqrs_brokers_testkit.conformance.case import (
+from cqrs_brokers_testkit.conformance._case import (
     Context,
     case,
     check,

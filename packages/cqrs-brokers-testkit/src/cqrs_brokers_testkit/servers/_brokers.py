@@ -12,15 +12,15 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from cqrs_brokers_testkit.servers.debian import DebianRoot, debian_root
-from cqrs_brokers_testkit.servers.install import (
+from cqrs_brokers_testkit.servers._debian import DebianRoot, debian_root
+from cqrs_brokers_testkit.servers._install import (
     Progress,
     ServerUnavailable,
     apt_installed,
     cache_folder,
     docker_answers,
 )
-from cqrs_brokers_testkit.servers.maven import find_java, jars
+from cqrs_brokers_testkit.servers._maven import find_java, jars
 
 KAFKA_VERSION = "4.4.0"
 QPID_VERSION = "10.1.0"
@@ -118,10 +118,10 @@ def rabbitmq_installation(progress: Progress, home: str | Path | None = None) ->
             reason = f"{wanted} has no sbin/rabbitmq-server, or there is no epmd on the PATH"
             raise ServerUnavailable("RabbitMQ", reason, "python -m cqrs_brokers_testkit.servers, with another home")
         return found
-    found = find_rabbitmq(rabbitmq_folders())
+    found = find_rabbitmq(_rabbitmq_folders())
     if found is not None:
         return found
-    found, failure = apt_installed("rabbitmq-server", lambda: find_rabbitmq(rabbitmq_folders()), progress)
+    found, failure = apt_installed("rabbitmq-server", lambda: find_rabbitmq(_rabbitmq_folders()), progress)
     if found is not None:
         return found
     reason = failure or "no rabbitmq-server on this machine"
@@ -194,7 +194,7 @@ def qpid_installation(progress: Progress, version: str = QPID_VERSION) -> QpidIn
     return QpidInstallation(java, libs, version)
 
 
-def rabbitmq_folders() -> list[Path]:
+def _rabbitmq_folders() -> list[Path]:
     """Where this machine's RabbitMQ may have its scripts."""
     # Debian's and Red Hat's scripts on PATH change to the user "rabbitmq"; the ones they call run as anybody.
     folders = [Path("/usr/lib/rabbitmq/bin"), Path("/usr/lib/rabbitmq/sbin")]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cqrs_brokers_testkit.optional import require
+from cqrs_brokers_testkit._optional import require
 
 if TYPE_CHECKING:
     from cqrs_broker_memory import Published

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from cqrs_brokers_testkit.servers.processes import LOOPBACK, ServerFailed, ServerProcess
+from cqrs_brokers_testkit.servers._processes import LOOPBACK, ServerFailed, ServerProcess
 
 START_TIMEOUT = 60.0
 _CLIENT_TIMEOUT = 60.0

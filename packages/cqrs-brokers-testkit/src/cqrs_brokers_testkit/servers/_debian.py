@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cqrs_brokers_testkit.servers.install import (
+from cqrs_brokers_testkit.servers._install import (
     Progress,
     ServerUnavailable,
     cache_folder,

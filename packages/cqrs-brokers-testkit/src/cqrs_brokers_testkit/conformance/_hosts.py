@@ -11,7 +11,7 @@ from cqrs_brokers import Broker, ConfigError, ConnectError, Receipt, TLSError
 from cqrs_brokers.hooks import load_plugin
 from cqrs_brokers.secret import Secret
 from cqrs_brokers.url import BrokerURL, Host
-from cqrs_brokers_testkit.conformance.case import (
+from cqrs_brokers_testkit.conformance._case import (
     Clock,
     Context,
     NotApplicable,

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from pydantic import BaseModel
 
 from cqrs_brokers import Message
-from cqrs_brokers_testkit.conformance.case import Context, case, check
+from cqrs_brokers_testkit.conformance._case import Context, case, check
 
 
 @case("messages.body-is-untouched", "live", needs=["read_back"])

@@ -10,7 +10,7 @@ import threading
 import warnings
 
 from cqrs_brokers import Receipt, WrongLoopError, open_broker
-from cqrs_brokers_testkit.conformance.case import (
+from cqrs_brokers_testkit.conformance._case import (
     Context,
     case,
     check,
@@ -19,7 +19,7 @@ from cqrs_brokers_testkit.conformance.case import (
     outcome_of,
     show,
 )
-from cqrs_brokers_testkit.conformance.probes import FORKED, INTERRUPTED, NEVER_CLOSED, USE_AND_CLOSE, Probed, probe
+from cqrs_brokers_testkit.conformance._probes import FORKED, INTERRUPTED, NEVER_CLOSED, USE_AND_CLOSE, Probed, probe
 from cqrs_brokers_testkit.leaks import Leak, no_leaks_sync
 
 # -- programs ----------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from cqrs_brokers import Broker, Capabilities, DeliveryError, Message, NotDeliveredError, Receipt, open_broker
 from cqrs_brokers.driver import ContractBreach
 from cqrs_brokers.hooks import load_plugin
-from cqrs_brokers_testkit.conformance.harness import Harness, NotApplicable, Unsupported
+from cqrs_brokers_testkit.conformance._harness import Harness, NotApplicable, Unsupported
 from cqrs_brokers_testkit.readers import Record, TooFewRecords
 
 Kind = Literal["static", "live", "fault"]

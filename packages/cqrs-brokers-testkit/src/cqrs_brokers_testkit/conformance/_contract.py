@@ -3,7 +3,7 @@
 import asyncio
 
 from cqrs_brokers import DeliveryError, Receipt
-from cqrs_brokers_testkit.conformance.case import Context, breach_text, case, check, outcome_of, tally
+from cqrs_brokers_testkit.conformance._case import Context, breach_text, case, check, outcome_of, tally
 
 
 @case("contract.kept-in-every-case", "live")

@@ -21,10 +21,10 @@ from cqrs_brokers import (
 from cqrs_brokers.hooks import load_plugin
 from cqrs_brokers.options import BrokerOptions, describe_options, resolve_options
 from cqrs_brokers.url import BrokerURL
-from cqrs_brokers_testkit.conformance.case import Context, case, check, takes_credentials
-from cqrs_brokers_testkit.conformance.harness import Harness
-from cqrs_brokers_testkit.conformance.probes import CORE_IMPORT, PLUGIN_IMPORT, probe
-from cqrs_brokers_testkit.conformance.watching import io_watched, logger_levels, logs_at_debug
+from cqrs_brokers_testkit.conformance._case import Context, case, check, takes_credentials
+from cqrs_brokers_testkit.conformance._harness import Harness
+from cqrs_brokers_testkit.conformance._probes import CORE_IMPORT, PLUGIN_IMPORT, probe
+from cqrs_brokers_testkit.conformance._watching import io_watched, logger_levels, logs_at_debug
 
 CANARY = "canary-7Xq9-secret"
 

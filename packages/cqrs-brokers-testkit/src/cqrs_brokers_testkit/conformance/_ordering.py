@@ -6,7 +6,7 @@ import asyncio
 import random
 
 from cqrs_brokers import InvalidMessageError, Message, MessageTooLargeError, Receipt
-from cqrs_brokers_testkit.conformance.case import (
+from cqrs_brokers_testkit.conformance._case import (
     Context,
     case,
     check,

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from datetime import datetime
 
 from cqrs_brokers import DeliveryError, InvalidMessageError, Message, MessageTooLargeError
-from cqrs_brokers_testkit.conformance.case import Context, case, check, check_receipt, outcome_of, show
+from cqrs_brokers_testkit.conformance._case import Context, case, check, check_receipt, outcome_of, show
 
 
 async def _refused(ctx: Context, expected: type[DeliveryError], bad: Iterable[tuple[str, Message]]) -> None:

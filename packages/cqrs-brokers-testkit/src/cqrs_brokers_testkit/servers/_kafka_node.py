@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from cqrs_brokers_testkit.certificates import Certificates
-from cqrs_brokers_testkit.servers.brokers import KafkaInstallation
-from cqrs_brokers_testkit.servers.processes import LOOPBACK, ServerFailed, ServerProcess, accepts, container_command
+from cqrs_brokers_testkit.servers._brokers import KafkaInstallation
+from cqrs_brokers_testkit.servers._processes import LOOPBACK, ServerFailed, ServerProcess, accepts, container_command
 
 START_TIMEOUT = 60.0
 _CLUSTER_ID = "MkU3OEVBNTcwNTJENDM2Qg"

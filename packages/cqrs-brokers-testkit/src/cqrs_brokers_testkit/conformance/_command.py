@@ -12,9 +12,9 @@ from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 
-from cqrs_brokers_testkit.conformance.case import CASES
-from cqrs_brokers_testkit.conformance.harness import Harness
-from cqrs_brokers_testkit.conformance.runner import run
+from cqrs_brokers_testkit.conformance._case import CASES
+from cqrs_brokers_testkit.conformance._harness import Harness
+from cqrs_brokers_testkit.conformance._runner import run
 
 HARNESSES = "cqrs_brokers_conformance"
 """Entry-point group in which a distribution names its harness, by scheme."""
@@ -62,12 +62,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.table:
         given.table.write_text(report.table(), encoding="utf-8")
     print(report.table())
-    if not harness_given(harness):
+    if not _harness_given(harness):
         print(f"no harness is registered for {report.scheme}:// (entry-point group {HARNESSES}); see --harness")
     return {"passed": PASSED, "failed": FAILED, "incomplete": INCOMPLETE}[report.verdict]
 
 
-def harness_given(harness: Harness) -> bool:
+def _harness_given(harness: Harness) -> bool:
     """Whether somebody wrote a harness; else only what needs none can run."""
     return type(harness) is not Harness
 

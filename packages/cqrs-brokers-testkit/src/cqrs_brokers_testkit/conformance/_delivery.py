@@ -27,7 +27,7 @@ from cqrs_brokers import (
     UnroutableError,
 )
 from cqrs_brokers.driver import PipelinedDriver
-from cqrs_brokers_testkit.conformance.case import (
+from cqrs_brokers_testkit.conformance._case import (
     Clock,
     Context,
     case,

@@ -6,7 +6,7 @@ import asyncio
 from collections import defaultdict
 
 from cqrs_brokers import Broker, InvalidMessageError, Message, NotDeliveredError, PublishForbiddenError, Receipt
-from cqrs_brokers_testkit.conformance.case import (
+from cqrs_brokers_testkit.conformance._case import (
     Context,
     NotApplicable,
     Unsupported,
