@@ -33,7 +33,6 @@ class QpidHarness(Harness):
     url = "amqp://guest:guest@localhost/%2F"
     options: Mapping[str, Any] = {"heartbeat": 2}  # a dead connection is noticed after three of them
     notices_within = 10.0
-    scale = 0.2  # Qpid's store writes each message to disk by itself, which takes some milliseconds
     not_applicable: Mapping[str, str] = {
         "delivery.nack-is-not-success": "Qpid gives a message to all queues or, with a full one among them, to none",
         "delivery.blocked-is-waited-out": "Qpid has no alarm; a queue that is full refuses its messages",

@@ -186,7 +186,8 @@ def qpid(
         ServerFailed: It did not start.
     """
     installation = qpid_installation(progress)
-    with server_folder("qpid", progress) as folder:
+    # Its store writes each message to the disk by itself.
+    with server_folder("qpid", progress, in_memory=True) as folder:
         server = QpidServer(installation, folder, progress, certificates=certificates, users=users or {}, rules=rules)
         try:
             server.start()
