@@ -1,6 +1,7 @@
 """Destinations that take nothing hold at most half of the window, together; the others go on."""
 
 import asyncio
+import random
 from collections.abc import Sequence
 
 import pytest
@@ -128,3 +129,37 @@ async def test_bytes_are_halved_too(large: bool) -> None:
         await settle()
         assert (await broker.send_message(message("living"))).confirmed
     await outcomes(stuck)
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_order_per_key_holds_while_destinations_come_and_go(seed: int) -> None:
+    """Topics die and live again, callers give up: the driver gets the messages of each key in the order of calls."""
+    dice = random.Random(seed)
+    driver = Dead()
+    order: dict[tuple[str, str | None], list[int]] = {}
+    submit = driver.submit
+
+    def noted(deliveries: Sequence[Delivery], /) -> None:
+        for delivery in deliveries:
+            order.setdefault((delivery.topic, delivery.message.key), []).append(int(delivery.message.message_name))
+        submit(deliveries)
+
+    driver.submit = noted  # type: ignore[method-assign]
+    async with Broker(driver, max_in_flight=40, delivery_timeout=60, close_timeout=0) as broker:
+        sends = []
+        for step in range(30):
+            if not step % 10:
+                driver.dead = set(dice.sample("abcd", dice.choice([1, 2, 3])))
+                driver.confirm()
+            for n in range(40):
+                one = message(dice.choice("abcd"), key=dice.choice("xyz"), name=str(step * 40 + n))
+                sends.append(asyncio.ensure_future(broker.send_message(one)))
+            dice.choice(sends).cancel()
+            await asyncio.sleep(dice.choice([0.01, 0.2, 0.4]))
+        driver.dead = set()
+        driver.confirm()
+        ended = await outcomes(sends)
+    assert {type(outcome) for outcome in ended} <= {Receipt, asyncio.CancelledError}
+    assert len(ended) == 1200
+    for key, numbers in order.items():
+        assert numbers == sorted(numbers), key

@@ -60,11 +60,11 @@ class StuckDestinations:
             name for name in now if name in before and all(delivery.state < RELEASED for delivery in before[name])
         )
         self._held = [delivery for name in self.names for delivery in now[name]]
+        self._bytes = sum(delivery.size for delivery in self._held)
         self._trials = {
             name: {key: trial for key, trial in self._trials.get(name, {}).items() if trial.state < RELEASED}
             for name in self.names
         }
-        self.count()
         count, size = len(self._held), self._bytes
         half, half_bytes = self._in_flight.max_count // 2, self._in_flight.max_bytes // 2
         self.lent, self.lent_bytes = min(half, max(0, count - half)), min(half_bytes, max(0, size - half_bytes))
@@ -97,10 +97,17 @@ class StuckDestinations:
         places = self._in_flight
         return 2 * len(self._held) >= places.max_count or 2 * self._bytes >= places.max_bytes
 
-    def count(self) -> None:
-        """Counts what stuck destinations hold: once before the window is filled, not for each message."""
-        self._held = [held for held in self._held if held.state < RELEASED]
-        self._bytes = sum(held.size for held in self._held)
+    def count(self) -> bool:
+        """Counts what stuck destinations hold: once before the window is filled, not for each message.
+
+        Returns:
+            Whether the driver has let go of something since the last time.
+        """
+        held = [held for held in self._held if held.state < RELEASED]
+        if len(held) == len(self._held):
+            return False
+        self._held, self._bytes = held, sum(held.size for held in held)
+        return True
 
     def reason(self, delivery: Sending) -> str | None:
         """Why a message had no room, if it goes to a stuck destination."""
