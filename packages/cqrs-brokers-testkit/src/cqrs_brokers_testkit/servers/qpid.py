@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,22 +10,21 @@ from typing import Any
 from cqrs_brokers_testkit.certificates import Certificates
 from cqrs_brokers_testkit.servers._brokers import QpidInstallation, qpid_installation
 from cqrs_brokers_testkit.servers._install import Progress
+from cqrs_brokers_testkit.servers._node import PrivateServer, run_private
 from cqrs_brokers_testkit.servers._processes import (
     LOOPBACK,
     ServerProcess,
     free_port,
     report,
-    server_folder,
 )
 
 __all__ = ["QpidServer", "qpid"]
 
-START_TIMEOUT = 60.0
 _READY = b"BRK-1004"
 _USER, _PASSWORD = "guest", "guest"
 
 
-class QpidServer:
+class QpidServer(PrivateServer):
     """A private broker, started by `qpid()`. All its methods block. Durable queues are in its folder, in a Derby store.
 
     Attributes:
@@ -116,49 +114,15 @@ class QpidServer:
         """AMQP URL of `plain_port`."""
         return f"amqp://{_USER}:{_PASSWORD}@{LOOPBACK}:{self.plain_port}/%2F"
 
-    @property
-    def running(self) -> bool:
-        """Whether the broker's process runs (a paused one does)."""
-        return self._process.running
-
-    def log_tail(self, lines: int = 30) -> str:
-        """Return the last lines of the broker's log."""
-        return self._process.log_tail(lines)
-
     def start(self) -> None:
         """Start the broker on its ports and wait until it is ready.
 
         Raises:
             ServerFailed: It ended or was not ready after 60 seconds; with the end of its log.
         """
-        began = time.monotonic()
-        self._progress(f"starting {self._process.name} on {LOOPBACK}:{self.port} ...")
         before = self._log.stat().st_size if self._log.exists() else 0
-        self._process.start()
         # It listens before its virtual host is there.
-        self._process.wait_until(lambda: _READY in self._log.read_bytes()[before:], START_TIMEOUT)
-        self._progress(f"{self._process.name} is ready after {time.monotonic() - began:.1f} s")
-
-    def kill(self) -> None:
-        """End the broker with SIGKILL."""
-        self._process.kill()
-
-    def terminate(self, timeout: float = 20.0) -> None:
-        """End the broker in order (SIGTERM)."""
-        self._process.terminate(timeout)
-
-    def restart(self) -> None:
-        """End the broker in order and start it again on the same ports, with the same queues."""
-        self.terminate()
-        self.start()
-
-    def pause(self) -> None:
-        """Freeze the broker: connections stay open, nothing is answered."""
-        self._process.pause()
-
-    def resume(self) -> None:
-        """Let a paused broker go on."""
-        self._process.resume()
+        self._start_process(lambda: _READY in self._log.read_bytes()[before:], self._progress, self.port)
 
 
 @contextlib.contextmanager
@@ -186,11 +150,10 @@ def qpid(
         ServerFailed: It did not start.
     """
     installation = qpid_installation(progress)
+
+    def make(folder: Path) -> QpidServer:
+        return QpidServer(installation, folder, progress, certificates=certificates, users=users or {}, rules=rules)
+
     # Its store writes each message to the disk by itself.
-    with server_folder("qpid", progress, in_memory=True) as folder:
-        server = QpidServer(installation, folder, progress, certificates=certificates, users=users or {}, rules=rules)
-        try:
-            server.start()
-            yield server
-        finally:
-            server.kill()
+    with run_private("qpid", make, progress, in_memory=True) as server:
+        yield server
