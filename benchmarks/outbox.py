@@ -405,9 +405,8 @@ def main() -> None:
         lines = asyncio.run(measure(bench, rows=given.rows, rounds=given.rounds, kept=given.kept, slow_url=slow))
     load = ", ".join(f"{each:.1f}" for each in os.getloadavg())
     versions = f"SQLAlchemy {sqlalchemy.__version__}, asyncpg {asyncpg.__version__}, {os.cpu_count()} cores"
-    print(
-        f"\nPostgreSQL {database.version}, {given.broker}, {versions}, {given.rounds} rounds of {given.rows} rows, load {load}\n"
-    )
+    size = f"{given.rounds} rounds of {given.rows} rows, load {load}"
+    print(f"\nPostgreSQL {database.version}, {given.broker}, {versions}, {size}\n")
     print("\n".join(lines))
 
 
