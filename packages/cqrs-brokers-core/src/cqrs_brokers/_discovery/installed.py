@@ -17,7 +17,7 @@ from cqrs_brokers.url import SCHEME
 if TYPE_CHECKING:
     from importlib_metadata import Distribution, EntryPoint
 
-__all__ = ["CORE", "GROUP", "OFFICIAL", "Claim", "Installed", "canonical", "installed"]
+__all__ = ["CORE", "Claim", "GROUP", "Installed", "OFFICIAL", "canonical", "installed"]
 
 GROUP: Final = "cqrs_brokers"
 CORE: Final = "cqrs-brokers-core"
