@@ -22,6 +22,7 @@ DRAWN = [
     "cqrs_broker_kafka",
     "cqrs_broker_memory",
     "cqrs_brokers",
+    "cqrs_brokers_cli",
     "cqrs_brokers_python_cqrs",
 ]
 
