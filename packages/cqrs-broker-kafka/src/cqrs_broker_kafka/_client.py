@@ -1,5 +1,7 @@
 """All that touches aiokafka: its connections, its requests for metadata and producer ids, its record-batch builder.
 
+`_inspection` makes requests of its own from aiokafka's documented classes.
+
 Of aiokafka we use no client and no producer, only one connection at a time. A produce request is written beside
 `AIOKafkaConnection.send`, and in the connection's queue of requests stands an `AwaitedAnswer` for it. Ten names that
 aiokafka does not document are used, all of `AIOKafkaConnection`:
@@ -271,6 +273,11 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
         oldest, newest = self._versions.get(produce.API_KEY, (0, 0))
         if not oldest <= produce.API_VERSION <= newest:
             raise OldBrokerError
+
+    @property
+    def versions(self) -> dict[int, tuple[int, int]]:
+        """The oldest and the newest version of each request that the broker knows, by the request's API key."""
+        return dict(self._versions)
 
     def next_correlation_id(self) -> int:
         """The number of the next request."""

@@ -21,10 +21,12 @@ from cqrs_brokers import (
     DeliveryUnknownError,
     InsecureTransportWarning,
     Message,
+    MessageBroker,
     PluginError,
     Receipt,
     open_broker,
 )
+from cqrs_brokers.driver import Driver
 from cqrs_brokers.hooks import Plugin, load_plugin
 from cqrs_brokers.inspection import Endpoint, Finding, Inspection, Step
 from cqrs_brokers.options import BrokerOptions, EffectiveOption, ResolvedOptions, resolve_options
@@ -68,6 +70,7 @@ class Check:
         self._secrets: frozenset[str] = frozenset()
         self._unknown = False
         self._patience = timeout * SHARE_OF_STEP
+        self._driver: MessageBroker | None = None
 
     @property
     def found(self) -> list[Finding]:
@@ -118,7 +121,7 @@ class Check:
         try:
             resolved = resolve_options(options_type, url=url)
             self._secrets = _secrets(resolved, url)
-            said = _open(url)
+            self._driver, said = _open(url)
             self._patience = min(resolved.options.connect_timeout, self._timeout * SHARE_OF_STEP)
             inspection = _inspection(plugin, options_type, url, self._patience)
         except ConfigError as error:
@@ -165,13 +168,17 @@ class Check:
             usable: list[Endpoint] = []
             async for finding in self._hosts(endpoints, options, usable):
                 yield finding
-            if endpoints and not usable:
-                return
-            async for finding in self._bounded(inspection.server(usable), "server", "", plugin):
-                yield finding
+            if not endpoints or usable:
+                async for finding in self._bounded(inspection.server(usable), "server", "", plugin):
+                    yield finding
             if self._failed:
+                for topic in self._topics:
+                    yield Finding("topic", "unseen", topic, "not looked at, because of the failure above")
                 return
             for topic in self._topics:
+                if refusal := self._refusal(topic):
+                    yield refusal
+                    continue
                 async for finding in self._bounded(inspection.topic(topic), "topic", topic, plugin):
                     yield finding
         finally:
@@ -248,14 +255,19 @@ class Check:
         text = f"{plugin.title} has no inspection: nobody looked at TLS, at the server's version and at topics"
         yield Finding("server", "unseen", "", text)
         for topic in self._topics:
-            yield Finding("topic", "unseen", topic, "not looked at", "send a message there with --send")
+            not_seen = Finding("topic", "unseen", topic, "not looked at", "send a message there with --send")
+            yield self._refusal(topic) or not_seen
+
+    def _refusal(self, topic: str) -> Finding | None:
+        """The driver's own rule: such a topic cannot be."""
+        reason = self._driver.refuse_topic(topic) if isinstance(self._driver, Driver) else None
+        return None if reason is None else Finding("topic", "fail", topic, reason, "give the topic another name")
 
     # -- a message ----------------------------------------------------------------------------------------------------
 
     async def _messages(self, url: BrokerURL) -> AsyncIterator[Finding]:
-        failed = {finding.subject for finding in self._found if finding.level == "fail" and finding.step == "topic"}
-        hopeless = any(finding.level == "fail" and finding.step != "topic" for finding in self._found)
-        topics = [topic for topic in self._topics if not hopeless and topic not in failed]
+        failed = {finding.subject for finding in self._found if finding.level == "fail"}
+        topics = [] if failed - set(self._topics) else [topic for topic in self._topics if topic not in failed]
         for topic in self._topics:
             if topic not in topics:
                 yield Finding("send", "unseen", topic, "no message was sent, because of the failure above")
@@ -307,8 +319,8 @@ def _lenient(looked: Sequence[Looked], forgiving: bool) -> list[Finding]:
     ]
 
 
-def _open(url: BrokerURL) -> list[str]:
-    """What opening the broker warns of; opening connects to nothing.
+def _open(url: BrokerURL) -> tuple[MessageBroker, list[str]]:
+    """The driver, and what opening the broker warns of; opening connects to nothing.
 
     Raises:
         ConfigError: The options do not go together.
@@ -316,8 +328,9 @@ def _open(url: BrokerURL) -> list[str]:
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        open_broker(url)
-    return [str(warning.message) for warning in caught if issubclass(warning.category, InsecureTransportWarning)]
+        driver = open_broker(url).driver
+    said = [str(warning.message) for warning in caught if issubclass(warning.category, InsecureTransportWarning)]
+    return driver, said
 
 
 def _inspection(
@@ -339,11 +352,13 @@ def _broker(url: BrokerURL, patience: float) -> Broker:
 def _secrets(resolved: ResolvedOptions[Any], url: BrokerURL) -> frozenset[str]:
     options = [getattr(resolved.options, name) for name in type(resolved.options).model_fields]
     passwords = [url.password, resolved.url.password if resolved.url is not None else None]
-    return secrets_in([*passwords, *url.query.values(), *options])
+    # A password like the user's name would mask that, which the string shows anyway.
+    return secrets_in([*passwords, *url.query.values(), *options]) - {url.username}
 
 
 def _given(effective: Any) -> str:
-    options: list[EffectiveOption] = [option for option in effective.values() if option.origin != "default"]
-    if not options:
-        return f"all {len(effective)} have their defaults"
-    return ", ".join(f"{option.name}={option.value}" for option in options)
+    listed: list[EffectiveOption] = list(effective.values())
+    given = [option for option in listed if option.origin != "default"]
+    shown = [f"{option.name}={option.value}" for option in given if option.origin == "string"]
+    shown += [f"{option.name} from the {option.origin}" for option in given if option.origin != "string"]
+    return ", ".join(shown) if shown else "all have their defaults"

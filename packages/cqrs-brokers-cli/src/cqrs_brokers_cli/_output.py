@@ -69,7 +69,7 @@ class Output:
         """A finding, as soon as it is known."""
         if self.as_json:
             return
-        about = f"{finding.subject}: " if finding.subject else ""
+        about = f"{finding.subject}: " if finding.subject and finding.subject not in finding.text else ""
         if not self.for_people:
             remedy = f" -> {finding.remedy}" if finding.remedy else ""
             self._write(f"{finding.level:6} {finding.step:{_STEP_WIDTH}} {printable(about + finding.text + remedy)}")
