@@ -9,6 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 import aiormq
+import pamqp.frame
 import pytest
 from aiormq.abc import ChannelFrame
 from pamqp import commands
@@ -50,14 +51,12 @@ def test_overridden_methods_are_there() -> None:
 
 
 def test_channel_frame() -> None:
-    """A ChannelFrame takes ready bytes and resolves its future when drained."""
-    loop = asyncio.new_event_loop()
-    drained = loop.create_future()
-    frame = ChannelFrame(payload=b"x", should_close=False, drain_future=drained)
-    assert frame.should_drain
-    frame.drain()
-    assert drained.done()
-    loop.close()
+    """A Channel.Close of ours is bytes for the writer task, which neither waits for it nor ends after it."""
+    close = commands.Channel.Close(reply_code=200, class_id=0, method_id=0)
+    frame = ChannelFrame.marshall(channel_number=3, frames=[close])
+    assert frame.payload == pamqp.frame.marshal(close, 3)
+    assert not frame.should_drain
+    assert not frame.should_close
 
 
 def test_what_aiormq_does_with_a_return() -> None:
@@ -102,7 +101,7 @@ def _fakes_are_confirmed(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_answers_of_every_form() -> None:
     """Single, multiple and zero tags, acks and nacks, in any order: each message has one answer, and only its own."""
     loop = asyncio.get_running_loop()
-    channel: Any = SimpleNamespace(delivery_tag=0, number=1, loop=loop, write_queue=asyncio.Queue())
+    channel: Any = SimpleNamespace(delivery_tag=0, number=1, loop=loop)
     sockets = SimpleNamespace(open_for_writing=True, write=lambda frames: True)
     connection: Any = SimpleNamespace(
         frame_max=131_072, channels={1: channel}, sockets=sockets, names_capabilities=True
@@ -113,7 +112,6 @@ async def test_answers_of_every_form() -> None:
         channel,
         failed=lambda _, entry, error: entry[0].told.append(type(error).__name__),
         answered=lambda channel, entries: resolved.append([entry[1] for entry in entries]),
-        drained=lambda channel: None,
     )
     sent: list[Any] = [FakeDelivery() for _ in range(12)]
     entries: list[Any] = [(delivery, number, b"x", b"", None, False) for number, delivery in enumerate(sent, 1)]
@@ -171,7 +169,6 @@ def _each_part_is_missed(session: Session, channel: Any) -> None:
         "message_id_delivery_tag",
         "delivery_tag",
         "number",
-        "write_queue",
         "frames",
         "_on_confirm_frame",
         "_on_return_frame",
@@ -211,7 +208,7 @@ async def test_a_closed_channel_is_forgotten_before_it_is_answered(session: Sess
 @pytest.mark.live
 @pytest.mark.usefixtures("_fakes_are_confirmed")
 async def test_writing_past_the_writer_task(rabbitmq: RabbitMQServer, exchange: str) -> None:
-    """What the socket does not take at once is told by `drained` when it has; frames stay whole and in order."""
+    """What the socket does not take at once is told by `on_drained` when it has; frames stay whole and in order."""
     bind_queue(rabbitmq.url, exchange)
     _, frames, _ = Renderer(exchange).render(Message("n", "t", None, payload_bytes=b"x" * 4000))
     drained = asyncio.Event()
@@ -221,7 +218,7 @@ async def test_writing_past_the_writer_task(rabbitmq: RabbitMQServer, exchange: 
             assert isinstance(broker.driver, AMQPDriver)
             lane = broker.driver._publisher.channel
             assert lane is not None
-            lane._on_drained = lambda _: drained.set()
+            lane.connection.sockets.on_drained(drained.set)
             proxy.stall("up")
             taken = True
             while taken:

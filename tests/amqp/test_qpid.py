@@ -149,9 +149,7 @@ class FakeDelivery:
 
 def channel_of_qpid() -> tuple[_channels.FastChannel, list[FakeDelivery]]:
     """A channel whose server nacks before it returns, with three messages in flight."""
-    raw: Any = SimpleNamespace(
-        delivery_tag=0, number=1, loop=asyncio.get_running_loop(), write_queue=asyncio.Queue(), frames=asyncio.Queue()
-    )
+    raw: Any = SimpleNamespace(delivery_tag=0, number=1, loop=asyncio.get_running_loop(), frames=asyncio.Queue())
     sockets = SimpleNamespace(open_for_writing=True, write=lambda frames: True)
     connection: Any = SimpleNamespace(frame_max=65_536, channels={1: raw}, sockets=sockets, names_capabilities=False)
     channel = _channels.FastChannel(
@@ -159,7 +157,6 @@ def channel_of_qpid() -> tuple[_channels.FastChannel, list[FakeDelivery]]:
         raw,
         failed=lambda _, entry, error: entry[0].told.append(type(error).__name__),
         answered=lambda *_: None,
-        drained=lambda _: None,
     )
     sent = [FakeDelivery() for _ in range(3)]
     entries: list[Any] = [(delivery, str(n).encode(), b"x", b"", None, False) for n, delivery in enumerate(sent)]

@@ -11,7 +11,7 @@ from unittest import mock
 
 import pytest
 
-from cqrs_brokers import Broker
+from cqrs_brokers import BackpressureError, Broker, ConnectionLostError
 from cqrs_brokers.driver import ContractBreach
 from cqrs_brokers_testkit.conformance import (
     CASES,
@@ -24,7 +24,7 @@ from cqrs_brokers_testkit.conformance import (
     Unsupported,
     run,
 )
-from cqrs_brokers_testkit.conformance.case import Context, case
+from cqrs_brokers_testkit.conformance.case import Context, case, tally
 from cqrs_brokers_testkit.conformance.command import main
 from cqrs_brokers_testkit.conformance.runner import session
 from cqrs_brokers_testkit.harnesses.in_process import DevnullHarness, MemoryHarness
@@ -333,3 +333,9 @@ def test_the_badge_says_the_verdict(three_cases: None, tmp_path: Path) -> None:
     badge = json.loads((tmp_path / "badge.json").read_text())
     assert (badge["schemaVersion"], badge["color"]) == (1, "brightgreen")
     assert badge["message"].startswith("passed: 2 cases")
+
+
+def test_a_tally_says_why_there_were_errors() -> None:
+    """One text of each class, so that a failure explains itself."""
+    outcomes = [ConnectionLostError("the link broke"), ConnectionLostError("another"), BackpressureError("full")]
+    assert tally(outcomes) == "2 ConnectionLostError (the link broke), 1 BackpressureError (full)"

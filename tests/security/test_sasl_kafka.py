@@ -125,7 +125,7 @@ async def test_wrong_user_or_password(cluster: KafkaCluster, mechanism: str, use
             "SASL_PLAINTEXT",
             "security_protocol=SASL_SSL&ssl_cafile={ca}&{user}",
             TLSError,
-            "TLS listener",
+            "is this its TLS port",
             id="TLS to a SASL listener without it",
         ),
         pytest.param(

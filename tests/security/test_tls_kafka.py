@@ -4,6 +4,7 @@ One node serves all of it: the listeners that the test kit would give to PLAINTE
 certificates, and one requires a client certificate.
 """
 
+import asyncio
 import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -117,6 +118,24 @@ async def test_what_is_trusted_works(
         async with opened(cluster, certificates) as broker:
             assert (await broker.send_message(Message("Happened", topic, b"over TLS"))).confirmed
     assert [record.body for record in drain_topic(cluster.reader_bootstrap_servers, topic, 1)] == [b"over TLS"]
+
+
+async def test_receipts_without_answers_come_over_tls(
+    cluster: KafkaCluster, certificates: Certificates, unique_name: Name
+) -> None:
+    """With acks=0 each message has its receipt as soon as the system has taken it, one by one and many at a time."""
+    topic = unique_name("topic")
+    cluster.create_topic(topic)
+    unsafe = {"acks": "0", "enable_idempotence": "false", "allow_unsafe": "true"}
+    tls = {"security_protocol": "SSL", "ssl_cafile": certificates.ca}
+    bodies = [b"%d" % n for n in range(5)] + [b"x" * 40_000] * 200
+    async with open_broker(url(cluster, "tls", **tls, **unsafe, delivery_timeout="15s")) as broker:
+        messages = [Message("Happened", topic, body) for body in bodies]
+        receipts = [await broker.send_message(message) for message in messages[:5]]
+        receipts += await asyncio.gather(*(broker.send_message(message) for message in messages[5:]))
+    assert not any(receipt.confirmed for receipt in receipts)
+    records = drain_topic(cluster.reader_bootstrap_servers, topic, len(bodies))
+    assert sorted(record.body for record in records) == sorted(bodies)
 
 
 @pytest.mark.parametrize(

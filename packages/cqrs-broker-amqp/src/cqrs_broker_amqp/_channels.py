@@ -2,7 +2,7 @@
 
 `FastChannel` uses of aiormq, beyond its documentation, each with a test in tests/amqp/test_channels.py:
 
-    Channel.write_queue, ChannelFrame, Channel.delivery_tag     to publish without a task and a lock for each message
+    Channel.delivery_tag                to publish without a task and a lock for each message
     Channel._on_confirm_frame                                   to resolve all that one ack confirms in one loop
     Channel._on_return_frame, .confirmations, .message_id_delivery_tag      to learn which message was returned
     Connection.channels, Channel.number, .frames                to know whether the channel still is one
@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import aiormq
-from aiormq.abc import ChannelFrame
 from pamqp import commands
 
 from cqrs_brokers.driver import Delivery, confirm_all
@@ -49,7 +48,6 @@ class ConfirmChannel:
         channel: aiormq's channel.
         failed: Called with a message and its return or nack, as aiormq's exception.
         answered: Called after each answer while `watched` is set, with what was confirmed or returned.
-        drained: Called when what was sent last is with the operating system.
     """
 
     def __init__(
@@ -59,7 +57,6 @@ class ConfirmChannel:
         *,
         failed: Failed,
         answered: Callable[[ConfirmChannel, Sequence[Entry]], None],
-        drained: Callable[[ConfirmChannel], None],
     ) -> None:
         self.connection = connection
         self.channel = channel
@@ -75,7 +72,6 @@ class ConfirmChannel:
         """Since when there is something without an answer and none has come, in the loop's time."""
         self._failed = failed
         self._on_answer = answered
-        self._on_drained = drained
         self._question: asyncio.Task[Any] | None = None
 
     @property
@@ -89,11 +85,6 @@ class ConfirmChannel:
         return connection.channels.get(channel.number) is channel and connection.sockets.open_for_writing
 
     @property
-    def full(self) -> bool:
-        """Whether the connection's write queue has no room."""
-        return bool(self.channel.write_queue.full())
-
-    @property
     def has_unread(self) -> bool:
         """Whether answers have come in that aiormq has not looked at."""
         return not self.channel.frames.empty()
@@ -102,7 +93,7 @@ class ConfirmChannel:
         """Sends messages that are handed over.
 
         Returns:
-            Whether the operating system has taken them; if not, `drained` will be called when it has.
+            Whether the operating system has taken them; if not, `Sockets.on_drained` tells when it has.
         """
         raise NotImplementedError
 
@@ -171,16 +162,7 @@ class FastChannel(ConfirmChannel):
             if body:
                 body_frames(body, frame_max, number, parts)
         self._last = channel.delivery_tag = tag
-        if self.connection.sockets.write(b"".join(parts)):
-            return True
-        # aiormq's writer task says when the socket takes more. The queue has room: the caller has looked.
-        drained = channel.loop.create_future()
-        drained.add_done_callback(self._drained)
-        channel.write_queue.put_nowait(ChannelFrame(payload=b"", should_close=False, drain_future=drained))
-        return False
-
-    def _drained(self, _: object) -> None:
-        self._on_drained(self)
+        return self.connection.sockets.write(b"".join(parts))
 
     async def _confirmed(self, frame: commands.Basic.Ack | commands.Basic.Nack) -> None:
         """Takes the place of aiormq's `_on_confirm_frame`, which makes one call in the event loop for each message."""

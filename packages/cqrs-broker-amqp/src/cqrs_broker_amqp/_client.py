@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from types import SimpleNamespace
 from typing import Any, Protocol
 
@@ -62,6 +62,17 @@ class _Reader(asyncio.StreamReader):
         super().feed_data(data)
 
 
+class _Protocol(asyncio.StreamReaderProtocol):
+    """Says when the operating system has taken what was written."""
+
+    drained: Callable[[], None] | None = None
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self.drained is not None:
+            self.drained()
+
+
 class Sockets(TransportFactory):
     """Opens the connection's socket and keeps hold of it, so that it can be dropped without asking aiormq.
 
@@ -74,6 +85,7 @@ class Sockets(TransportFactory):
     def __init__(self, host: str, port: int, tls: ssl.SSLContext | None) -> None:
         self._host, self._port, self._tls = host, port, tls
         self._streams: tuple[_Reader, asyncio.StreamWriter] | None = None
+        self._protocol: _Protocol | None = None
         self._transport: asyncio.Transport | None = None
         self._aborted = False
         self.step = ""
@@ -89,9 +101,12 @@ class Sockets(TransportFactory):
         self.step = "the TLS handshake" if self._tls else "connecting"
         reader = _Reader(loop=loop)
         reader.last_inbound = loop.time()
-        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+        self._protocol = protocol = _Protocol(reader, loop=loop)
         name = self._host if self._tls else None
         transport, _ = await loop.create_connection(lambda: protocol, sock=raw, ssl=self._tls, server_hostname=name)
+        # asyncio's TLS transport pauses at `high`, its plain one above it. With these values every write of which
+        # something waits pauses the protocol, so the protocol is resumed, and we are told, when nothing waits.
+        transport.set_write_buffer_limits(high=1 if self._tls else 0, low=0)
         self._transport = transport
         self._streams = reader, asyncio.StreamWriter(transport, protocol, reader, loop)
         if self._aborted:
@@ -116,6 +131,11 @@ class Sockets(TransportFactory):
     def open_for_writing(self) -> bool:
         """Whether what is written now can still reach the server."""
         return self._transport is not None and not self._transport.is_closing()
+
+    def on_drained(self, drained: Callable[[], None]) -> None:
+        """Has that called each time when the operating system has taken all that was written, after it had not."""
+        if self._protocol is not None:
+            self._protocol.drained = drained
 
     @property
     def writing(self) -> bool:

@@ -12,7 +12,6 @@ from typing import Any
 
 import aiormq
 import pamqp.frame
-from aiormq.abc import ChannelFrame
 from pamqp import commands
 from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
@@ -44,8 +43,7 @@ class PlainChannel(ConfirmChannel):
             task = loop.create_task(self._publish(entry))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        loop.call_soon(self._on_drained, self)
-        return False
+        return True
 
     async def _publish(self, entry: Entry) -> None:
         _, message_id, frames, body, _, _ = entry
@@ -118,7 +116,6 @@ def unexpected(connection: Connection, channel: Any) -> str | None:
         (channel, "message_id_delivery_tag", dict),
         (channel, "delivery_tag", int),
         (channel, "number", int),
-        (channel, "write_queue", asyncio.Queue),
         (channel, "frames", asyncio.Queue),
         (connection, "channels", dict),
     )
@@ -129,5 +126,4 @@ def unexpected(connection: Connection, channel: Any) -> str | None:
         method = getattr(channel, name, None)
         if not inspect.iscoroutinefunction(method) or len(inspect.signature(method).parameters) != 1:
             return f"aiormq's {type(channel).__name__}.{name} is no coroutine of one frame"
-    missing = {"payload", "should_close", "drain_future"} - set(getattr(ChannelFrame, "__dataclass_fields__", ()))
-    return f"aiormq's ChannelFrame has no {', '.join(sorted(missing))}" if missing else None
+    return None

@@ -59,7 +59,6 @@ FLUSH_BYTES = 512 * 1024
 """How much one write may have: what a stalled connection holds in memory beyond the operating system's buffers."""
 BURST = 128
 """After how many messages of one turn of the event loop a write goes out before its end."""
-_FULL_QUEUE_PAUSE = 0.01
 
 
 class State(enum.Enum):
@@ -106,7 +105,6 @@ class Publisher:
         self.callbacks: dict[str, Any] = {
             "failed": self._failed,
             "answered": self._answered,
-            "drained": self._drained,
         }
         """What every channel tells."""
 
@@ -125,6 +123,7 @@ class Publisher:
         """A new connection: nothing is known to be declared."""
         self._loop = asyncio.get_running_loop()
         self._session = session
+        session.connection.sockets.on_drained(self._flush_soon)
         self._watch.start(session)
         if self._stalled is not None:
             self._stalled.use(session)
@@ -220,10 +219,7 @@ class Publisher:
         channel, session, loop, outbox = self._channel, self._session, self._loop, self._outbox
         if channel is None or session is None or loop is None or self._state is not State.OPEN or not channel.open:
             return
-        if channel.connection.sockets.writing:  # `_drained` goes on
-            return
-        if channel.full:  # by heartbeats and declarations, for an instant
-            self._flush_later(_FULL_QUEUE_PAUSE)
+        if channel.connection.sockets.writing:  # `on_drained` goes on
             return
         in_flight = channel.in_flight
         if channel.alone and in_flight:
@@ -292,10 +288,6 @@ class Publisher:
         self._flush_soon()
 
     # -- what RabbitMQ says -------------------------------------------------------------------------------------------
-
-    def _drained(self, channel: ConfirmChannel) -> None:
-        if channel is self._channel:
-            self._flush_soon()
 
     def _answered(self, channel: ConfirmChannel, entries: Sequence[Entry]) -> None:
         stalled = self._stalled

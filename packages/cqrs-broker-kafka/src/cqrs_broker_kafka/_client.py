@@ -303,7 +303,9 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
 
     def hold_nothing_back(self) -> None:
         """From now on `written()` waits until the transport's buffer is empty."""
-        self._writer.transport.set_write_buffer_limits(high=0)
+        # asyncio's TLS transport pauses at `high`, also with nothing in its buffer; its plain one pauses above it.
+        transport = self._writer.transport
+        transport.set_write_buffer_limits(high=1 if transport.get_extra_info("ssl_object") else 0, low=0)
 
     async def written(self) -> None:
         """Waits until the operating system has all that was written.

@@ -106,9 +106,22 @@ def show(outcome: object) -> str:
 
 
 def tally(outcomes: Iterable[object]) -> str:
-    """How many outcomes there are of each kind."""
-    kinds = Counter("receipt" if isinstance(o, Receipt) else type(o).__name__ for o in outcomes)
-    return ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    """How many outcomes there are of each kind, with the text of the first of each kind of error."""
+    first: dict[str, object] = {}
+    kinds: Counter[str] = Counter()
+    for outcome in outcomes:
+        kind = "receipt" if isinstance(outcome, Receipt) else type(outcome).__name__
+        kinds[kind] += 1
+        first.setdefault(kind, outcome)
+    return ", ".join(
+        f"{count} {kind}" + ("" if kind == "receipt" else f" ({first[kind]})"[:300])
+        for kind, count in kinds.most_common()
+    )
+
+
+def check_receipt(outcome: object, what: str = "a good message") -> None:
+    """The outcome is a receipt; `what` says of what."""
+    check(isinstance(outcome, Receipt), f"{what} got {show(outcome)}")
 
 
 async def outcome_of(sending: Awaitable[Receipt]) -> Receipt | DeliveryError:
@@ -140,9 +153,7 @@ def breach_text(breach: ContractBreach) -> str:
 def check_all_receipts(outcomes: Sequence[object]) -> None:
     """Every outcome is a receipt."""
     wrong = [outcome for outcome in outcomes if not isinstance(outcome, Receipt)]
-    check(
-        not wrong, f"{len(outcomes)} good messages were sent and got {tally(outcomes)}; {show(next(iter(wrong), ''))}"
-    )
+    check(not wrong, f"{len(outcomes)} good messages were sent and got {tally(outcomes)}")
 
 
 def check_truth(messages: Sequence[Message], outcomes: Sequence[object], records: Sequence[Record]) -> None:
@@ -153,8 +164,12 @@ def check_truth(messages: Sequence[Message], outcomes: Sequence[object], records
     pairs = [(str(message.message_id), outcome) for message, outcome in zip(messages, outcomes, strict=True)]
     lost = [key for key, outcome in pairs if isinstance(outcome, Receipt) and not seen[key]]
     check(not lost, f"{len(lost)} messages got a receipt and are not in the broker ({lost[:3]})")
-    lied = [key for key, outcome in pairs if isinstance(outcome, NotDeliveredError) and seen[key]]
-    check(not lied, f"{len(lied)} messages were reported as not delivered and are in the broker ({lied[:3]})")
+    lied = {key: outcome for key, outcome in pairs if isinstance(outcome, NotDeliveredError) and seen[key]}
+    check(
+        not lied,
+        f"{len(lied)} messages were reported as not delivered and are in the broker ({list(lied)[:3]}): "
+        f"{tally(lied.values())}",
+    )
 
 
 def check_order(messages: Sequence[Message], outcomes: Sequence[object], records: Sequence[Record]) -> None:
@@ -334,6 +349,7 @@ __all__ = [
     "check",
     "check_all_receipts",
     "check_order",
+    "check_receipt",
     "check_truth",
     "outcome_of",
     "send_from_tasks",

@@ -33,6 +33,7 @@ from cqrs_brokers_testkit.conformance.case import (
     case,
     check,
     check_all_receipts,
+    check_receipt,
     check_truth,
     outcome_of,
     show,
@@ -108,7 +109,7 @@ async def no_receipt_before_the_answer(ctx: Context) -> None:
     finally:
         await ctx.do(ctx.harness.resume)
     outcome = await outcome_of(sending)
-    check(isinstance(outcome, Receipt), f"the answer came, and the send got {show(outcome)}")
+    check_receipt(outcome, "the answer came, and the send")
 
 
 @case("delivery.every-message-is-answered", "live")
@@ -148,7 +149,7 @@ async def refused_is_not_delivered(ctx: Context) -> None:
     outcome = await outcome_of(broker.send_message(refusal.message))
     check(isinstance(outcome, NotDeliveredError), f"a refused message got {show(outcome)}")
     good = ctx.message(refusal.topic)
-    check(isinstance(await outcome_of(broker.send_message(good)), Receipt), "the next good message failed")
+    check_receipt(await outcome_of(broker.send_message(good)), "the next good message")
     ids = [record.message_id for record in await ctx.read(refusal.topic, 1)]
     check(ids == [str(good.message_id)], "the refused message is in the broker, or the good one is not")
 
@@ -174,7 +175,7 @@ async def unroutable_is_reported(ctx: Context) -> None:
         outcome = await outcome_of(broker.send_message(ctx.message(target.topic)))
         check(type(outcome) is UnroutableError, f"an unroutable message got {show(outcome)}")
     good = await outcome_of(broker.send_message(ctx.message(topic)))
-    check(isinstance(good, Receipt), f"the next good message got {show(good)}")
+    check_receipt(good, "the next good message")
 
 
 @case("delivery.unroutable-twin-is-told-apart", "live", needs=["make_unroutable"], capability="unroutable_detection")
@@ -262,7 +263,7 @@ async def lost_answer_is_not_resent(ctx: Context) -> None:
     await ctx.do(ctx.harness.resume)
     outcomes = await sending
     last = ctx.message(topic)
-    check(isinstance(await outcome_of(broker.send_message(last)), Receipt), "after the reconnect a good message failed")
+    check_receipt(await outcome_of(broker.send_message(last)), "after the reconnect a good message")
     records = await ctx.read(topic, 2 + sum(isinstance(outcome, Receipt) for outcome in outcomes))
     check_truth([first, *messages, last], [None, *outcomes, None], records)
 

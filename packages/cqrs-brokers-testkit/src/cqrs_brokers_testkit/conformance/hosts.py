@@ -17,6 +17,7 @@ from cqrs_brokers_testkit.conformance.case import (
     NotApplicable,
     case,
     check,
+    check_receipt,
     outcome_of,
     show,
 )
@@ -59,7 +60,7 @@ async def _second_host_is_used(ctx: Context, first: Host) -> None:
             check(False, f"the second host is good, and connect() raised {show(error)}")
     check(clock.seconds <= 4.0 + _GRACE, f"connect() took {clock.seconds:.1f} s, with connect_timeout=4")
     outcome = await outcome_of(broker.send_message(ctx.message(topic)))
-    check(isinstance(outcome, Receipt), f"the second host is good, and a send got {show(outcome)}")
+    check_receipt(outcome, "the second host is good, and a send")
 
 
 @case("lifecycle.dead-host-is-passed-over", "live", needs=["hosts_url"])
@@ -85,7 +86,7 @@ async def tls_works(ctx: Context) -> None:
     except ConnectError as error:
         check(False, f"the certificate is good, and connect() raised {show(error)}")
     outcome = await outcome_of(broker.send_message(ctx.message(target.topic)))
-    check(isinstance(outcome, Receipt), f"over TLS a good message got {show(outcome)}")
+    check_receipt(outcome, "over TLS a good message")
 
 
 @case(

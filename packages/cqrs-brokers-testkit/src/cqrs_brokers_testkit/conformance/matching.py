@@ -13,6 +13,7 @@ from cqrs_brokers_testkit.conformance.case import (
     case,
     check,
     check_all_receipts,
+    check_receipt,
     outcome_of,
     show,
     tally,
@@ -47,7 +48,7 @@ async def equal_ids_are_not_equal_messages(ctx: Context) -> None:
             check(named, f"{which} got a receipt with the offset of another record")
         if isinstance(outcome, NotDeliveredError):
             check(not there, f"{which} was reported as not delivered and is in the broker")
-    check(isinstance(outcomes[0], Receipt), f"a good message got {show(outcomes[0])}")
+    check_receipt(outcomes[0])
 
 
 @case("delivery.offset-is-the-brokers", "live", needs=["read_back"])
@@ -90,7 +91,7 @@ async def forbidden_spares_its_neighbours(ctx: Context) -> None:
     alone = await outcome_of(broker.send_message(ctx.message(topic)))
     if isinstance(alone, PublishForbiddenError):
         raise NotApplicable("the credentials of forbidden_destination may publish nowhere")
-    check(isinstance(alone, Receipt), f"a good message with these credentials got {show(alone)}")
+    check_receipt(alone, "a good message with these credentials")
     for good_first in (True, False):
         messages = [ctx.message(topic if (n % 2 == 0) is good_first else target.topic) for n in range(20)]
         outcomes = await asyncio.gather(*(outcome_of(broker.send_message(message)) for message in messages))
@@ -109,7 +110,7 @@ async def only_the_broker_confirms(ctx: Context) -> None:
         outcome = await outcome_of(broker.send_message(ctx.message(target.topic)))
         check(not isinstance(outcome, Receipt), "an answer that was not the broker's confirm became a receipt")
     good = await outcome_of(ctx.open().send_message(ctx.message(await ctx.topic())))
-    check(isinstance(good, Receipt), f"a good message got {show(good)}")
+    check_receipt(good)
 
 
 ODD_NAMES = (
@@ -152,7 +153,7 @@ async def odd_topics_arrive_or_are_refused(ctx: Context) -> None:
         finally:
             await ctx.do(lambda name=name: ctx.harness.delete_topic(name))  # type: ignore[misc]
     good = await outcome_of(broker.send_message(ctx.message(await ctx.topic())))
-    check(isinstance(good, Receipt), f"the next good message got {show(good)}")
+    check_receipt(good, "the next good message")
 
 
 async def _arrives_or_is_refused(ctx: Context, broker: Broker, name: str) -> None:

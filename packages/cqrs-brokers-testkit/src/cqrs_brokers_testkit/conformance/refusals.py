@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable
 from datetime import datetime
 
-from cqrs_brokers import DeliveryError, InvalidMessageError, Message, MessageTooLargeError, Receipt
-from cqrs_brokers_testkit.conformance.case import Context, case, check, outcome_of, show
+from cqrs_brokers import DeliveryError, InvalidMessageError, Message, MessageTooLargeError
+from cqrs_brokers_testkit.conformance.case import Context, case, check, check_receipt, outcome_of, show
 
 
 async def _refused(ctx: Context, expected: type[DeliveryError], bad: Iterable[tuple[str, Message]]) -> None:
@@ -19,7 +19,7 @@ async def _refused(ctx: Context, expected: type[DeliveryError], bad: Iterable[tu
     state = broker.describe()["state"]
     check(state == "idle", f"the broker is {state}: it began to connect for messages that it had to refuse")
     good = await outcome_of(broker.send_message(ctx.message(await ctx.topic())))
-    check(isinstance(good, Receipt), f"the next good message got {show(good)}")
+    check_receipt(good, "the next good message")
 
 
 @case("refusals.illegal-topic", "live")
@@ -83,7 +83,7 @@ async def too_large(ctx: Context) -> None:
     outcome = await outcome_of(broker.send_message(ctx.message(topic, b"x" * 1001)))
     check(type(outcome) is MessageTooLargeError, f"1 byte too many got {show(outcome)}")
     outcome = await outcome_of(broker.send_message(ctx.message(topic, b"x" * 1000)))
-    check(isinstance(outcome, Receipt), f"a message of exactly max_message_bytes got {show(outcome)}")
+    check_receipt(outcome, "a message of exactly max_message_bytes")
 
 
 @case("refusals.unencodable-payload", "live")
