@@ -3,8 +3,8 @@
     cqrs-brokers check 'amqp://user@broker.example/shop?password_env=SHOP_PASSWORD' --topic orders
 
 Everything but `main` is private. The parts: `_app` (the command line), `_check` (the steps of `check`, with
-`_endpoints` and `_certificates`), `_plugins` (`list` and `describe`), `_output` (for people, plain, JSON),
-`_exit_codes`.
+`_endpoints` and `_certificates`), `_plugins` (`list` and `describe`), `_send` (with `_lines` and `_report`), `_new`,
+`_output` (for people, plain, JSON), `_exit_codes`.
 """
 
 from ._app import main
