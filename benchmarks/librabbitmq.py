@@ -23,7 +23,7 @@ _HEADER = Path("/usr/include/amqp.h")
 @functools.cache
 def build() -> Path | str:
     """The program; or why there is none. Installs the library when this process is root and may."""
-    from cqrs_brokers_testkit.servers import install
+    from cqrs_brokers_testkit.servers import _install as install
 
     compiler = shutil.which("cc")
     if compiler is None:

@@ -15,8 +15,8 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
-from cqrs_brokers_testkit.servers.debian import DebianRoot, debian_root
-from cqrs_brokers_testkit.servers.install import ServerUnavailable, cache_folder
+from cqrs_brokers_testkit.servers._debian import DebianRoot, debian_root
+from cqrs_brokers_testkit.servers._install import ServerUnavailable, cache_folder
 
 from .targets import Target
 

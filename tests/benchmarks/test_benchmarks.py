@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cqrs_brokers_testkit.servers import ServerUnavailable
-from cqrs_brokers_testkit.servers.brokers import kafka_installation, rabbitmq_installation
+from cqrs_brokers_testkit.servers._brokers import kafka_installation, rabbitmq_installation
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

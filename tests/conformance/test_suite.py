@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,9 +25,9 @@ from cqrs_brokers_testkit.conformance import (
     Unsupported,
     run,
 )
-from cqrs_brokers_testkit.conformance.case import Context, case, tally
-from cqrs_brokers_testkit.conformance.command import main
-from cqrs_brokers_testkit.conformance.runner import session
+from cqrs_brokers_testkit.conformance._case import Context, case, tally
+from cqrs_brokers_testkit.conformance._command import main
+from cqrs_brokers_testkit.conformance._runner import session
 from cqrs_brokers_testkit.harnesses.in_process import DevnullHarness, MemoryHarness
 
 QUICK = ["static.broker-is-true", "messages.identity-arrives", "delivery.nack-is-not-success"]
@@ -46,7 +47,7 @@ def quiet(_: str) -> None:
 def three_cases(monkeypatch: pytest.MonkeyPatch) -> None:
     """A suite of three cases."""
     few = {name: CASES[name] for name in QUICK}
-    monkeypatch.setattr("cqrs_brokers_testkit.conformance.runner.CASES", few)
+    monkeypatch.setattr("cqrs_brokers_testkit.conformance._runner.CASES", few)
 
 
 def status(report: Report, case_id: str) -> str:
@@ -140,7 +141,7 @@ def test_case_that_does_not_end_has_failed(blocking: bool, monkeypatch: pytest.M
 
     case(f"test.endless-{blocking}", "static", limit=0.2)(endless)
     only = {f"test.endless-{blocking}": CASES.pop(f"test.endless-{blocking}")}
-    monkeypatch.setattr("cqrs_brokers_testkit.conformance.runner.CASES", only)
+    monkeypatch.setattr("cqrs_brokers_testkit.conformance._runner.CASES", only)
     began = time.monotonic()
     report = run(Harness("memory://x"), progress=quiet)
     assert time.monotonic() - began < 7.5
@@ -200,7 +201,7 @@ def test_command_without_harness(
     three_cases: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For a scheme without a harness the command runs what it can, says so, and does not end with 0."""
-    monkeypatch.setattr("cqrs_brokers_testkit.conformance.command.HARNESSES", "nobody_registers_here")
+    monkeypatch.setattr("cqrs_brokers_testkit.conformance._command.HARNESSES", "nobody_registers_here")
     assert main(["memory"]) == 3
     assert "no harness is registered for memory://" in capsys.readouterr().out
 
@@ -339,3 +340,29 @@ def test_a_tally_says_why_there_were_errors() -> None:
     """One text of each class, so that a failure explains itself."""
     outcomes = [ConnectionLostError("the link broke"), ConnectionLostError("another"), BackpressureError("full")]
     assert tally(outcomes) == "2 ConnectionLostError (the link broke), 1 BackpressureError (full)"
+
+
+def test_cases_that_only_wait_run_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each still has its own result, and what asyncio complains of belongs to the case that caused it."""
+
+    both = threading.Barrier(2)
+
+    async def waiting(_: Context) -> None:
+        """It waits for the other one."""
+        await asyncio.to_thread(both.wait, 15.0)
+
+    async def complaining(_: Context) -> None:
+        """It leaves an error that nobody looks at."""
+        await asyncio.sleep(0.2)
+        asyncio.get_running_loop().create_future().set_exception(ValueError("left behind"))
+        await asyncio.sleep(0.2)
+
+    for name, function in {"waiting-a": waiting, "complaining": complaining, "waiting-b": waiting}.items():
+        case(f"test.{name}", "static", waits=True)(function)
+    few = {name: CASES.pop(name) for name in list(CASES) if name.startswith("test.")}
+    monkeypatch.setattr("cqrs_brokers_testkit.conformance._runner.CASES", few)
+    with session(Harness("memory://x"), progress=quiet) as running:
+        results = [running.run_case(each) for each in few.values()]
+    assert [result.status for result in results] == ["passed", "failed", "passed"]
+    assert "left behind" in results[1].reason
+    assert len(running.report.cases) == 3

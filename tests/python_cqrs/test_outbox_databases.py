@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 from cqrs_brokers import TOMBSTONE, Broker
 from cqrs_brokers.driver import Capabilities
 from cqrs_brokers_python_cqrs import ECSTEvent, message_broker
-from cqrs_brokers_testkit.servers.database import DatabaseServer
+from cqrs_brokers_testkit.servers._database import DatabaseServer
 
 from .application import CoreOrderPlaced, Order, OrderPlaced, OrderSeen, OwnOrderPlaced, Recorder, key_of
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from cqrs_brokers_testkit.conformance import CASES
-from cqrs_brokers_testkit.servers import install
+from cqrs_brokers_testkit.servers import _install as install
 
 pytestmark = [pytest.mark.slow, pytest.mark.live, pytest.mark.timeout(580)]
 

@@ -9,8 +9,10 @@ import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import OperationalError
 
-from cqrs_brokers_testkit.servers import ServerFailed, ServerUnavailable, databases, install, mariadb, postgresql
-from cqrs_brokers_testkit.servers.database import DatabaseNode
+from cqrs_brokers_testkit.servers import ServerFailed, ServerUnavailable, mariadb, postgresql
+from cqrs_brokers_testkit.servers import _databases as databases
+from cqrs_brokers_testkit.servers import _install as install
+from cqrs_brokers_testkit.servers._database import DatabaseNode
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(180)]
 

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from cqrs_brokers_testkit.servers import ServerUnavailable, brokers, debian, install, kafka, rabbitmq
+from cqrs_brokers_testkit.servers import ServerUnavailable, kafka, rabbitmq
+from cqrs_brokers_testkit.servers import _brokers as brokers
+from cqrs_brokers_testkit.servers import _debian as debian
+from cqrs_brokers_testkit.servers import _install as install
 
 
 @pytest.fixture
@@ -103,7 +106,9 @@ def test_services_are_barred_only_while_packages_are_installed(tmp_path: Path) -
 
 def test_one_process_installs_at_a_time(bare: Path) -> None:
     """A second process waits for the lock until the first lets go."""
-    script = "from cqrs_brokers_testkit.servers import install\nwith install.install_lock(): print('in', flush=True)"
+    script = (
+        "from cqrs_brokers_testkit.servers._install import install_lock\nwith install_lock(): print('in', flush=True)"
+    )
     with install.install_lock():
         waiting = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
         time.sleep(0.7)

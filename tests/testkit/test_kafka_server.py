@@ -14,7 +14,7 @@ from cqrs_brokers_testkit.proxy import FaultProxy
 from cqrs_brokers_testkit.pytest_plugin import UniqueName
 from cqrs_brokers_testkit.readers import TooFewRecords, drain_topic
 from cqrs_brokers_testkit.servers import KafkaCluster, KafkaServer, ServerFailed, kafka, kafka_cluster
-from cqrs_brokers_testkit.servers.kafka_node import Listener, live_nodes
+from cqrs_brokers_testkit.servers._kafka_node import Listener, live_nodes
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(240)]
 

@@ -11,7 +11,7 @@ import pytest
 from cqrs_broker_memory import Published
 from cqrs_broker_memory import published as published_to
 from cqrs_brokers import Broker, DeliveryUnknownError, Message, RejectedError, open_broker
-from cqrs_brokers_testkit.optional import MissingExtra
+from cqrs_brokers_testkit.readers import MissingExtra
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "test-your-application.md"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 TESTS = """
-from cqrs_brokers_testkit.servers import brokers
+from cqrs_brokers_testkit.servers import _brokers as brokers
 brokers.find_rabbitmq = lambda folders: None
 def test_one(rabbitmq): pass
 def test_two(rabbitmq): pass

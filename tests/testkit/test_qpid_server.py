@@ -7,7 +7,8 @@ import pika
 import pika.exceptions
 import pytest
 
-from cqrs_brokers_testkit.servers import QpidServer, ServerUnavailable, brokers, qpid
+from cqrs_brokers_testkit.servers import QpidServer, ServerUnavailable, qpid
+from cqrs_brokers_testkit.servers import _brokers as brokers
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(180)]
 

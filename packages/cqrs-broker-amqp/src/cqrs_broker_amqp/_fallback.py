@@ -21,12 +21,12 @@ from cqrs_brokers.driver import Delivery
 from ._channels import ConfirmChannel, Entry, FastChannel
 from ._client import Connection
 
-__all__ = ["PlainChannel", "make_channel", "unexpected"]
+__all__ = ["make_channel", "unexpected"]
 
 logger = logging.getLogger("cqrs_broker_amqp.channels")
 
 
-class PlainChannel(ConfirmChannel):
+class _PlainChannel(ConfirmChannel):
     """The way back to what aiormq documents: a task and a `basic_publish` per message."""
 
     def __init__(self, connection: Connection, channel: Any, **callbacks: Any) -> None:
@@ -106,7 +106,7 @@ def make_channel(connection: Connection, channel: Any, **callbacks: Any) -> Conf
     if reason is None:
         return FastChannel(connection, channel, **callbacks)
     logger.warning("publishing through aiormq's basic_publish, several times slower: %s", reason)
-    return PlainChannel(connection, channel, **callbacks)
+    return _PlainChannel(connection, channel, **callbacks)
 
 
 def unexpected(connection: Connection, channel: Any) -> str | None:

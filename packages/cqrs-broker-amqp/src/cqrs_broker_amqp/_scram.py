@@ -7,13 +7,13 @@ import hashlib
 import hmac
 import secrets
 
-__all__ = ["MECHANISM", "Scram", "ScramError"]
+__all__ = ["MECHANISM", "Scram"]
 
 MECHANISM = "SCRAM-SHA-256"
 _FEWEST_ITERATIONS, _MOST_ITERATIONS = 4096, 1_000_000
 
 
-class ScramError(ConnectionError):
+class _ScramError(ConnectionError):
     """The server's part of the exchange is wrong: it does not know the password, or is no SCRAM server."""
 
 
@@ -37,18 +37,18 @@ class Scram:
         """Answers the server: its first message with the proof, its last one, once verified, with nothing.
 
         Raises:
-            ScramError: The message is not what it must be.
+            _ScramError: The message is not what it must be.
         """
         try:
             fields = dict(part.split("=", 1) for part in challenge.split(","))
             return self._last(fields) if self._signature is not None else self._proof(challenge, fields)
         except (KeyError, ValueError):
-            raise ScramError("the server's SCRAM message cannot be read") from None
+            raise _ScramError("the server's SCRAM message cannot be read") from None
 
     def _proof(self, challenge: str, fields: dict[str, str]) -> str:
         nonce, salt, iterations = fields["r"], base64.b64decode(fields["s"]), int(fields["i"])
         if not nonce.startswith(self._nonce) or not _FEWEST_ITERATIONS <= iterations <= _MOST_ITERATIONS:
-            raise ScramError("the server's SCRAM parameters are not acceptable")
+            raise _ScramError("the server's SCRAM parameters are not acceptable")
         salted = hashlib.pbkdf2_hmac("sha256", self._password, salt, iterations)
         final = f"c=biws,r={nonce}"
         signed = f"{self._bare},{challenge},{final}".encode()
@@ -59,7 +59,7 @@ class Scram:
 
     def _last(self, fields: dict[str, str]) -> str:
         if not hmac.compare_digest(base64.b64decode(fields["v"]), self._signature or b""):
-            raise ScramError("the server does not know the password")
+            raise _ScramError("the server does not know the password")
         return ""
 
 

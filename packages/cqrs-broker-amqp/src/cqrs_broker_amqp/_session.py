@@ -93,7 +93,7 @@ class Session:
         return self._sockets.last_inbound
 
     @property
-    def silent(self) -> bool:
+    def _silent(self) -> bool:
         """Whether the server has never said anything."""
         return not self._sockets.answers
 
@@ -129,9 +129,9 @@ class Session:
                 f"{self.where} allows one channel, and declare=queue needs two: raise the limit, or create the queues "
                 "and use declare=exchange"
             )
-        return await self.open_channel(declare=True)
+        return await self._open_channel(declare=True)
 
-    async def open_channel(self, *, declare: bool) -> ConfirmChannel:
+    async def _open_channel(self, *, declare: bool) -> ConfirmChannel:
         """Opens a channel to publish on.
 
         Args:
@@ -149,7 +149,7 @@ class Session:
         """One more channel to publish on, or None when none is allowed, or it does not open in time."""
         if not self.has_room:
             return None
-        opening = tasks.spawn(self.open_channel(declare=False))
+        opening = tasks.spawn(self._open_channel(declare=False))
         done, _ = await asyncio.wait((opening,), timeout=self._settings.options.connect_timeout)
         if not done:
             opening.cancel()
@@ -218,7 +218,7 @@ class Session:
         step = self._step or self._sockets.step
         if step == "resolving its name":
             return f"the name of {self.where} was not resolved within {timeout:.3g} s: the name server does not answer"
-        if self.silent:
+        if self._silent:
             return f"{self.where} does not answer within {timeout:.3g} s ({step}): check address and network"
         return (
             f"{self.where} answers, but {step} was not done within {timeout:.3g} s: is it overloaded, or without a "

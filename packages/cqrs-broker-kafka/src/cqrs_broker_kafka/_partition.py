@@ -129,7 +129,7 @@ class Partition:
     """
 
     def __init__(self, producer: Producer, topic: bytes, number: int) -> None:
-        self.producer = producer
+        self._producer = producer
         self.topic = topic
         self.number = number
         self.pending: deque[Record] = deque()
@@ -138,7 +138,7 @@ class Partition:
         self.leader: Any = None
         self.last: Row | None = None
         self.gone = False
-        self.limit: int | None = None
+        self._limit: int | None = None
         self.failures = 0
         """How many attempts have failed since the last receipt."""
         self._producer_id = self._epoch = self._sequence = -1
@@ -167,7 +167,7 @@ class Partition:
             self.state = State.IDLE
         else:
             self.state = State.READY
-            self.producer.ready(self)
+            self._producer.ready(self)
 
     def resume(self) -> None:
         """The pause is over, or there is another producer id."""
@@ -181,7 +181,7 @@ class Partition:
         """
         if self.batch is None and not self._number():
             self.state = State.NO_ID
-            self.producer.spend_id(self._spent)
+            self._producer.spend_id(self._spent)
             return None
         if self.batch is None:
             self.batch = self._next_batch()
@@ -194,7 +194,7 @@ class Partition:
         Returns:
             Whether there are.
         """
-        producer = self.producer
+        producer = self._producer
         if not producer.idempotent:
             return True
         if self._sequence >= LAST_SEQUENCE:
@@ -214,7 +214,7 @@ class Partition:
 
     def _next_batch(self) -> Batch | None:
         while True:
-            builder = self.producer.batch_builder(self._producer_id, self._epoch, self._sequence)
+            builder = self._producer.batch_builder(self._producer_id, self._epoch, self._sequence)
             records: list[Record] = []
             if self._fill(builder.append, records):
                 break
@@ -228,7 +228,7 @@ class Partition:
         Returns:
             False: one cannot be encoded and has failed; begin with another builder.
         """
-        pending, limit = self.pending, self.limit
+        pending, limit = self.pending, self._limit
         most = min(self._group, self._suspects) if self._suspects else len(pending)
         size = count = 0
         while count < most and pending:
@@ -307,7 +307,7 @@ class Partition:
         assert batch is not None
         batch.in_doubt = True
         self.failures += 1
-        if self.producer.idempotent and not self.gone:
+        if self._producer.idempotent and not self.gone:
             self._pause(None)
         else:
             self.give_up(ConnectionLostError(text))
@@ -315,7 +315,7 @@ class Partition:
     def _finish(self, batch: Batch) -> None:
         """It is in the log."""
         count = len(batch.records)
-        if self.producer.idempotent:
+        if self._producer.idempotent:
             self._sequence += count
         self.batch = None
         if self._suspects:
@@ -323,7 +323,7 @@ class Partition:
 
     def _doubted(self, batch: Batch, row: Row, code: int) -> None:
         repeat = row.then is Then.REPEAT or row.then is Then.WAIT
-        if repeat and self.producer.idempotent and not self.gone:
+        if repeat and self._producer.idempotent and not self.gone:
             self._pause(row)
             return
         if code in _ID_IS_SPENT:
@@ -336,7 +336,7 @@ class Partition:
         records = batch.records
         if row.then is Then.WAIT or (self.gone and row.then is Then.SPLIT):
             self._take_back(records)
-            if row.name == "UNKNOWN_TOPIC_OR_PARTITION" and self.producer.idempotent:
+            if row.name == "UNKNOWN_TOPIC_OR_PARTITION" and self._producer.idempotent:
                 self._begin_epoch()  # if it is made anew, its new leader knows no sequence numbers
             self._pause(row)
             return
@@ -366,7 +366,7 @@ class Partition:
         """Later batches are half as large, unless one record dominates."""
         half = sum(sizes) // 2
         if max(sizes) <= half:
-            self.limit = half if self.limit is None else min(self.limit, half)
+            self._limit = half if self._limit is None else min(self._limit, half)
 
     def _acquit(self, count: int) -> None:
         """The head group has its outcome: those behind it are tried in larger groups again."""
@@ -378,18 +378,18 @@ class Partition:
         if self.gone and self.batch is None:
             self.state = State.IDLE
             left, self.pending = list(self.pending), deque()
-            self.producer.reroute(self, left)
+            self._producer.reroute(self, left)
         elif self.batch is None and not self.pending:
             self.state = State.IDLE
         else:
-            self.producer.paused(self, row)
+            self._producer.paused(self, row)
 
     def give_up(self, error: DeliveryUnknownError | DeliveryError) -> None:
         """The batch will not be repeated: its records are unknown, and what follows has other numbers."""
         batch, self.batch = self.batch, None
         if batch is None:
             return
-        if self.producer.idempotent:
+        if self._producer.idempotent:
             self._begin_epoch()
         if self._suspects:
             self._acquit(len(batch.records))

@@ -24,7 +24,7 @@ from cqrs_brokers.url import Host
 from ._client import Connection, TokenError, errors
 from ._settings import KafkaSettings
 
-__all__ = ["Finding", "Greeting", "first_that_answers", "judge_greeting"]
+__all__ = ["Finding", "Greeting", "first_that_answers"]
 
 AGAIN_AFTER = 0.3
 PATIENCE = 0.3
@@ -52,22 +52,22 @@ class Greeting(NamedTuple):
         return {Host(name, port) for _, name, port, *_ in self.answer.brokers}
 
 
-class HungUpError(Exception):
+class _HungUpError(Exception):
     """The peer let us in and closed the connection at the first request."""
 
 
-async def greet(settings: KafkaSettings, host: Host) -> Greeting:
+async def _greet(settings: KafkaSettings, host: Host) -> Greeting:
     """Connects to one host as the producer will, and asks for the nodes.
 
     Raises:
-        OSError, KafkaError, ssl.SSLError, TimeoutError, TokenError: Whatever went wrong; `judge_greeting` knows.
+        OSError, KafkaError, ssl.SSLError, TimeoutError, TokenError: Whatever went wrong; `_judge_greeting` knows.
     """
     connection = await Connection.open(settings, host)
     try:
         try:
             return Greeting(host, await connection.metadata([]))
         except errors.KafkaError as error:
-            raise HungUpError from error
+            raise _HungUpError from error
     finally:
         connection.drop()
         with contextlib.suppress(Exception):
@@ -129,7 +129,7 @@ async def _confirmed(finding: Finding, settings: KafkaSettings) -> Finding:
     A host that closes connections before anything is sent is a forwarder whose broker is down.
     """
     host, error = finding.host, finding.error
-    if host is None or isinstance(error.__cause__, HungUpError):
+    if host is None or isinstance(error.__cause__, _HungUpError):
         return finding._replace(inferred=False)
     try:
         async with asyncio.timeout(LOOK_FOR):
@@ -198,7 +198,7 @@ def _caused(error: ConnectError, cause: BaseException | None) -> ConnectError:
 
 async def _ask_all(settings: KafkaSettings, until: float) -> Greeting | Finding:
     loop = asyncio.get_running_loop()
-    asked = {loop.create_task(greet(settings, host)): host for host in settings.hosts}
+    asked = {loop.create_task(_greet(settings, host)): host for host in settings.hosts}
     for task in asked:
         task.add_done_callback(retrieve_exception)
     waiting = set(asked)
@@ -216,7 +216,7 @@ async def _ask_all(settings: KafkaSettings, until: float) -> Greeting | Finding:
                 error = asyncio.CancelledError() if task.cancelled() else task.exception()
                 if error is None:
                     return task.result()
-                findings.append(judge_greeting(error, asked[task], settings))
+                findings.append(_judge_greeting(error, asked[task], settings))
     finally:
         for task in waiting:
             task.cancel()
@@ -232,7 +232,7 @@ def _importance(finding: Finding) -> int:
     return _SAYS_MOST.index(type(finding.error)) + (10 if finding.inferred else 0)
 
 
-def judge_greeting(error: BaseException, host: Host, settings: KafkaSettings) -> Finding:
+def _judge_greeting(error: BaseException, host: Host, settings: KafkaSettings) -> Finding:
     """What it means that a host could not be greeted."""
     finding = _judge(error, host, settings)
     finding.error.__cause__ = error
@@ -261,7 +261,7 @@ def _judge(error: BaseException, host: Host, settings: KafkaSettings) -> Finding
         return Finding(UnreachableError(f"the host name of {host} cannot be resolved"))
     if isinstance(error, ConnectionRefusedError):
         return Finding(UnreachableError(f"{host} refuses the connection: is the broker running at this port?"))
-    if isinstance(error, HungUpError):
+    if isinstance(error, _HungUpError):
         text = f"{host} closes the connection at the first request: the listener wants SASL; check security_protocol"
         return Finding(ProtocolError(text), inferred=True)
     if isinstance(error, TimeoutError | errors.RequestTimedOutError):

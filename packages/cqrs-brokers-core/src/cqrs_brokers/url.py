@@ -17,13 +17,12 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, Self, final
 from urllib.parse import quote, unquote_to_bytes
 
-from ._config.common_mistakes import common_mistakes
+from ._config.common_mistakes import MAX_LENGTH, common_mistakes
 from .exceptions import ConfigError
 from .secret import MASK, Secret
 
 __all__ = ["BrokerURL", "Host", "names_a_secret"]
 
-MAX_LENGTH = 8192
 MAX_HOSTS = 64
 MAX_OPTIONS = 64
 
@@ -110,11 +109,11 @@ class BrokerURL:
         """
         if isinstance(text, BrokerURL):
             return text
-        problems: list[str] = []
-        fields = _parse(text, problems)
-        if problems or fields is None:
-            raise ConfigError(f"{source}: {problem}" if source else problem for problem in problems)
-        return cls(**fields)
+        try:
+            return cls(**_parse(text))
+        except ConfigError as error:
+            problems = common_mistakes(text) or error.problems
+        raise ConfigError(f"{source}: {problem}" if source else problem for problem in problems)
 
     @classmethod
     def build(
@@ -204,37 +203,35 @@ def _encode(text: str) -> str:
     return quote(text, safe="", errors="surrogatepass")
 
 
-def _parse(text: object, problems: list[str]) -> dict[str, Any] | None:
-    """The parts of the string. They are complete only when `problems` stays empty."""
+def _parse(text: object) -> dict[str, Any]:
+    """The parts of the string.
+
+    Raises:
+        ConfigError: With every problem, or with the one that makes the rest unreadable or shows that a password was not
+            encoded: what follows would be guesswork.
+    """
     if not isinstance(text, str):
-        problems.append(f"a config string must be str, not {type(text).__name__}")
-        return None
-    # These make the rest unreadable, or show that a password was not encoded: what follows would be guesswork.
+        raise ConfigError(f"a config string must be str, not {type(text).__name__}")
     if len(text) > MAX_LENGTH:
-        problems.append(f"the config string is longer than {MAX_LENGTH} characters")
-        return None
-    if mistakes := common_mistakes(text):
-        problems += mistakes
-        return None
+        raise ConfigError(f"the config string is longer than {MAX_LENGTH} characters")
     if not text.isprintable() or " " in text:
-        problems.append("the config string contains a space or a character that cannot be printed: percent-encode it")
-        return None
+        raise ConfigError("the config string contains a space or a character that cannot be printed: percent-encode it")
     scheme, separator, rest = text.partition("://")
     scheme = scheme.lower()
     if not separator or not re.fullmatch(SCHEME, scheme):
-        problems.append("the config string must start with a scheme and '://', for example kafka://localhost:9092")
-        return None
+        raise ConfigError("the config string must start with a scheme and '://', for example kafka://localhost:9092")
     if "#" in rest:
-        problems.append(f"the config string contains '#': {_ENCODE}")
-        return None
-    end = min((at for at in map(rest.find, "/?") if at >= 0), default=len(rest))
-    authority, tail = rest[:end], rest[end:]
+        raise ConfigError(f"the config string contains '#': {_ENCODE}")
+    authority = re.split("[/?]", rest, maxsplit=1)[0]
+    tail = rest.removeprefix(authority)
     userinfo, at, host_list = authority.rpartition("@")
     if "@" in userinfo or "@" in tail:
-        problems.append(f"the config string contains an '@' that does not separate the user from the hosts: {_ENCODE}")
-        return None
+        raise ConfigError(
+            f"the config string contains an '@' that does not separate the user from the hosts: {_ENCODE}"
+        )
     path_text, _, query_text = tail.partition("?")
 
+    problems: list[str] = []
     username = password = path = None
     if at:
         user_text, colon, password_text = userinfo.partition(":")
@@ -242,20 +239,22 @@ def _parse(text: object, problems: list[str]) -> dict[str, Any] | None:
         if username == "":
             problems.append("the user name is empty")
         if colon:
-            decoded = _decode(password_text, "the password", problems)
-            password = None if decoded is None else _secret(decoded, "the password", problems)
+            password = _secret(_decode(password_text, "the password", problems), "the password", problems)
+        if not host_list:
+            problems.append("there is a user but no host")
     hosts = _hosts(host_list, problems)
-    if at and not host_list:
-        problems.append("there is a user but no host")
     if path_text:
         path = _decode(path_text[1:], "the path", problems)
+    query = MappingProxyType(_query(query_text, problems))
+    if problems:
+        raise ConfigError(problems)
     return {
         "scheme": scheme,
         "username": username,
         "password": password,
         "hosts": hosts,
         "path": path,
-        "query": MappingProxyType(_query(query_text, problems)),
+        "query": query,
     }
 
 
@@ -275,59 +274,54 @@ def _decode(text: str, what: str, problems: list[str]) -> str | None:
     return decoded
 
 
-def _secret(text: str, what: str, problems: list[str]) -> Secret:
-    if not text:
+def _secret(text: str | None, what: str, problems: list[str]) -> Secret:
+    if text == "":
         problems.append(f"{what} is empty")
     if text == MASK:
         problems.append(f"{what} is the mask of a redacted config string, not the real one")
-    return Secret(text)
+    return Secret(text or "")
 
 
 def _hosts(text: str, problems: list[str]) -> tuple[Host, ...]:
-    if not text:
-        return ()
-    items = text.split(",")
+    items = text.split(",") if text else []
     if len(items) > MAX_HOSTS:
         problems.append(f"more than {MAX_HOSTS} hosts")
         return ()
-    hosts: list[Host] = []
+    hosts: dict[Host, None] = {}
     for number, item in enumerate(items, 1):
-        host = _host(item, f"host {number}", problems)
-        if host is not None and host in hosts:
+        try:
+            host = _host(item, f"host {number}")
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        if host in hosts:
             problems.append(f"host {number} is listed twice")
-        elif host is not None:
-            hosts.append(host)
+        hosts[host] = None
     return tuple(hosts)
 
 
-def _host(text: str, what: str, problems: list[str]) -> Host | None:
+def _host(text: str, what: str) -> Host:
     if not text:
-        problems.append(f"{what} is empty")
-        return None
+        raise ValueError(f"{what} is empty")
     if text.startswith("["):
         inside, bracket, after = text[1:].partition("]")
         address, percent, zone = inside.partition("%25")
         if not bracket or (after and not after.startswith(":")) or not _is_ipv6(address):
-            problems.append(f"{what} is not an IPv6 address in brackets with an optional port: [::1]:9092")
-            return None
+            raise ValueError(f"{what} is not an IPv6 address in brackets with an optional port: [::1]:9092")
         if percent and not re.fullmatch(_ZONE, zone):
-            problems.append(f"{what} has an IPv6 zone that is not a name")
-            return None
+            raise ValueError(f"{what} has an IPv6 zone that is not a name")
         name, colon, port_text = f"{address}%{zone}" if percent else address, after[:1], after[1:]
     else:
         name, colon, port_text = text.partition(":")
         if ":" in port_text:
-            problems.append(f"{what} has more than one ':'; an IPv6 address needs brackets: [::1]:9092")
-            return None
+            raise ValueError(f"{what} has more than one ':'; an IPv6 address needs brackets: [::1]:9092")
         if not re.fullmatch(_HOST_NAME, name) or name.startswith("-"):
-            problems.append(f"{what} is not a host name or address (letters, digits, '-', '_' and '.')")
-            return None
+            raise ValueError(f"{what} is not a host name or address (letters, digits, '-', '_' and '.')")
     if not colon:
         return Host(name)
     port = int(port_text) if re.fullmatch(_PORT, port_text) else 0
     if not 1 <= port <= 65535:
-        problems.append(f"the port of {what} is not a number from 1 to 65535")
-        return None
+        raise ValueError(f"the port of {what} is not a number from 1 to 65535")
     return Host(name, port)
 
 

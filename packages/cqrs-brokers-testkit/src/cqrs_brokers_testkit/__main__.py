@@ -2,7 +2,7 @@
 
 import sys
 
-from cqrs_brokers_testkit.conformance.command import main
+from cqrs_brokers_testkit.conformance._command import main
 
 if __name__ == "__main__":
     sys.exit(main())

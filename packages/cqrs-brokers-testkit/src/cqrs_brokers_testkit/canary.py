@@ -185,7 +185,7 @@ class CanaryScanner:
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """Looks at everything that is logged (at DEBUG, by any logger), warned, or raised where nobody can catch it."""
-        from cqrs_brokers_testkit.conformance.watching import logs_at_debug
+        from cqrs_brokers_testkit.conformance._watching import logs_at_debug
 
         before = sys.unraisablehook
 

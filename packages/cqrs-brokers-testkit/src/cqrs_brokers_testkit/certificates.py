@@ -4,6 +4,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+__all__ = ["Certificates", "make_certificates"]
+
 _DAYS = 2
 
 

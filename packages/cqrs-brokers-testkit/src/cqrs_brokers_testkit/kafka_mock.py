@@ -10,7 +10,9 @@ import functools
 from pathlib import Path
 from typing import Any, Self
 
-from cqrs_brokers_testkit.optional import MissingExtra, require
+from cqrs_brokers_testkit._optional import MissingExtra, require
+
+__all__ = ["KafkaMock"]
 
 PRODUCE, METADATA, INIT_PRODUCER_ID = 0, 3, 22  # Kafka's API keys, for `push_errors`
 

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+__all__ = ["Leak", "Resources", "no_leaks", "no_leaks_sync"]
+
 
 class Leak(AssertionError):  # noqa: N818 - names what was found
     """Something was left behind. The text lists it.

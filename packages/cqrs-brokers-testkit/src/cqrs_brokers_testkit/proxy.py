@@ -22,7 +22,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
-from cqrs_brokers_testkit.servers.processes import LOOPBACK, free_port
+from cqrs_brokers_testkit.servers._processes import LOOPBACK, free_port
+
+__all__ = ["FaultProxy", "ProxyConnection"]
 
 Way = Literal["up", "down", "both"]
 Ending = Literal["reset", "close", "stall"]

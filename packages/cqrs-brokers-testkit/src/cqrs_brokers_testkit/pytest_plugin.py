@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import pytest
 
-from .memory import memory_broker_url, published  # noqa: F401 - fixtures: pytest finds them here
+from ._memory import memory_broker_url, published  # noqa: F401 - fixtures: pytest finds them here
+
+__all__ = ["UniqueName"]
 
 if TYPE_CHECKING:
     from cqrs_brokers_testkit.certificates import Certificates

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from cqrs_brokers_testkit.optional import require
+from cqrs_brokers_testkit._optional import MissingExtra, require
+
+__all__ = ["MissingExtra", "Record", "TooFewRecords", "bind_queue", "delete_queue", "drain_queue", "drain_topic"]
 
 _NOT_USER_HEADERS = {"message-id", "message-name", "content-type", "ordering-key"}
 

@@ -1,6 +1,6 @@
 """Recognises common mistakes in config strings that platforms and shells give, and says what to write instead.
 
-The parser would refuse each of these strings anyway. The texts quote nothing of the string.
+It is asked about strings that the parser has refused. The texts quote nothing of the string.
 """
 
 from __future__ import annotations
@@ -9,7 +9,10 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-__all__ = ["FOREIGN_SCHEMES", "common_mistakes"]
+__all__ = ["FOREIGN_SCHEMES", "MAX_LENGTH", "common_mistakes"]
+
+MAX_LENGTH: Final = 8192
+"""Of a config string, in characters."""
 
 _KAFKA_TLS = "write kafka://, and ?security_protocol=SSL (with a user: SASL_SSL)"
 _RABBITMQ_TLS = "write amqps://"
@@ -30,18 +33,19 @@ FOREIGN_SCHEMES: Final[Mapping[str, str]] = {
 }
 """Schemes that others use, and what is written here. A plugin that claims one comes first."""
 
-_SCHEME = r"[A-Za-z][A-Za-z0-9+._-]*://"
 
-
-def common_mistakes(text: str) -> list[str]:
-    """A sentence for each common mistake in the string."""
+def common_mistakes(text: object) -> list[str]:
+    """A sentence for each common mistake in the string; none for what is not text, or longer than any config string."""
+    if not isinstance(text, str) or len(text) > MAX_LENGTH:
+        return []
     problems = []
-    if text != text.strip("\ufeff \t\r\n"):
+    stripped = text.strip("\ufeff \t\r\n")
+    if text != stripped:
         problems.append(
             "the config string begins or ends with a line break, a space or another character that cannot be printed, "
             "which often comes from a file or a shell: remove it"
         )
-        text = text.strip("\ufeff \t\r\n")
+    text = stripped
     if len(text) > 1 and text[0] in "\"'`" and text[-1] == text[0]:
         problems.append("the config string is in quotes, which an .env file or a YAML file may keep: remove them")
         text = text[1:-1]
@@ -52,7 +56,7 @@ def common_mistakes(text: str) -> list[str]:
         return [*problems, "the config string is a variable that nothing has replaced by its value"]
     scheme, separator, rest = text.partition("://")
     authority = re.split(r"[/?]", rest, maxsplit=1)[0].rpartition("@")[2]
-    if re.match(rf"[^/?]*,\s*{_SCHEME}", rest):
+    if re.match(r"[^/?]*,\s*[A-Za-z][A-Za-z0-9+._-]*://", rest):
         problems.append("the scheme stands in front of every host: write it once, in front of the first")
         if scheme.lower() in FOREIGN_SCHEMES:
             problems.append(f"{scheme.lower()}:// is not a scheme here: {FOREIGN_SCHEMES[scheme.lower()]}")

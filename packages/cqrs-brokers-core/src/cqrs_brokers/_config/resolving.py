@@ -66,15 +66,17 @@ class ResolvedOptions(NamedTuple, Generic[O]):
 
 
 class _Spec(NamedTuple):
-    """What the model says about one option."""
+    """What is known about one option."""
 
     convert: Callable[[str], Any] | None
-    quantity: Quantity | None
-    unit: str | None
-    default: Any
     description: str
-    secret: bool
-    keyword_only: bool
+    default: Any = None
+    quantity: Quantity | None = None
+    unit: str | None = None
+    secret: bool = False
+    keyword_only: bool = False
+    in_userinfo: bool = False
+    """It is the password of the URL's user, and no field of the model."""
 
     def effective(self, name: str, value: object, origin: Origin) -> EffectiveOption:
         default = "required" if self.default is PydanticUndefined else show(self.default, self.quantity)
@@ -83,15 +85,17 @@ class _Spec(NamedTuple):
         return EffectiveOption(name, text, default, origin, self.unit, self.description)
 
 
-_PASSWORD = _Spec(Secret, None, None, None, "Of the user in the URL.", secret=True, keyword_only=False)
-
-
 class _Given(NamedTuple):
     """A value before it is converted."""
 
     value: object
-    source: Literal["value", "file", "env"]
     origin: Origin
+    suffix: Literal["", "_file", "_env"] = ""
+    """What the option's name was given with, when the value is a reference to a secret."""
+
+
+_PASSWORD = _Spec(Secret, "Of the user in the URL.", secret=True, in_userinfo=True)
+_ORIGINS: dict[str, Origin] = {"_file": "file", "_env": "environment"}
 
 
 def resolve_options(
@@ -116,72 +120,63 @@ def resolve_options(
         PluginContractError: The model breaks a rule of this module.
     """
     specs = _specs(options_type)
+    if url is None:
+        specs = {name: spec for name, spec in specs.items() if not spec.in_userinfo}
+    prefix = f"{source}: " if source else ""
     problems: list[str] = []
-    string: dict[str, object] = dict(url.query) if url is not None else {}
-    userinfo = url is not None and "userinfo" in options_type.url_parts
-    given = _layer(string, "string", specs, userinfo, problems)
+    given: dict[str, _Given] = {}
     if url is not None:
-        _check_parts(url, options_type, problems)
+        given = _layer(url.query, "string", specs, problems)
+        problems += _unread_parts(url, options_type)
         if url.password is not None:
             if "password" in given:
                 problems.append("the password is given twice: in the user part and as an option")
-            given["password"] = _Given(url.password, "value", "string")
-    problems = [_in_string(problem, source) for problem in problems]
-    given |= _layer(keywords or {}, "keyword", specs, userinfo, problems)
+            given["password"] = _Given(url.password, "string")
+    problems = [prefix + problem for problem in problems]
+    given |= _layer(keywords or {}, "keyword", specs, problems)
 
     values: dict[str, Any] = {}
-    origins: dict[str, Origin] = {}
-    bad: set[str] = set()
     for name, item in given.items():
         try:
-            values[name] = _read(name, item, specs.get(name, _PASSWORD))
-            origins[name] = item.origin if item.source == "value" else _ORIGIN[item.source]
+            values[name] = _read(item, specs.get(name, _PASSWORD))
         except ValueError as error:
-            problem = f"{name}{_SUFFIX[item.source]}: {error}"
-            problems.append(_in_string(problem, source) if item.origin == "string" else problem)
-            bad.add(name)
+            problems.append(f"{prefix if item.origin == 'string' else ''}{name}{item.suffix}: {error}")
+    bad = given.keys() - values.keys()
 
-    password = values.pop("password", None) if userinfo else None
-    if userinfo and url is not None and "password" not in bad:
+    password = values.pop("password", None) if "userinfo" in options_type.url_parts else None
+    if url is not None and "userinfo" in options_type.url_parts and "password" not in bad:
         if url.username is None and password is not None:
-            problem = "a password without a user: put the user before an '@' in front of the hosts"
-            problems.append(_in_string(problem, source))
+            problems.append(f"{prefix}a password without a user: put the user before an '@' in front of the hosts")
         elif url.username is not None and password is None:
-            problem = "a user without a password: write user:password@, or use password_file=, password_env="
-            problems.append(_in_string(problem, source))
+            missing = "a user without a password: write user:password@, or use password_file=, password_env="
+            problems.append(prefix + missing)
         elif password is not None:
             url = url.replace(password=password)
 
     options, more = _validate(options_type, values, bad, only_fields=bool(problems))
-    in_string = {name for name, item in given.items() if item.origin == "string"}
-    more = [_in_string(text, source) if text.partition(":")[0] in in_string else text for text in more]
-    if problems or more or options is None:
-        raise ConfigError(without_secrets(problems + more, [*values.values(), password]))
-    effective = {
-        name: spec.effective(name, getattr(options, name), origins.get(name, "default")) for name, spec in specs.items()
-    }
-    if password is not None:
-        effective["password"] = _PASSWORD.effective("password", password, origins["password"])
+    for text in more:
+        found = given.get(text.partition(":")[0])
+        problems.append(prefix + text if found is not None and found.origin == "string" else text)
+    if problems or options is None:
+        raise ConfigError(without_secrets(problems, [*values.values(), password]))
+    effective = {}
+    for name, spec in specs.items():
+        source_of = given.get(name)
+        origin = "default" if source_of is None else _ORIGINS.get(source_of.suffix, source_of.origin)
+        if not spec.in_userinfo:
+            effective[name] = spec.effective(name, getattr(options, name), origin)
+        elif password is not None:
+            effective[name] = spec.effective(name, password, origin)
     return ResolvedOptions(options, url, MappingProxyType(effective))
-
-
-def _in_string(problem: str, source: str) -> str:
-    return f"{source}: {problem}" if source else problem
 
 
 def describe_options(options_type: type[BrokerOptions]) -> list[EffectiveOption]:
     """Every option with its default, for documentation and for `describe` without opening anything."""
-    listed = [
-        spec.effective(name, None if spec.default is PydanticUndefined else spec.default, "default")
-        for name, spec in _specs(options_type).items()
-    ]
-    if "userinfo" in options_type.url_parts:
-        listed.append(_PASSWORD.effective("password", None, "default"))
+    listed = []
+    for name, spec in _specs(options_type).items():
+        default = None if spec.default is PydanticUndefined else spec.default
+        listed.append(spec.effective(name, default, "default"))
     return listed
-
-
-_ORIGIN: dict[str, Origin] = {"file": "file", "env": "environment"}
-_SUFFIX = {"value": "", "file": "_file", "env": "_env"}
 
 
 @lru_cache(maxsize=256)
@@ -215,9 +210,11 @@ def _specs(options_type: type[BrokerOptions]) -> Mapping[str, _Spec]:
             unit=None if unit is None else str(unit),
             default=field.default,
             description=field.description or "",
-            secret=secret,
+            secret=secret and not keyword_only,
             keyword_only=keyword_only,
         )
+    if "userinfo" in options_type.url_parts:
+        specs["password"] = _PASSWORD
     return MappingProxyType(specs)
 
 
@@ -228,12 +225,9 @@ def _build(options_type: type[BrokerOptions]) -> None:
     entry_points.txt of any package then raises here. pydantic looks only once, so the second try shows whether the
     model itself is wrong.
     """
-    try:
-        options_type.model_rebuild()
-        return
-    except Exception:
+    for second in (False, True):
         try:
-            options_type.model_rebuild(force=True)
+            options_type.model_rebuild(force=second)
             return
         except Exception as error:
             problem = error
@@ -242,76 +236,69 @@ def _build(options_type: type[BrokerOptions]) -> None:
 
 
 def _layer(
-    layer: Mapping[str, object], origin: Origin, specs: Mapping[str, _Spec], userinfo: bool, problems: list[str]
+    layer: Mapping[str, object], origin: Origin, specs: Mapping[str, _Spec], problems: list[str]
 ) -> dict[str, _Given]:
     """One source of options, each under the name it is an option for."""
-    secrets = {name for name, spec in specs.items() if spec.secret and not spec.keyword_only}
-    if userinfo:
-        secrets.add("password")
-    known = set(specs) | {name + suffix for name in secrets for suffix in ("_file", "_env")}
+    known: dict[str, tuple[str, Literal["", "_file", "_env"]]] = {}
+    for name, spec in specs.items():
+        if spec.secret:
+            known |= {f"{name}_file": (name, "_file"), f"{name}_env": (name, "_env")}
+    known |= {name: (name, "") for name in specs}
     given: dict[str, _Given] = {}
     after_secret = None
     for key, value in layer.items():
-        base, source = key, "value"
-        if key not in specs:
-            for suffix in ("file", "env"):
-                if key.endswith(f"_{suffix}") and key[: -len(suffix) - 1] in secrets:
-                    base, source = key[: -len(suffix) - 1], suffix
-        if origin == "string" and key in specs and specs[key].keyword_only:
+        name, suffix = known.get(key, ("", ""))
+        if not name and after_secret is None:
+            problems.append(f"unknown option {key!r}{did_you_mean(key, known)}")
+        elif not name:
+            problems.append(
+                f"unknown option after {after_secret!r}; its name is not shown, because it may be a part of the "
+                "secret: write & in values as %26"
+            )
+        elif origin == "string" and specs[name].keyword_only:
             problems.append(f"option {key!r} is an object: give it as a keyword, not in the config string")
-        elif origin == "string" and key == "password" and userinfo:
+        elif origin == "string" and not suffix and specs[name].in_userinfo:
             problems.append("option 'password': write user:password@, or give password_file= or password_env=")
-        elif base not in specs and base not in secrets:
-            if after_secret is None:
-                problems.append(f"unknown option {key!r}{did_you_mean(key, known)}")
-            else:
-                problems.append(
-                    f"unknown option after {after_secret!r}; its name is not shown, because it may be a part of the "
-                    "secret: write & in values as %26"
-                )
-        elif base in given:
-            problems.append(f"option {base!r} is given twice: use one of {base}, {base}_file, {base}_env")
+        elif name in given:
+            problems.append(f"option {name!r} is given twice: use one of {name}, {name}_file, {name}_env")
         else:
-            given[base] = _Given(value, source, origin)  # type: ignore[arg-type]
+            given[name] = _Given(value, origin, suffix)
         if origin == "string" and after_secret is None and names_a_secret(key):
             after_secret = key
     return given
 
 
-def _check_parts(url: BrokerURL, options_type: type[BrokerOptions], problems: list[str]) -> None:
-    """Adds a problem for each part of the URL that the plugin does not read."""
-    found = {
-        "userinfo": url.username is not None,
-        "hosts": bool(url.hosts),
-        "path": bool(url.path),  # a lone "/" is how many write no path
-    }
-    names = {"userinfo": "user", "hosts": "hosts", "path": "path"}
-    for part, present in found.items():
+def _unread_parts(url: BrokerURL, options_type: type[BrokerOptions]) -> list[str]:
+    """A problem for each part of the URL that the plugin does not read; a lone "/" is how many write no path."""
+    problems = []
+    parts = {"userinfo": ("user", url.username is not None), "hosts": ("hosts", url.hosts), "path": ("path", url.path)}
+    for part, (name, present) in parts.items():
         if present and part not in options_type.url_parts:
             instead = options_type.instead_of_parts.get(part)
-            problems.append(f"{url.scheme}:// takes no {names[part]}" + (f": {instead}" if instead else ""))
+            problems.append(f"{url.scheme}:// takes no {name}" + (f": {instead}" if instead else ""))
+    return problems
 
 
-def _read(name: str, item: _Given, spec: _Spec) -> Any:
+def _read(item: _Given, spec: _Spec) -> Any:
     """The Python value. This function converts text; the model validates everything else."""
     value = item.value
-    if item.source != "value":
+    if item.suffix:
         reference = value.reveal() if isinstance(value, Secret) else value
         if not isinstance(reference, (str, os.PathLike)):
             raise ValueError(f"must be text, not {type(reference).__name__}")
-        read = Secret.from_file if item.source == "file" else Secret.from_environment
+        read = Secret.from_file if item.suffix == "_file" else Secret.from_environment
         return read(os.fspath(reference))
     if spec.keyword_only:
         return value
     if isinstance(value, Secret) and not spec.secret:
-        return value.reveal()
-    if isinstance(value, str):
+        value = value.reveal()
+    elif isinstance(value, str):
         if spec.secret and not value:
             raise ValueError("is empty")
-        return spec.convert(value) if spec.convert else value
-    if spec.quantity is not None and spec.quantity.unit == "s" and type(value) is int:
-        return float(value)
-    if spec is _PASSWORD and not isinstance(value, (Secret, type(None))):
+        value = spec.convert(value) if spec.convert else value
+    elif spec.quantity is not None and spec.quantity.unit == "s" and type(value) is int:
+        value = float(value)
+    elif spec.in_userinfo and not isinstance(value, (Secret, type(None))):
         raise ValueError("must be text")
     return value
 

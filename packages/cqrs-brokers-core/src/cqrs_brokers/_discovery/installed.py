@@ -183,26 +183,29 @@ def _why_unusable(entry_point: EntryPoint) -> str | None:
 
 
 def _header(distribution: Distribution) -> tuple[str, str, tuple[str, ...], str | None]:
-    """A distribution's name, version and requirements on core, and what is wrong with its metadata."""
+    """A distribution's name, version and requirements on core, and what is wrong with its metadata.
+
+    The standard library reads the text: `Distribution.metadata` costs twice as much, because its class loads the whole
+    machinery of mail headers.
+    """
+    from email.parser import HeaderParser
+
     try:
-        metadata = distribution.metadata
-        requires = metadata.get_all("Requires-Dist")
-        if requires is None and distribution.read_text("METADATA") is None:  # egg-info: they are in another file
-            requires = distribution.requires
-        name, version = metadata.get("Name") or "", metadata.get("Version") or ""
-    except (FileNotFoundError, AttributeError):  # no metadata; importlib-metadata 8.7 gives None for it
-        name, version, requires = "", "", None
+        text = distribution.read_text("METADATA")
+        header = HeaderParser().parsestr(text or distribution.read_text("PKG-INFO") or "")
+        requires = header.get_all("Requires-Dist") or []
+        if text is None:  # an egg-info: they are in another file
+            requires = distribution.requires or []
     except Exception as error:
         return "", "", (), f"its metadata cannot be read ({type(error).__name__})"
-    on_core = tuple(line for line in requires or () if canonical(line).startswith(CORE))
+    name, version = str(header.get("Name", "")), str(header.get("Version", ""))
+    on_core = tuple(line for line in requires if canonical(line).startswith(CORE))
     return name, version, on_core, None if version else "its metadata gives no version"
 
 
 def _core_version() -> str | None:
-    try:
-        return next(_distributions(name=CORE)).version or None
-    except Exception:
-        return None
+    versions = [_header(core)[1] for core in _distributions(name=CORE)]
+    return versions[0] or None if versions else None
 
 
 def _printable(text: str) -> str:

@@ -6,10 +6,10 @@
 Or `python -m cqrs_brokers_testkit my-scheme`, or in pytest a subclass of `pytest_glue.BrokerConformance`.
 """
 
-from cqrs_brokers_testkit.conformance.case import CASES, Case
-from cqrs_brokers_testkit.conformance.harness import Harness, NotApplicable, Refusal, Target, Unsupported
-from cqrs_brokers_testkit.conformance.report import CaseResult, ConformanceFailed, Report
-from cqrs_brokers_testkit.conformance.runner import run
+from cqrs_brokers_testkit.conformance._case import CASES, Case
+from cqrs_brokers_testkit.conformance._harness import Harness, NotApplicable, Refusal, Target, Unsupported
+from cqrs_brokers_testkit.conformance._report import CaseResult, ConformanceFailed, Report
+from cqrs_brokers_testkit.conformance._runner import run
 from cqrs_brokers_testkit.readers import Record
 
 __all__ = [

@@ -16,9 +16,11 @@ from typing import ClassVar
 
 import pytest
 
-from cqrs_brokers_testkit.conformance.case import CASES, Case
-from cqrs_brokers_testkit.conformance.harness import Harness
-from cqrs_brokers_testkit.conformance.runner import Session, session
+from cqrs_brokers_testkit.conformance._case import CASES, Case
+from cqrs_brokers_testkit.conformance._harness import Harness
+from cqrs_brokers_testkit.conformance._runner import Session, session
+
+__all__ = ["BrokerConformance"]
 
 
 class BrokerConformance:
@@ -32,9 +34,12 @@ class BrokerConformance:
 
     @pytest.fixture(scope="class")
     @classmethod
-    def conformance(cls) -> Iterator[Session]:
+    def conformance(cls, request: pytest.FixtureRequest) -> Iterator[Session]:
         """The harness, started when the first live case runs and stopped after the last one."""
+        items = [item for item in request.session.items if isinstance(item, pytest.Function) and item.cls is cls]
         with session(cls.harness(), progress=lambda _: None) as running:
+            chosen = [item.callspec.params.get("case") for item in items if hasattr(item, "callspec")]
+            running.chosen = [case.id for case in chosen if isinstance(case, Case)]
             yield running
 
     @pytest.mark.parametrize("case", CASES.values(), ids=lambda case: case.id)

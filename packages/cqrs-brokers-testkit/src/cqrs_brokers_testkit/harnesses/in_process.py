@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from cqrs_brokers import Message
+from cqrs_brokers_testkit._optional import require
 from cqrs_brokers_testkit.conformance import Harness, Record, Refusal
-from cqrs_brokers_testkit.optional import require
 
 __all__ = ["DevnullHarness", "MemoryHarness"]
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from cqrs_brokers import Message
+from cqrs_brokers_testkit._optional import require
 from cqrs_brokers_testkit.certificates import make_certificates
 from cqrs_brokers_testkit.conformance import Harness, Record, Refusal, Target
-from cqrs_brokers_testkit.optional import require
 from cqrs_brokers_testkit.proxy import FaultProxy
 from cqrs_brokers_testkit.readers import drain_topic
 from cqrs_brokers_testkit.servers import KafkaCluster, kafka
-from cqrs_brokers_testkit.servers.processes import LOOPBACK
+from cqrs_brokers_testkit.servers._processes import LOOPBACK
 
 __all__ = ["KafkaHarness"]
 
@@ -76,14 +76,13 @@ class KafkaHarness(Harness):
         return Target(self.url, self.new_topic_name())
 
     def forbidden_destination(self) -> Target:
-        topic = self.new_topic_name()
+        topic = f"forbidden-{self.new_topic_name()}"
         self.create_topic(topic)
-        # A producer is let in when it may write to any topic at all.
         names = require("confluent_kafka.admin", extra="kafka")
         rule = names.AclBinding(
             names.ResourceType.TOPIC,
-            "elsewhere",
-            names.ResourcePatternType.LITERAL,
+            "conformance-",  # all others of the suite
+            names.ResourcePatternType.PREFIXED,
             "User:writer",
             "*",
             names.AclOperation.WRITE,

@@ -16,7 +16,7 @@ from cqrs_brokers_testkit.conformance import Harness, Record, Target
 from cqrs_brokers_testkit.proxy import FaultProxy
 from cqrs_brokers_testkit.readers import bind_queue, delete_queue, drain_queue
 from cqrs_brokers_testkit.servers import RabbitMQNode, rabbitmq
-from cqrs_brokers_testkit.servers.processes import LOOPBACK
+from cqrs_brokers_testkit.servers._processes import LOOPBACK
 
 __all__ = ["RabbitMQHarness"]
 

@@ -6,33 +6,36 @@
 Not for production, and not for measuring speed: the servers run small.
 """
 
-from cqrs_brokers_testkit.servers.install import ServerUnavailable
+from cqrs_brokers_testkit.servers._database import DatabaseNode, DatabaseServer
+from cqrs_brokers_testkit.servers._install import ServerUnavailable
+from cqrs_brokers_testkit.servers._kafka_node import KafkaNode
+from cqrs_brokers_testkit.servers._processes import ServerFailed, free_port
 from cqrs_brokers_testkit.servers.kafka import KafkaCluster, KafkaServer, kafka, kafka_cluster
-from cqrs_brokers_testkit.servers.kafka_node import KafkaNode
 from cqrs_brokers_testkit.servers.mariadb import MariaDBNode, MariaDBServer, mariadb
 from cqrs_brokers_testkit.servers.postgresql import PostgreSQLNode, PostgreSQLServer, postgresql
-from cqrs_brokers_testkit.servers.processes import ServerFailed, free_port
 from cqrs_brokers_testkit.servers.qpid import QpidServer, qpid
 from cqrs_brokers_testkit.servers.rabbitmq import RabbitMQNode, RabbitMQServer, rabbitmq
 
 __all__ = [
-    "rabbitmq",
-    "kafka",
-    "kafka_cluster",
-    "RabbitMQServer",
-    "RabbitMQNode",
-    "KafkaServer",
+    "DatabaseNode",
+    "DatabaseServer",
     "KafkaCluster",
     "KafkaNode",
-    "qpid",
-    "QpidServer",
-    "postgresql",
-    "mariadb",
-    "PostgreSQLServer",
-    "PostgreSQLNode",
-    "MariaDBServer",
+    "KafkaServer",
     "MariaDBNode",
-    "ServerUnavailable",
+    "MariaDBServer",
+    "PostgreSQLNode",
+    "PostgreSQLServer",
+    "QpidServer",
+    "RabbitMQNode",
+    "RabbitMQServer",
     "ServerFailed",
+    "ServerUnavailable",
     "free_port",
+    "kafka",
+    "kafka_cluster",
+    "mariadb",
+    "postgresql",
+    "qpid",
+    "rabbitmq",
 ]

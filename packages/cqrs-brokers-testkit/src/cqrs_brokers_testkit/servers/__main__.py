@@ -7,10 +7,10 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping
 
-from cqrs_brokers_testkit.servers.brokers import kafka_installation, qpid_installation, rabbitmq_installation
-from cqrs_brokers_testkit.servers.databases import mariadb_installation, postgresql_installation
-from cqrs_brokers_testkit.servers.install import ServerUnavailable
-from cqrs_brokers_testkit.servers.processes import report
+from cqrs_brokers_testkit.servers._brokers import kafka_installation, qpid_installation, rabbitmq_installation
+from cqrs_brokers_testkit.servers._databases import mariadb_installation, postgresql_installation
+from cqrs_brokers_testkit.servers._install import ServerUnavailable
+from cqrs_brokers_testkit.servers._processes import report
 
 
 def _rabbitmq() -> str:

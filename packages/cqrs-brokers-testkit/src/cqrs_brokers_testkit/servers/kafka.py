@@ -12,18 +12,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 from urllib.parse import urlsplit
 
+from cqrs_brokers_testkit._optional import require
 from cqrs_brokers_testkit.certificates import Certificates
-from cqrs_brokers_testkit.optional import require
-from cqrs_brokers_testkit.servers.brokers import kafka_installation
-from cqrs_brokers_testkit.servers.install import Progress
-from cqrs_brokers_testkit.servers.kafka_node import KafkaNode, Listener, node_process, properties_of, security_of
-from cqrs_brokers_testkit.servers.processes import (
+from cqrs_brokers_testkit.servers._brokers import kafka_installation
+from cqrs_brokers_testkit.servers._install import Progress
+from cqrs_brokers_testkit.servers._kafka_node import KafkaNode, Listener, node_process, properties_of, security_of
+from cqrs_brokers_testkit.servers._processes import (
     LOOPBACK,
     ServerFailed,
     free_port,
     report,
     server_folder,
 )
+
+__all__ = ["KafkaCluster", "KafkaServer", "kafka", "kafka_cluster"]
 
 if TYPE_CHECKING:
     from confluent_kafka.admin import AdminClient

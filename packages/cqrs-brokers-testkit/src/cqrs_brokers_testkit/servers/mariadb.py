@@ -10,10 +10,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from cqrs_brokers_testkit.servers.database import DatabaseNode, DatabaseServer, make_data
-from cqrs_brokers_testkit.servers.databases import MariaDBInstallation, mariadb_installation
-from cqrs_brokers_testkit.servers.install import Progress
-from cqrs_brokers_testkit.servers.processes import LOOPBACK, free_port, report, server_folder
+from cqrs_brokers_testkit.servers._database import DatabaseNode, DatabaseServer, make_data
+from cqrs_brokers_testkit.servers._databases import MariaDBInstallation, mariadb_installation
+from cqrs_brokers_testkit.servers._install import Progress
+from cqrs_brokers_testkit.servers._processes import LOOPBACK, free_port, report, server_folder
+
+__all__ = ["MariaDBNode", "MariaDBServer", "mariadb"]
 
 _SETTINGS = {
     "bind-address": LOOPBACK,

@@ -14,10 +14,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from cqrs_brokers_testkit.servers.database import DatabaseNode, DatabaseServer, make_data
-from cqrs_brokers_testkit.servers.databases import PostgreSQLInstallation, postgresql_installation
-from cqrs_brokers_testkit.servers.install import Progress, ServerUnavailable
-from cqrs_brokers_testkit.servers.processes import LOOPBACK, free_port, report, server_folder
+from cqrs_brokers_testkit.servers._database import DatabaseNode, DatabaseServer, make_data
+from cqrs_brokers_testkit.servers._databases import PostgreSQLInstallation, postgresql_installation
+from cqrs_brokers_testkit.servers._install import Progress, ServerUnavailable
+from cqrs_brokers_testkit.servers._processes import LOOPBACK, free_port, report, server_folder
+
+__all__ = ["PostgreSQLNode", "PostgreSQLServer", "postgresql"]
 
 _SETTINGS = {
     "listen_addresses": LOOPBACK,

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cqrs_brokers_testkit.servers.brokers import QpidInstallation, qpid_installation
-from cqrs_brokers_testkit.servers.install import Progress
-from cqrs_brokers_testkit.servers.processes import (
+from cqrs_brokers_testkit.servers._brokers import QpidInstallation, qpid_installation
+from cqrs_brokers_testkit.servers._install import Progress
+from cqrs_brokers_testkit.servers._processes import (
     LOOPBACK,
     ServerProcess,
     accepts,

@@ -16,9 +16,9 @@ from typing import Any, Literal, overload
 from urllib.parse import quote, urlencode, urlsplit
 
 from cqrs_brokers_testkit.certificates import Certificates
-from cqrs_brokers_testkit.servers.brokers import RabbitMQInstallation, rabbitmq_installation
-from cqrs_brokers_testkit.servers.install import Progress
-from cqrs_brokers_testkit.servers.processes import (
+from cqrs_brokers_testkit.servers._brokers import RabbitMQInstallation, rabbitmq_installation
+from cqrs_brokers_testkit.servers._install import Progress
+from cqrs_brokers_testkit.servers._processes import (
     LOOPBACK,
     ServerFailed,
     ServerProcess,
@@ -28,6 +28,8 @@ from cqrs_brokers_testkit.servers.processes import (
     report,
     server_folder,
 )
+
+__all__ = ["RabbitMQNode", "RabbitMQServer", "rabbitmq"]
 
 START_TIMEOUT = 60.0
 _CTL_TIMEOUT = 60.0

@@ -1,0 +1,372 @@
+"""What a case is, and what it gets: the registry, the checks, and the context that opens brokers and reads back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from cqrs_brokers import Broker, Capabilities, DeliveryError, Message, NotDeliveredError, Receipt, open_broker
+from cqrs_brokers.driver import ContractBreach
+from cqrs_brokers.hooks import load_plugin
+from cqrs_brokers_testkit.conformance._harness import Harness, NotApplicable, Unsupported
+from cqrs_brokers_testkit.readers import Record, TooFewRecords
+
+Kind = Literal["static", "live", "fault"]
+CaseFunction = Callable[["Context"], Awaitable[None] | None]
+Outcome = Receipt | BaseException
+
+CASES: dict[str, Case] = {}
+"""Every case by its id, in the order in which they run."""
+
+
+class CaseFailed(AssertionError):  # noqa: N818 - names what happened
+    """The broker under test did not do what the case demands. The text says what was expected and what happened."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing that a plugin must prove.
+
+    Attributes:
+        id: `section.what-holds`.
+        kind: static: needs no server; live: needs one; fault: breaks it or the way to it.
+        function: The check. A plain function runs its own event loops.
+        needs: What the harness must offer: names of its methods or attributes.
+        capability: It belongs to the profile of this capability; None: to `core`.
+        without: It holds for drivers that do not declare this capability.
+        waivable: The harness may say that the broker has no such thing (`Harness.not_applicable`).
+        like: Waived with this case, which is about the same thing.
+        limit: Seconds after which it has failed.
+        waits: It mostly waits, and touches nothing that another case uses: it runs beside others of this kind.
+    """
+
+    id: str
+    kind: Kind
+    function: CaseFunction
+    needs: tuple[str, ...]
+    capability: str | None
+    without: str | None
+    waivable: bool
+    like: str | None
+    limit: float
+    waits: bool = False
+
+    @property
+    def title(self) -> str:
+        """What holds, in a sentence."""
+        return (self.function.__doc__ or "").strip().splitlines()[0]
+
+    @property
+    def profile(self) -> str:
+        """The capability that it belongs to, or `core`."""
+        return self.capability or "core"
+
+
+def case(
+    case_id: str,
+    kind: Kind,
+    *,
+    needs: Sequence[str] = (),
+    capability: str | None = None,
+    without: str | None = None,
+    waivable: bool = False,
+    like: str | None = None,
+    limit: float | None = None,
+    waits: bool = False,
+) -> Callable[[CaseFunction], CaseFunction]:
+    """Registers a function as a case; see `Case` for the arguments."""
+
+    def register(function: CaseFunction) -> CaseFunction:
+        if case_id in CASES:
+            raise ValueError(f"two cases are called {case_id}")
+        seconds = limit if limit is not None else {"static": 20.0, "live": 30.0, "fault": 60.0}[kind]
+        CASES[case_id] = Case(
+            case_id, kind, function, tuple(needs), capability, without, waivable, like, seconds, waits
+        )
+        return function
+
+    return register
+
+
+def check(condition: object, text: str) -> None:
+    """Fails the case with this text unless the condition holds."""
+    if not condition:
+        raise CaseFailed(text)
+
+
+def show(outcome: object) -> str:
+    """An outcome in a few words."""
+    if isinstance(outcome, Receipt):
+        return "a receipt" if outcome.confirmed else "an unconfirmed receipt"
+    if isinstance(outcome, BaseException):
+        return f"{type(outcome).__name__}: {outcome}"[:300]
+    return f"{outcome!r}"[:300]
+
+
+def tally(outcomes: Iterable[object]) -> str:
+    """How many outcomes there are of each kind, with the text of the first of each kind of error."""
+    first: dict[str, object] = {}
+    kinds: Counter[str] = Counter()
+    for outcome in outcomes:
+        kind = "receipt" if isinstance(outcome, Receipt) else type(outcome).__name__
+        kinds[kind] += 1
+        first.setdefault(kind, outcome)
+    return ", ".join(
+        f"{count} {kind}" + ("" if kind == "receipt" else f" ({first[kind]})"[:300])
+        for kind, count in kinds.most_common()
+    )
+
+
+def check_receipt(outcome: object, what: str = "a good message") -> None:
+    """The outcome is a receipt; `what` says of what."""
+    check(isinstance(outcome, Receipt), f"{what} got {show(outcome)}")
+
+
+async def outcome_of(sending: Awaitable[Receipt]) -> Receipt | DeliveryError:
+    """The receipt, or the delivery error; anything else is raised."""
+    try:
+        return await sending
+    except DeliveryError as error:
+        return error
+
+
+async def send_from_tasks(broker: Broker, messages: Sequence[Message], tasks: int) -> list[Receipt | DeliveryError]:
+    """Sends from so many tasks, each its share one after the other; one outcome per message, in their order."""
+    outcomes: list[Any] = [None] * len(messages)
+
+    async def work(first: int) -> None:
+        for index in range(first, len(messages), tasks):
+            outcomes[index] = await outcome_of(broker.send_message(messages[index]))
+
+    await asyncio.gather(*(work(first) for first in range(min(tasks, len(messages)))))
+    return outcomes
+
+
+def breach_text(breach: ContractBreach) -> str:
+    """A breach of the driver's contract in a few words."""
+    about = "" if breach.message_id is None else f" for message {breach.message_id}"
+    return f"{breach.what if '(' in breach.what else f'{breach.method}() {breach.what}'}{about}"
+
+
+def check_all_receipts(outcomes: Sequence[object]) -> None:
+    """Every outcome is a receipt."""
+    wrong = [outcome for outcome in outcomes if not isinstance(outcome, Receipt)]
+    check(not wrong, f"{len(outcomes)} good messages were sent and got {tally(outcomes)}")
+
+
+def check_truth(messages: Sequence[Message], outcomes: Sequence[object], records: Sequence[Record]) -> None:
+    """Receipts are there, "not delivered" is absent, and nothing is there twice."""
+    seen = Counter(record.message_id for record in records)
+    twice = [message_id for message_id, times in seen.items() if times > 1]
+    check(not twice, f"{len(twice)} of {len(messages)} messages are in the broker more than once ({twice[:3]})")
+    pairs = [(str(message.message_id), outcome) for message, outcome in zip(messages, outcomes, strict=True)]
+    lost = [key for key, outcome in pairs if isinstance(outcome, Receipt) and not seen[key]]
+    check(not lost, f"{len(lost)} messages got a receipt and are not in the broker ({lost[:3]})")
+    lied = {key: outcome for key, outcome in pairs if isinstance(outcome, NotDeliveredError) and seen[key]}
+    check(
+        not lied,
+        f"{len(lied)} messages were reported as not delivered and are in the broker ({list(lied)[:3]}): "
+        f"{tally(lied.values())}",
+    )
+
+
+def check_order(messages: Sequence[Message], outcomes: Sequence[object], records: Sequence[Record]) -> None:
+    """Those with a receipt are in the log in the order of the calls, key by key."""
+    place = {str(message.message_id): number for number, message in enumerate(messages)}
+    confirmed = {
+        str(message.message_id) for message, o in zip(messages, outcomes, strict=True) if isinstance(o, Receipt)
+    }
+    by_key: dict[str | None, list[int]] = defaultdict(list)
+    for record in records:
+        if record.message_id in confirmed:
+            by_key[record.key].append(place[record.message_id])
+    wrong = [key for key, places in by_key.items() if places != sorted(places)]
+    check(not wrong, f"{len(wrong)} of {len(by_key)} keys are out of order in the broker")
+    check(None not in by_key, "messages with a key arrived without one")
+
+
+@dataclass
+class Context:
+    """What a case gets.
+
+    Attributes:
+        harness: The author's.
+        url: The config string.
+        capabilities: What the driver declares.
+        answers: What methods of the harness answered that are asked once in a run, by name.
+        breaches: What the drivers of this case did that their contract forbids; a case with any has failed.
+        lock: Held by `topic` and `do`: a harness need not be thread-safe, although cases run side by side.
+    """
+
+    harness: Harness
+    url: str
+    capabilities: Capabilities
+    answers: dict[str, Any] = field(default_factory=dict)
+    breaches: list[str] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    _brokers: list[Broker] = field(default_factory=list)
+
+    def count(self, full: int, least: int = 20) -> int:
+        """How many messages: `full` at the harness' scale 1."""
+        return max(min(full, least), int(full * self.harness.scale))
+
+    def open(self, url: str | None = None, /, **options: Any) -> Broker:
+        """Opens a broker; it is closed when the case ends."""
+        broker = open_broker(
+            url or self.url, distribution=self.harness.distribution, **{**self.harness.options, **options}
+        )
+        self._brokers.append(broker)
+        return broker
+
+    def new_topic(self) -> str:
+        """Creates a topic that nobody else uses, and returns its name."""
+        topic = self.harness.new_topic_name()
+        self.harness.create_topic(topic)
+        return topic
+
+    async def topic(self) -> str:
+        """`new_topic`, without blocking the loop."""
+        return str(await self.do(self.new_topic))
+
+    def message(self, topic: str, payload: object = None, **fields: Any) -> Message:
+        """A message for that topic."""
+        return Message("ConformanceEvent", topic, {"n": uuid.uuid4().hex} if payload is None else payload, **fields)
+
+    def read_now(self, topic: str, count: int) -> list[Record]:
+        """Everything in a topic, after waiting for `count` messages; fewer when they do not come."""
+        try:
+            return list(self.harness.read_back(topic, count))
+        except TooFewRecords as error:
+            return error.records
+
+    async def read(self, topic: str, count: int) -> list[Record]:
+        """`read_now`, without blocking the loop."""
+        return await asyncio.to_thread(self.read_now, topic, count)
+
+    async def read_one(self, topic: str) -> Record:
+        """The one message of a topic."""
+        records = await self.read(topic, 1)
+        check(len(records) == 1, f"one message was sent and {len(records)} are in the broker")
+        return records[0]
+
+    def read_held(self, topic: str) -> list[Record]:
+        """What is in a topic now, while the event loop is held: nothing can reach the driver meanwhile.
+
+        The harness reads in another thread, so that it may use asyncio.
+        """
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(self.read_now, topic, 0).result()
+
+    async def once(self, action: Callable[[], Any]) -> Any:
+        """What a method of the harness answers, asked once in a run: it may make users and servers."""
+        name = action.__name__
+        if name not in self.answers:
+            self.answers[name] = await self.do(action)
+        return self.answers[name]
+
+    async def try_to_create(self, topic: str) -> bool:
+        """Creates a topic with an odd name; False when the broker, or the harness, cannot."""
+        try:
+            await asyncio.to_thread(self.harness.create_topic, topic)
+        except Exception:
+            return False
+        return True
+
+    async def wait_for(self, holds: Callable[[], Awaitable[bool]], within: float, otherwise: str) -> None:
+        """Fails the case with this text when the condition does not hold within so many seconds."""
+        give_up = time.monotonic() + within
+        while not await holds():
+            check(time.monotonic() < give_up, otherwise)
+            await asyncio.sleep(0.05)
+
+    async def works_again(self, broker: Broker, topic: str, within: float = 8.0) -> None:
+        """Demands that sends succeed again within so many seconds.
+
+        After an error that looks permanent `Broker` tries again only 5 s later.
+        """
+        give_up = time.monotonic() + within
+        outcome: object = None
+        while time.monotonic() < give_up:
+            outcome = await outcome_of(broker.send_message(self.message(topic)))
+            if isinstance(outcome, Receipt):
+                return
+            await asyncio.sleep(0.3)
+        check(False, f"{within:g} s after the fault a good message still got {show(outcome)}")
+
+    async def do(self, action: Callable[[], Any]) -> Any:
+        """Runs a blocking method of the harness."""
+
+        def locked() -> Any:
+            with self.lock:
+                return action()
+
+        return await asyncio.to_thread(locked)
+
+    @contextlib.asynccontextmanager
+    async def entered(self, method: Callable[[], contextlib.AbstractContextManager[None]]) -> AsyncIterator[None]:
+        """Enters and leaves a context manager of the harness, in other threads than the loop's."""
+        context = await asyncio.to_thread(method)
+        await asyncio.to_thread(context.__enter__)
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(context.__exit__, None, None, None)
+
+    async def clean_up(self) -> None:
+        """Closes what the case left open."""
+        for broker in self._brokers:
+            with contextlib.suppress(Exception):
+                await asyncio.wait_for(broker.close(1.0), 4.0)
+            self.breaches += map(breach_text, broker.contract_breaches)
+        self._brokers.clear()
+
+
+def takes_credentials(ctx: Context) -> bool:
+    """Whether `Harness.url_with_credentials` makes a config string that the plugin accepts."""
+    if type(ctx.harness).url_with_credentials is not Harness.url_with_credentials:
+        return True
+    scheme = ctx.url.partition("://")[0]
+    return "userinfo" in load_plugin(scheme, ctx.harness.distribution).options_type().url_parts
+
+
+class Clock:
+    """Measures a block: `with Clock() as clock: ...; clock.seconds`."""
+
+    seconds = 0.0
+
+    def __enter__(self) -> Clock:
+        self._began = time.monotonic()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds = time.monotonic() - self._began
+
+
+__all__ = [
+    "CASES",
+    "Case",
+    "CaseFailed",
+    "Clock",
+    "Context",
+    "NotApplicable",
+    "Unsupported",
+    "case",
+    "check",
+    "check_all_receipts",
+    "check_order",
+    "check_receipt",
+    "check_truth",
+    "outcome_of",
+    "send_from_tasks",
+    "show",
+    "takes_credentials",
+    "tally",
+]

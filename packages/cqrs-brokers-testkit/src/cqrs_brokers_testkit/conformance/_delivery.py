@@ -1,0 +1,430 @@
+"""Cases about the truth of each outcome: receipt, not delivered, unknown."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import tracemalloc
+from collections import Counter
+from collections.abc import Mapping
+
+from cqrs_brokers import (
+    AuthenticationError,
+    AuthorizationError,
+    BrokerBlockedError,
+    ConnectError,
+    ConnectionLostError,
+    DeliveryTimeoutError,
+    DeliveryUnknownError,
+    DestinationNotFoundError,
+    Message,
+    NackedError,
+    NotConnectedError,
+    NotDeliveredError,
+    PublishForbiddenError,
+    Receipt,
+    TLSError,
+    UnreachableError,
+    UnroutableError,
+)
+from cqrs_brokers.driver import PipelinedDriver
+from cqrs_brokers_testkit.conformance._case import (
+    Clock,
+    Context,
+    case,
+    check,
+    check_all_receipts,
+    check_receipt,
+    check_truth,
+    outcome_of,
+    show,
+    tally,
+)
+
+_MIB = 2**20
+_GRACE = 1.0
+"""By contract an outcome comes at the latest so many seconds after the deadline."""
+
+# -- receipts ----------------------------------------------------------------------------------------------------------
+
+
+@case("delivery.receipt-means-it-is-there", "live", needs=["read_back"], capability="confirms")
+async def receipt_means_it_is_there(ctx: Context) -> None:
+    """When `send_message` returns, the receipt is confirmed and the message is in the broker."""
+    broker = ctx.open()
+    for _ in range(3):
+        topic = await ctx.topic()
+        message = ctx.message(topic)
+        receipt = await broker.send_message(message)
+        records = ctx.read_held(topic)
+        records = records or [r for r in await ctx.read(topic, 1) if ctx.harness.wire]  # readers need a moment to start
+        check(receipt.confirmed, "the receipt is not confirmed")
+        there = [record.message_id for record in records]
+        check(there == [str(message.message_id)], "the receipt came before the message was in the broker")
+
+
+@case("delivery.unconfirmed-is-said", "live", without="confirms")
+async def unconfirmed_is_said(ctx: Context) -> None:
+    """A driver that declares no confirms gives receipts that are not confirmed."""
+    receipt = await ctx.open().send_message(ctx.message(await ctx.topic()))
+    check(not receipt.confirmed, "the receipt is confirmed, and the driver does not declare confirms")
+
+
+@case("delivery.discarding-promises-nothing", "live", without="confirms")
+async def discarding_promises_nothing(ctx: Context) -> None:
+    """A broker that keeps nothing declares nothing that it would have to keep."""
+    if ctx.harness.discards:
+        check(not ctx.capabilities.durable, "it discards what it takes and declares durable")
+        check(not ctx.capabilities.unroutable_detection, "it discards what it takes and declares unroutable_detection")
+
+
+@case("delivery.discards-only-without-confirms", "live", capability="confirms")
+async def discards_only_without_confirms(ctx: Context) -> None:
+    """A broker that confirms keeps what it confirmed: its harness must be able to read it back."""
+    check(not ctx.harness.discards, "the harness says that the broker discards, and the driver declares confirms")
+
+
+@case("delivery.receipt-names-the-message", "live")
+async def receipt_names_the_message(ctx: Context) -> None:
+    """A receipt carries the message's id and topic and the broker's name; where there are offsets, each is unique."""
+    broker, topic = ctx.open(), await ctx.topic()
+    messages = [ctx.message(topic) for _ in range(10)]
+    receipts = await asyncio.gather(*(broker.send_message(message) for message in messages))
+    for message, receipt in zip(messages, receipts, strict=True):
+        wanted = (message.message_id, topic, broker.name)
+        check((receipt.message_id, receipt.topic, receipt.broker) == wanted, f"{receipt} is not that of {message}")
+    places = Counter((r.partition, r.offset) for r in receipts if r.offset is not None)
+    check(all(times == 1 for times in places.values()), "two receipts name the same partition and offset")
+
+
+@case("delivery.no-receipt-before-the-answer", "live", needs=["lose_answers"], capability="confirms")
+async def no_receipt_before_the_answer(ctx: Context) -> None:
+    """While the broker's answers do not come there is no receipt; when they come there is."""
+    broker, topic = ctx.open(delivery_timeout=10.0), await ctx.topic()
+    await broker.send_message(ctx.message(topic))
+    await ctx.do(ctx.harness.lose_answers)
+    try:
+        sending = asyncio.ensure_future(broker.send_message(ctx.message(topic)))
+        done, _ = await asyncio.wait([sending], timeout=0.7)
+        check(not done, "the send ended before the broker had answered")
+    finally:
+        await ctx.do(ctx.harness.resume)
+    outcome = await outcome_of(sending)
+    check_receipt(outcome, "the answer came, and the send")
+
+
+@case("delivery.every-message-is-answered", "live")
+async def every_message_is_answered(ctx: Context) -> None:
+    """Every message that is submitted gets its outcome, long before the deadline, and its place is free again."""
+    broker, topic = ctx.open(), await ctx.topic()
+    await broker.connect()
+    sends = [asyncio.ensure_future(outcome_of(broker.send_message(ctx.message(topic)))) for _ in range(200)]
+    done, pending = await asyncio.wait(sends, timeout=10.0)
+    check(not pending, f"{len(pending)} of 200 messages had no outcome after 10 s")
+    check_all_receipts([send.result() for send in done])
+    in_flight = (await broker.health()).in_flight
+    check(in_flight == 0, f"all have their outcome, and the driver still holds {in_flight}")
+
+
+# -- refused -----------------------------------------------------------------------------------------------------------
+
+
+@case("delivery.nack-is-not-success", "live", needs=["nacking_destination", "read_back"], waivable=True)
+async def nack_is_not_success(ctx: Context) -> None:
+    """A nack is `NackedError`, which is unknown: one queue refused the message, the other holds it, once."""
+    target = await ctx.do(ctx.harness.nacking_destination)
+    broker = ctx.open(target.url)
+    for _ in range(3):
+        outcome = await outcome_of(broker.send_message(ctx.message(target.topic)))
+        check(type(outcome) is NackedError, f"a nack became {show(outcome)}")
+    await asyncio.sleep(0.3)
+    records = await ctx.read(target.topic, 3)
+    check(len(records) == 3, f"3 messages were nacked, and the free queue holds {len(records)}: a blind resend")
+
+
+@case("delivery.refused-is-not-delivered", "live", needs=["refuse_next", "read_back"], waivable=True)
+async def refused_is_not_delivered(ctx: Context) -> None:
+    """A message that the broker refuses is `NotDeliveredError`, is absent, and the next one works."""
+    refusal = await ctx.do(ctx.harness.refuse_next)
+    broker = ctx.open(refusal.url)
+    outcome = await outcome_of(broker.send_message(refusal.message))
+    check(isinstance(outcome, NotDeliveredError), f"a refused message got {show(outcome)}")
+    good = ctx.message(refusal.topic)
+    check_receipt(await outcome_of(broker.send_message(good)), "the next good message")
+    ids = [record.message_id for record in await ctx.read(refusal.topic, 1)]
+    check(ids == [str(good.message_id)], "the refused message is in the broker, or the good one is not")
+
+
+@case("delivery.refused-spares-its-neighbours", "live", needs=["refuse_next", "read_back"], waivable=True)
+async def refused_spares_its_neighbours(ctx: Context) -> None:
+    """In a batch only the refused message fails; its neighbours are delivered and get their own receipts."""
+    refusal = await ctx.do(ctx.harness.refuse_next)
+    good = [ctx.message(refusal.topic) for _ in range(20)]
+    messages = [refusal.message, *good]
+    outcomes = await ctx.open(refusal.url).send_messages(messages)
+    check(isinstance(outcomes[0], NotDeliveredError), f"the refused message got {show(outcomes[0])}")
+    check_all_receipts(outcomes[1:])
+    check_truth(messages, outcomes, await ctx.read(refusal.topic, len(good)))
+
+
+@case("delivery.unroutable-is-reported", "live", needs=["make_unroutable"], capability="unroutable_detection")
+async def unroutable_is_reported(ctx: Context) -> None:
+    """A message that no queue takes is `UnroutableError`, each time, and the next good one works."""
+    target = await ctx.do(ctx.harness.make_unroutable)
+    broker, topic = ctx.open(target.url), await ctx.topic()
+    for _ in range(2):
+        outcome = await outcome_of(broker.send_message(ctx.message(target.topic)))
+        check(type(outcome) is UnroutableError, f"an unroutable message got {show(outcome)}")
+    good = await outcome_of(broker.send_message(ctx.message(topic)))
+    check_receipt(good, "the next good message")
+
+
+@case("delivery.unroutable-twin-is-told-apart", "live", needs=["make_unroutable"], capability="unroutable_detection")
+async def unroutable_twin_is_told_apart(ctx: Context) -> None:
+    """With two equal message ids in flight only the unroutable one is reported."""
+    target = await ctx.do(ctx.harness.make_unroutable)
+    broker, topic = ctx.open(target.url), await ctx.topic()
+    await broker.connect()
+    for _ in range(5):
+        good = ctx.message(topic)
+        twin = ctx.message(target.topic, message_id=good.message_id)
+        pair = [twin, good] if _ % 2 else [good, twin]
+        outcomes = await asyncio.gather(*(outcome_of(broker.send_message(message)) for message in pair))
+        for message, outcome in zip(pair, outcomes, strict=True):
+            wanted = Receipt if message is good else UnroutableError
+            check(isinstance(outcome, wanted), f"expected {wanted.__name__} for {message.topic}, got {show(outcome)}")
+
+
+@case("delivery.missing-destination", "live", needs=["missing_destination"], waivable=True, waits=True)
+async def missing_destination(ctx: Context) -> None:
+    """A destination that does not exist: opening works, sending says `DestinationNotFoundError`."""
+    target = await ctx.do(ctx.harness.missing_destination)
+    broker = ctx.open(target.url, delivery_timeout=10.0)
+    for _ in range(2):
+        outcome = await outcome_of(broker.send_message(ctx.message(target.topic)))
+        check(type(outcome) is DestinationNotFoundError, f"a missing destination became {show(outcome)}")
+
+
+@case("delivery.forbidden-destination", "live", needs=["forbidden_destination"], waivable=True, waits=True)
+async def forbidden_destination(ctx: Context) -> None:
+    """A destination that the credentials must not publish to: `PublishForbiddenError`."""
+    target = await ctx.once(ctx.harness.forbidden_destination)
+    outcome = await outcome_of(ctx.open(target.url, delivery_timeout=10.0).send_message(ctx.message(target.topic)))
+    check(type(outcome) is PublishForbiddenError, f"a refused permission became {show(outcome)}")
+
+
+@case("delivery.blocked-is-waited-out", "live", needs=["blocked"], waivable=True)
+async def blocked_is_waited_out(ctx: Context) -> None:
+    """While the broker takes no messages sends wait, `BrokerBlockedError` says so at the deadline; later they work."""
+    broker, topic = ctx.open(delivery_timeout=3.0), await ctx.topic()
+    await broker.send_message(ctx.message(topic))
+    async with ctx.entered(ctx.harness.blocked):
+        first = await outcome_of(broker.send_message(ctx.message(topic)))  # may be what makes the broker block
+        with Clock() as clock:
+            outcome = await outcome_of(broker.send_message(ctx.message(topic)))
+        health = await broker.health()
+    await ctx.works_again(broker, topic)
+    if ctx.harness.lacks("reset") is None:  # the next connection is not blocked because the last one was
+        await ctx.do(ctx.harness.reset)
+        await ctx.works_again(broker, topic)
+    check(isinstance(first, BrokerBlockedError | DeliveryTimeoutError), f"the first send while blocked: {show(first)}")
+    check(type(outcome) is BrokerBlockedError, f"a blocked send got {show(outcome)}")
+    check(clock.seconds <= 3.0 + _GRACE, f"it took {clock.seconds:.1f} s, with delivery_timeout=3")
+    check(not health.ok and health.blocked and "blocked" in health.reason, f"health while blocked: {health}")
+    check(health.latency < 1.0, f"health() took {health.latency:.1f} s while the broker was blocked")
+
+
+# -- lost answers, stalls, cuts ----------------------------------------------------------------------------------------
+
+
+@case("delivery.lost-answer-is-unknown", "fault", needs=["lose_answers"], capability="confirms")
+async def lost_answer_is_unknown(ctx: Context) -> None:
+    """When the broker's answer is lost the outcome is `DeliveryUnknownError`: no success, and not "not delivered"."""
+    broker, topic = ctx.open(delivery_timeout=2.0), await ctx.topic()
+    await broker.send_message(ctx.message(topic))
+    await ctx.do(ctx.harness.lose_answers)
+    try:
+        with Clock() as clock:
+            outcome = await outcome_of(broker.send_message(ctx.message(topic)))
+    finally:
+        await ctx.do(ctx.harness.resume)
+    check(isinstance(outcome, DeliveryUnknownError), f"a lost answer became {show(outcome)}")
+    check(clock.seconds <= 2.0 + _GRACE, f"it took {clock.seconds:.1f} s, with delivery_timeout=2")
+
+
+@case(
+    "delivery.lost-answer-is-not-resent", "fault", needs=["lose_answers", "reset", "read_back"], capability="confirms"
+)
+async def lost_answer_is_not_resent(ctx: Context) -> None:
+    """A message that was written and whose answer was lost with the connection is in the broker once."""
+    broker, topic = ctx.open(delivery_timeout=8.0), await ctx.topic()
+    first = ctx.message(topic)
+    await broker.send_message(first)
+    await ctx.do(ctx.harness.lose_answers)
+    messages = [ctx.message(topic) for _ in range(5)]
+    sending = asyncio.ensure_future(broker.send_messages(messages))
+    await ctx.read(topic, 2)  # at least the first of them is written
+    await ctx.do(ctx.harness.reset)
+    await ctx.do(ctx.harness.resume)
+    outcomes = await sending
+    last = ctx.message(topic)
+    check_receipt(await outcome_of(broker.send_message(last)), "after the reconnect a good message")
+    records = await ctx.read(topic, 2 + sum(isinstance(outcome, Receipt) for outcome in outcomes))
+    check_truth([first, *messages, last], [None, *outcomes, None], records)
+
+
+@case("delivery.stall-ends-at-the-deadline", "fault", needs=["stall"])
+async def stall_ends_at_the_deadline(ctx: Context) -> None:
+    """When nothing gets through every send ends at its deadline, and none as a success."""
+    broker, topic = ctx.open(delivery_timeout=2.0), await ctx.topic()
+    await broker.send_message(ctx.message(topic))
+    await ctx.do(ctx.harness.stall)
+    try:
+        with Clock() as clock:
+            outcomes = await asyncio.gather(*(outcome_of(broker.send_message(ctx.message(topic))) for _ in range(20)))
+    finally:
+        await ctx.do(ctx.harness.resume)
+    check(clock.seconds <= 2.0 + _GRACE, f"the last outcome came after {clock.seconds:.1f} s, with delivery_timeout=2")
+    check(not any(isinstance(o, Receipt) for o in outcomes), f"nothing got through, outcomes {tally(outcomes)}")
+
+
+@case("delivery.cancel-is-not-success", "fault", needs=["stall"])
+async def cancel_is_not_success(ctx: Context) -> None:
+    """A send that is cancelled before the broker answered raises `CancelledError`, the driver's own one too."""
+    broker, topic = ctx.open(), await ctx.topic()
+    await broker.connect()
+    await ctx.do(ctx.harness.stall)
+    try:
+        sends = [asyncio.ensure_future(broker.send_message(ctx.message(topic)))]
+        if not isinstance(broker.driver, PipelinedDriver):
+            sends.append(asyncio.ensure_future(broker.driver.send_message(ctx.message(topic))))  # type: ignore[arg-type]
+        await asyncio.sleep(0.2)
+        for send in sends:
+            send.cancel()
+        outcomes = await asyncio.gather(*sends, return_exceptions=True)
+    finally:
+        await ctx.do(ctx.harness.resume)
+    for outcome in outcomes:
+        check(isinstance(outcome, asyncio.CancelledError), f"a cancelled send got {show(outcome)}")
+
+
+@case("delivery.reset-leaves-the-truth", "fault", needs=["stall", "lose_answers", "reset", "read_back"])
+async def reset_leaves_the_truth(ctx: Context) -> None:
+    """500 in flight when the connection is reset: each has an outcome, and what it says is so in the broker."""
+    broker, topic, harness = ctx.open(delivery_timeout=8.0), await ctx.topic(), ctx.harness
+    await broker.send_message(ctx.message(await ctx.topic()))
+    half = ctx.count(250)
+    messages = [ctx.message(topic) for _ in range(2 * half)]
+    await ctx.do(harness.lose_answers)
+    sends = [asyncio.ensure_future(outcome_of(broker.send_message(message))) for message in messages[:half]]
+    await asyncio.sleep(0.2)
+    await ctx.do(harness.stall)
+    sends += [asyncio.ensure_future(outcome_of(broker.send_message(message))) for message in messages[half:]]
+    await asyncio.sleep(0.2)
+    await ctx.do(harness.reset)
+    await ctx.do(harness.resume)
+    outcomes = await asyncio.gather(*sends)
+    await asyncio.sleep(0.2)
+    check_truth(messages, outcomes, await ctx.read(topic, sum(isinstance(o, Receipt) for o in outcomes)))
+    strange = [o for o in outcomes if not isinstance(o, Receipt | ConnectionLostError | NotDeliveredError)]
+    strange = [o for o in strange if not isinstance(o, DeliveryUnknownError)]
+    check(not strange, f"unexpected outcomes: {tally(strange)}")
+
+
+@case("delivery.memory-is-bounded", "fault", needs=["stall"], limit=30.0)
+async def memory_is_bounded(ctx: Context) -> None:
+    """While the broker takes nothing, what the driver keeps stays within the window, however much is sent."""
+    window = 1 * _MIB
+    broker = ctx.open(delivery_timeout=0.3, max_in_flight_bytes=window, max_in_flight=100)
+    topic = await ctx.topic()
+    await broker.connect()
+    await ctx.do(ctx.harness.stall)
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for _ in range(12):
+            bodies = [bytes([n]) * 50_000 for n in range(20)]
+            await asyncio.gather(*(outcome_of(broker.send_message(ctx.message(topic, body))) for body in bodies))
+        del bodies
+        gc.collect()
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        await ctx.do(ctx.harness.resume)
+    kept = (after - before) / _MIB
+    check(kept < 5, f"12 MB were sent into a stalled connection, and {kept:.1f} MiB are kept; the window is 1 MiB")
+
+
+# -- connecting --------------------------------------------------------------------------------------------------------
+
+
+@case("delivery.unreachable-is-not-delivered", "live", needs=["unreachable_url"], waits=True)
+async def unreachable_is_not_delivered(ctx: Context) -> None:
+    """Nobody there: `connect()` raises `UnreachableError` within 2 s, a send `NotConnectedError` at its deadline."""
+    url = await ctx.do(ctx.harness.unreachable_url)
+    broker = ctx.open(url, delivery_timeout=1.5, connect_timeout=5.0)
+    with Clock() as clock:
+        error = await _connect_error(broker.connect())
+    check(type(error) is UnreachableError, f"connect() to nobody: expected UnreachableError, got {show(error)}")
+    check(clock.seconds <= ctx.harness.connect_within, f"connect() took {clock.seconds:.1f} s to say so")
+    with Clock() as clock:
+        outcome = await outcome_of(broker.send_message(ctx.message("orders")))
+    check(type(outcome) is NotConnectedError, f"a send to nobody got {show(outcome)}")
+    cause = outcome.__cause__ if isinstance(outcome, NotConnectedError) else None
+    check(type(cause) is UnreachableError, f"its cause is {show(cause)}")
+    check(clock.seconds <= 1.5 + _GRACE, f"it took {clock.seconds:.1f} s, with delivery_timeout=1.5")
+
+
+@case("delivery.wrong-password", "live", needs=["wrong_password_url"], waivable=True)
+async def wrong_password(ctx: Context) -> None:
+    """A wrong password is `AuthenticationError` within 2 s, for sends too, and is not tried again and again."""
+    await _permanent(ctx, {"": await ctx.do(ctx.harness.wrong_password_url)}, AuthenticationError)
+
+
+@case("delivery.wrong-permission", "live", needs=["wrong_permission_url"], waivable=True)
+async def wrong_permission(ctx: Context) -> None:
+    """Good credentials for a virtual host or cluster that they may not use: `AuthorizationError` within 2 s."""
+    await _permanent(ctx, {"": await ctx.do(ctx.harness.wrong_permission_url)}, AuthorizationError)
+
+
+@case("delivery.tls-failure", "live", needs=["tls_failures"], waivable=True)
+async def tls_failure(ctx: Context) -> None:
+    """An expired certificate, one for another host, one of an unknown authority: `TLSError` within 2 s."""
+    await _permanent(ctx, await ctx.once(ctx.harness.tls_failures), TLSError)
+
+
+async def _permanent(ctx: Context, urls: Mapping[str, str], expected: type[ConnectError]) -> None:
+    """Demands this class from `connect()` and from a waiting send, at once, and no further connection.
+
+    Args:
+        ctx: The case's.
+        urls: Config strings by what is wrong with each; "" where the case says it.
+        expected: The class.
+    """
+    for what, url in urls.items():
+        said = f"{what}: " if what else ""
+        broker = ctx.open(url, delivery_timeout=8.0)
+        with Clock() as clock:
+            error = await _connect_error(broker.connect())
+        check(type(error) is expected, f"{said}connect(): expected {expected.__name__}, got {show(error)}")
+        check(clock.seconds <= ctx.harness.connect_within, f"{said}connect() took {clock.seconds:.1f} s to say so")
+        other = ctx.open(url, delivery_timeout=8.0)
+        with Clock() as clock:
+            outcome = await outcome_of(other.send_message(Message("E", "orders", {})))
+        check(type(outcome) is NotConnectedError, f"{said}a send: expected NotConnectedError, got {show(outcome)}")
+        cause = outcome.__cause__ if isinstance(outcome, NotConnectedError) else None
+        check(type(cause) is expected, f"{said}its cause is {show(cause)}")
+        check(clock.seconds <= ctx.harness.connect_within, f"{said}the send took {clock.seconds:.1f} s to fail")
+    if ctx.harness.lacks("connections_made") is None:
+        before = await ctx.do(ctx.harness.connections_made)
+        await asyncio.sleep(1.5)
+        more = await ctx.do(ctx.harness.connections_made) - before
+        check(more == 0, f"{more} more connections in 1.5 s although it cannot succeed")
+
+
+async def _connect_error(connecting: object) -> BaseException | None:
+    try:
+        await connecting  # type: ignore[misc]
+    except ConnectError as error:
+        return error
+    return None

@@ -1,0 +1,178 @@
+"""Cases about which message an answer means, and whose answer it is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+
+from cqrs_brokers import Broker, InvalidMessageError, Message, NotDeliveredError, PublishForbiddenError, Receipt
+from cqrs_brokers_testkit.conformance._case import (
+    Context,
+    NotApplicable,
+    Unsupported,
+    case,
+    check,
+    check_all_receipts,
+    check_receipt,
+    outcome_of,
+    show,
+    tally,
+)
+
+
+@case("delivery.equal-ids-are-not-equal-messages", "live", needs=["read_back"], capability="confirms")
+async def equal_ids_are_not_equal_messages(ctx: Context) -> None:
+    """A second message with an id that was there before gets a receipt only when it is in the broker, too."""
+    broker, topic = ctx.open(delivery_timeout=5.0), await ctx.topic()
+    sent: list[Message] = []
+    outcomes: list[object] = []
+    for together in (False, True):
+        first = ctx.message(topic, b"first")
+        pair = [first, ctx.message(topic, b"second", message_id=first.message_id)]
+        sent += pair
+        if together:
+            outcomes += await asyncio.gather(*(outcome_of(broker.send_message(message)) for message in pair))
+        else:
+            outcomes += [await outcome_of(broker.send_message(message)) for message in pair]
+    records = await ctx.read(topic, sum(isinstance(outcome, Receipt) for outcome in outcomes))
+    bodies: dict[tuple[str | None, bytes], list[int | None]] = defaultdict(list)
+    for record in records:
+        bodies[record.message_id, record.body].append(record.offset)
+    for message, outcome in zip(sent, outcomes, strict=True):
+        body = message.body or b""
+        there = bodies[str(message.message_id), body]
+        which = f"the {body.decode()} message of two with one id"
+        if isinstance(outcome, Receipt):
+            check(there, f"{which} got a receipt and is not in the broker: an earlier message's answer is not its own")
+            named = outcome.offset is None or None in there or outcome.offset in there
+            check(named, f"{which} got a receipt with the offset of another record")
+        if isinstance(outcome, NotDeliveredError):
+            check(not there, f"{which} was reported as not delivered and is in the broker")
+    check_receipt(outcomes[0])
+
+
+@case("delivery.offset-is-the-brokers", "live", needs=["read_back"])
+async def offset_is_the_brokers(ctx: Context) -> None:
+    """The partition and offset of a receipt are those at which the message is read back."""
+    broker, topic = ctx.open(), await ctx.topic()
+    keyed = ctx.capabilities.ordering_key
+    messages = [ctx.message(topic, key=f"k{n % 3}" if keyed else None) for n in range(30)]
+    outcomes = await asyncio.gather(*(outcome_of(broker.send_message(message)) for message in messages))
+    check_all_receipts(outcomes)
+    receipts = {str(receipt.message_id): receipt for receipt in outcomes if isinstance(receipt, Receipt)}
+    if all(receipt.offset is None for receipt in receipts.values()):
+        raise NotApplicable("its receipts name no offset")
+    silent = [receipt for receipt in receipts.values() if receipt.offset is None]
+    check(
+        not silent, f"{len(silent)} of {len(receipts)} receipts name no offset, and the others do: whose answer was it?"
+    )
+    records = await ctx.read(topic, len(messages))
+    if any(record.offset is None for record in records):
+        raise Unsupported("the receipts name offsets, and the records of read_back do not: fill in Record.offset")
+    for record in records:
+        receipt = receipts[record.message_id or ""]
+        check(
+            receipt.offset is None or receipt.offset == record.offset,
+            f"the receipt says offset {receipt.offset}, and the message is at {record.offset}",
+        )
+        check(
+            receipt.partition is None or record.partition is None or receipt.partition == record.partition,
+            f"the receipt says partition {receipt.partition}, and the message is in {record.partition}",
+        )
+
+
+@case(
+    "delivery.forbidden-spares-its-neighbours",
+    "live",
+    needs=["forbidden_destination"],
+    waivable=True,
+    like="delivery.forbidden-destination",
+)
+async def forbidden_spares_its_neighbours(ctx: Context) -> None:
+    """20 in flight, every second one to a forbidden topic: those fail, and the others get their receipts."""
+    target, topic = await ctx.once(ctx.harness.forbidden_destination), await ctx.topic()
+    broker = ctx.open(target.url, delivery_timeout=10.0)
+    alone = await outcome_of(broker.send_message(ctx.message(topic)))
+    if isinstance(alone, PublishForbiddenError):
+        raise NotApplicable("the credentials of forbidden_destination may publish nowhere")
+    check_receipt(alone, "a good message with these credentials")
+    for good_first in (True, False):
+        messages = [ctx.message(topic if (n % 2 == 0) is good_first else target.topic) for n in range(20)]
+        outcomes = await asyncio.gather(*(outcome_of(broker.send_message(message)) for message in messages))
+        good = [outcome for m, outcome in zip(messages, outcomes, strict=True) if m.topic == topic]
+        bad = [outcome for m, outcome in zip(messages, outcomes, strict=True) if m.topic != topic]
+        check(all(isinstance(o, Receipt) for o in good), f"their good neighbours got {tally(good)}")
+        check(all(type(o) is PublishForbiddenError for o in bad), f"the forbidden ones got {tally(bad)}")
+
+
+@case("delivery.only-the-broker-confirms", "live", needs=["foreign_answers"], capability="confirms")
+async def only_the_broker_confirms(ctx: Context) -> None:
+    """An answer that is no confirm of the broker (somebody else's, or of an unknown form) gives no receipt."""
+    target = await ctx.do(ctx.harness.foreign_answers)
+    broker = ctx.open(target.url, delivery_timeout=3.0)
+    for _ in range(3):
+        outcome = await outcome_of(broker.send_message(ctx.message(target.topic)))
+        check(not isinstance(outcome, Receipt), "an answer that was not the broker's confirm became a receipt")
+    good = await outcome_of(ctx.open().send_message(ctx.message(await ctx.topic())))
+    check_receipt(good)
+
+
+ODD_NAMES = (
+    " ",
+    " a",
+    "a ",
+    "a b",
+    ".",
+    "..",
+    ".a",
+    "a.",
+    "a..b",
+    "*",
+    ">",
+    "#",
+    "a.*",
+    "a.>",
+    "a/b",
+    "a\\b",
+    "a+b",
+    "$SYS.a",
+    "%41",
+    "ключ",
+    "é",
+    "日本",
+    "Mixed.Case-Name",
+    "x" * 255,
+    "ü" * 127,
+)
+"""Names that some brokers have and others cannot have. Where two look alike, one of them may take the other's place."""
+
+
+@case("refusals.odd-topics-arrive-or-are-refused", "live", needs=["read_back"], limit=120.0)
+async def odd_topics_arrive_or_are_refused(ctx: Context) -> None:
+    """A topic with an odd name (dots, wildcards, blanks, not ASCII, 255 bytes) is refused or arrives as it is."""
+    broker = ctx.open(delivery_timeout=5.0)
+    await broker.connect()
+    for name in ODD_NAMES:
+        try:
+            await _arrives_or_is_refused(ctx, broker, name)
+        finally:
+            await ctx.do(lambda name=name: ctx.harness.delete_topic(name))  # type: ignore[misc]
+    good = await outcome_of(broker.send_message(ctx.message(await ctx.topic())))
+    check_receipt(good, "the next good message")
+
+
+async def _arrives_or_is_refused(ctx: Context, broker: Broker, name: str) -> None:
+    made = await ctx.try_to_create(name)
+    message = ctx.message(name)
+    outcome = await outcome_of(broker.send_message(message))
+    shown = f"topic {name[:20]!r}"
+    if isinstance(outcome, Receipt):
+        check(outcome.topic == name, f"{shown}: the receipt names {outcome.topic!r:.40}")
+        check(made, f"{shown}: a receipt, although the harness cannot create such a topic in the broker")
+        records = [r for r in await ctx.read(name, 1) if r.message_id == str(message.message_id)]
+        check(len(records) == 1, f"{shown}: a receipt, and {len(records)} messages under that name")
+        check(records[0].topic == name, f"{shown}: it arrived under {records[0].topic!r:.40}")
+    else:
+        check(isinstance(outcome, NotDeliveredError), f"{shown}: {show(outcome)}")
+        refused = isinstance(outcome, InvalidMessageError) or not made
+        check(refused, f"{shown}: the broker has such a topic, and the driver fails late with {show(outcome)}")

@@ -1,0 +1,256 @@
+"""Cases about what arrives: bodies, identity, headers, keys, times, exactly as they were given."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import enum
+import json
+import os
+import uuid
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from types import SimpleNamespace
+
+from pydantic import BaseModel
+
+from cqrs_brokers import InvalidMessageError, Message
+from cqrs_brokers_testkit.conformance._case import Context, case, check, check_receipt, outcome_of
+
+
+@case("messages.body-is-untouched", "live", needs=["read_back"])
+async def body_is_untouched(ctx: Context) -> None:
+    """Bodies arrive byte for byte: empty, one byte, 900 kB, bytes that are no text, JSON."""
+    broker = ctx.open()
+    largest = min(900_000, (ctx.capabilities.max_message_bytes or 1_000_000) - 1_000)
+    bodies = [b"", b"x", bytes(range(256)), b"\xff\xfe\x00\n\r\x00", b'{"a": 1}', os.urandom(largest)]
+    for body in bodies:
+        topic = await ctx.topic()
+        await broker.send_message(ctx.message(topic, body))
+        got = (await ctx.read_one(topic)).body
+        check(got == body, f"a body of {len(body)} bytes arrived as {len(got)} bytes, or changed")
+
+
+@case("messages.payload-bytes-go-first", "live", needs=["read_back"])
+async def payload_bytes_go_first(ctx: Context) -> None:
+    """`payload_bytes` are the body, whatever the payload is."""
+    topic = await ctx.topic()
+    await ctx.open().send_message(ctx.message(topic, {"other": 1}, payload_bytes=b"exactly this"))
+    check((await ctx.read_one(topic)).body == b"exactly this", "the body is not payload_bytes")
+
+
+class _Colour(enum.Enum):
+    RED = "red"
+
+
+@dataclasses.dataclass
+class _Item:
+    name: str
+    price: Decimal
+
+
+class _Order(BaseModel):
+    id: uuid.UUID
+    at: datetime
+    items: list[str]
+
+
+@case("messages.payloads-become-json", "live", needs=["read_back"])
+async def payloads_become_json(ctx: Context) -> None:
+    """pydantic, dataclass, UUID, datetime, Decimal, Enum, text, numbers and containers arrive as JSON."""
+    at, identity = datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC), uuid.uuid4()
+    payloads: list[tuple[object, object]] = [
+        (_Order(id=identity, at=at, items=["a"]), {"id": str(identity), "at": "2024-05-06T07:08:09Z", "items": ["a"]}),
+        (_Item("pen", Decimal("1.50")), {"name": "pen", "price": "1.50"}),
+        ({"id": identity, "colour": _Colour.RED}, {"id": str(identity), "colour": "red"}),
+        (["é", 1, 2.5, True, None], ["é", 1, 2.5, True, None]),
+        ("text", "text"),
+        (0, 0),
+        (False, False),
+        ({}, {}),
+    ]
+    broker, topic = ctx.open(), await ctx.topic()
+    for payload, _ in payloads:
+        await broker.send_message(Message("ConformanceEvent", topic, payload, key="k" if _keyed(ctx) else None))
+    records = await ctx.read(topic, len(payloads))
+    for (payload, wanted), record in zip(payloads, records, strict=True):
+        check(json.loads(record.body) == wanted, f"a {type(payload).__name__} did not arrive as its JSON")
+        check(record.content_type == "application/json", f"its content type is {record.content_type!r}")
+
+
+def _keyed(ctx: Context) -> bool:
+    return ctx.capabilities.ordering_key
+
+
+@case("messages.identity-arrives", "live", needs=["read_back"])
+async def identity_arrives(ctx: Context) -> None:
+    """Message id, name and topic on the wire are the message's."""
+    topic = await ctx.topic()
+    message = Message("OrderPlaced.v2", topic, {})
+    await ctx.open().send_message(message)
+    record = await ctx.read_one(topic)
+    check(record.message_id == str(message.message_id), "another message id arrived")
+    check(record.name == "OrderPlaced.v2", f"the name arrived as {record.name!r}")
+    check(record.topic == topic, f"the topic is {record.topic!r}")
+
+
+@case("messages.content-type-arrives", "live", needs=["read_back"])
+async def content_type_arrives(ctx: Context) -> None:
+    """The content type is the message's; without one it is `application/octet-stream` for bytes, else JSON's."""
+    broker = ctx.open()
+    for fields, wanted in (
+        ({"payload": b"x"}, "application/octet-stream"),
+        ({"payload": {}}, "application/json"),
+        ({"payload": {}, "payload_bytes": b"{}"}, "application/json"),
+        ({"payload": b"x", "content_type": "application/x-protobuf; v=1"}, "application/x-protobuf; v=1"),
+    ):
+        topic = await ctx.topic()
+        await broker.send_message(Message("ConformanceEvent", topic, **fields))
+        got = (await ctx.read_one(topic)).content_type
+        check(got == wanted, f"expected content type {wanted!r}, and {got!r} arrived")
+
+
+@case("messages.timestamp-arrives", "live", needs=["read_back"])
+async def timestamp_arrives(ctx: Context) -> None:
+    """The time on the wire is the message's own, to the second, and not that of sending."""
+    topic, at = await ctx.topic(), datetime.now(UTC) - timedelta(minutes=10)
+    await ctx.open().send_message(ctx.message(topic, timestamp=at))
+    got = (await ctx.read_one(topic)).timestamp
+    check(got is not None and abs(got - at) < timedelta(seconds=1), f"sent with {at}, and {got} arrived")
+
+
+@case("messages.key-arrives", "live", needs=["read_back"], capability="ordering_key")
+async def key_arrives(ctx: Context) -> None:
+    """The ordering key arrives as it is, an empty one and one with line breaks included; none stays none.
+
+    A key that is too long for the broker is refused, not cut.
+    """
+    broker = ctx.open()
+    for key in ("order-1", "Order-Ä", "ключ/ü 1", "100% %41", "first\r\ninjected: value", "k" * 1_000, "", None):
+        topic = await ctx.topic()
+        outcome = await outcome_of(broker.send_message(ctx.message(topic, key=key)))
+        if isinstance(outcome, InvalidMessageError) and len(key or "") > 100:
+            continue
+        check_receipt(outcome, "a message with a key")
+        got = (await ctx.read_one(topic)).key
+        check(got == key, f"{'no key' if key is None else 'a key'} was sent and did not arrive as it was")
+
+
+HEADERS = {
+    "plain": "value",
+    "with/slash": "a/b/../c",
+    "x-quotes": "say \"hi\" 'there'",
+    "with space": " leading and trailing ",
+    "X-Mixed-Case": "x",
+    "non-ascii": "Grüße, 世界 🎉",
+    "empty": "",
+    "co:lon": "a: b",
+    "percent": "100% %41 %zz",
+    "lines": "first\r\ninjected: value\n\nbody",
+    "nul": "a\x00b",
+    "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    **{name: f"a header called {name}" for name in ("id", "message_id", "name", "type", "topic", "key", "body")},
+    **{name: f"a header called {name}" for name in ("headers", "timestamp", "time", "content_type", "expiration")},
+    "long": "x" * 5_000,
+}
+
+
+@case("messages.headers-arrive", "live", needs=["read_back"], capability="headers")
+async def headers_arrive(ctx: Context) -> None:
+    """User headers arrive as they are: slashes, `..`, quotes, any script, empty or long values, names of fields."""
+    topic = await ctx.topic()
+    message = ctx.message(topic, headers=HEADERS)
+    await ctx.open().send_message(message)
+    record = await ctx.read_one(topic)
+    check(record.message_id == str(message.message_id), "a header took the place of the message id")
+    check(record.name == message.message_name, "a header took the place of the message's name")
+    got = dict(record.headers)
+    wrong = sorted(name for name in HEADERS.keys() | got.keys() if HEADERS.get(name) != got.get(name))
+    check(not wrong, f"these headers are missing, new or changed: {', '.join(wrong)}")
+
+
+@case("messages.hundred-headers-arrive", "live", needs=["read_back"], capability="headers")
+async def hundred_headers_arrive(ctx: Context) -> None:
+    """A hundred headers arrive."""
+    topic, headers = await ctx.topic(), {f"header-{n}": str(n) for n in range(100)}
+    await ctx.open().send_message(ctx.message(topic, headers=headers))
+    got = dict((await ctx.read_one(topic)).headers)
+    check(got == headers, f"{len(got)} of 100 headers arrived, or some changed")
+
+
+_FIELDS = (
+    "message_name",
+    "topic",
+    "payload",
+    "message_id",
+    "key",
+    "headers",
+    "content_type",
+    "timestamp",
+    "payload_bytes",
+)
+
+
+@case("messages.callers-message-is-unchanged", "live")
+async def callers_message_is_unchanged(ctx: Context) -> None:
+    """Sending changes nothing in the caller's message or in the objects it holds."""
+    topic, headers, payload = await ctx.topic(), {"a": "1"}, {"n": 1}
+    keep = ctx.capabilities
+    message = ctx.message(
+        topic, payload, headers=headers if keep.headers else {}, key="k" if keep.ordering_key else None
+    )
+    before = {name: getattr(message, name) for name in _FIELDS}
+    copied = {name: dict(value) if isinstance(value, dict) else value for name, value in before.items()}
+    broker = ctx.open()
+    await broker.connect()  # a message that waits for a connection would be kept from the driver
+    await broker.send_message(message)
+    changed = [name for name in _FIELDS if getattr(message, name) is not before[name]]
+    changed += [name for name in _FIELDS if getattr(message, name) != copied[name]]
+    check(not changed, f"these fields of the caller's message were changed: {', '.join(sorted(set(changed)))}")
+
+
+@case("messages.snapshot-is-taken", "live", needs=["read_back"])
+async def snapshot_is_taken(ctx: Context) -> None:
+    """What the caller changes in a message after the call has begun changes nothing, on the wire or in the receipt."""
+    for connected in (True, False):  # not connected: the message waits
+        broker, topic, other = ctx.open(), await ctx.topic(), await ctx.topic()
+        if connected:
+            await broker.connect()
+        headers = {"a": "before"} if ctx.capabilities.headers else {}
+        message = ctx.message(topic, b"before", headers=headers, content_type="text/before")
+        identity = message.message_id
+        sending = asyncio.ensure_future(broker.send_message(message))
+        await asyncio.sleep(0)  # one turn of the loop, and the call has begun
+        message.payload, message.payload_bytes, message.topic = b"after", b"after", other
+        message.message_name, message.content_type, message.message_id = "After", "text/after", uuid.uuid4()
+        headers.update({"a": "after"} if headers else {})
+        receipt = await sending
+        record = await ctx.read_one(topic)
+        got = (record.body, record.name, record.content_type, record.message_id, record.headers.get("a", "before"))
+        wanted = (b"before", "ConformanceEvent", "text/before", str(identity), "before")
+        changed = [n for n, a, b in zip(("body", "name", "type", "id", "header"), got, wanted, strict=True) if a != b]
+        check(not changed, f"changed after the call, and changed on the wire: {', '.join(changed)}")
+        check((receipt.message_id, receipt.topic) == (identity, topic), "changed after the call, and in the receipt")
+
+
+@case("messages.topics-are-kept-apart", "live", needs=["read_back"])
+async def topics_are_kept_apart(ctx: Context) -> None:
+    """Each topic gets its own messages and no other."""
+    broker, topics = ctx.open(), [await ctx.topic() for _ in range(4)]
+    sent = [ctx.message(topics[n % 4]) for n in range(40)]
+    await broker.send_messages(sent)
+    for topic in topics:
+        wanted = {str(message.message_id) for message in sent if message.topic == topic}
+        got = {record.message_id for record in await ctx.read(topic, len(wanted))}
+        check(got == wanted, f"{len(got - wanted)} messages of other topics arrived, {len(wanted - got)} are missing")
+
+
+@case("messages.anything-message-like-is-sent", "live", needs=["read_back"])
+async def anything_message_like_is_sent(ctx: Context) -> None:
+    """Any object with name, topic, payload and id is a message, python-cqrs' own included."""
+    topic, identity = await ctx.topic(), uuid.uuid4()
+    like = SimpleNamespace(message_name="Like", topic=topic, payload={"a": 1}, message_id=identity)
+    await ctx.open().send_message(like)
+    record = await ctx.read_one(topic)
+    check((record.name, record.message_id) == ("Like", str(identity)), "name or id did not arrive")
+    check(record.json() == {"a": 1}, "the payload did not arrive")

@@ -1,0 +1,165 @@
+"""Cases about many messages at once: none lost, none twice, the order of each key, and who is hit by a cancellation."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+from cqrs_brokers import InvalidMessageError, Message, MessageTooLargeError, Receipt
+from cqrs_brokers_testkit.conformance._case import (
+    Context,
+    case,
+    check,
+    check_all_receipts,
+    check_order,
+    check_receipt,
+    check_truth,
+    outcome_of,
+    send_from_tasks,
+    show,
+    tally,
+)
+
+_KEYS = 16
+
+
+@case("ordering.many-tasks-lose-nothing", "live", needs=["read_back"], limit=60.0)
+async def many_tasks_lose_nothing(ctx: Context) -> None:
+    """5 000 messages from 50 tasks: every one arrives, none twice."""
+    broker, topic = ctx.open(), await ctx.topic()
+    messages = [ctx.message(topic, {"n": n}) for n in range(ctx.count(5_000))]
+    outcomes = await send_from_tasks(broker, messages, 50)
+    check_all_receipts(outcomes)
+    check_truth(messages, outcomes, await ctx.read(topic, len(messages)))
+
+
+def _keyed_messages(ctx: Context, topic: str, count: int) -> list[Message]:
+    """Every ninth one is large: a driver may write those in another way."""
+    sizes = [20_000 if n % 9 == 0 else 1 for n in range(count)]
+    return [ctx.message(topic, {"n": n, "more": "x" * sizes[n]}, key=f"key-{n % _KEYS}") for n in range(count)]
+
+
+@case("ordering.keys-keep-their-order", "live", needs=["read_back"], capability="ordering_key", limit=60.0)
+async def keys_keep_their_order(ctx: Context) -> None:
+    """1 000 messages of 16 keys, sent at the same time: each key arrives in the order of the calls."""
+    broker, topic = ctx.open(), await ctx.topic()
+    messages = _keyed_messages(ctx, topic, ctx.count(1_000, 160))
+    outcomes = await asyncio.gather(*(outcome_of(broker.send_message(message)) for message in messages))
+    check_all_receipts(outcomes)
+    records = await ctx.read(topic, len(messages))
+    check_truth(messages, outcomes, records)
+    check_order(messages, outcomes, records)
+
+
+@case("ordering.batch-keeps-its-order", "live", needs=["read_back"], capability="ordering_key", limit=60.0)
+async def batch_keeps_its_order(ctx: Context) -> None:
+    """A batch larger than the window: each key arrives in the order of the batch."""
+    broker, topic = ctx.open(max_in_flight=64), await ctx.topic()
+    messages = _keyed_messages(ctx, topic, ctx.count(1_000, 160))
+    outcomes = await broker.send_messages(messages)
+    check_all_receipts(outcomes)
+    records = await ctx.read(topic, len(messages))
+    check_truth(messages, outcomes, records)
+    check_order(messages, outcomes, records)
+
+
+@case("ordering.order-survives-a-reset", "fault", needs=["reset", "read_back"], capability="ordering_key")
+async def order_survives_a_reset(ctx: Context) -> None:
+    """Connections are reset while keyed messages are sent: what is confirmed is in order, and nothing is twice."""
+    broker, topic = ctx.open(delivery_timeout=15.0, max_in_flight=128), await ctx.topic()
+    await broker.connect()
+    messages = _keyed_messages(ctx, topic, ctx.count(4_000, 800))
+    sending = asyncio.ensure_future(broker.send_messages(messages))
+    for _ in range(3):
+        await asyncio.sleep(0.05)
+        await ctx.do(ctx.harness.reset)
+    outcomes = await sending
+    await asyncio.sleep(0.2)
+    records = await ctx.read(topic, sum(isinstance(outcome, Receipt) for outcome in outcomes))
+    check_truth(messages, outcomes, records)
+    check_order(messages, outcomes, records)
+    check(any(isinstance(outcome, Receipt) for outcome in outcomes), f"nothing was delivered: {tally(outcomes)}")
+
+
+@case("ordering.first-sends-share-a-connection", "live", needs=["connections_made"])
+async def first_sends_share_a_connection(ctx: Context) -> None:
+    """50 first sends at the same time make no more connections than one does."""
+    topic, made = await ctx.topic(), ctx.harness.connections_made
+    start = await ctx.do(made)
+    async with ctx.open() as broker:
+        await broker.send_message(ctx.message(topic))
+    one = await ctx.do(made) - start
+    broker = ctx.open()
+    start = await ctx.do(made)
+    check_all_receipts(await asyncio.gather(*(outcome_of(broker.send_message(ctx.message(topic))) for _ in range(50))))
+    many = await ctx.do(made) - start
+    check(many <= one, f"one send made {one} connections, 50 concurrent first sends made {many}")
+
+
+@case("ordering.bad-ones-fail-alone", "live", limit=60.0)
+async def bad_ones_fail_alone(ctx: Context) -> None:
+    """A batch of 1 000 with 20 bad messages: 20 errors at the right places, the others delivered."""
+    broker, topic = ctx.open(), await ctx.topic()
+    count = ctx.count(1_000, 200)
+    bad = {n: (object() if n % 2 else b"x" * 1_000_001) for n in range(7, count, count // 20)}
+    messages = [ctx.message(topic, bad.get(n, {"n": n})) for n in range(count)]
+    outcomes = await broker.send_messages(messages)
+    check(len(outcomes) == count, f"{count} messages got {len(outcomes)} outcomes")
+    for n, outcome in enumerate(outcomes):
+        wanted = Receipt if n not in bad else InvalidMessageError if n % 2 else MessageTooLargeError
+        check(type(outcome) is wanted, f"message {n}: expected {wanted.__name__}, got {show(outcome)}")
+    if not ctx.harness.discards and ctx.harness.lacks("read_back") is None:
+        check_truth(messages, outcomes, await ctx.read(topic, count - len(bad)))
+
+
+@case("ordering.cancel-hits-one-caller", "live", needs=["read_back"])
+async def cancel_hits_one_caller(ctx: Context) -> None:
+    """Cancelled at any await point: only that caller sees it, its neighbours and later sends work, no receipt lies."""
+    broker, topic = ctx.open(), await ctx.topic()
+    rng, messages, tasks = random.Random(7), [], []  # noqa: S311 - not for security
+    for n in range(ctx.count(120, 60)):
+        messages.append(ctx.message(topic, {"n": n}))
+        task = asyncio.ensure_future(broker.send_message(messages[-1]))
+        tasks.append(task)
+        if n % 3 == 0:
+            asyncio.get_running_loop().call_later(rng.choice((0, 0, 0.001, 0.003, 0.01)), task.cancel)
+        if n % 5 == 0:
+            await asyncio.sleep(0)
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    for n, outcome in enumerate(outcomes):
+        allowed = (Receipt, asyncio.CancelledError) if n % 3 == 0 else (Receipt,)
+        check(isinstance(outcome, allowed), f"message {n} was {'' if n % 3 == 0 else 'not '}cancelled: {show(outcome)}")
+    later = [ctx.message(topic) for _ in range(10)]
+    more = [await outcome_of(broker.send_message(message)) for message in later]
+    check_all_receipts(more)
+    received = sum(isinstance(outcome, Receipt) for outcome in [*outcomes, *more])
+    check_truth([*messages, *later], [*outcomes, *more], await ctx.read(topic, received))
+
+
+@case("ordering.failing-sibling-hits-nobody-else", "live", needs=["read_back"])
+async def failing_sibling_hits_nobody_else(ctx: Context) -> None:
+    """A TaskGroup whose sibling fails cancels its own sends; sends outside of it and later ones work."""
+    broker, topic = ctx.open(), await ctx.topic()
+    await broker.connect()
+    outside_messages = [ctx.message(topic) for _ in range(40)]
+    outside = [asyncio.ensure_future(broker.send_message(message)) for message in outside_messages[:20]]
+
+    async def fail() -> None:
+        await asyncio.sleep(0)
+        raise ZeroDivisionError
+
+    inside = [ctx.message(topic) for _ in range(20)]
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(broker.send_message(message)) for message in inside]
+            group.create_task(fail())
+            outside += [asyncio.ensure_future(broker.send_message(message)) for message in outside_messages[20:]]
+    except* ZeroDivisionError:
+        pass
+    results: list[object] = [task.result() if not task.cancelled() else None for task in tasks]
+    outcomes = await asyncio.gather(*(outcome_of(send) for send in outside))
+    check_all_receipts(outcomes)
+    last = ctx.message(topic)
+    check_receipt(await outcome_of(broker.send_message(last)), "a later message")
+    expected = len(outside) + 1 + sum(isinstance(result, Receipt) for result in results)
+    check_truth([*outside_messages, *inside], [*outcomes, *results], await ctx.read(topic, expected))

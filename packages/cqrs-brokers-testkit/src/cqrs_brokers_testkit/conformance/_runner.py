@@ -1,0 +1,351 @@
+"""Runs the cases against one harness, each bounded in time, and reports. Knows nothing of pytest."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import inspect
+import logging
+import platform
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from cqrs_brokers import Capabilities, available_brokers, open_broker
+from cqrs_brokers_testkit.conformance import (
+    _contract,
+    _delivery,
+    _faults,
+    _hosts,
+    _lifecycle,
+    _matching,
+    _messages,
+    _ordering,
+    _processes,
+    _queueing,
+    _refusals,
+    _static,
+    _upkeep,
+    _values,
+)
+from cqrs_brokers_testkit.conformance._case import CASES, Case, CaseFailed, Context
+from cqrs_brokers_testkit.conformance._harness import Harness, NotApplicable, Unsupported
+from cqrs_brokers_testkit.conformance._report import NOT_CHOSEN, CaseResult, Report, Status
+
+Progress = Callable[[str], None]
+
+_MODULES = (
+    *(_static, _messages, _values, _refusals, _delivery, _matching, _hosts),
+    *(_ordering, _lifecycle, _processes, _faults, _queueing, _upkeep, _contract),
+)
+_SECTIONS = ("static", "messages", "refusals", "delivery", "ordering", "lifecycle", "faults", "contract")
+for _section in _SECTIONS:  # in this order, whatever the order of the imports and the module
+    for _module in _MODULES:
+        for _id in [i for i, each in CASES.items() if each.function.__module__ == _module.__name__]:
+            if _id.startswith(f"{_section}."):
+                CASES[_id] = CASES.pop(_id)
+
+_SIDE_BY_SIDE = 8  # cases that only wait
+_CLEAN_UP = 6.0  # seconds that a case may take, after its limit, to be cancelled and to close what it opened
+
+
+def _to_stderr(text: str) -> None:
+    """The default progress: each piece at once."""
+    sys.stderr.write(text)
+    sys.stderr.flush()
+
+
+def run(harness: Harness, *, only: Iterable[str] = (), progress: Progress = _to_stderr) -> Report:
+    """Runs every case that applies.
+
+    Args:
+        harness: What to test.
+        only: Run only the cases whose id is one of these, or starts with one of these and a dot. The report is then
+            "incomplete", never a pass.
+        progress: Is given the text of the progress, piece by piece.
+
+    Raises:
+        LookupError: `only` names no case.
+        ValueError: The harness waives a case that cannot be waived, or one that does not exist.
+    """
+    with session(harness, progress=progress) as running:
+        return running.run_all(tuple(only))
+
+
+@contextmanager
+def session(harness: Harness, *, progress: Progress = _to_stderr) -> Iterator[Session]:
+    """Starts the harness, for running single cases; `run` is this with all of them."""
+    for case_id in harness.not_applicable:
+        if case_id not in CASES:
+            raise ValueError(f"not_applicable names {case_id!r}, and there is no such case")
+        if not CASES[case_id].waivable:
+            raise ValueError(f"{case_id} is mandatory and cannot be declared not applicable")
+    with _asyncio_watched() as watcher:
+        try:
+            yield Session(harness, progress, watcher)
+        finally:
+            harness.stop()
+
+
+class Session:
+    """A harness that runs cases."""
+
+    def __init__(self, harness: Harness, progress: Progress, watcher: _Unhandled) -> None:
+        self.harness = harness
+        self._progress = progress
+        self._watcher = watcher
+        self._started = False
+        self._start_problem: str | None = None
+        self._capabilities: Capabilities | None = None
+        self._capabilities_problem = ""
+        self._answers: dict[str, Any] = {}
+        self._lock = threading.Lock()  # for what the harness does
+        self._results: dict[str, CaseResult] = {}  # of cases that ran beside others and were not yet asked for
+        self.chosen: Collection[str] = CASES  # what runs in this session: the cases that may run beside one of them
+        self.report = self._empty_report()
+
+    def run_all(self, only: tuple[str, ...]) -> Report:
+        """Runs the chosen cases, in order; an empty choice means all."""
+        unknown = [name for name in only if not any(_chosen(case_id, (name,)) for case_id in CASES)]
+        if unknown:
+            raise LookupError(f"no case is called {', '.join(unknown)}")
+        self.report.filtered = bool(only)
+        self.chosen = [case_id for case_id in CASES if not only or _chosen(case_id, only)]
+        for number, case in enumerate(CASES.values(), 1):
+            if case.id not in self.chosen:
+                self._add(_result(case, "not run", NOT_CHOSEN))
+                continue
+            self._progress(f"[{number:3}/{len(CASES)}] {case.id} ")
+            result = self.run_case(case)
+            seconds = f" ({result.seconds:.1f} s)" if result.seconds >= 0.05 else ""
+            self._progress(f"{result.status}{seconds}{': ' + result.reason if result.reason else ''}\n")
+        slowest = ", ".join(f"{each.id} {each.seconds:.1f} s" for each in self.report.slowest(10))
+        self._progress(f"slowest: {slowest}\n")
+        self._progress(f"{self.report.scheme}:// {self.report.verdict}: {self.report.summary}\n")
+        return self.report
+
+    def run_case(self, case: Case) -> CaseResult:
+        """Runs one case, unless it cannot be run or does not apply; with it, those that may run beside it."""
+        if case.waits and case.id not in self._results:
+            self._run_side_by_side([CASES[each] for each in self.chosen if CASES[each].waits])
+        return self._add(self._results.pop(case.id) if case.id in self._results else self._result_of(case))
+
+    def _run_side_by_side(self, cases: list[Case]) -> None:
+        self._start()
+        self._declared()
+        with ThreadPoolExecutor(_SIDE_BY_SIDE) as pool:
+            self._results = {result.id: result for result in pool.map(self._result_of, cases)}
+
+    def _result_of(self, case: Case) -> CaseResult:
+        return self._judge(case) or self._execute(case)
+
+    def _add(self, result: CaseResult) -> CaseResult:
+        self.report.cases.append(result)
+        return result
+
+    # -- what applies -------------------------------------------------------------------------------------------------
+
+    def _judge(self, case: Case) -> CaseResult | None:
+        """The result of a case that is not to be executed."""
+        for waived in (case.id, case.like):
+            if waived is not None and waived in self.harness.not_applicable:
+                return _result(case, "not applicable", self.harness.not_applicable[waived])
+        if case.kind != "static":
+            problem = self._start()
+            if problem:
+                return _result(case, "not run", problem)
+        capabilities = self._declared()
+        if capabilities is None:
+            return None if case.kind == "static" else _result(case, "not run", self._capabilities_problem)
+        undeclared = case.capability is not None and not getattr(capabilities, case.capability)
+        if case.without is not None and getattr(capabilities, case.without):
+            return _result(case, "not applicable", f"the driver declares {case.without}")
+        for need in case.needs if case.kind != "static" else ():
+            lack = self.harness.lacks(need)
+            if lack is not None and lack.startswith("n/a: "):
+                return _result(case, "not applicable", lack.removeprefix("n/a: "))
+            if lack is not None and undeclared:
+                return _result(case, "not applicable", f"the driver does not declare {case.capability}")
+            if lack is not None:
+                return _result(case, "not run", lack)
+        if undeclared:
+            if self._execute(case).status == "passed":
+                self.report.notes.append(f"{case.id} passes although the driver does not declare {case.capability}")
+            return _result(case, "not applicable", f"the driver does not declare {case.capability}")
+        return None
+
+    def _start(self) -> str | None:
+        if not self._started:
+            self._started = True
+            try:
+                self.harness.start()
+            except Exception as error:
+                self._start_problem = f"the harness did not start: {_in_harness(error, self.harness) or _named(error)}"
+            if self._start_problem is None and "://" not in self.harness.url:
+                self._start_problem = "no harness: give a config string to run the live cases"
+            if self._start_problem is None:
+                self.report.server = self.harness.server_version()
+        return self._start_problem
+
+    def _declared(self) -> Capabilities | None:
+        if self._capabilities is None:
+            try:
+                broker = open_broker(
+                    _static.openable_url(self.harness), distribution=self.harness.distribution, **self.harness.options
+                )
+                self._capabilities = broker.capabilities
+                self.report.capabilities = self._capabilities.to_dict()
+            except Exception as error:
+                self._capabilities_problem = f"the broker cannot be opened: {type(error).__name__}: {error}"
+        return self._capabilities
+
+    # -- running ------------------------------------------------------------------------------------------------------
+
+    def _execute(self, case: Case) -> CaseResult:
+        """Runs a case in a thread of its own, which is given up when the case does not end."""
+        ended: list[BaseException | None] = []
+        context = Context(
+            self.harness, self.harness.url, self._capabilities or Capabilities(), self._answers, lock=self._lock
+        )
+        thread = threading.Thread(
+            target=lambda: ended.append(_outcome(case, context)),
+            name=f"conformance {case.id}",
+            daemon=True,
+        )
+        began = time.monotonic()
+        with self._watcher.watching(thread) as complaints:
+            thread.start()
+            thread.join(case.limit + _CLEAN_UP)
+        seconds = round(time.monotonic() - began, 2)
+        if not ended:
+            where = traceback.format_stack(sys._current_frames()[thread.ident or 0])
+            return _result(case, "failed", f"still running after {seconds:.0f} s", seconds, "".join(where))
+        error = ended[0]
+        breaches = [*context.breaches, *complaints]
+        if isinstance(error, Unsupported):
+            return _result(case, "not run", str(error) or "the harness does not offer what it needs", seconds)
+        if isinstance(error, NotApplicable):
+            return _result(case, "not applicable", str(error), seconds)
+        if error is None and not breaches:
+            return _result(case, "passed", "", seconds)
+        texts = []
+        if error is not None:
+            in_harness = None if isinstance(error, CaseFailed) else _in_harness(error, self.harness)
+            texts.append(str(error) if isinstance(error, CaseFailed) else in_harness or _named(error))
+        if breaches:
+            texts.append(f"the driver broke its contract {len(breaches)} times: {'; '.join(breaches[:3])}")
+        detail = "" if error is None else "".join(traceback.format_exception(error))
+        return _result(case, "failed", "; ".join(texts), seconds, detail)
+
+    def _empty_report(self) -> Report:
+        scheme = self.harness.url.partition("://")[0]
+        owners = [info for info in available_brokers() if info.name == scheme and info.status == "ready"]
+        plugin = f"{owners[0].distribution} {owners[0].version}" if owners else "a plugin without distribution"
+        return Report(
+            suite=metadata.version("cqrs-brokers-testkit"),
+            core=metadata.version("cqrs-brokers-core"),
+            python=platform.python_version(),
+            scheme=scheme,
+            plugin=plugin,
+            capabilities={},
+        )
+
+
+def _outcome(case: Case, context: Context) -> BaseException | None:
+    """How the case ended: None when it holds."""
+    try:
+        if inspect.iscoroutinefunction(case.function):
+            asyncio.run(_bounded(case, context))
+        else:
+            case.function(context)
+    except BaseException as error:  # in a thread of ours: nothing may leave it
+        return error
+    finally:
+        gc.collect()  # now, not in a later case, asyncio finds what nobody looked at
+    return None
+
+
+def _named(error: BaseException) -> str:
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, ExceptionGroup):
+        text += f" ({'; '.join(f'{type(e).__name__}: {e}' for e in error.exceptions)})"
+    return text
+
+
+def _in_harness(error: BaseException, harness: Harness) -> str | None:
+    """Says which method of the harness failed, and where; None when the error is not the harness' own."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    for frame, _ in frames:
+        if frame.f_locals.get("self") is harness:
+            last, line = frames[-1]
+            where = f"{Path(last.f_code.co_filename).name}:{line} in {last.f_code.co_name}"
+            return f"a fault in the harness, in {frame.f_code.co_name}(): {_named(error)} ({where})"
+    return None
+
+
+async def _bounded(case: Case, context: Context) -> None:
+    try:
+        async with asyncio.timeout(case.limit) as timeout:
+            running = case.function(context)
+            if running is not None:
+                await running
+    except TimeoutError as error:
+        if timeout.expired():
+            raise CaseFailed(f"did not end within {case.limit:g} s") from error
+        raise
+    finally:
+        await context.clean_up()
+
+
+def _result(case: Case, status: Status, reason: str = "", seconds: float = 0.0, detail: str = "") -> CaseResult:
+    return CaseResult(case.id, case.kind, case.profile, status, reason, seconds, detail)
+
+
+def _chosen(case_id: str, only: tuple[str, ...]) -> bool:
+    return any(case_id == name or case_id.startswith(f"{name}.") for name in only)
+
+
+class _Unhandled(logging.Handler):
+    """Collects what asyncio found unhandled: exceptions that nobody retrieved, tasks that were destroyed.
+
+    A complaint belongs to the case in whose thread it was made; one made in another thread, to all that run.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self._cases: dict[threading.Thread, list[str]] = {}
+
+    @contextmanager
+    def watching(self, thread: threading.Thread) -> Iterator[list[str]]:
+        """Yields the list of the complaints about the case that runs in this thread."""
+        found = self._cases[thread] = list[str]()
+        try:
+            yield found
+        finally:
+            del self._cases[thread]
+
+    def emit(self, record: logging.LogRecord) -> None:
+        raised = record.exc_info[1] if record.exc_info else None
+        what = f" ({type(raised).__name__}: {raised})" if raised is not None else ""
+        text = f"asyncio logged{what}: {record.getMessage()}"[:500]
+        cases = dict(self._cases)
+        own = cases.get(threading.current_thread())
+        for found in cases.values() if own is None else [own]:
+            found.append(text)
+
+
+@contextmanager
+def _asyncio_watched() -> Iterator[_Unhandled]:
+    handler, logger = _Unhandled(), logging.getLogger("asyncio")
+    logger.addHandler(handler)
+    try:
+        yield handler
+    finally:
+        logger.removeHandler(handler)
