@@ -6,6 +6,7 @@ Uses the standard library and what the distribution declares, nothing else.
 import asyncio
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from importlib import metadata
@@ -137,6 +138,11 @@ def check_command() -> None:
         assert said.returncode == 4, said
         assert f"pip install {distribution}" in said.stdout, said
         assert "hidden-password" not in said.stdout + said.stderr, said
+    with tempfile.TemporaryDirectory() as folder:
+        said = command("new", "acme", "--folder", f"{folder}/acme")
+        assert (said.returncode, said.stdout.count("cqrs_broker_acme")) == (0, 4), said
+    said = command("outbox", "status")
+    assert (said.returncode, "pip install cqrs-brokers-outbox" in said.stderr) == (4, True), said
 
 
 def command(*arguments: str) -> "subprocess.CompletedProcess[str]":

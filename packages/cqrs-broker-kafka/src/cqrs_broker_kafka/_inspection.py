@@ -200,7 +200,8 @@ class KafkaInspection(Inspection):
             async with asyncio.timeout(self._options.connect_timeout):
                 return await Connection.open(self._settings, host)
         except Exception as error:
-            return judge_greeting(error, host, self._settings).error
+            finding: ConnectError = judge_greeting(error, host, self._settings).error
+            return finding
 
     async def _node(self, connection: Connection) -> AsyncIterator[Finding]:
         """What the node knows, and whether it gives a producer id, without which nothing is sent."""

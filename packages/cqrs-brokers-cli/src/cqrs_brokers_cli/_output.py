@@ -42,35 +42,30 @@ class Output:
     """
 
     def __init__(self, *, as_json: bool = False, file: TextIO | None = None) -> None:
-        self.as_json = as_json
+        self._as_json = as_json
         self._file = sys.stdout if file is None else file
         self._console = Console(file=self._file, highlight=False, soft_wrap=False)
-        self.for_people = not as_json and self._console.is_terminal
-
-    @property
-    def console(self) -> Console:
-        """The console, for a progress bar."""
-        return self._console
+        self._for_people = not as_json and self._console.is_terminal
 
     def waiting(self, text: str) -> AbstractContextManager[Any]:
         """Shows on a terminal that something is being done."""
-        return self._console.status(text, spinner="line") if self.for_people else nullcontext()
+        return self._console.status(text, spinner="line") if self._for_people else nullcontext()
 
     def line(self, text: str, style: str = "") -> None:
         """A line for people; none in JSON."""
-        if self.as_json:
+        if self._as_json:
             return
-        if self.for_people:
+        if self._for_people:
             self._console.print(Text(printable(text), style=style))
         else:
             self._write(printable(text))
 
     def finding(self, finding: Finding) -> None:
         """A finding, as soon as it is known."""
-        if self.as_json:
+        if self._as_json:
             return
         about = f"{finding.subject}: " if finding.subject and finding.subject not in finding.text else ""
-        if not self.for_people:
+        if not self._for_people:
             remedy = f" -> {finding.remedy}" if finding.remedy else ""
             self._write(f"{finding.level:6} {finding.step:{_STEP_WIDTH}} {printable(about + finding.text + remedy)}")
             return
@@ -88,10 +83,10 @@ class Output:
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]], styles: Sequence[str] = ()) -> None:
         """A table for people; columns with two spaces between them where nobody looks; none in JSON."""
-        if self.as_json:
+        if self._as_json:
             return
         listed = [[printable(cell) for cell in row] for row in rows]
-        if self.for_people:
+        if self._for_people:
             table = Table(box=None, pad_edge=False, header_style="bold")
             for number, column in enumerate(columns):
                 table.add_column(column, style=styles[number] if number < len(styles) else "", overflow="fold")
@@ -105,7 +100,7 @@ class Output:
 
     def document(self, content: Any) -> None:
         """The JSON document, when that is what is wanted."""
-        if self.as_json:
+        if self._as_json:
             self._write(json.dumps(content, indent=2, ensure_ascii=True))
 
     def _write(self, text: str) -> None:
