@@ -45,7 +45,7 @@ async def first_send_connects(ctx: Context) -> None:
     receipt = await broker.send_message(ctx.message(await ctx.topic()))
     check(isinstance(receipt, Receipt), "no receipt")
     await broker.connect()
-    check(broker.describe()["state"] == "ready", f"the state is {broker.describe()['state']}")
+    check(broker.describe()["state"] == "connected", f"the state is {broker.describe()['state']}")
 
 
 @case("lifecycle.async-with-fails-early", "live", needs=["unreachable_url"], waits=True)
