@@ -10,6 +10,7 @@ each does nothing when what it is about is there:
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
@@ -41,7 +42,8 @@ class AMQPInspection(Inspection):
     def __init__(self, settings: AMQPSettings) -> None:
         self._settings = settings
         self._options = settings.options
-        self._session: Session | None = None
+        self._sessions: list[Session] = []
+        """One for each endpoint that let us in; the first is asked about exchanges and queues."""
 
     def endpoints(self) -> Sequence[Endpoint]:
         """See `Inspection.endpoints`."""
@@ -49,41 +51,37 @@ class AMQPInspection(Inspection):
 
     async def close(self) -> None:
         """See `Inspection.close`."""
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close(0.5)
+        sessions, self._sessions = self._sessions, []
+        await asyncio.gather(*(session.close(0.5) for session in sessions))
 
     # -- the server ---------------------------------------------------------------------------------------------------
 
     async def server(self, endpoints: Sequence[Endpoint], /) -> AsyncIterator[Finding]:
         """See `Inspection.server`. The exchange belongs to it: every connection declares it, or needs it."""
         redact_client_logs()
-        failures: list[Finding] = []
-        for endpoint in endpoints:
-            try:
-                session = await self._log_in(endpoint)
-            except ConnectError as error:
-                failures.append(Finding.of(error, str(endpoint)))
-                continue
-            for finding in self._welcome(session, str(endpoint)):
-                yield finding
-            if self._session is None:
-                self._session = session
+        tried = await asyncio.gather(*map(self._log_in, endpoints))
+        for endpoint, one in zip(endpoints, tried, strict=True):
+            if isinstance(one, Session):
+                for finding in self._welcome(one, str(endpoint)):
+                    yield finding
             else:
-                await session.close(0.5)
-        for failure in failures:
-            yield failure if self._session is None else failure._replace(level="warn")
-        if self._session is not None:
-            async for finding in self._exchange(self._session):
+                failure = Finding.of(one, str(endpoint))
+                yield failure._replace(level="warn") if self._sessions else failure
+        if self._sessions:
+            async for finding in self._exchange(self._sessions[0]):
                 yield finding
 
-    async def _log_in(self, endpoint: Endpoint) -> Session:
+    async def _log_in(self, endpoint: Endpoint) -> Session | ConnectError:
         host, port = endpoint.host
         assert port is not None
         only = replace(
             self._settings, hosts=((host, port),), options=self._options.model_copy(update={"declare": "never"})
         )
-        session, _, _ = await connect(only, 0, _NobodyListens(), known=False, channel_limit=None)
+        try:
+            session, _, _ = await connect(only, 0, _NobodyListens(), known=False, channel_limit=None)
+        except ConnectError as error:
+            return error
+        self._sessions.append(session)
         return session
 
     def _welcome(self, session: Session, where: str) -> list[Finding]:
@@ -161,9 +159,10 @@ class AMQPInspection(Inspection):
 
     async def topic(self, topic: str, /) -> AsyncIterator[Finding]:
         """See `Inspection.topic`."""
-        options, session = self._options, self._session
-        if session is None or session.over:
+        options = self._options
+        if not self._sessions or self._sessions[0].over:
             raise UnreachableError("the connection was lost")
+        session = self._sessions[0]
         if not options.exchange or options.declare == "queue":
             async for finding in self._queue(session, topic):
                 yield finding

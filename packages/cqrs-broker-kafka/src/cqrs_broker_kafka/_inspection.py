@@ -116,7 +116,8 @@ class KafkaInspection(Inspection):
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
         self._options = settings.options
-        self._connection: Connection | None = None
+        self._connections: list[Connection] = []
+        """To the nodes that can be reached; the first is asked about topics."""
         self._unreachable: set[int] = set()
         """Nodes that the cluster advertises and that cannot be reached."""
 
@@ -126,10 +127,10 @@ class KafkaInspection(Inspection):
 
     async def close(self) -> None:
         """See `Inspection.close`."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
+        connections, self._connections = self._connections, []
+        for connection in connections:
             connection.drop()
-            await connection.ended()
+        await asyncio.gather(*(connection.ended() for connection in connections))
 
     # -- the cluster --------------------------------------------------------------------------------------------------
 
@@ -139,35 +140,32 @@ class KafkaInspection(Inspection):
         unsupported = why_unsupported()
         if unsupported is not None:
             raise ProtocolError(unsupported)
-        greeting: Greeting | None = None
-        failures: list[Finding] = []
-        for endpoint in endpoints:
-            try:
-                found = await first_that_answers(
-                    self._only(endpoint.host), timeout=self._options.connect_timeout, trusted=False
-                )
-            except ConnectError as error:
-                failures.append(Finding.of(error, str(endpoint)))
-                continue
-            greeting = greeting or found
-            yield Finding("login", "ok", str(endpoint), self._log_in())
-        for failure in failures:
-            yield failure if greeting is None else failure._replace(level="warn")
-        if greeting is None:
+        tried = await asyncio.gather(*(self._greet(endpoint.host) for endpoint in endpoints))
+        greetings = [one for one in tried if isinstance(one, Greeting)]
+        for endpoint, one in zip(endpoints, tried, strict=True):
+            if isinstance(one, Greeting):
+                yield Finding("login", "ok", str(endpoint), self._log_in())
+            else:
+                failure = Finding.of(one, str(endpoint))
+                yield failure._replace(level="warn") if greetings else failure
+        if not greetings:
             return
-        cluster = greeting.answer
+        cluster = greetings[0].answer
         text = f"cluster {cluster.cluster_id} has {len(cluster.brokers)} nodes"
-        yield Finding("access", "ok", str(greeting.host), text)
+        yield Finding("access", "ok", str(greetings[0].host), text)
         async for finding in self._nodes({number: Host(name, port) for number, name, port, *_ in cluster.brokers}):
             yield finding
-        if self._connection is not None:
-            async for finding in self._node(self._connection):
+        if self._connections:
+            async for finding in self._node(self._connections[0]):
                 yield finding
 
-    def _only(self, host: Host) -> KafkaSettings:
+    async def _greet(self, host: Host) -> Greeting | ConnectError:
         settings = copy.copy(self._settings)
         settings.hosts = [host]
-        return settings
+        try:
+            return await first_that_answers(settings, timeout=self._options.connect_timeout, trusted=False)
+        except ConnectError as error:
+            return error
 
     def _log_in(self) -> str:
         options = self._options
@@ -178,7 +176,6 @@ class KafkaInspection(Inspection):
     async def _nodes(self, nodes: Mapping[int, Host]) -> AsyncIterator[Finding]:
         """Whether the addresses that the cluster advertises can be reached: messages go there, to the leaders."""
         tried = await asyncio.gather(*(self._reach(host) for host in nodes.values()))
-        connections = [one for one in tried if isinstance(one, Connection)]
         for (number, host), one in zip(nodes.items(), tried, strict=True):
             subject = f"node {number} at {host}"
             if isinstance(one, Connection):
@@ -187,21 +184,17 @@ class KafkaInspection(Inspection):
                 self._unreachable.add(number)
                 text = f"the cluster advertises this address, and it cannot be reached: {one.text}"
                 remedy = "check the node's advertised.listeners, and DNS and network from here"
-                yield Finding("tcp", "warn" if connections else "fail", subject, text, remedy)
-        if connections:
-            self._connection = connections.pop(0)
-        for connection in connections:
-            connection.drop()
-        for connection in connections:
-            await connection.ended()
+                yield Finding("tcp", "warn" if self._connections else "fail", subject, text, remedy)
 
     async def _reach(self, host: Host) -> Connection | ConnectError:
         try:
             async with asyncio.timeout(self._options.connect_timeout):
-                return await Connection.open(self._settings, host)
+                connection = await Connection.open(self._settings, host)
         except Exception as error:
             finding: ConnectError = judge_greeting(error, host, self._settings).error
             return finding
+        self._connections.append(connection)
+        return connection
 
     async def _node(self, connection: Connection) -> AsyncIterator[Finding]:
         """What the node knows, and whether it gives a producer id, without which nothing is sent."""
@@ -227,9 +220,9 @@ class KafkaInspection(Inspection):
 
     async def topic(self, topic: str, /) -> AsyncIterator[Finding]:
         """See `Inspection.topic`."""
-        connection = self._connection
-        if connection is None or not connection.connected():
+        if not self._connections or not self._connections[0].connected():
             raise UnreachableError("the connection was lost")
+        connection = self._connections[0]
         answer = await _answer(connection.send(_TopicMetadata(topic)))
         code, _, _, partitions, operations = answer.topics[0]
         if code == _UNKNOWN_TOPIC:
