@@ -5,6 +5,7 @@ import json
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,9 @@ from cqrs_brokers_testkit.conformance import (
     Unsupported,
     run,
 )
-from cqrs_brokers_testkit.conformance._case import Context, case, tally
+from cqrs_brokers_testkit.conformance._case import CaseFailed, Context, case, tally
 from cqrs_brokers_testkit.conformance._command import main
+from cqrs_brokers_testkit.conformance._probes import probe
 from cqrs_brokers_testkit.conformance._runner import session
 from cqrs_brokers_testkit.harnesses.in_process import DevnullHarness, MemoryHarness
 
@@ -366,3 +368,12 @@ def test_cases_that_only_wait_run_side_by_side(monkeypatch: pytest.MonkeyPatch) 
     assert [result.status for result in results] == ["passed", "failed", "passed"]
     assert "left behind" in results[1].reason
     assert len(running.report.cases) == 3
+
+
+def test_a_process_that_does_not_end_shows_no_config_string(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There may be a password in it."""
+    monkeypatch.setattr("cqrs_brokers_testkit.conformance._probes._ENDS_WITHIN", 0.5)
+    url = "x://user:{}@host".format("canary")  # the word itself would be in the traceback of this line
+    with pytest.raises(CaseFailed, match=r"did not end within 0\.5 s") as failed:
+        probe("import time; time.sleep(30)", url)
+    assert "canary" not in "".join(traceback.format_exception(failed.value))

@@ -37,7 +37,7 @@ MUTANTS = [
         "_relay/outcomes.py",
         "[o for o in others if tokens.get(o.item.partition) == o.item.token]",
         "others",
-        "test_relay.py::test_a_lease_that_was_lost_fences_every_mark_but_receipts[asyncpg]",
+        "test_leases.py::test_a_lease_that_was_lost_fences_every_mark_but_receipts[asyncpg]",
     ),
     Mutant(
         "marks before the receipt",
@@ -77,7 +77,7 @@ MUTANTS = [
         "_relay/leases.py",
         "        if not position:\n",
         "        if position:\n",
-        "test_relay.py::test_who_takes_over_counts_what_may_have_been_sent[asyncpg]",
+        "test_leases.py::test_who_takes_over_counts_what_may_have_been_sent[asyncpg]",
     ),
     Mutant(
         "sends a key's rows together",
@@ -92,7 +92,7 @@ MUTANTS = [
         "        await self.release([number for number in list(self.tokens) if number not in in_use])\n"
         '        await self._store.change((f"DELETE',
         '        await self._store.change((f"DELETE',
-        "test_relay.py::test_stopping_gives_the_partitions_back_at_once[asyncpg]",
+        "test_leases.py::test_stopping_gives_the_partitions_back_at_once[asyncpg]",
     ),
     Mutant(
         "takes rows of a key while its failure is not marked",
@@ -113,7 +113,7 @@ MUTANTS = [
         "_relay/statements.py",
         "        self._topics = None if topics is None else {",
         "        self._topics = None if True else {",
-        "test_relay.py::test_relays_for_two_brokers",
+        "test_topics.py::test_relays_for_two_brokers",
     ),
     Mutant(
         "marks rows while the broker is gone",

@@ -7,11 +7,11 @@ import pytest
 from sqlalchemy import text
 
 from cqrs_brokers import ConnectionLostError, DeliveryError, DestinationNotFoundError, Message
-from cqrs_brokers_outbox import OutboxAdmin, State
+from cqrs_brokers_outbox import OutboxAdmin, OutboxError, Relay, State
 from cqrs_brokers_outbox._relay.store import Store
 from cqrs_brokers_outbox.opening import make_statements
 
-from .brokers import ScriptedBroker
+from .brokers import ScriptedBroker, opened
 from .conftest import Database
 from .test_relay import all_in, numbered, relay, rows, store, until
 
@@ -20,6 +20,20 @@ pytestmark = pytest.mark.live
 
 def mine(driver: ScriptedBroker, topic: str, key: str) -> list[str]:
     return [name for name in driver.names if name.startswith(f"{topic}/{key}/")]
+
+
+async def test_relays_for_two_brokers(postgresql_database: Database) -> None:
+    """topics= gives each relay its own; relays whose topics overlap are refused."""
+    database = postgresql_database
+    await store(database, *[numbered(n, topic=topic) for n in range(5) for topic in ("left", "right")])
+    left, right = ScriptedBroker(), ScriptedBroker()
+    async with relay(database, left, topics=["left"]), relay(database, right, topics=["right"]):
+        await until(all_in(State.SENT, database))
+        async with opened(ScriptedBroker()) as broker:
+            with pytest.raises(OutboxError, match="another relay is at work"):
+                await Relay(database.engine(), broker, database.outbox, lease=15.0).run()
+    assert left.names == [f"left/k/{n}" for n in range(5)]
+    assert right.names == [f"right/k/{n}" for n in range(5)]
 
 
 async def test_several_scopes_share_a_table(database: Database) -> None:

@@ -109,8 +109,12 @@ class Worker:
         finishing = [asyncio.create_task(self._marking()), asyncio.create_task(self._leasing())]
         loops = [*claiming, *finishing]
         stopped = asyncio.create_task(self._stopping.wait())
+        cancellation: asyncio.CancelledError | None = None
         try:
-            await asyncio.wait([*loops, stopped], return_when=asyncio.FIRST_COMPLETED)
+            try:
+                await asyncio.wait([*loops, stopped], return_when=asyncio.FIRST_COMPLETED)
+            except asyncio.CancelledError as cancelled:
+                cancellation = cancelled
             self._stopping.set()
             self._mark_now.set()
             await _cancelled(claiming)
@@ -124,6 +128,8 @@ class Worker:
         for loop in loops:
             if not loop.cancelled() and (error := loop.exception()) is not None:
                 raise error
+        if cancellation is not None:
+            raise cancellation
 
     def stop(self) -> None:
         """Lets `run` finish."""
