@@ -211,7 +211,6 @@ class _NobodyListens:
     callbacks: dict[str, Any] = {  # noqa: RUF012 - a constant
         "failed": lambda *_: None,
         "answered": lambda *_: None,
-        "drained": lambda *_: None,
     }
 
     def session_ended(self, session: Session, error: BaseException | None) -> None:
