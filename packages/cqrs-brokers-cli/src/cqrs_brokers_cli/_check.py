@@ -212,6 +212,7 @@ class Check:
             except Exception as error:
                 if limit.expired():
                     text = f"there was no answer within {self._timeout:g} s"
+                    step = "tcp" if step == "server" else step  # as when the plugin says it
                     yield Finding(
                         step, "fail", subject, text, "look at the server, or give it more time with --timeout"
                     )
