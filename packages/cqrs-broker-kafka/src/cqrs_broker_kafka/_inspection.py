@@ -33,6 +33,8 @@ _TOPIC, _NODE = 2, 4
 """Kinds of resources in DescribeConfigs."""
 _WRITE = 1 << 4
 """In the set of operations that are allowed, `AclOperation.WRITE`."""
+_ID_PAUSE = 0.1
+"""Seconds before a producer id is asked for again."""
 _NOT_SAID = -(2**31)
 _UNKNOWN_TOPIC, _FORBIDDEN, _CLUSTER_FORBIDDEN = 3, 29, 31
 _FOR_EVER = 2**63 - 1
@@ -205,7 +207,7 @@ class KafkaInspection(Inspection):
         text = f"Kafka does not say its version; it knows the requests of {known[-1]}"
         yield Finding("server", "ok", "", text + (" or newer" if newest >= max(_VERSIONS) else ""))
         if self._options.enable_idempotence:
-            code, _, _ = await _answer(connection.producer_id())
+            code = await self._ask_for_id(connection)
             if code == _CLUSTER_FORBIDDEN:
                 raise AuthorizationError(
                     "the user gets no producer id: grant it WRITE on a topic, or IDEMPOTENT_WRITE on the cluster"
@@ -215,6 +217,16 @@ class KafkaInspection(Inspection):
                 yield Finding(
                     "server", "fail", "", text, "see the logs of the nodes, and whether there is a controller"
                 )
+
+    async def _ask_for_id(self, connection: Connection) -> int:
+        """The last error code, or 0. A node that has just started gives no id in its first moment."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._options.connect_timeout / 2
+        while True:
+            code: int = (await _answer(connection.producer_id()))[0]
+            if code in (0, _CLUSTER_FORBIDDEN) or loop.time() > end:
+                return code
+            await asyncio.sleep(_ID_PAUSE)
 
     # -- a topic ------------------------------------------------------------------------------------------------------
 
