@@ -186,6 +186,13 @@ def versions(session: nox.Session) -> None:
 
 
 @nox.session
+def mutants(session: nox.Session) -> None:
+    """Runs every case of the conformance suite against every mutant, and writes the page (half an hour)."""
+    install(session, EVERYTHING, *group("test"))
+    session.run("python", "-m", "tests.conformance.documents", "mutants")
+
+
+@nox.session
 def lines(session: nox.Session) -> None:
     """Prints the code lines of each distribution: formatted by ruff, without blanks, comments and docstrings."""
     session.install(*group("lint"))

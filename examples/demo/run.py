@@ -17,7 +17,7 @@ import report
 import shop
 
 from cqrs_broker_memory import published
-from cqrs_brokers import BrokerError, DeliveryError, Message, Receipt
+from cqrs_brokers import BrokerError, DeliveryError, Message, Observer, Receipt
 from cqrs_brokers_python_cqrs import message_broker
 from cqrs_brokers_testkit.readers import Record, drain_queue, drain_topic
 from cqrs_brokers_testkit.servers import KafkaServer, ServerUnavailable, kafka, rabbitmq
@@ -28,7 +28,7 @@ EXPECTED = [("OrderPlaced", "order-1"), ("OrderPlaced", "order-2"), ("OrderShipp
 Read = Callable[[], list[Record]]
 
 
-class Receipts:
+class Receipts(Observer):
     """An observer of the broker: it is told what became of each message. python-cqrs itself hands on no receipts."""
 
     def __init__(self) -> None:

@@ -20,11 +20,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cqrs_brokers import Message
-from cqrs_brokers_testkit.certificates import make_certificates
+from cqrs_brokers_testkit.certificates import Certificates, make_certificates
 from cqrs_brokers_testkit.conformance import Harness, Record, Refusal, Target
 from cqrs_brokers_testkit.proxy import FaultProxy
 from tests.conformance.unordered import UnorderedServer
@@ -41,7 +42,8 @@ def install(folder: Path) -> None:
     """Lays out the plugins as pip would: the modules, and the metadata of the distributions."""
     (folder / "cqrs_broker_mutant.py").write_text((HERE / "mutants.py").read_text())
     (folder / "cqrs_broker_wiremutant.py").write_text((HERE / "wire_mutants.py").read_text())
-    (folder / "cqrs_broker_unordered.py").write_text((HERE / "unordered_mutants.py").read_text())
+    hooks = "UNORDERED_MUTANTS, broker_options, open_message_broker"
+    (folder / "cqrs_broker_unordered.py").write_text(f"from tests.conformance.unordered_plugin import {hooks}\n")
     for name, module, core, schemes in (
         ("cqrs-broker-mutant", "cqrs_broker_mutant", ">=0.1,<0.2", ("mutant", "othername")),
         ("cqrs-broker-wiremutant", "cqrs_broker_wiremutant", ">=0.1,<0.2", ("wiremutant",)),
@@ -215,15 +217,21 @@ def unordered_harness() -> Harness:
         }
 
         def start(self) -> None:
-            self._certificates = make_certificates(Path(stack.enter_context(tempfile.TemporaryDirectory())))
-            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-            context.load_cert_chain(self._certificates.server, self._certificates.server_key)
-            server.start(context)
+            server.start()
             self.proxy = stack.enter_context(FaultProxy(("127.0.0.1", server.port)))
             self.url = f"unordered://{self.proxy.address}"
 
         def stop(self) -> None:
             stack.close()
+
+        @cached_property
+        def certificates(self) -> Certificates:
+            """Made, and served, when a case first asks for them: it takes a second."""
+            made = make_certificates(Path(stack.enter_context(tempfile.TemporaryDirectory())))
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            context.load_cert_chain(made.server, made.server_key)
+            server.start_tls(context)
+            return made
 
         def read_back(self, topic: str, count: int) -> Sequence[Record]:
             give_up = time.monotonic() + 2
@@ -243,14 +251,17 @@ def unordered_harness() -> Harness:
             return self.url_with_credentials("app", "wrong")
 
         def tls_destination(self) -> Target:
+            ca = self.certificates.ca
             tls = f"unordered://app:right@localhost:{server.tls_port}?tls=true"
-            return Target(f"{tls}&cafile={self._certificates.ca}", self.new_topic_name())
+            return Target(f"{tls}&cafile={ca}", self.new_topic_name())
 
         def tls_failures(self) -> Mapping[str, str]:
+            made = self.certificates
             tls = f"unordered://app:right@localhost:{server.tls_port}?tls=true"
             return {
-                "an unknown authority": f"{tls}&cafile={self._certificates.other_ca}",
+                "an unknown authority": f"{tls}&cafile={made.other_ca}",
                 "the system's authorities": tls,
+                "another host": f"{tls}&cafile={made.ca}".replace("@localhost:", "@127.0.0.2:"),
             }
 
         def kill(self) -> None:

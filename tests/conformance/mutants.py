@@ -552,6 +552,25 @@ class SixtyFourHeaders(Sound):
 
 
 @mutant("messages.headers-arrive")
+class HeaderTakesAField(Sound):
+    """Writes headers beside the fields of the message, so that one called like a field takes its place."""
+
+    def render(self, message: Message) -> Kept:
+        record = super().render(message)
+        fields = {name: str(value) for name, value in message.headers.items() if name in ("name", "message_id")}
+        return replace(record, **fields)  # type: ignore[arg-type]
+
+
+@mutant("messages.headers-arrive")
+class CutsLongHeaders(Sound):
+    """Writes at most 4 KiB of a header's value."""
+
+    def render(self, message: Message) -> Kept:
+        record = super().render(message)
+        return replace(record, headers={name: value[:4096] for name, value in record.headers.items()})
+
+
+@mutant("messages.headers-arrive")
 class HeadersAsLines(Sound):
     """Writes headers as lines of text, as they are, so that a line break in a value begins another header."""
 
@@ -772,6 +791,31 @@ class ForbiddenIsRejected(Sound):
 
     def settle(self, delivery: Delivery, verdict: str) -> None:
         super().settle(delivery, "refused" if verdict == "forbidden" else verdict)
+
+
+@mutant("delivery.blocked-is-waited-out")
+class NeverUnblocks(Sound):
+    """Passes on that the broker takes no messages, and not that it takes them again."""
+
+    def blocked(self, is_blocked: bool) -> None:
+        if is_blocked:
+            super().blocked(True)
+
+
+@mutant("delivery.blocked-is-waited-out")
+class BlockedForGood(Sound):
+    """Takes the next connection for blocked, too, when the last one was."""
+
+    was_blocked = False
+
+    def blocked(self, is_blocked: bool) -> None:
+        self.was_blocked = self.was_blocked or is_blocked
+        super().blocked(is_blocked)
+
+    async def connect(self) -> None:
+        await super().connect()
+        if self.was_blocked:
+            super().blocked(True)
 
 
 @mutant("delivery.blocked-is-waited-out")

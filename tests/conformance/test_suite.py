@@ -3,7 +3,9 @@
 import asyncio
 import json
 import sys
+import threading
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,9 @@ from cqrs_brokers_testkit.conformance import (
     Unsupported,
     run,
 )
-from cqrs_brokers_testkit.conformance._case import Context, case, tally
+from cqrs_brokers_testkit.conformance._case import CaseFailed, Context, case, tally
 from cqrs_brokers_testkit.conformance._command import main
+from cqrs_brokers_testkit.conformance._probes import probe
 from cqrs_brokers_testkit.conformance._runner import session
 from cqrs_brokers_testkit.harnesses.in_process import DevnullHarness, MemoryHarness
 
@@ -339,3 +342,38 @@ def test_a_tally_says_why_there_were_errors() -> None:
     """One text of each class, so that a failure explains itself."""
     outcomes = [ConnectionLostError("the link broke"), ConnectionLostError("another"), BackpressureError("full")]
     assert tally(outcomes) == "2 ConnectionLostError (the link broke), 1 BackpressureError (full)"
+
+
+def test_cases_that_only_wait_run_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each still has its own result, and what asyncio complains of belongs to the case that caused it."""
+
+    both = threading.Barrier(2)
+
+    async def waiting(_: Context) -> None:
+        """It waits for the other one."""
+        await asyncio.to_thread(both.wait, 15.0)
+
+    async def complaining(_: Context) -> None:
+        """It leaves an error that nobody looks at."""
+        await asyncio.sleep(0.2)
+        asyncio.get_running_loop().create_future().set_exception(ValueError("left behind"))
+        await asyncio.sleep(0.2)
+
+    for name, function in {"waiting-a": waiting, "complaining": complaining, "waiting-b": waiting}.items():
+        case(f"test.{name}", "static", waits=True)(function)
+    few = {name: CASES.pop(name) for name in list(CASES) if name.startswith("test.")}
+    monkeypatch.setattr("cqrs_brokers_testkit.conformance._runner.CASES", few)
+    with session(Harness("memory://x"), progress=quiet) as running:
+        results = [running.run_case(each) for each in few.values()]
+    assert [result.status for result in results] == ["passed", "failed", "passed"]
+    assert "left behind" in results[1].reason
+    assert len(running.report.cases) == 3
+
+
+def test_a_process_that_does_not_end_shows_no_config_string(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There may be a password in it."""
+    monkeypatch.setattr("cqrs_brokers_testkit.conformance._probes._ENDS_WITHIN", 0.5)
+    url = "x://user:{}@host".format("canary")  # the word itself would be in the traceback of this line
+    with pytest.raises(CaseFailed, match=r"did not end within 0\.5 s") as failed:
+        probe("import time; time.sleep(30)", url)
+    assert "canary" not in "".join(traceback.format_exception(failed.value))

@@ -8,7 +8,8 @@ The protocol, in lines: the client begins with `HELLO user:password`, the server
 * `SEEN <token>`: somebody else says that it has seen it (topics `seen-…`); nothing is stored;
 * `NO <topic>`: the user must not publish there (topics `forbidden-…`); it names no message;
 
-and `PING` by `PONG`. There is a port with TLS beside the plain one.
+and `PING` by `PONG`. There is a port with TLS beside the plain one, also at
+127.0.0.2, for which its certificate is not.
 """
 
 from __future__ import annotations
@@ -36,19 +37,25 @@ class UnorderedServer:
         self._connections: set[asyncio.StreamWriter] = set()
         self._servers: list[asyncio.Server] = []
 
-    def start(self, context: ssl.SSLContext | None = None) -> None:
-        """Starts to listen; with a TLS context at a second port, too."""
+    def start(self) -> None:
+        """Starts to listen."""
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
-        asyncio.run_coroutine_threadsafe(self._listen(context), self._loop).result(5.0)
+        self.restart()
 
-    async def _listen(self, context: ssl.SSLContext | None) -> None:
-        for tls in (None, context) if context else (None,):
-            port = (self.tls_port if tls else self.port) or 0
-            server = await asyncio.start_server(self._serve, "127.0.0.1", port, limit=LIMIT, ssl=tls)
-            self._servers.append(server)
-            self.port, self.tls_port = (
-                (self.port, server.sockets[0].getsockname()[1]) if tls else (server.sockets[0].getsockname()[1], 0)
-            )
+    def restart(self) -> None:
+        """Listens again, at the same plain port."""
+        self.port = self._listen("127.0.0.1", self.port, None)
+
+    def start_tls(self, context: ssl.SSLContext) -> None:
+        """Listens with TLS, too."""
+        self.tls_port = self._listen("127.0.0.1", 0, context)
+        self._listen("127.0.0.2", self.tls_port, context)
+
+    def _listen(self, host: str, port: int, context: ssl.SSLContext | None) -> int:
+        listening = asyncio.start_server(self._serve, host, port, limit=LIMIT, ssl=context)
+        server = asyncio.run_coroutine_threadsafe(listening, self._loop).result(5.0)
+        self._servers.append(server)
+        return int(server.sockets[0].getsockname()[1])
 
     def kill(self) -> None:
         """Stops to listen and ends all connections; what is stored stays."""
@@ -61,10 +68,6 @@ class UnorderedServer:
                 writer.transport.abort()
 
         asyncio.run_coroutine_threadsafe(end(), self._loop).result(5.0)
-
-    def restart(self) -> None:
-        """Listens again, at the same plain port."""
-        asyncio.run_coroutine_threadsafe(self._listen(None), self._loop).result(5.0)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._connections.add(writer)

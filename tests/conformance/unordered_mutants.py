@@ -1,6 +1,6 @@
 """A sound plugin for `unordered`'s broker, on the kit (`cqrs_brokers.pipeline`), and broken variations of it.
 
-Installed by `mutant_runs.install` as the module `cqrs_broker_unordered`; `CQRS_MUTANT` chooses the variation.
+More variations are in `reader_mutants`; `unordered_plugin` is the plugin.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import asyncio
 import base64
 import hashlib
 import json
-import os
 import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -25,7 +24,6 @@ from cqrs_brokers.exceptions import (
     TLSError,
     UnreachableError,
 )
-from cqrs_brokers.hooks import hookimpl
 from cqrs_brokers.options import BrokerOptions, option
 from cqrs_brokers.pipeline import Pipeline, connect_to_any
 from cqrs_brokers.tasks import drop_transport
@@ -449,24 +447,3 @@ class AnswersOutOfTurn(UnorderedSound):
 
     def answered(self, word: bytes, token: int, offset: bytes) -> None:
         super().answered(word, self.pipeline.oldest(lambda _: True) or token, offset)
-
-
-UNORDERED_MUTANTS: dict[str, type[UnorderedSound]] = {
-    "".join(
-        f"-{letter.lower()}" if letter.isupper() else letter for letter in driver.__name__.replace("TLS", "Tls")
-    ).lstrip("-"): driver
-    for driver in UnorderedSound.__subclasses__()
-}
-
-
-@hookimpl
-def broker_options() -> type[BrokerOptions]:
-    """The options of `unordered://`."""
-    return UnorderedOptions
-
-
-@hookimpl
-def open_message_broker(url: BrokerURL, options: UnorderedOptions) -> PipelinedDriver:
-    """The driver of `unordered://`."""
-    name = os.environ.get("CQRS_MUTANT", "")
-    return (UNORDERED_MUTANTS[name] if name else UnorderedSound)(url, options)

@@ -470,9 +470,9 @@ async def test_observers_see_every_outcome_and_cannot_break_a_send(caplog: pytes
             driver.held[1].fail(UnroutableError("no queue"))
             sendings[2].cancel()
             await asyncio.gather(*sendings, return_exceptions=True)
-    assert seen == [("a", "Receipt"), ("b", "UnroutableError")]
+    assert seen == [("a", "Receipt"), ("b", "UnroutableError"), ("c", "ClosedWhilePendingError")]
     assert states == ["connecting", "connected", "closed"]
-    assert caplog.text.count("Broken raised ValueError in sent()") == 2
+    assert caplog.text.count("Broken raised ValueError in sent()") == 1  # at most once a minute
 
 
 async def test_flush_waits_for_what_was_sent_before_it() -> None:

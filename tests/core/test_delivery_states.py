@@ -1,6 +1,7 @@
 """The delivery contract: every call in every state, first as a table, then as a model that is driven at random."""
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Callable
 from contextvars import copy_context
 from typing import Any
@@ -34,7 +35,13 @@ from .drivers import message
 class OwnWindow(Window):
     """A window with places of its own, open for messages."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, submitted: list[Delivery], max_count: int = 3) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        submitted: list[Delivery],
+        max_count: int = 3,
+        observe: Callable[[Any, Any], None] | None = None,
+    ) -> None:
         self.breaches = ContractBreaches("test://")
         self.places = InFlight(
             name="test",
@@ -43,11 +50,12 @@ class OwnWindow(Window):
             max_count=max_count,
             max_bytes=10_000,
             breaches=self.breaches,
+            observe=observe,
         )
         super().__init__(
             self.places,
             submit=submitted.extend,
-            passes_through=False,
+            copies=True,
             why_not_taken=lambda: None,
             why_late=lambda delivery, handed: None,
             destination=lambda message: message.topic,
@@ -88,13 +96,19 @@ OPERATIONS: dict[str, Callable[[OwnWindow, Any], Any]] = {
     "unroutable": lambda window, delivery: delivery.fail(UnroutableError("no queue")),
     "nack": lambda window, delivery: delivery.fail(NackedError("nack")),
     "deadline": lambda window, delivery: window.expire(),
-    "cancel": lambda window, delivery: window.give_up(delivery),
+    "cancel": lambda window, delivery: cancel(window, delivery),
     "close": lambda window, delivery: window.settle(ClosedWhilePendingError("closed"), BrokerClosedError("closed")),
 }
 
 
+def cancel(window: OwnWindow, delivery: Told) -> None:
+    """As a task that is cancelled while it awaits the delivery."""
+    delivery.cancel()
+    window.give_up(delivery)
+
+
 # What was done before → operation → (outcome afterwards, places taken, breach of contract logged).
-# Outcomes: None = no outcome yet; "gone" = the caller was cancelled.
+# Outcomes: None = no outcome yet; "gone" = the caller was cancelled, and there is an outcome that only observers get.
 TABLE: list[tuple[list[str], str, tuple[Any, int, bool]]] = [
     ([], "handed_over", (None, 1, False)),
     ([], "returned", (None, 1, True)),
@@ -110,7 +124,7 @@ TABLE: list[tuple[list[str], str, tuple[Any, int, bool]]] = [
     (["handed_over"], "unroutable", (UnroutableError, 0, False)),
     (["handed_over"], "nack", (NackedError, 0, False)),
     (["handed_over"], "deadline", (DeliveryTimeoutError, 1, False)),
-    (["handed_over"], "cancel", ("gone", 1, False)),
+    (["handed_over"], "cancel", (None, 1, False)),
     (["handed_over"], "close", (ClosedWhilePendingError, 0, False)),
     (["handed_over", "returned"], "deadline", (BackpressureError, 1, False)),
     (["handed_over", "returned"], "handed_over", (None, 1, False)),
@@ -128,6 +142,13 @@ TABLE: list[tuple[list[str], str, tuple[Any, int, bool]]] = [
     (["cancel"], "handed_over", ("gone", 0, False)),
     (["handed_over", "cancel"], "confirm", ("gone", 0, False)),
     (["handed_over", "cancel"], "unroutable", ("gone", 0, False)),
+    (["handed_over", "cancel"], "deadline", ("gone", 1, False)),
+    (["handed_over", "cancel", "deadline"], "confirm", ("gone", 0, False)),
+    (["handed_over", "cancel"], "close", ("gone", 0, False)),
+    (["handed_over", "cancel"], "returned", ("gone", 1, False)),
+    (["handed_over", "cancel", "returned"], "handed_over", ("gone", 0, False)),
+    (["handed_over", "cancel", "returned"], "close", ("gone", 0, False)),
+    (["handed_over", "returned"], "cancel", ("gone", 1, False)),
     (["handed_over", "confirm"], "confirm", (Receipt, 0, True)),
     (["handed_over", "confirm"], "nack", (Receipt, 0, True)),
     (["handed_over", "confirm"], "handed_over", (Receipt, 0, False)),
@@ -206,8 +227,8 @@ async def test_a_batch_confirmed_as_one() -> None:
     batch = list(submitted)
     assert len(batch) == 3
     assert all(delivery.handed_over() for delivery in batch)
-    window.give_up(batch[1])
-    del watched[:]
+    cancel(window, sent[1])
+    assert not watched
     confirm_all(batch, partition=4, offset=10)
     await asyncio.sleep(0)
     assert watched == batch
@@ -237,7 +258,10 @@ class DeliveryModel(RuleBasedStateMachine):
         super().__init__()
         self.loop = asyncio.new_event_loop()
         self.driver: list[Delivery] = []
-        self.window = OwnWindow(self.loop, self.driver, self.MAX)
+        self.told = defaultdict[Delivery, list[Any]](list)
+        self.window = OwnWindow(
+            self.loop, self.driver, self.MAX, lambda delivery, outcome: self.told[delivery].append(outcome)
+        )
         self.handed: set[Delivery] = set()
         self.let_go: set[Delivery] = set()
         self.confirmed: set[Delivery] = set()
@@ -262,10 +286,11 @@ class DeliveryModel(RuleBasedStateMachine):
             (self.let_go if finished else self.handed).add(delivery)
 
     @rule(delivery=deliveries)
-    def give_back(self, delivery: Delivery) -> None:
+    def give_back(self, delivery: Told) -> None:
         if delivery in self.handed and delivery not in self.let_go:
             delivery.returned()
             self.handed.discard(delivery)
+            assert delivery.done or not delivery.was_cancelled
 
     @rule(delivery=deliveries)
     def confirm(self, delivery: Delivery) -> None:
@@ -282,7 +307,7 @@ class DeliveryModel(RuleBasedStateMachine):
             delivery.fail(error)
             self.let_go.add(delivery)
             if not done and isinstance(error, ValueError):
-                raised = delivery.outcome
+                (raised,) = self.told[delivery]
                 assert isinstance(raised, DeliveryError)
                 assert type(raised) is (DeliveryUnknownError if handed else NotDeliveredError)
                 assert raised.__cause__ is error
@@ -300,7 +325,10 @@ class DeliveryModel(RuleBasedStateMachine):
         self.window.expire()
         for delivery in late:
             error = delivery.outcome
-            assert isinstance(error, DeliveryUnknownError if delivery in handed else NotDeliveredError)
+            if delivery.was_cancelled:
+                assert error is None
+            else:
+                assert isinstance(error, DeliveryUnknownError if delivery in handed else NotDeliveredError)
 
     @rule()
     def turn_of_the_loop(self) -> None:
@@ -327,11 +355,16 @@ class DeliveryModel(RuleBasedStateMachine):
     def outcomes_are_true(self) -> None:
         for delivery in self.order:
             cancelled, outcome = delivery.was_cancelled, delivery.outcome
-            assert delivery.done is (cancelled or outcome is not None)
             assert not (cancelled and outcome is not None)
+            told = self.told[delivery]
+            assert len(told) == delivery.done  # observers are told of every outcome, once
+            assert delivery.done or outcome is None
+            assert delivery.done or not cancelled or delivery in self.handed
             if outcome is not None:
-                assert isinstance(outcome, Receipt) is (delivery in self.confirmed)
-                assert isinstance(outcome, Receipt | DeliveryError)
+                assert told == [outcome]
+            for known in told:
+                assert isinstance(known, Receipt) is (delivery in self.confirmed)
+                assert isinstance(known, Receipt | DeliveryError)
 
 
 DeliveryModel.TestCase.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)

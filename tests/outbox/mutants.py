@@ -37,17 +37,17 @@ MUTANTS = [
         "_relay/outcomes.py",
         "[o for o in others if tokens.get(o.item.partition) == o.item.token]",
         "others",
-        "test_relay.py::test_a_lease_that_was_lost_fences_every_mark_but_receipts[asyncpg]",
+        "test_leases.py::test_a_lease_that_was_lost_fences_every_mark_but_receipts[asyncpg]",
     ),
     Mutant(
         "marks before the receipt",
         "_relay/worker.py",
-        "        outcomes: Sequence[Receipt | DeliveryError] = await self._broker.send_messages(\n",
-        "        now = [(item.message.message_id, item.message.topic) for item in items]\n"
-        "        for item, which in zip(items, now):\n"
-        "            self._outcomes.append(Outcome(item, Verdict.SENT, Receipt(*which, 'x')))\n"
-        "        self._to_mark.set()\n"
-        "        outcomes: Sequence[Receipt | DeliveryError] = await self._broker.send_messages(\n",
+        "            outcomes = await self._broker.send_messages(",
+        "            now = [(item.message.message_id, item.message.topic) for item in items]\n"
+        "            for item, which in zip(items, now):\n"
+        "                self._outcomes.append(Outcome(item, Verdict.SENT, Receipt(*which, 'x')))\n"
+        "            self._to_mark.set()\n"
+        "            outcomes = await self._broker.send_messages(",
         "test_relay.py::test_no_row_is_marked_before_its_receipt[asyncpg]",
     ),
     Mutant(
@@ -77,7 +77,7 @@ MUTANTS = [
         "_relay/leases.py",
         "        if not position:\n",
         "        if position:\n",
-        "test_relay.py::test_who_takes_over_counts_what_may_have_been_sent[asyncpg]",
+        "test_leases.py::test_who_takes_over_counts_what_may_have_been_sent[asyncpg]",
     ),
     Mutant(
         "sends a key's rows together",
@@ -90,9 +90,9 @@ MUTANTS = [
         "keeps its leases when it stops",
         "_relay/leases.py",
         "        await self.release([number for number in list(self.tokens) if number not in in_use])\n"
-        "        await self._store.change((f\"DELETE",
-        "        await self._store.change((f\"DELETE",
-        "test_relay.py::test_stopping_gives_the_partitions_back_at_once[asyncpg]",
+        '        await self._store.change((f"DELETE',
+        '        await self._store.change((f"DELETE',
+        "test_leases.py::test_stopping_gives_the_partitions_back_at_once[asyncpg]",
     ),
     Mutant(
         "takes rows of a key while its failure is not marked",
@@ -111,9 +111,9 @@ MUTANTS = [
     Mutant(
         "sends all topics",
         "_relay/statements.py",
-        "        self._topics = None if topics is None else list(topics)",
-        "        self._topics = None",
-        "test_relay.py::test_relays_for_two_brokers",
+        "        self._topics = None if topics is None else {",
+        "        self._topics = None if True else {",
+        "test_topics.py::test_relays_for_two_brokers",
     ),
     Mutant(
         "marks rows while the broker is gone",
@@ -156,5 +156,43 @@ MUTANTS = [
         "        return last is _before_commit",
         "        return True",
         "test_adding.py::test_a_listener_that_was_registered_after_ours_changes_something",
+    ),
+    Mutant(
+        "the place begins anew with every statement",
+        "outbox.py",
+        "        place = self._places.get(transaction, 0)\n",
+        "        place = 0\n",
+        "test_place.py::test_the_place_goes_on_through_every_way_to_write[asyncpg]",
+    ),
+    Mutant(
+        "claims its topics from all rows in their order",
+        "_relay/statements.py",
+        '        if self._topics is None:\n            return f"SELECT {columns}',
+        "        if self._topics is not None:\n"
+        "            ready += f\" AND o.topic IN ({', '.join(':' + name for name in self._topics)})\"\n"
+        '        if True:\n            return f"SELECT {columns}',
+        "test_topics.py::test_a_claim_of_topics_does_not_look_at_other_relays_rows[asyncpg-topics1]",
+    ),
+    Mutant(
+        "loses the writer's trace context",
+        "rows.py",
+        "            if row.trace:\n",
+        "            if False:\n",
+        "test_observing.py::test_the_writer_s_trace_context_goes_to_the_broker[asyncpg]",
+    ),
+    Mutant(
+        "tells as parked what was fenced",
+        "_relay/outcomes.py",
+        "return Marked(sum(o.verdict is not Verdict.HELD for o in others if o not in current), failures)",
+        "return Marked(sum(o.verdict is not Verdict.HELD for o in others if o not in current), "
+        "[(o, State.PARKED) for o in others])",
+        "test_observing.py::test_refused_marks_are_told_as_fenced_and_not_as_parked",
+    ),
+    Mutant(
+        "purges what is young",
+        "_relay/statements.py",
+        "AND sent_at < {self.now} - :keep",
+        "AND sent_at < {self.now} + :keep",
+        "test_observing.py::test_a_relay_purges_what_was_kept_long_enough[asyncpg]",
     ),
 ]

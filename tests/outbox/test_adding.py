@@ -300,9 +300,7 @@ def test_two_phase(postgresql_database: Database) -> None:
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["ours is last", "another is last"])
-def test_a_session_within_a_test_s_transaction(
-    postgresql_database: Database, sync_engine: Engine, late: bool
-) -> None:
+def test_a_session_within_a_test_s_transaction(postgresql_database: Database, sync_engine: Engine, late: bool) -> None:
     """join_transaction_mode="create_savepoint": rows are written at the session's commit, and go with the test's."""
     outbox = postgresql_database.outbox
     table = outbox.tables.messages

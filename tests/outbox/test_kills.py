@@ -2,6 +2,8 @@
 
 The relay of `victim` works on a table where a relay before it died, with rows that are sent, refused, refused with
 their whole topic, unknown and damaged. It is killed from outside at one of its awaits; another relay ends the work.
+
+On PostgreSQL at every await; on MariaDB and SQLite at those that claim, mark and take over.
 """
 
 import asyncio
@@ -12,6 +14,7 @@ import signal
 import uuid
 from collections import Counter
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import pika
@@ -24,14 +27,15 @@ from cqrs_brokers_outbox import Outbox, Relay, State
 
 from . import victim
 from .await_points import all_points
+from .conftest import database_urls
 
-pytestmark = [pytest.mark.live, pytest.mark.fault, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.live, pytest.mark.fault, pytest.mark.timeout(800)]
 
 NOT_REACHED = {
     # after a minute, or after an error, or in another way to run a relay
-    "_relay/worker.py:_purging": "purges begin after a minute",
-    "_relay/worker.py:_purge": "purges begin after a minute",
-    "_relay/worker.py:_tried: await asyncio.sleep": "the database did not fail",
+    "_relay/upkeep.py:run: await self._trouble.tried": "the first purge is after ten seconds",
+    "_relay/upkeep.py:_": "the first purge is after ten seconds",
+    "_relay/trouble.py:tried: await asyncio.sleep": "the database did not fail",
     "_relay/store.py:_throw_away": "no statement failed",
     "_relay/store.py:change: await self._throw_away": "no statement failed",
     "_relay/store.py:rows: await self._throw_away": "no statement failed",
@@ -52,6 +56,21 @@ NOT_REACHED = {
 }
 """Beginnings of points that this run does not reach, and why."""
 
+PATHS = (
+    *("_relay/worker.py:_claim", "_relay/worker.py:_anything", "_relay/worker.py:_send", "_relay/worker.py:_mark"),
+    *("_relay/outcomes.py:", "_relay/store.py:", "_relay/leases.py:take", "_relay/leases.py:_count_unknown"),
+    *("_relay/leases.py:free_those_behind_nobody", "_relay/leases.py:change_all"),
+)
+"""Beginnings of the points at which the relay claims, sends, marks and takes over."""
+OF_ITS_OWN = {
+    "asyncmy": [
+        "_relay/outcomes.py:mark: await self._store.change(lock)",
+        "_relay/store.py:_open: await connection.exec",
+    ],
+    "aiosqlite": ["_relay/store.py:_open: await connection.exec_driver_sql"],
+}
+"""Points that PostgreSQL does not reach, and these do."""
+
 ORDERED = ["a", "b", "unknown", "again"]
 
 
@@ -64,11 +83,19 @@ def context() -> Any:
 
 
 class Trial:
-    """One table, one exchange, one kill."""
+    """One table, one exchange, one kill.
 
-    def __init__(self, engine: AsyncEngine, url: str, amqp: str) -> None:
-        self.engine, self.url, self.amqp = engine, url, amqp
+    Args:
+        url: The database's; with a folder's name for SQLite, where each trial has a file of its own.
+        amqp: RabbitMQ's.
+    """
+
+    def __init__(self, url: str, amqp: str) -> None:
         self.table = f"k{uuid.uuid4().hex[:10]}"
+        self.partitions = 1 if url.startswith("sqlite") else 16
+        self.url = f"{url}/{self.table}.db" if url.startswith("sqlite") else url
+        self.amqp = amqp
+        self.engine: AsyncEngine = create_async_engine(self.url)
         self.outbox = Outbox(self.table)
         self.sent: list[Message] = []
 
@@ -89,7 +116,7 @@ class Trial:
             await connection.execute(broken)
             first = (await connection.execute(select(messages.c.id).order_by(messages.c.id))).scalars().first()
             dead = {"scope": "*", "owner": "dead", "until": 1, "token": 7, "claimed_to": first}
-            await connection.execute(lease.insert(), [{"number": number, **dead} for number in range(16)])
+            await connection.execute(lease.insert(), [{"number": number, **dead} for number in range(self.partitions)])
         async with self.engine.connect() as connection:
             await outbox.insert(connection, Message("rolled back", "orders", {}, key="a"))
             await connection.rollback()
@@ -98,9 +125,7 @@ class Trial:
     def kill_at(self, context: Any, point: str | None, occurrence: int) -> dict[str, int] | None:
         """Runs the victim; returns what it reached when nobody killed it, else None."""
         ours, theirs = context.Pipe()
-        process = context.Process(
-            target=victim.run, args=(self.url, self.amqp, self.table, point, occurrence, theirs)
-        )
+        process = context.Process(target=victim.run, args=(self.url, self.amqp, self.table, point, occurrence, theirs))
         process.start()
         theirs.close()
         try:
@@ -174,6 +199,7 @@ class Trial:
         async with self.engine.begin() as connection:
             for table in self.outbox.tables.all:
                 await connection.execute(text(f"DROP TABLE {table.name}"))
+        await self.engine.dispose()
         return wrong
 
 
@@ -186,25 +212,19 @@ def _answer(pipe: Connection) -> Any:
         raise AssertionError("the victim ended by itself") from None
 
 
-async def test_a_kill_at_every_await(
-    postgresql: Any, rabbitmq: Any, context: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Nothing is lost, nothing rolled back is told, no key is out of order, every repeat is counted."""
-    url = postgresql.url_of("asyncpg")
-    engine = create_async_engine(url)
-    whole = Trial(engine, url, rabbitmq.url)
-    await whole.prepare()
-    reached = await asyncio.to_thread(whole.kill_at, context, None, 0)
+async def whole_run(url: str, amqp: str, context: Any) -> dict[str, int]:
+    """A run that nobody kills: how often each point was reached."""
+    trial = Trial(url, amqp)
+    await trial.prepare()
+    reached = await asyncio.to_thread(trial.kill_at, context, None, 0)
     assert reached is not None
-    await whole.finish()
-    assert await whole.judge() == []
+    await trial.finish()
+    assert await trial.judge() == []
+    return reached
 
-    known = {point for points in all_points().values() for point in points.values()}
-    unreached = {point for point in known - set(reached) if not point.startswith(tuple(NOT_REACHED))}
-    assert not unreached, "\n".join(["no kill at:", *sorted(unreached)])
-    dead_words = [start for start in NOT_REACHED if not any(point.startswith(start) for point in known)]
-    assert not dead_words, "these points are no more"
 
+async def kill_at_each(reached: dict[str, int], url: str, amqp: str, context: Any) -> dict[str, int]:
+    """Kills a relay at each point, some time that it is reached; returns at which time."""
     killed: dict[str, int] = {}
     wrong: dict[str, list[str]] = {}
     places = asyncio.Semaphore(4)
@@ -213,7 +233,7 @@ async def test_a_kill_at_every_await(
     async def kill(point: str, occurrence: int) -> None:
         async with places:
             for again in (occurrence, 1):
-                trial = Trial(engine, url, rabbitmq.url)
+                trial = Trial(url, amqp)
                 await trial.prepare()
                 survived = await asyncio.to_thread(trial.kill_at, context, point, again)
                 await trial.finish()
@@ -224,10 +244,47 @@ async def test_a_kill_at_every_await(
                     return
 
     await asyncio.gather(*(kill(point, choose.randint(1, min(count, 12))) for point, count in sorted(reached.items())))
-    await engine.dispose()
+    assert wrong == {}
+    assert set(killed) == set(reached)
+    return killed
+
+
+def show(killed: dict[str, int], capsys: pytest.CaptureFixture[str]) -> None:
     with capsys.disabled():
         print(f"\nkilled at {len(killed)} awaits:")
         for point, occurrence in sorted(killed.items()):
             print(f"  {point} (time {occurrence})")
-    assert set(killed) == set(reached)
-    assert wrong == {}
+
+
+async def test_a_kill_at_every_await(
+    postgresql: Any, rabbitmq: Any, context: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is lost, nothing rolled back is told, no key is out of order, every repeat is counted."""
+    url = postgresql.url_of("asyncpg")
+    reached = await whole_run(url, rabbitmq.url, context)
+
+    known = {point for points in all_points().values() for point in points.values()}
+    unreached = {point for point in known - set(reached) if not point.startswith(tuple(NOT_REACHED))}
+    assert not unreached, "\n".join(["no kill at:", *sorted(unreached)])
+    dead_words = [start for start in NOT_REACHED if not any(point.startswith(start) for point in known)]
+    assert not dead_words, "these points are no more"
+
+    show(await kill_at_each(reached, url, rabbitmq.url, context), capsys)
+
+
+@pytest.mark.parametrize("kind", sorted(OF_ITS_OWN))
+async def test_a_kill_at_every_await_that_claims_or_marks(
+    kind: str,
+    request: pytest.FixtureRequest,
+    rabbitmq: Any,
+    context: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The same on MariaDB and SQLite, with the points that they alone reach."""
+    url = database_urls(kind, request, tmp_path)[0] if kind == "asyncmy" else f"sqlite+aiosqlite:///{tmp_path}"
+    reached = await whole_run(url, rabbitmq.url, context)
+    of_these = {point: count for point, count in reached.items() if point.startswith(PATHS)}
+    for start in (*PATHS, *OF_ITS_OWN[kind]):
+        assert any(point.startswith(start) for point in of_these), f"not reached: {start}"
+    show(await kill_at_each(of_these, url, rabbitmq.url, context), capsys)

@@ -57,9 +57,7 @@ async def test_a_handler_and_its_event(database: Database) -> None:
             await self.repository.session.execute(insert(orders).values(id=request.order, state="placed"))
             self.repository.add(OrderPlaced(payload={"id": request.order}))
             self.repository.add(
-                cqrs.PydanticNotificationEvent[Order](
-                    event_name="own", topic="own", payload=Order(order=request.order)
-                )
+                cqrs.PydanticNotificationEvent[Order](event_name="own", topic="own", payload=Order(order=request.order))
             )
             if request.fail:
                 await self.repository.rollback()

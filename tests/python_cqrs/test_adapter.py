@@ -11,7 +11,16 @@ import pytest
 from cqrs.message_brokers import protocol
 from fastapi import FastAPI
 
-from cqrs_brokers import Broker, ConfigError, InvalidMessageError, PluginNotFoundError
+from cqrs_brokers import (
+    Broker,
+    ConfigError,
+    DeliveryError,
+    InvalidMessageError,
+    Message,
+    Observer,
+    PluginNotFoundError,
+    Receipt,
+)
 from cqrs_brokers_python_cqrs import BrokerAdapter, lifespan, message_broker
 
 from .application import (
@@ -209,6 +218,31 @@ async def test_the_lifespan_connects_a_fastapi_application_and_closes_it() -> No
         assert (await client.post("/orders/7")).status_code == 200
     assert [message.key for message in recorder.sent] == ["7"]
     assert adapter.broker.describe()["state"] == "closed"
+
+
+async def test_observers_are_told_of_every_message_and_may_add_headers() -> None:
+    """Also of those that the bridge itself refuses; the trace context of the command goes along."""
+
+    class Watching(Observer):
+        def __init__(self) -> None:
+            self.told: list[tuple[str, type]] = []
+
+        def before_send(self, message: Message) -> dict[str, str]:
+            return {"traceparent": "00-1-2-01"}
+
+        def sent(self, message: Message, outcome: Receipt | DeliveryError, elapsed: float) -> None:
+            self.told.append((message.message_name, type(outcome)))
+
+    recorder, watching = Recorder(), Watching()
+    async with message_broker(Broker(recorder, observers=[watching]), ordering_key=lambda message: 1 / 0) as adapter:
+        await mediator(adapter).send(Emit(events=[OrderPlaced(payload=Order(order_id="1"))]))
+        for payload in ({"a": 1}, {"a": object()}):
+            with pytest.raises(InvalidMessageError):
+                await adapter.send_message(
+                    protocol.Message(message_name="own", topic="t", payload=payload, message_id=uuid4())
+                )
+    assert watching.told == [("OrderPlaced", Receipt), ("own", InvalidMessageError), ("own", InvalidMessageError)]
+    assert [dict(message.headers) for message in recorder.sent] == [{"traceparent": "00-1-2-01"}]
 
 
 def test_its_repr_shows_the_redacted_broker_only() -> None:

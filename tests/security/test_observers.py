@@ -1,4 +1,4 @@
-"""Observers cost nothing when there are none, and cannot break a send, whatever they raise."""
+"""Observers cost nothing when there are none, and cannot break a send or leak a message, whatever they raise."""
 
 import asyncio
 import logging
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cqrs_brokers import Broker, DeliveryError, Message, Receipt, UnroutableError
+from cqrs_brokers import Broker, DeliveryError, Message, Observer, Receipt, UnroutableError, observers
 from cqrs_brokers._delivery.in_flight import InFlight
 from cqrs_brokers.observers import Observers
 from tests.core.drivers import Scripted, message, settle
@@ -20,6 +20,7 @@ async def test_nothing_is_called_when_there_are_none(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(InFlight, "notify", called)
     monkeypatch.setattr(Observers, "sent", called)
+    monkeypatch.setattr(Observers, "before_send", called)
     monkeypatch.setattr(Broker, "_observe", called)
     broker = Broker(Scripted(automatic=True))
     assert not broker._in_flight.watched
@@ -30,7 +31,7 @@ async def test_nothing_is_called_when_there_are_none(monkeypatch: pytest.MonkeyP
     await broker.close()
 
 
-class Raises:
+class Raises(Observer):
     def __init__(self, error: type[BaseException]) -> None:
         self.error = error
         self.told = 0
@@ -42,14 +43,12 @@ class Raises:
     connection_changed = sent
 
 
-class Counts:
+class Counts(Observer):
     def __init__(self) -> None:
         self.outcomes: list[Receipt | DeliveryError] = []
 
     def sent(self, message: Message, outcome: Receipt | DeliveryError, elapsed: float) -> None:
         self.outcomes.append(outcome)
-
-    def connection_changed(self, state: str, reason: str) -> None: ...
 
 
 @pytest.mark.parametrize(
@@ -57,7 +56,7 @@ class Counts:
     [ValueError, AssertionError, StopIteration, RecursionError],
 )
 async def test_whatever_one_raises(error: type[BaseException], caplog: pytest.LogCaptureFixture) -> None:
-    """Receipts, errors and the other observer are as without it; the log names its class and not its text."""
+    """Receipts, errors and the other observer are as without it; the log has its traceback."""
     broken, good = Raises(error), Counts()
     driver = Scripted()
     broker = Broker(driver, observers=[broken, good])
@@ -75,30 +74,59 @@ async def test_whatever_one_raises(error: type[BaseException], caplog: pytest.Lo
     assert good.outcomes == [receipt, failed]
     assert broken.told >= 2
     assert f"Raises raised {error.__name__} in sent()" in caplog.text
-    assert "what an observer says" not in caplog.text
+    assert f"{error.__name__}: what an observer says" in caplog.text
+    assert 'raise self.error("what an observer says")' in caplog.text
+
+
+class Quotes(Observer):
+    """Its errors quote what it was given."""
+
+    def before_send(self, message: Message) -> dict[str, str]:
+        raise LookupError(f"no tenant for {message.body!r}")
+
+    def sent(self, message: Message, outcome: Receipt | DeliveryError, elapsed: float) -> None:
+        try:
+            raise ValueError(message.headers["token"])
+        except ValueError as error:
+            raise RuntimeError("cannot count") from error
+
+
+async def test_an_error_that_quotes_the_message(caplog: pytest.LogCaptureFixture) -> None:
+    """The log has the lines of code and no text, neither that of the error nor that of its cause."""
+    async with Broker(Scripted(automatic=True), observers=[Quotes()]) as broker:
+        secret = Message("n", "t", b"the body", headers={"token": "the header"})
+        assert (await broker.send_message(secret)).confirmed
+    for line in ("Quotes raised LookupError in before_send()", "Quotes raised RuntimeError in sent()"):
+        assert line in caplog.text
+    assert 'raise RuntimeError("cannot count") from error' in caplog.text
+    for content in ("the body", "the header"):
+        assert content not in caplog.text
+
+
+async def test_the_same_fault_is_logged_once_a_minute(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each method of each observer has its own minute."""
+    now = 1_000.0
+    monkeypatch.setattr(observers, "monotonic", lambda: now)
+    async with Broker(Scripted(automatic=True), observers=[Raises(ValueError), Raises(KeyError)]) as broker:
+        await broker.send_messages([message() for _ in range(5)])
+        now += 59
+        await broker.send_message(message())
+        assert [caplog.text.count(f"{kind} in sent()") for kind in ("ValueError", "KeyError")] == [1, 1]
+        now += 1
+        await broker.send_message(message())
+        assert [caplog.text.count(f"{kind} in sent()") for kind in ("ValueError", "KeyError")] == [2, 2]
 
 
 async def test_a_stray_cancellation_in_one() -> None:
     """CancelledError, which an observer may have from a future of its own, is no reason to lose an outcome."""
     broken = Raises(asyncio.CancelledError)
     driver = Scripted()
-    broker = Broker(driver)
-    await broker.connect()
-    broker._observers._observers = (broken,)
-    broker._in_flight.watch(broker._observe)
-    sending = asyncio.create_task(broker.send_message(message()))
-    await settle()
-    driver.hand_over_all()
-    raised = None
-    try:
+    async with Broker(driver, observers=[broken]) as broker:
+        sending = asyncio.create_task(broker.send_message(message()))
+        await settle()
+        driver.hand_over_all()
         driver.held.pop().confirm()
-    except asyncio.CancelledError as error:
-        raised = error
-    await asyncio.wait([sending], timeout=0.2)
-    ended = sending.done()
-    sending.cancel()
-    await asyncio.wait([sending])
-    broker._observers._observers = ()
-    await broker.close(0)
-    assert raised is None
-    assert ended
+        assert (await asyncio.wait_for(sending, 1)).confirmed
+    assert broken.told == 4

@@ -18,7 +18,8 @@ import warnings
 from asyncio import CancelledError
 from collections.abc import Iterable, Mapping, Sequence
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+from uuid import UUID
 
 from ._config.settings import BrokerSettings
 from ._connection.closing import Closing
@@ -47,7 +48,7 @@ from .exceptions import (
     NotDeliveredError,
 )
 from .observers import Observer, Observers
-from .protocol import Capabilities, Encoder, Message, MessageBroker, MessageEncoder, MessageLike, Receipt
+from .protocol import Capabilities, Encoder, MessageBroker, MessageEncoder, MessageLike, Receipt
 
 if TYPE_CHECKING:
     from .events import Event
@@ -55,6 +56,8 @@ if TYPE_CHECKING:
     from .url import BrokerURL
 
 __all__ = ["Broker"]
+
+Refused = TypeVar("Refused", bound=DeliveryError)
 
 logger = logging.getLogger("cqrs_brokers.broker")
 
@@ -84,7 +87,7 @@ class Broker(MessageBroker):
         max_message_bytes: The largest message: body, key and headers together.
         encoder: Encodes payloads that come without `payload_bytes` and without a content type. Default: JSON. A
             function of the payload that returns bytes, or a `MessageEncoder`, which sees the message.
-        observers: Who is told of outcomes and of the connection.
+        observers: Who is told of every call's outcome and of the connection, and may add headers.
         retry_count: After how many failed connection attempts in a row waiting sends fail. None: at their deadlines.
         retry_delay: Seconds between connection attempts. None: 0.1 to 1, doubling, jittered.
         options: The effective options with their origin, for `describe()`.
@@ -136,7 +139,6 @@ class Broker(MessageBroker):
         self._url = url
         self._address = str(url) if url is not None else self._name
         self._options = dict(options or {})
-        self._observers = Observers(observers)
         self._capabilities = self._sender.capabilities
         self._breaches = ContractBreaches(self._address)
         simple = self._sender if isinstance(self._sender, SimpleSender) else None
@@ -146,6 +148,8 @@ class Broker(MessageBroker):
             refuse_topic=self._sender.refuse_topic,
             max_message_bytes=min(max_message_bytes, self._capabilities.max_message_bytes or max_message_bytes),
         )
+        self._observers = Observers(observers, self._validator.replace_headers)
+        self._are_asked = self._observers.are_asked
         self._coercion = Coercion(address=self._address, encoder=encoder)
         self._in_flight = InFlight(
             name=self._name,
@@ -154,9 +158,8 @@ class Broker(MessageBroker):
             max_count=max_in_flight,
             max_bytes=max_in_flight_bytes,
             breaches=self._breaches,
+            observe=self._observe if self._observers.are_told else None,
         )
-        if self._observers:
-            self._in_flight.watch(self._observe)
         self._connection = Connection(
             self._sender,
             ConnectionListener(
@@ -174,7 +177,7 @@ class Broker(MessageBroker):
         self._window = Window(
             self._in_flight,
             submit=self._sender.submit,
-            passes_through=simple is not None and simple.passes_through,
+            copies=not (self._are_asked or (simple is not None and simple.passes_through)),
             why_not_taken=self._connection.why_not_taken,
             why_late=self._sender.why_late,
             destination=self._sender.destination,
@@ -184,6 +187,7 @@ class Broker(MessageBroker):
         self._closing: Closing | None = None
         self._closed = False
         self._unclosed = False
+        self._observers.attached(self)
 
     # -- sending ------------------------------------------------------------------------------------------------------
 
@@ -206,21 +210,24 @@ class Broker(MessageBroker):
         """
         loop = running_loop()
         if loop is None or self._bound.loop is not loop or self._closed:
-            loop = self._enter(loop, message)
+            loop = self._enter_to_send(loop, message)
         coercion = self._coercion
         refusal: InvalidMessageError | None = None
         try:
             ready: Any = message if type(message) is coercion.unchanged_type else coercion.message(message)
             size = self._validator.check(ready)
-        except DeliveryError:
+        except DeliveryError as error:
+            self._observers.refused(message, error)
             raise
         except Exception as error:
             refusal = coercion.unreadable(error, message)
         if refusal is not None:  # raised here, so that what the message's own code raised is not its context
             try:
-                raise refusal
+                raise self.refuse(message, refusal)
             finally:
                 del refusal
+        if self._are_asked:
+            ready, size = self._observers.before_send(ready, size)
         window = self._window
         if timeout is None:
             deadline = loop.time() + self._settings.delivery_timeout
@@ -253,20 +260,22 @@ class Broker(MessageBroker):
         Raises:
             InvalidMessageError: What was passed is no iterable, or the timeout is no time.
         """
-        if not isinstance(messages, Iterable):
-            raise InvalidMessageError(
-                f"send_messages() takes an iterable of messages, not a {type(messages).__name__}: "
-                "send_messages([message]), or send_message(message)",
-                broker=self._address,
+        given: object = messages
+        if not isinstance(given, Iterable):
+            refused = InvalidMessageError(
+                f"send_messages() takes an iterable of messages, not a {type(given).__name__}: "
+                "send_messages([message]), or send_message(message)"
             )
+            raise self.refuse(given, refused)
+        messages = list(messages)  # all are there before the first is sent, or none is sent
         loop = running_loop()
         if loop is None or self._bound.loop is not loop or self._closed:
             try:
                 loop = self._enter(loop)
             except NotDeliveredError as refusal:
-                return [self._named(refusal.with_traceback(None), message) for message in messages]
-        window, coercion, validator = self._window, self._coercion, self._validator
-        seconds = self._settings.delivery_timeout if timeout is None else self._checked_timeout(timeout)
+                return [self.refuse(message, type(refusal)(refusal.text)) for message in messages]
+        window, coercion, validator, observers = self._window, self._coercion, self._validator, self._observers
+        seconds = self._settings.delivery_timeout if timeout is None else self._checked_timeout(timeout, *messages)
         bulk = BulkOutcomes(loop.create_future(), timeout)
         outcomes = bulk.outcomes
         deliveries: list[Sending] = []
@@ -274,16 +283,19 @@ class Broker(MessageBroker):
         if timeout is not None:
             window.expect(deadline)
         queued = 0
-        for index, message in enumerate(list(messages)):  # all are there before the first is sent, or none is sent
+        for index, message in enumerate(messages):
             try:
                 ready: Any = message if type(message) is coercion.unchanged_type else coercion.message(message)
                 size = validator.check(ready)
             except DeliveryError as error:
+                observers.refused(message, error)
                 outcomes.append(error.with_traceback(None))
                 continue
             except Exception as error:
-                outcomes.append(coercion.unreadable(error, message))
+                outcomes.append(self.refuse(message, coercion.unreadable(error, message)))
                 continue
+            if self._are_asked:
+                ready, size = observers.before_send(ready, size)
             deliveries.append(BulkDelivery(ready, deadline, size, self._in_flight, bulk, index))
             outcomes.append(None)
             bulk.left += 1
@@ -320,9 +332,31 @@ class Broker(MessageBroker):
         Raises:
             DeliveryError: As `send_message`.
         """
-        return await self.send_message(self._coercion.event_message(event), timeout=timeout)
+        try:
+            message = self._coercion.event_message(event)
+        except DeliveryError as error:
+            self._observers.refused(event, error)
+            raise
+        return await self.send_message(message, timeout=timeout)
 
-    def _checked_timeout(self, timeout: float, message: Message | None = None) -> float:
+    def refuse(self, message: object, error: Refused) -> Refused:
+        """Tells observers of a call that is refused before it reaches `send_message`.
+
+        For what stands between an application and the broker and refuses messages itself, such as a bridge.
+
+        Args:
+            message: What was to be sent.
+            error: Why it is not.
+
+        Returns:
+            The error, which names the message and the broker now: to be raised.
+        """
+        if error.message_id is None:
+            error = self._named(error, message)
+        self._observers.refused(message, error)
+        return error
+
+    def _checked_timeout(self, timeout: float, *messages: object) -> float:
         """The timeout of a call.
 
         Raises:
@@ -331,12 +365,9 @@ class Broker(MessageBroker):
         if isinstance(timeout, int | float) and not isinstance(timeout, bool) and 0 < timeout < math.inf:
             return timeout
         what = timeout if isinstance(timeout, int | float) else f"a {type(timeout).__name__}"
-        raise InvalidMessageError(
-            f"timeout must be seconds above 0, not {what}: nothing was sent",
-            message_id=None if message is None else message.message_id,
-            topic=None if message is None else message.topic,
-            broker=self._address,
-        )
+        text = f"timeout must be seconds above 0, not {what}: nothing was sent"
+        errors = [self.refuse(message, InvalidMessageError(text)) for message in messages]
+        raise errors[0] if len(errors) == 1 else InvalidMessageError(text, broker=self._address)
 
     def _want(self, loop: asyncio.AbstractEventLoop) -> None:
         error = self._connection.want(loop)
@@ -456,6 +487,23 @@ class Broker(MessageBroker):
         return None if self._url is None else self._address
 
     @property
+    def state(self) -> str:
+        """How the connection is: "idle", "connecting", "connected", "reconnecting" (the client does it by itself),
+        "blocked" (connected, but the broker takes no messages), "throttled" (it takes fewer), "failed" (for good, until
+        somebody changes something) or "closed"."""
+        return "closed" if self._closed else self._connection.described
+
+    @property
+    def in_flight(self) -> int:
+        """How many messages the driver holds."""
+        return self._in_flight.count
+
+    @property
+    def waiting(self) -> int:
+        """How many messages wait for a place in flight, or for the connection."""
+        return self._window.waiting
+
+    @property
     def contract_breaches(self) -> tuple[ContractBreach, ...]:
         """What the driver did against its contract: the last 100, for the tests of drivers."""
         return tuple(self._breaches.kept)
@@ -466,26 +514,30 @@ class Broker(MessageBroker):
             "name": self._name,
             "url": self.url,
             "driver": f"{type(self._driver).__module__}.{type(self._driver).__qualname__}",
-            "state": "closed" if self._closed else self._connection.state.value,
+            "state": self.state,
             "capabilities": self._capabilities.to_dict(),
             "options": dict(self._options),
         }
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else self._connection.state.value
-        return f"<{type(self).__name__} {self._address} {state}>"
+        return f"<{type(self).__name__} {self._address} {self.state}>"
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         raise TypeError("a Broker holds a connection and cannot be pickled or copied")
 
     # -- event loops --------------------------------------------------------------------------------------------------
 
-    def _enter(self, loop: asyncio.AbstractEventLoop | None, message: object = None) -> asyncio.AbstractEventLoop:
-        """The slow path of every call: first use, another loop, another process, closed."""
+    def _enter(self, loop: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop:
+        """The slow path of every call: first use, another loop, another process, closed.
+
+        Raises:
+            BrokerClosedError: The broker is closed.
+            WrongLoopError: It is bound elsewhere.
+        """
         refusal = BrokerClosedError(CLOSED) if self._closed else self._bound.refusal(loop)
         if refusal is not None or loop is None:
             assert refusal is not None
-            raise self._named(refusal, message)
+            raise refusal
         before, self._bound.loop = self._bound.loop, loop
         self._window.bind(loop)  # first: a closed loop would refuse to wake those whom the driver tells now
         if before is not None:
@@ -493,12 +545,22 @@ class Broker(MessageBroker):
             self._warn_unclosed("its event loop was closed")
         return loop
 
-    def _named(self, refusal: NotDeliveredError, message: object) -> NotDeliveredError:
-        """The refusal for that message."""
+    def _enter_to_send(self, loop: asyncio.AbstractEventLoop | None, message: object) -> asyncio.AbstractEventLoop:
+        try:
+            return self._enter(loop)
+        except NotDeliveredError as refusal:
+            raise self.refuse(message, refusal)  # noqa: B904 - it is the same error, or a copy of it
+
+    def _named(self, error: Refused, message: object) -> Refused:
+        """The error, for that message."""
         message_id = topic = None
         with contextlib.suppress(Exception):  # the message's own code
             message_id, topic = getattr(message, "message_id", None), getattr(message, "topic", None)
-        return refusal.about(message_id, topic, self._address)
+        return error.about(
+            message_id if isinstance(message_id, UUID) else None,
+            topic if isinstance(topic, str) else error.topic,
+            self._address,
+        )
 
     def _entered(self) -> asyncio.AbstractEventLoop:
         """`_enter` for every call that is no send."""
@@ -526,6 +588,7 @@ class Broker(MessageBroker):
         if getattr(self, "_unclosed", False) and not self._bound.forked:
             self._warn_unclosed("it was forgotten")
             self._connection.drop()
+            self._window.forget()
 
     # -- what the supervisor tells ------------------------------------------------------------------------------------
 
@@ -540,8 +603,8 @@ class Broker(MessageBroker):
         self._window.stop()
         self._warn_unclosed("its event loop is ending")
 
-    def _observe(self, delivery: Sending, outcome: Receipt | DeliveryError | None) -> None:
-        if outcome is not None and self._bound.loop is not None:
-            timeout = self._settings.delivery_timeout if delivery.timeout is None else delivery.timeout
-            elapsed = self._bound.loop.time() - delivery.deadline + timeout
-            self._observers.sent(delivery.message, outcome, elapsed)
+    def _observe(self, delivery: Sending, outcome: Receipt | DeliveryError) -> None:
+        assert self._bound.loop is not None
+        timeout = self._settings.delivery_timeout if delivery.timeout is None else delivery.timeout
+        elapsed = self._bound.loop.time() - delivery.deadline + timeout
+        self._observers.sent(delivery.message, outcome, elapsed)

@@ -53,12 +53,13 @@ class SyncBroker:
             DeliveryUnknownError: The message may be in the broker.
         """
         if self._forked:  # before the lock, which another thread may have held at the fork
-            raise WrongLoopError(
+            refusal = WrongLoopError(
                 "this process was forked from the one that connected the broker: make a new SyncBroker after the fork"
             )
+            raise self._broker.refuse(message, refusal)
         with self._lock:
             if self._closed:
-                raise BrokerClosedError("the broker is closed: make a new SyncBroker")
+                raise self._broker.refuse(message, BrokerClosedError("the broker is closed: make a new SyncBroker"))
             if self._thread is None:
                 self._start()
             sending = asyncio.run_coroutine_threadsafe(self._broker.send_message(message, timeout=timeout), self._loop)

@@ -1,25 +1,86 @@
-"""Who is told what happens: metrics, tracing, tests. Costs nothing when there is nobody."""
+"""Who is told what happens: metrics, tracing, tests. Costs nothing when there is nobody.
+
+    class Tenant(Observer):
+        def before_send(self, message: Message) -> Mapping[str, HeaderValue]:
+            return {"tenant": current_tenant.get()}
+
+    broker = open_broker("kafka://localhost:9092", observers=[Tenant()])
+
+Observers never break a send. What one raises is logged with its traceback, at most once a minute for each method; the
+error's text is left out when it may quote the message.
+"""
 
 from __future__ import annotations
 
 import logging
+import traceback
 from asyncio import CancelledError
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from time import monotonic
+from typing import Any, Protocol
+from uuid import UUID
 
-from .exceptions import ConfigError, DeliveryError
-from .protocol import Message, Receipt
+from .exceptions import ConfigError, DeliveryError, InvalidMessageError, NotDeliveredError, safe_cause
+from .protocol import HeaderValue, Message, Receipt, snapshot
 
-__all__ = ["Observer"]
+__all__ = ["ObservedBroker", "Observer"]
 
 logger = logging.getLogger("cqrs_brokers.observers")
 
+LOG_EVERY = 60.0
+"""How often the same fault of an observer is logged, in seconds."""
 
-class Observer(Protocol):
-    """Is told what happens. An exception in an observer is logged and changes nothing."""
+
+class ObservedBroker(Protocol):
+    """What an observer may read of its `Broker`, at any time and without awaiting; see there."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def url(self) -> str | None: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def in_flight(self) -> int: ...
+    @property
+    def waiting(self) -> int: ...
+
+
+class Observer:
+    """Is told what happens to the messages and to the connection of one broker. Derive from it and write what you need.
+
+    Its methods run in the event loop's thread and must not block; what a `SyncBroker` refuses is told in the caller's
+    thread. `before_send` runs in the context (`contextvars`) of the call, with `SyncBroker` too.
+    """
+
+    def attached(self, broker: ObservedBroker) -> None:
+        """The broker is made, and this is one of its observers. What it raises, the maker of the broker gets."""
+
+    def before_send(self, message: Message) -> Mapping[str, HeaderValue] | None:
+        """Asked before a message is sent, whichever way it is sent: it may add headers.
+
+        Each message that was asked for is told to `sent` once: the same object. The message is validated, encoded, and
+        a copy; it must not be changed. A header that it has already is replaced. When this raises, or the message would
+        be refused because of the headers (names, values, size, a broker without headers), that is logged and the
+        message goes without them.
+
+        Returns:
+            Headers, or None.
+        """
 
     def sent(self, message: Message, outcome: Receipt | DeliveryError, elapsed: float) -> None:
-        """A message has its outcome, `elapsed` seconds after the call."""
+        """A call has its outcome. Every call has one, once, at the latest at its deadline.
+
+        Also the calls that were cancelled: a receipt or an error when it is known, else `NotDeliveredError` (it was not
+        handed over) or `DeliveryUnknownError`. And those that were refused here: invalid, too large, a closed broker,
+        another event loop or process.
+
+        Args:
+            message: The message. Of what was refused because it is no `Message`, or has no text as topic or name: one
+                without payload, and with the name, topic and id that could be read.
+            outcome: What the caller got, or would have got.
+            elapsed: Seconds since the call; 0 for what was refused before it was sent.
+        """
 
     def connection_changed(self, state: str, reason: str) -> None:
         """The connection is connecting, connected, reconnecting, lost, failed, idle or closed; or it is connected, and
@@ -27,33 +88,114 @@ class Observer(Protocol):
 
 
 class Observers:
-    """All observers of one broker; none of them can break a send."""
+    """All observers of one broker; none of them can break a send.
 
-    def __init__(self, observers: Sequence[Observer]) -> None:
+    Args:
+        observers: The observers: of an object that does not derive from `Observer`, the methods it has.
+        replace_headers: Gives a validated message of a size other headers; returns its size with them.
+    """
+
+    def __init__(
+        self, observers: Sequence[Observer], replace_headers: Callable[[Message, Mapping[str, HeaderValue], int], int]
+    ) -> None:
         if not isinstance(observers, Iterable):
             raise ConfigError(f"observers takes a sequence: observers=[{type(observers).__name__}(…)]")
         self._observers = tuple(observers)
+        self._replace_headers = replace_headers
+        self._sent = self._having("sent")
+        self._changed = self._having("connection_changed")
+        self._before = self._having("before_send")
+        self._logged: dict[tuple[int, str], float] = {}
+        """When a fault was logged, by observer and method."""
 
-    def __bool__(self) -> bool:
-        return bool(self._observers)
+    def _having(self, name: str) -> list[tuple[Any, Callable[..., Any]]]:
+        """The observers that have the method, and theirs."""
+        ours = getattr(Observer, name)
+        found = [(observer, getattr(observer, name, None)) for observer in self._observers]
+        return [(it, method) for it, method in found if method and getattr(method, "__func__", None) is not ours]
+
+    @property
+    def are_told(self) -> bool:
+        """Whether one of them is told of outcomes."""
+        return bool(self._sent)
+
+    @property
+    def are_asked(self) -> bool:
+        """Whether one of them may add headers."""
+        return bool(self._before)
+
+    def attached(self, broker: ObservedBroker) -> None:
+        """See `Observer.attached`."""
+        for _, attached in self._having("attached"):
+            attached(broker)
+
+    def before_send(self, message: Message, size: int) -> tuple[Message, int]:
+        """A copy of a validated message with what the observers add, and its size (in bytes)."""
+        message = snapshot(message)
+        for observer, before_send in self._before:
+            try:
+                added = before_send(message)
+                if added is None:
+                    continue
+                if not isinstance(added, Mapping):
+                    raise InvalidMessageError(f"it returned a {type(added).__name__}, not a mapping")
+                if added:
+                    size = self._replace_headers(message, {**(message.headers or {}), **added}, size)
+            except NotDeliveredError as refusal:
+                self._log(observer, "before_send", "the headers that observer %s adds are refused: %s", refusal.text)
+            except (Exception, CancelledError) as error:
+                self._failed(observer, "before_send", error, message)
+        return message, size
 
     def sent(self, message: Message, outcome: Receipt | DeliveryError, elapsed: float) -> None:
         """See `Observer.sent`."""
-        for observer in self._observers:
+        for observer, sent in self._sent:
             try:
-                observer.sent(message, outcome, elapsed)
+                sent(message, outcome, elapsed)
             except (Exception, CancelledError) as error:
-                self._broken(observer, "sent", error)
+                self._failed(observer, "sent", error, message)
+
+    def refused(self, candidate: object, error: DeliveryError) -> None:
+        """A call was refused before it was sent. The candidate is what was to be sent, whatever it is."""
+        if self._sent:
+            self.sent(_readable(candidate, error), error, 0.0)
 
     def connection_changed(self, state: str, reason: str) -> None:
         """See `Observer.connection_changed`."""
-        for observer in self._observers:
+        for observer, changed in self._changed:
             try:
-                observer.connection_changed(state, reason)
+                changed(state, reason)
             except (Exception, CancelledError) as error:
-                self._broken(observer, "connection_changed", error)
+                self._failed(observer, "connection_changed", error, None)
 
-    @staticmethod
-    def _broken(observer: Observer, method: str, error: BaseException) -> None:
-        # Not its traceback: an observer gets the message object, and its errors may quote what is in it.
-        logger.error("observer %s raised %s in %s()", type(observer).__qualname__, type(error).__name__, method)
+    # -- their faults -------------------------------------------------------------------------------------------------
+
+    def _failed(self, observer: object, method: str, error: BaseException, message: Message | None) -> None:
+        text = f"observer %s raised {type(error).__name__} in {method}()"
+        if safe_cause(error, message) is not None:
+            self._log(observer, method, text, error=error)
+        else:  # the text may quote the message; the lines of code do not
+            stack = "".join(traceback.format_tb(error.__traceback__)).rstrip()
+            self._log(observer, method, f"{text}:\n%s", stack)
+
+    def _log(self, observer: object, method: str, text: str, *more: str, error: BaseException | None = None) -> None:
+        now = monotonic()
+        fault = id(observer), method
+        if now - self._logged.get(fault, -LOG_EVERY) >= LOG_EVERY:
+            self._logged[fault] = now
+            logger.error(text, type(observer).__qualname__, *more, exc_info=error)
+
+
+def _readable(candidate: Any, error: DeliveryError) -> Message:
+    """The message as observers are told of it: name and topic are text, and the id is an id."""
+    found: list[Any] = []
+    for name, kind in (("message_name", str), ("topic", str), ("message_id", UUID)):
+        try:
+            value = getattr(candidate, name, None)
+        except Exception:  # the message's own code
+            value = None
+        found.append(value if isinstance(value, kind) else None)
+    if isinstance(candidate, Message) and None not in found:
+        return candidate
+    message_name, topic, message_id = found
+    return Message(message_name or "", topic or error.topic or "", None, message_id or error.message_id)

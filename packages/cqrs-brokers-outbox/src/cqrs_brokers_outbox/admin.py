@@ -192,5 +192,3 @@ class OutboxAdmin:
             for lock in locks:
                 await self._store.change(lock)
             await self._store.rows(read)
-
-

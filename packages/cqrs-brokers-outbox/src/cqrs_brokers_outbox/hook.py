@@ -97,7 +97,6 @@ class _Pending:
         self._table = table
         self._write = write
         self._rows: list[tuple[dict[str, Any], tuple[SessionTransaction, ...]]] = []
-        self._place = 0
         self._committing = False
         self._at_the_end = False
         self._watched: WeakSet[Connection] = WeakSet()
@@ -109,8 +108,6 @@ class _Pending:
             if not session.autobegin:
                 raise OutboxSessionError("the session has no transaction: call session.begin() first")
             session.begin()
-        row["place"] = self._place
-        self._place += 1
         if self._committing and not self._at_the_end:  # by a listener that ran after ours
             session.flush()
             self._write(self._connection(), [row])
@@ -139,7 +136,6 @@ class _Pending:
     def after_end(self) -> None:
         """The session's transaction has ended, one way or another."""
         self._rows.clear()
-        self._place = 0
         self._committing = self._at_the_end = False
 
     # -- parts --------------------------------------------------------------------------------------------------------
@@ -199,4 +195,3 @@ def _other_binds(session: Session) -> list[Engine | Connection]:
     # The argument `binds`, and bind_mapper() and bind_table(); SQLAlchemy 2.0 has no public name for them.
     binds = getattr(session, "binds", None) or getattr(session, "_Session__binds", {})
     return list(binds.values())
-

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cqrs_brokers import DeliveryError, Message, Receipt
+
+if TYPE_CHECKING:
+    from .status import Lag
 
 __all__ = ["RelayObserver", "RelayObservers"]
 
@@ -14,22 +17,59 @@ logger = logging.getLogger("cqrs_brokers.outbox")
 
 
 class RelayObserver:
-    """Is told what a relay does. Override what you need; an exception in an observer is logged and changes nothing."""
+    """Is told what a relay does. Override what you need; an exception in an observer is logged and changes nothing.
+
+    The methods are called in the relay's event loop, between its statements and sends: they must not wait.
+
+    The writer's trace context, where there was one, is in the headers of the message (`traceparent`, `tracestate`,
+    `baggage`), so that a span of the send can be a child, or have a link, of the writer's.
+    """
 
     def claimed(self, count: int) -> None:
         """So many rows were claimed."""
 
     def sent(self, position: int, message: Message, outcome: Receipt | DeliveryError) -> None:
-        """A row's message has its outcome. `position` is the row's number."""
+        """The broker has answered, or has not in time: confirmed, not delivered, or unknown.
+
+        Args:
+            position: The row's number.
+            message: What was sent, with its headers.
+            outcome: What became of it.
+        """
+
+    def parked(self, position: int, topic: str, error_class: str, error_text: str) -> None:
+        """A row waits for a person, and so says its mark in the database.
+
+        Args:
+            position: The row's number.
+            topic: Its topic.
+            error_class: Why: the error's class.
+            error_text: The error's text.
+        """
+
+    def refused(self, topic: str, error_class: str, error_text: str) -> None:
+        """A topic is refused as a whole; told again whenever the row that stands for it was tried in vain.
+
+        Args:
+            topic: The topic.
+            error_class: Why: the error's class.
+            error_text: The error's text.
+        """
 
     def fenced(self, count: int) -> None:
         """So many marks were refused: another relay has the partition."""
+
+    def lag(self, lag: Sequence[Lag]) -> None:
+        """What is not sent of the whole outbox, by topic and partition, the oldest first; every 10 s.
+
+        Every relay of an outbox tells the same: take the largest of several, not the sum.
+        """
 
     def leases_changed(self, partitions: Sequence[int]) -> None:
         """The relay has these partitions now."""
 
     def trouble(self, what: str, reason: str) -> None:
-        """The relay cannot claim, send, mark, lease or purge; it tries again."""
+        """The relay cannot claim, send, mark, lease, purge or read the lag; it tries again."""
 
 
 class RelayObservers(RelayObserver):
@@ -38,15 +78,26 @@ class RelayObservers(RelayObserver):
     def __init__(self, observers: Sequence[RelayObserver]) -> None:
         self._observers = tuple(observers)
 
+    def __bool__(self) -> bool:
+        return bool(self._observers)
+
     def claimed(self, count: int) -> None:
         self._tell("claimed", lambda observer: observer.claimed(count))
 
     def sent(self, position: int, message: Message, outcome: Receipt | DeliveryError) -> None:
-        if self._observers:
-            self._tell("sent", lambda observer: observer.sent(position, message, outcome))
+        self._tell("sent", lambda observer: observer.sent(position, message, outcome))
+
+    def parked(self, position: int, topic: str, error_class: str, error_text: str) -> None:
+        self._tell("parked", lambda observer: observer.parked(position, topic, error_class, error_text))
+
+    def refused(self, topic: str, error_class: str, error_text: str) -> None:
+        self._tell("refused", lambda observer: observer.refused(topic, error_class, error_text))
 
     def fenced(self, count: int) -> None:
         self._tell("fenced", lambda observer: observer.fenced(count))
+
+    def lag(self, lag: Sequence[Lag]) -> None:
+        self._tell("lag", lambda observer: observer.lag(lag))
 
     def leases_changed(self, partitions: Sequence[int]) -> None:
         self._tell("leases_changed", lambda observer: observer.leases_changed(partitions))

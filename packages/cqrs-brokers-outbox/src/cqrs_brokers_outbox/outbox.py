@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Coroutine, Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, overload
+from weakref import WeakKeyDictionary
 
-from sqlalchemy import Connection, Engine, MetaData, insert
+from sqlalchemy import Connection, Engine, Insert, MetaData, Table, Transaction, bindparam, insert, literal_column
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session
 from sqlalchemy.orm import Session, scoped_session
 
@@ -15,8 +17,8 @@ from cqrs_brokers.protocol import MessageLike
 
 from .exceptions import OutboxSessionError
 from .hook import add_row, check_transactional
-from .rows import RESERVED_BYTES, row_of
-from .schema import SCHEMA_VERSION, Tables
+from .rows import COLUMNS, RESERVED_BYTES, row_of
+from .schema import SCHEMA_VERSION, Tables, database_time
 
 if TYPE_CHECKING:
     from cqrs_brokers.events import Event
@@ -56,7 +58,9 @@ class Outbox:
     ) -> None:
         self.tables = Tables(table, schema, metadata if metadata is not None else MetaData())
         self._validator = MessageValidator(max_message_bytes=max_message_bytes - RESERVED_BYTES, encoder=encoder)
-        self._statement = insert(self.tables.messages).inline()  # nobody needs the numbers that the database gave
+        self._statement = _insert(self.tables.messages)
+        self._places: WeakKeyDictionary[Transaction, int] = WeakKeyDictionary()
+        """Transaction → place of its next row."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.tables.messages.fullname}>"
@@ -84,9 +88,7 @@ class Outbox:
     @overload
     def insert(self, connection: Connection, *messages: MessageLike | Event[Any]) -> None: ...
     @overload
-    def insert(
-        self, connection: AsyncConnection, *messages: MessageLike | Event[Any]
-    ) -> Coroutine[Any, Any, None]: ...
+    def insert(self, connection: AsyncConnection, *messages: MessageLike | Event[Any]) -> Coroutine[Any, Any, None]: ...
     def insert(
         self, connection: Connection | AsyncConnection, *messages: MessageLike | Event[Any]
     ) -> Coroutine[Any, Any, None] | None:
@@ -136,11 +138,18 @@ class Outbox:
     def _rows(self, messages: Sequence[MessageLike | Event[Any]]) -> list[dict[str, Any]]:
         trace = _trace_context()
         ready = self._validator.ready
-        return [row_of(ready(message), place, trace) for place, message in enumerate(messages)]
+        return [row_of(ready(message), trace) for message in messages]
 
     def _write(self, connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
-        if rows:
-            connection.execute(self._statement, rows if len(rows) > 1 else rows[0])
+        if not rows:
+            return
+        transaction = connection.get_transaction() or connection.begin()  # as the statement below would
+        place = self._places.get(transaction, 0)
+        for row in rows:
+            row["place"] = place
+            place += 1
+        self._places[transaction] = place
+        connection.execute(self._statement, rows if len(rows) > 1 else rows[0])
 
     async def _create_table_async(self, engine: AsyncEngine) -> None:
         async with engine.begin() as connection:
@@ -151,6 +160,15 @@ class Outbox:
         version = self.tables.version
         if connection.execute(version.select()).first() is None:
             connection.execute(version.insert().values(version=SCHEMA_VERSION))
+
+
+def _insert(table: Table) -> Insert:
+    """The insert of a row: all values are named, so that SQLAlchemy looks for no defaults while it runs."""
+    values: dict[str, Any] = {column: bindparam(column) for column in ("place", *COLUMNS)}
+    for column in ("state", "attempts", "attempts_unknown"):
+        values[column] = literal_column("0")
+    values["created_at"] = database_time()
+    return insert(table).values(values).inline()  # nobody needs the numbers that the database gave
 
 
 def _synchronous(session: AnySession) -> Session:
@@ -168,9 +186,8 @@ def _synchronous(session: AnySession) -> Session:
 
 def _trace_context() -> dict[str, str] | None:
     """The current trace context, where the application uses OpenTelemetry; it travels in the row."""
-    propagate = sys.modules.get("opentelemetry.propagate")
-    if propagate is None:
+    if "opentelemetry.trace" not in sys.modules:  # whoever has a span has imported it
         return None
     carrier: dict[str, str] = {}
-    propagate.inject(carrier)
+    import_module("opentelemetry.propagate").inject(carrier)
     return carrier

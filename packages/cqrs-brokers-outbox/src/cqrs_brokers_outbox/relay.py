@@ -17,7 +17,9 @@ from ._relay.leases import Leases
 from ._relay.outcomes import Marker
 from ._relay.statements import Statements
 from ._relay.store import Store
-from ._relay.worker import MARGIN, Worker
+from ._relay.trouble import Trouble
+from ._relay.upkeep import Upkeep
+from ._relay.worker import CANCEL_STEP, MARGIN, Worker
 from .exceptions import OutboxError
 from .observers import RelayObserver, RelayObservers
 from .opening import check_schema, make_statements
@@ -107,10 +109,12 @@ class Relay:
         self._lease = seconds
         self._close_timeout = close_timeout
         self._observers = RelayObservers(observers)
+        self._trouble = Trouble(self._observers)
         self.name = f"{socket.gethostname()[:60]}:{os.getpid()}:{secrets.token_hex(6)}"
         self._worker: Worker | None = None
         self._leases: Leases | None = None
         self._running: asyncio.Task[None] | None = None
+        self._stopped = False
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._outbox!r} to {self._broker.url or self._broker.name}>"
@@ -125,7 +129,7 @@ class Relay:
         if self._worker is not None:
             raise OutboxError("this relay runs already: make another one")
         stores = [Store(self._engine, self._statements) for _ in range(4)]
-        leasing, claims, marks, purges = stores
+        leasing, claims, marks, beside = stores
         try:
             await check_schema(leasing, self._outbox.tables)
             leases = self._leases = Leases(
@@ -137,15 +141,18 @@ class Relay:
                 broker=self._broker.url or self._broker.name,
             )
             await leases.join()
+            if self._stopped:
+                return
+            trouble = self._trouble = Trouble(self._observers)
             worker = self._worker = Worker(
                 self._broker,
                 leases,
                 claims=claims,
                 marker=Marker(marks, scope=leases.scope, sent_to=self._broker.name, keep=self._keep > 0),
-                purges=purges,
+                upkeep=Upkeep(beside, keep=self._keep, observers=self._observers, trouble=trouble),
+                trouble=trouble,
                 batch=self._batch,
                 pipeline=self._pipeline,
-                keep=self._keep,
                 observers=self._observers,
             )
             try:
@@ -154,11 +161,13 @@ class Relay:
                 await _shielded(leases.leave(worker.in_use), self._close_timeout)
         finally:
             self._worker = None
+            self._stopped = False
             for store in stores:
                 await store.close()
 
     def stop(self) -> None:
-        """Lets `run()` end in order. Safe in a signal handler of the event loop."""
+        """Lets `run()` end in order, at once while it is starting. Safe in a signal handler of the event loop."""
+        self._stopped = True
         if self._worker is not None:
             self._worker.stop()
         elif self._running is not None:
@@ -170,14 +179,13 @@ class Relay:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        running, self._running = self._running, None
+        running = self._running
         if running is None:
             return
-        if self._worker is not None:
-            self._worker.stop()
-        else:
-            running.cancel()
-        await asyncio.wait([running])
+        while not running.done():  # a database driver may swallow a cancellation: see `worker`
+            self.stop()
+            await asyncio.wait([running], timeout=CANCEL_STEP)
+        self._running = None
         if not running.cancelled() and (error := running.exception()) is not None:
             raise error
 
@@ -187,7 +195,7 @@ class Relay:
         if self._worker is None:
             reasons.append("the relay does not run")
         else:
-            reasons += [f"cannot {what}: {text}" for what, text in sorted(self._worker.trouble.items())]
+            reasons += [f"cannot {what}: {text}" for what, text in sorted(self._trouble.reasons.items())]
         if self._running is not None and self._running.done() and not self._running.cancelled():
             reasons.append(f"the relay ended: {self._running.exception()}")
         store = Store(self._engine, self._statements)
@@ -228,5 +236,3 @@ async def _shielded(leaving: object, timeout: float) -> None:
         await asyncio.wait([task])
     elif not task.cancelled():
         task.exception()  # without them the leases end by themselves
-
-

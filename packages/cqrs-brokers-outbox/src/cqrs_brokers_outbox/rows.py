@@ -17,7 +17,17 @@ from uuid import UUID
 from cqrs_brokers import TOMBSTONE, InvalidMessageError, Message
 from cqrs_brokers.protocol import id_text
 
-__all__ = ["EVENT_TIME", "OWN_HEADERS", "POSITION", "RESERVED_BYTES", "DamagedRow", "key_hash", "message_of", "row_of"]
+__all__ = [
+    "COLUMNS",
+    "EVENT_TIME",
+    "OWN_HEADERS",
+    "POSITION",
+    "RESERVED_BYTES",
+    "DamagedRow",
+    "key_hash",
+    "message_of",
+    "row_of",
+]
 
 POSITION = "outbox-position"
 EVENT_TIME = "event-time"
@@ -28,6 +38,12 @@ TRACE_HEADERS = frozenset({"traceparent", "tracestate", "baggage"})
 RESERVED_BYTES = 1_024
 """So much smaller than the limit must a message be, and so many headers fewer: the relay adds its own."""
 MAX_HEADERS = 100 - len(OWN_HEADERS) - len(TRACE_HEADERS)
+
+COLUMNS = (
+    *("hash", "topic", "message_key", "message_name", "message_id", "body", "content_type", "headers", "made_at"),
+    "trace",
+)
+"""What a message is in a row."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -45,8 +61,8 @@ def key_hash(topic: str, key: str | None, message_id: bytes = b"") -> int:
     return zlib.crc32(message_id if key is None else topic.encode() + b"\0" + key.encode())
 
 
-def row_of(message: Message, place: int, trace: Mapping[str, str] | None) -> dict[str, Any]:
-    """The columns of a validated message.
+def row_of(message: Message, trace: Mapping[str, str] | None) -> dict[str, Any]:
+    """The columns of a validated message, all but `place`.
 
     Raises:
         InvalidMessageError: It has a header that the relay writes, or too many.
@@ -68,19 +84,19 @@ def row_of(message: Message, place: int, trace: Mapping[str, str] | None) -> dic
     body = message.body
     if content_type is None and body is not None and type(message.payload) is not bytes:
         content_type = "application/json"  # the row has only the bytes of it
-    return {
-        "place": place,
-        "hash": key_hash(message.topic, key, identity),
-        "topic": message.topic,
-        "message_key": None if key is None else key.encode(),
-        "message_name": message.message_name,
-        "message_id": identity.decode(),
-        "body": body,
-        "content_type": content_type,
-        "headers": _headers_text(headers) if headers else None,
-        "made_at": (message.timestamp - _EPOCH) // _MICROSECOND,
-        "trace": json.dumps(dict(trace)) if trace else None,
-    }
+    values = (
+        key_hash(message.topic, key, identity),
+        message.topic,
+        None if key is None else key.encode(),
+        message.message_name,
+        identity.decode(),
+        body,
+        content_type,
+        _headers_text(headers) if headers else None,
+        (message.timestamp - _EPOCH) // _MICROSECOND,
+        json.dumps(dict(trace)) if trace else None,
+    )
+    return dict(zip(COLUMNS, values, strict=True))
 
 
 def message_of(row: Any, *, headers: bool, stamp: datetime | None) -> Message:
@@ -98,8 +114,9 @@ def message_of(row: Any, *, headers: bool, stamp: datetime | None) -> Message:
         event_time = _EPOCH + timedelta(microseconds=row.made_at)
         all_headers: dict[str, Any] = _headers_of(row.headers) if row.headers else {}
         if headers:
-            for name, value in (_trace_of(row.trace) if row.trace else {}).items():
-                all_headers.setdefault(name, value)
+            if row.trace:
+                given = {name.lower() for name in all_headers}
+                all_headers.update({name: value for name, value in _trace_of(row.trace).items() if name not in given})
             all_headers[POSITION] = str(row.id)
             all_headers[EVENT_TIME] = event_time.isoformat()
         return Message(
@@ -158,4 +175,3 @@ _READERS: dict[str, Any] = {
 
 def _trace_of(text: str) -> dict[str, str]:
     return {name: value for name, value in json.loads(text).items() if name in TRACE_HEADERS}
-

@@ -130,7 +130,7 @@ class Tables:
             self.name,
             self.metadata,
             Column("id", _number(), primary_key=True, autoincrement=True),
-            Column("place", Integer, nullable=False, comment="place within its transaction, from 0"),
+            Column("place", Integer, nullable=False, comment="place within its transaction, from 0: order of writing"),
             Column("hash", BigInteger, nullable=False, comment="CRC-32 of topic and key; decides the partition"),
             Column("state", SmallInteger, nullable=False, default=0, comment="0 ready … 5 sent: see State"),
             Column("topic", _name(), nullable=False),
@@ -158,9 +158,10 @@ class Tables:
             **_STORAGE,
         )
         column = table.c
-        # Where the database can leave rows out of an index, rows that were sent are in none of the first four.
+        # Where the database can leave rows out of an index, rows that were sent are in none of the first five.
         for name, columns, only in (
             ("ready", [column.id], "state = 0"),
+            ("topic", [column.topic, column.id], "state = 0"),
             ("due", [column.not_before], "state IN (1, 4)"),
             ("held", [column.hash, column.id], "state IN (1, 2, 3)"),
             ("refused", [column.topic], "state = 4"),
@@ -212,4 +213,3 @@ class Tables:
             schema=self.schema,
             **_STORAGE,
         )
-

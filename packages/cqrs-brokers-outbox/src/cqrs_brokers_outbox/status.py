@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ._relay.store import Store
 from .schema import State
 
-__all__ = ["Lag", "LeaseStatus", "OutboxStatus", "ParkedRow", "RelayHealth", "read_parked", "read_status"]
+__all__ = ["Lag", "LeaseStatus", "OutboxStatus", "ParkedRow", "RelayHealth", "read_lag", "read_parked", "read_status"]
 
 
 @dataclass(frozen=True)
@@ -118,14 +118,6 @@ async def read_status(store: Store) -> OutboxStatus:
     s = store.statements
     counts = {int(row[0]): int(row[1]) for row in await store.rows(_by_state(s.messages))}
     leases = await store.rows((f"SELECT scope, number, owner, until - {s.now} AS left_us FROM {s.lease}", {}))
-    count = sum(row.scope == "*" for row in leases) or 1
-    lag = await store.rows(
-        (
-            f"SELECT topic, hash % {count} AS part, COUNT(*) AS amount, {s.now} - MIN(created_at) AS age "
-            f"FROM {s.messages} WHERE state IN (0, 1, 2, 3, 4) GROUP BY topic, hash % {count}",
-            {},
-        )
-    )
     refused = await store.rows((f"SELECT DISTINCT topic FROM {s.messages} WHERE state = {State.REFUSED}", {}))
     ((unknown,),) = await store.rows((f"SELECT COUNT(*) FROM {s.messages} WHERE attempts_unknown > 0", {}))
     waiting = sum(counts.get(state, 0) for state in (State.WAITING, State.BEHIND, State.REFUSED))
@@ -136,17 +128,28 @@ async def read_status(store: Store) -> OutboxStatus:
         parked=counts.get(State.PARKED, 0),
         refused_topics=tuple(sorted(row.topic for row in refused)),
         possible_duplicates=int(unknown),
-        lag=tuple(
-            sorted(
-                (Lag(row.topic, int(row.part), int(row.amount), max(0.0, int(row.age) / 1e6)) for row in lag),
-                key=lambda each: -each.oldest,
-            )
-        ),
+        lag=await read_lag(store),
         leases=tuple(
             LeaseStatus(row.scope, row.number, row.owner if row.left_us > 0 else None, max(0.0, int(row.left_us) / 1e6))
             for row in sorted(leases, key=lambda row: (row.scope, row.number))
         ),
     )
+
+
+async def read_lag(store: Store) -> tuple[Lag, ...]:
+    """Reads what is not sent, by topic and partition, the oldest first."""
+    s = store.statements
+    ((found,),) = await store.rows((f"SELECT COUNT(*) FROM {s.lease} WHERE scope = '*'", {}))
+    count = int(found) or 1
+    rows = await store.rows(
+        (
+            f"SELECT topic, hash % {count} AS part, COUNT(*) AS amount, {s.now} - MIN(created_at) AS age "
+            f"FROM {s.messages} WHERE state IN (0, 1, 2, 3, 4) GROUP BY topic, hash % {count}",
+            {},
+        )
+    )
+    lag = (Lag(row.topic, int(row.part), int(row.amount), max(0.0, int(row.age) / 1e6)) for row in rows)
+    return tuple(sorted(lag, key=lambda each: -each.oldest))
 
 
 def _by_state(table: str) -> tuple[str, dict[str, object]]:

@@ -63,7 +63,8 @@ class BrokerAdapter(protocol.MessageBroker):
         refused: InvalidMessageError
         try:
             translated = self._translated(message)
-        except InvalidMessageError:
+        except InvalidMessageError as error:
+            self._broker.refuse(message, error)
             raise
         except Exception as error:  # the message's own code
             refused = InvalidMessageError.raised_by("reading the message", error, content=message, broker=self._address)
@@ -71,7 +72,7 @@ class BrokerAdapter(protocol.MessageBroker):
             await self._broker.send_message(translated)
             return
         try:
-            raise refused  # outside the handler: what was caught is at most its cause
+            raise self._broker.refuse(message, refused)  # outside the handler: what was caught is at most its cause
         finally:
             del refused
 

@@ -34,6 +34,7 @@ from typing import Any, NamedTuple, final
 
 from cqrs_brokers.driver import Delivery
 from cqrs_brokers.exceptions import BrokerError
+from cqrs_brokers.observers import Observer
 from cqrs_brokers.protocol import Message
 
 __all__ = ["Canary", "CanaryFound", "CanaryScanner", "Hit", "ScanningObserver"]
@@ -236,7 +237,7 @@ class CanaryScanner:
         look(where, made)
 
 
-class ScanningObserver:
+class ScanningObserver(Observer):
     """See `CanaryScanner.observer`.
 
     Attributes:

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -15,6 +16,7 @@ from typing import Any, ClassVar, TypeVar
 from cqrs_brokers_testkit.certificates import Certificates, make_certificates
 from cqrs_brokers_testkit.conformance._harness import Harness, Target, Unsupported
 from cqrs_brokers_testkit.proxy import FaultProxy
+from cqrs_brokers_testkit.readers import Record
 from cqrs_brokers_testkit.servers._install import ServerUnavailable
 from cqrs_brokers_testkit.servers._processes import LOOPBACK, ServerProcess, accepts, free_port, report, server_folder
 
@@ -22,6 +24,7 @@ __all__ = ["RunningServer", "ServerHarness"]
 
 T = TypeVar("T")
 _START_WITHIN = 20.0
+_READ_WITHIN = 10.0
 
 
 async def _end_tasks() -> None:
@@ -56,9 +59,9 @@ class RunningServer:
 class ServerHarness(Harness):
     """Finds the program, gives each server a folder and a port, and ends all of them; the main one behind a proxy.
 
-    A subclass sets `program` and writes `configure`, `read_back` and, where the broker has it, `client_url` for users
-    and TLS. From these come `start`, `stop`, `kill`, `restart`, `pause`, and what is asked about TLS and logins. The
-    servers with certificates are started when a case first asks for them.
+    A subclass sets `program` and writes `configure`, `read` or `read_back`, and, where the broker has it, `client_url`
+    for users and TLS. From these come `start`, `stop`, `kill`, `restart`, `pause`, and what is asked about TLS and
+    logins. The servers with certificates are started when a case first asks for them.
 
     Attributes:
         program: The server's program.
@@ -102,6 +105,10 @@ class ServerHarness(Harness):
     def prepare(self) -> None:
         """Called when the main server has started: connects readers and administrators; see `server`."""
 
+    async def read(self, topic: str) -> Sequence[Record]:
+        """Everything that is in a topic now. Write this, or `read_back` where the reader is no asyncio client."""
+        raise Unsupported("the harness has neither read nor read_back")
+
     # -- what comes from it -------------------------------------------------------------------------------------------
 
     def start(self) -> None:
@@ -121,6 +128,14 @@ class ServerHarness(Harness):
         """The config string of the main server through the proxy, for this user."""
         proxy = self._through()
         return self.client_url(proxy.host, proxy.port, login, None, False)
+
+    def read_back(self, topic: str, count: int) -> Sequence[Record]:
+        give_up = time.monotonic() + _READ_WITHIN
+        while True:
+            records = self.run_async(self.read(topic))
+            if len(records) >= count or time.monotonic() > give_up:
+                return records
+            time.sleep(0.02)
 
     def kill(self) -> None:
         self._process.kill()

@@ -24,6 +24,9 @@ logger = logging.getLogger("cqrs_brokers.closing")
 
 FORCED_CLOSE = 0.8
 """How long a driver's `close` may take beyond its grace, in seconds."""
+UNAWAITED = 1.0
+"""How long a close waits for messages whose callers were cancelled, in seconds: most are confirmed in that time, and a
+program that is interrupted ends soon all the same."""
 LOOK_AGAIN = 0.05
 """How often a flush looks whether its deadline was shortened, in seconds."""
 
@@ -48,6 +51,7 @@ class Closing:
         self._breaches = breaches
         self._address = address
         self._by = loop.time() + timeout
+        self._unawaited_by = loop.time() + UNAWAITED
         self._task = loop.create_task(self._run(), name=f"cqrs-brokers close {address}")
 
     def shorten(self, timeout: float) -> None:
@@ -67,9 +71,10 @@ class Closing:
         window, connection = self._window, self._connection
         while not window.is_empty and connection.state is not State.FAILED:
             now = self.loop.time()
-            if now >= self._by and stalled_for(self._by, now):  # what came in meanwhile is read first
+            by = self._by if window.is_awaited else min(self._by, self._unawaited_by)
+            if now >= by and stalled_for(by, now):  # what came in meanwhile is read first
                 await window.drained(LOOK)
-            if now >= self._by or await window.drained(min(self._by - now, LOOK_AGAIN)):
+            if now >= by or await window.drained(min(by - now, LOOK_AGAIN)):
                 break
         unknown = window.settle(
             ClosedWhilePendingError("the broker was closed before the confirm came"),

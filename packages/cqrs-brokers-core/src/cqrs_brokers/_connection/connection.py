@@ -99,6 +99,18 @@ class Connection:
         """Whether the driver may hold a connection."""
         driver.bind(self)
 
+    @property
+    def described(self) -> str:
+        """The state in one word, as observers are told it."""
+        if self.state is State.READY:
+            if self.last_error is not None:
+                return "reconnecting"
+            if self.blocked_by is not None:
+                return "blocked"
+            if self.throttled_by is not None:
+                return "throttled"
+        return self.state.value
+
     # -- what the driver says (Link) ----------------------------------------------------------------------------------
 
     def lost(self, error: ConnectError) -> None:

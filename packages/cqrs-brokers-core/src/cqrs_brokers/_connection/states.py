@@ -14,7 +14,7 @@ __all__ = ["ConnectionListener", "State"]
 class State(enum.Enum):
     IDLE = "idle"
     CONNECTING = "connecting"
-    READY = "ready"
+    READY = "connected"
     FAILED = "failed"
     CLOSED = "closed"
 

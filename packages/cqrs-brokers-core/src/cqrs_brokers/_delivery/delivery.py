@@ -13,8 +13,8 @@ flight (`in_flight`).
 | `confirm`, `fail`, `accept` | the driver | the caller gets it, if it has none | free |
 | `handed_over` when done, `release` | the driver | the caller has it already | free |
 | `end` | `Broker`: deadline, close, no connection | the caller gets it | taken while the driver holds the message |
-| `abandon` | `Broker`: the caller was cancelled | nobody gets it | taken while the driver holds the message |
-| `settle` | `Broker`: the driver will not be asked any more | the caller has it already | free |
+| `abandon` | `Broker`: the caller was cancelled | observers get it when it is known | taken while the driver holds it |
+| `settle` | `Broker`: the driver will not be asked any more | the caller has it already, or its loop is closed | free |
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ class Delivery(Protocol):
 
     @property
     def done(self) -> bool:
-        """Whether the message is over: its caller has an outcome (expired, closed) or was cancelled."""
+        """Whether the message is over: it has an outcome (expired, closed), or its caller was cancelled before it was
+        handed over."""
 
     def handed_over(self) -> bool:
         """Says that the message goes to the client now.
@@ -178,6 +179,8 @@ class Sending:
         """See `Delivery`."""
         if self.state == HANDED:
             self.state = SUBMITTED
+            if self._in_flight.pending.get(self):  # its caller was cancelled: it does not go again
+                self.abandon()
         elif self.state < RELEASED:
             self._breach("returned", "before handed_over()")
 
@@ -231,7 +234,7 @@ class Sending:
     def submitted(self) -> None:
         """The driver gets it: it takes its place."""
         self.state = SUBMITTED
-        self._in_flight.pending[self] = None
+        self._in_flight.pending[self] = False
         self._in_flight.bytes += self.size
 
     def keep(self) -> None:
@@ -247,20 +250,29 @@ class Sending:
         self._resolve(error)
 
     def abandon(self) -> None:
-        """The caller was cancelled and gets no outcome. What was handed over may still arrive; only the log is told."""
+        """The caller was cancelled. What was handed over may still arrive: observers get its outcome when it is known,
+        at the latest at its deadline. All else is over."""
+        places = self._in_flight
         if self.state == HANDED:
             logger.info(
                 "the sender of message %s was cancelled after the message was handed over: it may be delivered",
                 self.message_id,
             )
+            places.pending[self] = True
+            return
         self._detach()
-        if self._in_flight.watched:
-            self._in_flight.notify(self, None)
+        if places.watched:
+            places.notify(self, self._unanswered("its caller was cancelled"))
 
     def settle(self) -> None:
-        """Broker takes the place back from a driver that will not be asked any more."""
+        """Broker takes the place back from a driver that will not be asked any more.
+
+        Only the deliveries of a closed event loop have no outcome yet: nobody waits for it any more but observers.
+        """
         if self in self._in_flight.ended:
             self._release()
+        elif not self.done and self._in_flight.watched:
+            self._in_flight.notify(self, self._unanswered("its event loop was closed"))
         self.done = True
         self.state = SETTLED
 
@@ -296,11 +308,18 @@ class Sending:
         places.bytes -= self.size
         if places.room_is_wanted:
             places.on_room()
-        if places.watched:
-            places.notify(self, None)
+
+    def _unanswered(self, why: str) -> DeliveryError:
+        """The outcome of a message for which nobody waits any more."""
+        error: DeliveryError
+        if self.state == HANDED:
+            error = DeliveryUnknownError(f"{why} after the message was handed over, and the broker has not answered")
+        else:
+            error = NotDeliveredError(f"{why} before the message was handed over")
+        return error.about(self.message_id, self.topic, self._in_flight.address)
 
     def _resolve(self, outcome: Receipt | DeliveryError) -> None:
-        """Tells the caller. Called once, unless the caller was cancelled."""
+        """Tells the caller, if it was not cancelled. Called once at most."""
         raise NotImplementedError
 
     def _classified(self, error: BaseException) -> DeliveryError:

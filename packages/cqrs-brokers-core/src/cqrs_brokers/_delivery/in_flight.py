@@ -16,7 +16,7 @@ from .breaches import ContractBreaches
 
 __all__ = ["InFlight"]
 
-Watcher = Callable[[Any, "Receipt | DeliveryError | None"], None]
+Watcher = Callable[[Any, "Receipt | DeliveryError"], None]
 
 
 class InFlight:
@@ -29,10 +29,19 @@ class InFlight:
         max_count: The most messages the driver may hold.
         max_bytes: The most bytes it may hold; one larger message may go alone.
         breaches: What the driver did against its contract.
+        observe: Is told every outcome, also those of cancelled callers. None: nobody.
     """
 
     def __init__(
-        self, *, name: str, address: str, confirms: bool, max_count: int, max_bytes: int, breaches: ContractBreaches
+        self,
+        *,
+        name: str,
+        address: str,
+        confirms: bool,
+        max_count: int,
+        max_bytes: int,
+        breaches: ContractBreaches,
+        observe: Watcher | None = None,
     ) -> None:
         self.name = name
         self.address = address
@@ -40,8 +49,8 @@ class InFlight:
         self.max_count = max_count
         self.max_bytes = max_bytes
         self.breaches = breaches
-        self.pending: dict[Any, None] = {}
-        """The deliveries without an outcome, in the order of their deadlines."""
+        self.pending: dict[Any, bool] = {}
+        """The deliveries without an outcome, in the order of their deadlines; whether their callers were cancelled."""
         self.ended: dict[Any, None] = {}
         """The deliveries whose callers have their outcome and that the driver still holds."""
         self.bytes = 0
@@ -50,8 +59,9 @@ class InFlight:
         self.room_is_wanted = False
         """Whether `on_room` is to be called when a place becomes free."""
         self.on_room: Callable[[], None]
-        self.watched = False
-        self._watchers: list[Watcher] = []
+        self._observers = () if observe is None else (observe,)
+        self._watchers: list[Watcher] = list(self._observers)
+        self.watched = bool(self._watchers)
 
     @property
     def count(self) -> int:
@@ -64,24 +74,28 @@ class InFlight:
         return confirmed
 
     def clear(self) -> None:
-        """Forgets every delivery: the driver will not be asked any more."""
+        """Forgets every delivery, and who waited for it: the driver will not be asked any more."""
         self.pending.clear()
         self.ended.clear()
         self.bytes = 0
+        self.room_is_wanted = False
+        self._watchers = list(self._observers)
+        self.watched = bool(self._watchers)
 
     # -- who watches --------------------------------------------------------------------------------------------------
 
     def watch(self, watcher: Watcher) -> None:
-        """Calls the watcher for each outcome (None: cancelled, or a place that became free later)."""
+        """Calls the watcher for each outcome, until `unwatch` or `clear`."""
         self._watchers.append(watcher)
         self.watched = True
 
     def unwatch(self, watcher: Watcher) -> None:
         """Stops calling the watcher."""
-        self._watchers.remove(watcher)
-        self.watched = bool(self._watchers)
+        if watcher in self._watchers:
+            self._watchers.remove(watcher)
+            self.watched = bool(self._watchers)
 
-    def notify(self, delivery: Any, outcome: Receipt | DeliveryError | None) -> None:
+    def notify(self, delivery: Any, outcome: Receipt | DeliveryError) -> None:
         """Calls every watcher. Callers look at `watched` first: that is cheaper than a call for each message."""
         for watcher in tuple(self._watchers):
             watcher(delivery, outcome)

@@ -32,8 +32,8 @@ class Window:
     Args:
         in_flight: The places.
         submit: The driver's `submit`.
-        passes_through: Whether the driver gets the caller's own object; else messages that have to wait are copied, so
-            that later changes by the caller have no effect.
+        copies: Whether messages that have to wait are copied, so that later changes by the caller have no effect. Not
+            where they are copies already, nor for a driver that gets the caller's own object.
         why_not_taken: Why the broker takes nothing now, or None when it does.
         why_late: The driver's.
         destination: The driver's.
@@ -45,7 +45,7 @@ class Window:
         in_flight: InFlight,
         *,
         submit: Callable[[Sequence[Delivery]], None],
-        passes_through: bool,
+        copies: bool,
         why_not_taken: Callable[[], NotDeliveredError | None],
         why_late: WhyLate,
         destination: Callable[[Message], str],
@@ -53,7 +53,7 @@ class Window:
     ) -> None:
         self._in_flight = in_flight
         self._submit = submit
-        self._copies = not passes_through
+        self._copies = copies
         self.accepting = False
         """Whether the driver takes messages now: connected and not blocked."""
         self._waiting: collections.deque[Sending] = collections.deque()
@@ -68,17 +68,21 @@ class Window:
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
         """Starts anew in that event loop, forgetting what belonged to a closed one."""
-        forgotten = (*self._in_flight.pending, *self._in_flight.ended, *self._waiting)
-        self._in_flight.clear()
-        self._waiting.clear()
-        for delivery in forgotten:
-            delivery.settle()
+        self.forget()
         self._stuck.clear()
         self._looking = None
         self._loop = loop
         self.wakeups = Wakeups(loop)
         self._deadlines.bind(loop)
-        self.accepting = self._refill_due = self._in_flight.room_is_wanted = False
+        self.accepting = self._refill_due = False
+
+    def forget(self) -> None:
+        """The event loop is closed, and with it every caller is gone; only observers get outcomes."""
+        forgotten = (*self._in_flight.pending, *self._in_flight.ended, *self._waiting)
+        self._in_flight.clear()
+        self._waiting.clear()
+        for delivery in forgotten:
+            delivery.settle()
 
     # -- in -----------------------------------------------------------------------------------------------------------
 
@@ -243,9 +247,19 @@ class Window:
         self.accepting = False
 
     @property
+    def waiting(self) -> int:
+        """How many messages wait for a place, or for a connection."""
+        return sum(not delivery.done for delivery in self._waiting)
+
+    @property
     def is_empty(self) -> bool:
         """Whether every message has its outcome. The driver may still hold some."""
         return not self._in_flight.pending and all(delivery.done for delivery in self._waiting)
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether a message has no outcome and a caller who waits for it."""
+        return not all(self._in_flight.pending.values()) or self.waiting > 0
 
     async def drained(self, timeout: float | None) -> bool:
         """Waits until everything that is here now has its outcome.

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from uuid import UUID
 
 from cqrs_brokers.exceptions import InvalidMessageError, MessageTooLargeError
-from cqrs_brokers.protocol import TOMBSTONE, Capabilities, Message, encoded_anew, made_ns, raw_id
+from cqrs_brokers.protocol import TOMBSTONE, Capabilities, HeaderValue, Message, encoded_anew, made_ns, raw_id
 
 from .jsonable import UnencodableError
 
@@ -108,13 +108,35 @@ class Validator:
         if message.headers:
             size += self._check_headers(message, message.headers)
         if size > self._max:
-            raise MessageTooLargeError(
-                f"the message has {size} bytes and {self._max} are allowed: send less, or raise max_message_bytes here "
-                "and the broker's own limit",
-                message_id=message.message_id,
-                topic=message.topic,
-                broker=self._address,
-            )
+            self._refuse_size(message, size)
+        return size
+
+    def replace_headers(self, message: Message, headers: Mapping[str, HeaderValue], size: int) -> int:
+        """Gives a message that was checked other headers, or leaves it as it is and raises.
+
+        Args:
+            message: The message.
+            headers: What it is to have.
+            size: What `check` returned.
+
+        Returns:
+            Its size with them.
+
+        Raises:
+            InvalidMessageError: They cannot be sent.
+            MessageTooLargeError: It is larger than allowed with them.
+        """
+        before = message.headers
+        if before:
+            size -= self._check_headers(message, before)
+        try:
+            message.headers = headers
+            size += self._check_headers(message, headers)
+            if size > self._max:
+                self._refuse_size(message, size)
+        except Exception:
+            message.headers = before
+            raise
         return size
 
     # -- parts --------------------------------------------------------------------------------------------------------
@@ -127,6 +149,15 @@ class Validator:
             topic=topic if isinstance(topic, str) else None,
             broker=self._address,
         ) from cause
+
+    def _refuse_size(self, message: Message, size: int) -> NoReturn:
+        raise MessageTooLargeError(
+            f"the message has {size} bytes and {self._max} are allowed: send less, or raise max_message_bytes here "
+            "and the broker's own limit",
+            message_id=message.message_id,
+            topic=message.topic,
+            broker=self._address,
+        )
 
     def _checked_name(self, known: set[str], text: Any, message: Message, what: str, limit: int) -> str:
         text = plain = self._plain(message, text, what)

@@ -149,11 +149,11 @@ class Leases:
                 insert = s.insert_or_ignore(s.relay, "owner, scope, until, broker", values)
                 await self._store.change((insert, {"broker": self._broker[:255], **renewal}))
             if self.tokens:
-                held = " OR ".join(f"(number = {n} AND token = {token})" for n, token in sorted(self.tokens.items()))
+                held, tokens = s.leases(self.tokens)
                 await self._store.change(
                     (
-                        f"UPDATE {s.lease} SET until = {s.now} + :lease WHERE scope = :scope AND ({held})",
-                        {"lease": self._lease, **scope},
+                        f"UPDATE {s.lease} SET until = {s.now} + :lease WHERE scope = :scope AND {held}",
+                        {"lease": self._lease, **scope, **tokens},
                     )
                 )
             rows = await self._store.rows(
@@ -173,28 +173,26 @@ class Leases:
         if not free:
             return
         s = self._statements
-        taken = {}
+        wanted = {row.number: row.token for row in free}
+        condition, tokens = s.leases(wanted)
+        mine = {"owner": self._owner, "scope": self.scope}
         async with self._store.transaction():
-            for row in sorted(free, key=lambda row: row.number):
-                found = await self._store.change(
-                    (
-                        f"UPDATE {s.lease} SET owner = :owner, token = token + 1, until = {s.now} + :lease "
-                        f"WHERE scope = :scope AND number = :number AND token = :token AND until < {s.now}",
-                        {
-                            "owner": self._owner,
-                            "lease": self._lease,
-                            "scope": self.scope,
-                            "number": row.number,
-                            "token": row.token,
-                        },
-                    )
+            await self._store.change(
+                (
+                    f"UPDATE {s.lease} SET owner = :owner, token = token + 1, until = {s.now} + :lease "
+                    f"WHERE scope = :scope AND until < {s.now} AND {condition}",
+                    {"lease": self._lease, **mine, **tokens},
                 )
-                if found:
-                    taken[row.number] = row.token + 1
-                    await self._count_unknown(row.number, row.claimed_to)
+            )
+            held = await self._store.rows(
+                (f"SELECT number, token, claimed_to FROM {s.lease} WHERE scope = :scope AND owner = :owner", mine)
+            )
+            taken = {row.number: row for row in held if wanted.get(row.number) == row.token - 1}
+            for row in taken.values():
+                await self._count_unknown(row.number, row.claimed_to)
             if taken:
                 await self.free_those_behind_nobody(taken)
-        self.tokens |= taken
+        self.tokens |= {number: row.token for number, row in taken.items()}
 
     async def _count_unknown(self, number: int, position: int) -> None:
         if not position:

@@ -19,7 +19,7 @@ import enum
 import random
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cqrs_brokers import (
     BrokerBlockedError,
@@ -40,7 +40,7 @@ from .keys import Item
 from .leases import change_all
 from .store import Store
 
-__all__ = ["Marked", "Marker", "Outcome", "Verdict", "verdict_of"]
+__all__ = ["Marked", "Marker", "Outcome", "Verdict", "error_of", "verdict_of"]
 
 FIRST_DELAY, LONGEST_DELAY = 0.1, 60.0
 _TEXT = 1000
@@ -87,9 +87,11 @@ class Marked:
 
     Attributes:
         fenced: Rows whose mark was refused: another relay has their partition.
+        failures: Rows that were not sent, with their new states.
     """
 
     fenced: int = 0
+    failures: list[tuple[Outcome, State]] = field(default_factory=list)
 
 
 class Marker:
@@ -134,8 +136,8 @@ class Marker:
                 await self._record(freeing)
                 await self._free_those_behind(freeing, count)
             current = [o for o in others if tokens.get(o.item.partition) == o.item.token]
-            await self._fail(current, count)
-        return Marked(fenced=sum(o.verdict is not Verdict.HELD for o in others if o not in current))
+            failures = await self._fail(current, count)
+        return Marked(sum(o.verdict is not Verdict.HELD for o in others if o not in current), failures)
 
     async def _record(self, outcomes: Sequence[Outcome]) -> None:
         if not self._keep:
@@ -161,21 +163,18 @@ class Marker:
         for topic, partition in topics:
             await change_all(self._store, await self._store.rows(s.behind_topic(topic, partition, count)), State.READY)
 
-    async def _fail(self, outcomes: Sequence[Outcome], count: int) -> None:
-        failures = [outcome for outcome in outcomes if outcome.verdict is not Verdict.HELD]
-        states = await self._states(failures, count)
+    async def _fail(self, outcomes: Sequence[Outcome], count: int) -> list[tuple[Outcome, State]]:
+        failed = [outcome for outcome in outcomes if outcome.verdict is not Verdict.HELD]
+        failures = list(zip(failed, await self._states(failed, count), strict=True))
         if failures:
-            await self._store.change(
-                (
-                    self._statements.failure(),
-                    [_failure(outcome, state) for outcome, state in zip(failures, states, strict=True)],
-                )
-            )
+            changes = [_failure(outcome, state) for outcome, state in failures]
+            await self._store.change((self._statements.failure(), changes))
         await self._free_topics([outcome for outcome in outcomes if outcome.verdict is not Verdict.REFUSED], count)
         held = [outcome.item.row.id for outcome in outcomes if outcome.verdict is Verdict.HELD]
         if held:  # asked again, under the lock: what held them may be gone
             rows = await self._store.rows(self._statements.held_now(held, count))
             await change_all(self._store, rows, State.BEHIND)
+        return failures
 
     async def _states(self, failures: Sequence[Outcome], count: int) -> list[State]:
         """The states of rows that failed: of a refused topic one row stands for all, in each partition."""
@@ -205,15 +204,22 @@ class Marker:
         return states
 
 
-def _failure(outcome: Outcome, state: State) -> dict[str, object]:
-    row, cause = outcome.item.row, outcome.cause
-    delay = min(LONGEST_DELAY, FIRST_DELAY * 2 ** min(row.attempts, 20)) * random.uniform(0.75, 1.0)  # noqa: S311
+def error_of(outcome: Outcome) -> tuple[str, str]:
+    """Class and text of what went wrong, as the row has them."""
+    cause = outcome.cause
     text = cause.text if isinstance(cause, DeliveryError) else str(cause)
+    return type(cause).__name__[:100], text[:_TEXT]
+
+
+def _failure(outcome: Outcome, state: State) -> dict[str, object]:
+    row = outcome.item.row
+    error_class, error_text = error_of(outcome)
+    delay = min(LONGEST_DELAY, FIRST_DELAY * 2 ** min(row.attempts, 20)) * random.uniform(0.75, 1.0)  # noqa: S311
     return {
         "id": row.id,
         "state": int(state),
         "unknown": int(outcome.verdict is Verdict.UNKNOWN),
         "delay": int(delay * 1_000_000),
-        "error_class": type(cause).__name__[:100],
-        "error_text": text[:_TEXT],
+        "error_class": error_class,
+        "error_text": error_text,
     }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from cqrs_brokers_outbox.schema import DATABASE_TIME, State, Tables
@@ -47,7 +47,8 @@ class Statements(ABC):
         self.tables = tables
         self.messages, self.lease, self.relay, self.version = names
         self.now = DATABASE_TIME[self.dialect]
-        self._topics = None if topics is None else list(topics)
+        self._topics = None if topics is None else {f"topic{place}": topic for place, topic in enumerate(topics)}
+        """Parameter → topic."""
         holding = (State.WAITING,) if continue_past_parked else (State.WAITING, State.PARKED)
         self._holding = ", ".join(str(int(state)) for state in holding)
 
@@ -62,6 +63,16 @@ class Statements(ABC):
     @abstractmethod
     def among(self, column: str, name: str, numbers: Collection[int]) -> Statement:
         """A condition: the column is one of these numbers."""
+
+    def without(self, column: str, name: str, numbers: Collection[int]) -> Statement:
+        """A condition: the column is none of these numbers."""
+        condition, parameters = self.among(column, name, numbers)
+        return f"NOT ({condition})", parameters
+
+    def leases(self, tokens: Mapping[int, int]) -> Statement:
+        """A condition on the lease table: one of these partitions, with this token."""
+        held = " OR ".join(f"(number = {int(n)} AND token = {int(token)})" for n, token in sorted(tokens.items()))
+        return f"({held})", {}
 
     @abstractmethod
     def lock_leases(self, scope: str, partitions: Iterable[int]) -> list[Statement]:
@@ -78,15 +89,17 @@ class Statements(ABC):
     # -- claiming -----------------------------------------------------------------------------------------------------
 
     def _mine(self, partitions: Collection[int], count: int) -> Statement:
-        condition, parameters = "", {}
-        if len(partitions) < count:
-            numbers = ", ".join(str(int(number)) for number in sorted(partitions)) or "-1"
-            condition = f" AND o.hash % {int(count)} IN ({numbers})"
-        if self._topics is not None:
-            names = [f":topic{place}" for place in range(len(self._topics))]
-            condition += f" AND o.topic IN ({', '.join(names)})"
-            parameters = {name[1:]: topic for name, topic in zip(names, self._topics, strict=True)}
-        return condition, parameters
+        condition, parameters = self._in_partitions(partitions, count)
+        if self._topics is None:
+            return condition, parameters
+        names = ", ".join(f":{name}" for name in self._topics)
+        return f"{condition} AND o.topic IN ({names})", parameters | self._topics
+
+    def _in_partitions(self, partitions: Collection[int], count: int) -> Statement:
+        if len(partitions) == count:
+            return "", {}
+        condition, parameters = self.among(f"o.hash % {int(count)}", "mine", sorted(partitions))
+        return f" AND {condition}", parameters
 
     def _held(self, count: int) -> str:
         """Whether a row before it holds the row `o` up: one of its key, or the refused one of its topic."""
@@ -122,26 +135,31 @@ class Statements(ABC):
             crowded: Hashes of keys of which it has enough.
             limit: So many rows, at most.
         """
-        mine, parameters = self._mine(partitions, count)
-        without = ""
+        mine, parameters = self._in_partitions(partitions, count)
+        parameters |= self._topics or {}
+        ready = f"o.state = {State.READY}{mine}"
         for column, name, numbers in (("o.id", "busy", busy), ("o.hash", "crowded", crowded)):
             if numbers:
-                condition, more = self.among(column, name, numbers)
-                without += f" AND NOT ({condition})"
+                condition, more = self.without(column, name, numbers)
+                ready += f" AND {condition}"
                 parameters |= more
-        return (
-            f"SELECT {_MESSAGE}, {self._held(count)} AS held FROM {self.messages} o "
-            f"WHERE o.state = {State.READY}{mine}{without} ORDER BY o.id LIMIT {int(limit)}",
-            parameters,
+        columns, last = f"{_MESSAGE}, {self._held(count)} AS held", f"ORDER BY o.id LIMIT {int(limit)}"
+        if self._topics is None:
+            return f"SELECT {columns} FROM {self.messages} o WHERE {ready} {last}", parameters
+        # Topic by topic: an index has the rows of one in their order; those of other relays' topics are not looked at.
+        of_topics = " UNION ALL ".join(
+            f"SELECT * FROM (SELECT {columns} FROM {self.messages} o WHERE {ready} AND o.topic = :{name} {last}) {name}"
+            for name in self._topics
         )
+        return f"SELECT * FROM ({of_topics}) o {last}", parameters
 
     def due(self, partitions: Collection[int], count: int, *, busy: Collection[int], limit: int) -> Statement:
         """Rows that waited long enough, and whether something before them holds them up all the same."""
         mine, parameters = self._mine(partitions, count)
         without = ""
         if busy:
-            condition, more = self.among("o.id", "busy", busy)
-            without, parameters = f" AND NOT ({condition})", parameters | more
+            condition, more = self.without("o.id", "busy", busy)
+            without, parameters = f" AND {condition}", parameters | more
         return (
             f"SELECT {_MESSAGE}, {self._held(count)} AS held FROM {self.messages} o "
             f"WHERE o.state IN ({State.WAITING}, {State.REFUSED}) AND o.not_before <= {self.now}{mine}{without} "
@@ -151,11 +169,11 @@ class Statements(ABC):
 
     def position(self, scope: str, tokens: dict[int, int], position: int) -> Statement:
         """Writes the highest claimed row into the leases that are still held; the count of rows says how many."""
-        held = " OR ".join(f"(number = {int(n)} AND token = {int(token)})" for n, token in sorted(tokens.items()))
+        held, parameters = self.leases(tokens)
         return (
             f"UPDATE {self.lease} SET claimed_to = CASE WHEN claimed_to > :position THEN claimed_to ELSE :position END "
-            f"WHERE scope = :scope AND ({held})",
-            {"scope": scope, "position": position},
+            f"WHERE scope = :scope AND {held}",
+            {"scope": scope, "position": position, **parameters},
         )
 
     # -- marking ------------------------------------------------------------------------------------------------------
@@ -218,10 +236,8 @@ class Statements(ABC):
     def perhaps_sent(self, partitions: Collection[int], count: int, position: int) -> Statement:
         """Ids of rows that the relay before may have sent."""
         mine, parameters = self._mine(partitions, count)
-        numbers = ", ".join(str(int(number)) for number in sorted(partitions))
         return (
-            f"SELECT o.id FROM {self.messages} o WHERE o.state IN {UNMARKED} AND o.id <= :position"
-            f"{mine} AND o.hash % {int(count)} IN ({numbers})",
+            f"SELECT o.id FROM {self.messages} o WHERE o.state IN {UNMARKED} AND o.id <= :position{mine}",
             {"position": position, **parameters},
         )
 
@@ -244,20 +260,32 @@ class Statements(ABC):
 
 
 class _PostgreSQL(Statements):
-    """PostgreSQL, with asyncpg or psycopg: arrays as parameters, so that the text stays the same."""
+    """PostgreSQL, with asyncpg or psycopg: arrays as parameters, so that the text stays the same.
+
+    An array goes as its text: asyncpg looks at each element of a list twice, which costs more than the statement.
+    """
 
     dialect = "postgresql"
 
     def among(self, column: str, name: str, numbers: Collection[int]) -> Statement:
-        return f"{column} = ANY(CAST(:{name} AS bigint[]))", {name: list(numbers)}
+        return f"{column} = ANY((SELECT {_array(name, 'bigint')})::bigint[])", {name: _array_text(numbers)}
+
+    def without(self, column: str, name: str, numbers: Collection[int]) -> Statement:
+        # A hashed subplan: `<> ALL (array)` would compare each row with all of them.
+        return f"{column} NOT IN (SELECT unnest({_array(name, 'bigint')}))", {name: _array_text(numbers)}
+
+    def leases(self, tokens: Mapping[int, int]) -> Statement:
+        pairs = f"SELECT * FROM unnest({_array('numbers', 'integer')}, {_array('tokens', 'bigint')})"
+        parameters = {"numbers": _array_text(tokens), "tokens": _array_text(tokens.values())}
+        return f"(number, token) IN ({pairs})", parameters
 
     def lock_leases(self, scope: str, partitions: Iterable[int]) -> list[Statement]:
-        numbers = ", ".join(str(int(number)) for number in sorted(partitions))
+        condition, parameters = self.among("number", "numbers", sorted(partitions))
         return [
             (
-                f"SELECT number, token FROM {self.lease} WHERE scope = :scope AND number IN ({numbers}) "
+                f"SELECT number, token FROM {self.lease} WHERE scope = :scope AND {condition} "
                 "ORDER BY number FOR UPDATE",
-                {"scope": scope},
+                {"scope": scope, **parameters},
             )
         ]
 
@@ -266,20 +294,29 @@ class _PostgreSQL(Statements):
         return (
             f"UPDATE {self.messages} SET state = {State.SENT}, sent_at = {self.now}, sent_to = :sent_to, "
             "confirmed = v.confirmed, broker_partition = v.broker_partition, broker_offset = v.broker_offset "
-            "FROM unnest(CAST(:ids AS bigint[]), CAST(:confirmed AS boolean[]), CAST(:partitions AS integer[]), "
-            "CAST(:offsets AS bigint[])) AS v(id, confirmed, broker_partition, broker_offset) "
+            f"FROM unnest({_array('ids', 'bigint')}, {_array('confirmed', 'boolean')}, "
+            f"{_array('partitions', 'integer')}, {_array('offsets', 'bigint')}) "
+            "AS v(id, confirmed, broker_partition, broker_offset) "
             f"WHERE {self.messages}.id = v.id AND state <> {State.SENT}",
             {
                 "sent_to": sent_to,
-                "ids": list(ids),
-                "confirmed": list(confirmed),
-                "partitions": list(partitions),
-                "offsets": list(offsets),
+                "ids": _array_text(ids),
+                "confirmed": _array_text(confirmed),
+                "partitions": _array_text(partitions),
+                "offsets": _array_text(offsets),
             },
         )
 
     def insert_or_ignore(self, table: str, columns: str, values: str) -> str:
         return f"INSERT INTO {table} ({columns}) VALUES {values} ON CONFLICT DO NOTHING"
+
+
+def _array(name: str, kind: str) -> str:
+    return f"CAST(CAST(:{name} AS text) AS {kind}[])"
+
+
+def _array_text(values: Iterable[int | None]) -> str:
+    return f"{{{','.join(['NULL' if value is None else str(value) for value in values])}}}"
 
 
 class _MariaDB(Statements):

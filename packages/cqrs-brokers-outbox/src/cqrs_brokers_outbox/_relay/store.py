@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Sequence
+from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from .statements import Parameters, Statements
@@ -18,6 +19,11 @@ __all__ = ["CHUNK", "Store"]
 
 CHUNK = 1000
 """So many rows are changed by one statement."""
+
+
+@lru_cache(maxsize=256)
+def _clause(statement: str) -> TextClause:
+    return text(statement)
 
 
 class Store:
@@ -37,7 +43,7 @@ class Store:
         """Runs a query."""
         connection = await self._open()
         try:
-            return (await connection.execute(text(statement[0]), statement[1])).all()
+            return (await connection.execute(_clause(statement[0]), statement[1])).all()
         except BaseException:
             await self._throw_away()
             raise
@@ -46,7 +52,7 @@ class Store:
         """Runs a statement; returns how many rows it found (for one set of parameters)."""
         connection = await self._open()
         try:
-            return (await connection.execute(text(statement[0]), statement[1])).rowcount
+            return (await connection.execute(_clause(statement[0]), statement[1])).rowcount
         except BaseException:
             await self._throw_away()
             raise

@@ -13,33 +13,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
-
-from sqlalchemy.exc import SQLAlchemyError
 
 from cqrs_brokers import Broker, DeliveryError, Receipt
 from cqrs_brokers_outbox.observers import RelayObservers
 from cqrs_brokers_outbox.rows import DamagedRow, message_of
+from cqrs_brokers_outbox.schema import State
 
 from .keys import Item, Keys
 from .leases import Leases, monotonic
-from .outcomes import Marker, Outcome, Verdict, verdict_of
+from .outcomes import Marker, Outcome, Verdict, error_of, verdict_of
 from .store import CHUNK, Store
+from .trouble import FIRST_PAUSE, LONGEST_PAUSE, Trouble
+from .upkeep import Upkeep
 
-__all__ = ["MARGIN", "Worker"]
-
-logger = logging.getLogger("cqrs_brokers.outbox")
+__all__ = ["CANCEL_STEP", "MARGIN", "Worker"]
 
 MARGIN = 5.0
 """Sends end so many seconds before the lease does."""
 SHORTEST_POLL, LONGEST_POLL = 0.01, 0.28
+DUE_STEP = 0.05
+"""So long are rows that wait not asked for again."""
+MARK_STEP = 0.05
+"""A receipt waits so long for others, unless there are many: a statement for some rows costs as much as for one."""
 LEASE_STEP = 1.0
-PURGE_STEP = 60.0
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
-_DATABASE_ERRORS = (SQLAlchemyError, OSError, TimeoutError)
+CANCEL_STEP = 1.0
 
 
 class Worker:
@@ -50,10 +50,10 @@ class Worker:
         leases: The relay's partitions, with a connection of their own.
         claims: A connection for claims.
         marker: Marks rows, with a connection of its own.
-        purges: A connection for purges.
+        upkeep: What runs beside.
+        trouble: What the relay cannot do now.
         batch: How many rows a claim brings, at most.
         pipeline: Rows of a key go together.
-        keep: Seconds for which sent rows are kept.
         observers: Who is told.
     """
 
@@ -64,37 +64,40 @@ class Worker:
         *,
         claims: Store,
         marker: Marker,
-        purges: Store,
+        upkeep: Upkeep,
+        trouble: Trouble,
         batch: int,
         pipeline: bool,
-        keep: float,
         observers: RelayObservers,
     ) -> None:
         self._broker = broker
         self._leases = leases
         self._claims = claims
         self._marker = marker
-        self._purges = purges
+        self._upkeep = upkeep
+        self._trouble = trouble
         self._batch = batch
         self._crowd = batch if pipeline else max(10, batch // 5)
-        self._keep = keep
         self._observers = observers
         self._keys = Keys(pipeline=pipeline)
         self._outcomes: list[Outcome] = []
         self._to_claim = asyncio.Event()
         self._to_mark = asyncio.Event()
+        self._mark_now = asyncio.Event()
         self._to_lease = asyncio.Event()
         self._stopping = asyncio.Event()
         self._sending: set[asyncio.Task[None]] = set()
         self._held_back_until = 0.0
         self._pause = 0.0
+        self._due_asked = 0.0
+        self._more = False
+        """The last claim was full: there are more rows."""
+        self._left_out: set[int] = set()
+        """Hashes of keys that the last claim left out."""
         self._headers = broker.capabilities.headers
         self._stamps = broker.name.startswith("kafka")
         self.sent = 0
         self.fenced = 0
-        self._failures: dict[str, int] = {}
-        self.trouble: dict[str, str] = {}
-        """What keeps the relay from working now, by loop."""
 
     async def run(self, close_timeout: float) -> None:
         """Works until `stop()` or a cancellation, then finishes what is in flight.
@@ -102,15 +105,18 @@ class Worker:
         Args:
             close_timeout: Seconds for what is in flight.
         """
-        claiming = [asyncio.create_task(self._claiming())]
-        if self._keep:
-            claiming.append(asyncio.create_task(self._purging()))
+        claiming = [asyncio.create_task(self._claiming()), asyncio.create_task(self._upkeep.run())]
         finishing = [asyncio.create_task(self._marking()), asyncio.create_task(self._leasing())]
         loops = [*claiming, *finishing]
         stopped = asyncio.create_task(self._stopping.wait())
+        cancellation: asyncio.CancelledError | None = None
         try:
-            await asyncio.wait([*loops, stopped], return_when=asyncio.FIRST_COMPLETED)
+            try:
+                await asyncio.wait([*loops, stopped], return_when=asyncio.FIRST_COMPLETED)
+            except asyncio.CancelledError as cancelled:
+                cancellation = cancelled
             self._stopping.set()
+            self._mark_now.set()
             await _cancelled(claiming)
             self._keys.forget_waiting()
             with contextlib.suppress(TimeoutError):
@@ -122,6 +128,8 @@ class Worker:
         for loop in loops:
             if not loop.cancelled() and (error := loop.exception()) is not None:
                 raise error
+        if cancellation is not None:
+            raise cancellation
 
     def stop(self) -> None:
         """Lets `run` finish."""
@@ -149,16 +157,16 @@ class Worker:
     async def _claiming(self) -> None:
         poll = SHORTEST_POLL
         while True:
-            claimed = await self._tried("claim", self._claim_if_room)
+            claimed = await self._trouble.tried("claim", self._claim_if_room)
             poll = SHORTEST_POLL if claimed else min(LONGEST_POLL, poll * 1.3)
-            if claimed and len(self._keys.busy) < 2 * self._batch:
-                continue
             self._to_claim.clear()
+            if claimed and self._more and self._has_room:
+                continue
             await _set_within(self._to_claim, poll)
 
     async def _claim_if_room(self) -> bool:
         partitions = self._leases.claimable()
-        if not partitions or len(self._keys.busy) >= 2 * self._batch or monotonic() < self._held_back_until:
+        if not partitions or not self._has_room or monotonic() < self._held_back_until:
             return False
         if not self._keys.busy and not await self._anything(partitions):
             return False
@@ -179,11 +187,15 @@ class Worker:
     async def _claim(self, partitions: Sequence[int]) -> bool:
         leases, statements = self._leases, self._claims.statements
         tokens, count, busy = dict(leases.tokens), leases.count, list(self._keys.busy)
-        crowded = self._keys.crowded(self._crowd)
-        due = await self._claims.rows(statements.due(partitions, count, busy=busy, limit=self._batch))
+        self._left_out = crowded = self._keys.crowded(self._crowd)
+        due: Sequence[Any] = ()
+        if monotonic() - self._due_asked > DUE_STEP:
+            due = await self._claims.rows(statements.due(partitions, count, busy=busy, limit=self._batch))
+            self._due_asked = monotonic()
         ready = await self._claims.rows(
             statements.claim(partitions, count, busy=busy, crowded=crowded, limit=self._batch)
         )
+        self._more = len(ready) == self._batch or len(due) == self._batch
         rows = sorted([*due, *ready], key=lambda row: row.id)
         if not rows:
             return False
@@ -194,6 +206,15 @@ class Worker:
             leases.tokens.clear()
             return False
         return self._take_in(rows, touched, count)
+
+    @property
+    def _has_room(self) -> bool:
+        return len(self._keys.busy) < 2 * self._batch
+
+    def _claim_if_useful(self) -> None:
+        """Wakes the claim when it would bring rows that are known to be there; it finds new ones by itself."""
+        if self._has_room and (self._more or not self._left_out <= self._keys.crowded(self._crowd)):
+            self._to_claim.set()
 
     def _take_in(self, rows: Sequence[Any], tokens: dict[int, int], count: int) -> bool:
         stamp = datetime.now(UTC) if self._stamps else None
@@ -227,36 +248,38 @@ class Worker:
     # -- sending ------------------------------------------------------------------------------------------------------
 
     def _send_what_may_go(self) -> None:
+        items = self._what_may_go()
+        if items:
+            task = asyncio.create_task(self._send(items))
+            self._sending.add(task)
+            task.add_done_callback(self._sending.discard)
+
+    def _what_may_go(self) -> list[Item]:
         if not self._keys.waiting or self._stopping.is_set():
-            return
+            return []
         if self._leases.left() < self._broker.delivery_timeout + MARGIN:
             self._to_lease.set()  # it is renewed first; what waits goes then, or is forgotten with the lease
-            return
+            return []
         items = self._keys.take()
         lost = [item for item in items if self._leases.tokens.get(item.partition) != item.token]
         for item in lost:
             self._keys.let_go(item)
         if lost:
             items = [item for item in items if self._leases.tokens.get(item.partition) == item.token]
-        if items:
-            task = asyncio.create_task(self._send(items))
-            self._sending.add(task)
-            task.add_done_callback(self._sending.discard)
+        return items
 
     async def _send(self, items: list[Item]) -> None:
-        outcomes: Sequence[Receipt | DeliveryError] = await self._broker.send_messages(
-            [item.message for item in items]
-        )
-        ended: list[Outcome] = []
-        for item, outcome in zip(items, outcomes, strict=True):
-            verdict = verdict_of(outcome)
-            ended.append(Outcome(item, verdict, outcome))
-            behind = self._keys.landed(item, verdict is Verdict.SENT)
-            ended.extend(Outcome(one, Verdict.UNTOUCHED) for one in behind)
-        self._observe(ended)
-        self._ended(ended)
-        self._send_what_may_go()
-        self._to_claim.set()
+        while items:
+            outcomes = await self._broker.send_messages([item.message for item in items])
+            ended: list[Outcome] = []
+            for item, outcome in zip(items, outcomes, strict=True):
+                verdict = verdict_of(outcome)
+                ended.append(Outcome(item, verdict, outcome))
+                behind = self._keys.landed(item, verdict is Verdict.SENT)
+                ended.extend(Outcome(one, Verdict.UNTOUCHED) for one in behind)
+            self._observe(ended)
+            self._ended(ended)
+            items = self._what_may_go()  # a receipt lets the next of its key go; its mark need not be there
 
     def _observe(self, ended: Iterable[Outcome]) -> None:
         broker_down = None
@@ -270,52 +293,66 @@ class Worker:
                 broker_down = cause
         if broker_down is None:
             self._pause = 0.0
-            self.trouble.pop("send", None)
+            self._trouble.ended("send")
             return
-        self._pause = min(_LONGEST_PAUSE, max(_FIRST_PAUSE, self._pause * 2))
+        self._pause = min(LONGEST_PAUSE, max(FIRST_PAUSE, self._pause * 2))
         self._held_back_until = monotonic() + self._pause
-        self._troubled("send", broker_down.text)
+        self._trouble.began("send", broker_down.text)
 
     # -- marking ------------------------------------------------------------------------------------------------------
 
     def _ended(self, outcomes: Sequence[Outcome]) -> None:
+        urgent = self._stopping.is_set()
         for outcome in outcomes:
             if outcome.verdict is not Verdict.SENT:
                 self._keys.failed(outcome.item)
+                urgent = True
         if outcomes:
             self._outcomes.extend(outcomes)
             self._to_mark.set()
+            if urgent or len(self._outcomes) >= self._batch // 2:
+                self._mark_now.set()
 
     async def _marking(self) -> None:
         while True:
             await self._to_mark.wait()
+            await _set_within(self._mark_now, MARK_STEP)
             self._to_mark.clear()
+            self._mark_now.clear()
             while self._outcomes:
                 batch = self._outcomes[:CHUNK]
-                if await self._tried("mark", lambda: self._mark(batch)):  # noqa: B023 - awaited here
+                if await self._trouble.tried("mark", lambda: self._mark(batch)):  # noqa: B023 - awaited here
                     del self._outcomes[: len(batch)]
                     self._keys.marked(outcome.item for outcome in batch)
                     for outcome in batch:
                         if outcome.verdict is not Verdict.SENT:
                             self._keys.failure_marked(outcome.item)
-                    self._to_claim.set()
+                            self._to_claim.set()
+                    self._claim_if_useful()
 
     async def _mark(self, batch: Sequence[Outcome]) -> bool:
         marked = await self._marker.mark(batch, self._leases.count)
         if marked.fenced:
             self.fenced += marked.fenced
             self._observers.fenced(marked.fenced)
+        for outcome, state in marked.failures:
+            row = outcome.item.row
+            if state is State.PARKED:
+                self._observers.parked(row.id, row.topic, *error_of(outcome))
+            elif state is State.REFUSED:
+                self._observers.refused(row.topic, *error_of(outcome))
         return True
 
     # -- leasing ------------------------------------------------------------------------------------------------------
 
     async def _leasing(self) -> None:
         renew = min(self._leases.lease / 4, (self._leases.lease - self._broker.delivery_timeout - MARGIN) / 2)
+        told: set[int] = set()
         while True:
-            before = set(self._leases.tokens)
-            await self._tried("lease", self._step)
-            if before != set(self._leases.tokens):
-                self._observers.leases_changed(sorted(self._leases.tokens))
+            await self._trouble.tried("lease", self._step)
+            if told != set(self._leases.tokens):
+                told = set(self._leases.tokens)
+                self._observers.leases_changed(sorted(told))
                 self._to_claim.set()
             self._keys.forget_waiting(self.in_use - set(self._leases.claimable()))
             self._send_what_may_go()
@@ -330,44 +367,6 @@ class Worker:
         await self._leases.step(self.in_use)
         return True
 
-    # -- purging ------------------------------------------------------------------------------------------------------
-
-    async def _purging(self) -> None:
-        while True:
-            await asyncio.sleep(PURGE_STEP)
-            while await self._tried("purge", self._purge):
-                pass
-
-    async def _purge(self) -> bool:
-        statements = self._purges.statements
-        rows = await self._purges.rows(statements.old(self._keep, CHUNK))
-        if rows:
-            await self._purges.change(statements.delete([row.id for row in rows]))
-        return len(rows) == CHUNK
-
-    # -- trouble ------------------------------------------------------------------------------------------------------
-
-    async def _tried(self, what: str, call: Callable[[], Awaitable[bool]]) -> bool:
-        """Calls; after an error of the database waits, the longer the more often it failed, and returns False."""
-        try:
-            done = await call()
-        except _DATABASE_ERRORS as error:
-            cause = getattr(error, "orig", None) or error
-            self._troubled(what, f"the database failed: {type(cause).__name__}")
-            self._failures[what] = self._failures.get(what, 0) + 1
-            await asyncio.sleep(min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(10, self._failures[what] - 1)))
-            return False
-        self._failures.pop(what, None)
-        if what != "send":
-            self.trouble.pop(what, None)
-        return done
-
-    def _troubled(self, what: str, text: str) -> None:
-        if self.trouble.get(what) != text:
-            self.trouble[what] = text
-            logger.warning("outbox relay: cannot %s: %s", what, text)
-            self._observers.trouble(what, text)
-
 
 async def _set_within(event: asyncio.Event, seconds: float) -> None:
     """Waits for an event, but not longer. Not `asyncio.wait_for`, which in Python 3.11 may swallow a cancellation."""
@@ -377,9 +376,12 @@ async def _set_within(event: asyncio.Event, seconds: float) -> None:
 
 
 async def _cancelled(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancels tasks and waits for their end."""
-    waiting = [task for task in tasks if not task.done()]
-    for task in waiting:
-        task.cancel()
-    if waiting:
-        await asyncio.wait(waiting)
+    """Cancels tasks and waits for their end.
+
+    Again and again: in Python 3.11 `asyncio.wait_for`, by which database drivers connect, may swallow a cancellation.
+    """
+    waiting = {task for task in tasks if not task.done()}
+    while waiting:
+        for task in waiting:
+            task.cancel()
+        _, waiting = await asyncio.wait(waiting, timeout=CANCEL_STEP)

@@ -68,6 +68,7 @@ def upgrade() -> None:
     )
     for index, columns, only in (
         ("ready", ["state", "id"], "state = 0"),
+        ("topic", ["state", "topic", "id"], "state = 0"),
         ("due", ["state", "not_before"], "state IN (1, 4)"),
         ("held", ["state", "hash", "id"], "state IN (1, 2, 3)"),
         ("refused", ["state", "topic"], "state = 4"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 import uuid
 from collections import Counter, defaultdict
@@ -44,6 +45,7 @@ class Case:
         waivable: The harness may say that the broker has no such thing (`Harness.not_applicable`).
         like: Waived with this case, which is about the same thing.
         limit: Seconds after which it has failed.
+        waits: It mostly waits, and touches nothing that another case uses: it runs beside others of this kind.
     """
 
     id: str
@@ -55,6 +57,7 @@ class Case:
     waivable: bool
     like: str | None
     limit: float
+    waits: bool = False
 
     @property
     def title(self) -> str:
@@ -77,6 +80,7 @@ def case(
     waivable: bool = False,
     like: str | None = None,
     limit: float | None = None,
+    waits: bool = False,
 ) -> Callable[[CaseFunction], CaseFunction]:
     """Registers a function as a case; see `Case` for the arguments."""
 
@@ -84,7 +88,9 @@ def case(
         if case_id in CASES:
             raise ValueError(f"two cases are called {case_id}")
         seconds = limit if limit is not None else {"static": 20.0, "live": 30.0, "fault": 60.0}[kind]
-        CASES[case_id] = Case(case_id, kind, function, tuple(needs), capability, without, waivable, like, seconds)
+        CASES[case_id] = Case(
+            case_id, kind, function, tuple(needs), capability, without, waivable, like, seconds, waits
+        )
         return function
 
     return register
@@ -197,6 +203,7 @@ class Context:
         capabilities: What the driver declares.
         answers: What methods of the harness answered that are asked once in a run, by name.
         breaches: What the drivers of this case did that their contract forbids; a case with any has failed.
+        lock: Held by `topic` and `do`: a harness need not be thread-safe, although cases run side by side.
     """
 
     harness: Harness
@@ -204,6 +211,7 @@ class Context:
     capabilities: Capabilities
     answers: dict[str, Any] = field(default_factory=dict)
     breaches: list[str] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
     _brokers: list[Broker] = field(default_factory=list)
 
     def count(self, full: int, least: int = 20) -> int:
@@ -226,7 +234,7 @@ class Context:
 
     async def topic(self) -> str:
         """`new_topic`, without blocking the loop."""
-        return await asyncio.to_thread(self.new_topic)
+        return str(await self.do(self.new_topic))
 
     def message(self, topic: str, payload: object = None, **fields: Any) -> Message:
         """A message for that topic."""
@@ -295,7 +303,12 @@ class Context:
 
     async def do(self, action: Callable[[], Any]) -> Any:
         """Runs a blocking method of the harness."""
-        return await asyncio.to_thread(action)
+
+        def locked() -> Any:
+            with self.lock:
+                return action()
+
+        return await asyncio.to_thread(locked)
 
     @contextlib.asynccontextmanager
     async def entered(self, method: Callable[[], contextlib.AbstractContextManager[None]]) -> AsyncIterator[None]:

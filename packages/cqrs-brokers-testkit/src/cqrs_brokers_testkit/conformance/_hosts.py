@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections.abc import AsyncIterator
 from urllib.parse import quote
 
 from cqrs_brokers import Broker, ConfigError, ConnectError, Receipt, TLSError
@@ -21,28 +18,13 @@ from cqrs_brokers_testkit.conformance._case import (
     outcome_of,
     show,
 )
+from cqrs_brokers_testkit.conformance._peers import peer
+from cqrs_brokers_testkit.proxy import FaultProxy
 from cqrs_brokers_testkit.servers import free_port
 
 _LOGIN = "canary-login-45"
 _TLS_RECORD = b"\x16\x03"
 _GRACE = 1.0
-
-
-@contextlib.asynccontextmanager
-async def _silent_peer() -> AsyncIterator[int]:
-    """A server on loopback that accepts connections and says nothing; yields its port."""
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while await reader.read(65_536):
-                pass
-        writer.close()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    try:
-        yield server.sockets[0].getsockname()[1]
-    finally:
-        server.close()
 
 
 async def _second_host_is_used(ctx: Context, first: Host) -> None:
@@ -63,17 +45,41 @@ async def _second_host_is_used(ctx: Context, first: Host) -> None:
     check_receipt(outcome, "the second host is good, and a send")
 
 
-@case("lifecycle.dead-host-is-passed-over", "live", needs=["hosts_url"])
+@case("lifecycle.dead-host-is-passed-over", "live", needs=["hosts_url"], waits=True)
 async def dead_host_is_passed_over(ctx: Context) -> None:
     """Nobody listens at the first of two hosts: the second one is used, within `connect_timeout`."""
     await _second_host_is_used(ctx, Host("127.0.0.1", free_port()))
 
 
-@case("lifecycle.silent-host-leaves-time", "live", needs=["hosts_url"])
+@case("lifecycle.silent-host-leaves-time", "live", needs=["hosts_url"], waits=True)
 async def silent_host_leaves_time(ctx: Context) -> None:
     """The first of two hosts accepts and says nothing: it leaves time for the second within `connect_timeout`."""
-    async with _silent_peer() as port:
-        await _second_host_is_used(ctx, Host("127.0.0.1", port))
+    async with peer() as nobody:
+        await _second_host_is_used(ctx, Host("127.0.0.1", nobody.port))
+
+
+@case("lifecycle.fails-over-to-another-host", "fault", needs=["hosts_url"])
+async def fails_over_to_another_host(ctx: Context) -> None:
+    """The host that it is connected to goes away, and another one works: sends succeed again."""
+    good = BrokerURL.parse(ctx.url).hosts
+    if not good or good[0].port is None:
+        raise NotApplicable("its config string names no host and port")
+    topic = await ctx.topic()
+    with FaultProxy((good[0].host, good[0].port)) as first, FaultProxy((good[0].host, good[0].port)) as second:
+        url = await ctx.do(
+            lambda: ctx.harness.hosts_url((Host(first.host, first.port), Host(second.host, second.port)))
+        )
+        try:
+            broker = ctx.open(url)
+        except ConfigError:
+            raise NotApplicable("its config string takes one host") from None
+        check_receipt(await outcome_of(broker.send_message(ctx.message(topic))))
+        for gone in (first, second):
+            await ctx.do(gone.refuse)
+            await ctx.do(gone.reset)
+            await ctx.works_again(broker, topic)
+            await ctx.do(gone.accept)
+        await broker.close()
 
 
 @case("delivery.tls-works", "live", needs=["tls_destination"], waivable=True, like="delivery.tls-failure")

@@ -45,10 +45,10 @@ async def first_send_connects(ctx: Context) -> None:
     receipt = await broker.send_message(ctx.message(await ctx.topic()))
     check(isinstance(receipt, Receipt), "no receipt")
     await broker.connect()
-    check(broker.describe()["state"] == "ready", f"the state is {broker.describe()['state']}")
+    check(broker.describe()["state"] == "connected", f"the state is {broker.describe()['state']}")
 
 
-@case("lifecycle.async-with-fails-early", "live", needs=["unreachable_url"])
+@case("lifecycle.async-with-fails-early", "live", needs=["unreachable_url"], waits=True)
 async def async_with_fails_early(ctx: Context) -> None:
     """`async with` raises at start-up when the broker cannot be reached, and says why."""
     broker = ctx.open(await ctx.do(ctx.harness.unreachable_url))
@@ -255,7 +255,7 @@ async def health_when_healthy(ctx: Context) -> None:
     check(not (await _health(broker, 2.0)).ok, "a closed broker says that it is well")
 
 
-@case("lifecycle.health-when-down", "live", needs=["unreachable_url"])
+@case("lifecycle.health-when-down", "live", needs=["unreachable_url"], waits=True)
 async def health_when_down(ctx: Context) -> None:
     """`health()` of a broker that cannot be reached says why, in bounded time, and does not raise."""
     broker = ctx.open(await ctx.do(ctx.harness.unreachable_url), connect_timeout=2.0)

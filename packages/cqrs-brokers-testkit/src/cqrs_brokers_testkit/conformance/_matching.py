@@ -62,6 +62,10 @@ async def offset_is_the_brokers(ctx: Context) -> None:
     receipts = {str(receipt.message_id): receipt for receipt in outcomes if isinstance(receipt, Receipt)}
     if all(receipt.offset is None for receipt in receipts.values()):
         raise NotApplicable("its receipts name no offset")
+    silent = [receipt for receipt in receipts.values() if receipt.offset is None]
+    check(
+        not silent, f"{len(silent)} of {len(receipts)} receipts name no offset, and the others do: whose answer was it?"
+    )
     records = await ctx.read(topic, len(messages))
     if any(record.offset is None for record in records):
         raise Unsupported("the receipts name offsets, and the records of read_back do not: fill in Record.offset")
@@ -136,6 +140,7 @@ ODD_NAMES = (
     "ключ",
     "é",
     "日本",
+    "Mixed.Case-Name",
     "x" * 255,
     "ü" * 127,
 )

@@ -34,7 +34,9 @@ async def many_tasks_lose_nothing(ctx: Context) -> None:
 
 
 def _keyed_messages(ctx: Context, topic: str, count: int) -> list[Message]:
-    return [ctx.message(topic, {"n": n}, key=f"key-{n % _KEYS}") for n in range(count)]
+    """Every ninth one is large: a driver may write those in another way."""
+    sizes = [20_000 if n % 9 == 0 else 1 for n in range(count)]
+    return [ctx.message(topic, {"n": n, "more": "x" * sizes[n]}, key=f"key-{n % _KEYS}") for n in range(count)]
 
 
 @case("ordering.keys-keep-their-order", "live", needs=["read_back"], capability="ordering_key", limit=60.0)

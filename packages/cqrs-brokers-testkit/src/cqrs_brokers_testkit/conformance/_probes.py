@@ -11,6 +11,8 @@ import subprocess
 import sys
 from typing import Any, NamedTuple
 
+from cqrs_brokers_testkit.conformance._case import CaseFailed
+
 CORE_IMPORT = """
 import json, sys
 import cqrs_brokers
@@ -130,11 +132,15 @@ class Probed(NamedTuple):
     stderr: str
 
 
-def probe(program: str, *arguments: str, flags: tuple[str, ...] = (), timeout: float = 15.0) -> Probed:
+_ENDS_WITHIN = 15.0
+"""Seconds, most of which a machine needs that is busy with something else."""
+
+
+def probe(program: str, *arguments: str, flags: tuple[str, ...] = ()) -> Probed:
     """Runs a program with this interpreter and this `sys.path`.
 
     Raises:
-        subprocess.TimeoutExpired: It did not end.
+        CaseFailed: It did not end.
     """
     environment = {
         **os.environ,
@@ -143,15 +149,20 @@ def probe(program: str, *arguments: str, flags: tuple[str, ...] = (), timeout: f
     }
     for name in ("PYTHONWARNINGS", "PYTHONASYNCIODEBUG", "PYTHONDEVMODE"):
         environment.pop(name, None)
-    done = subprocess.run(  # noqa: S603 - our own programs
-        [sys.executable, *flags, "-c", program, *arguments],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+    try:
+        done = subprocess.run(  # noqa: S603 - our own programs
+            [sys.executable, *flags, "-c", program, *arguments],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_ENDS_WITHIN,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as expired:  # its text has the arguments in it, and they have the password
+        wrote = (expired.stderr or b"").decode(errors="replace").strip()
+        text = f"a process that does this did not end within {_ENDS_WITHIN:g} s; it wrote: {wrote[-300:] or 'nothing'}"
+        raise CaseFailed(text) from None
     try:
         answer = json.loads(done.stdout.strip().splitlines()[-1])
     except (ValueError, IndexError):

@@ -75,7 +75,8 @@ class Report:
 
     def slowest(self, count: int) -> list[CaseResult]:
         """The cases that took longest, the slowest first."""
-        return sorted(self.cases, key=lambda result: -result.seconds)[:count]
+        ran = [result for result in self.cases if result.status in ("passed", "failed")]
+        return sorted(ran, key=lambda result: -result.seconds)[:count]
 
     def with_status(self, status: Status) -> list[CaseResult]:
         """The cases that ended so."""

@@ -11,7 +11,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -31,6 +32,7 @@ from cqrs_brokers_testkit.conformance import (
     _queueing,
     _refusals,
     _static,
+    _upkeep,
     _values,
 )
 from cqrs_brokers_testkit.conformance._case import CASES, Case, CaseFailed, Context
@@ -41,7 +43,7 @@ Progress = Callable[[str], None]
 
 _MODULES = (
     *(_static, _messages, _values, _refusals, _delivery, _matching, _hosts),
-    *(_ordering, _lifecycle, _processes, _faults, _queueing, _contract),
+    *(_ordering, _lifecycle, _processes, _faults, _queueing, _upkeep, _contract),
 )
 _SECTIONS = ("static", "messages", "refusals", "delivery", "ordering", "lifecycle", "faults", "contract")
 for _section in _SECTIONS:  # in this order, whatever the order of the imports and the module
@@ -50,6 +52,7 @@ for _section in _SECTIONS:  # in this order, whatever the order of the imports a
             if _id.startswith(f"{_section}."):
                 CASES[_id] = CASES.pop(_id)
 
+_SIDE_BY_SIDE = 8  # cases that only wait
 _CLEAN_UP = 6.0  # seconds that a case may take, after its limit, to be cancelled and to close what it opened
 
 
@@ -103,6 +106,9 @@ class Session:
         self._capabilities: Capabilities | None = None
         self._capabilities_problem = ""
         self._answers: dict[str, Any] = {}
+        self._lock = threading.Lock()  # for what the harness does
+        self._results: dict[str, CaseResult] = {}  # of cases that ran beside others and were not yet asked for
+        self.chosen: Collection[str] = CASES  # what runs in this session: the cases that may run beside one of them
         self.report = self._empty_report()
 
     def run_all(self, only: tuple[str, ...]) -> Report:
@@ -111,8 +117,9 @@ class Session:
         if unknown:
             raise LookupError(f"no case is called {', '.join(unknown)}")
         self.report.filtered = bool(only)
+        self.chosen = [case_id for case_id in CASES if not only or _chosen(case_id, only)]
         for number, case in enumerate(CASES.values(), 1):
-            if only and not _chosen(case.id, only):
+            if case.id not in self.chosen:
                 self._add(_result(case, "not run", NOT_CHOSEN))
                 continue
             self._progress(f"[{number:3}/{len(CASES)}] {case.id} ")
@@ -125,8 +132,19 @@ class Session:
         return self.report
 
     def run_case(self, case: Case) -> CaseResult:
-        """Runs one case, unless it cannot be run or does not apply."""
-        return self._add(self._judge(case) or self._execute(case))
+        """Runs one case, unless it cannot be run or does not apply; with it, those that may run beside it."""
+        if case.waits and case.id not in self._results:
+            self._run_side_by_side([CASES[each] for each in self.chosen if CASES[each].waits])
+        return self._add(self._results.pop(case.id) if case.id in self._results else self._result_of(case))
+
+    def _run_side_by_side(self, cases: list[Case]) -> None:
+        self._start()
+        self._declared()
+        with ThreadPoolExecutor(_SIDE_BY_SIDE) as pool:
+            self._results = {result.id: result for result in pool.map(self._result_of, cases)}
+
+    def _result_of(self, case: Case) -> CaseResult:
+        return self._judge(case) or self._execute(case)
 
     def _add(self, result: CaseResult) -> CaseResult:
         self.report.cases.append(result)
@@ -193,22 +211,24 @@ class Session:
     def _execute(self, case: Case) -> CaseResult:
         """Runs a case in a thread of its own, which is given up when the case does not end."""
         ended: list[BaseException | None] = []
-        self._watcher.found.clear()
-        context = Context(self.harness, self.harness.url, self._capabilities or Capabilities(), self._answers)
+        context = Context(
+            self.harness, self.harness.url, self._capabilities or Capabilities(), self._answers, lock=self._lock
+        )
         thread = threading.Thread(
             target=lambda: ended.append(_outcome(case, context)),
             name=f"conformance {case.id}",
             daemon=True,
         )
         began = time.monotonic()
-        thread.start()
-        thread.join(case.limit + _CLEAN_UP)
+        with self._watcher.watching(thread) as complaints:
+            thread.start()
+            thread.join(case.limit + _CLEAN_UP)
         seconds = round(time.monotonic() - began, 2)
         if not ended:
             where = traceback.format_stack(sys._current_frames()[thread.ident or 0])
             return _result(case, "failed", f"still running after {seconds:.0f} s", seconds, "".join(where))
         error = ended[0]
-        breaches = [*context.breaches, *self._watcher.found]
+        breaches = [*context.breaches, *complaints]
         if isinstance(error, Unsupported):
             return _result(case, "not run", str(error) or "the harness does not offer what it needs", seconds)
         if isinstance(error, NotApplicable):
@@ -293,16 +313,32 @@ def _chosen(case_id: str, only: tuple[str, ...]) -> bool:
 
 
 class _Unhandled(logging.Handler):
-    """Collects what asyncio found unhandled: exceptions that nobody retrieved, tasks that were destroyed."""
+    """Collects what asyncio found unhandled: exceptions that nobody retrieved, tasks that were destroyed.
+
+    A complaint belongs to the case in whose thread it was made; one made in another thread, to all that run.
+    """
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
-        self.found: list[str] = []
+        self._cases: dict[threading.Thread, list[str]] = {}
+
+    @contextmanager
+    def watching(self, thread: threading.Thread) -> Iterator[list[str]]:
+        """Yields the list of the complaints about the case that runs in this thread."""
+        found = self._cases[thread] = list[str]()
+        try:
+            yield found
+        finally:
+            del self._cases[thread]
 
     def emit(self, record: logging.LogRecord) -> None:
         raised = record.exc_info[1] if record.exc_info else None
         what = f" ({type(raised).__name__}: {raised})" if raised is not None else ""
-        self.found.append(f"asyncio logged{what}: {record.getMessage()}"[:500])
+        text = f"asyncio logged{what}: {record.getMessage()}"[:500]
+        cases = dict(self._cases)
+        own = cases.get(threading.current_thread())
+        for found in cases.values() if own is None else [own]:
+            found.append(text)
 
 
 @contextmanager

@@ -34,9 +34,12 @@ class BrokerConformance:
 
     @pytest.fixture(scope="class")
     @classmethod
-    def conformance(cls) -> Iterator[Session]:
+    def conformance(cls, request: pytest.FixtureRequest) -> Iterator[Session]:
         """The harness, started when the first live case runs and stopped after the last one."""
+        items = [item for item in request.session.items if isinstance(item, pytest.Function) and item.cls is cls]
         with session(cls.harness(), progress=lambda _: None) as running:
+            chosen = [item.callspec.params.get("case") for item in items if hasattr(item, "callspec")]
+            running.chosen = [case.id for case in chosen if isinstance(case, Case)]
             yield running
 
     @pytest.mark.parametrize("case", CASES.values(), ids=lambda case: case.id)

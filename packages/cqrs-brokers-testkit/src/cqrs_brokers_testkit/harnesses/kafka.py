@@ -76,14 +76,13 @@ class KafkaHarness(Harness):
         return Target(self.url, self.new_topic_name())
 
     def forbidden_destination(self) -> Target:
-        topic = self.new_topic_name()
+        topic = f"forbidden-{self.new_topic_name()}"
         self.create_topic(topic)
-        # A producer is let in when it may write to any topic at all.
         names = require("confluent_kafka.admin", extra="kafka")
         rule = names.AclBinding(
             names.ResourceType.TOPIC,
-            "elsewhere",
-            names.ResourcePatternType.LITERAL,
+            "conformance-",  # all others of the suite
+            names.ResourcePatternType.PREFIXED,
             "User:writer",
             "*",
             names.AclOperation.WRITE,

@@ -1,0 +1,59 @@
+"""What keeps a relay from working: errors of the database and the broker. It waits, longer each time, and says so."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from cqrs_brokers_outbox.observers import RelayObservers
+
+__all__ = ["FIRST_PAUSE", "LONGEST_PAUSE", "Trouble"]
+
+logger = logging.getLogger("cqrs_brokers.outbox")
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
+_DATABASE_ERRORS = (SQLAlchemyError, OSError, TimeoutError)
+
+
+class Trouble:
+    """What a relay cannot do now.
+
+    Args:
+        observers: Who is told.
+
+    Attributes:
+        reasons: "claim", "send", "mark", "lease", "purge", "lag" → why it fails.
+    """
+
+    def __init__(self, observers: RelayObservers) -> None:
+        self._observers = observers
+        self._failures: dict[str, int] = {}
+        self.reasons: dict[str, str] = {}
+
+    async def tried(self, what: str, call: Callable[[], Awaitable[bool]]) -> bool:
+        """Calls; after an error of the database waits, the longer the more often it failed, and returns False."""
+        try:
+            done = await call()
+        except _DATABASE_ERRORS as error:
+            cause = getattr(error, "orig", None) or error
+            self.began(what, f"the database failed: {type(cause).__name__}")
+            self._failures[what] = self._failures.get(what, 0) + 1
+            await asyncio.sleep(min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(10, self._failures[what] - 1)))
+            return False
+        self._failures.pop(what, None)
+        self.ended(what)
+        return done
+
+    def began(self, what: str, reason: str) -> None:
+        """Something cannot be done; the same reason is told once."""
+        if self.reasons.get(what) != reason:
+            self.reasons[what] = reason
+            logger.warning("outbox relay: cannot %s: %s", what, reason)
+            self._observers.trouble(what, reason)
+
+    def ended(self, what: str) -> None:
+        """It can be done again."""
+        self.reasons.pop(what, None)

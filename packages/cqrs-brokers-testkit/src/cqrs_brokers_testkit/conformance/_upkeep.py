@@ -1,0 +1,153 @@
+"""Cases about what a driver keeps and tells beside the outcome, and about connections that come after the first."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+
+from cqrs_brokers import Broker, open_broker
+from cqrs_brokers_testkit.conformance._case import (
+    Context,
+    NotApplicable,
+    Unsupported,
+    case,
+    check,
+    check_all_receipts,
+    check_receipt,
+    outcome_of,
+    show,
+)
+from cqrs_brokers_testkit.conformance._peers import peer
+from cqrs_brokers_testkit.conformance._watching import logs_at_debug
+from cqrs_brokers_testkit.leaks import Leak, no_leaks
+
+_CANARIES = {"the body": "canary-body-51", "the key": "canary-key-52", "a header": "canary-header-53"}
+
+
+def _open_unowned(ctx: Context, url: str | None = None, /, **options: float) -> Broker:
+    """A broker that the case closes itself, inside the block that looks for what is left."""
+    return open_broker(url or ctx.url, distribution=ctx.harness.distribution, **{**ctx.harness.options, **options})
+
+
+@case("lifecycle.nothing-is-left-by-reconnects", "fault", needs=["reset"])
+async def nothing_is_left_by_reconnects(ctx: Context) -> None:
+    """After four resets and `close()` no task, thread, socket or file descriptor of an earlier connection is left."""
+    topic = await ctx.topic()
+
+    async def use(resets: int) -> None:
+        broker = _open_unowned(ctx)
+        try:
+            check_receipt(await outcome_of(broker.send_message(ctx.message(topic))))
+            for _ in range(resets):
+                await ctx.do(ctx.harness.reset)
+                await ctx.works_again(broker, topic)
+        finally:
+            await broker.close()
+
+    await use(1)  # what is made once per process is made now
+    try:
+        async with no_leaks():
+            await use(4)
+    except Leak as leak:
+        check(False, f"after four reconnects: {leak}")
+
+
+@case("lifecycle.cancelled-connect-leaves-nothing", "fault", needs=["peer_url"])
+async def cancelled_connect_leaves_nothing(ctx: Context) -> None:
+    """`close()` in the middle of an attempt to connect leaves no task, thread or socket."""
+    async with peer() as nobody:
+        url = await ctx.do(lambda: ctx.harness.peer_url(nobody.port))
+
+        async def use() -> None:
+            before = nobody.accepted
+            broker = _open_unowned(ctx, url, connect_timeout=5.0)
+            connecting = asyncio.ensure_future(broker.connect())
+
+            async def is_there() -> bool:
+                return nobody.accepted > before
+
+            await ctx.wait_for(is_there, 4.0, "connect() made no connection to the peer")
+            await broker.close(1.0)
+            await asyncio.gather(connecting, return_exceptions=True)
+
+        await use()
+        try:
+            async with no_leaks():
+                await use()
+        except Leak as leak:
+            check(False, f"after an attempt to connect that was cancelled: {leak}")
+
+
+_OF_A_DELIVERY = ("handed_over", "confirm", "fail", "release", "message")
+
+
+async def _deliveries() -> int:
+    """How many deliveries there are in this process, whoever holds them."""
+    gc.collect()
+    classes = {kind for kind in {type(each) for each in gc.get_objects()} if _is_a_delivery(kind)}
+    return sum(type(each) in classes for each in gc.get_objects())
+
+
+def _is_a_delivery(kind: type) -> bool:
+    return all(hasattr(kind, name) for name in _OF_A_DELIVERY)
+
+
+@case("delivery.nothing-is-kept-after-the-answer", "live")
+async def nothing_is_kept_after_the_answer(ctx: Context) -> None:
+    """A driver holds no message that has its outcome: 1 000 that were answered leave none behind."""
+    broker, topic = ctx.open(), await ctx.topic()
+    await broker.connect()
+    before, count = await _deliveries(), ctx.count(1_000, 200)
+    check_all_receipts(await broker.send_messages([ctx.message(topic, {"n": n}) for n in range(count)]))
+
+    async def are_gone() -> bool:
+        return await _deliveries() < before + 20
+
+    await ctx.wait_for(are_gone, 2.0, f"{count} messages have their outcome, and something keeps them")
+
+
+@case("lifecycle.nothing-confidential-is-told-in-trouble", "fault", needs=["stall", "reset"])
+async def nothing_confidential_is_told_in_trouble(ctx: Context) -> None:
+    """No body, key or header value is in a log record or error when messages are lost, late, waiting or refused."""
+    topic, told, keeps = await ctx.topic(), list[str](), ctx.capabilities
+    fields: dict[str, object] = {"headers": {"h": _CANARIES["a header"]} if keeps.headers else {}}
+    fields["key"] = _CANARIES["the key"] if keeps.ordering_key else None
+
+    def send(broker: Broker, to: str, count: int = 20) -> list[asyncio.Future[object]]:
+        body = {"b": _CANARIES["the body"]}
+        return [
+            asyncio.ensure_future(outcome_of(broker.send_message(ctx.message(to, body, **fields))))
+            for _ in range(count)
+        ]
+
+    with logs_at_debug() as logs:
+        broker = ctx.open(delivery_timeout=1.0)
+        await asyncio.gather(*send(broker, topic, 1))
+        for ends_by in (None, ctx.harness.reset):
+            await ctx.do(ctx.harness.stall)
+            try:
+                sends = send(broker, topic)
+                await asyncio.sleep(0.2)  # some are handed over
+                if ends_by is not None:
+                    await ctx.do(ends_by)
+                    sends += send(broker, topic)
+                told += map(_everything, await asyncio.gather(*sends))
+            finally:
+                await ctx.do(ctx.harness.resume)
+            await ctx.works_again(broker, topic)
+        for need in ("forbidden_destination", "make_unroutable", "missing_destination", "nacking_destination"):
+            if ctx.harness.lacks(need) is None:
+                with contextlib.suppress(NotApplicable, Unsupported):
+                    target = await ctx.once(getattr(ctx.harness, need))
+                    told += map(_everything, await asyncio.gather(*send(ctx.open(target.url), target.topic, 2)))
+    leaks = sorted({what for what, canary in _CANARIES.items() for text in [*logs, *told] if canary in text})
+    check(not leaks, f"{' and '.join(leaks)} can be read in log records, warnings or errors")
+
+
+def _everything(outcome: object) -> str:
+    """What an error says, with its causes."""
+    texts = [show(outcome)]
+    while isinstance(outcome, BaseException) and (outcome := outcome.__cause__ or outcome.__context__):
+        texts.append(f"{outcome!r} {outcome}")
+    return "\n".join(texts)

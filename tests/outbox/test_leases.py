@@ -1,0 +1,206 @@
+"""Several relays, a relay that stops, one that is gone: partitions, leases, tokens. The broker is scripted."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from sqlalchemy import text, update
+
+from cqrs_brokers import DeliveryError, RejectedError
+from cqrs_brokers_outbox import Relay, State
+from cqrs_brokers_outbox._relay.store import Store
+from cqrs_brokers_outbox.opening import check_schema
+
+from .brokers import ScriptedBroker, opened
+from .conftest import Database
+from .test_relay import all_in, numbered, relay, rows, store, until
+
+pytestmark = pytest.mark.live
+
+
+async def _holds(running: Relay, partitions: int) -> bool:
+    return len((await running.health()).partitions) == partitions
+
+
+async def _has_in_flight(running: Relay, rows: int) -> bool:
+    return (await running.health()).in_flight == rows
+
+
+async def test_two_relays_share_the_partitions_and_keep_the_order(database: Database) -> None:
+    """Each key is in one relay's hands; on SQLite one works and the other stands by."""
+    driver = ScriptedBroker(lambda message, times: 0.001)
+    changes: list[Any] = []
+    async with relay(database, driver, batch=20) as first:
+        await until(lambda: _holds(first, 1 if database.kind == "aiosqlite" else 16))
+        async with relay(database, driver, batch=20) as second:
+            if database.kind != "aiosqlite":
+                await until(lambda: _holds(second, 8))
+                await until(lambda: _holds(first, 8))
+            for start in range(0, 200, 50):
+                await store(database, *[numbered(n, f"k{n % 20}") for n in range(start, start + 50)])
+            await until(all_in(State.SENT, database))
+            changes = [(await each.health()).sent for each in (first, second)]
+    assert sum(changes) == 200
+    if database.kind != "aiosqlite":
+        assert min(changes) > 0
+    assert driver.overlaps == 0
+    assert len(driver.names) == 200
+    for key in range(20):
+        mine = [int(name.rpartition("/")[2]) for name in driver.names if f"/k{key}/" in name]
+        assert mine == sorted(mine)
+
+
+async def test_stopping_gives_the_partitions_back_at_once(database: Database) -> None:
+    """The next relay need not wait for a lease; what was in flight is marked, and nothing comes twice."""
+    driver = ScriptedBroker(lambda message, times: 0.3)
+    await store(database, *[numbered(n, f"k{n}") for n in range(10)])
+    async with relay(database, driver):
+        await until(lambda: sum(driver.tried.values()) == 10)
+    assert {row.state for row in await rows(database)} == {State.SENT}
+    driver.script = lambda message, times: None
+    async with relay(database, driver):
+        await store(database, numbered(11))
+        await until(lambda: len(driver.arrived) == 11, within=5)
+    assert {row.attempts_unknown for row in await rows(database)} == {0}
+
+
+async def test_a_cancellation_finishes_what_is_in_flight(database: Database) -> None:
+    """Cancelled or stopped: what the broker has is marked, the partitions are free, and run() is cancelled."""
+    driver = ScriptedBroker(lambda message, times: 0.3)
+    await store(database, *[numbered(n, f"k{n}") for n in range(10)])
+    async with opened(driver) as broker:
+        task = asyncio.create_task(Relay(database.engine(), broker, database.outbox, lease=15.0).run())
+        await until(lambda: sum(driver.tried.values()) == 10)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert {row.state for row in await rows(database)} == {State.SENT}
+    driver.script = lambda message, times: None
+    async with relay(database, driver):
+        await store(database, numbered(11))
+        await until(lambda: len(driver.arrived) == 11, within=5)
+    assert {row.attempts_unknown for row in await rows(database)} == {0}
+
+
+class Swallowing:
+    """Swallows the first cancellation, as `asyncio.wait_for` of Python 3.11 may in a driver that connects."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+        self.swallowed = 0
+        self.waits = asyncio.Event()
+
+    async def __call__(self, *arguments: Any) -> Any:
+        if not self.swallowed:
+            try:
+                self.waits.set()
+                await asyncio.sleep(30)
+            except asyncio.CancelledError:
+                self.swallowed += 1
+        return await self._call(*arguments)
+
+
+async def test_a_cancellation_that_a_driver_swallows_while_the_relay_starts(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Leaving the block ends the relay all the same; nothing is sent any more."""
+    driver = ScriptedBroker()
+    await store(database, numbered(1))
+    async with opened(driver) as broker:
+        running = Relay(database.engine(), broker, database.outbox, lease=15.0)
+        await running.__aenter__()
+        swallowing = Swallowing(check_schema)
+        monkeypatch.setattr("cqrs_brokers_outbox.relay.check_schema", swallowing)
+        await swallowing.waits.wait()
+        async with asyncio.timeout(10):
+            await running.__aexit__(None, None, None)
+    assert swallowing.swallowed == 1
+    assert driver.names == []
+
+
+async def test_a_cancellation_that_a_driver_swallows_at_a_query(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The relay stops, and gives its partitions back."""
+    driver = ScriptedBroker()
+    async with opened(driver) as broker:
+        running = Relay(database.engine(), broker, database.outbox, lease=15.0)
+        await running.__aenter__()
+        await until(lambda: _holds(running, 1 if database.kind == "aiosqlite" else 16))
+        swallowing = Swallowing(Store.rows)
+
+        async def swallowed_rows(*arguments: Any) -> Any:
+            return await swallowing(*arguments)
+
+        monkeypatch.setattr(Store, "rows", swallowed_rows)
+        await swallowing.waits.wait()
+        async with asyncio.timeout(10):
+            await running.__aexit__(None, None, None)
+    assert swallowing.swallowed == 1
+    async with relay(database, driver):
+        await store(database, numbered(1))
+        await until(lambda: driver.names == ["t/k/1"], within=5)
+
+
+async def test_stop_before_and_while_a_relay_starts(database: Database) -> None:
+    """run() returns without work; afterwards it can run."""
+    driver = ScriptedBroker()
+    await store(database, numbered(1))
+    async with opened(driver) as broker:
+        running = Relay(database.engine(), broker, database.outbox, lease=15.0)
+        async with asyncio.timeout(10):
+            running.stop()
+            await running.run()
+            task = asyncio.create_task(running.run())
+            await asyncio.sleep(0)
+            running.stop()
+            await task
+            assert driver.names == []
+            task = asyncio.create_task(running.run())
+            await until(all_in(State.SENT, database))
+            running.stop()
+            await task
+
+
+async def test_a_lease_that_was_lost_fences_every_mark_but_receipts(database: Database) -> None:
+    """Another relay has the partition: a failure is not written, a receipt is."""
+    answers: dict[str, DeliveryError | None] = {"t/a/1": RejectedError("full"), "t/b/1": None}
+    driver = ScriptedBroker(lambda message, times: answers[message.message_name])
+    driver.gate.clear()
+    await store(database, numbered(1, "a"), numbered(1, "b"))
+    lease = database.outbox.tables.lease
+    async with relay(database, driver) as running:
+        await until(lambda: _has_in_flight(running, 2))
+        async with database.main.begin() as connection:
+            far = text("9999999999999999")
+            await connection.execute(update(lease).values(owner="other", token=lease.c.token + 1, until=far))
+        driver.gate.set()
+
+        async def marked() -> bool:
+            return [row.state for row in await rows(database)] == [State.READY, State.SENT]
+
+        await until(marked)
+        health = await running.health()
+    assert health.fenced == 1
+
+
+async def test_who_takes_over_counts_what_may_have_been_sent(database: Database) -> None:
+    """Rows up to the position of a relay that vanished are counted before they are sent; later ones are not."""
+    await store(database, *[numbered(n, f"k{n}") for n in range(4)])
+    position = (await rows(database))[1].id
+    driver = ScriptedBroker()
+    async with relay(database, driver, topics=["nothing"]):
+        pass
+    lease = database.outbox.tables.lease
+    partitions = 1 if database.kind == "aiosqlite" else 16
+    async with database.main.begin() as connection:
+        await connection.execute(
+            lease.insert(),
+            [
+                {"scope": "*", "number": n, "owner": "dead", "until": 1, "token": 5, "claimed_to": position}
+                for n in range(partitions)
+            ],
+        )
+    async with relay(database, driver):
+        await until(all_in(State.SENT, database))
+    assert [row.attempts_unknown for row in await rows(database)] == [1, 1, 0, 0]
