@@ -71,7 +71,7 @@ async def test_nobody_answers(port: int, names: dict[str, Callable[[], list[str]
 
 async def test_addresses_need_no_look_up(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """An address, IPv4 or IPv6, is used as it is, without a thread."""
-    monkeypatch.setattr(dialing, "_LookUp", None)
+    monkeypatch.setattr(dialing, "_running_look_up", None)
     assert await look_up("::1", 5) == [Address(socket.AF_INET6, ("::1", 5, 0, 0))]
     with await dial(WELL, port) as raw:
         assert raw.getpeername() == (WELL, port)

@@ -38,16 +38,16 @@ class NatsHarness(ServerHarness):
         self.streams = self.client.jetstream()
         self.at_end(lambda: self.run_async(self.client.close()))
 
-    def create_topic(self, topic, **limits):
+    def create_topic(self, topic, **settings):
         if set(topic) & set("*>"):
             raise ValueError("a stream with this subject would take others, too")
-        settings = {"name": stream(topic), "subjects": [topic], "duplicate_window": self.duplicate_window, **limits}
+        settings |= {"name": f"stream-{hash(topic)}", "subjects": [topic], "duplicate_window": self.duplicate_window}
         self.run_async(self.streams.add_stream(**settings))
 
     async def read(self, topic):
-        there = (await self.streams.stream_info(stream(topic))).state.messages
+        info = await self.streams.stream_info(await self.streams.find_stream_name_by_subject(topic))
         reader = await self.streams.subscribe(topic, ordered_consumer=True)
-        messages = [await reader.next_msg(5.0) for _ in range(there)]
+        messages = [await reader.next_msg(5.0) for _ in range(info.state.messages)]
         await reader.unsubscribe()
         return [record(message) for message in messages]
 
@@ -70,11 +70,7 @@ class NatsHarness(ServerHarness):
         return Target(self.url, "echo")
 
 
-def stream(topic):
-    """A stream's name has fewer letters to choose from than a subject."""
-    return f"stream-{hash(topic)}"
-
-
 def record(message):
-    headers = {header_text(name): header_text(text) for name, text in message.headers.items() if name != "Nats-Msg-Id"}
-    return Record.of_headers(message.subject, headers, message.data, offset=message.metadata.sequence.stream)
+    headers, offset = dict(message.headers), message.metadata.sequence.stream
+    del headers["Nats-Msg-Id"]
+    return Record.of_headers(message.subject, headers, message.data, decode=header_text, offset=offset)

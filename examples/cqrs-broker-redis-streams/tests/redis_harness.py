@@ -54,5 +54,5 @@ class RedisHarness(ServerHarness):
 
 def record(topic, fields):
     body = fields.pop(b"body")
-    text = {name.decode().removeprefix("header:"): value.decode() for name, value in fields.items()}
-    return Record.of_headers(topic, text, body)
+    text = {name.decode(): value.decode() for name, value in fields.items()}
+    return Record.of_headers(topic, text, body, prefix="header:")

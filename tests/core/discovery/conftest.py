@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import importlib_metadata  # noqa: F401 - before `install` hides where it is
 import pytest
 
 from cqrs_brokers._discovery.installed import installed

@@ -1,7 +1,8 @@
 """A timer that fires late: the event loop stood still, and what came in meanwhile has not been read yet.
 
 A laptop that slept, a virtual machine or function that was frozen, a blocking call: when the loop goes on, timers fire
-at once, and the broker's answers still lie in the socket. So the loop may look first, for a moment; then is decided.
+at once, while the broker's answers still wait in the socket. So the loop gets a moment to read them before a timeout
+counts.
 """
 
 from __future__ import annotations

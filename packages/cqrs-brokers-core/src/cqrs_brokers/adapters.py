@@ -60,7 +60,7 @@ class ConnectionAdapter(Generic[O, S]):
         url: Where to connect to.
         options: By name; each overrides the option of the URL.
         value_serializer: Encodes payloads that come without bytes and without a content type. None: JSON.
-        source: Where the URL came from, for example "dsn". What is wrong with its options begins with it.
+        source: Where the URL came from, for example "dsn". Problems with its options begin with it.
 
     Raises:
         ConfigError: With every problem found.
@@ -111,7 +111,7 @@ class ConnectionAdapter(Generic[O, S]):
         """The adapter itself.
 
         Raises:
-            ConfigError: It is something else.
+            ConfigError: It is an object of another class.
         """
         if not isinstance(adapter, cls):
             raise ConfigError(f"{name} must be {_article(cls)}, not {_article(type(adapter))}")

@@ -1,8 +1,8 @@
 """For plugin authors: from a host's name to a connected socket, without hanging on a dead address or a silent DNS.
 
 A name may have several addresses, and the first may be dead: addresses are tried a quarter of a second apart, the first
-that connects wins (RFC 8305, "Happy Eyeballs"). A name server may not answer: one look-up per name runs in a thread of
-its own, whoever waits for it, and never in the event loop's thread pool, which the application needs.
+that connects wins (RFC 8305, "Happy Eyeballs"). A name server may not answer: a name is looked up once at a time, in a
+thread of its own. The event loop's thread pool stays free for the application.
 
     raw = await dial("broker.example", 5672, timeout=10.0)
     await loop.create_connection(protocol_factory, sock=raw)  # with TLS also: ssl=context, server_hostname=host
@@ -17,8 +17,9 @@ import itertools
 import os
 import socket
 import threading
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any, NamedTuple
 
 __all__ = ["Address", "dial", "look_up", "open_socket"]
 
@@ -58,7 +59,7 @@ async def dial(host: str, port: int, *, timeout: float | None = None) -> socket.
 async def look_up(host: str, port: int, *, timeout: float | None = None) -> list[Address]:
     """The addresses of a host, in the order in which they should be tried.
 
-    While a look-up of the same name runs, in whichever event loop, no other one is started: its answer serves all.
+    A look-up of the same name that already runs, in any event loop, serves this call too.
 
     Args:
         host: Name or address.
@@ -72,26 +73,24 @@ async def look_up(host: str, port: int, *, timeout: float | None = None) -> list
         ipaddress.ip_address(host.partition("%")[0])
         return _in_order(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))  # no name server is asked
     loop = asyncio.get_running_loop()
-    answer: asyncio.Future[list[Address]] = loop.create_future()
+    answer = _running_look_up(host, port)
+    came = asyncio.Event()
 
-    def tell(addresses: list[Address] | None, error: Exception | None) -> None:
-        if not answer.done():
-            if error is not None:
-                # Another waiter may get the same object: each traceback would grow in the other one.
-                answer.set_exception(type(error)(*error.args))
-            else:
-                answer.set_result(addresses or [])
-
-    def tell_from_thread(addresses: list[Address] | None, error: Exception | None) -> None:
+    def wake(_: object) -> None:
         with contextlib.suppress(RuntimeError):  # the event loop was closed meanwhile
-            loop.call_soon_threadsafe(tell, addresses, error)
+            loop.call_soon_threadsafe(came.set)
 
-    _LookUp.of(host, port).add(tell_from_thread)
-    done, _ = await asyncio.wait((answer,), timeout=timeout)
-    if done:
-        return answer.result()
-    answer.cancel()
-    raise socket.gaierror(socket.EAI_AGAIN, f"the name server has not answered within {timeout:g} s")
+    answer.add_done_callback(wake)
+    try:
+        await asyncio.wait_for(came.wait(), timeout)
+    except TimeoutError:
+        text = f"the name server has not answered within {timeout:g} s"
+        raise socket.gaierror(socket.EAI_AGAIN, text) from None
+    error = answer.exception()
+    if error is not None:
+        # Another waiter may get the same object: each traceback would grow in the other one.
+        raise type(error)(*error.args)
+    return answer.result()
 
 
 async def open_socket(addresses: Sequence[Address], *, timeout: float | None = None) -> socket.socket:
@@ -163,50 +162,37 @@ def _in_order(found: Sequence[tuple[Any, ...]]) -> list[Address]:
     return [address for row in rows for address in row if address is not None]
 
 
-Tell = Callable[[list[Address] | None, Exception | None], None]
+_lock = threading.Lock()
+_look_ups: dict[tuple[str, int, int], Future[list[Address]]] = {}
+"""Those that run, by name, port and process: a thread does not live on in a forked child."""
 
 
-class _LookUp:
-    """One look-up, for all who want to know the same; a daemon thread, so that no process waits for a dead DNS."""
+def _running_look_up(host: str, port: int) -> Future[list[Address]]:
+    """The look-up of that name that runs in this process, or a new one.
 
-    _lock = threading.Lock()
-    _running: ClassVar[dict[tuple[str, int, int], _LookUp]] = {}
+    It runs in a daemon thread, so that no process waits for a dead DNS.
+    """
+    key = (host, port, os.getpid())
+    with _lock:
+        answer = _look_ups.get(key)
+        if answer is None:
+            answer = _look_ups[key] = Future()
+            threading.Thread(target=_answer, args=(key, answer), name=f"look-up of {host}", daemon=True).start()
+        return answer
 
-    def __init__(self, key: tuple[str, int, int]) -> None:
-        self._key = key
-        self._waiters: list[Tell] = []
 
-    @classmethod
-    def of(cls, host: str, port: int) -> _LookUp:
-        """The look-up of that name that runs in this process, or a new one."""
-        key = (host, port, os.getpid())  # a thread does not live on in a forked child
-        with cls._lock:
-            known = cls._running.get(key)
-            if known is None:
-                known = cls._running[key] = cls(key)
-                threading.Thread(target=known._run, name=f"look-up of {host}", daemon=True).start()
-            return known
-
-    def add(self, waiter: Tell) -> None:
-        with self._lock:
-            if self._running.get(self._key) is self:
-                self._waiters.append(waiter)
-                return
-        # It has just ended; its answer went to those who were there.
-        self.of(self._key[0], self._key[1]).add(waiter)
-
-    def _run(self) -> None:
-        host, port, _ = self._key
-        addresses: list[Address] | None = None
-        failure: Exception | None = None
-        try:
-            addresses = _in_order(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-        except UnicodeError:
-            failure = socket.gaierror(socket.EAI_NONAME, "this is no host name")
-        except Exception as error:
-            failure = error
-        with self._lock:
-            del self._running[self._key]
-            waiters = self._waiters
-        for tell in waiters:
-            tell(addresses, failure)
+def _answer(key: tuple[str, int, int], answer: Future[list[Address]]) -> None:
+    addresses: list[Address] = []
+    failure: Exception | None = None
+    try:
+        addresses = _in_order(socket.getaddrinfo(*key[:2], type=socket.SOCK_STREAM))
+    except UnicodeError:
+        failure = socket.gaierror(socket.EAI_NONAME, "this is no host name")
+    except Exception as error:
+        failure = error
+    with _lock:
+        del _look_ups[key]
+    if failure is None:
+        answer.set_result(addresses)
+    else:
+        answer.set_exception(failure)

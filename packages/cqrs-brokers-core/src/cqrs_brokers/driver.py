@@ -43,7 +43,7 @@ __all__ = [
 
 
 class Link(Protocol):
-    """How a driver tells `Broker` what happens to its connection. To be called in the event loop's thread."""
+    """How a driver tells `Broker` what happens to its connection. Call it in the event loop's thread."""
 
     def lost(self, error: ConnectError) -> None:
         """The connection is gone, or must be made anew; `Broker` will call `connect()`.
@@ -56,10 +56,10 @@ class Link(Protocol):
         """
 
     def reconnecting(self, error: ConnectError | None) -> None:
-        """The client lost the broker and reconnects by itself, as aiokafka does; None: it has it again.
+        """The client lost the broker and reconnects by itself, as aiokafka does; None: it is connected again.
 
-        Messages go on being submitted; one that is not handed over by its deadline is `NotConnectedError` with this
-        cause, and `health()` says it.
+        `Broker` goes on submitting. A message that is not handed over by its deadline fails with a `NotConnectedError`
+        whose cause is this error. `health()` gives it as the reason.
         """
 
     def blocked(self, reason: str) -> None:
@@ -71,7 +71,7 @@ class Link(Protocol):
     def throttled(self, reason: str | None) -> None:
         """The broker slows this client down, because of a quota; None: it does not any more.
 
-        Messages go on being submitted. `health()` says it, and observers are told when it begins and ends.
+        `Broker` goes on submitting. `health()` gives the reason, and observers are told when it begins and ends.
         """
 
 
@@ -101,7 +101,9 @@ class Driver(MessageBroker):
         return None
 
     async def connect(self) -> None:
-        """Makes one pass over all hosts. Called again after `lost`, `abort()` and failed passes; drops what is left.
+        """Makes one pass over all hosts. Called again after `lost`, `abort()` and failed passes.
+
+        It first drops what is left of an earlier connection.
 
         `Broker` bounds it by `connect_timeout`.
 
@@ -119,8 +121,8 @@ class Driver(MessageBroker):
     async def close(self, grace: float) -> None:
         """Closes the connection: gracefully for `grace` seconds, then by force within a further 0.8 s.
 
-        `Broker` has ended every delivery before: answer nothing any more, drop it. After it no task or socket of the
-        driver is left.
+        `Broker` has ended every delivery before the call, so the driver forgets those that it has. After the call no
+        task or socket of the driver is left.
         """
 
     def abort(self) -> None:
@@ -151,7 +153,7 @@ class PipelinedDriver(Driver):
         """
 
     def destination(self, message: Message) -> str:
-        """Where the message goes, as far as one place can be stuck while others are not; named in errors.
+        """The place where the message goes, of which one can be stuck while others are not. Errors name it.
 
         While destinations take nothing, `Broker` lets them hold at most half of the messages in flight together.
         Default: the topic.
@@ -159,7 +161,7 @@ class PipelinedDriver(Driver):
         return message.topic
 
     def why_late(self, delivery: Delivery, /, *, handed: bool) -> DeliveryError | None:
-        """Why a message has no outcome at its deadline, as far as the driver knows; None: it knows nothing more.
+        """Why a message has no outcome at its deadline, as far as the driver knows. None: it knows no reason.
 
         Asked by `Broker` while it is connected, for an error that names what the broker said last about the message's
         destination, instead of "the broker did not take it". The driver keeps the message as before.

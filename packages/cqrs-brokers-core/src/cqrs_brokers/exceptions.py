@@ -112,7 +112,7 @@ class BrokerError(Exception):
         return f"{self.text} [{self.broker}]" if self.broker else self.text
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # One for the whole tree: subclasses take different arguments, and OSError's own __reduce__ (through
+        # One method for the whole tree: subclasses take different arguments, and OSError's own __reduce__ (through
         # TimeoutError) would call them with the wrong ones.
         return _rebuild, (type(self), self.__dict__.copy())
 
@@ -293,7 +293,7 @@ class InvalidMessageError(NotDeliveredError):
 def safe_cause(error: BaseException | None, content: object = None) -> BaseException | None:
     """The error, or None when it, or what it came from, may quote the content.
 
-    Errors of pydantic and Unicode errors always may; others do when something of the content is in their text.
+    Errors of pydantic and Unicode errors always may. Other errors do when their text has a part of the content in it.
     """
     one, seen = error, set[int]()
     quotable = None
@@ -313,7 +313,7 @@ def safe_cause(error: BaseException | None, content: object = None) -> BaseExcep
 
 
 _SHORTEST = 3
-"""Shorter texts are in every sentence."""
+"""Shorter texts occur in any sentence by chance."""
 _MOST = 10_000
 _WORD = re.compile(r"\w{8,}")
 
@@ -342,7 +342,7 @@ def _texts(content: object) -> set[str]:
             todo += vars(value).values() if hasattr(value, "__dict__") else ()
             todo += [getattr(value, name, None) for name in getattr(type(value), "__slots__", ()) if name[:2] != "__"]
     whole = {text for text in found if len(text) >= _SHORTEST}
-    # A repr escapes characters, and a text may be cut: a long word of it is a quotation, too.
+    # A repr escapes characters, and an error may cut a text. So a long word of it counts as a quotation, too.
     return whole | {word for text in whole for word in _WORD.findall(text)}
 
 

@@ -23,11 +23,11 @@ _EVERYTHING = Capabilities(
     tombstones=True,
     header_types=frozenset({str, bytes, int, float, bool, type(None)}),
 )
-"""What one broker cannot do is that broker's to refuse."""
+"""A broker that can do less refuses by itself."""
 
 
 class MessageValidator:
-    """The rules by which `Broker` validates and encodes, without a broker: all but what one broker alone refuses.
+    """Validates and encodes as `Broker` does, without a broker. It does not check what only some brokers refuse.
 
     Args:
         max_message_bytes: The largest message: body, key and headers together.

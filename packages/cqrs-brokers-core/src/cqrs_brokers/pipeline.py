@@ -22,7 +22,7 @@ from urllib.parse import quote, unquote
 
 from .driver import Delivery
 from .exceptions import ConnectError, ConnectionLostError, ProtocolError, UnreachableError
-from .tasks import Tasks, retrieve_exception
+from .tasks import Tasks, drop_task, retrieve_exception
 from .url import Host
 
 __all__ = ["Pipeline", "connect_to_any", "header_name", "header_text", "header_value"]
@@ -38,15 +38,6 @@ LEAST_SHARE: Final = 0.1
 """What a host gets of the time for a pass at least, in seconds."""
 
 
-class _Question:
-    """Something written among the messages that has an answer of its own: a ping."""
-
-    __slots__ = ("answer",)
-
-    def __init__(self, answer: asyncio.Future[None]) -> None:
-        self.answer = answer
-
-
 class Pipeline(Generic[T]):
     """The messages between `submit` and the broker's answers, over one connection at a time.
 
@@ -58,7 +49,7 @@ class Pipeline(Generic[T]):
 
     Args:
         lost: Called once for each opened connection that broke, with the reason, after everything that was handed over
-            has failed. The driver drops its connection and tells `link.lost`.
+            has failed. The driver then drops its connection and calls `link.lost`.
         in_order: True: the broker answers in the order in which it got the messages, without saying which it means.
             False: each answer says the number of the message (its token).
         batch_bytes: About how much is handed over and written at a time.
@@ -83,8 +74,9 @@ class Pipeline(Generic[T]):
         self._tasks = Tasks()
         self._opened = False
         self._waiting: deque[tuple[Delivery, T, int]] = deque()
-        self._questions: deque[tuple[_Question, T]] = deque()
-        self._unanswered: dict[int, Delivery | _Question | None] = {}
+        self._questions: deque[tuple[asyncio.Future[None], T]] = deque()
+        """What `ask` writes among the messages; each has an answer of its own."""
+        self._unanswered: dict[int, Delivery | asyncio.Future[None] | None] = {}
         """By token; with answers in order None stands for a message that was let go."""
         self._token = 0
         self._heard_at = 0.0
@@ -151,13 +143,13 @@ class Pipeline(Generic[T]):
             ProtocolError: The broker answers what it was not asked. In `read` this ends the connection, as it must.
         """
         found = self._take(token, question=False)
-        return None if isinstance(found, _Question) else found
+        return None if isinstance(found, asyncio.Future) else found
 
     def answered_question(self, token: int | None = None) -> None:
-        """Says that the answer to an `ask` came; the arguments and errors are those of `answered`."""
+        """Reports that the answer to an `ask` came. Arguments and errors are those of `answered`."""
         found = self._take(token, question=True)
-        if isinstance(found, _Question) and not found.answer.done():
-            found.answer.set_result(None)
+        if isinstance(found, asyncio.Future) and not found.done():
+            found.set_result(None)
 
     def oldest(self, wanted: Callable[[Delivery], bool]) -> int | None:
         """The token of the oldest unanswered message that is wanted, for an answer that says no token.
@@ -166,12 +158,12 @@ class Pipeline(Generic[T]):
             wanted: Whether the answer can be about this one, for example by its topic.
         """
         for token, found in self._unanswered.items():
-            if found is not None and not isinstance(found, _Question) and wanted(found):
+            if found is not None and not isinstance(found, asyncio.Future) and wanted(found):
                 return token
         return None
 
     def heard(self) -> None:
-        """Says that the broker gave a sign of life; `answered` says so, too."""
+        """Notes a sign of life from the broker. `answered` does so, too."""
         self._heard_at = asyncio.get_running_loop().time()
 
     async def ask(self, item: T) -> None:
@@ -184,26 +176,28 @@ class Pipeline(Generic[T]):
             raise UnreachableError("there is no connection")
         answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         answer.add_done_callback(retrieve_exception)
-        self._questions.append((_Question(answer), item))
+        self._questions.append((answer, item))
         self._more.set()
         await answer
 
     def broken(self, error: Exception) -> None:
-        """Says that the connection is of no use any more: for a client that tells it by a callback.
+        """Reports that the connection is lost: for a client that says so by a callback.
 
         Fails what was handed over and not answered, keeps what waits, and calls `lost`. A second call does nothing.
         """
         if not self._opened:
             return
         self._opened = False
-        self._end_tasks()
+        for task in self._tasks:
+            if task is not asyncio.current_task():
+                drop_task(task)
         unanswered, self._unanswered = self._unanswered, {}
         questions = [*unanswered.values(), *(question for question, _ in self._questions)]
         self._questions.clear()
         for found in questions:
-            if isinstance(found, _Question):
-                if not found.answer.done():
-                    found.answer.set_exception(UnreachableError("the connection was lost before the broker answered"))
+            if isinstance(found, asyncio.Future):
+                if not found.done():
+                    found.set_exception(UnreachableError("the connection was lost before the broker answered"))
             elif found is not None:
                 lost = ConnectionLostError("the connection was lost before the broker answered")
                 lost.__cause__ = error
@@ -233,19 +227,12 @@ class Pipeline(Generic[T]):
             self._timer.cancel()
             self._timer = None
 
-    def _end_tasks(self) -> None:
-        current = asyncio.current_task()
-        for task in self._tasks:
-            if task is not current:
-                task.add_done_callback(retrieve_exception)
-                task.cancel()
-
     # -- writing and reading ------------------------------------------------------------------------------------------
 
     async def _until_broken(self, work: Coroutine[Any, Any, None]) -> None:
         try:
             await work
-        except Exception as error:  # also what no client should raise: the connection is of no use any more
+        except Exception as error:  # even one that no client should raise: the connection cannot be trusted any more
             self.broken(error)
         else:
             self.broken(ConnectionResetError("the broker closed the connection"))
@@ -260,7 +247,7 @@ class Pipeline(Generic[T]):
                 await write(batch)
 
     def _next_batch(self) -> list[tuple[int, T]]:
-        """Hands over what fits. The rest is not handed over, so it can still be skipped and told as not delivered."""
+        """Hands over what fits. The rest stays: until it is handed over, it is certainly not delivered."""
         batch: list[tuple[int, T]] = []
         while self._questions:
             question, item = self._questions.popleft()
@@ -273,19 +260,19 @@ class Pipeline(Generic[T]):
                 size += its_size
         return batch
 
-    def _number(self, entry: Delivery | _Question) -> int:
+    def _number(self, entry: Delivery | asyncio.Future[None]) -> int:
         self._token += 1
         self._unanswered[self._token] = entry
         return self._token
 
-    def _take(self, token: int | None, *, question: bool) -> Delivery | _Question | None:
+    def _take(self, token: int | None, *, question: bool) -> Delivery | asyncio.Future[None] | None:
         self.heard()
         if token is not None:
             return self._unanswered.pop(token, None)
         oldest = next(iter(self._unanswered), None)
         found = None if oldest is None else self._unanswered[oldest]
-        if oldest is None or isinstance(found, _Question) is not question:
-            # It stays: when the connection ends, which it must, it is told so.
+        if oldest is None or isinstance(found, asyncio.Future) is not question:
+            # The message stays. It fails when the connection ends, as it must now.
             raise ProtocolError("the broker's answers are out of step: this one belongs to nothing that was written")
         return self._unanswered.pop(oldest)
 
@@ -300,7 +287,7 @@ class Pipeline(Generic[T]):
         self._timer = asyncio.get_running_loop().call_at(when, self._let_go)
 
     def _let_go(self) -> None:
-        """Frees the places of messages whose callers have their answer; once in 0.1 s, for all that are due."""
+        """Releases the messages whose callers have their outcome: at most once in 0.1 s, all that are due."""
         self._timer = None
         now = asyncio.get_running_loop().time()
         keep: deque[tuple[Delivery, T, int]] = deque()
@@ -313,7 +300,7 @@ class Pipeline(Generic[T]):
         handed = [
             (token, found)
             for token, found in self._unanswered.items()
-            if found is not None and not isinstance(found, _Question)
+            if found is not None and not isinstance(found, asyncio.Future)
         ]
         for token, found in handed:
             if found.done and found.deadline <= now:

@@ -46,13 +46,13 @@ class Message:
 
     `str` and `repr` show the name, the id, the topic and the size, never the payload, a header or the key.
 
-    Name the first two arguments: both are text, and `Message(message_name="OrderPlaced", topic="orders", …)` cannot be
-    swapped.
+    Pass the first two arguments by name, as in `Message(message_name="OrderPlaced", topic="orders", …)`: both are text,
+    and would be swapped unnoticed.
 
     Attributes:
         message_name: What kind of message this is; consumers dispatch on it.
         topic: Where it goes: Kafka's topic, AMQP's routing key.
-        payload: What it says: bytes (sent as they are), anything that has a JSON form (sent as JSON), or `TOMBSTONE`
+        payload: The content: bytes (sent as they are), anything that has a JSON form (sent as JSON), or `TOMBSTONE`
             (no body at all: deletes what the key stands for in a compacted topic).
         message_id: Identifies the message for consumers that must recognise a duplicate. Default: a new random UUID.
         key: Messages with the same topic and key keep their order. None: unordered.
@@ -197,7 +197,7 @@ def timestamp_ms(message: Message) -> int:
 
 
 def snapshot(message: Message) -> Message:
-    """A validated message as it is now: whoever made it may change it before it is read."""
+    """A copy of a validated message, because the caller may change the original before the driver reads it."""
     headers = message.headers
     kept = Message.__new__(Message) if type(message) is Message else copy.copy(message)
     kept.message_name = message.message_name
@@ -217,8 +217,8 @@ def snapshot(message: Message) -> Message:
 class EventBody(dict[str, Any]):
     """A JSON-ready mapping that knows the event it came from.
 
-    Frameworks hand on only what an event's `to_dict()` returned; this carries what else the event says through them, as
-    attributes that are never part of the body. `Broker` reads them.
+    Frameworks pass on only what an event's `to_dict()` returned. The attributes carry the rest of the event through
+    them, to `Broker`; they are never part of the body.
 
     Attributes:
         event_name: The event's name.
@@ -256,7 +256,8 @@ def _event_body(
 
 @runtime_checkable
 class MessageLike(Protocol):
-    """Any object with these four. `payload_bytes`, `content_type`, `headers`, `key`, `timestamp`: used when there.
+    """Any object with these four attributes. Five more are used when it has them: `content_type`, `headers`, `key`,
+    `payload_bytes`, `timestamp`.
 
     python-cqrs' `Message` is one.
     """
@@ -294,7 +295,7 @@ class MessageEncoder(Protocol):
 
 
 Encoder = Callable[[object], bytes] | MessageEncoder
-"""Makes the body of a message: of its payload alone, or of the whole."""
+"""Makes the body of a message, from its payload alone or from the whole message."""
 
 
 class Receipt:

@@ -28,10 +28,10 @@ class Secret:
 
     `str`, `repr`, `format` and JSON by pydantic give the mask; `json.dumps` and `pickle` refuse it, because a pickled
     secret would be in clear text and a pickled mask would be used as a password later. A copy is the same object. It is
-    no dataclass, because `dataclasses.asdict` of what holds it would give the text.
+    not a dataclass, because `dataclasses.asdict` of an object that holds it would give the text.
 
     Args:
-        value: The secret text; a `Secret` is taken over.
+        value: The secret text, or another `Secret`.
 
     Raises:
         TypeError: The value is neither `str` nor `Secret`.
@@ -57,7 +57,7 @@ class Secret:
             ValueError: It cannot be read, is empty, too large, or not one line of text. Quotes neither path nor text.
         """
         try:
-            # Not to wait for the other end of a pipe.
+            # Without O_NONBLOCK the call would wait for the other end of a pipe.
             descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else None
@@ -75,7 +75,7 @@ class Secret:
         try:
             text = data.decode()
         except UnicodeDecodeError:
-            text = "\0"  # refused below; not here, where the error that holds the bytes would be the context
+            text = "\0"  # refused below: an error raised here would have the one that holds the bytes as its context
         return cls(_one_line(text.removesuffix("\n").removesuffix("\r"), "the file"))
 
     @classmethod

@@ -20,7 +20,7 @@ _CLOSE_ATTEMPTS = 10
 
 
 def retrieve_exception(task: asyncio.Future[Any]) -> None:
-    """A done callback for a task whose error changes nothing: asyncio would log that nobody retrieved it.
+    """A done callback for a task whose error does not matter: asyncio would log that nobody retrieved it.
 
     Args:
         task: The task or future that is done.

@@ -1,4 +1,4 @@
-"""TLS for plugins: one set of options, the context they mean, and what a failed handshake says about certificates.
+"""TLS for plugins: one set of options, the context made from them, and errors that explain a failed handshake.
 
     class AcmeOptions(TLSOptions):
         url_parts = frozenset({"hosts"})
@@ -65,7 +65,7 @@ class TLSOptions(BrokerOptions):
         return self
 
     def tls_problems(self, *, secure: bool, instead: str) -> list[str]:
-        """What does not go together with the transport, as sentences for a `ConfigError`.
+        """Says which options contradict the transport: sentences for a `ConfigError`.
 
         Args:
             secure: Whether the connection uses TLS.
@@ -106,7 +106,10 @@ class TLSContext:
             problems: list[str] = []
             context = _build(self._options, problems)
             if problems:
-                logger.warning("certificate files have changed and cannot be used: %s", "; ".join(problems))
+                logger.warning(
+                    "certificate files have changed and cannot be used, so the previous ones stay in use: %s",
+                    "; ".join(problems),
+                )
             else:
                 self._context = context
         return self._context

@@ -2,9 +2,9 @@
 
 This module knows the grammar. `options` knows what an option means, and `discovery` who owns a scheme.
 
-An own parser, because the general ones cannot read a list of hosts, accept what is ambiguous, and put passwords into
-their errors. Its rule for errors: a problem never quotes any part of the string but the scheme, the names of options
-and, of those, none that comes after a secret, where an unencoded `&` may have split one.
+General parsers cannot read a list of hosts, accept ambiguous strings, and put passwords into their errors; so this one
+is our own. Its errors quote only the scheme and the names of options. They quote no name that comes after a secret:
+an unencoded `&` may have made a part of the secret look like a name.
 """
 
 from __future__ import annotations
@@ -207,8 +207,8 @@ def _parse(text: object) -> dict[str, Any]:
     """The parts of the string.
 
     Raises:
-        ConfigError: With every problem, or with the one that makes the rest unreadable or shows that a password was not
-            encoded: what follows would be guesswork.
+        ConfigError: With every problem. When one of them makes the rest unreadable, or shows that a password was not
+            encoded, it is the only one.
     """
     if not isinstance(text, str):
         raise ConfigError(f"a config string must be str, not {type(text).__name__}")

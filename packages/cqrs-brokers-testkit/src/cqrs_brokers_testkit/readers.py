@@ -7,7 +7,7 @@ in a coroutine call them with `asyncio.to_thread`. They need the extras `[amqp]`
 import json
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -70,25 +70,38 @@ class Record:
     tombstone: bool = False
 
     @classmethod
-    def of_headers(cls, topic: str, headers: Mapping[str, str], body: bytes, *, offset: int | None = None) -> "Record":
+    def of_headers(
+        cls,
+        topic: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        *,
+        prefix: str = "",
+        decode: Callable[[str], str] = str,
+        offset: int | None = None,
+    ) -> "Record":
         """Return the record of a message whose metadata are headers of text, named as in the wire format.
 
         Args:
             topic: Where it was found.
-            headers: All headers, decoded. `message-id`, `message-name`, `content-type`, `ordering-key` and `timestamp`
-                become fields of the record; the others are the user's.
+            headers: All headers, as they are on the wire. `message-id`, `message-name`, `content-type`, `ordering-key`
+                and `timestamp` become fields of the record; the others are the user's, who may call one as he likes.
             body: The body.
+            prefix: What stands before the names of the user's headers; taken away.
+            decode: What gives back the text of a value, and the name of a user's header.
             offset: Its place in the broker, where that has offsets.
         """
-        time_of_message = headers.get("timestamp")
+        texts = {name: decode(value) for name, value in headers.items()}
+        fields = {name: texts.pop(name, None) for name in (*_NOT_USER_HEADERS, "timestamp")}
+        time_of_message = fields["timestamp"]
         return cls(
             topic=topic,
-            key=headers.get("ordering-key"),
-            name=headers.get("message-name"),
-            message_id=headers.get("message-id"),
-            headers={name: text for name, text in headers.items() if name not in (*_NOT_USER_HEADERS, "timestamp")},
+            key=fields["ordering-key"],
+            name=fields["message-name"],
+            message_id=fields["message-id"],
+            headers={decode(name).removeprefix(prefix): text for name, text in texts.items()},
             body=body,
-            content_type=headers.get("content-type"),
+            content_type=fields["content-type"],
             timestamp=None if time_of_message is None else datetime.fromisoformat(time_of_message),
             offset=offset,
         )

@@ -1,4 +1,4 @@
-"""Closing a broker: flush what was accepted, tell the rest the truth, leave nothing behind. Bounded in every state.
+"""Closes a broker: flushes accepted messages, gives the rest a true outcome, leaves no task. Bounded in every state.
 
 flush until the deadline → end what is left → stop the supervisor → close the driver → abort it when it is late
 """
@@ -32,7 +32,7 @@ LOOK_AGAIN = 0.05
 
 
 class Closing:
-    """One close, whoever awaits it: later callers may only shorten it."""
+    """One close, for all who call `close()`. A later caller may only shorten it."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class Closing:
         while not window.is_empty and connection.state is not State.FAILED:
             now = self.loop.time()
             by = self._by if window.is_awaited else min(self._by, self._unawaited_by)
-            if now >= by and stalled_for(by, now):  # what came in meanwhile is read first
+            if now >= by and stalled_for(by, now):  # the answers that came in meanwhile are read first
                 await window.drained(LOOK)
             if now >= by or await window.drained(min(by - now, LOOK_AGAIN)):
                 break

@@ -44,11 +44,11 @@ PROVEN_AFTER = 5.0
 MOST_LINES = 20
 """How many different reasons of one outage are logged."""
 OWN_TIMEOUT_SLACK = 0.5
-"""A driver that bounds its own attempt by connect_timeout, with a better hint, goes first."""
+"""How much longer than connect_timeout an attempt may take, in seconds: a driver's own timeout gives a better hint."""
 
 
 def _backoff(unproven: int) -> float:
-    """Seconds until the next attempt, after so many without success."""
+    """Seconds until the next attempt, after that many attempts without success."""
     doublings = min(max(0, unproven - 1), 10)  # bounded: an outage of hours must not end in an OverflowError
     return min(LONGEST_DELAY, FIRST_DELAY * 2.0**doublings)
 
@@ -57,9 +57,9 @@ class Connection:
     """The supervisor, and the link that the driver reports to.
 
     Args:
-        driver: What to keep connected.
-        listener: Who is told.
-        breaches: What the driver does against its contract.
+        driver: The driver to keep connected.
+        listener: Is told of every change.
+        breaches: Records what the driver does against its contract.
         address: The broker's redacted URL, for errors and the log.
         settings: `connect_timeout` bounds each attempt, `retry_count` and `retry_delay` the next ones.
     """
@@ -132,13 +132,18 @@ class Connection:
                 self._log(logging.WARNING, "the client of %s is reconnecting: %s", error)
                 self._listener.changed("reconnecting", error.text)
 
-    def blocked(self, reason: str) -> None:
+    def blocked(self, reason: str | None) -> None:
         """See `Link.blocked`."""
-        self._block(reason)
+        if self.blocked_by == reason or self.state not in (State.READY, State.CONNECTING):
+            return
+        self.blocked_by = reason
+        if self.state is State.READY:
+            self._listener.opened(reason is None)
+            self._listener.changed("unblocked" if reason is None else "blocked", reason or "")
 
     def unblocked(self) -> None:
         """See `Link.unblocked`."""
-        self._block(None)
+        self.blocked(None)
 
     def throttled(self, reason: str | None) -> None:
         """See `Link.throttled`."""
@@ -147,15 +152,6 @@ class Connection:
         before, self.throttled_by = self.throttled_by, reason
         if (before is None) != (reason is None):
             self._listener.changed("unthrottled" if reason is None else "throttled", reason or "")
-
-    def _block(self, reason: str | None) -> None:
-        if self.blocked_by == reason or self.state not in (State.READY, State.CONNECTING):
-            return
-        self.blocked_by = reason
-        if self.state is State.CONNECTING:
-            return
-        self._listener.opened(reason is None)
-        self._listener.changed("unblocked" if reason is None else "blocked", reason or "")
 
     # -- what Broker asks ---------------------------------------------------------------------------------------------
 
@@ -191,10 +187,10 @@ class Connection:
             raise error
 
     async def ping(self, timeout: float) -> None:
-        """Asks the connected broker whether it is alive, in a task of ours: a client's stray cancellation stays there.
+        """Asks the connected broker whether it is alive.
 
         Raises:
-            ConnectError: It is not, or does not say within the timeout (in seconds).
+            ConnectError: It is not, or gives no answer within the timeout (in seconds).
         """
         error = await self._bounded("ping", self._driver.ping(), timeout, "it does not answer a ping")
         if error is not None:
@@ -224,7 +220,7 @@ class Connection:
     # -- the supervisor -----------------------------------------------------------------------------------------------
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
-        # The state changes now, not when the task first runs: what is asked in between must see it.
+        # The state changes now, not when the task first runs: other calls may come in between.
         self.state = State.CONNECTING
         self._engaged = True
         self._task = self._tasks.spawn(self._supervise(loop), name=f"cqrs-brokers connection to {self._address}")
@@ -290,7 +286,7 @@ class Connection:
     async def _bounded(
         self, method: str, work: Coroutine[Any, Any, None], timeout: float, silence: str
     ) -> ConnectError | None:
-        """Runs the driver's work in a task of its own: its cancellations are not ours, and ours reach it."""
+        """Runs the driver's work in a task of its own: a client that cancels that task leaves the supervisor alone."""
         task = self._attempt = self._tasks.spawn(work)
         task.add_done_callback(retrieve_exception)
         try:
@@ -299,18 +295,16 @@ class Connection:
             await self._end_attempt(method, task)
             raise
         await self._end_attempt(method, task)
-        error: ConnectError
         if not task.done() or task.cancelled():
             return UnreachableError(because_of_a_stall(silence, stalled), broker=self._address)
         raised = task.exception()
         if raised is None:
             return None
-        if isinstance(raised, ConnectError):
-            error = raised
-            error.broker = error.broker or self._address
-        else:
-            error = ConnectError(f"the driver raised an unclassified {type(raised).__name__}", broker=self._address)
+        error = raised
+        if not isinstance(error, ConnectError):
+            error = ConnectError(f"the driver raised an unclassified {type(raised).__name__}")
             error.__cause__ = raised
+        error.broker = error.broker or self._address
         return error
 
     async def _end_attempt(self, method: str, task: asyncio.Task[None]) -> None:
@@ -328,7 +322,7 @@ class Connection:
         self.last_error = None
         self._listener.changed("connected", "")
         self._end_passes(None)
-        if not self._lost.done() and self.blocked_by is None:  # both may have happened since the driver returned
+        if not self._lost.done() and self.blocked_by is None:  # it may be lost or blocked since the driver returned
             self._listener.opened(True)
         error = await self._lost
         error.broker = error.broker or self._address

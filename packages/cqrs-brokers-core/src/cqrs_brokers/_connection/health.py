@@ -47,5 +47,5 @@ async def whats_wrong(connection: Connection, loop: AbstractEventLoop, timeout: 
         reason = error.text
     else:
         reason = "" if connection.last_error is None else connection.last_error.text
-    # Also when that is why it did not answer.
+    # A blocked broker may not answer the ping: the block is the reason then, too.
     return reason if connection.blocked_by is None else f"blocked: {connection.blocked_by}"

@@ -1,4 +1,4 @@
-"""The states of a connection, and who is told when they change."""
+"""The states of a connection, and the listener that is told when they change."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class State(enum.Enum):
 
 
 class ConnectionListener(NamedTuple):
-    """Who is told of the connection, and asked whether it is needed.
+    """Is told of changes of the connection, and says whether it is needed.
 
     Attributes:
         opened: The driver takes messages from now on, or takes none.

@@ -50,11 +50,7 @@ class Plugin(NamedTuple):
         """
         if all(hook.plugin is not self.implementation for hook in _manager.hook.broker_options.get_hookimpls()):
             return BrokerOptions
-        problem = None
-        try:
-            options_type = self._hook("broker_options")()
-        except Exception as error:
-            problem = error
+        options_type, problem = self._ask("broker_options")
         if problem is not None:
             raise PluginContractError(f"broker_options of {self.title} raised {type(problem).__name__}") from problem
         if not (isinstance(options_type, type) and issubclass(options_type, BrokerOptions)):
@@ -70,11 +66,7 @@ class Plugin(NamedTuple):
             ConfigError: From the plugin.
             PluginContractError: It raised something else, or gave no `MessageBroker`.
         """
-        problem = None
-        try:
-            driver = self._hook("open_message_broker")(url=url, options=options)
-        except Exception as error:
-            problem = error
+        driver, problem = self._ask("open_message_broker", url=url, options=options)
         if problem is not None:
             self._failed(problem, url, options)
         if inspect.iscoroutine(driver):
@@ -87,10 +79,14 @@ class Plugin(NamedTuple):
             )
         return driver
 
-    def _hook(self, name: str) -> Any:
+    def _ask(self, name: str, **arguments: object) -> tuple[Any, Exception | None]:
+        """What a hook of this plugin returned, or what it raised."""
         # A plain call would be answered by whichever plugin was registered last.
         others = [plugin for plugin in _manager.get_plugins() if plugin is not self.implementation]
-        return _manager.subset_hook_caller(name, others)
+        try:
+            return _manager.subset_hook_caller(name, others)(**arguments), None
+        except Exception as error:
+            return None, error
 
     def _failed(self, error: Exception, url: BrokerURL, options: BrokerOptions) -> NoReturn:
         """Raises the plugin's error without the secrets that the plugin was given.

@@ -9,8 +9,6 @@ from .installed import CORE, canonical
 
 __all__ = ["why_incompatible"]
 
-_RELEASE = r"[0-9]+(\.[0-9]+)*"
-
 
 def why_incompatible(requires: Iterable[str], core_version: str) -> tuple[str | None, str | None]:
     """The requirement on core that does not hold, and the requirement that cannot be read, as texts for errors.
@@ -40,18 +38,13 @@ def why_incompatible(requires: Iterable[str], core_version: str) -> tuple[str | 
 
 def plainly_holds(requirement: str, version: str) -> bool:
     """Whether a requirement like `cqrs-brokers-core<0.2,>=0.1` holds for a final release. False: ask `packaging`."""
-    match = re.fullmatch(rf"{CORE}\s*((?:(?:>=|<)[0-9.]+,?)+)", requirement)
-    if match is None or not re.fullmatch(_RELEASE, version):
+    limits = re.fullmatch(rf"{CORE}<([0-9]+)\.([0-9]+),>=([0-9]+)\.([0-9]+)", requirement)
+    release = re.fullmatch(r"([0-9]+)\.([0-9]+)(?:\.[0-9]+)*", version)
+    if limits is None or release is None:
         return False
-    for clause in match[1].split(","):
-        limit = clause.lstrip("<>=")
-        if not re.fullmatch(_RELEASE, limit) or (_release(version) >= _release(limit)) != clause.startswith(">="):
-            return False
-    return True
+    below, least = limits.groups()[:2], limits.groups()[2:]
+    return _numbers(least) <= _numbers(release.groups()) < _numbers(below)
 
 
-def _release(version: str) -> list[int]:
-    numbers = [int(number) for number in version.split(".")]
-    while numbers and not numbers[-1]:
-        numbers.pop()  # 1.0 is 1
-    return numbers
+def _numbers(parts: Iterable[str]) -> tuple[int, ...]:
+    return tuple(map(int, parts))

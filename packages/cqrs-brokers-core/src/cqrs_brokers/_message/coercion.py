@@ -1,4 +1,4 @@
-"""What an application passes becomes a `Message`: events, anything message-like, and what an encoder makes of these."""
+"""Turns what an application passes (an event, a message-like object) into a `Message`, and calls its encoder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Coercion:
         self._address = address
         self._encoder = encoder
         self.unchanged_type = Message if encoder is None else None
-        """What needs no `message()`: it would return the same."""
+        """The class whose instances `message()` returns as they are."""
 
     def message(self, candidate: Any) -> Message:
         """The message to send: the caller's own when it is a `Message`, else one with the same content."""
@@ -53,7 +53,7 @@ class Coercion:
         try:
             make = None if isinstance(event, Message) else getattr(event, "to_message", None)
             if callable(make):
-                return make()  # type: ignore[no-any-return] # what it is, is looked at when it is sent
+                return make()  # type: ignore[no-any-return] # `message()` checks it
         except DeliveryError as error:
             refused = error.about(error.message_id, error.topic, self._address)
         except Exception as error:
@@ -117,7 +117,7 @@ class Coercion:
             del refused
 
     def _with(self, message: Message, encoded: Encoded) -> Message:
-        """The message with what the encoder made of it."""
+        """The message with the body, and the headers, that the encoder made."""
         if type(encoded.body) is not bytes:
             self._refuse(f"the encoder must return bytes, not {type(encoded.body).__name__}", message.message_id)
         headers = message.headers
@@ -147,7 +147,7 @@ _MISSING: Any = object()
 
 
 def _given(candidate: Any, name: str, default: Any) -> Any:
-    """An attribute of a message-like, or the default when it has none: not when its own code raises AttributeError."""
+    """An attribute of a message-like, or the default. An AttributeError of the object's own code is raised."""
     try:
         return getattr(candidate, name)
     except AttributeError:

@@ -1,4 +1,4 @@
-"""How a payload becomes bytes: compact JSON in UTF-8, and nothing that JSON cannot say is said silently differently.
+"""Turns a payload into bytes: compact JSON in UTF-8. A value that JSON cannot hold is refused, never changed.
 
 What is accepted and what is refused, at every depth alike, is in `jsonable`.
 """
@@ -24,7 +24,7 @@ def encode(payload: object) -> bytes:
         UnencodableError: The payload, or something in it, has no JSON form. The text names it by its path.
     """
     if payload is None:
-        raise UnencodableError("a payload of None says nothing: use a mapping, or TOMBSTONE to delete what a key means")
+        raise UnencodableError("a payload of None says nothing: use a mapping, or TOMBSTONE to delete the key")
     ready = jsonable(payload, "payload")
     try:
         return _encoder.encode(ready).encode()

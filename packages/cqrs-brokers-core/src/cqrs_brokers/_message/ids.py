@@ -46,7 +46,7 @@ def new_text(now: int) -> bytes:
         now: `time.time_ns()`.
     """
     global _made_ns
-    if 0 <= now - _made_ns < _FRESH_NS:  # also not when the clock was set back
+    if 0 <= now - _made_ns < _FRESH_NS:  # false, too, when the clock was set back
         try:
             return _pool.pop()
         except IndexError:

@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 Writer = Callable[[Any, int], Any]
-"""Makes of a value, at a depth, what JSON can say."""
+"""Turns a value, found at a nesting depth, into what JSON can hold."""
 
 MAX_DEPTH = 200
 PLAIN = frozenset({str, int, bool, type(None)})
@@ -94,14 +94,15 @@ def jsonable(value: object, root: str) -> Any:
         name = type(error).__name__
         problem = UnencodableError(f"{root or 'the event'} cannot be written: its own code raised {name}")
         cause = safe_cause(error, value)
+    # Outside the handlers: the error that was caught may quote the payload, and would be the context.
     try:
-        raise problem from cause  # outside the handlers: what was caught may quote the payload, as context too
+        raise problem from cause
     finally:  # no reference cycle by way of its traceback
         del problem, cause
 
 
 def write(value: Any, depth: int) -> Any:
-    """The value as JSON can say it.
+    """The value as JSON can hold it.
 
     Raises:
         Refused: Something in it has no JSON form.
@@ -113,7 +114,7 @@ def write(value: Any, depth: int) -> Any:
 
 
 def asked(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function of the payload's own returns.
+    """The result of a function that belongs to the payload.
 
     Raises:
         Refused: It raised.
@@ -128,7 +129,7 @@ def asked(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def where_text_fails(ready: Any, path: str) -> str:
-    """Which text, or which integer, of what `jsonable` made cannot be written: a sentence with its path."""
+    """Says which text or integer cannot be written, with its path. The value comes from `jsonable`."""
     parts: list[tuple[str, Any]] = []
     if isinstance(ready, str):
         try:
@@ -185,11 +186,7 @@ def _mapping(value: Mapping[Any, Any], depth: int) -> dict[str, Any]:
 def _key(key: Any) -> str:
     if isinstance(key, str):
         return str.__str__(key)
-    raise _refused_key(key)
-
-
-def _refused_key(key: Any) -> Refused:
-    return Refused(f"has a key of type {type(key).__name__}: JSON has only text there")
+    raise Refused(f"has a key of type {type(key).__name__}: JSON has only text there")
 
 
 def _sequence(value: list[Any] | tuple[Any, ...], depth: int) -> list[Any]:
@@ -212,22 +209,8 @@ def _sequence(value: list[Any] | tuple[Any, ...], depth: int) -> list[Any]:
 
 
 def _dataclass(kind: Any) -> Writer:
-    names = tuple(field.name for field in dataclasses.fields(kind))
-
-    def write_fields(value: Any, depth: int) -> dict[str, Any]:
-        if depth >= MAX_DEPTH:
-            raise Refused(TOO_DEEP)
-        out: dict[str, Any] = {}
-        name = ""
-        try:
-            for name in names:
-                out[name] = write(getattr(value, name), depth + 1)
-        except Refused as refused:
-            refused.path.append(name)
-            raise
-        return out
-
-    return write_fields
+    names = [field.name for field in dataclasses.fields(kind)]
+    return lambda value, depth: _mapping({name: getattr(value, name) for name in names}, depth)
 
 
 # -- leaves ------------------------------------------------------------------------------------------------------------
@@ -245,12 +228,7 @@ def _decimal(value: Decimal, depth: int) -> str:
     raise Refused("is not finite (NaN or an infinity): JSON has no such number")
 
 
-def _datetime(value: datetime, depth: int) -> str:
-    text = value.isoformat()
-    return text[:-6] + "Z" if text[-6:] == "+00:00" else text
-
-
-def _time(value: time, depth: int) -> str:
+def _time(value: datetime | time, depth: int) -> str:
     text = value.isoformat()
     return text[:-6] + "Z" if text[-6:] == "+00:00" else text
 
@@ -258,7 +236,7 @@ def _time(value: time, depth: int) -> str:
 _LEAVES: dict[type, Writer] = {
     float: _float,
     UUID: lambda value, depth: text_of(value.int).decode(),
-    datetime: _datetime,
+    datetime: _time,
     date: lambda value, depth: value.isoformat(),
     time: _time,
     Decimal: _decimal,
@@ -293,10 +271,10 @@ def _find_writer(kind: Any) -> Writer:
     for base, writer in _LEAVES.items():
         if issubclass(kind, base):
             return writer
-    if kind.__module__.partition(".")[0] in ("ipaddress", "pathlib", "pydantic", "pydantic_core") and _is_text(kind):
+    names = {base.__name__ for base in kind.__mro__}
+    if kind.__module__.partition(".")[0] in ("ipaddress", "pathlib", "pydantic", "pydantic_core") and names & _TEXTS:
         return lambda value, depth: str(value)
-    secret = any(base.__name__ in ("Secret", "SecretStr", "SecretBytes", "_SecretBase") for base in kind.__mro__)
-    reason = _HIDDEN if secret else f"is of type {kind.__name__}, which has no JSON form: {_REMEDY}"
+    reason = _HIDDEN if names & _SECRETS else f"is of type {kind.__name__}, which has no JSON form: {_REMEDY}"
 
     def refuse(value: Any, depth: int) -> Any:
         raise Refused(reason)
@@ -304,24 +282,12 @@ def _find_writer(kind: Any) -> Writer:
     return refuse
 
 
-def _is_text(kind: type) -> bool:
-    """Addresses, paths and URLs: what they are is their text."""
-    import ipaddress
-    from pathlib import PurePath
-
-    addresses = (
-        ipaddress.IPv4Address,
-        ipaddress.IPv6Address,
-        ipaddress.IPv4Network,
-        ipaddress.IPv6Network,
-        ipaddress.IPv4Interface,
-        ipaddress.IPv6Interface,
-    )
-    return issubclass(kind, (*addresses, PurePath)) or any(
-        base.__name__ in ("_BaseUrl", "_BaseMultiHostUrl", "Url", "MultiHostUrl") for base in kind.__mro__
-    )
-
-
+_TEXTS = {
+    *("IPv4Address", "IPv4Network", "IPv6Address", "IPv6Network", "PurePath"),
+    *("MultiHostUrl", "Url", "_BaseMultiHostUrl", "_BaseUrl"),
+}
+"""Addresses, paths and URLs: what they are is their text."""
+_SECRETS = {"Secret", "SecretBytes", "SecretStr", "_SecretBase"}
 _REMEDY = "convert it, or give its model a serializer for it, or the broker an encoder"
 _HIDDEN = "is a secret: give its model a serializer that says how it goes out, or leave it out"
 _SHOWN_DEPTH = 8

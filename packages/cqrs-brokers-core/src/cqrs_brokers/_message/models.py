@@ -1,8 +1,8 @@
 """How pydantic models, and pydantic's dataclasses, become JSON: by their own serializers, and all else by the one rule.
 
-pydantic alone would write NaN as `null`, a secret as asterisks, a key of 1 as "1", and of a subclass only what the
-declared class has. So it is not asked to write models: their fields are read and written as everything else is.
-What of that a class asks for is found in pydantic's own schema of it, once:
+pydantic alone would write NaN as `null`, a secret as asterisks, a key of 1 as "1", and of a subclass only the fields of
+the declared class. So we read the fields of a model and write them as everything else. pydantic's schema of the class
+says, once, what the class asks for:
 
 * names: the fields'; with `serialize_by_alias` in the model's configuration, the serialization aliases;
 * `exclude=True`: left out; computed fields: written; extra fields (`extra="allow"`): written;
@@ -151,7 +151,7 @@ def _serializers(schema: Any, whole: Mapping[str, Any], seen: set[str]) -> Itera
 
 
 def _says_nothing(serializer: Mapping[str, Any]) -> bool:
-    """Whether it is pydantic's own way to write a path, a deque, or a secret's asterisks: the one rule knows better."""
+    """Whether it is pydantic's own, for a path, a deque or a secret's asterisks: the one rule writes these."""
     function = serializer.get("function")
     module, name = getattr(function, "__module__", "") or "", getattr(function, "__qualname__", "")
     of_a_secret = module == "pydantic.types" and name.startswith("_serialize_secret")

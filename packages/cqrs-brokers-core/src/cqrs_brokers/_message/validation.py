@@ -1,8 +1,8 @@
 """What may be sent: every message is checked before any I/O.
 
 Legal topics, names, content types and header names repeat; they are remembered in bounded sets. Values are checked
-every time. Text is a `str`: a subclass of it, an enum member too, counts as the plain text it holds, and that is what
-the message has from then on, so that no broker meets anything else.
+every time. In the message a subclass of `str`, such as an enum member, is replaced by the plain text that it holds, so
+that drivers meet `str` only.
 
 The limits are those of the strictest broker we know, so that what is legal here is legal everywhere: AMQP's short
 strings have 255 bytes (AMQP 0-9-1, 4.2.5.3), and its field names 128 (4.2.5.5).

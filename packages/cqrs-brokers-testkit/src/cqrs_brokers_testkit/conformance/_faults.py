@@ -219,7 +219,7 @@ async def latency(ctx: Context) -> None:
 async def slow_link(ctx: Context) -> None:
     """At 1 kB/s every send ends at its deadline, memory stays within the window, and then it works again."""
     broker, topic = ctx.open(delivery_timeout=0.3, max_in_flight_bytes=4 * _MIB), await ctx.topic()
-    await broker.send_message(ctx.message(topic))
+    await ctx.works_again(broker, topic)
     tracemalloc.start()
     try:
         async with _healed(ctx) as proxy:

@@ -9,6 +9,7 @@ Not for production, and not for measuring speed: the servers run small.
 from cqrs_brokers_testkit.servers._database import DatabaseNode, DatabaseServer
 from cqrs_brokers_testkit.servers._install import ServerUnavailable
 from cqrs_brokers_testkit.servers._kafka_node import KafkaNode
+from cqrs_brokers_testkit.servers._node import PrivateServer
 from cqrs_brokers_testkit.servers._processes import ServerFailed, free_port
 from cqrs_brokers_testkit.servers.kafka import KafkaCluster, KafkaServer, kafka, kafka_cluster
 from cqrs_brokers_testkit.servers.mariadb import MariaDBNode, MariaDBServer, mariadb
@@ -26,6 +27,7 @@ __all__ = [
     "MariaDBServer",
     "PostgreSQLNode",
     "PostgreSQLServer",
+    "PrivateServer",
     "QpidServer",
     "RabbitMQNode",
     "RabbitMQServer",

@@ -1,14 +1,14 @@
 """What a private PostgreSQL and a private MariaDB have in common: a process, a port, a client program."""
 
 import subprocess
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from cqrs_brokers_testkit.servers._node import START_TIMEOUT, PrivateServer
 from cqrs_brokers_testkit.servers._processes import LOOPBACK, ServerFailed, ServerProcess
 
-START_TIMEOUT = 60.0
 _CLIENT_TIMEOUT = 60.0
 
 
@@ -54,7 +54,7 @@ class DatabaseServer:
         return "(not our server: its log is not here)"
 
 
-class DatabaseNode(DatabaseServer, ABC):
+class DatabaseNode(PrivateServer, DatabaseServer):
     """A private database server. All its methods block.
 
     Attributes:
@@ -100,33 +100,6 @@ class DatabaseNode(DatabaseServer, ABC):
         self._prepare()
         self._process.start()
         self._process.wait_until(self._answers, START_TIMEOUT)
-
-    def restart(self) -> None:
-        """Stop the server in order and start it again."""
-        self._process.terminate()
-        self.start()
-
-    def kill(self) -> None:
-        """End the server at once (SIGKILL); what was committed is there after `start()`."""
-        self._process.kill()
-
-    def terminate(self) -> None:
-        """End the server in order: it breaks its connections."""
-        self._process.terminate()
-
-    def pause(self) -> None:
-        """Freeze the process that accepts connections."""
-        self._process.pause()
-
-    def resume(self) -> None:
-        """Let a paused server go on."""
-        self._process.resume()
-
-    stop = kill
-
-    def log_tail(self, lines: int = 30) -> str:
-        """Return the last lines of the server's log."""
-        return self._process.log_tail(lines)
 
     def sql(self, statements: str, database: str | None = None) -> str:
         """Run statements as the administrator, with the server's own client program.

@@ -10,9 +10,9 @@ from typing import Literal
 
 from cqrs_brokers_testkit.certificates import Certificates
 from cqrs_brokers_testkit.servers._brokers import KafkaInstallation
+from cqrs_brokers_testkit.servers._node import START_TIMEOUT, PrivateServer
 from cqrs_brokers_testkit.servers._processes import LOOPBACK, ServerFailed, ServerProcess, accepts, container_command
 
-START_TIMEOUT = 60.0
 _CLUSTER_ID = "MkU3OEVBNTcwNTJENDM2Qg"
 _HEAP = "-Xmx256m"
 # Serial collector, C1 only, class data sharing, no perf file: a node is up in half the time.
@@ -30,7 +30,7 @@ rootLogger.appenderRef.console.ref = console
 Listener = Literal["PLAINTEXT", "SASL_PLAINTEXT", "SSL", "SASL_SSL", "INTERNAL"]
 
 
-class KafkaNode:
+class KafkaNode(PrivateServer):
     """One node of a `KafkaCluster`. All its methods block.
 
     Attributes:
@@ -50,16 +50,6 @@ class KafkaNode:
     def address(self) -> str:
         """`host:port` of the listener for plain clients."""
         return f"{LOOPBACK}:{self.ports['PLAINTEXT']}"
-
-    @property
-    def running(self) -> bool:
-        """Whether the node's process runs (a paused one does)."""
-        return self._process.running
-
-    @property
-    def pid(self) -> int:
-        """Process id of the node."""
-        return self._process.pid
 
     def start(self, *, wait: bool = True) -> None:
         """Start the node, with the data and ports that it had.
@@ -87,31 +77,6 @@ class KafkaNode:
             return self.node_id in alive and len(alive) >= nodes and all(map(accepts, self.ports.values()))
 
         self._process.wait_until(ready, START_TIMEOUT)
-
-    def kill(self) -> None:
-        """End the node with SIGKILL; its data stay."""
-        self._process.kill()
-
-    def terminate(self, timeout: float = 20.0) -> None:
-        """End the node in order (SIGTERM); its data stay. A node without a quorum does not obey: SIGKILL then."""
-        self._process.terminate(timeout)
-
-    def restart(self) -> None:
-        """End the node in order and start it again on the same ports with the same data."""
-        self.terminate()
-        self.start()
-
-    def pause(self) -> None:
-        """Freeze the node: connections stay open, nothing is answered."""
-        self._process.pause()
-
-    def resume(self) -> None:
-        """Let a paused node go on."""
-        self._process.resume()
-
-    def log_tail(self, lines: int = 30) -> str:
-        """Return the last lines of the node's log."""
-        return self._process.log_tail(lines)
 
 
 def live_nodes(port: int) -> set[int]:

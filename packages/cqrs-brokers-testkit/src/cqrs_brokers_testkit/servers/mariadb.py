@@ -13,7 +13,8 @@ from typing import Any, Literal, overload
 from cqrs_brokers_testkit.servers._database import DatabaseNode, DatabaseServer, make_data
 from cqrs_brokers_testkit.servers._databases import MariaDBInstallation, mariadb_installation
 from cqrs_brokers_testkit.servers._install import Progress
-from cqrs_brokers_testkit.servers._processes import LOOPBACK, free_port, report, server_folder
+from cqrs_brokers_testkit.servers._node import run_private
+from cqrs_brokers_testkit.servers._processes import LOOPBACK, free_port, report
 
 __all__ = ["MariaDBNode", "MariaDBServer", "mariadb"]
 
@@ -101,10 +102,9 @@ def mariadb(
         yield MariaDBServer(url)
         return
     installation = mariadb_installation(progress)
-    with server_folder("mariadb", progress) as folder:
-        node = MariaDBNode(installation, folder, settings=settings or {})
-        try:
-            node.start()
-            yield node
-        finally:
-            node.stop()
+
+    def make(folder: Path) -> MariaDBNode:
+        return MariaDBNode(installation, folder, settings=settings or {})
+
+    with run_private("mariadb", make, progress) as node:
+        yield node

@@ -17,7 +17,8 @@ from typing import Any, Literal, overload
 from cqrs_brokers_testkit.servers._database import DatabaseNode, DatabaseServer, make_data
 from cqrs_brokers_testkit.servers._databases import PostgreSQLInstallation, postgresql_installation
 from cqrs_brokers_testkit.servers._install import Progress, ServerUnavailable
-from cqrs_brokers_testkit.servers._processes import LOOPBACK, free_port, report, server_folder
+from cqrs_brokers_testkit.servers._node import run_private
+from cqrs_brokers_testkit.servers._processes import LOOPBACK, free_port, report
 
 __all__ = ["PostgreSQLNode", "PostgreSQLServer", "postgresql"]
 
@@ -80,8 +81,6 @@ class PostgreSQLNode(DatabaseNode, PostgreSQLServer):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
             time.sleep(0.05)
-
-    stop = kill
 
     def close_all_connections(self) -> None:
         """End every other connection from the server's side."""
@@ -147,10 +146,9 @@ def postgresql(
         yield PostgreSQLServer(url)
         return
     installation = postgresql_installation(progress)
-    with server_folder("postgresql", progress) as folder:
-        node = PostgreSQLNode(installation, folder, settings=settings or {})
-        try:
-            node.start()
-            yield node
-        finally:
-            node.stop()
+
+    def make(folder: Path) -> PostgreSQLNode:
+        return PostgreSQLNode(installation, folder, settings=settings or {})
+
+    with run_private("postgresql", make, progress) as node:
+        yield node

@@ -3,29 +3,27 @@
 import contextlib
 import json
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from cqrs_brokers_testkit.servers._brokers import QpidInstallation, qpid_installation
 from cqrs_brokers_testkit.servers._install import Progress
+from cqrs_brokers_testkit.servers._node import PrivateServer, run_private
 from cqrs_brokers_testkit.servers._processes import (
     LOOPBACK,
     ServerProcess,
     accepts,
     free_port,
     report,
-    server_folder,
 )
 
 __all__ = ["QpidServer", "qpid"]
 
-START_TIMEOUT = 60.0
 _USER, _PASSWORD = "guest", "guest"
 
 
-class QpidServer:
+class QpidServer(PrivateServer):
     """A private broker, started by `qpid()`. All its methods block. Its queues are in memory and do not outlive it.
 
     Attributes:
@@ -89,47 +87,13 @@ class QpidServer:
         """AMQP URL of `plain_port`."""
         return f"amqp://{_USER}:{_PASSWORD}@{LOOPBACK}:{self.plain_port}/%2F"
 
-    @property
-    def running(self) -> bool:
-        """Whether the broker's process runs (a paused one does)."""
-        return self._process.running
-
-    def log_tail(self, lines: int = 30) -> str:
-        """Return the last lines of the broker's log."""
-        return self._process.log_tail(lines)
-
     def start(self) -> None:
         """Start the broker on its ports and wait until it takes connections on both.
 
         Raises:
             ServerFailed: It ended or was not ready after 60 seconds; with the end of its log.
         """
-        began = time.monotonic()
-        self._progress(f"starting {self._process.name} on {LOOPBACK}:{self.port} ...")
-        self._process.start()
-        self._process.wait_until(lambda: accepts(self.port) and accepts(self.plain_port), START_TIMEOUT)
-        self._progress(f"{self._process.name} is ready after {time.monotonic() - began:.1f} s")
-
-    def kill(self) -> None:
-        """End the broker with SIGKILL."""
-        self._process.kill()
-
-    def terminate(self, timeout: float = 20.0) -> None:
-        """End the broker in order (SIGTERM)."""
-        self._process.terminate(timeout)
-
-    def restart(self) -> None:
-        """End the broker in order and start it again on the same ports, empty."""
-        self.terminate()
-        self.start()
-
-    def pause(self) -> None:
-        """Freeze the broker: connections stay open, nothing is answered."""
-        self._process.pause()
-
-    def resume(self) -> None:
-        """Let a paused broker go on."""
-        self._process.resume()
+        self._start_process(lambda: accepts(self.port) and accepts(self.plain_port), self._progress, self.port)
 
 
 @contextlib.contextmanager
@@ -147,10 +111,5 @@ def qpid(*, progress: Progress = report) -> Iterator[QpidServer]:
         ServerFailed: It did not start.
     """
     installation = qpid_installation(progress)
-    with server_folder("qpid", progress) as folder:
-        server = QpidServer(installation, folder, progress)
-        try:
-            server.start()
-            yield server
-        finally:
-            server.kill()
+    with run_private("qpid", lambda folder: QpidServer(installation, folder, progress), progress) as server:
+        yield server

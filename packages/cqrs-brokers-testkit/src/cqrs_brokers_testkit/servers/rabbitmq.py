@@ -9,7 +9,6 @@ import os
 import secrets
 import socket
 import subprocess
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -18,6 +17,7 @@ from urllib.parse import quote, urlencode, urlsplit
 from cqrs_brokers_testkit.certificates import Certificates
 from cqrs_brokers_testkit.servers._brokers import RabbitMQInstallation, rabbitmq_installation
 from cqrs_brokers_testkit.servers._install import Progress
+from cqrs_brokers_testkit.servers._node import PrivateServer, run_private
 from cqrs_brokers_testkit.servers._processes import (
     LOOPBACK,
     ServerFailed,
@@ -26,12 +26,10 @@ from cqrs_brokers_testkit.servers._processes import (
     container_command,
     free_port,
     report,
-    server_folder,
 )
 
 __all__ = ["RabbitMQNode", "RabbitMQServer", "rabbitmq"]
 
-START_TIMEOUT = 60.0
 _CTL_TIMEOUT = 60.0
 _ROOT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """The PATH in the root of another Debian suite; this machine's may name folders that are not there."""
@@ -67,7 +65,7 @@ class RabbitMQServer:
         return "(not our server: its log is not here)"
 
 
-class RabbitMQNode(RabbitMQServer):
+class RabbitMQNode(PrivateServer, RabbitMQServer):
     """A private node, started by `rabbitmq()`. All its methods block.
 
     Attributes:
@@ -192,20 +190,6 @@ class RabbitMQNode(RabbitMQServer):
         options = f"?{urlencode(query)}" if query else ""
         return f"{'amqps' if tls else 'amqp'}://{user}:{password}@{host}:{port}/{vhost}{options}"
 
-    def log_tail(self, lines: int = 30) -> str:
-        """Return the last lines of the node's log."""
-        return self._process.log_tail(lines)
-
-    @property
-    def running(self) -> bool:
-        """Whether the node's process runs (a paused one does)."""
-        return self._process.running
-
-    @property
-    def pid(self) -> int:
-        """Process id of the node."""
-        return self._process.pid
-
     # --- the process ---------------------------------------------------------------------------------------------
 
     def start(self) -> None:
@@ -214,35 +198,10 @@ class RabbitMQNode(RabbitMQServer):
         Raises:
             ServerFailed: It ended or was not ready after 60 seconds; with the end of its log.
         """
-        began = time.monotonic()
-        self._progress(f"starting {self._process.name} on {LOOPBACK}:{self.port} ...")
         if not self._epmd.running and self._container is None:
             self._epmd.start()
             self._epmd.wait_until(lambda: accepts(int(self._environment["ERL_EPMD_PORT"])), 10)
-        self._process.start()
-        self._process.wait_until(self._ready, START_TIMEOUT)
-        self._progress(f"{self._process.name} is ready after {time.monotonic() - began:.1f} s")
-
-    def kill(self) -> None:
-        """End the node with SIGKILL; its data stay."""
-        self._process.kill()
-
-    def terminate(self, timeout: float = 30.0) -> None:
-        """End the node in order (SIGTERM); its data stay."""
-        self._process.terminate(timeout)
-
-    def restart(self) -> None:
-        """End the node in order and start it again on the same ports with the same data."""
-        self.terminate()
-        self.start()
-
-    def pause(self) -> None:
-        """Freeze the node: connections stay open, nothing is answered."""
-        self._process.pause()
-
-    def resume(self) -> None:
-        """Let a paused node go on."""
-        self._process.resume()
+        self._start_process(self._ready, self._progress, self.port)
 
     def stop(self) -> None:
         """End the node and its port mapper at once (SIGKILL)."""
@@ -383,10 +342,9 @@ def rabbitmq(
         yield RabbitMQServer(url)
         return
     installation = rabbitmq_installation(progress, home)
-    with server_folder("rabbitmq", progress) as folder:
-        node = RabbitMQNode(installation, folder, certificates=certificates, settings=settings or {}, progress=progress)
-        try:
-            node.start()
-            yield node
-        finally:
-            node.stop()
+
+    def make(folder: Path) -> RabbitMQNode:
+        return RabbitMQNode(installation, folder, certificates=certificates, settings=settings or {}, progress=progress)
+
+    with run_private("rabbitmq", make, progress) as node:
+        yield node
