@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from cqrs_brokers import Message, open_broker
-from cqrs_brokers_testkit.readers import bind_queue
 from cqrs_brokers_testkit.servers import KafkaServer, RabbitMQServer
 from tests.docs.test_code_blocks import ROOT, blocks_of
 
@@ -59,9 +58,8 @@ async def test_faststream_reads_from_kafka(kafka: KafkaServer, tmp_path: Path) -
 
 
 async def test_faststream_reads_from_rabbitmq(rabbitmq: RabbitMQServer, tmp_path: Path) -> None:
-    """It gets our name and id from the properties, and the body decoded."""
-    await asyncio.to_thread(bind_queue, rabbitmq.url, "events", "for-faststream")
-    async with open_broker(rabbitmq.url) as broker:
+    """It gets our name and id from the properties, and the body decoded, out of the queue of `declare=queue`."""
+    async with open_broker(rabbitmq.url, declare="queue") as broker:
         receipt = await broker.send_message(message("for-faststream"))
     source = program("# faststream on RabbitMQ").replace('"amqp://guest:guest@localhost/%2F"', repr(rabbitmq.url))
     line = await first_line_of(source.replace('"orders"', '"for-faststream"'), tmp_path, "OrderPlaced")
