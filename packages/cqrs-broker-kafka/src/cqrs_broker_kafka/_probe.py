@@ -258,7 +258,7 @@ def _judge(error: BaseException, host: Host, settings: KafkaSettings) -> Finding
     if isinstance(error, errors.ClusterAuthorizationFailedError):
         return Finding(AuthorizationError(f"the user may not use the cluster at {host}"))
     if isinstance(error, socket.gaierror):
-        return Finding(UnreachableError(f"the host name of {host} cannot be resolved"))
+        return Finding(UnreachableError(f"the host name of {host} cannot be resolved: {error.strerror}"))
     if isinstance(error, ConnectionRefusedError):
         return Finding(UnreachableError(f"{host} refuses the connection: is the broker running at this port?"))
     if isinstance(error, _HungUpError):

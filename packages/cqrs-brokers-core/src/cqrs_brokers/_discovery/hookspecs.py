@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from cqrs_brokers.protocol import MessageBroker
     from cqrs_brokers.url import BrokerURL
 
-__all__ = ["PROJECT", "BrokerHooks", "hookimpl"]
+__all__ = ["BrokerHooks", "PROJECT", "hookimpl"]
 
 PROJECT = "cqrs_brokers"
 

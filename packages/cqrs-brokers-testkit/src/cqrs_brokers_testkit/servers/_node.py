@@ -10,7 +10,7 @@ from typing import TypeVar
 from cqrs_brokers_testkit.servers._install import Progress
 from cqrs_brokers_testkit.servers._processes import LOOPBACK, ServerProcess, server_folder
 
-__all__ = ["START_TIMEOUT", "PrivateServer", "run_private"]
+__all__ = ["PrivateServer", "START_TIMEOUT", "run_private"]
 
 START_TIMEOUT = 60.0
 
