@@ -34,6 +34,7 @@ BUILD_BACKEND = "hatchling>=1.24"
 
 BROKERS = ["cqrs-broker-amqp", "cqrs-broker-devnull", "cqrs-broker-kafka", "cqrs-broker-memory"]
 EVERYTHING = [
+    "cqrs-brokers-cli",
     "cqrs-brokers-core",
     *BROKERS,
     "cqrs-broker-kafka[lz4,snappy,zstd]",
