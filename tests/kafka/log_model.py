@@ -7,12 +7,13 @@ the next number, or 0 under a higher epoch; a batch that equals one of the last 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from cqrs_broker_kafka._partition import Batch, Partition, State
 from cqrs_broker_kafka._produce import Answer
-from cqrs_broker_kafka._records import Record
+from cqrs_broker_kafka._records import HEAD_SIZE, Record
 from cqrs_brokers import DeliveryError, NotDeliveredError
 
 OUT_OF_ORDER, INVALID_EPOCH = 45, 47
@@ -34,24 +35,6 @@ class Written:
     @property
     def numbers(self) -> tuple[int, int, int, int]:
         return self.producer_id, self.epoch, self.sequence, self.last
-
-
-class Builder:
-    """Builds a `Written` in place of bytes."""
-
-    def __init__(self, producer_id: int, epoch: int, sequence: int, most: int) -> None:
-        self._numbers = producer_id, epoch, sequence
-        self._values: list[bytes] = []
-        self._most = most
-
-    def append(self, offset: int, timestamp: int, key: Any, value: Any, headers: Any) -> object:
-        if len(self._values) >= self._most:
-            return None
-        self._values.append(value)
-        return self
-
-    def build(self) -> Written:
-        return Written(*self._numbers, tuple(self._values))
 
 
 @dataclass
@@ -146,14 +129,15 @@ class Around:
         self.idempotent = idempotent
         self.producer_id = 100 if idempotent else -1
         self.epoch = 0 if idempotent else -1
-        self.most = most
+        self.batch_size = HEAD_SIZE + most * record(0).size()
         self.ready_now = False
         self.paused_now = False
         self.wants_id = False
         self.rerouted: list[Record] = []
 
-    def batch_builder(self, producer_id: int, epoch: int, sequence: int) -> Builder:
-        return Builder(producer_id, epoch, sequence, self.most)
+    def encode(self, records: Sequence[Record], producer_id: int, epoch: int, sequence: int) -> Any:
+        """A `Written` in place of bytes."""
+        return Written(producer_id, epoch, sequence, tuple(made.value for made in records))
 
     def ready(self, partition: Partition) -> None:
         self.ready_now = True
@@ -172,13 +156,13 @@ class Around:
 
 
 def record(number: int) -> Record:
-    """A record whose value is its number."""
-    delivery: Any = Delivery(b"%d" % number)
-    return Record(delivery, 0, None, b"%d" % number, b"", [], None)
+    """A record whose content is its number."""
+    delivery: Any = Delivery(b"%06d" % number)
+    return Record(delivery, 0, None, b"", delivery.name, b"")
 
 
 def answer(batch: Batch, code: int, offset: int = -1, culprits: tuple[int, ...] = ()) -> Answer:
     return Answer(batch.partition.topic, batch.partition.number, code, offset, culprits)
 
 
-__all__ = ["Around", "Builder", "Delivery", "Log", "State", "Written", "answer", "record"]
+__all__ = ["Around", "Delivery", "Log", "State", "Written", "answer", "record"]

@@ -2,7 +2,6 @@
 
 import ast
 import asyncio
-import io
 import struct
 import subprocess
 import sys
@@ -12,14 +11,23 @@ from typing import Any
 
 import pytest
 from aiokafka.conn import AIOKafkaConnection
+from aiokafka.errors import KafkaConnectionError
 
 from cqrs_broker_kafka import KafkaOptions, _client
-from cqrs_broker_kafka._client import PRIVATE, AwaitedAnswer, Connection, batch_builder, why_unsupported
-from cqrs_broker_kafka._produce import Answer, read_answers, request_head, request_of
+from cqrs_broker_kafka._client import PRIVATE, Connection, why_unsupported
+from cqrs_broker_kafka._produce import (
+    Answer,
+    correlation_id_of,
+    read_answers,
+    request_head,
+    request_of,
+    split_frames,
+)
 from cqrs_broker_kafka._settings import KafkaSettings
 from cqrs_brokers import ProtocolError, open_broker
 from cqrs_brokers.url import BrokerURL
 from cqrs_brokers_testkit.leaks import no_leaks
+from cqrs_brokers_testkit.proxy import FaultProxy
 from cqrs_brokers_testkit.servers import KafkaServer
 
 PLUGIN = Path(_client.__file__).parent
@@ -52,12 +60,12 @@ def test_aiokafka_is_touched_in_one_module() -> None:
 
 
 def test_private_names_are_in_the_table() -> None:
-    """The module uses no private name of aiokafka but the ten of its table."""
-    own = {"_settings", "_logged_in", "_sent", "_provider", "_timeout", "_loop", "_arrived", "_tell", "_Header"}
+    """The module uses no private name of aiokafka but the eight of its table."""
+    own = {"_settings", "_logged_in", "_sent", "_provider", "_timeout", "_protocol", "_partial", "_socket"}
     tree = ast.parse((PLUGIN / "_client.py").read_text())
     used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr.startswith("_")}
     assert {name for name in used if not name.startswith("__")} - own == set(PRIVATE)
-    assert len(PRIVATE) <= 10
+    assert len(PRIVATE) == 8
     assert all(f"`{name}`" in (_client.__doc__ or "") for name in PRIVATE)
 
 
@@ -75,7 +83,7 @@ async def test_another_aiokafka_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 
     text = why_unsupported(Changed)
     assert text is not None
-    assert "_requests" in text
+    assert "_do_version_lookup" in text
     monkeypatch.setattr("cqrs_broker_kafka._cluster.why_unsupported", lambda: text)
     broker = open_broker("kafka://127.0.0.1:1")
     with pytest.raises(ProtocolError, match=r"0\.13 and 0\.14"):
@@ -115,7 +123,7 @@ def test_an_answer_is_what_the_protocol_says() -> None:
         ("tøpic", [(0, 0, 17, -1, 0, [], None), (1, 87, -1, -1, -1, [(3, "no key"), (5, None)], "some")]),
         ("b", [(2, 6, 40, -1, -1, [], None)]),
     ]
-    answers, throttle = read_answers(ProduceResponse_v8(topics, 250).encode())
+    answers, throttle = read_answers(b"\0\0\0\7" + ProduceResponse_v8(topics, 250).encode())
     name = "tøpic".encode()
     assert answers == [Answer(name, 0, 0, 17), Answer(name, 1, 87, -1, (3, 5)), Answer(b"b", 2, 6, 40)]
     assert throttle == 250
@@ -126,35 +134,27 @@ def test_an_answer_that_is_cut_off(cut: int) -> None:
     """It is an error, and no made-up outcome."""
     from aiokafka.protocol.produce import ProduceResponse_v8
 
-    whole = ProduceResponse_v8([("topic", [(0, 0, 17, -1, 0, [], None), (1, 0, 17, -1, 0, [], None)])], 0).encode()
+    topics: Any = [("topic", [(0, 0, 17, -1, 0, [], None), (1, 0, 17, -1, 0, [], None)])]
+    whole = b"\0\0\0\7" + ProduceResponse_v8(topics, 0).encode()
     with pytest.raises((struct.error, IndexError)):
         read_answers(whole[:-cut])
 
 
-async def test_an_awaited_answer_only_keeps_what_it_is_given() -> None:
-    """In the turn in which aiokafka calls it nothing else happens; the callback comes in a later one, once."""
-    arrived: list[AwaitedAnswer] = []
-    answer = AwaitedAnswer(asyncio.get_running_loop(), arrived.append)
-    assert not answer.done()
-    answer.set_result(answer.RESPONSE_TYPE.decode(io.BytesIO(b"frame")))
-    answer.set_exception(RuntimeError())
-    assert answer.done()
-    assert arrived == []
-    await asyncio.sleep(0)
-    assert arrived == [answer]
-    assert (answer.frame, AwaitedAnswer.parse_response_header(io.BytesIO(b"x")).correlation_id) == (b"frame", -1)
+@pytest.mark.parametrize("cut", range(0, 40, 3))
+def test_responses_are_put_together(cut: int) -> None:
+    """However what arrives is cut, the same responses come out, and what is left is kept."""
+    data = struct.pack(">i", 7) + b"seven.." + struct.pack(">i", 4) + b"four" + struct.pack(">i", 20) + b"x" * 20
+    first, rest = split_frames(data[:cut])
+    second, rest = split_frames(rest + data[cut:])
+    assert (first + second, rest) == ([b"seven..", b"four", b"x" * 20], b"")
 
 
-def test_a_batch_has_its_numbers() -> None:
-    """Producer id, epoch and first sequence number are in the batch, and a full one takes no more."""
-    from aiokafka.record.default_records import DefaultRecordBatch
-
-    builder = batch_builder("none", 4711, 3, 99, 200)
-    assert builder.append(0, 1, b"k", b"v" * 100, [("h", b"v")]) is not None
-    assert builder.append(1, 1, b"k", b"v" * 100, []) is None
-    batch = DefaultRecordBatch(bytes(builder.build()))
-    assert (batch.producer_id, batch.producer_epoch, batch.base_sequence) == (4711, 3, 99)
-    assert [(record.key, record.value, record.headers) for record in batch] == [(b"k", b"v" * 100, [("h", b"v")])]
+@pytest.mark.parametrize("size", [-(2**31), -1, 0, 3, 2**31 - 1])
+def test_an_impossible_size_ends_the_connection(size: int) -> None:
+    """What follows a size that no response has is not looked at: an empty response stands for it."""
+    data = struct.pack(">i", 4) + b"good" + struct.pack(">i", size) + b"whatever"
+    assert split_frames(data) == ([b"good", b""], b"")
+    assert correlation_id_of(b"") == -1
 
 
 # -- connections ----------------------------------------------------------------------------------------------------
@@ -174,21 +174,36 @@ async def test_a_connection_answers(connection: Connection) -> None:
 
 
 @pytest.mark.live
-async def test_requests_of_ours_stand_in_its_queue(connection: Connection) -> None:
-    """Answers come to ours and to aiokafka's own requests in turn, each to its own."""
-    arrived: list[AwaitedAnswer] = []
-    metadata = asyncio.ensure_future(connection.metadata([]))
-    await asyncio.sleep(0)
-    number = connection.next_correlation_id()
-    answer = AwaitedAnswer(asyncio.get_running_loop(), arrived.append)
-    connection.write(request_of(number, request_head(b"x", -1, 1000), [(b"no-such", 0, b"")]), number, answer)
-    assert len(connection._requests) == 2
-    again = asyncio.ensure_future(connection.metadata([]))
-    await asyncio.gather(metadata, again)
-    await asyncio.sleep(0)
-    assert arrived == [answer]
-    assert answer.frame is not None
-    assert [found.code for found in read_answers(answer.frame)[0]] != [0]
+async def test_a_connection_becomes_ours(connection: Connection) -> None:
+    """After aiokafka's own questions responses come to us, as they arrive, in the order of the requests."""
+    await connection.metadata([])
+    arrived: list[bytes] = []
+    for number in (7, 8):
+        request = request_of(number, request_head(b"x", -1, 1000), [(b"no-such", 0, b"")])
+        connection.write(request, arrived.extend)
+    async with asyncio.timeout(5):
+        while len(arrived) < 2:
+            await asyncio.sleep(0.01)
+    assert [correlation_id_of(frame) for frame in arrived] == [7, 8]
+    assert [found.code for found in read_answers(arrived[0])[0]] != [0]
+    assert connection.connected()
+
+
+@pytest.mark.live
+async def test_a_connection_that_is_ours_notices_its_end(proxy: FaultProxy) -> None:
+    """aiokafka's reader gets nothing any more, and still closes the connection when the broker does."""
+    settings = settings_for(proxy.address)
+    closed: list[Connection] = []
+    connection = await Connection.open(settings, settings.hosts[0], closed.append)
+    connection.write(b"", lambda _: None)
+    proxy.close_connections()
+    async with asyncio.timeout(5):
+        while not closed:
+            await asyncio.sleep(0.01)
+    assert not connection.connected()
+    with pytest.raises(KafkaConnectionError):
+        connection.write(b"", lambda _: None)
+    await connection.ended()
 
 
 @pytest.mark.live
@@ -196,17 +211,16 @@ async def test_a_dropped_connection_leaves_nothing(kafka: KafkaServer) -> None:
     """drop() closes socket and reader, tells `closed` once, and fails who waits; a second time does nothing."""
     settings = settings_for(kafka.bootstrap_servers)
     closed: list[Connection] = []
-    arrived: list[AwaitedAnswer] = []
     async with no_leaks():
         connection = await Connection.open(settings, settings.hosts[0], closed.append)
-        answer = AwaitedAnswer(asyncio.get_running_loop(), arrived.append)
-        connection.write(b"", connection.next_correlation_id(), answer)
+        asking = asyncio.ensure_future(connection.metadata([]))
+        await asyncio.sleep(0)
         connection.drop()
         connection.drop()
         await connection.ended()
-        await asyncio.sleep(0)
-    assert (closed, arrived) == ([connection], [answer])
-    assert answer.error is not None
+        with pytest.raises(KafkaConnectionError):
+            await asking
+    assert closed == [connection]
     assert not connection.connected()
 
 

@@ -14,6 +14,7 @@ from cqrs_brokers import (
     DestinationNotFoundError,
     Message,
     NotDeliveredError,
+    Observer,
     Receipt,
     RejectedError,
     open_broker,
@@ -152,14 +153,11 @@ async def test_an_idle_topic_without_messages_is_not_asked_for_in_a_loop(
         assert 1 <= asked <= 5
 
 
-class Watching:
-    """An observer that keeps the states."""
+class Watching(Observer):
+    """Keeps the states."""
 
     def __init__(self) -> None:
         self.states: list[str] = []
-
-    def sent(self, message: Message, outcome: object, elapsed: float) -> None:
-        """Nothing."""
 
     def connection_changed(self, state: str, reason: str) -> None:
         self.states.append(state)

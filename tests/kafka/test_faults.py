@@ -153,7 +153,7 @@ async def test_memory_stays_bounded(kafka_node: KafkaCluster, unique_name: Name)
     topic = unique_name("bounded")
     kafka_node.create_topic(topic, 2)
     async with open_broker(f"{kafka_node.url}?delivery_timeout=500ms&max_batch_size=4KiB&close_timeout=1s") as broker:
-        await broker.send_message(Message("E", topic, {}))
+        await broker.send_message(Message("E", topic, {}), timeout=20)
         kafka_node.pause()
         try:
             await asyncio.sleep(0.3)

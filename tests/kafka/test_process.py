@@ -120,11 +120,13 @@ logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
 
 async def main(url, topic, grace):
     broker = open_broker(url)
+    enough = asyncio.Semaphore(0)
     async def publish(number):
         while True:
             message = Message("E", topic, {}, key=f"k{number}")
             try:
                 await broker.send_message(message)
+                enough.release()
                 print("confirmed", message.message_id, flush=True)
             except DeliveryUnknownError:
                 print("unknown", message.message_id, flush=True)
@@ -134,7 +136,8 @@ async def main(url, topic, grace):
     publishers = [asyncio.create_task(publish(number)) for number in range(8)]
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    await asyncio.sleep(1)
+    for _ in range(60):
+        await enough.acquire()
     print("ready", flush=True)
     await stop.wait()
     started = time.monotonic()

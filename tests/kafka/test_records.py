@@ -1,17 +1,21 @@
-"""What goes on the wire: the golden vectors of the Kafka wire table."""
+"""What goes on the wire: the golden vectors of the Kafka wire table, and batches that other clients can read."""
 
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 from uuid import UUID
 
 import pytest
-from hypothesis import example, given
+from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from cqrs_broker_kafka._records import Record, RecordMaker
-from cqrs_brokers import Message
+from cqrs_broker_kafka._batch import batch_encoder
+from cqrs_broker_kafka._client import CODECS
+from cqrs_broker_kafka._records import HEAD_SIZE, Record, RecordMaker, varints
+from cqrs_brokers import TOMBSTONE, Message
 
 ID = UUID("018f3c1e-7b6a-4c9d-9e21-5f0a6b7c8d9e")
+Fields = tuple[int, bytes | None, bytes | None, list[tuple[str, bytes | None]]]
 
 
 class Holder:
@@ -26,6 +30,18 @@ def record(message: Message) -> Record:
     return RecordMaker().record(holder)
 
 
+def read(data: bytes) -> list[Fields]:
+    """The records of a batch as aiokafka's consumer reads them, after a look at the checksum."""
+    batch = DefaultRecordBatch(data)
+    assert batch.validate_crc()
+    return [(found.timestamp, found.key, found.value, found.headers) for found in batch]
+
+
+def as_sent(message: Message) -> Fields:
+    (fields,) = read(batch_encoder("none")([record(message)], -1, -1, -1))
+    return fields
+
+
 def test_golden_vector() -> None:
     """Every field of a full message is where the wire table says."""
     message = Message(
@@ -34,36 +50,70 @@ def test_golden_vector() -> None:
         {"id": 1, "name": "Zoë"},
         ID,
         key="käse",
-        headers={"trace": "ab-cd", "città": "è"},
+        headers={"trace": "ab-cd", "città": "è", "raw": b"\x00\xff", "none": None, "empty": ""},
         timestamp=datetime(2024, 5, 6, 7, 8, 9, 123456, tzinfo=timezone(timedelta(hours=2))),
     )
-    made = record(message)
-    assert made.value == '{"id":1,"name":"Zoë"}'.encode()
-    assert made.key == "käse".encode()
-    assert made.timestamp == 1714972089123
-    assert made.headers() == [
-        ("message-id", b"018f3c1e-7b6a-4c9d-9e21-5f0a6b7c8d9e"),
-        ("message-name", b"OrderPlaced"),
-        ("content-type", b"application/json"),
-        ("trace", b"ab-cd"),
-        ("città", "è".encode()),
-    ]
+    assert as_sent(message) == (
+        1714972089123,
+        "käse".encode(),
+        '{"id":1,"name":"Zoë"}'.encode(),
+        [
+            ("message-id", b"018f3c1e-7b6a-4c9d-9e21-5f0a6b7c8d9e"),
+            ("message-name", b"OrderPlaced"),
+            ("content-type", b"application/json"),
+            ("trace", b"ab-cd"),
+            ("città", "è".encode()),
+            ("raw", b"\x00\xff"),
+            ("none", None),
+            ("empty", b""),
+        ],
+    )
 
 
 def test_bytes_and_no_key() -> None:
     """A bytes payload goes verbatim as application/octet-stream; without a key the record has none."""
-    made = record(Message("Raw", "raw", b"\x00\xff", ID))
-    assert (made.value, made.key) == (b"\x00\xff", None)
-    assert ("content-type", b"application/octet-stream") in made.headers()
+    _, key, value, headers = as_sent(Message("Raw", "raw", b"\x00\xff", ID))
+    assert (value, key) == (b"\x00\xff", None)
+    assert ("content-type", b"application/octet-stream") in headers
 
 
-def test_own_content_type() -> None:
-    """A message's own content type is kept, beside another message of the same name without one."""
+def test_a_tombstone_and_an_empty_body() -> None:
+    """A tombstone has no value and no content type; an empty body is a value without bytes."""
+    _, key, value, headers = as_sent(Message("Gone", "t", TOMBSTONE, ID, key="k"))
+    assert (key, value) == (b"k", None)
+    assert [name for name, _ in headers] == ["message-id", "message-name"]
+    assert as_sent(Message("E", "t", b"", ID, key=""))[1:3] == (b"", b"")
+
+
+def test_what_is_remembered_is_not_mixed_up() -> None:
+    """Messages of one name with another content type, another number of headers, another value or type of one."""
     maker = RecordMaker()
-    first: Any = Holder(Message("E", "t", {}, content_type="application/x-avro"))
-    second: Any = Holder(Message("E", "t", {}))
-    assert ("content-type", b"application/x-avro") in maker.record(first).headers()
-    assert ("content-type", b"application/json") in maker.record(second).headers()
+    encode = batch_encoder("none")
+    for headers in ({}, {"a": "1"}, {"a": b"1"}, {"a": "2"}, {"a": "1", "b": None}, {"b": None, "a": "1"}, {"a": None}):
+        for content_type in (None, "application/x-avro"):
+            for _ in range(2):
+                holder: Any = Holder(Message("E", "t", {}, ID, headers=headers, content_type=content_type))
+                ((_, _, _, found),) = read(encode([maker.record(holder)], -1, -1, -1))
+                own = [(name, value.encode() if isinstance(value, str) else value) for name, value in headers.items()]
+                named = (content_type or "application/json").encode()
+                assert found == [
+                    ("message-id", str(ID).encode()),
+                    ("message-name", b"E"),
+                    ("content-type", named),
+                    *own,
+                ]
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    """Headers that are long, or that never come again, do not stay."""
+    maker = RecordMaker()
+    for number in range(5000):
+        headers = {"trace": str(number), "long": str(number) * 200}
+        holder: Any = Holder(Message(f"E{number}", "t", {}, headers=headers))
+        maker.record(holder)
+    assert len(maker._known) <= 1000
+    assert len(maker._first) <= 1000
+    assert max(map(len, maker._known.values())) <= 256
 
 
 @given(st.datetimes(datetime(1970, 1, 1), datetime(9999, 1, 1), timezones=st.just(UTC)))
@@ -74,13 +124,77 @@ def test_timestamp_is_rounded_down_to_the_millisecond(when: datetime) -> None:
     assert record(Message("E", "t", {}, timestamp=when)).timestamp == expected
 
 
+@given(st.integers(-(2**62), 2**62))
+@example(0)
+@example(-1)
+@example(63)
+@example(64)
+def test_varints(number: int) -> None:
+    """Integers are written as aiokafka writes them."""
+    from aiokafka.record.util import encode_varint_py
+
+    expected = bytearray()
+    encode_varint_py(number, expected.append)
+    assert varints[number] == varints[number] == expected
+    assert len(varints) <= 20_001
+
+
+MESSAGES = st.builds(
+    lambda body, key, headers, when: Message("Näme", "t", body, key=key, headers=headers, timestamp=when),
+    st.binary(max_size=300),
+    st.none() | st.text(st.characters(codec="utf-8"), max_size=20),
+    st.dictionaries(
+        st.text(st.characters(codec="utf-8"), max_size=10),
+        st.none() | st.binary(max_size=300) | st.text(st.characters(codec="utf-8"), max_size=10),
+        max_size=4,
+    ),
+    st.datetimes(datetime(1970, 1, 1), datetime(9999, 1, 1), timezones=st.just(UTC)),
+)
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(MESSAGES, min_size=1, max_size=8), st.sampled_from([("none", 0), ("gzip", 1)]))
+def test_a_batch_is_what_aiokafka_builds(messages: list[Message], codec: tuple[str, int]) -> None:
+    """Byte for byte, also when it is compressed: numbers, time stamps in any order, keys, values and headers."""
+    name, number = codec
+    records = [record(message) for message in messages]
+    builder = DefaultRecordBatchBuilder(2, number, 0, 4711, 3, 99, 10**6)
+    for place, (made, message) in enumerate(zip(records, messages, strict=True)):
+        headers: list[tuple[str, bytes | None]] = [
+            ("message-id", str(message.message_id).encode()),
+            ("message-name", "Näme".encode()),
+            ("content-type", b"application/octet-stream"),
+        ]
+        for header, value in message.headers.items():
+            headers.append((header, value.encode() if isinstance(value, str) else value))  # type: ignore[arg-type]
+        key = None if message.key is None else message.key.encode()
+        builder.append(place, made.timestamp, key, message.payload, headers)
+    expected, built = bytes(builder.build()), batch_encoder(name)(records, 4711, 3, 99)
+    if number and built != expected:  # gzip writes the time of day
+        assert read(built) == read(expected)
+    else:
+        assert built == expected
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_compressed_batch_can_be_read(codec: str) -> None:
+    """Each compression is one that consumers know, and what it does not make smaller goes without."""
+    if codec not in ("none", "gzip"):
+        pytest.importorskip("cramjam")
+    encode = batch_encoder(codec)
+    large, small = record(Message("E", "t", b"x" * 5000, ID)), record(Message("E", "t", b"x", ID))
+    data = encode([large] * 3, 1, 0, 0)
+    assert len(read(data)) == 3
+    assert DefaultRecordBatch(data).compression_type == CODECS[codec][0]
+    assert DefaultRecordBatch(encode([small], 1, 0, 0)).compression_type == 0
+    assert codec == "none" or len(data) < 1000
+
+
 @pytest.mark.parametrize("size", [0, 1, 200, 70_000])
 def test_size_is_never_below_what_a_batch_takes(size: int) -> None:
     """`Record.size` is an upper bound of what the record adds to a batch."""
-    from cqrs_broker_kafka._client import batch_builder
-
     made = record(Message("Näme", "t", b"x" * size, key="k" * 50, headers={"héader": "välue" * 10}))
-    builder = batch_builder("none", 1, 0, 0, 10**6)
-    before = builder.size()
-    builder.append(0, made.timestamp, made.key, made.value, made.headers())
-    assert builder.size() - before <= made.size()
+    encode = batch_encoder("none")
+    one, many = len(encode([made], 1, 0, 0)), len(encode([made] * 300, 1, 0, 0))
+    assert one - HEAD_SIZE <= made.size()
+    assert many - HEAD_SIZE <= 300 * made.size()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cqrs_broker_kafka._client import AwaitedAnswer
+from cqrs_broker_kafka import _node
 from cqrs_broker_kafka._driver import KafkaDriver
 from cqrs_broker_kafka._node import Node
 from cqrs_broker_kafka._partitioning import partition_for
@@ -58,10 +58,26 @@ async def test_a_few_messages_go_together(kafka: KafkaServer, unique_name: Name,
     """What is sent in one turn of the event loop is one request, with one batch for each partition."""
     kafka.create_topic(topic := unique_name("few"), 6)
     async with open_broker(kafka.url) as broker:
-        await broker.send_messages(Message("E", topic, b"warm", key=KEYS[0]) for _ in range(2))
+        await broker.send_messages(Message("E", topic, b"warm", key=key) for key in KEYS)
         requests.clear()
         await asyncio.gather(*(broker.send_message(Message("E", topic, b"x", key=KEYS[n % 4])) for n in range(40)))
     assert requests == [[10, 10, 10, 10]]
+
+
+async def test_messages_one_by_one_leave_at_once(
+    kafka: KafkaServer, unique_name: Name, requests: list[list[int]]
+) -> None:
+    """Whoever sends one by one has each message written in the call, not in a later turn of the event loop."""
+    kafka.create_topic(topic := unique_name("one"))
+    async with open_broker(kafka.url) as broker:
+        await broker.send_message(Message("E", topic, b"warm", key="k"))
+        await broker.send_message(Message("E", topic, b"warm", key="k"))
+        for _ in range(3):
+            requests.clear()
+            sending = asyncio.create_task(broker.send_message(Message("E", topic, b"x", key="k")))
+            await asyncio.sleep(0)
+            assert requests == [[1]]
+            await sending
 
 
 async def test_many_messages_begin_to_leave_at_once(
@@ -70,7 +86,7 @@ async def test_many_messages_begin_to_leave_at_once(
     """Of 1000 messages the first leave while the others are still being sent."""
     kafka.create_topic(topic := unique_name("many"), 6)
     async with open_broker(kafka.url) as broker:
-        await broker.send_messages(Message("E", topic, b"warm", key=KEYS[0]) for _ in range(2))
+        await broker.send_messages(Message("E", topic, b"warm", key=key) for key in KEYS)
         requests.clear()
         messages = [Message("E", topic, b"x", key=f"k{n}") for n in range(1000)]
         receipts = await asyncio.gather(*map(broker.send_message, messages))
@@ -116,37 +132,44 @@ async def five_in_flight(broker: Broker, proxy: FaultProxy, topic: str) -> list[
     return sends
 
 
-def frame(node: Node, correlation_id: int) -> None:
-    """As if that answer had come."""
+def arrives(node: Node, data: bytes) -> None:
+    """As if these bytes had come from the broker."""
     assert node.connection is not None
-    node.connection._handle_frame(struct.pack(">i", correlation_id))
+    node.connection._protocol.data_received(data)
 
 
-def cut_off(node: Node) -> None:
-    assert node.connection is not None
-    node.connection._handle_frame(b"\0")
+def oldest(node: Node) -> bytes:
+    """The correlation id of the request that is to be answered."""
+    return struct.pack(">i", node._in_flight[0].correlation_id)
 
 
 def raising(node: Node) -> None:
-    """A decoder that raises in the midst of aiokafka's reader."""
-    assert node.connection is not None
-    connection: Any = node.connection
+    """A fault of ours while an answer is read."""
+    module: Any = _node
+    right = module.read_answers
 
-    def decode(_: object) -> bytes:
-        AwaitedAnswer.RESPONSE_TYPE.decode = right  # type: ignore[method-assign]
+    def once(frame: bytes) -> object:
+        module.read_answers = right
         raise RuntimeError("a fault of a decoder")
 
-    right = AwaitedAnswer.RESPONSE_TYPE.decode
-    AwaitedAnswer.RESPONSE_TYPE.decode = staticmethod(decode)  # type: ignore[method-assign,assignment]
-    connection._reader.feed_data(struct.pack(">ii", 4, connection._requests[0][0]))
+    module.read_answers = once
+    arrives(node, struct.pack(">i", 12) + oldest(node) + bytes(8))
 
 
-FAULTS: dict[str, Callable[[Node, FaultProxy], object]] = {
+def cut_off(node: Node, proxy: FaultProxy) -> None:
+    arrives(node, struct.pack(">i", 16) + oldest(node) + bytes(5))
+    proxy.reset()
+
+
+FAULTS: dict[str, Callable[[Node, FaultProxy], None]] = {
     "reset": lambda node, proxy: proxy.reset(),
     "closed": lambda node, proxy: proxy.close_connections(),
-    "wrong correlation id": lambda node, proxy: frame(node, 12345),
-    "answer without a correlation id": lambda node, proxy: cut_off(node),
-    "answer that cannot be read": lambda node, proxy: frame(node, node.connection._requests[0][0]),  # type: ignore[union-attr]
+    "wrong correlation id": lambda node, proxy: arrives(node, struct.pack(">ii", 4, 12345)),
+    "answer without a correlation id": lambda node, proxy: arrives(node, struct.pack(">ib", 1, 0)),
+    "answer of an impossible size": lambda node, proxy: arrives(node, struct.pack(">i", -1)),
+    "answer that cannot be read": lambda node, proxy: arrives(node, struct.pack(">i", 4) + oldest(node)),
+    "answer that is cut off": cut_off,
+    "answer about nothing": lambda node, proxy: arrives(node, struct.pack(">i", 12) + oldest(node) + bytes(8)),
     "raising decoder": lambda node, proxy: raising(node),
 }
 

@@ -8,13 +8,17 @@ import asyncio
 import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cqrs_broker_kafka import KafkaMessageBroker, KafkaProducerAdapter
+from cqrs_broker_kafka._client import Connection
 from cqrs_brokers import Broker, InsecureTransportWarning, Message, ProtocolError, TLSError, open_broker
+from cqrs_brokers.dialing import dial
 from cqrs_brokers_testkit.certificates import Certificates
 from cqrs_brokers_testkit.leaks import no_leaks
+from cqrs_brokers_testkit.proxy import FaultProxy
 from cqrs_brokers_testkit.readers import drain_topic
 from cqrs_brokers_testkit.servers import KafkaCluster
 from cqrs_brokers_testkit.servers import kafka as start_kafka
@@ -136,6 +140,47 @@ async def test_receipts_without_answers_come_over_tls(
     assert not any(receipt.confirmed for receipt in receipts)
     records = drain_topic(cluster.reader_bootstrap_servers, topic, len(bodies))
     assert sorted(record.body for record in records) == sorted(bodies)
+
+
+async def test_no_receipt_without_an_answer_is_early_over_tls(
+    cluster: KafkaCluster, certificates: Certificates, unique_name: Name, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With acks=0 no message has its receipt while bytes of it wait in this process, encrypted or not."""
+    cluster.create_topic(topic := unique_name("topic"), 6)
+    written: list[tuple[Connection, int]] = []
+    write = Connection.write
+
+    def counted(connection: Connection, request: bytes, answered: Any) -> None:
+        written.append((connection, len(request)))
+        write(connection, request, answered)
+
+    monkeypatch.setattr(Connection, "write", counted)
+    host, _, port = address(cluster, "tls").rpartition(":")
+    async with FaultProxy((host, int(port))) as proxy:
+        monkeypatch.setattr(
+            "cqrs_broker_kafka._client.dial", lambda *_, timeout: dial(proxy.host, proxy.port, timeout=timeout)
+        )
+        unsafe = {"acks": "0", "enable_idempotence": "false", "allow_unsafe": "true"}
+        tls = {"security_protocol": "SSL", "ssl_cafile": certificates.ca}
+        async with open_broker(url(cluster, "tls", **tls, **unsafe, delivery_timeout="25s")) as broker:
+            await broker.send_message(Message("Happened", topic, b"warm"))
+            written.clear()
+            proxy.stall("up")
+            messages = [Message("Happened", topic, b"x" * 900_000, key=str(number)) for number in range(30)]
+            sends = [asyncio.create_task(broker.send_message(message)) for message in messages]
+            for _ in range(20):
+                await asyncio.sleep(0.05)
+                ((connection, _), *_) = written
+                assert connection._writer is not None
+                held = connection._writer.transport.get_write_buffer_size() + connection._socket.get_write_buffer_size()
+                told = sum(send.done() for send in sends)
+                assert told * 900_000 + held <= sum(size for _, size in written)
+            assert held > 0
+            assert told < len(sends)
+            proxy.heal()
+            receipts = await asyncio.gather(*sends)
+    assert not any(receipt.confirmed for receipt in receipts)
+    assert len(drain_topic(cluster.reader_bootstrap_servers, topic, 31)) == 31
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,16 @@
-"""All that touches aiokafka: its connections, its requests for metadata and producer ids, its record-batch builder.
+"""All that touches aiokafka: its connections, its requests for metadata and producer ids, its checksum and codecs.
 
-Of aiokafka we use no client and no producer, only one connection at a time. A produce request is written beside
-`AIOKafkaConnection.send`, and in the connection's queue of requests stands an `AwaitedAnswer` for it. Ten names that
-aiokafka does not document are used, all of `AIOKafkaConnection`:
+`_inspection` makes requests of its own from aiokafka's documented classes.
+
+Of aiokafka we use no client and no producer, only one connection at a time: it connects, negotiates versions and logs
+in. A connection for produce requests is ours from then on; aiokafka's reader, which gets nothing any more, still
+notices when it ends. Eight names that aiokafka does not document are used, all of `AIOKafkaConnection`:
 
 | name | used for |
 |---|---|
 | `_closed_fut`, `_reader`, `_writer`, `_read_task`, `_create_reader_task` | a connection over a socket of our own |
 | `_do_version_lookup`, `_do_sasl_handshake` | what its `connect()` does next |
 | `_versions` | whether the broker knows the version of our produce requests |
-| `_next_correlation_id`, `_requests` | a request of our own |
 
 `why_unsupported` looks for them before anything is connected, and tests/kafka/test_client.py has a test for each use.
 """
@@ -17,19 +18,18 @@ aiokafka does not document are used, all of `AIOKafkaConnection`:
 from __future__ import annotations
 
 import asyncio
-import io
 from collections.abc import Callable
 from importlib.metadata import version
-from struct import Struct
 from typing import Any
 
 from aiokafka import errors
+from aiokafka.codec import gzip_encode, lz4_encode, snappy_encode, zstd_encode
 from aiokafka.conn import AIOKafkaConnection, AIOKafkaProtocol
 from aiokafka.errors import KafkaConnectionError
 from aiokafka.protocol.admin import SaslAuthenticateRequest
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.transaction import InitProducerIdRequest
-from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.record.util import calc_crc32c as crc32c
 
 from cqrs_brokers.dialing import dial
 from cqrs_brokers.tasks import drop_task, drop_transport
@@ -38,7 +38,15 @@ from cqrs_brokers.url import Host
 from . import _produce as produce
 from ._settings import KafkaSettings
 
-__all__ = ["AwaitedAnswer", "Connection", "OldBrokerError", "TokenError", "batch_builder", "errors", "why_unsupported"]
+__all__ = [
+    "CODECS",
+    "Connection",
+    "OldBrokerError",
+    "TokenError",
+    "crc32c",
+    "errors",
+    "why_unsupported",
+]
 
 KNOWN_TO_WORK = "0.13 and 0.14"
 PRIVATE = (
@@ -50,16 +58,24 @@ PRIVATE = (
     "_do_version_lookup",
     "_do_sasl_handshake",
     "_versions",
-    "_next_correlation_id",
-    "_requests",
 )
 READ_AHEAD = 2**16
 """How many bytes a connection reads before somebody takes them."""
+LOOK_AT_BUFFER = 0.002
+"""How often a transport's buffer is looked at until it is empty, in seconds: asyncio does not tell it."""
+SHARE_OF_TIMEOUT = 0.8
+"""One step of connecting may take so much of `connect_timeout`: what is cut off by that itself has no reason."""
 SHARE_OF_SESSION = 0.8
 """A connection is replaced when so much of the time is over for which its login is good."""
 
-_read_int32 = Struct(">i").unpack_from
-_CODECS = {"none": 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
+CODECS: dict[str, tuple[int, Callable[[bytes], bytes] | None]] = {
+    "none": (0, None),
+    "gzip": (1, gzip_encode),
+    "snappy": (2, snappy_encode),
+    "lz4": (3, lz4_encode),
+    "zstd": (4, zstd_encode),
+}
+"""The number of a compression in a batch's attributes, and the function; by the option `compression_type`."""
 
 
 def why_unsupported(connection: type = AIOKafkaConnection) -> str | None:
@@ -77,21 +93,6 @@ def why_unsupported(connection: type = AIOKafkaConnection) -> str | None:
     )
 
 
-def batch_builder(
-    compression: str, producer_id: int, epoch: int, sequence: int, size: int
-) -> DefaultRecordBatchBuilder:
-    """Builds the bytes of one record batch.
-
-    Args:
-        compression: The option `compression_type`.
-        producer_id: Of an idempotent producer; else -1.
-        epoch: The same.
-        sequence: The sequence number of the first record; the same.
-        size: Where the batch is full, in bytes. The first record always fits.
-    """
-    return DefaultRecordBatchBuilder(2, _CODECS[compression], 0, producer_id, epoch, sequence, size)
-
-
 class OldBrokerError(Exception):
     """The broker does not know our version of the produce request."""
 
@@ -100,69 +101,24 @@ class TokenError(Exception):
     """The token provider gave no token. Its own error may hold secrets, so it is no cause of this one."""
 
 
-class AwaitedAnswer:
-    """Stands in a connection's queue of requests, as the future and as the request that decodes the answer.
+class _Protocol(AIOKafkaProtocol):  # type: ignore[misc]
+    """Hands what arrives to aiokafka's reader, until the connection is used for produce requests.
 
-    aiokafka calls it while it reads a frame or closes the connection, in the midst of its own work on that queue. So it
-    only keeps what it is given, and calls back in a later turn of the event loop; it never raises, writes or closes.
-
-    Args:
-        loop: The event loop.
-        arrived: Called then, once.
-
-    Attributes:
-        frame: The answer without its correlation id; None: there is none.
-        error: Why the connection was closed.
+    From then on a response is read in the turn of the event loop in which it arrives. By way of aiokafka's reader,
+    which is a task, it would be two turns later.
     """
 
-    __slots__ = ("frame", "error", "_loop", "_arrived")
+    answered: Callable[[list[bytes]], None] | None = None
+    _partial = b""
 
-    API_KEY = produce.API_KEY
-
-    class RESPONSE_TYPE:  # noqa: N801 # aiokafka's name
-        """Decodes nothing."""
-
-        @staticmethod
-        def decode(frame: io.BytesIO) -> bytes:
-            """All that follows the correlation id."""
-            return frame.read()
-
-    class _Header:
-        __slots__ = ("correlation_id",)
-
-        def __init__(self, correlation_id: int) -> None:
-            self.correlation_id = correlation_id
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, arrived: Callable[[AwaitedAnswer], None]) -> None:
-        self.frame: bytes | None = None
-        self.error: BaseException | None = None
-        self._loop = loop
-        self._arrived: Callable[[AwaitedAnswer], None] | None = arrived
-
-    @classmethod
-    def parse_response_header(cls, frame: io.BytesIO) -> AwaitedAnswer._Header:
-        """Reads the correlation id; what is too short for one has none, and the connection is out of step."""
-        start = frame.read(4)
-        return cls._Header(_read_int32(start)[0] if len(start) == 4 else -1)
-
-    def done(self) -> bool:
-        """See `asyncio.Future`."""
-        return self._arrived is None
-
-    def set_result(self, frame: bytes) -> None:
-        """See `asyncio.Future`."""
-        self.frame = frame
-        self._tell()
-
-    def set_exception(self, error: BaseException) -> None:
-        """See `asyncio.Future`."""
-        self.error = error
-        self._tell()
-
-    def _tell(self) -> None:
-        arrived, self._arrived = self._arrived, None
-        if arrived is not None and not self._loop.is_closed():
-            self._loop.call_soon(arrived, self)
+    def data_received(self, data: bytes) -> None:
+        """See `asyncio.Protocol`."""
+        if self.answered is None:
+            super().data_received(data)
+            return
+        frames, self._partial = produce.split_frames(self._partial + data if self._partial else data)
+        if frames:
+            self.answered(frames)
 
 
 class Connection(AIOKafkaConnection):  # type: ignore[misc]
@@ -174,6 +130,9 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
 
     replace_at: float | None = None
     _settings: KafkaSettings
+    _protocol: _Protocol
+    _socket: asyncio.Transport
+    """Without TLS that of the connection, else the one below."""
 
     @classmethod
     async def open(
@@ -200,19 +159,21 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
         loop = asyncio.get_running_loop()
         options = self._settings.options
         tls = self._settings.ssl_context
-        raw = await dial(self.host, self.port, timeout=options.request_timeout_ms / 1000)
+        timeout = min(options.request_timeout_ms / 1000, SHARE_OF_TIMEOUT * options.connect_timeout)
+        raw = await dial(self.host, self.port, timeout=timeout)
         self._closed_fut = loop.create_future()
         reader = asyncio.StreamReader(limit=READ_AHEAD, loop=loop)
-        protocol = AIOKafkaProtocol(self._closed_fut, reader, loop=loop)
+        self._protocol = protocol = _Protocol(self._closed_fut, reader, loop=loop)
+        self._socket, _ = await loop.create_connection(lambda: protocol, sock=raw)
+        writer = asyncio.StreamWriter(self._socket, protocol, reader, loop)
         try:
             async with asyncio.timeout(options.request_timeout_ms / 1000):
-                transport, _ = await loop.create_connection(
-                    lambda: protocol, sock=raw, ssl=tls, server_hostname=None if tls is None else self.host
-                )
+                if tls is not None:
+                    await writer.start_tls(tls, server_hostname=self.host)
         except BaseException:
-            raw.close()
+            self._socket.abort()
             raise
-        self._reader, self._writer = reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+        self._reader, self._writer = reader, writer
         self._read_task = self._create_reader_task()
         try:
             await self._do_version_lookup()
@@ -239,6 +200,10 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
         if lifetime > 0:
             self.replace_at = asyncio.get_running_loop().time() + lifetime / 1000 * SHARE_OF_SESSION
         return response
+
+    def login_ends(self) -> bool:
+        """Whether its login ends soon, so that another connection is needed."""
+        return self.replace_at is not None and asyncio.get_running_loop().time() >= self.replace_at
 
     # -- questions ----------------------------------------------------------------------------------------------------
 
@@ -272,17 +237,17 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
         if not oldest <= produce.API_VERSION <= newest:
             raise OldBrokerError
 
-    def next_correlation_id(self) -> int:
-        """The number of the next request."""
-        return int(self._next_correlation_id())
+    @property
+    def versions(self) -> dict[int, tuple[int, int]]:
+        """The oldest and the newest version of each request that the broker knows, by the request's API key."""
+        return dict(self._versions)
 
-    def write(self, request: bytes, correlation_id: int, answer: AwaitedAnswer | None) -> None:
-        """Writes a request.
+    def write(self, request: bytes, answered: Callable[[list[bytes]], None]) -> None:
+        """Writes a request. The connection is the caller's from then on: aiokafka is not asked to send on it any more.
 
         Args:
             request: All of it.
-            correlation_id: Its number.
-            answer: Gets its answer; None: there will be none (acks=0).
+            answered: Gets every response from now on, without its size, as soon as it is there.
 
         Raises:
             KafkaConnectionError: The connection is closed; nothing was written.
@@ -290,15 +255,8 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
         writer: asyncio.StreamWriter | None = self._writer
         if writer is None:
             raise KafkaConnectionError
-        if answer is not None:
-            self._requests.append((correlation_id, answer, answer))
+        self._protocol.answered = answered
         writer.write(request)
-
-    def hold_nothing_back(self) -> None:
-        """From now on `written()` waits until the transport's buffer is empty."""
-        # asyncio's TLS transport pauses at `high`, also with nothing in its buffer; its plain one pauses above it.
-        transport = self._writer.transport
-        transport.set_write_buffer_limits(high=1 if transport.get_extra_info("ssl_object") else 0, low=0)
 
     async def written(self) -> None:
         """Waits until the operating system has all that was written.
@@ -310,6 +268,13 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
         if writer is None:
             raise ConnectionResetError
         await writer.drain()
+        # It returns while some is left; and with TLS what is encrypted waits in the transport below.
+        while self._writer is writer and (  # noqa: ASYNC110 # no event tells it
+            writer.transport.get_write_buffer_size() or self._socket.get_write_buffer_size()
+        ):
+            await asyncio.sleep(LOOK_AT_BUFFER)
+        if self._writer is not writer:
+            raise ConnectionResetError
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
@@ -322,7 +287,6 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
         if self._closed_fut.get_loop().is_closed():
             self._reader = self._writer = None  # type: ignore[assignment] # aiokafka's own type for "closed"
             self._read_task = None
-            self._requests.clear()
             drop_task(task)
         else:
             self.close()
@@ -339,8 +303,7 @@ class _TokenLogin:
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._provider: Any = settings.options.sasl_oauth_token_provider
-        # A part of connect_timeout: the attempt would end without the reason.
-        self._timeout = 0.8 * settings.options.connect_timeout
+        self._timeout = SHARE_OF_TIMEOUT * settings.options.connect_timeout
         self._sent = False
 
     async def step(self, answer: bytes | None) -> tuple[bytes, bool] | None:

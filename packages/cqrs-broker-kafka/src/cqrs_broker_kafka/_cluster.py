@@ -20,7 +20,7 @@ from cqrs_brokers.exceptions import (
 from cqrs_brokers.tasks import retrieve_exception
 from cqrs_brokers.url import Host
 
-from ._client import Connection, OldBrokerError, TokenError, batch_builder, errors, why_unsupported
+from ._client import Connection, OldBrokerError, TokenError, errors, why_unsupported
 from ._metadata import Metadata
 from ._node import Node
 from ._partition import Partition, State
@@ -69,13 +69,6 @@ class Cluster:
         self._tasks = owner.tasks
         self._metadata = Metadata(settings, owner.tasks, self._addresses, self._topics_in_use, self._learnt)
         self._renewing = False
-        options = settings.options
-        self._batches = options.compression_type, options.max_batch_size
-
-    def batch_builder(self, producer_id: int, epoch: int, sequence: int) -> Any:
-        """See `_partition.Producer`."""
-        compression, size = self._batches
-        return batch_builder(compression, producer_id, epoch, sequence, size)
 
     # -- connecting ---------------------------------------------------------------------------------------------------
 

@@ -1,17 +1,17 @@
 """The Kafka driver: messages to partitions, partitions to the nodes that lead them.
 
 Read in this order: `_records` (message to record), `_topic` (which partition), `_partition` (the state machine that
-makes outcomes true, with `_codes`), `_node` (requests in flight, with `_produce`), `_cluster` (who leads what, with
-`_metadata`), `_probe` (why there is no connection), `_client` (all that touches aiokafka).
+makes outcomes true, with `_codes`), `_node` (requests in flight, with `_batch` and `_produce`), `_cluster` (who leads
+what, with `_metadata`), `_probe` (why there is no connection), `_client` (all that touches aiokafka).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from cqrs_brokers.driver import Capabilities, Delivery, Link, PipelinedDriver
+from cqrs_brokers.driver import Capabilities, Delivery, Link, Message, PipelinedDriver
 from cqrs_brokers.exceptions import (
     BackpressureError,
     ConnectError,
@@ -27,7 +27,7 @@ from cqrs_brokers.tasks import Tasks
 from ._codes import Row, Then, error_of
 from ._logs import redact_client_logs
 from ._partition import Partition, State
-from ._records import Record, RecordMaker
+from ._records import Encode, Record, RecordMaker
 from ._settings import KafkaSettings
 from ._topic import Topic, why_illegal
 
@@ -59,6 +59,10 @@ class KafkaDriver(PipelinedDriver):
         self.topics: dict[str, Topic] = {}
         self.idempotent = settings.options.enable_idempotence
         self.producer_id = self.epoch = -1
+        self.batch_size = settings.options.max_batch_size
+        self.encode: Encode
+        self.alone = True
+        """The last request had one record, it is answered, and nothing came meanwhile: somebody sends one by one."""
         self._settings = settings
         self._link: Link | None = None
         self._loop: asyncio.AbstractEventLoop
@@ -66,10 +70,12 @@ class KafkaDriver(PipelinedDriver):
         self._record = RecordMaker().record
         self._new_messages = 0
         """Submitted since requests were last written."""
+        self._unwritten = False
+        """A partition has become ready since."""
         self._linger = settings.options.linger_ms / 1000
         self._lingering: dict[Partition, None] = {}
         """READY partitions that wait for more messages (`linger_ms`)."""
-        self._flush_due = self._linger_due = False
+        self._flush_due = False
         self._timer: asyncio.TimerHandle | None = None
         self._last_answer = 0.0
         self._asking = False
@@ -103,6 +109,16 @@ class KafkaDriver(PipelinedDriver):
         """See `Driver.refuse_topic`."""
         return why_illegal(topic)
 
+    def destination(self, message: Message) -> str:
+        """See `PipelinedDriver.destination`: a partition, as each has a leader of its own.
+
+        A message without a key goes to whichever partition goes on, so it is stuck only when its topic is.
+        """
+        topic = self.topics.get(message.topic)
+        if topic is None or not topic.partitions or message.key is None:
+            return message.topic
+        return f"{message.topic}, partition {topic.partition(message.key.encode()).number}"
+
     # -- messages -----------------------------------------------------------------------------------------------------
 
     def submit(self, deliveries: Sequence[Delivery], /) -> None:
@@ -115,70 +131,63 @@ class KafkaDriver(PipelinedDriver):
             record = make(delivery)
             if topic.partitions:
                 topic.partition(record[2]).add(record)
-            elif topic.missing is not None and self._loop.time() < topic.missing_until:
-                delivery.fail(topic.missing)
             else:
-                if not topic.waiting:
-                    self.request_metadata(at_once=True)
-                topic.waiting.append(record)
+                self._without_partitions(topic, record)
         if self._timer is None:
             self._last_answer = self._loop.time()
             self._timer = self._loop.call_later(TICK, self._tick)
         self._new_messages += len(deliveries)
         if self._new_messages >= WORTH_A_REQUEST:
             self._end_linger()
-            self.flush()
+        elif self._unwritten and not self._flush_due:
+            if self.alone:
+                self.flush()
+            else:
+                self._flush_due = True
+                self._loop.call_soon(self.flush)
+
+    def _without_partitions(self, topic: Topic, record: Record) -> None:
+        if topic.missing is not None and self._loop.time() < topic.missing_until:
+            record[0].fail(topic.missing)
+            return
+        if not topic.waiting:
+            self.request_metadata(at_once=True)
+        topic.waiting.append(record)
 
     def flush(self) -> None:
         """Writes what is ready, to every node that has room."""
         self._new_messages = 0
+        self._unwritten = self._flush_due = self.alone = False
         if self._cluster is not None:
             for node in self._cluster.nodes.values():
                 node.write()
 
-    def _flush_now(self) -> None:
-        self._flush_due = False
-        self.flush()
-
-    def _flush_after_linger(self) -> None:
-        self._linger_due = False
-        self._end_linger()
-        self.flush()
-
     def _end_linger(self) -> None:
-        if self._lingering:
-            lingering, self._lingering = self._lingering, {}
-            for partition in lingering:
-                self._queue(partition)
+        lingering, self._lingering = self._lingering, {}
+        for partition in lingering:
+            self._queue(partition)
+        self.flush()
 
     def _new_partition(self, topic: bytes, number: int) -> Partition:
         return Partition(self, topic, number)
 
     # -- what a partition asks for ------------------------------------------------------------------------------------
 
-    def batch_builder(self, producer_id: int, epoch: int, sequence: int) -> Any:
-        """See `_partition.Producer`."""
-        assert self._cluster is not None
-        return self._cluster.batch_builder(producer_id, epoch, sequence)
-
     def ready(self, partition: Partition) -> None:
         """See `_partition.Producer`."""
         if self._linger and partition.batch is None:
+            if not self._lingering:
+                self._loop.call_later(self._linger, self._end_linger)
             self._lingering[partition] = None
-            if not self._linger_due:
-                self._linger_due = True
-                self._loop.call_later(self._linger, self._flush_after_linger)
             return
         self._queue(partition)
-        if not self._flush_due:
-            self._flush_due = True
-            self._loop.call_soon(self._flush_now)
 
     def _queue(self, partition: Partition) -> None:
         """The partition's node writes it when it has room."""
         node = partition.leader
         if node is not None:
             node.ready[partition] = None
+            self._unwritten = True
         elif self._cluster is not None:
             self._cluster.leaderless[partition] = None
             self._cluster.request_metadata()
@@ -192,7 +201,11 @@ class KafkaDriver(PipelinedDriver):
         if row.then is Then.WAIT:
             self.request_metadata()
         pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(partition.failures, 8))
-        self._loop.call_later(pause, partition.resume)
+        self._loop.call_later(pause, self._resume, partition)
+
+    def _resume(self, partition: Partition) -> None:
+        partition.resume()
+        self.flush()
 
     def spend_id(self, producer_id: int) -> None:
         """See `_partition.Producer`."""
@@ -210,6 +223,7 @@ class KafkaDriver(PipelinedDriver):
         for partition in self._partitions():
             if partition.state is state:
                 partition.resume()
+        self.flush()
 
     def _partitions(self) -> list[Partition]:
         return [partition for topic in self.topics.values() for partition in topic.all_partitions()]
@@ -232,10 +246,12 @@ class KafkaDriver(PipelinedDriver):
                 the plugin knows.
             UnreachableError: No host, or none of the nodes they advertise, can be reached.
         """
-        from ._cluster import Cluster  # imports aiokafka
+        from ._batch import batch_encoder  # imports aiokafka, as the next one
+        from ._cluster import Cluster
 
         self._loop = asyncio.get_running_loop()
         redact_client_logs()
+        self.encode = batch_encoder(self._settings.options.compression_type)
         await self._disconnect()
         cluster = self._cluster = Cluster(self, self._settings)
         try:
@@ -398,7 +414,7 @@ class KafkaDriver(PipelinedDriver):
             topic.clear()
         self.topics.clear()
         self._lingering.clear()
-        self._asking = self._flush_due = self._linger_due = False
+        self._asking = self._flush_due = False
         self._throttled_until = 0.0
         self.producer_id = self.epoch = -1
         if self._timer is not None:

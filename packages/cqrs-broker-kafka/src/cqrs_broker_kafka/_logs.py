@@ -1,7 +1,7 @@
-"""Keeps keys, bodies and credentials out of aiokafka's own log records, whatever its loggers' levels are.
+"""Keeps credentials and content out of the log records of aiokafka's connections, whatever its loggers' levels are.
 
-At DEBUG aiokafka writes whole requests: SASL bytes with the password in clear, record batches with bodies. One filter
-per logger replaces what can hold such things by its type. Levels, handlers and propagation are left alone.
+At DEBUG aiokafka writes whole requests: SASL bytes with the password in clear. One filter per logger replaces what can
+hold such things by its type. Levels, handlers and propagation are left alone.
 """
 
 import logging
@@ -9,24 +9,13 @@ import logging
 __all__ = ["redact_client_logs"]
 
 # Filters work only on the logger that a record is logged with, not on its children.
-LOGGERS = (
-    "aiokafka",
-    "aiokafka.cluster",
-    "aiokafka.conn",
-    "aiokafka.producer.message_accumulator",
-    "aiokafka.producer.producer",
-    "aiokafka.producer.sender",
-    "aiokafka.producer.transaction_manager",
-)
+LOGGERS = ("aiokafka", "aiokafka.conn")
 
 
 class _Redaction(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
-        arguments = record.args
-        if isinstance(arguments, tuple):
-            if isinstance(record.msg, str) and record.msg.startswith("Sending (key=%s value=%s)"):
-                arguments = ("<key>", "<value>", *arguments[2:])
-            record.args = tuple(_shown(argument) for argument in arguments)
+        if isinstance(record.args, tuple):
+            record.args = tuple(_shown(argument) for argument in record.args)
         return True
 
 

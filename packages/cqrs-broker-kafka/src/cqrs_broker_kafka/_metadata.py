@@ -108,7 +108,7 @@ class Metadata:
         nodes = list(self._nodes())
         random.shuffle(nodes)
         ways = [self._ask_node(node, topics) for node in nodes]
-        if self._kept is not None and self._kept.connected() and not self._login_ends(self._kept):
+        if self._kept is not None and self._kept.connected() and not self._kept.login_ends():
             ways.append(self._ask_again(self._kept, topics))
         asking: set[asyncio.Task[Any]] = set()
         failure: BaseException = ConnectionError("no node is known")
@@ -132,10 +132,6 @@ class Metadata:
             if asking:
                 await asyncio.wait(asking, timeout=0.2)
         raise failure
-
-    @staticmethod
-    def _login_ends(connection: Connection) -> bool:
-        return connection.replace_at is not None and asyncio.get_running_loop().time() >= connection.replace_at
 
     def _start(self, way: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = self._tasks.spawn(way)

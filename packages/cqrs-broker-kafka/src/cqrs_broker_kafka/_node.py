@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import struct
 from collections import deque
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple
 
 from cqrs_brokers.driver import confirm_all
 from cqrs_brokers.tasks import drop_task
 from cqrs_brokers.url import Host
 
-from ._client import AwaitedAnswer, Connection
+from ._client import Connection
 from ._partition import Batch, Partition, State
-from ._produce import Answer, read_answers, request_head, request_of
+from ._produce import Answer, correlation_id_of, read_answers, request_head, request_of
 from ._settings import KafkaSettings
 
 if TYPE_CHECKING:
@@ -44,11 +44,10 @@ LOOK_AFTER = 5.0
 """After so many seconds of silence the event loop looks at the socket before anything is written to it."""
 
 
-class _Request(AwaitedAnswer):
+class _Request(NamedTuple):
     """A produce request in flight."""
 
-    __slots__ = ("batches", "written_at")
-
+    correlation_id: int
     batches: list[Batch]
     written_at: float
 
@@ -86,6 +85,7 @@ class Node:
         self.connection: Connection | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._in_flight: deque[_Request] = deque()
+        self._correlation_id = 0
         self._timer: asyncio.TimerHandle | None = None
         self._later: asyncio.TimerHandle | None = None
         self._written_at = 0.0
@@ -124,9 +124,9 @@ class Node:
             self._write_later(self.throttled_until - now)
             return None
         if self._in_flight:
-            return None if self._login_ends(connection, now) else connection
+            return None if connection.login_ends() else connection
         silent = now - self._written_at
-        if not connection.connected() or silent > IDLE_LIMIT or self._login_ends(connection, now):
+        if not connection.connected() or silent > IDLE_LIMIT or connection.login_ends():
             connection.drop()
             self.connect()
             return None
@@ -135,10 +135,6 @@ class Node:
             self._write_later(0.001)
             return None
         return connection
-
-    @staticmethod
-    def _login_ends(connection: Connection, now: float) -> bool:
-        return connection.replace_at is not None and now >= connection.replace_at
 
     def _write_later(self, seconds: float) -> None:
         if self._later is None:
@@ -163,36 +159,32 @@ class Node:
         return batches
 
     def _write_request(self, connection: Connection, batches: list[Batch]) -> None:
-        correlation_id = connection.next_correlation_id()
+        self._correlation_id = number = (self._correlation_id + 1) % 2**31
+        self._written_at = now = self._loop.time()
+        self._in_flight.append(_Request(number, batches, now))
         parts = [(batch.partition.topic, batch.partition.number, batch.data) for batch in batches]
-        data = request_of(correlation_id, self._head, parts)
-        request = _Request(self._loop, self._arrived)
-        request.batches = batches
-        self._written_at = request.written_at = self._loop.time()
-        self._in_flight.append(request)
         try:
-            connection.write(data, correlation_id, request if self._acks else None)
-        except Exception as error:
-            request.set_exception(error)
+            connection.write(request_of(number, self._head, parts), self._answered)
+        except Exception:
+            connection.drop()
             return
         if not self._acks:
             self._confirm_when_written()
         elif self._timer is None:
             self._timer = self._loop.call_later(self._timeout, self._check_time)
 
-    def _arrived(self, answer: AwaitedAnswer) -> None:
-        """A request has its answer, or its connection was closed; in a turn of the event loop of its own."""
-        assert isinstance(answer, _Request)
-        if answer not in self._in_flight:  # dropped
-            return
-        self._in_flight.remove(answer)
-        if answer.frame is None:
-            self._lost(answer.batches)
-            self._owner.flush()
-            return
-        confirmed = self._read(answer)
-        self._owner.heard()
-        self._owner.flush()  # the broker works on the next request while the callers wake up
+    def _answered(self, frames: list[bytes]) -> None:
+        """Responses have arrived; a broker answers in the order of the requests."""
+        owner, confirmed = self._owner, []
+        for frame in frames:
+            if not self._in_flight or correlation_id_of(frame) != self._in_flight[0].correlation_id:
+                logger.error("node %d at %s gave an answer to another request than the oldest", self.number, self.host)
+                self._drop_connection()
+                break
+            confirmed += self._read(self._in_flight.popleft(), frame)
+        owner.heard()
+        owner.flush()  # the broker works on the next request while the callers wake up
+        owner.alone = not self._in_flight and len(confirmed) == 1 and len(confirmed[0][0].records) == 1
         for batch, offset in confirmed:
             confirm_all(
                 [record[0] for record in batch.records],
@@ -200,14 +192,13 @@ class Node:
                 offset=None if offset < 0 else offset,
             )
 
-    def _read(self, request: _Request) -> list[tuple[Batch, int]]:
-        assert request.frame is not None
+    def _read(self, request: _Request, frame: bytes) -> list[tuple[Batch, int]]:
         waiting = {(batch.partition.topic, batch.partition.number): batch.partition for batch in request.batches}
         confirmed: list[tuple[Batch, int]] = []
         throttle = 0
         try:
-            answers, throttle = read_answers(request.frame)
-        except (struct.error, IndexError):
+            answers, throttle = read_answers(frame)
+        except Exception:  # a fault of its, or of ours: what is in flight must not wait for ever
             logger.exception("node %d at %s gave an answer that cannot be read", self.number, self.host)
             answers = []
             self._drop_connection()
@@ -225,10 +216,11 @@ class Node:
             self._owner.throttled(self, throttle / 1000)
         return confirmed
 
-    def _lost(self, batches: list[Batch]) -> None:
-        for batch in batches:
+    def _lost(self, requests: Iterable[_Request]) -> None:
+        for batch in [batch for request in requests for batch in request.batches]:
             if batch.partition.batch is batch and batch.partition.state is State.IN_FLIGHT:
                 batch.partition.lost("the connection was lost before the broker confirmed the message")
+        self._owner.flush()
 
     # -- time ---------------------------------------------------------------------------------------------------------
 
@@ -306,8 +298,6 @@ class Node:
         except Exception:
             connection.drop()
             raise
-        if not self._acks:
-            connection.hold_nothing_back()
         if self.failure is not None:
             logger.warning("node %d at %s is reached again", self.number, self.host)
             self.failure = None
@@ -320,12 +310,9 @@ class Node:
         """aiokafka is in the midst of closing it: what was in flight is told in a later turn of the event loop."""
         if self.connection is connection:
             self.connection = None
-            if not self._acks and not self._loop.is_closed():
-                self._loop.call_soon(self._unsent)
-
-    def _unsent(self) -> None:
-        while self._in_flight:
-            self._lost(self._in_flight.popleft().batches)
+            lost, self._in_flight = self._in_flight, deque()
+            if lost and not self._loop.is_closed():
+                self._loop.call_soon(self._lost, lost)
 
     def _drop_connection(self) -> None:
         if self.connection is not None:
@@ -340,8 +327,7 @@ class Node:
         """Drops the connection: what is in flight is lost, in this turn of the event loop."""
         in_flight, self._in_flight = self._in_flight, deque()
         self._drop_connection()
-        for request in in_flight:
-            self._lost(request.batches)
+        self._lost(in_flight)
 
     def drop(self) -> Connection | None:
         """Ends it, without a word to its partitions.

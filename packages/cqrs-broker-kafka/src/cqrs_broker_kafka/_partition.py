@@ -30,7 +30,7 @@ content, so that a number that is used again for other records would be a false 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import Enum
 from typing import Any, Protocol
 
@@ -44,7 +44,7 @@ from cqrs_brokers.exceptions import (
 
 from ._codes import DUPLICATE_SEQUENCE_NUMBER, Row, Then, error_of, row_of
 from ._produce import Answer
-from ._records import Record
+from ._records import HEAD_SIZE, Encode, Record
 
 __all__ = ["Batch", "Partition", "Producer", "State"]
 
@@ -53,8 +53,6 @@ LAST_SEQUENCE = 2**30
 """Sequence numbers begin anew before they can wrap (at 2**31)."""
 _ID_IS_SPENT = frozenset({47, 59})
 """After these codes a higher epoch of the same producer id need not help."""
-
-Append = Callable[..., Any]
 
 
 class State(Enum):
@@ -75,8 +73,12 @@ class Producer(Protocol):
     """-1: there is none."""
     epoch: int
 
-    def batch_builder(self, producer_id: int, epoch: int, sequence: int) -> Any:
-        """Builds the bytes of a batch: `append(…)` gives None when it is full, `build()` gives the bytes."""
+    batch_size: int
+    """The most bytes of a batch, before compression; a larger record goes alone."""
+
+    @property
+    def encode(self) -> Encode:
+        """Makes the bytes of a batch: of records, producer id, epoch and first sequence number."""
 
     def ready(self, partition: Partition) -> None:
         """The partition is READY."""
@@ -213,57 +215,39 @@ class Partition:
             self._spent = self._producer_id
 
     def _next_batch(self) -> Batch | None:
-        while True:
-            builder = self._producer.batch_builder(self._producer_id, self._epoch, self._sequence)
-            records: list[Record] = []
-            if self._fill(builder.append, records):
-                break
-        if not records:
-            return None
-        return Batch(self, records, builder.build())
-
-    def _fill(self, append: Append, records: list[Record]) -> bool:
-        """Moves records from the head into the batch.
-
-        Returns:
-            False: one cannot be encoded and has failed; begin with another builder.
-        """
-        pending, limit = self.pending, self._limit
-        most = min(self._group, self._suspects) if self._suspects else len(pending)
-        size = count = 0
-        while count < most and pending:
-            record = pending[0]
-            delivery = record[0]
-            if not delivery.handed_over():  # expired, cancelled or closed
-                self._drop_head()
-                most = min(most, len(pending) + count)
-                continue
-            if limit is not None:
-                size += record.size()
-                if count and size > limit:
-                    delivery.returned()
-                    break
+        records = self._take_records()
+        while records:
             try:
-                fits = append(count, record[1], record[2], record[3], record.headers())
+                data = self._producer.encode(records, self._producer_id, self._epoch, self._sequence)
             except Exception as error:
-                refusal = InvalidMessageError(f"the client cannot write it as a record ({type(error).__name__})")
+                refusal = InvalidMessageError(f"the client cannot write them as a batch ({type(error).__name__})")
                 refusal.__cause__ = error
-                self._drop_head()
-                self._take_back(records)
-                delivery.fail(refusal)
-                return False
-            if fits is None:  # the batch is full
-                delivery.returned()
+                self._suspects = max(0, self._suspects - len(records))
+                self._fail(records, refusal)
+                records = self._take_records()
+            else:
+                return Batch(self, records, data)
+        return None
+
+    def _take_records(self) -> list[Record]:
+        """Hands over records from the head, as many as go into one batch."""
+        pending = self.pending
+        records: list[Record] = []
+        most = min(self._group, self._suspects) if self._suspects else len(pending)
+        room = self._producer.batch_size - HEAD_SIZE
+        if self._limit is not None:
+            room = min(room, self._limit)
+        while pending and len(records) < most:
+            record = pending[0]
+            room -= record.size()
+            if room < 0 and records:
                 break
             pending.popleft()
-            records.append(record)
-            count += 1
-        return True
-
-    def _drop_head(self) -> None:
-        self.pending.popleft()
-        if self._suspects:
-            self._suspects -= 1
+            if record[0].handed_over():
+                records.append(record)
+            elif self._suspects:  # it has expired, was cancelled, or is closed
+                self._suspects -= 1
+        return records
 
     def _take_back(self, records: Sequence[Record]) -> None:
         """Proven not appended: they wait again, in their old places."""

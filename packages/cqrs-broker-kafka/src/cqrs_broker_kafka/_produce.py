@@ -10,7 +10,16 @@ from collections.abc import Sequence
 from struct import Struct
 from typing import NamedTuple
 
-__all__ = ["API_KEY", "API_VERSION", "Answer", "read_answers", "request_head", "request_of"]
+__all__ = [
+    "API_KEY",
+    "API_VERSION",
+    "Answer",
+    "correlation_id_of",
+    "read_answers",
+    "request_head",
+    "request_of",
+    "split_frames",
+]
 
 API_KEY, API_VERSION = 0, 8
 
@@ -21,6 +30,7 @@ _partition = Struct(">ii").pack  # number, size of its records
 _read_int16, _read_int32 = Struct(">h").unpack_from, Struct(">i").unpack_from
 _read_partition = Struct(">ihqqqi").unpack_from
 _PARTITION_SIZE = 34
+_LARGEST = 2**26
 
 
 class Answer(NamedTuple):
@@ -70,8 +80,31 @@ def request_of(
     return b"".join(parts)
 
 
+def split_frames(data: bytes) -> tuple[list[bytes], bytes]:
+    """The whole responses in what has arrived, without their sizes, and the rest.
+
+    A size that no response has ends it: an empty response is the last one then.
+    """
+    frames: list[bytes] = []
+    at = 0
+    while len(data) - at >= 4:
+        end = at + 4 + _read_int32(data, at)[0]
+        if not at + 8 <= end <= at + _LARGEST:
+            return [*frames, b""], b""
+        if end > len(data):
+            break
+        frames.append(data[at + 4 : end])
+        at = end
+    return frames, data[at:]
+
+
+def correlation_id_of(frame: bytes) -> int:
+    """Which request a response answers; -1 when it is too short to say."""
+    return int(_read_int32(frame)[0]) if len(frame) >= 4 else -1
+
+
 def read_answers(frame: bytes) -> tuple[list[Answer], int]:
-    """The answers in a response, without its size and its correlation id.
+    """The answers in a response, which begins with its correlation id.
 
     Returns:
         The answers, and for how many milliseconds the broker throttles this connection.
@@ -80,8 +113,8 @@ def read_answers(frame: bytes) -> tuple[list[Answer], int]:
         struct.error: It is cut off.
     """
     answers: list[Answer] = []
-    (topics,) = _read_int32(frame, 0)
-    at = 4
+    (topics,) = _read_int32(frame, 4)
+    at = 8
     for _ in range(topics):
         (length,) = _read_int16(frame, at)
         topic = frame[at + 2 : at + 2 + length]

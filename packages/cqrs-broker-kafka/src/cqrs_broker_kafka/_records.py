@@ -3,17 +3,26 @@
 value = body, null for a tombstone; key = `key` in UTF-8, or none; timestamp = `timestamp` in milliseconds
 headers: message-id (UUID as text), message-name, content-type (but not of a tombstone that names none), then the user's
 own: text in UTF-8, bytes as they are, None as null
+
+A record is encoded once, when its message is submitted: all but the few bytes that depend on its place in a batch
+(Kafka protocol, record format v2). Its value is copied only into the batch. Headers repeat, so their bytes are
+remembered.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from cqrs_brokers.driver import Delivery, Message, content_type_of, id_text, timestamp_ms
 
-__all__ = ["Headers", "Record", "RecordMaker"]
+__all__ = ["HEAD_SIZE", "PLACE_SIZE", "Encode", "Record", "RecordMaker", "varints"]
 
-Headers = list[tuple[str, bytes | None]]
-
+HEAD_SIZE = 61
+"""The bytes of a batch before its records."""
+PLACE_SIZE = 21
+"""The most bytes that a record has in a batch besides `Record.rest`: length, attributes, two differences."""
 _REMEMBERED = 1000
+_LONGEST_REMEMBERED = 256
+"""Longer headers are not kept, in bytes."""
 _new = tuple.__new__
 
 
@@ -24,62 +33,89 @@ class Record(NamedTuple):
     timestamp: int
     """Milliseconds since 1970-01-01 UTC."""
     key: bytes | None
-    value: bytes | None
-    message_id: bytes
-    repeating: Headers
-    """The headers that other records have too."""
-    own: Headers | None
-    """The message's own headers."""
-
-    def headers(self) -> Headers:
-        """All headers. Not kept: while a message waits, every list is one more for the garbage collector to visit."""
-        headers: Headers = [("message-id", self.message_id), *self.repeating]
-        if self.own is not None:
-            headers += self.own
-        return headers
+    before: bytes
+    """The key and the value's length, in the format of a record batch."""
+    value: bytes
+    behind: bytes
+    """The headers, likewise."""
 
     def size(self) -> int:
-        """Its size in a batch, at most (Kafka protocol, record format v2)."""
-        size = 32 + len(self.value or b"") + len(self.key or b"")
-        for name, value in self.headers():
-            size += 10 + 4 * len(name) + len(value or b"")
-        return size
+        """The most bytes that it adds to a batch."""
+        return PLACE_SIZE + len(self.before) + len(self.value) + len(self.behind)
+
+
+Encode = Callable[[Sequence[Record], int, int, int], bytes]
+"""Makes the bytes of a batch, from records, producer id, epoch and the sequence number of the first."""
+
+
+class _Varints(dict[int, bytes]):
+    """Integers as zigzag varints; small ones, which come often, are remembered."""
+
+    def __missing__(self, number: int) -> bytes:
+        left = (number << 1) ^ (number >> 63)
+        encoded = bytearray()
+        while left > 0x7F:
+            encoded.append(left & 0x7F | 0x80)
+            left >>= 7
+        encoded.append(left)
+        if -1 <= number < 20 * _REMEMBERED:
+            self[number] = bytes(encoded)
+        return bytes(encoded)
+
+
+varints = _Varints()
+_NULL = varints[-1]
+
+
+class _Headers(dict[tuple[str, Any], bytes]):
+    """Headers as bytes, by name and value; those that repeat are remembered."""
+
+    def __missing__(self, header: tuple[str, Any]) -> bytes:
+        name, value = header
+        encoded = _sized(name.encode()) + _sized(value.encode() if isinstance(value, str) else value)
+        if len(encoded) <= _LONGEST_REMEMBERED:
+            if len(self) >= _REMEMBERED:
+                self.clear()
+            self[header] = encoded
+        return encoded
+
+
+def _sized(data: bytes | None) -> bytes:
+    return _NULL if data is None else varints[len(data)] + data
 
 
 class RecordMaker:
     """Makes records; remembers the headers that repeat."""
 
     def __init__(self) -> None:
-        self._repeating: dict[tuple[str, str], Headers] = {}
+        self._known = _Headers()
+        self._first: dict[tuple[str, str, int], tuple[bytes, bytes]] = {}
 
     def record(self, delivery: Delivery) -> Record:
         """The record of a delivery's message."""
         message = delivery.message
+        own, key = message.headers, message.key
         content_type = message.content_type or content_type_of(message)
-        repeating = self._repeating.get((message.message_name, content_type))
-        if repeating is None:
-            repeating = self._remember(message, content_type)
-        headers, key = message.headers, message.key
-        fields = (
-            delivery,
-            timestamp_ms(message),
-            None if key is None else key.encode(),
-            message.payload_bytes or message.body,
-            id_text(message),
-            repeating,
-            [(name, _bytes(value)) for name, value in headers.items()] if headers else None,
-        )
-        return _new(Record, fields)  # a NamedTuple's own constructor costs four times as much
+        around_id = self._first.get((message.message_name, content_type, len(own)))
+        if around_id is None:
+            around_id = self._remember(message, content_type)
+        body = message.payload_bytes or message.body
+        key_bytes = None if key is None else key.encode()
+        if key_bytes is None:
+            before = _NULL + (_NULL if body is None else varints[len(body)])
+        else:
+            before = varints[len(key_bytes)] + key_bytes + (_NULL if body is None else varints[len(body)])
+        behind = b"".join((around_id[0], id_text(message), around_id[1], *map(self._known.__getitem__, own.items())))
+        return _new(Record, (delivery, timestamp_ms(message), key_bytes, before, body or b"", behind))
 
-    def _remember(self, message: Message, content_type: str) -> Headers:
-        if len(self._repeating) >= _REMEMBERED:
-            self._repeating.clear()
-        headers: Headers = [("message-name", message.message_name.encode())]
+    def _remember(self, message: Message, content_type: str) -> tuple[bytes, bytes]:
+        """What all messages of that name and type have before and behind their id: count and names of headers."""
+        if len(self._first) >= _REMEMBERED:
+            self._first.clear()
+        behind = self._known["message-name", message.message_name]
         if content_type:
-            headers.append(("content-type", content_type.encode()))
-        self._repeating[message.message_name, content_type] = headers
-        return headers
-
-
-def _bytes(value: Any) -> bytes | None:
-    return value.encode() if type(value) is str else value
+            behind += self._known["content-type", content_type]
+        count = len(message.headers) + (3 if content_type else 2)
+        around_id = varints[count] + _sized(b"message-id") + varints[36], behind
+        self._first[message.message_name, content_type, len(message.headers)] = around_id
+        return around_id

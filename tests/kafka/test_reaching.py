@@ -1,0 +1,132 @@
+"""Names with dead addresses, DNS that is silent, partitions whose leader is dead, and what is logged meanwhile."""
+
+import asyncio
+import collections
+import logging
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from cqrs_broker_kafka._partitioning import partition_for
+from cqrs_brokers import DeliveryError, Message, NotDeliveredError, Receipt, open_broker
+from cqrs_brokers_testkit.servers import KafkaCluster, KafkaServer
+from tests.dead_address import DEAD, dead_address
+
+pytestmark = [pytest.mark.live, pytest.mark.timeout(120)]
+
+Name = Callable[[str], str]
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, Callable[[], list[str]]]:
+    """What a name resolves to, beside the real names."""
+    known: dict[str, Callable[[], list[str]]] = {}
+    real = socket.getaddrinfo
+
+    def resolve(host: Any, port: Any, *arguments: Any, **keywords: Any) -> Any:
+        if host not in known:
+            return real(host, port, *arguments, **keywords)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, int(port))) for address in known[host]()]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    return known
+
+
+async def test_a_name_with_a_dead_address(
+    kafka: KafkaServer, unique_name: Name, names: dict[str, Callable[[], list[str]]]
+) -> None:
+    """The first address of a name drops packets: the next one is connected within a second."""
+    host, _, port = kafka.bootstrap_servers.partition(",")[0].rpartition(":")
+    names["two.test"] = lambda: [DEAD, host]
+    kafka.create_topic(topic := unique_name("dead"))
+    loop = asyncio.get_running_loop()
+    with dead_address(int(port)):
+        started = loop.time()
+        async with open_broker(f"kafka://two.test:{port}") as broker:
+            assert loop.time() - started < 1.5
+            assert (await broker.send_message(Message("n", topic, 1))).confirmed
+
+
+async def test_a_name_server_that_does_not_answer(names: dict[str, Callable[[], list[str]]]) -> None:
+    """The text says that the name was not resolved, and the event loop's threads stay free."""
+    answer = threading.Event()
+    names["slow.test"] = lambda: ["127.0.0.1"] if answer.wait(20) else []
+    broker = open_broker("kafka://slow.test?connect_timeout=0.5s&delivery_timeout=3s")
+    with pytest.raises(
+        NotDeliveredError, match=r"slow\.test:9092 cannot be resolved: the name server has not answered"
+    ):
+        await broker.send_message(Message("n", "t", 1))
+    assert await asyncio.wait_for(asyncio.to_thread(lambda: "free"), 1) == "free"
+    await broker.close(1)
+    answer.set()
+
+
+@pytest.mark.fault
+async def test_a_partition_whose_leader_is_dead(
+    kafka_nodes: KafkaCluster, unique_name: Name, caplog: pytest.LogCaptureFixture
+) -> None:
+    """More messages for it than the window holds: other partitions of its topic go on, and the text names it."""
+    kafka_nodes.create_topic(topic := unique_name("half"), 3)
+    leaders = {number: kafka_nodes.leader(topic, number) for number in range(3)}
+    dead = next(number for number in leaders if leaders[number] != 1)
+    living = next(number for number in leaders if leaders[number] != leaders[dead])
+    keys = {partition_for(key.encode(), 3): key for key in map(str, range(100))}
+    node = next(node for node in kafka_nodes.nodes if node.node_id == leaders[dead])
+    loop = asyncio.get_running_loop()
+    async with open_broker(f"{kafka_nodes.url}?delivery_timeout=10s&max_in_flight=300") as broker:
+        for key in keys.values():
+            await broker.send_message(Message("n", topic, {}, key=key))
+        caplog.set_level(logging.WARNING)
+        await asyncio.to_thread(node.kill)
+        caplog.clear()
+        try:
+            stuck = [
+                asyncio.create_task(broker.send_message(Message("n", topic, {"n": n}, key=keys[dead])))
+                for n in range(900)
+            ]
+            await asyncio.sleep(3)
+            for _ in range(50):
+                started = loop.time()
+                receipt = await broker.send_message(Message("n", topic, {}, key=keys[living]))
+                assert receipt.partition == living
+                assert loop.time() - started < 1
+            outcomes = await asyncio.gather(*stuck, return_exceptions=True)
+        finally:
+            await asyncio.to_thread(node.start)
+    assert all(isinstance(outcome, DeliveryError) for outcome in outcomes)
+    outside = [outcome for outcome in outcomes if f"'{topic}, partition {dead}' took nothing" in str(outcome)]
+    assert len(outside) >= 590
+    lines = collections.Counter(record.getMessage() for record in caplog.records)
+    assert lines.total() <= 3, lines
+
+
+@pytest.mark.fault
+async def test_somebody_goes_on_sending_while_the_server_is_down(
+    kafka_node: KafkaCluster, unique_name: Name, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One after the other for seconds, each in vain: the log has a line for what changed, not for each attempt."""
+    kafka_node.create_topic(topic := unique_name("down"))
+    loop = asyncio.get_running_loop()
+    async with open_broker(f"{kafka_node.url}?delivery_timeout=500ms") as broker:
+        await broker.send_message(Message("n", topic, {}))
+        caplog.set_level(logging.WARNING)
+        await asyncio.to_thread(kafka_node.kill)
+        caplog.clear()
+        try:
+            until, failed = loop.time() + 8, 0
+            while loop.time() < until:
+                try:
+                    await broker.send_message(Message("n", topic, {}))
+                except DeliveryError:
+                    failed += 1
+        finally:
+            await asyncio.to_thread(kafka_node.start)
+        lines = collections.Counter(record.getMessage() for record in caplog.records)
+        assert failed > 10
+        assert lines.total() <= 4, lines
+        async with asyncio.timeout(20):
+            while not isinstance((await broker.send_messages([Message("n", topic, {})]))[0], Receipt):
+                await asyncio.sleep(0.1)
