@@ -38,6 +38,7 @@ EVERYTHING = [
     "cqrs-brokers-core",
     *BROKERS,
     "cqrs-broker-kafka[lz4,snappy,zstd]",
+    "cqrs-brokers-opentelemetry[outbox]",
     "cqrs-brokers-outbox[postgresql,asyncpg,mariadb,sqlite]",
     "cqrs-brokers-python-cqrs",
     "cqrs-brokers-testkit[pytest,amqp,kafka]",

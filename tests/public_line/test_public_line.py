@@ -23,10 +23,11 @@ DRAWN = [
     "cqrs_broker_memory",
     "cqrs_brokers",
     "cqrs_brokers_cli",
+    "cqrs_brokers_opentelemetry",
     "cqrs_brokers_python_cqrs",
     "cqrs_brokers_testkit",
 ]
-SEVERAL = {"cqrs_brokers", "cqrs_brokers_testkit"}
+SEVERAL = {"cqrs_brokers", "cqrs_brokers_opentelemetry", "cqrs_brokers_testkit"}
 """Those with more than one public module."""
 
 

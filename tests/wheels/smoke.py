@@ -112,6 +112,20 @@ def check_testkit() -> None:
         assert f"cqrs-brokers-testkit[{extra}]" in error_of(partial(read, address, "orders", 1), ImportError)
 
 
+async def check_telemetry() -> None:
+    """With OpenTelemetry's API alone, which is all that it declares, a message is sent as without it."""
+    from cqrs_brokers import Broker, Message, MessageBroker, Receipt
+    from cqrs_brokers_opentelemetry import OpenTelemetryObserver
+
+    class Own(MessageBroker):
+        async def send_message(self, message: Message) -> Receipt:
+            assert not message.headers
+            return Receipt(message.message_id, message.topic, "own")
+
+    async with Broker(Own(), observers=[OpenTelemetryObserver()]) as broker:
+        assert (await broker.send_message(Message("OrderPlaced", "orders", {"id": 1}))).confirmed
+
+
 def check_outbox() -> None:
     """A message goes into a transaction of SQLite; no driver, python-cqrs or alembic is needed."""
     from sqlalchemy import create_engine, text
@@ -165,6 +179,8 @@ def main(distribution: str) -> None:
         asyncio.run(check_sending("memory://orders", confirmed=True))
     if distribution == "cqrs-brokers-cli":
         check_command()
+    if distribution == "cqrs-brokers-opentelemetry":
+        asyncio.run(check_telemetry())
     if distribution == "cqrs-brokers-outbox":
         check_outbox()
     if distribution == "cqrs-brokers-python-cqrs":

@@ -6,13 +6,13 @@
 
 or, without a config string, `AMQPMessageBroker(publisher=AMQPPublisherAdapter(dsn=…))`.
 
-The parts: `_options` and `_settings` (what is configured), `_broker` (the documented class), `_driver`
-(the connection), `_publisher` (what waits and what is in flight), `_stalled` (destinations that take nothing),
-`_declaring` (messages that wait for their queue), `_session` (one pass over the hosts), `_topology` (what is declared),
-`_rendering` (a message as bytes), `_errors` (which error means what), `_foreign` (whose server hung up), `_scram` (a
-log-in without TLS), `_logs` (nothing secret in aiormq's log), `_watch` (dead connections), `_reopening` (a closed
-channel), `_inspection` (`cqrs-brokers check`), `_fallback` (aiormq's documented way), and `_client` and `_channels`,
-which alone know aiormq from the inside.
+The parts: `_options` and `_settings` (what is configured), `_broker` (the documented class), `_driver` (the
+connection), `_publisher` (what waits and what is in flight), `_leaving` (a channel without answers), `_stalled`
+(destinations that take nothing), `_declaring` (messages that wait for their queue), `_session` (one pass over the
+hosts), `_topology` (what is declared), `_rendering` (a message as bytes), `_errors` (which error means what),
+`_foreign` (whose server hung up), `_scram` (a log-in without TLS), `_logs` (nothing secret in aiormq's log), `_watch`
+(dead connections), `_reopening` (a closed channel), `_inspection` (`cqrs-brokers check`), `_fallback` (aiormq's
+documented way), and `_client` and `_channels`, which alone know aiormq from the inside.
 """
 
 from cqrs_brokers.driver import PipelinedDriver

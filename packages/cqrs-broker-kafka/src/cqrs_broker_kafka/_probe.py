@@ -257,6 +257,8 @@ def _judge(error: BaseException, host: Host, settings: KafkaSettings) -> Finding
         return Finding(ProtocolError(text))
     if isinstance(error, errors.ClusterAuthorizationFailedError):
         return Finding(AuthorizationError(f"the user may not use the cluster at {host}"))
+    if isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN:
+        return Finding(UnreachableError(f"the name of {host} was not resolved: the name server does not answer"))
     if isinstance(error, socket.gaierror):
         return Finding(UnreachableError(f"the host name of {host} cannot be resolved: {error.strerror}"))
     if isinstance(error, ConnectionRefusedError):
@@ -265,7 +267,7 @@ def _judge(error: BaseException, host: Host, settings: KafkaSettings) -> Finding
         text = f"{host} closes the connection at the first request: the listener wants SASL; check security_protocol"
         return Finding(ProtocolError(text), inferred=True)
     if isinstance(error, TimeoutError | errors.RequestTimedOutError):
-        return Finding(UnreachableError(f"{host} does not answer"))
+        return Finding(UnreachableError(f"{host} does not answer: check address and network"))
     if options.tls and isinstance(error, OSError | errors.KafkaConnectionError):
         text = f"{host} closes the connection in the TLS handshake: is this its TLS port? Check security_protocol"
         return Finding(TLSError(text), inferred=True)

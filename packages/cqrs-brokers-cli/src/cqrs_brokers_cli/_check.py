@@ -36,7 +36,7 @@ from cqrs_brokers.url import BrokerURL
 from ._endpoints import Looked, look_at
 from ._exit_codes import ExitCode, code_of_step
 
-__all__ = ["URL_VARIABLE", "Check"]
+__all__ = ["Check", "URL_VARIABLE"]
 
 URL_VARIABLE = "CQRS_BROKER_URL"
 MESSAGE_NAME = "cqrs-brokers.check"
