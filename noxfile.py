@@ -34,6 +34,7 @@ BUILD_BACKEND = "hatchling>=1.24"
 
 BROKERS = ["cqrs-broker-amqp", "cqrs-broker-devnull", "cqrs-broker-kafka", "cqrs-broker-memory"]
 EVERYTHING = [
+    "cqrs-brokers-cli",
     "cqrs-brokers-core",
     *BROKERS,
     "cqrs-broker-kafka[lz4,snappy,zstd]",
@@ -95,7 +96,8 @@ def tests(session: nox.Session) -> None:
         # Finds, or installs where that is allowed, the servers; in a test this could take longer than its time limit.
         # What is missing is for the tests themselves to say: they skip, or fail when CI=true.
         session.run("python", "-m", "cqrs_brokers_testkit.servers", success_codes=[0, 1])
-    session.run("python", "-m", "pytest", *session.posargs, env={"PYTHONDONTWRITEBYTECODE": "1"})
+    slowest = ("--durations=25", "--durations-min=5")
+    session.run("python", "-m", "pytest", *slowest, *session.posargs, env={"PYTHONDONTWRITEBYTECODE": "1"})
 
 
 # -- For those who change something ------------------------------------------------------------------------------------

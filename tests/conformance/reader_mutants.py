@@ -241,7 +241,7 @@ class GreetsBlocking(UnorderedSound):
     async def greet(self, host: Host, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError), socket.create_connection((host.host, host.port), 0.9) as probe:
             if not self._options.tls:
-                probe.settimeout(0.9)
+                probe.settimeout(3.0)
                 probe.sendall(b"HELLO probe:\n")
                 probe.recv(1)
         await super().greet(host, reader, writer)

@@ -58,6 +58,16 @@ def test_core_has_no_import_cycle() -> None:
         pytest.fail(" → ".join(error.args[1]))
 
 
+@pytest.mark.parametrize("package", PACKAGES)
+def test_lists_of_names_are_sorted(package: str) -> None:
+    """Each `__all__`, of private modules too, so that a name is found at a glance."""
+    for name, tree in modules(PACKAGES[package]).items():
+        for node in tree.body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+                names = ast.literal_eval(node.value)
+                assert names == sorted(set(names)), name
+
+
 def members(tree: ast.Module, api: set[str]) -> set[str]:
     """What a module defines with a public name: functions, classes, methods and attributes, without what is API."""
     found = set()

@@ -101,9 +101,12 @@ def test_nothing_is_left(kind: str) -> None:
         os.kill(pid, 0)
 
 
-@pytest.mark.parametrize(("kind", "package"), [("postgresql", "postgresql"), ("mariadb", "mariadb-server")])
+@pytest.mark.parametrize(
+    ("kind", "package", "find"),
+    [("postgresql", "postgresql", "find_postgresql"), ("mariadb", "mariadb-server", "find_mariadb")],
+)
 def test_a_missing_database_names_the_command(
-    kind: str, package: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    kind: str, package: str, find: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Without the programs, and with installing forbidden, the error tells apt's command."""
     apt = tmp_path / "apt-get"
@@ -111,7 +114,7 @@ def test_a_missing_database_names_the_command(
     apt.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("CQRS_TEST_INSTALL", "0")
-    monkeypatch.setattr(databases, f"find_{kind}", lambda: None)
+    monkeypatch.setattr(databases, find, lambda: None)
     with pytest.raises(ServerUnavailable, match="is not available") as caught:
         with START[kind]():
             pass

@@ -23,7 +23,7 @@ from typing import NamedTuple
 from cqrs_brokers.driver import Message, content_type_of, id_text, timestamp_ms
 from cqrs_brokers.exceptions import InvalidMessageError
 
-__all__ = ["CHANNEL", "SMALL_BODY", "Renderer", "body_frames", "body_size", "header_frame_size", "on_channel"]
+__all__ = ["CHANNEL", "Renderer", "SMALL_BODY", "body_frames", "body_size", "header_frame_size", "on_channel"]
 
 CHANNEL = 1
 """The channel that messages are rendered for: nearly always the one they go out on, also after a reconnect."""

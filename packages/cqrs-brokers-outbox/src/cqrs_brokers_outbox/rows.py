@@ -19,11 +19,11 @@ from cqrs_brokers.protocol import id_text
 
 __all__ = [
     "COLUMNS",
+    "DamagedRow",
     "EVENT_TIME",
     "OWN_HEADERS",
     "POSITION",
     "RESERVED_BYTES",
-    "DamagedRow",
     "key_hash",
     "message_of",
     "row_of",

@@ -17,7 +17,7 @@ from cqrs_brokers.url import SCHEME
 if TYPE_CHECKING:
     from importlib_metadata import Distribution, EntryPoint
 
-__all__ = ["CORE", "GROUP", "OFFICIAL", "Claim", "Installed", "canonical", "installed"]
+__all__ = ["CORE", "Claim", "GROUP", "Installed", "OFFICIAL", "canonical", "installed"]
 
 GROUP: Final = "cqrs_brokers"
 CORE: Final = "cqrs-brokers-core"
@@ -192,7 +192,8 @@ def _header(distribution: Distribution) -> tuple[str, str, tuple[str, ...], str 
 
     try:
         text = distribution.read_text("METADATA")
-        header = HeaderParser().parsestr(text or distribution.read_text("PKG-INFO") or "")
+        written = text or distribution.read_text("PKG-INFO") or ""
+        header = HeaderParser().parsestr(written.partition("\n\n")[0])  # the description behind it is long
         requires = header.get_all("Requires-Dist") or []
         if text is None:  # an egg-info: they are in another file
             requires = distribution.requires or []

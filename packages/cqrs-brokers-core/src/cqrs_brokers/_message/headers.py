@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-__all__ = ["NO_HEADERS", "HeaderValue"]
+__all__ = ["HeaderValue", "NO_HEADERS"]
 
 HeaderValue = str | bytes | int | float | bool | None
 """What a header may say; `Capabilities.header_types` has which of these a broker carries."""

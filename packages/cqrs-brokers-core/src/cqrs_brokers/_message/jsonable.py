@@ -31,10 +31,10 @@ from .ids import text_of
 __all__ = [
     "MAX_DEPTH",
     "PLAIN",
-    "TOO_DEEP",
-    "WRITERS",
     "Refused",
+    "TOO_DEEP",
     "UnencodableError",
+    "WRITERS",
     "Writer",
     "asked",
     "jsonable",

@@ -21,7 +21,7 @@ from cqrs_brokers_outbox.schema import State
 
 from .store import CHUNK, Store
 
-__all__ = ["REPARTITION", "Leases", "monotonic"]
+__all__ = ["Leases", "REPARTITION", "monotonic"]
 
 REPARTITION = "partitions:"
 """With this begins the name of who changes the number of partitions: relays let go of all while it lives."""

@@ -157,9 +157,9 @@ class Worker:
     async def _claiming(self) -> None:
         poll = SHORTEST_POLL
         while True:
+            self._to_claim.clear()  # before it reads: what is told meanwhile is for the next claim
             claimed = await self._trouble.tried("claim", self._claim_if_room)
             poll = SHORTEST_POLL if claimed else min(LONGEST_POLL, poll * 1.3)
-            self._to_claim.clear()
             if claimed and self._more and self._has_room:
                 continue
             await _set_within(self._to_claim, poll)

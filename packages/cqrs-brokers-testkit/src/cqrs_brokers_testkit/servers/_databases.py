@@ -58,7 +58,7 @@ def postgresql_installation(progress: Progress) -> PostgreSQLInstallation:
     Raises:
         ServerUnavailable: There is none and none can be installed.
     """
-    return _installation("PostgreSQL", "postgresql", _find_postgresql, progress)
+    return _installation("PostgreSQL", "postgresql", find_postgresql, progress)
 
 
 def mariadb_installation(progress: Progress) -> MariaDBInstallation:
@@ -83,7 +83,7 @@ def _installation(server: str, package: str, find: Callable[[], _T | None], prog
     return found
 
 
-def _find_postgresql() -> PostgreSQLInstallation | None:
+def find_postgresql() -> PostgreSQLInstallation | None:
     """Return the newest PostgreSQL of this machine: Debian keeps its programs out of the PATH."""
     folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=_major, reverse=True)
     on_path = shutil.which("postgres")

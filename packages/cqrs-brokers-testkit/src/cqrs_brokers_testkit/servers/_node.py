@@ -10,7 +10,7 @@ from typing import TypeVar
 from cqrs_brokers_testkit.servers._install import Progress
 from cqrs_brokers_testkit.servers._processes import LOOPBACK, ServerProcess, server_folder
 
-__all__ = ["START_TIMEOUT", "PrivateServer", "run_private"]
+__all__ = ["PrivateServer", "START_TIMEOUT", "run_private"]
 
 START_TIMEOUT = 60.0
 
@@ -80,9 +80,11 @@ _Server = TypeVar("_Server", bound=PrivateServer)
 
 
 @contextlib.contextmanager
-def run_private(kind: str, make: Callable[[Path], _Server], progress: Progress) -> Iterator[_Server]:
-    """Make a server in a temporary folder and run it for the length of a `with` block."""
-    with server_folder(kind, progress) as folder:
+def run_private(
+    kind: str, make: Callable[[Path], _Server], progress: Progress, *, in_memory: bool = False
+) -> Iterator[_Server]:
+    """Make a server in a temporary folder and run it for the length of a `with` block; see `server_folder`."""
+    with server_folder(kind, progress, in_memory=in_memory) as folder:
         server = make(folder)
         try:
             server.start()
