@@ -137,7 +137,7 @@ class TestRulesOfAccess:
     def server(self) -> Iterator[QpidServer]:
         rule = {"identity": "app", "outcome": "DENY"}
         rules = [
-            {**rule, "objectType": "EXCHANGE", "operation": "PUBLISH", "attributes": {"NAME": "closed"}},
+            {**rule, "objectType": "EXCHANGE", "operation": "PUBLISH"},
             {**rule, "objectType": "VIRTUALHOST", "operation": "ACCESS", "identity": "stranger"},
         ]
         try:

@@ -48,6 +48,8 @@ OUTBOX_PARTITIONS: Final = "cqrs_brokers.outbox.partitions"
 OUTBOX_TROUBLE: Final = "cqrs_brokers.outbox.trouble"
 
 SEND: Final = "send"
+OTHER: Final = "_OTHER"
+"""The destination of topics beyond those that metrics tell apart."""
 SYSTEMS: Final = {"amqp": "rabbitmq"}
 """What the conventions call the broker of a scheme, where that is not the scheme's own name."""
 STATES: Final = (

@@ -34,7 +34,8 @@ __all__ = ["OpenTelemetryObserver"]
 Attributes = Mapping[str, str | int]
 BOUNDARIES = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 30)
 """Of the histogram of durations, in seconds: those of the conventions, and the usual `delivery_timeout`."""
-MOST_SPANS_CACHED = 1_000
+MOST_TOPICS = 1_000
+"""How many topics metrics tell apart: routing keys may hold ids, and every series stays for ever."""
 
 
 class OpenTelemetryObserver(Observer):
@@ -68,6 +69,10 @@ class OpenTelemetryObserver(Observer):
         """The spans that record, by the identity of their messages, until these have their outcomes."""
         self._counts = defaultdict[tuple[str, str], int](int)
         """Messages by topic and error type, for the counter: reading it costs nothing for each message."""
+        self._metrics_of: dict[tuple[str, str], Attributes] = {}
+        """Attributes of the metrics by topic and error type."""
+        self._topics = {""}
+        """The topics that metrics tell apart."""
         self._lock = Lock()
         self._duration = self._meter.create_histogram(
             names.DURATION,
@@ -134,9 +139,12 @@ class OpenTelemetryObserver(Observer):
         """See `Observer`."""
         failed = type(outcome).__name__ if isinstance(outcome, DeliveryError) else ""
         topic = "" if isinstance(outcome, InvalidMessageError) else message.topic
+        if topic not in self._topics:
+            topic = self._new_topic(topic)
         with self._lock:  # a SyncBroker refuses in the caller's thread
             self._counts[topic, failed] += 1
-        self._duration.record(elapsed, self._metric(topic, failed))
+        attributes = self._metrics_of.get((topic, failed)) or self._metric(topic, failed)
+        self._duration.record(elapsed, attributes)
         span = self._spans.pop(id(message), None)
         if span is not None:
             _end(span, outcome)
@@ -159,13 +167,20 @@ class OpenTelemetryObserver(Observer):
         return carried, [Link(here)] if here.is_valid else None
 
     def _remembered(self, topic: str) -> tuple[str, Attributes]:
-        if len(self._of_topic) >= MOST_SPANS_CACHED:
+        if len(self._of_topic) >= MOST_TOPICS:
             self._of_topic.clear()
         attributes = {**self._common, names.OPERATION_TYPE: names.SEND, names.DESTINATION: topic}
         if self._common.get(names.SYSTEM) == "rabbitmq":
             attributes[names.ROUTING_KEY] = topic
         found = self._of_topic[topic] = f"{names.SEND} {topic}", attributes
         return found
+
+    def _new_topic(self, topic: str) -> str:
+        """The topic, or what stands for those that are too many."""
+        if len(self._topics) > MOST_TOPICS:
+            return names.OTHER
+        self._topics.add(topic)
+        return topic
 
     @property
     def _where(self) -> dict[str, str | int]:
@@ -177,6 +192,7 @@ class OpenTelemetryObserver(Observer):
             attributes[names.DESTINATION] = topic
         if failed:
             attributes[names.ERROR_TYPE] = failed
+        self._metrics_of[topic, failed] = attributes
         return attributes
 
     # -- when metrics are collected -----------------------------------------------------------------------------------
