@@ -34,9 +34,11 @@ BUILD_BACKEND = "hatchling>=1.24"
 
 BROKERS = ["cqrs-broker-amqp", "cqrs-broker-devnull", "cqrs-broker-kafka", "cqrs-broker-memory"]
 EVERYTHING = [
+    "cqrs-brokers-cli",
     "cqrs-brokers-core",
     *BROKERS,
     "cqrs-broker-kafka[lz4,snappy,zstd]",
+    "cqrs-brokers-opentelemetry[outbox]",
     "cqrs-brokers-outbox[postgresql,asyncpg,mariadb,sqlite]",
     "cqrs-brokers-python-cqrs",
     "cqrs-brokers-testkit[pytest,amqp,kafka]",

@@ -23,6 +23,8 @@ EXCHANGE = "soak"
 EVERYTHING = "everything"
 """A queue that gets the messages of all topics but the two below, beside each topic's own: a confirm means both."""
 STUCK, REMADE = "stuck", "remade"
+PATIENCE = 60.0
+"""How long a connection of the soak's own may take, in seconds."""
 _QUEUE = f'{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"{STUCK}">>)), '
 
 _KINDS = [
@@ -127,13 +129,21 @@ class RabbitMQSide:
         began = time.monotonic()
         self._before[f"{REMADE}, {len(self.remade_at) + 1}"] = self._drain(REMADE, more=False)
         self.remade_at.append((began, float("inf")))
-        connection = pika.BlockingConnection(pika.URLParameters(self._node.url))
-        connection.channel().queue_delete(REMADE)
-        connection.close()
+        with contextlib.closing(self._connection()) as connection:
+            connection.channel().queue_delete(REMADE)
 
     def _make_anew(self) -> None:
-        bind_queue(self._node.url, EXCHANGE, REMADE, REMADE)
+        with contextlib.closing(self._connection()) as connection:
+            channel = connection.channel()
+            channel.queue_declare(REMADE, durable=True)
+            channel.queue_bind(REMADE, EXCHANGE, REMADE)
         self.remade_at[-1] = (self.remade_at[-1][0], time.monotonic())
+
+    def _connection(self) -> pika.BlockingConnection:
+        """For what must be done once: it waits for a node that is slow, because the machine is busy."""
+        parameters = pika.URLParameters(self._node.url)
+        parameters.socket_timeout = parameters.stack_timeout = PATIENCE
+        return pika.BlockingConnection(parameters)
 
     def _wait_for_confirm(self) -> float:
         """Publishes with pika, on a new connection, until a publish is confirmed; when that was.
@@ -170,7 +180,7 @@ class RabbitMQSide:
             more: Wait for a second without messages. False: what is there now is enough, because more keeps coming.
         """
         found: list[Found] = []
-        connection = pika.BlockingConnection(pika.URLParameters(self._node.url))
+        connection = self._connection()
         try:
             channel = connection.channel()
             count = channel.queue_declare(queue, passive=True).method.message_count

@@ -7,7 +7,11 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from typing import Protocol
 
+from confluent_kafka import KafkaException
+from pika.exceptions import AMQPError
+
 from cqrs_brokers import Broker, open_broker
+from cqrs_brokers_testkit.servers import ServerFailed
 
 from .ledger import NOT_DELIVERED, UNKNOWN, Ledger
 from .publishers import HOWS, Publisher
@@ -101,6 +105,9 @@ class _Run:
                             await self._pause(0.1)
                 except TimeoutError:
                     self.troubles.append(f"not done after {self.plan.limit:g} s ({self.now})")
+                except (ServerFailed, AMQPError, KafkaException, OSError) as error:
+                    # What was published until then is judged all the same.
+                    self.troubles.append(f"the run could not go on: {error!r} ({self.now})")
                 except _Stuck as error:
                     health = {label: (await broker.health()).reason for label, broker in brokers.items()}
                     self.troubles.append(f"{error} ({self.now}); health: {health}")

@@ -6,6 +6,7 @@ import argparse
 import subprocess
 import sys
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from .environments import ROOT, NotHad, make
@@ -36,14 +37,17 @@ def main() -> int:
             _say(f"{number} of {len(wanted)}: {target.name} has passed with {commit}")
             continue
         _say(f"{number} of {len(wanted)}: {target.name}")
-        result = Result(target.name, commit, f"{datetime.now(UTC):%Y-%m-%d}")
+        fresh = Result(target.name, commit, f"{datetime.now(UTC):%Y-%m-%d}")
+        taken_up = known is not None and known.commit == commit and not known.complete and not given.again
+        result = known if known and taken_up else fresh
+        results[target.name] = result
+        keep = partial(save, kept, results)
         try:
-            environment = make(target, given.wheels, given.folder / "environments", _say)
-            run(target, environment, result, given.folder / "logs", _say)
+            environment = make(target, given.wheels, given.folder / "environments", _say, again=not taken_up)
+            run(target, environment, result, given.folder / "logs", _say, keep)
         except NotHad as error:
             result.not_tried = str(error)
-        results[target.name] = result
-        save(kept, results)
+        keep()
         given.page.parent.mkdir(parents=True, exist_ok=True)
         given.page.write_text(page(results))
         _say(f"{target.name}: {result.not_tried or result.counts}")

@@ -34,6 +34,7 @@ _OURS = (
     "cqrs-brokers-testkit[pytest,amqp,kafka]",
 )
 _OLDEST = ("pydantic", "pluggy", "importlib-metadata", "aiokafka", "aio-pika", "python-cqrs")
+_COMPLETE = "complete"
 _SUITE_PACKAGES = ("python3", "python3-venv", "rabbitmq-server", "default-jre-headless", "git")
 
 
@@ -69,7 +70,9 @@ class Environment:
         return subprocess.run(command, cwd=ROOT, env={**os.environ, **variables}, text=True, check=False, **options)
 
 
-def make(target: Target, wheels: Path, folder: Path, progress: Callable[[str], None]) -> Environment:
+def make(
+    target: Target, wheels: Path, folder: Path, progress: Callable[[str], None], *, again: bool = True
+) -> Environment:
     """Makes the environment of a target.
 
     Args:
@@ -77,15 +80,28 @@ def make(target: Target, wheels: Path, folder: Path, progress: Callable[[str], N
         wheels: Folder with the wheels of our distributions.
         folder: Where environments are.
         progress: Called with each line of progress.
+        again: A complete environment of this name is made again, and not taken as it is.
 
     Raises:
         NotHad: The Python is not here and cannot be fetched, or a dependency does not install with it.
     """
     interpreter, root = _interpreter(target, progress)
     place = folder / target.name
+    python = place / "bin" / "python"
+    if again or not (place / _COMPLETE).exists():
+        progress(f"{target.name}: making the environment")
+        _install(target, interpreter, root, wheels, place)
+    listed = _run(_in(root, [str(python), *_PIP, "list", "--format=freeze"]))
+    pairs = [line.split("==") for line in listed.split() if "==" in line]
+    versions = {name.lower().replace("_", "-"): version for name, version in pairs}
+    found = {name: versions[name] for name in (*_OLDEST, "aiormq", "pamqp") if name in versions}
+    version = _run(_in(root, [str(python), "-c", "import platform; print(platform.python_version())"]))
+    return Environment(python, version.strip(), root, found)
+
+
+def _install(target: Target, interpreter: Path, root: DebianRoot | None, wheels: Path, place: Path) -> None:
     shutil.rmtree(place, ignore_errors=True)
     place.parent.mkdir(parents=True, exist_ok=True)
-    progress(f"{target.name}: making the environment")
     _run(_in(root, [str(interpreter), "-m", "venv", str(place)]))
     python = place / "bin" / "python"
     _run(_in(root, [str(python), *_PIP, "install", "-q", "-U", "pip"]))  # an old one knows no extras in constraints
@@ -96,12 +112,7 @@ def make(target: Target, wheels: Path, folder: Path, progress: Callable[[str], N
     groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
     wanted = [*_OURS, *groups["test"]]
     _run(_in(root, [str(python), *_PIP, "install", "-q", "-c", str(constraints), *wanted]))
-    listed = _run(_in(root, [str(python), *_PIP, "list", "--format=freeze"]))
-    pairs = [line.split("==") for line in listed.split() if "==" in line]
-    versions = {name.lower().replace("_", "-"): version for name, version in pairs}
-    found = {name: versions[name] for name in (*_OLDEST, "aiormq", "pamqp") if name in versions}
-    version = _run(_in(root, [str(python), "-c", "import platform; print(platform.python_version())"]))
-    return Environment(python, version.strip(), root, found)
+    (place / _COMPLETE).touch()
 
 
 def oldest() -> dict[str, str]:

@@ -22,7 +22,8 @@ combinations. "Not applicable" are cases of the [conformance suite](conformance.
 
 def page(results: dict[str, Result]) -> str:
     """The page in Markdown."""
-    tried = [(target, results[target.name]) for target in TARGETS if target.name in results]
+    unfinished = [name for name, result in results.items() if not (result.complete or result.not_tried)]
+    tried = [(target, results[target.name]) for target in TARGETS if target.name in results.keys() - unfinished]
     lines = []
     for target, result in tried:
         if not result.not_tried:
@@ -40,6 +41,7 @@ def page(results: dict[str, Result]) -> str:
         for target, result in failed:
             text += f"* {target.title}: {', '.join(f'`{test}`' for test in result.failed)}\n"
     missing = [(target, "it was not run") for target in TARGETS if target.name not in results]
+    missing += [(target, "its run has not ended") for target in TARGETS if target.name in unfinished]
     missing += [(target, result.not_tried) for target, result in tried if result.not_tried]
     if missing:
         text += "\n## Not tried\n\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,26 @@ from xml.etree import ElementTree as ET
 from .environments import ROOT, Environment
 from .targets import Target
 
-__all__ = ["Result", "load", "run", "save"]
+__all__ = ["Part", "Result", "load", "run", "save"]
 
-LIMIT = 3600.0
-"""Seconds after which a target is given up."""
+LIMIT = 1200.0
+"""Seconds after which a file of tests is given up."""
+KINDS = ("passed", "failed", "skipped", "not applicable")
+
+
+@dataclass
+class Part:
+    """What became of one file of tests.
+
+    Attributes:
+        counts: Number of tests by kind, see `KINDS`.
+        failed: Ids of the tests that failed.
+        seconds: How long they took.
+    """
+
+    counts: dict[str, int]
+    failed: list[str] = field(default_factory=list)
+    seconds: float = 0.0
 
 
 @dataclass
@@ -31,9 +47,8 @@ class Result:
         python: Version.
         servers: Names and versions.
         dependencies: Names and versions.
-        counts: Tests that `passed`, `failed`, were `skipped`, or are `not applicable`.
-        failed: Ids of the tests that failed.
-        seconds: How long they took.
+        parts: What became of each file of tests that has been run.
+        complete: All files of tests have been run.
         not_tried: Why nothing was tried; "": it was.
     """
 
@@ -43,23 +58,41 @@ class Result:
     python: str = ""
     servers: list[str] = field(default_factory=list)
     dependencies: dict[str, str] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
-    failed: list[str] = field(default_factory=list)
-    seconds: float = 0.0
+    parts: dict[str, Part] = field(default_factory=dict)
+    complete: bool = False
     not_tried: str = ""
 
     @property
+    def counts(self) -> dict[str, int]:
+        """Tests that `passed`, `failed`, were `skipped`, or are `not applicable`."""
+        return {kind: sum(part.counts[kind] for part in self.parts.values()) for kind in KINDS}
+
+    @property
+    def failed(self) -> list[str]:
+        """Ids of the tests that failed."""
+        return [test for part in self.parts.values() for test in part.failed]
+
+    @property
+    def seconds(self) -> float:
+        """How long the tests took."""
+        return sum(part.seconds for part in self.parts.values())
+
+    @property
     def passed(self) -> bool:
-        """Tests ran, none failed and none was skipped."""
+        """All tests ran, none failed and none was skipped."""
         counts = self.counts
-        return not self.not_tried and counts.get("passed", 0) > 0 and not counts["failed"] and not counts["skipped"]
+        return self.complete and counts["passed"] > 0 and not counts["failed"] and not counts["skipped"]
 
 
 def load(path: Path) -> dict[str, Result]:
     """The results of earlier runs, by name of the target."""
     if not path.exists():
         return {}
-    return {entry["name"]: Result(**entry) for entry in json.loads(path.read_text())}
+    results = {}
+    for entry in json.loads(path.read_text()):
+        parts = {test: Part(**part) for test, part in entry.pop("parts").items()}
+        results[entry["name"]] = Result(**entry, parts=parts)
+    return results
 
 
 def save(path: Path, results: dict[str, Result]) -> None:
@@ -68,8 +101,15 @@ def save(path: Path, results: dict[str, Result]) -> None:
     path.write_text(json.dumps([asdict(result) for result in results.values()], indent=1))
 
 
-def run(target: Target, environment: Environment, result: Result, logs: Path, progress: Callable[[str], None]) -> None:
-    """Runs the tests of a target; fills in the result.
+def run(
+    target: Target,
+    environment: Environment,
+    result: Result,
+    logs: Path,
+    progress: Callable[[str], None],
+    keep: Callable[[], None],
+) -> None:
+    """Runs the files of tests of a target that have no result yet; fills in the result.
 
     Args:
         target: What is tried.
@@ -77,6 +117,7 @@ def run(target: Target, environment: Environment, result: Result, logs: Path, pr
         result: To be filled in.
         logs: Folder for pytest's output.
         progress: Called with each line of progress.
+        keep: Called after each file of tests, to save the result.
     """
     result.python, result.dependencies = environment.version, environment.dependencies
     # CI: a missing server is a failure there, and not a skipped test.
@@ -87,36 +128,51 @@ def run(target: Target, environment: Environment, result: Result, logs: Path, pr
         result.not_tried = (asked.stdout.strip() or asked.stderr.strip()).splitlines()[-1]
         return
     result.servers = [line.partition(":")[0] for line in asked.stdout.splitlines()]
-    tests = [test for test in target.tests if _exists(test)]
-    logs.mkdir(parents=True, exist_ok=True)
-    report, log = logs / f"{target.name}.xml", logs / f"{target.name}.txt"
+    (logs / target.name).mkdir(parents=True, exist_ok=True)
+    progress(f"{target.name}: {', '.join(result.servers)}, Python {result.python}; output in {logs / target.name}")
+    tests = files(target.tests)
+    for number, test in enumerate(tests, 1):
+        if test not in result.parts:
+            part = result.parts[test] = _run_part(test, environment, variables, logs / target.name)
+            progress(f"{target.name}: {number} of {len(tests)}: {test}: {part.counts}, {part.seconds:.0f} s")
+            keep()
+    result.complete = True
+
+
+def files(tests: Sequence[str]) -> list[str]:
+    """The files of tests in folders, and what names a file or a class of it that exists."""
+    found = []
+    for test in tests:
+        path, _, name = test.partition("::")
+        if (ROOT / path).is_dir():
+            found += sorted(str(file.relative_to(ROOT)) for file in (ROOT / path).rglob("test_*.py"))
+        elif (ROOT / path).exists() and (not name or f"class {name}(" in (ROOT / path).read_text()):
+            found.append(test)
+    return found
+
+
+def _run_part(test: str, environment: Environment, variables: Mapping[str, str], logs: Path) -> Part:
+    name = test.removeprefix("tests/").replace("/", ".").replace("::", ".")
+    report, log = logs / f"{name}.xml", logs / f"{name}.txt"
     report.unlink(missing_ok=True)
-    progress(f"{target.name}: {', '.join(result.servers)}, Python {result.python}; output in {log}")
     began = time.monotonic()
-    arguments = ("-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *tests)
+    arguments = ("-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", test)
     with open(log, "w") as output:
         try:
             settings: dict[str, Any] = {"stdout": output, "stderr": subprocess.STDOUT, "timeout": LIMIT}
             code = environment.run(*arguments, variables=variables, **settings).returncode
         except subprocess.TimeoutExpired:
             code = -1
-    result.seconds = round(time.monotonic() - began, 1)
-    if not report.exists():
-        result.counts = {"passed": 0, "failed": 1, "skipped": 0, "not applicable": 0}
-        result.failed = [f"pytest ended with {code} and wrote no report: {log}"]
-        return
-    _read(report, result)
+    if report.exists():
+        part = _read(report)
+    else:
+        part = Part(dict.fromkeys(KINDS, 0) | {"failed": 1}, [f"{test}: pytest ended with {code}, without a report"])
+    part.seconds = round(time.monotonic() - began, 1)
+    return part
 
 
-def _exists(test: str) -> bool:
-    file, _, name = test.partition("::")
-    path = ROOT / file
-    return path.exists() and (not name or f"class {name}(" in path.read_text())
-
-
-def _read(report: Path, result: Result) -> None:
-    counts = {"passed": 0, "failed": 0, "skipped": 0, "not applicable": 0}
-    failed = []
+def _read(report: Path) -> Part:
+    counts, failed = dict.fromkeys(KINDS, 0), list[str]()
     for case in ET.parse(report).iter("testcase"):
         skipped = case.find("skipped")
         if case.find("failure") is not None or case.find("error") is not None:
@@ -128,4 +184,4 @@ def _read(report: Path, result: Result) -> None:
             counts["not applicable" if suite else "skipped"] += 1
         else:
             counts["passed"] += 1
-    result.counts, result.failed = counts, failed
+    return Part(counts, failed)

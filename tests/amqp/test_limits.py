@@ -12,6 +12,7 @@ import pika
 import pytest
 
 from cqrs_brokers import (
+    BackpressureError,
     BrokerBlockedError,
     ConnectionLostError,
     DeliveryTimeoutError,
@@ -21,6 +22,7 @@ from cqrs_brokers import (
     NotDeliveredError,
     PublishForbiddenError,
     Receipt,
+    UnreachableError,
     open_broker,
 )
 from cqrs_brokers_testkit.proxy import FaultProxy
@@ -243,3 +245,27 @@ async def test_a_slow_line_past_the_deadline(node: RabbitMQNode, exchange: str) 
         assert not isinstance(outcome, Receipt) or str(message.message_id) in arrived
         assert not isinstance(outcome, NotDeliveredError) or str(message.message_id) not in arrived
     assert any(isinstance(outcome, NotDeliveredError) for outcome in outcomes)
+
+
+@pytest.mark.parametrize("declare", ["exchange", "queue"])
+async def test_a_server_that_declares_nothing_for_now(node: RabbitMQNode, exchange: str, declare: str) -> None:
+    """As in a cluster without a majority: the text says which step had no answer, not that the server is silent."""
+    frozen = (
+        "spawn(fun() -> register(freezer, self()), [erlang:suspend_process(P) || N <- [mnesia_locker, "
+        "rabbitmq_metadata], (P = whereis(N)) =/= undefined], timer:sleep(60000) end), timer:sleep(200)."
+    )
+    url = f"{node.url}?exchange={exchange}&declare={declare}&connect_timeout=2s&delivery_timeout=5s"
+    async with open_broker(url) as broker:
+        await asyncio.to_thread(node.ctl, "eval", frozen)
+        try:
+            if declare == "queue":
+                with pytest.raises(BackpressureError, match=r"the declaration of queue 'new'.* majority of its nodes"):
+                    await broker.send_message(Message("n", "new", 1))
+            else:
+                other = open_broker(url.replace(exchange, f"{exchange}-2"))
+                with pytest.raises(UnreachableError, match=r"answers, but declaring.*majority of its nodes") as caught:
+                    await other.connect()
+                assert caught.value.retryable
+                await other.close()
+        finally:
+            await asyncio.to_thread(node.ctl, "eval", "exit(whereis(freezer), kill).")

@@ -17,12 +17,13 @@ from cqrs_brokers import (
     ConnectError,
     DestinationNotFoundError,
     Message,
+    PublishForbiddenError,
     Receipt,
     TopologyError,
     UnroutableError,
     open_broker,
 )
-from cqrs_brokers_testkit.readers import drain_queue
+from cqrs_brokers_testkit.readers import bind_queue, drain_queue
 from cqrs_brokers_testkit.servers import QpidServer, ServerUnavailable, qpid
 
 from .outcomes import check
@@ -125,6 +126,46 @@ class TestServer:
         async with open_broker(f"{server.url}?exchange={unique_name('missing')}&declare=never") as broker:
             outcomes = await broker.send_messages([Message("n", "t", number) for number in range(50)])
         assert {type(one) for one in outcomes} == {DestinationNotFoundError}
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(120)
+class TestRulesOfAccess:
+    """What Qpid denies ends the connection."""
+
+    @pytest.fixture(scope="class")
+    def server(self) -> Iterator[QpidServer]:
+        rule = {"identity": "app", "outcome": "DENY"}
+        rules = [
+            {**rule, "objectType": "EXCHANGE", "operation": "PUBLISH"},
+            {**rule, "objectType": "VIRTUALHOST", "operation": "ACCESS", "identity": "stranger"},
+        ]
+        try:
+            with qpid(users={"app": "app", "stranger": "stranger"}, rules=rules) as server:
+                yield server
+        except ServerUnavailable as error:
+            if os.environ.get("CI", "").lower() in ("true", "1"):
+                pytest.fail(str(error), pytrace=False)
+            pytest.skip(str(error))
+
+    async def test_an_exchange_that_is_closed_to_the_user(self, server: QpidServer) -> None:
+        """All that waits is PublishForbiddenError at once, over few connections, and nothing is unknown."""
+        bind_queue(server.reader_url, "closed", "t", "closed")
+        url = server.url.replace("guest:guest", "app:app")
+        async with open_broker(f"{url}?exchange=closed&declare=never&delivery_timeout=10s") as broker:
+            messages = [Message("n", "t", number) for number in range(50)]
+            outcomes = await broker.send_messages(messages)
+        assert {type(one) for one in outcomes} == {PublishForbiddenError}
+        assert "publish" in str(outcomes[0])
+        assert not await asyncio.to_thread(drain_queue, server.reader_url, "closed")
+
+    async def test_a_virtual_host_that_is_closed_to_the_user(self, server: QpidServer) -> None:
+        """The user is known, so it is no matter of the password."""
+        broker = open_broker(server.url.replace("guest:guest", "stranger:stranger"))
+        with pytest.raises(AuthorizationError, match="may not use the virtual host") as caught:
+            await broker.connect()
+        assert caught.value.permanent
+        await broker.close()
 
 
 async def aiormq_plain(server: QpidServer) -> Any:

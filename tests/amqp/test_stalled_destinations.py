@@ -165,3 +165,57 @@ async def test_a_destination_that_comes_back(node: RabbitMQNode, exchange: str, 
             assert all(isinstance(told, Receipt) for told, _ in await asyncio.gather(*sends))
         _, after = await outcome(broker, Message("n", dead, 6))
         assert after < 1
+
+
+async def test_stuck_queues_do_not_fill_the_window(
+    node: RabbitMQNode, exchange: str, healthy: str, unique_name: Name
+) -> None:
+    """Three stuck queues have filled the window: a healthy one goes on, also for keys that were caught with them."""
+    dead = [unique_name("dead") for _ in range(3)]
+    sent: dict[str, list[Sent]] = {topic: [] for topic in (healthy, *dead)}
+    url = f"{node.url}?exchange={exchange}&delivery_timeout=30s&max_in_flight=300"
+    async with open_broker(url) as broker:
+        first = Message("n", healthy, "before")
+        sent[healthy].append((first, await broker.send_message(first)))
+
+        async def send(topic: str, number: int, key: str) -> float:
+            message = Message("n", topic, number, key=key)
+            place = len(sent[topic])
+            sent[topic].append((message, None))
+            told, after = await outcome(broker, message)
+            sent[topic][place] = message, told
+            return after
+
+        async with stuck(node, exchange, dead) as resume:
+            topics = [*dead, healthy]
+            sends = [asyncio.create_task(send(topics[n % 4], n, f"key-{n % 2}")) for n in range(1200)]
+            await asyncio.sleep(14)  # the channel is left, and each stuck queue was tried
+            waits = [await send(healthy, number, "other") for number in range(1000, 1050)]
+            assert max(waits) < 1, waits
+            assert not any(isinstance(told, Receipt) for topic in dead for _, told in sent[topic])
+            await resume()
+            await asyncio.gather(*sends)
+    for topic in topics:
+        await check(node.url, topic, sent[topic], per_key=True)
+        assert {type(told) for _, told in sent[topic]} == {Receipt}
+
+
+async def test_what_waits_outside_the_window_names_the_stuck_queue(
+    node: RabbitMQNode, exchange: str, healthy: str, unique_name: Name
+) -> None:
+    """What the window had no room for is BackpressureError with the routing key, while others have receipts."""
+    dead = [unique_name("dead") for _ in range(3)]
+    url = f"{node.url}?exchange={exchange}&delivery_timeout=12s&max_in_flight=300"
+    async with open_broker(url) as broker:
+        assert (await broker.send_message(Message("n", healthy, "before"))).confirmed
+        async with stuck(node, exchange, dead):
+            sends = [asyncio.create_task(outcome(broker, Message("n", dead[n % 3], n))) for n in range(1200)]
+            await asyncio.sleep(9)
+            told, after = await outcome(broker, Message("n", healthy, "beside them"))
+            assert isinstance(told, Receipt)
+            assert after < 1
+            ended = [told for told, _ in await asyncio.gather(*sends)]
+    assert {type(told) for told in ended} == {DeliveryTimeoutError, BackpressureError}
+    assert all(f"{dead[n % 3]!r}" in told.text for n, told in enumerate(ended) if isinstance(told, BackpressureError))
+    # 300 places, and a trial for each of the three: they have no key.
+    assert sum(isinstance(told, BackpressureError) for told in ended) >= 890

@@ -5,6 +5,7 @@ import pytest
 from cqrs_brokers_testkit.conformance.pytest_glue import BrokerConformance
 from cqrs_brokers_testkit.harnesses.in_process import DevnullHarness, MemoryHarness
 from cqrs_brokers_testkit.harnesses.kafka import KafkaHarness
+from cqrs_brokers_testkit.harnesses.qpid import QpidHarness
 from cqrs_brokers_testkit.harnesses.rabbitmq import RabbitMQHarness
 
 
@@ -36,3 +37,12 @@ class TestKafka(BrokerConformance):
     """`kafka://` on a private Kafka."""
 
     harness = KafkaHarness
+
+
+@pytest.mark.live
+@pytest.mark.fault
+@pytest.mark.timeout(180)
+class TestQpid(BrokerConformance):
+    """`amqp://` on a private Apache Qpid Broker-J."""
+
+    harness = QpidHarness

@@ -1,6 +1,7 @@
 """Destinations that take nothing hold at most half of the window, together; the others go on."""
 
 import asyncio
+import random
 from collections.abc import Sequence
 
 import pytest
@@ -55,13 +56,31 @@ async def test_a_living_destination_goes_on_while_dead_ones_fill_the_window() ->
 
 
 async def test_what_waits_outside_names_its_destination_at_the_deadline() -> None:
-    """A message that the driver never had: BackpressureError with the topic; one that it had: DeliveryTimeoutError."""
+    """BackpressureError with the topic; what the driver had, with one for a trial: DeliveryTimeoutError."""
     driver = Dead("dead")
     async with Broker(driver, max_in_flight=10, delivery_timeout=2.5, close_timeout=0) as broker:
         stuck = [asyncio.ensure_future(broker.send_message(message("dead"))) for _ in range(30)]
         ended = await outcomes(stuck)
-    assert [type(outcome) for outcome in ended] == [DeliveryTimeoutError] * 10 + [BackpressureError] * 20
-    assert all("'dead' took nothing" in str(outcome) for outcome in ended[10:])
+    assert [type(outcome) for outcome in ended] == [DeliveryTimeoutError] * 11 + [BackpressureError] * 19
+    assert all("'dead' took nothing" in str(outcome) for outcome in ended[11:])
+
+
+async def test_a_destination_that_was_caught_behind_dead_ones_goes_on() -> None:
+    """It seems stuck, because nothing of what it held is answered; a message of its own shows that it is not."""
+    driver = Dead("dead", "caught")
+    async with Broker(driver, max_in_flight=20, delivery_timeout=30, close_timeout=0) as broker:
+        stuck = [asyncio.ensure_future(broker.send_message(message(("dead", "caught")[n % 2]))) for n in range(60)]
+        await settle()
+        driver.dead.remove("caught")
+        caught = {delivery for delivery in driver.held if delivery.topic == "caught"}
+        driver.held = [delivery for delivery in driver.held if delivery not in caught]  # they are never answered
+        await asyncio.sleep(2.5)
+        assert [send.done() for send in stuck[20:]] == [False, True] * 20
+        assert not any(send.done() for send in stuck[:20])
+        for _ in range(50):
+            assert (await broker.send_message(message("caught"))).confirmed
+        assert driver.most <= 30, "the window, and at most half of it lent"
+    await outcomes(stuck)
 
 
 async def test_a_destination_that_lives_again_gets_its_messages_in_their_order() -> None:
@@ -110,3 +129,37 @@ async def test_bytes_are_halved_too(large: bool) -> None:
         await settle()
         assert (await broker.send_message(message("living"))).confirmed
     await outcomes(stuck)
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_order_per_key_holds_while_destinations_come_and_go(seed: int) -> None:
+    """Topics die and live again, callers give up: the driver gets the messages of each key in the order of calls."""
+    dice = random.Random(seed)
+    driver = Dead()
+    order: dict[tuple[str, str | None], list[int]] = {}
+    submit = driver.submit
+
+    def noted(deliveries: Sequence[Delivery], /) -> None:
+        for delivery in deliveries:
+            order.setdefault((delivery.topic, delivery.message.key), []).append(int(delivery.message.message_name))
+        submit(deliveries)
+
+    driver.submit = noted  # type: ignore[method-assign]
+    async with Broker(driver, max_in_flight=40, delivery_timeout=60, close_timeout=0) as broker:
+        sends = []
+        for step in range(30):
+            if not step % 10:
+                driver.dead = set(dice.sample("abcd", dice.choice([1, 2, 3])))
+                driver.confirm()
+            for n in range(40):
+                one = message(dice.choice("abcd"), key=dice.choice("xyz"), name=str(step * 40 + n))
+                sends.append(asyncio.ensure_future(broker.send_message(one)))
+            dice.choice(sends).cancel()
+            await asyncio.sleep(dice.choice([0.01, 0.2, 0.4]))
+        driver.dead = set()
+        driver.confirm()
+        ended = await outcomes(sends)
+    assert {type(outcome) for outcome in ended} <= {Receipt, asyncio.CancelledError}
+    assert len(ended) == 1200
+    for key, numbers in order.items():
+        assert numbers == sorted(numbers), key

@@ -32,7 +32,9 @@ from cqrs_brokers_testkit.servers import ServerUnavailable
 ROOT = Path(__file__).parents[2]
 
 NOT_RUN: dict[str, str] = {
-    "docs/tutorials/getting-started.md: # pip install 'cqrs-brokers-testkit[amqp,kafka]'": "it waits for the Enter key"
+    "docs/tutorials/getting-started.md: # pip install 'cqrs-brokers-testkit[amqp,kafka]'": "it waits for the Enter key",
+    "docs/how-to/consume.md: # faststream on Kafka": "it runs until it is stopped: test_consumers.py",
+    "docs/how-to/consume.md: # faststream on RabbitMQ": "it runs until it is stopped: test_consumers.py",
 }
 """Why a block is not run, by "file: first line of the block"."""
 
@@ -162,6 +164,18 @@ def test_a_block_that_needs_a_server_runs_with_one(block: Block, request: pytest
 def test_every_block_that_is_not_run_has_its_reason() -> None:
     """No more and no fewer: a reason without a block is out of date."""
     assert {block.first_line for block in BLOCKS if block.marker == "not run"} == set(NOT_RUN)
+
+
+def test_no_block_is_wider_than_its_column() -> None:
+    """Of any language: the site's style sheet makes room for 120 characters in a window of 1 300 pixels."""
+    wide = [
+        f"{path.relative_to(ROOT)}: {line}"
+        for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
+        for block in re.findall(r"^ *```.*\n((?:.*\n)*?) *```$", path.read_text(), re.MULTILINE)
+        for line in textwrap.dedent(block).splitlines()
+        if len(line) > 120
+    ]
+    assert not wide
 
 
 def test_no_block_is_overlooked() -> None:

@@ -1,6 +1,8 @@
 """Why Kafka cannot be reached is told apart, within two seconds, on a real one with SASL and TLS listeners."""
 
 import asyncio
+import socket
+import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -22,6 +24,7 @@ from cqrs_brokers_testkit.leaks import no_leaks
 from cqrs_brokers_testkit.readers import drain_topic
 from cqrs_brokers_testkit.servers import KafkaCluster
 from cqrs_brokers_testkit.servers import kafka as start_kafka
+from tests.dead_address import DEAD, dead_address
 
 pytestmark = pytest.mark.fault
 
@@ -133,6 +136,34 @@ async def test_nobody_there(host: str, says: str) -> None:
             await broker.connect()
         assert loop.time() - started < 2
         await broker.close()
+
+
+async def test_a_name_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text says that the name was not resolved, and not that somebody took a connection."""
+    answer = threading.Event()
+    resolve = socket.getaddrinfo
+
+    def slow(host: str, *arguments: Any, **keywords: Any) -> Any:
+        if host == "slow.test":
+            answer.wait(20)
+        return resolve("127.0.0.1" if host == "slow.test" else host, *arguments, **keywords)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    broker = open_broker("kafka://slow.test:9092", connect_timeout=1.0, delivery_timeout=3.0)
+    with pytest.raises(NotConnectedError, match=r"the name of slow\.test:9092 was not resolved"):
+        await broker.send_message(Message("n", "t", 1))
+    assert await asyncio.wait_for(asyncio.to_thread(lambda: "free"), 1) == "free"
+    await broker.close(1)
+    answer.set()
+
+
+async def test_an_address_that_drops_packets(unused_tcp_port: int) -> None:
+    """Nobody took the connection, and the text does not say so."""
+    with dead_address(unused_tcp_port):
+        broker = open_broker(f"kafka://{DEAD}:{unused_tcp_port}", connect_timeout=1.0)
+        with pytest.raises(UnreachableError, match="does not answer: check address and network"):
+            await broker.connect()
+        await broker.close(1)
 
 
 @pytest.fixture

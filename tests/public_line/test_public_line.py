@@ -22,10 +22,12 @@ DRAWN = [
     "cqrs_broker_kafka",
     "cqrs_broker_memory",
     "cqrs_brokers",
+    "cqrs_brokers_cli",
+    "cqrs_brokers_opentelemetry",
     "cqrs_brokers_python_cqrs",
     "cqrs_brokers_testkit",
 ]
-SEVERAL = {"cqrs_brokers", "cqrs_brokers_testkit"}
+SEVERAL = {"cqrs_brokers", "cqrs_brokers_opentelemetry", "cqrs_brokers_testkit"}
 """Those with more than one public module."""
 
 
@@ -141,4 +143,4 @@ def test_the_api_page_shows_every_public_name(package: str) -> None:
 
 
 # A module that is an attribute of its package, the marker of hooks (a sentence of the page), and aliases of types.
-UNSHOWN = {"broker_options", "exceptions", "hookimpl", "open_message_broker", "protocol"}
+UNSHOWN = {"broker_options", "exceptions", "hookimpl", "inspect_broker", "open_message_broker", "protocol"}

@@ -7,6 +7,7 @@ import pika
 import pika.exceptions
 import pytest
 
+from cqrs_brokers_testkit.readers import bind_queue, drain_queue
 from cqrs_brokers_testkit.servers import QpidServer, ServerUnavailable, qpid
 from cqrs_brokers_testkit.servers import _brokers as brokers
 
@@ -43,16 +44,21 @@ def test_readers_use_plain_and_clients_cannot(server: QpidServer) -> None:
         round_trip(server.url, "clients")
 
 
-def test_a_killed_broker_refuses_connections_and_comes_back_empty(server: QpidServer) -> None:
-    """It keeps its ports; its queues were in memory."""
+def test_a_killed_broker_refuses_connections_and_comes_back_with_its_queues(server: QpidServer) -> None:
+    """It keeps its ports, and what it has confirmed."""
     ports = (server.port, server.plain_port)
+    queue = bind_queue(server.reader_url, "events", "kept", "kept")
+    with pika.BlockingConnection(pika.URLParameters(server.reader_url)) as connection:
+        properties = pika.BasicProperties(delivery_mode=2)
+        connection.channel().basic_publish("events", "kept", b"1", properties)
+        assert connection.channel().queue_declare(queue, passive=True).method.message_count == 1
     server.kill()
     assert not server.running
     with pytest.raises(pika.exceptions.AMQPConnectionError):
         round_trip(server.reader_url, "after")
     server.start()
     assert (server.port, server.plain_port) == ports
-    assert round_trip(server.reader_url, "after") == b"hello"
+    assert [record.body for record in drain_queue(server.reader_url, queue, 1)] == [b"1"]
 
 
 def test_the_version_is_that_of_the_jars(server: QpidServer) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from versions.environments import ROOT, oldest
 from versions.page import page
-from versions.run import Result, _read, load, save
+from versions.run import Part, Result, _read, files, load, save
 from versions.targets import TARGETS
 
 REPORT = """<testsuites><testsuite>
@@ -18,10 +18,10 @@ REPORT = """<testsuites><testsuite>
 
 
 def read(folder: Path) -> Result:
-    result = Result("kafka-3.9.1", "abc", "2026-01-01", python="3.11.7", servers=["Apache Kafka 3.9.1"])
     (folder / "report.xml").write_text(REPORT)
-    _read(folder / "report.xml", result)
-    return result
+    parts = {"tests/kafka/test_a.py": _read(folder / "report.xml")}
+    servers = ["Apache Kafka 3.9.1"]
+    return Result("kafka-3.9.1", "abc", "2026-01-01", python="3.11.7", servers=servers, parts=parts, complete=True)
 
 
 def test_results_are_counted(tmp_path: Path) -> None:
@@ -32,18 +32,33 @@ def test_results_are_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("counts", "reason", "passed"),
+    ("counts", "complete", "passed"),
     [
-        ({"passed": 3, "failed": 0, "skipped": 0, "not applicable": 2}, "", True),
-        ({"passed": 3, "failed": 0, "skipped": 1, "not applicable": 0}, "", False),
-        ({"passed": 3, "failed": 1, "skipped": 0, "not applicable": 0}, "", False),
-        ({"passed": 0, "failed": 0, "skipped": 0, "not applicable": 2}, "", False),
-        ({}, "no python3.14 on this machine", False),
+        ({"passed": 3, "failed": 0, "skipped": 0, "not applicable": 2}, True, True),
+        ({"passed": 3, "failed": 0, "skipped": 1, "not applicable": 0}, True, False),
+        ({"passed": 3, "failed": 1, "skipped": 0, "not applicable": 0}, True, False),
+        ({"passed": 0, "failed": 0, "skipped": 0, "not applicable": 2}, True, False),
+        ({"passed": 3, "failed": 0, "skipped": 0, "not applicable": 2}, False, False),
     ],
 )
-def test_what_passed(counts: dict[str, int], reason: str, passed: bool) -> None:
-    """A skipped test, no test at all, and what was not tried are no pass: the next run tries them again."""
-    assert Result("x", "abc", "2026-01-01", counts=counts, not_tried=reason).passed is passed
+def test_what_passed(counts: dict[str, int], complete: bool, passed: bool) -> None:
+    """A skipped test, no test at all, and a run that was interrupted are no pass: the next run tries them again."""
+    parts = {"one": Part(counts), "two": Part(dict.fromkeys(counts, 0))}
+    assert Result("x", "abc", "2026-01-01", parts=parts, complete=complete).passed is passed
+
+
+def test_what_was_not_tried_did_not_pass() -> None:
+    """A target that the machine cannot try is tried again by the next run."""
+    assert not Result("x", "abc", "2026-01-01", not_tried="no python3.14 on this machine").passed
+
+
+def test_a_target_is_run_file_by_file() -> None:
+    """An interrupted run goes on with the next file, so folders are taken apart; a class that is not there is not."""
+    suite = "tests/conformance/test_brokers.py"
+    assert files(["tests/versions", f"{suite}::TestKafka", f"{suite}::TestNothing", "tests/missing"]) == [
+        "tests/versions/test_versions.py",
+        f"{suite}::TestKafka",
+    ]
 
 
 def test_results_are_kept(tmp_path: Path) -> None:
@@ -57,11 +72,13 @@ def test_results_are_kept(tmp_path: Path) -> None:
 def test_the_page_names_failures_and_what_was_not_tried(tmp_path: Path) -> None:
     """Nothing is left out: what failed, what could not be had and what nobody ran are all there."""
     missing = Result("python-3.14", "abc", "2026-01-01", not_tried="no python3.14 on this machine")
-    text = page({"kafka-3.9.1": read(tmp_path), "python-3.14": missing})
+    begun = Result("qpid", "abc", "2026-01-01", parts={"a": Part(dict.fromkeys(("passed", "failed"), 1))})
+    text = page({"kafka-3.9.1": read(tmp_path), "python-3.14": missing, "qpid": begun})
     assert "| Apache Kafka 3.9.1 | Apache Kafka 3.9.1 | 3.11.7 | 1 | 2 | 1 | 1 |" in text
     assert "* Apache Kafka 3.9.1: `tests.kafka.test_a::test_two`, `tests.kafka.test_a::test_three`" in text
     assert "* Python 3.14: no python3.14 on this machine." in text
-    assert text.count("it was not run") == len(TARGETS) - 2
+    assert "* Apache Qpid Broker-J: its run has not ended." in text
+    assert text.count("it was not run") == len(TARGETS) - 3
     assert [line for line in text.splitlines() if line.startswith("## ")] == ["## Failed", "## Not tried"]
     assert text.count("test_two") == 1
 

@@ -4,7 +4,9 @@ Uses the standard library and what the distribution declares, nothing else.
 """
 
 import asyncio
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from importlib import metadata
@@ -24,6 +26,7 @@ CLIENTS = {
     "pika": None,
     "confluent_kafka": None,
     "pytest": None,
+    "typer": "cqrs-brokers-cli",
 }
 
 
@@ -109,6 +112,20 @@ def check_testkit() -> None:
         assert f"cqrs-brokers-testkit[{extra}]" in error_of(partial(read, address, "orders", 1), ImportError)
 
 
+async def check_telemetry() -> None:
+    """With OpenTelemetry's API alone, which is all that it declares, a message is sent as without it."""
+    from cqrs_brokers import Broker, Message, MessageBroker, Receipt
+    from cqrs_brokers_opentelemetry import OpenTelemetryObserver
+
+    class Own(MessageBroker):
+        async def send_message(self, message: Message) -> Receipt:
+            assert not message.headers
+            return Receipt(message.message_id, message.topic, "own")
+
+    async with Broker(Own(), observers=[OpenTelemetryObserver()]) as broker:
+        assert (await broker.send_message(Message("OrderPlaced", "orders", {"id": 1}))).confirmed
+
+
 def check_outbox() -> None:
     """A message goes into a transaction of SQLite; no driver, python-cqrs or alembic is needed."""
     from sqlalchemy import create_engine, text
@@ -126,6 +143,27 @@ def check_outbox() -> None:
     engine.dispose()
 
 
+def check_command() -> None:
+    """Without any plugin: the command runs, lists nothing, and says what to install."""
+    said = command("list")
+    assert (said.returncode, "no broker is installed" in said.stdout) == (0, True), said
+    for scheme, distribution in (("kafka", "cqrs-broker-kafka"), ("amqp", "cqrs-broker-amqp")):
+        said = command("check", f"{scheme}://user:hidden-password@localhost")
+        assert said.returncode == 4, said
+        assert f"pip install {distribution}" in said.stdout, said
+        assert "hidden-password" not in said.stdout + said.stderr, said
+    with tempfile.TemporaryDirectory() as folder:
+        said = command("new", "acme", "--folder", f"{folder}/acme")
+        assert (said.returncode, said.stdout.count("cqrs_broker_acme")) == (0, 4), said
+    said = command("outbox", "status")
+    assert (said.returncode, "pip install cqrs-brokers-outbox" in said.stderr) == (4, True), said
+
+
+def command(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    program = [sys.executable, "-I", "-m", "cqrs_brokers_cli", *arguments]
+    return subprocess.run(program, capture_output=True, text=True, timeout=60, check=False)
+
+
 def main(distribution: str) -> None:
     import cqrs_brokers
 
@@ -139,6 +177,10 @@ def main(distribution: str) -> None:
         asyncio.run(check_sending("devnull://", confirmed=False))
     if distribution == "cqrs-broker-memory":
         asyncio.run(check_sending("memory://orders", confirmed=True))
+    if distribution == "cqrs-brokers-cli":
+        check_command()
+    if distribution == "cqrs-brokers-opentelemetry":
+        asyncio.run(check_telemetry())
     if distribution == "cqrs-brokers-outbox":
         check_outbox()
     if distribution == "cqrs-brokers-python-cqrs":

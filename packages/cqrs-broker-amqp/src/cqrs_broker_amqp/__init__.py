@@ -6,16 +6,18 @@
 
 or, without a config string, `AMQPMessageBroker(publisher=AMQPPublisherAdapter(dsn=…))`.
 
-The parts: `_options` and `_settings` (what is configured), `_broker` (the documented class), `_driver`
-(the connection), `_publisher` (what waits and what is in flight), `_stalled` (destinations that take nothing),
-`_declaring` (messages that wait for their queue), `_session` (one pass over the hosts), `_topology` (what is declared),
-`_rendering` (a message as bytes), `_errors` (which error means what), `_foreign` (whose server hung up), `_scram` (a
-log-in without TLS), `_logs` (nothing secret in aiormq's log), `_watch` (dead connections), `_reopening` (a closed
-channel), `_fallback` (aiormq's documented way), and `_client` and `_channels`, which alone know aiormq from the inside.
+The parts: `_options` and `_settings` (what is configured), `_broker` (the documented class), `_driver` (the
+connection), `_publisher` (what waits and what is in flight), `_leaving` (a channel without answers), `_stalled`
+(destinations that take nothing), `_declaring` (messages that wait for their queue), `_session` (one pass over the
+hosts), `_topology` (what is declared), `_rendering` (a message as bytes), `_errors` (which error means what),
+`_foreign` (whose server hung up), `_scram` (a log-in without TLS), `_logs` (nothing secret in aiormq's log), `_watch`
+(dead connections), `_reopening` (a closed channel), `_inspection` (`cqrs-brokers check`), `_fallback` (aiormq's
+documented way), and `_client` and `_channels`, which alone know aiormq from the inside.
 """
 
 from cqrs_brokers.driver import PipelinedDriver
 from cqrs_brokers.hooks import hookimpl
+from cqrs_brokers.inspection import Inspection
 from cqrs_brokers.options import BrokerOptions
 from cqrs_brokers.url import BrokerURL
 
@@ -38,3 +40,11 @@ def open_message_broker(url: BrokerURL, options: AMQPOptions) -> PipelinedDriver
     from ._driver import AMQPDriver  # aiormq is imported when it is needed, not when a plugin is described
 
     return AMQPDriver(AMQPSettings.of(url, options))
+
+
+@hookimpl
+def inspect_broker(url: BrokerURL, options: AMQPOptions) -> Inspection:
+    """What `cqrs-brokers check` learns from RabbitMQ."""
+    from ._inspection import AMQPInspection
+
+    return AMQPInspection(AMQPSettings.of(url, options))

@@ -184,15 +184,18 @@ class FastChannel(ConfirmChannel):
         if not acked and self._nacks_first:
             self._hold_nacks([tag for tag in tags if tag in handed])
             return
-        in_flight, find = self.in_flight, handed.pop
+        in_flight, find, watched = self.in_flight, handed.pop, self.watched
         answered: list[Entry] = []
+        deliveries: list[Delivery] = []
         for tag in tags:
             entry = find(tag, None)
             if entry is not None:  # else it was returned, or has its answer
                 del in_flight[entry[1]]
-                answered.append(entry)
+                deliveries.append(entry[0])
+                if watched or not acked:
+                    answered.append(entry)
         if acked:
-            confirm_all([entry[0] for entry in answered])
+            confirm_all(deliveries)
         else:
             for entry in answered:
                 self._failed(self, entry, aiormq.exceptions.DeliveryError(None, frame))

@@ -20,7 +20,7 @@ from cqrs_brokers.exceptions import (
 from cqrs_brokers.tasks import Tasks
 
 from ._channels import ConfirmChannel
-from ._errors import channel_limit, lost_error, scrubbed
+from ._errors import channel_limit, forbidden_publish, lost_error, scrubbed
 from ._logs import redact_client_logs
 from ._publisher import Publisher
 from ._session import Session, connect
@@ -177,6 +177,9 @@ class AMQPDriver(PipelinedDriver):
         if limit is not None:
             self._channel_limit = limit
         if session is self._session:
+            refused = forbidden_publish(error)
+            if refused is not None:
+                self._publisher.refused(refused)
             self.lost(lost_error(error))
 
     def channel_closed(self, channel: ConfirmChannel, error: BaseException | None) -> None:

@@ -49,6 +49,7 @@ __all__ = [
     "connect_error",
     "culprit",
     "forbidden",
+    "forbidden_publish",
     "lost_error",
     "publish_failure",
     "refusal",
@@ -66,6 +67,8 @@ _FORBIDDEN = re.compile(r"ACCESS_REFUSED - (?:\w+ )?access to (exchange|topic) "
 _FORBIDDEN_TOPIC = re.compile(r"ACCESS_REFUSED - (?:\w+ )?access to topic '(.*)' in exchange '")
 _INTERNAL_EXCHANGE = re.compile(r"ACCESS_REFUSED - cannot publish to internal exchange '")
 _TOO_LARGE = re.compile(r"PRECONDITION_FAILED - message size (\d+) is larger than configured max size (\d+)$")
+# Apache Qpid ends the connection where RabbitMQ closes the channel.
+_QPID_DENIES = re.compile(r"Permission PERFORM_ACTION\((connect|publish)\) is denied for ")
 _CHANNEL_LIMIT = re.compile(r"number of channels opened .*\blimit of \(?(\d+)\)?")
 _CHANNEL_MAX = re.compile(r"number of channels opened .*channel_max")
 
@@ -200,6 +203,9 @@ def _refused(code: int, reply: str, where: str, *, logged_in: bool) -> ConnectEr
         return UnreachableError(f"{said}: close other connections or raise the limit")
     if code in _PASSING:
         return UnreachableError(f"{said} ({code}): is it starting or stopping?")
+    denied = _QPID_DENIES.match(reply)
+    if denied and denied[1] == "connect":
+        return AuthorizationError(f"the user may not use the virtual host; {said}")
     if code == ACCESS_REFUSED or (not logged_in and code in (_NOT_ALLOWED, NOT_FOUND)):
         return AuthenticationError(f"{said}: check user and password (guest may log in from its own host only)")
     if code == _NOT_ALLOWED:
@@ -247,6 +253,19 @@ def _connection_reply(error: client.ConnectionClosed) -> tuple[int, str]:
     if len(error.args) == 2 and isinstance(error.args[0], int):
         return error.args[0], reply
     return _CONNECTION_CODES.get(type(error), 0), reply
+
+
+def forbidden_publish(error: BaseException | None) -> PublishForbiddenError | None:
+    """What the end of the connection means for the only message in flight, when it ended because of that."""
+    if not isinstance(error, client.ConnectionClosed):
+        return None
+    code, reply = _connection_reply(error)
+    denied = _QPID_DENIES.match(reply)
+    if code != ACCESS_REFUSED or denied is None or denied[1] != "publish":
+        return None
+    found = PublishForbiddenError(f"the broker refused the message: {reply}: grant the permission")
+    found.__cause__ = scrubbed(error)
+    return found
 
 
 def channel_limit(error: BaseException | None) -> int | None:

@@ -29,7 +29,6 @@ from cqrs_brokers.exceptions import (
     DeliveryTimeoutError,
     InvalidMessageError,
     NotDeliveredError,
-    UnreachableError,
     UnroutableError,
 )
 from cqrs_brokers.tasks import Tasks
@@ -46,12 +45,12 @@ from ._errors import (
     scrubbed,
     too_large,
 )
+from ._leaving import Leaving
 from ._options import AMQPOptions
 from ._rendering import Renderer
 from ._reopening import reopen
 from ._session import Session
-from ._stalled import LOOK_AGAIN, StalledDestinations
-from ._watch import PATIENCE, ConnectionWatch
+from ._watch import ConnectionWatch
 
 __all__ = ["Publisher"]
 
@@ -89,7 +88,6 @@ class Publisher:
             self._declarations = Declarations(
                 options, tasks, ready=self._ready_to_go, failed=self._not_declared, lost=lost
             )
-        self._stalled: StalledDestinations | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._session: Session | None = None
         self._state = State.CLOSED
@@ -97,10 +95,20 @@ class Publisher:
         self._channel: ConfirmChannel | None = None
         self._outbox: collections.deque[Entry] = collections.deque()
         self._flush_at: asyncio.Handle | None = None
-        self._look_at: asyncio.Handle | None = None
-        self._leaving: asyncio.Task[None] | None = None
+        self._leaving = Leaving(
+            tasks,
+            current=lambda: self._channel,
+            use=self._use_instead,
+            ready=self._go_first,
+            expect=lambda when: self._watch.expect(when),
+            lost=lost,
+        )
         self._watch = ConnectionWatch(
-            options.heartbeat, channels=self._channels, stuck=self._leave_soon, look=self._look, dead=lost
+            options.heartbeat,
+            channels=self._channels,
+            stuck=self._leaving.leave_soon,
+            look=self._leaving.look,
+            dead=lost,
         )
         self.callbacks: dict[str, Any] = {
             "failed": self._failed,
@@ -125,8 +133,7 @@ class Publisher:
         self._session = session
         session.connection.sockets.on_drained(self._flush_soon)
         self._watch.start(session)
-        if self._stalled is not None:
-            self._stalled.use(session)
+        self._leaving.start(session)
         if self._state is State.CLOSED:
             self._state = State.OPEN
         self._use(channel, anew=True)
@@ -138,7 +145,7 @@ class Publisher:
             anew: What was declared may be gone.
         """
         self._channel = channel
-        self._flush_at = self._look_at = None  # what was due in an event loop that is closed never comes
+        self._flush_at = None  # what was due in an event loop that is closed never comes
         if anew and self._declarations is not None and self._session is not None:
             waiting, self._outbox = self._outbox, collections.deque()
             self._declarations.use(self._session, waiting)
@@ -150,15 +157,11 @@ class Publisher:
         Returns:
             What was handed over and has no answer.
         """
-        unanswered: list[Entry] = []
-        stalled = self._stalled
-        if stalled is not None:
-            for channel in stalled.channels:
-                unanswered += channel.take()
-            self._outbox.extendleft(reversed(stalled.drop_channels()))
+        unanswered, waiting = self._leaving.stop()
+        self._outbox.extendleft(reversed(waiting))
         if self._channel is not None:
             unanswered += self._channel.take()
-        self._channel, self._session, self._state, self._leaving = None, None, State.CLOSED, None
+        self._channel, self._session, self._state = None, None, State.CLOSED
         if self._declarations is not None:
             self._declarations.stop()
         self._watch.stop()
@@ -176,8 +179,8 @@ class Publisher:
         waiting, self._outbox = self._outbox, collections.deque()
         if self._declarations is not None:
             self._declarations.drop(failed)
-        if self._stalled is not None:
-            self._stalled.drop(failed)
+        if self._leaving.stalled is not None:
+            self._leaving.stalled.drop(failed)
         self._outbox.extend(entry for entry in waiting if not failed(entry))
 
     # -- sending ------------------------------------------------------------------------------------------------------
@@ -232,7 +235,8 @@ class Publisher:
             return
         batch: list[Entry] = []
         room = 1 if channel.alone else FLUSH_BYTES
-        frame_max, spent, stalled = channel.connection.frame_max, channel.spent, self._stalled
+        frame_max, spent, stalled = channel.connection.frame_max, channel.spent, self._leaving.stalled
+        looked_at_from = min(frame_max, session.largest_body or frame_max)
         while outbox and room > 0:
             entry = outbox[0]
             delivery, message_id, frames, body, _, _ = entry
@@ -241,22 +245,23 @@ class Publisher:
                 # comes after it waits too, or the order would be lost.
                 channel.watched = True
                 break
-            if message_id in spent:
-                self._leave_soon(channel)
+            if spent and message_id in spent:
+                self._leaving.leave_soon(channel)
                 break
             outbox.popleft()
-            if len(frames) > frame_max or (body and session.largest_body):
+            size = len(frames) + len(body)
+            if size > looked_at_from:
                 error = too_large(entry, frame_max, session.largest_body)
                 if error is not None:
                     _fail(delivery, error)
                     continue
             if stalled is not None and stalled.holds(entry):
-                self._look_soon()
+                self._leaving.look_soon()
                 continue
             if delivery.handed_over():
                 in_flight[message_id] = 0
                 batch.append(entry)
-                room -= len(frames) + len(body)
+                room -= size
         if not batch:
             return
         if channel.alone:
@@ -290,12 +295,12 @@ class Publisher:
     # -- what RabbitMQ says -------------------------------------------------------------------------------------------
 
     def _answered(self, channel: ConfirmChannel, entries: Sequence[Entry]) -> None:
-        stalled = self._stalled
+        stalled = self._leaving.stalled
         if channel is self._channel:
             channel.watched = channel.alone = False
         if stalled is not None:
             stalled.answered(entries)
-            self._look_soon()
+            self._leaving.look_soon()
         self._flush_soon()
 
     def _failed(self, channel: ConfirmChannel, entry: Entry, error: BaseException) -> None:
@@ -315,7 +320,8 @@ class Publisher:
         if key is not None and any(one[4] == key and one[0].topic == topic for one in channel.entries()):
             return False  # what followed it may have found the queue that somebody else has made meanwhile
         delivery.returned()
-        behind = self._stalled.take(topic) if self._stalled is not None else []
+        stalled = self._leaving.stalled
+        behind = stalled.take(topic) if stalled is not None else []
         behind += [one for one in self._outbox if one[0].topic == topic]
         self._outbox = collections.deque(one for one in self._outbox if one[0].topic != topic)
         self._declarations.again((*entry[:5], True), behind)
@@ -326,7 +332,7 @@ class Publisher:
         late = "the broker did not confirm it before the deadline"
         if self._state is State.BLOCKED and handed:
             return DeliveryTimeoutError(f"{late}: {self._alarm}; it reads the message when the alarm is over")
-        if self._stalled is not None and self._stalled.suspects(topic):
+        if self._leaving.stalled is not None and self._leaving.stalled.suspects(topic):
             stuck = f"RabbitMQ takes nothing for routing key {topic!r}: is it a quorum queue without a majority?"
             if handed:
                 return DeliveryTimeoutError(f"{late}: {stuck}")
@@ -354,8 +360,15 @@ class Publisher:
             self._flush_soon()
 
     def _channels(self) -> list[ConfirmChannel]:
-        stalled = self._stalled.channels if self._stalled is not None else []
-        return [*stalled, *((self._channel,) if self._channel is not None else ())]
+        return [*self._leaving.channels, *((self._channel,) if self._channel is not None else ())]
+
+    def refused(self, error: NotDeliveredError) -> None:
+        """The server ends the connection because nobody with this login may publish (Apache Qpid)."""
+        channel = self._channel
+        if channel is not None and channel.alone and len(channel.in_flight) == 1:
+            for entry in channel.take():
+                entry[0].fail(error)
+            self.fail_waiting(error)
 
     def channel_closed(self, channel: ConfirmChannel, error: BaseException | None) -> None:
         """RabbitMQ closed a channel because of one message, without saying which."""
@@ -383,8 +396,8 @@ class Publisher:
             if self._declarations is not None:
                 self._declarations.pause()
             self._tasks.spawn(self._reopen(self._session, code, reply))
-        elif self._stalled is not None:
-            self._stalled.forget(channel)
+        elif self._leaving.stalled is not None:
+            self._leaving.stalled.forget(channel)
         if which is not None:
             # RabbitMQ takes nothing more on a channel after the message that it closes it for (AMQP 0-9-1, 1.5.2.5).
             self._send_again(unanswered[which + 1 :])
@@ -401,58 +414,12 @@ class Publisher:
                 self._link.reconnecting(None)
                 self._use(channel, anew=True)
 
-    # -- destinations that take nothing -------------------------------------------------------------------------------
-
-    def _leave_soon(self, channel: ConfirmChannel) -> None:
-        """Publishes on a fresh channel, if one opens: then the connection lives, and a destination is stuck."""
-        session = self._session
-        if channel is not self._channel or session is None or (self._leaving and not self._leaving.done()):
-            return
-        if session.has_room:
-            self._leaving = self._tasks.spawn(self._leave(session, channel, channel.quiet_since))
-        elif session.last_inbound > channel.quiet_since:
-            self._lost(
-                UnreachableError(
-                    f"{session.where} has not answered on the only channel that it allows for {PATIENCE:g} s: a "
-                    "destination takes nothing, and its channel had to be closed"
-                )
-            )
-
-    async def _leave(self, session: Session, channel: ConfirmChannel, quiet_since: float) -> None:
-        fresh = await session.open_another(self._tasks)
-        if fresh is None or session is not self._session:
-            return
-        if channel is not self._channel or (channel.quiet_since != quiet_since and not channel.spent):
-            fresh.close()  # there was an answer meanwhile
-            return
-        if self._stalled is None:
-            self._stalled = StalledDestinations(self._tasks, ready=self._go_first)
-            self._stalled.use(session)
-        self._stalled.leave(channel)
-        self._use(fresh, anew=False)
-        self._look_soon()
+    def _use_instead(self, channel: ConfirmChannel) -> None:
+        self._use(channel, anew=False)
 
     def _go_first(self, entries: list[Entry]) -> None:
         self._outbox.extendleft(reversed(entries))
         self._flush_soon()
-
-    def _look_soon(self) -> None:
-        if self._loop is not None and self._look_at is None:
-            self._look_at = self._loop.call_soon(self._look)
-
-    def _look(self) -> float | None:
-        """Looks at what is stuck; see `ConnectionWatch`."""
-        self._look_at = None
-        stalled = self._stalled
-        if stalled is None or self._loop is None or self._session is None:
-            return None
-        stalled.look(self._loop.time())
-        if stalled.over:
-            self._stalled = None
-        if stalled.idle:
-            return None
-        self._watch.expect(self._loop.time() + LOOK_AGAIN)
-        return LOOK_AGAIN
 
 
 def _fail(delivery: Delivery, error: DeliveryError) -> None:

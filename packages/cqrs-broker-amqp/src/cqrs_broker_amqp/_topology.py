@@ -21,7 +21,7 @@ from cqrs_brokers.exceptions import (
 from ._errors import ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED, channel_reply, scrubbed
 from ._options import AMQPOptions
 
-__all__ = ["declare_exchange", "declare_queue", "queue_error", "reopen_channel"]
+__all__ = ["declare_exchange", "declare_queue", "find_exchange", "queue_error", "reopen_channel"]
 
 _MISMATCH = re.compile(r"inequivalent arg '([^']*)' .*received (.*?) but current is (.*)$", re.DOTALL)
 _QUEUE_LIMIT = re.compile(r"queue limit in vhost .* is reached$", re.DOTALL)
@@ -40,7 +40,7 @@ async def declare_exchange(channel: Any, options: AMQPOptions) -> bool:
     if options.declare == "never" or not options.exchange:
         return True
     if options.declare == "passive":
-        found = await _find_exchange(channel, options.exchange)
+        found = await find_exchange(channel, options.exchange)
         if found is False:
             raise TopologyError(f"there is no exchange {options.exchange!r}: create it, or use declare=exchange")
         return found is True
@@ -73,11 +73,11 @@ async def reopen_channel(
         return channel, None
     if not look:
         return channel, None
-    found = await _find_exchange(channel, options.exchange)
+    found = await find_exchange(channel, options.exchange)
     return channel if found else await open_channel(), found
 
 
-async def _find_exchange(channel: Any, name: str) -> bool | None:
+async def find_exchange(channel: Any, name: str) -> bool | None:
     """Whether the exchange is there. Unless it is, RabbitMQ closes the channel.
 
     Returns:

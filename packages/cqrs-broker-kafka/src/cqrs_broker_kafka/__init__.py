@@ -7,13 +7,21 @@ This module is also the plugin: the entry point names it. aiokafka is imported w
 
 from cqrs_brokers.driver import PipelinedDriver
 from cqrs_brokers.hooks import hookimpl
+from cqrs_brokers.inspection import Inspection
 from cqrs_brokers.url import BrokerURL
 
 from ._broker import KafkaMessageBroker
 from ._options import KafkaOptions
 from ._settings import KafkaProducerAdapter, KafkaSettings
 
-__all__ = ["KafkaMessageBroker", "KafkaOptions", "KafkaProducerAdapter", "broker_options", "open_message_broker"]
+__all__ = [
+    "KafkaMessageBroker",
+    "KafkaOptions",
+    "KafkaProducerAdapter",
+    "broker_options",
+    "inspect_broker",
+    "open_message_broker",
+]
 
 
 @hookimpl
@@ -28,3 +36,11 @@ def open_message_broker(url: BrokerURL, options: KafkaOptions) -> PipelinedDrive
     from ._driver import KafkaDriver
 
     return KafkaDriver(KafkaSettings(url, options))
+
+
+@hookimpl
+def inspect_broker(url: BrokerURL, options: KafkaOptions) -> Inspection:
+    """What `cqrs-brokers check` learns from Kafka."""
+    from ._inspection import KafkaInspection
+
+    return KafkaInspection(KafkaSettings(url, options))

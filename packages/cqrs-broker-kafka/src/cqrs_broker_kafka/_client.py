@@ -1,5 +1,7 @@
 """All that touches aiokafka: its connections, its requests for metadata and producer ids, its checksum and codecs.
 
+`_inspection` makes requests of its own from aiokafka's documented classes.
+
 Of aiokafka we use no client and no producer, only one connection at a time: it connects, negotiates versions and logs
 in. A connection for produce requests is ours from then on; aiokafka's reader, which gets nothing any more, still
 notices when it ends. Eight names that aiokafka does not document are used, all of `AIOKafkaConnection`:
@@ -234,6 +236,11 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
         oldest, newest = self._versions.get(produce.API_KEY, (0, 0))
         if not oldest <= produce.API_VERSION <= newest:
             raise OldBrokerError
+
+    @property
+    def versions(self) -> dict[int, tuple[int, int]]:
+        """The oldest and the newest version of each request that the broker knows, by the request's API key."""
+        return dict(self._versions)
 
     def write(self, request: bytes, answered: Callable[[list[bytes]], None]) -> None:
         """Writes a request. The connection is the caller's from then on: aiokafka is not asked to send on it any more.

@@ -363,12 +363,16 @@ class KafkaDriver(PipelinedDriver):
             return error_of(last, in_doubt=False)
         if last is not None:
             return BackpressureError(
-                f"the partition took nothing until the deadline, the last answer was {last.name}: {last.text}"
+                f"partition {partition.number} took nothing until the deadline, the last answer was {last.name}: "
+                f"{last.text}"
             )
         if node is None:
-            return BackpressureError("the partition has no leader: see the state of the cluster, and send again later")
+            text = f"partition {partition.number} has no leader: see the state of the cluster, and send again later"
+            return BackpressureError(text)
         if node.failure is not None:
-            return BackpressureError(f"node {node.number} at {node.host}, the partition's leader, cannot be reached")
+            return BackpressureError(
+                f"node {node.number} at {node.host}, the leader of partition {partition.number}, cannot be reached"
+            )
         return None
 
     async def ping(self) -> None:

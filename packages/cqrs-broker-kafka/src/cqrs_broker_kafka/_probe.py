@@ -24,7 +24,7 @@ from cqrs_brokers.url import Host
 from ._client import Connection, TokenError, errors
 from ._settings import KafkaSettings
 
-__all__ = ["Finding", "Greeting", "first_that_answers"]
+__all__ = ["Finding", "Greeting", "first_that_answers", "judge_greeting"]
 
 AGAIN_AFTER = 0.3
 PATIENCE = 0.3
@@ -60,7 +60,7 @@ async def _greet(settings: KafkaSettings, host: Host) -> Greeting:
     """Connects to one host as the producer will, and asks for the nodes.
 
     Raises:
-        OSError, KafkaError, ssl.SSLError, TimeoutError, TokenError: Whatever went wrong; `_judge_greeting` knows.
+        OSError, KafkaError, ssl.SSLError, TimeoutError, TokenError: Whatever went wrong; `judge_greeting` knows.
     """
     connection = await Connection.open(settings, host)
     try:
@@ -216,7 +216,7 @@ async def _ask_all(settings: KafkaSettings, until: float) -> Greeting | Finding:
                 error = asyncio.CancelledError() if task.cancelled() else task.exception()
                 if error is None:
                     return task.result()
-                findings.append(_judge_greeting(error, asked[task], settings))
+                findings.append(judge_greeting(error, asked[task], settings))
     finally:
         for task in waiting:
             task.cancel()
@@ -232,7 +232,7 @@ def _importance(finding: Finding) -> int:
     return _SAYS_MOST.index(type(finding.error)) + (10 if finding.inferred else 0)
 
 
-def _judge_greeting(error: BaseException, host: Host, settings: KafkaSettings) -> Finding:
+def judge_greeting(error: BaseException, host: Host, settings: KafkaSettings) -> Finding:
     """What it means that a host could not be greeted."""
     finding = _judge(error, host, settings)
     finding.error.__cause__ = error
@@ -257,6 +257,8 @@ def _judge(error: BaseException, host: Host, settings: KafkaSettings) -> Finding
         return Finding(ProtocolError(text))
     if isinstance(error, errors.ClusterAuthorizationFailedError):
         return Finding(AuthorizationError(f"the user may not use the cluster at {host}"))
+    if isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN:
+        return Finding(UnreachableError(f"the name of {host} was not resolved: the name server does not answer"))
     if isinstance(error, socket.gaierror):
         return Finding(UnreachableError(f"the host name of {host} cannot be resolved: {error.strerror}"))
     if isinstance(error, ConnectionRefusedError):
@@ -265,7 +267,7 @@ def _judge(error: BaseException, host: Host, settings: KafkaSettings) -> Finding
         text = f"{host} closes the connection at the first request: the listener wants SASL; check security_protocol"
         return Finding(ProtocolError(text), inferred=True)
     if isinstance(error, TimeoutError | errors.RequestTimedOutError):
-        return Finding(UnreachableError(f"{host} does not answer"))
+        return Finding(UnreachableError(f"{host} does not answer: check address and network"))
     if options.tls and isinstance(error, OSError | errors.KafkaConnectionError):
         text = f"{host} closes the connection in the TLS handshake: is this its TLS port? Check security_protocol"
         return Finding(TLSError(text), inferred=True)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from cqrs_brokers.driver import Delivery, Message, content_type_of, id_text, timestamp_ms
 
-__all__ = ["HEAD_SIZE", "PLACE_SIZE", "Encode", "Record", "RecordMaker", "varints"]
+__all__ = ["Encode", "HEAD_SIZE", "PLACE_SIZE", "Record", "RecordMaker", "varints"]
 
 HEAD_SIZE = 61
 """The bytes of a batch before its records."""

@@ -3,9 +3,22 @@
     from cqrs_brokers import Message, open_broker
 
     async with open_broker("kafka://localhost:9092") as broker:
-        receipt = await broker.send_message(Message("OrderPlaced", "orders", {"id": 1}, key="1"))
+        receipt = await broker.send_message(Message(message_name="OrderPlaced", topic="orders", payload={"id": 1}))
 
-For plugin authors: `cqrs_brokers.driver` and `cqrs_brokers.hooks`.
+An application needs these names; `help(name)` shows each:
+
+    open_broker                      makes a Broker from a config string, or from $CQRS_BROKER_URL
+    Broker                           sends messages: send_message, send_messages, publish, flush, health, close
+    Message, NotificationEvent, ECSTEvent    what is sent
+    Receipt                          a send was confirmed
+    NotDeliveredError                a send failed: the message is not in the broker
+    DeliveryUnknownError             nobody knows: the message may be in the broker
+    SyncBroker                       for code without an event loop
+    lifespan                         for FastAPI and Starlette
+    Observer                         hears of every outcome
+    MessageBroker                    the base of a broker of your own
+
+For authors of plugins: `cqrs_brokers.driver` and `cqrs_brokers.hooks`.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -275,6 +275,7 @@ class Broker(MessageBroker):
             except NotDeliveredError as refusal:
                 return [self.refuse(message, type(refusal)(refusal.text)) for message in messages]
         window, coercion, validator, observers = self._window, self._coercion, self._validator, self._observers
+        asked = self._are_asked
         seconds = self._settings.delivery_timeout if timeout is None else self._checked_timeout(timeout, *messages)
         bulk = BulkOutcomes(loop.create_future(), timeout)
         outcomes = bulk.outcomes
@@ -294,7 +295,7 @@ class Broker(MessageBroker):
             except Exception as error:
                 outcomes.append(self.refuse(message, coercion.unreadable(error, message)))
                 continue
-            if self._are_asked:
+            if asked:
                 ready, size = observers.before_send(ready, size)
             deliveries.append(BulkDelivery(ready, deadline, size, self._in_flight, bulk, index))
             outcomes.append(None)

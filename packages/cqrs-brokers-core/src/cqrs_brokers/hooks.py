@@ -1,4 +1,4 @@
-"""The two pluggy hooks that a plugin implements for its schemes.
+"""The pluggy hooks that a plugin implements for its schemes.
 
 A plugin is a module (or an object) that its distribution's entry point in the group `cqrs_brokers` names, under the
 scheme it owns:
@@ -17,6 +17,8 @@ scheme it owns:
     @hookimpl
     def open_message_broker(url, options):
         return AcmeDriver(url.hosts, options)
+
+A third hook, `inspect_broker`, is optional: see `cqrs_brokers.inspection`.
 
 An implementation may take fewer arguments than the specification; so a later core can add arguments without breaking
 today's plugins. An argument that the specification does not have is an error that names the plugin.

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from operator import attrgetter
 from time import time_ns
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -245,13 +246,14 @@ class EventBody(dict[str, Any]):
         self.deleted = deleted
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _event_body, (dict(self), self.event_name, self.ordering_key, dict(self.headers), self.deleted)
-
-
-def _event_body(
-    body: dict[str, Any], event_name: str, ordering_key: str | None, headers: dict[str, HeaderValue], deleted: bool
-) -> EventBody:
-    return EventBody(body, event_name=event_name, ordering_key=ordering_key, headers=headers, deleted=deleted)
+        rebuild = partial(
+            EventBody,
+            event_name=self.event_name,
+            ordering_key=self.ordering_key,
+            headers=dict(self.headers),
+            deleted=self.deleted,
+        )
+        return rebuild, (dict(self),)
 
 
 @runtime_checkable

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pydantic import GetCoreSchemaHandler
     from pydantic_core import CoreSchema
 
-__all__ = ["MASK", "Secret"]
+__all__ = ["MASK", "Secret", "masked", "secrets_in"]
 
 MASK: Final = "**********"
 """What is shown instead of a secret. Its length says nothing about the secret's."""

@@ -25,16 +25,17 @@ __all__ = ["main"]
 DATABASE = "CQRS_OUTBOX_DATABASE"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, *, program: str = "python -m cqrs_brokers_outbox") -> int:
     """Runs a command.
 
     Args:
         arguments: The command line, without the program's name. Default: that of the process.
+        program: The program's name.
 
     Returns:
         The exit code: 0, or 1 when it failed; `status` returns 2 when something needs a person.
     """
-    options = _parser().parse_args(arguments)
+    options = _parser(program).parse_args(arguments)
     database = options.database or os.environ.get(DATABASE)
     if not database:
         print(f"no database: pass --database URL, or set {DATABASE}", file=sys.stderr)
@@ -145,12 +146,12 @@ async def _partitions(options: argparse.Namespace, engine: AsyncEngine, outbox: 
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(program: str) -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--database", metavar="URL", help=f"SQLAlchemy's URL, asynchronous; default: ${DATABASE}")
     common.add_argument("--table", default="outbox", help="the outbox's table (default: outbox)")
     common.add_argument("--schema", help="its schema")
-    parser = argparse.ArgumentParser(prog="python -m cqrs_brokers_outbox", description=__doc__)
+    parser = argparse.ArgumentParser(prog=program, description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[..., Awaitable[int]], text: str) -> argparse.ArgumentParser:

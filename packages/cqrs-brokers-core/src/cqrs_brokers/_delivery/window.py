@@ -24,6 +24,8 @@ __all__ = ["Window"]
 
 LOOK_EVERY = 1.0
 """How often the window looks for stuck destinations while messages wait for room, in seconds."""
+FIRST_LOOK = 0.1
+"""When it looks for the first time: what the destinations hold then is what they must have taken by the next time."""
 
 
 class Window:
@@ -60,6 +62,8 @@ class Window:
         self.wakeups: Wakeups
         """The callers that are to be woken in this event loop."""
         self._stuck = StuckDestinations(in_flight, destination)
+        self._aside: tuple[int, Sending] | None = None
+        """How many of the first that wait must go on waiting, until something stuck is let go of; the last of them."""
         self._looking: asyncio.TimerHandle | None = None
         self._deadlines = Deadlines(in_flight, self._waiting, why_not_taken, why_late, self._stuck.reason, timeout)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -145,15 +149,16 @@ class Window:
         waiting, places, stuck = self._waiting, self._in_flight, self._stuck
         room = places.max_count + stuck.lent - places.count
         most_bytes = places.max_bytes + stuck.lent_bytes
-        if stuck.names:
-            stuck.count()
         batch: list[Sending] = []
-        passed: list[Sending] = []
-        while waiting and room > 0:
+        aside = self._take_aside() if stuck.names else 0
+        left = len(waiting) - aside
+        while left and room > 0:
             delivery = waiting[0]
             if not delivery.done:
                 if stuck.names and stuck.must_wait(delivery):
-                    passed.append(waiting.popleft())
+                    waiting.rotate(-1)  # behind those that were put aside before
+                    aside += 1
+                    left -= 1
                     continue
                 if places.bytes + delivery.size > most_bytes and places.bytes:
                     break
@@ -163,7 +168,10 @@ class Window:
                 room -= 1
                 batch.append(delivery)
             waiting.popleft()
-        waiting.extendleft(reversed(passed))
+            left -= 1
+        if aside:
+            waiting.rotate(aside)
+            self._aside = aside, waiting[aside - 1]
         places.room_is_wanted = bool(waiting)
         if waiting:
             self._look_later()
@@ -173,9 +181,23 @@ class Window:
             except Exception as error:
                 self._not_submitted(batch, error)
 
-    def _look_later(self) -> None:
+    def _take_aside(self) -> int:
+        """Moves those that must wait, as was found before, behind all others; `refill` moves them back.
+
+        Returns:
+            How many they are.
+        """
+        aside, self._aside = self._aside, None
+        if self._stuck.count() or aside is None or len(self._waiting) < aside[0]:
+            return 0
+        if self._waiting[aside[0] - 1] is not aside[1]:  # a deadline has passed, or a caller was cancelled
+            return 0
+        self._waiting.rotate(-aside[0])
+        return aside[0]
+
+    def _look_later(self, delay: float = FIRST_LOOK) -> None:
         if self._looking is None and self._loop is not None:
-            self._looking = self._loop.call_later(LOOK_EVERY, self._look)
+            self._looking = self._loop.call_later(delay, self._look)
 
     def _look(self) -> None:
         self._looking = None
@@ -183,6 +205,8 @@ class Window:
             self._stuck.clear()
             return
         self._stuck.look()
+        self._aside = None
+        self._look_later(LOOK_EVERY)
         self.refill()
 
     def _wait(self, deliveries: Sequence[Sending]) -> None:

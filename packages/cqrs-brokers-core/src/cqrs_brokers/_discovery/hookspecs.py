@@ -1,4 +1,4 @@
-"""The two hooks of a plugin, as pluggy specifications."""
+"""The hooks of a plugin, as pluggy specifications."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
+    from cqrs_brokers.inspection import Inspection
     from cqrs_brokers.options import BrokerOptions
     from cqrs_brokers.protocol import MessageBroker
     from cqrs_brokers.url import BrokerURL
@@ -43,5 +44,21 @@ class BrokerHooks:
 
         Raises:
             ConfigError: The options contradict each other in a way that their model cannot check.
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    @hookspec(firstresult=True)
+    def inspect_broker(url: BrokerURL, options: BrokerOptions) -> Inspection:
+        """What the plugin can find out about a config string, for `cqrs-brokers check`. Synchronous, no I/O.
+
+        Optional.
+
+        Args:
+            url: As in `open_message_broker`.
+            options: As there.
+
+        Raises:
+            ConfigError: As there.
         """
         raise NotImplementedError

@@ -9,7 +9,7 @@ import importlib
 import inspect
 import re
 from collections.abc import Iterable
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import pluggy
 
@@ -23,6 +23,9 @@ from cqrs_brokers.url import SCHEME, BrokerURL
 from .discovery import find_owner
 from .hookspecs import PROJECT, BrokerHooks
 from .installed import Claim
+
+if TYPE_CHECKING:
+    from cqrs_brokers.inspection import Inspection
 
 __all__ = ["Plugin", "load_plugin", "register_plugin", "unregister_plugin"]
 
@@ -66,9 +69,7 @@ class Plugin(NamedTuple):
             ConfigError: From the plugin.
             PluginContractError: It raised something else, or gave no `MessageBroker`.
         """
-        driver, problem = self._ask("open_message_broker", url=url, options=options)
-        if problem is not None:
-            self._failed(problem, url, options)
+        driver = self._made("open_message_broker", url, options)
         if inspect.iscoroutine(driver):
             driver.close()
         if isinstance(driver, Broker):
@@ -79,6 +80,29 @@ class Plugin(NamedTuple):
             )
         return driver
 
+    def inspection(self, url: BrokerURL, options: BrokerOptions) -> Inspection | None:
+        """What its `inspect_broker` hook makes, for `cqrs-brokers check`; None when it has none.
+
+        Raises:
+            ConfigError: From the plugin.
+            PluginContractError: It raised something else, or gave no `Inspection`.
+        """
+        from cqrs_brokers.inspection import Inspection  # no application needs it
+
+        if all(hook.plugin is not self.implementation for hook in _manager.hook.inspect_broker.get_hookimpls()):
+            return None
+        made = self._made("inspect_broker", url, options)
+        if not isinstance(made, Inspection):
+            raise PluginContractError(f"inspect_broker of {self.title} must return an Inspection, not {_kind(made)}")
+        return made
+
+    def _made(self, hook: str, url: BrokerURL, options: BrokerOptions) -> Any:
+        """What a hook makes of a URL and its options."""
+        made, problem = self._ask(hook, url=url, options=options)
+        if problem is not None:
+            self._failed(hook, problem, url, options)
+        return made
+
     def _ask(self, name: str, **arguments: object) -> tuple[Any, Exception | None]:
         """What a hook of this plugin returned, or what it raised."""
         # A plain call would be answered by whichever plugin was registered last.
@@ -88,7 +112,7 @@ class Plugin(NamedTuple):
         except Exception as error:
             return None, error
 
-    def _failed(self, error: Exception, url: BrokerURL, options: BrokerOptions) -> NoReturn:
+    def _failed(self, hook: str, error: Exception, url: BrokerURL, options: BrokerOptions) -> NoReturn:
         """Raises the plugin's error without the secrets that the plugin was given.
 
         The text of a client library's error, or of its cause, may quote them. Then the cause is left out.
@@ -103,7 +127,7 @@ class Plugin(NamedTuple):
             problems = error.problems if isinstance(error, ConfigError) else (error.text,)
             problems = tuple(masked(problem, secrets) for problem in problems)
             raise ConfigError(problems) if isinstance(error, ConfigError) else type(error)(*problems)
-        text = f"open_message_broker of {self.title} raised {type(error).__name__}; only a ConfigError may leave it"
+        text = f"{hook} of {self.title} raised {type(error).__name__}; only a ConfigError may leave it"
         raise PluginContractError(text) from (error if clean else None)
 
 
@@ -190,7 +214,7 @@ def _register(plugin: object, name: str, title: str) -> None:
         _manager.register(plugin, name)
         _manager.check_pending()
         marked = {caller.name for caller in _manager.get_hookcallers(plugin) or ()}
-        for hook in ("broker_options", "open_message_broker"):
+        for hook in ("broker_options", "open_message_broker", "inspect_broker"):
             if hook not in marked and hasattr(plugin, hook):
                 problem = f"its {hook} is not marked with @hookimpl"
         if problem is None and "open_message_broker" not in marked:

@@ -183,7 +183,7 @@ class Validator:
         if not isinstance(timestamp, datetime) or timestamp.tzinfo is None:
             self._refuse(message, "timestamp must be a timezone-aware datetime: use datetime.now(UTC)")
         if timestamp.year <= 1970 and timestamp < _EPOCH:  # the year is cheap to ask; no zone is a year off
-            self._refuse(message, "timestamp is before 1970-01-01, which no broker can carry")
+            self._refuse(message, "timestamp is before 1970-01-01, which not every broker can carry")
 
     def _checked_topic(self, message: Message, topic: Any) -> str:
         topic = self._plain(message, topic, "topic")

@@ -45,7 +45,8 @@ class Case:
         waivable: The harness may say that the broker has no such thing (`Harness.not_applicable`).
         like: Waived with this case, which is about the same thing.
         limit: Seconds after which it has failed.
-        waits: It mostly waits, and touches nothing that another case uses: it runs beside others of this kind.
+        waits: It mostly waits, and touches nothing that another case uses: it runs beside others of this kind. What it
+            asks of the harness must be quick, because the others wait for their turn.
     """
 
     id: str

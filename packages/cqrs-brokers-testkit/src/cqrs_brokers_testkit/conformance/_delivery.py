@@ -195,7 +195,7 @@ async def unroutable_twin_is_told_apart(ctx: Context) -> None:
             check(isinstance(outcome, wanted), f"expected {wanted.__name__} for {message.topic}, got {show(outcome)}")
 
 
-@case("delivery.missing-destination", "live", needs=["missing_destination"], waivable=True, waits=True)
+@case("delivery.missing-destination", "live", needs=["missing_destination"], waivable=True)
 async def missing_destination(ctx: Context) -> None:
     """A destination that does not exist: opening works, sending says `DestinationNotFoundError`."""
     target = await ctx.do(ctx.harness.missing_destination)
@@ -205,7 +205,7 @@ async def missing_destination(ctx: Context) -> None:
         check(type(outcome) is DestinationNotFoundError, f"a missing destination became {show(outcome)}")
 
 
-@case("delivery.forbidden-destination", "live", needs=["forbidden_destination"], waivable=True, waits=True)
+@case("delivery.forbidden-destination", "live", needs=["forbidden_destination"], waivable=True)
 async def forbidden_destination(ctx: Context) -> None:
     """A destination that the credentials must not publish to: `PublishForbiddenError`."""
     target = await ctx.once(ctx.harness.forbidden_destination)

@@ -32,7 +32,6 @@ _WITHOUT = (
     "org.apache.qpid:qpid-bdbstore",
     "org.apache.qpid:qpid-broker-plugins-amqp-1-0-protocol-bdb-link-store",
     "org.apache.qpid:qpid-broker-plugins-berkeleydb-store",
-    "org.apache.qpid:qpid-broker-plugins-derby-store",
     "org.apache.qpid:qpid-broker-plugins-management-http",
     "org.apache.qpid:qpid-broker-plugins-prometheus-exporter",
     "org.apache.qpid:qpid-broker-plugins-websocket",
@@ -185,7 +184,7 @@ def qpid_installation(progress: Progress, version: str = QPID_VERSION) -> QpidIn
     libs, failure = jars(
         f"Apache Qpid Broker-J {version}",
         {"org.apache.qpid:qpid-broker": version},
-        _cached("qpid", version),
+        _cached("qpid-with-derby", version),
         progress,
         without=_WITHOUT,
     )

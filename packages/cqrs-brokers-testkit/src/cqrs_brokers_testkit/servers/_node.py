@@ -80,9 +80,11 @@ _Server = TypeVar("_Server", bound=PrivateServer)
 
 
 @contextlib.contextmanager
-def run_private(kind: str, make: Callable[[Path], _Server], progress: Progress) -> Iterator[_Server]:
-    """Make a server in a temporary folder and run it for the length of a `with` block."""
-    with server_folder(kind, progress) as folder:
+def run_private(
+    kind: str, make: Callable[[Path], _Server], progress: Progress, *, in_memory: bool = False
+) -> Iterator[_Server]:
+    """Make a server in a temporary folder and run it for the length of a `with` block; see `server_folder`."""
+    with server_folder(kind, progress, in_memory=in_memory) as folder:
         server = make(folder)
         try:
             server.start()

@@ -21,6 +21,7 @@ from pathlib import Path
 from cqrs_brokers_testkit.servers import _guard as guard_script
 from cqrs_brokers_testkit.servers._install import Progress
 
+_MEMORY = "/dev/shm"  # noqa: S108 - mkdtemp makes a folder of its own there
 LOOPBACK = "127.0.0.1"
 
 _handed_out: set[int] = set()
@@ -79,13 +80,17 @@ def accepts(port: int) -> bool:
 
 
 @contextlib.contextmanager
-def server_folder(kind: str, progress: Progress) -> Iterator[Path]:
+def server_folder(kind: str, progress: Progress, *, in_memory: bool = False) -> Iterator[Path]:
     """Make a temporary folder for a server's data and logs, and remove it.
+
+    With `in_memory` it is on a file system that needs no disk, where there is one: what is in it outlives the server's
+    processes all the same, and nothing waits for a disk.
 
     If the block raises, the folder is kept and `progress` says where it is. With `CQRS_TEST_LOG_DIR` set, all log files
     (*.log) are copied there in any case.
     """
-    folder = Path(tempfile.mkdtemp(prefix=f"cqrs-brokers-{kind}-"))
+    place = _MEMORY if in_memory and os.access(_MEMORY, os.W_OK) else None
+    folder = Path(tempfile.mkdtemp(prefix=f"cqrs-brokers-{kind}-", dir=place))
     _guard().tell(f"+{folder}")
     keep = True
     try:

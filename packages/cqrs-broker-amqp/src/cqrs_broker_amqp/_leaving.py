@@ -1,0 +1,119 @@
+"""A channel without answers is left for a fresh one, while the connection lives. See `_stalled` for what follows."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from cqrs_brokers.exceptions import ConnectError, UnreachableError
+from cqrs_brokers.tasks import Tasks
+
+from ._channels import ConfirmChannel, Entry
+from ._session import Session
+from ._stalled import LOOK_AGAIN, StalledDestinations
+from ._watch import PATIENCE
+
+__all__ = ["Leaving"]
+
+
+class Leaving:
+    """Leaves channels, and keeps the destinations that are stuck while there are some.
+
+    Args:
+        tasks: Where a fresh channel is opened.
+        current: The channel that is published on.
+        use: Called with a fresh channel in its place.
+        ready: Called with messages that may be sent on the channel in use, before all that is there.
+        expect: Called with the time, in the loop's, by which `look` is to be called again.
+        lost: Called when the only channel that the server allows is stuck.
+    """
+
+    def __init__(
+        self,
+        tasks: Tasks,
+        *,
+        current: Callable[[], ConfirmChannel | None],
+        use: Callable[[ConfirmChannel], None],
+        ready: Callable[[list[Entry]], None],
+        expect: Callable[[float], None],
+        lost: Callable[[ConnectError], None],
+    ) -> None:
+        self._tasks = tasks
+        self._current, self._use, self._ready, self._expect, self._lost = current, use, ready, expect, lost
+        self._session: Session | None = None
+        self._opening: asyncio.Task[None] | None = None
+        self._look_at: asyncio.Handle | None = None
+        self.stalled: StalledDestinations | None = None
+        """What is stuck; None: nothing."""
+
+    @property
+    def channels(self) -> list[ConfirmChannel]:
+        """The channels that were left and may have answers yet."""
+        return self.stalled.channels if self.stalled is not None else []
+
+    def start(self, session: Session) -> None:
+        """A new connection."""
+        self._session, self._look_at = session, None  # what was due in an event loop that is closed never comes
+        if self.stalled is not None:
+            self.stalled.use(session)
+
+    def stop(self) -> tuple[list[Entry], list[Entry]]:
+        """There is no connection. The owner ends the tasks.
+
+        Returns:
+            What was handed over and has no answer, and what waited.
+        """
+        self._session = self._opening = None
+        if self.stalled is None:
+            return [], []
+        unanswered = [entry for channel in self.stalled.channels for entry in channel.take()]
+        return unanswered, self.stalled.drop_channels()
+
+    def leave_soon(self, channel: ConfirmChannel) -> None:
+        """Publishes on a fresh channel, if one opens: then the connection lives, and a destination is stuck."""
+        session = self._session
+        if channel is not self._current() or session is None or (self._opening and not self._opening.done()):
+            return
+        if session.has_room:
+            self._opening = self._tasks.spawn(self._leave(session, channel, channel.quiet_since))
+        elif session.last_inbound > channel.quiet_since:
+            self._lost(
+                UnreachableError(
+                    f"{session.where} has not answered on the only channel that it allows for {PATIENCE:g} s: a "
+                    "destination takes nothing, and its channel had to be closed"
+                )
+            )
+
+    async def _leave(self, session: Session, channel: ConfirmChannel, quiet_since: float) -> None:
+        fresh = await session.open_another(self._tasks)
+        if fresh is None or session is not self._session:
+            return
+        if channel is not self._current() or (channel.quiet_since != quiet_since and not channel.spent):
+            fresh.close()  # there was an answer meanwhile
+            return
+        if self.stalled is None:
+            self.stalled = StalledDestinations(self._tasks, ready=self._ready)
+            self.stalled.use(session)
+        self.stalled.leave(channel)
+        self._use(fresh)
+        self.look_soon()
+
+    def look_soon(self) -> None:
+        """Looks once, however many answers come in this turn of the event loop."""
+        if self._look_at is None:
+            self._look_at = asyncio.get_running_loop().call_soon(self.look)
+
+    def look(self) -> float | None:
+        """Looks at what is stuck; see `ConnectionWatch`."""
+        self._look_at = None
+        stalled = self.stalled
+        if stalled is None or self._session is None:
+            return None
+        now = asyncio.get_running_loop().time()
+        stalled.look(now)
+        if stalled.over:
+            self.stalled = None
+        if stalled.idle:
+            return None
+        self._expect(now + LOOK_AGAIN)
+        return LOOK_AGAIN

@@ -1,0 +1,381 @@
+"""What `cqrs-brokers check` learns from Kafka: nodes, topics, and the settings of topics. It changes nothing there.
+
+Kafka shows a user what it may do with a topic (Metadata, version 8, KIP-430; aiokafka's own stops at 5), and the
+settings of a topic to those who may see them (DescribeConfigs).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from typing import Any
+
+from aiokafka.protocol.admin import DescribeConfigsRequest
+from aiokafka.protocol.api import Request, RequestStruct, Response
+from aiokafka.protocol.types import Array, Boolean, Int16, Int32, Schema, String
+
+from cqrs_brokers.exceptions import AuthorizationError, ConnectError, ProtocolError, UnreachableError
+from cqrs_brokers.inspection import Endpoint, Finding, Inspection
+from cqrs_brokers.url import Host
+
+from . import _produce as produce
+from ._client import Connection, errors, why_unsupported
+from ._logs import redact_client_logs
+from ._probe import Greeting, first_that_answers, judge_greeting
+from ._settings import KafkaSettings
+
+__all__ = ["KafkaInspection"]
+
+_VERSIONS = {8: "2.4", 9: "2.8", 10: "3.7", 11: "3.8", 12: "4.0", 13: "4.1"}
+"""Since which version of Kafka a node knows that version of the produce request."""
+_TOPIC, _NODE = 2, 4
+"""Kinds of resources in DescribeConfigs."""
+_WRITE = 1 << 4
+"""In the set of operations that are allowed, `AclOperation.WRITE`."""
+_ID_PAUSE = 0.1
+"""Seconds before a producer id is asked for again."""
+_NOT_SAID = -(2**31)
+_UNKNOWN_TOPIC, _FORBIDDEN, _CLUSTER_FORBIDDEN = 3, 29, 31
+_FOR_EVER = 2**63 - 1
+_TOPIC_SETTINGS = [
+    "cleanup.policy",
+    "max.message.bytes",
+    "message.timestamp.after.max.ms",
+    "message.timestamp.before.max.ms",
+    "message.timestamp.difference.max.ms",  # the name of both before Kafka 3.6
+    "message.timestamp.type",
+    "min.insync.replicas",
+    "unclean.leader.election.enable",
+]
+
+
+class _MetadataAnswer(Response):  # type: ignore[misc]
+    API_KEY = 3
+    API_VERSION = 8
+    SCHEMA = Schema(
+        ("throttle_time_ms", Int32),
+        (
+            "brokers",
+            Array(("node_id", Int32), ("host", String("utf-8")), ("port", Int32), ("rack", String("utf-8"))),
+        ),
+        ("cluster_id", String("utf-8")),
+        ("controller_id", Int32),
+        (
+            "topics",
+            Array(
+                ("error_code", Int16),
+                ("topic", String("utf-8")),
+                ("is_internal", Boolean),
+                (
+                    "partitions",
+                    Array(
+                        ("error_code", Int16),
+                        ("partition", Int32),
+                        ("leader", Int32),
+                        ("leader_epoch", Int32),
+                        ("replicas", Array(Int32)),
+                        ("isr", Array(Int32)),
+                        ("offline_replicas", Array(Int32)),
+                    ),
+                ),
+                ("authorized_operations", Int32),
+            ),
+        ),
+        ("cluster_authorized_operations", Int32),
+    )
+
+
+class _MetadataQuestion(RequestStruct):  # type: ignore[misc]
+    API_KEY = 3
+    API_VERSION = 8
+    RESPONSE_TYPE = _MetadataAnswer
+    SCHEMA = Schema(
+        ("topics", Array(String("utf-8"))),
+        ("allow_auto_topic_creation", Boolean),
+        ("include_cluster_authorized_operations", Boolean),
+        ("include_topic_authorized_operations", Boolean),
+    )
+
+
+class _TopicMetadata(Request[_MetadataQuestion]):  # type: ignore[misc]
+    API_KEY = 3
+
+    def __init__(self, topic: str) -> None:
+        self._topic = topic
+
+    def build(self, request_struct_class: type[_MetadataQuestion]) -> _MetadataQuestion:
+        return request_struct_class([self._topic], False, False, True)
+
+
+class KafkaInspection(Inspection):
+    """See `Inspection`.
+
+    Args:
+        settings: Where and how.
+    """
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._settings = settings
+        self._options = settings.options
+        self._connections: list[Connection] = []
+        """To the nodes that can be reached; the first is asked about topics."""
+        self._unreachable: set[int] = set()
+        """Nodes that the cluster advertises and that cannot be reached."""
+
+    def endpoints(self) -> Sequence[Endpoint]:
+        """See `Inspection.endpoints`."""
+        return [Endpoint(host, self._settings.ssl_context) for host in self._settings.hosts]
+
+    async def close(self) -> None:
+        """See `Inspection.close`."""
+        connections, self._connections = self._connections, []
+        for connection in connections:
+            connection.drop()
+        await asyncio.gather(*(connection.ended() for connection in connections))
+
+    # -- the cluster --------------------------------------------------------------------------------------------------
+
+    async def server(self, endpoints: Sequence[Endpoint], /) -> AsyncIterator[Finding]:
+        """See `Inspection.server`."""
+        redact_client_logs()
+        unsupported = why_unsupported()
+        if unsupported is not None:
+            raise ProtocolError(unsupported)
+        tried = await asyncio.gather(*(self._greet(endpoint.host) for endpoint in endpoints))
+        greetings = [one for one in tried if isinstance(one, Greeting)]
+        for endpoint, one in zip(endpoints, tried, strict=True):
+            if isinstance(one, Greeting):
+                yield Finding("login", "ok", str(endpoint), self._log_in())
+            else:
+                failure = Finding.of(one, str(endpoint))
+                yield failure._replace(level="warn") if greetings else failure
+        if not greetings:
+            return
+        cluster = greetings[0].answer
+        text = f"cluster {cluster.cluster_id} has {len(cluster.brokers)} nodes"
+        yield Finding("access", "ok", str(greetings[0].host), text)
+        async for finding in self._nodes({number: Host(name, port) for number, name, port, *_ in cluster.brokers}):
+            yield finding
+        if self._connections:
+            async for finding in self._node(self._connections[0]):
+                yield finding
+
+    async def _greet(self, host: Host) -> Greeting | ConnectError:
+        settings = copy.copy(self._settings)
+        settings.hosts = [host]
+        try:
+            return await first_that_answers(settings, timeout=self._options.connect_timeout, trusted=False)
+        except ConnectError as error:
+            return error
+
+    def _log_in(self) -> str:
+        options = self._options
+        if not options.security_protocol.startswith("SASL_"):
+            return f"no log-in (security_protocol={options.security_protocol})"
+        return f"logged in as {options.sasl_plain_username or 'the owner of the token'} ({options.mechanism})"
+
+    async def _nodes(self, nodes: Mapping[int, Host]) -> AsyncIterator[Finding]:
+        """Whether the addresses that the cluster advertises can be reached: messages go there, to the leaders."""
+        tried = await asyncio.gather(*(self._reach(host) for host in nodes.values()))
+        for (number, host), one in zip(nodes.items(), tried, strict=True):
+            subject = f"node {number} at {host}"
+            if isinstance(one, Connection):
+                yield Finding("server", "ok", subject, "the advertised address can be reached")
+            else:
+                self._unreachable.add(number)
+                text = f"the cluster advertises this address, and it cannot be reached: {one.text}"
+                remedy = "check the node's advertised.listeners, and DNS and network from here"
+                yield Finding("tcp", "warn" if self._connections else "fail", subject, text, remedy)
+
+    async def _reach(self, host: Host) -> Connection | ConnectError:
+        try:
+            async with asyncio.timeout(self._options.connect_timeout):
+                connection = await Connection.open(self._settings, host)
+        except Exception as error:
+            finding: ConnectError = judge_greeting(error, host, self._settings).error
+            return finding
+        self._connections.append(connection)
+        return connection
+
+    async def _node(self, connection: Connection) -> AsyncIterator[Finding]:
+        """What the node knows, and whether it gives a producer id, without which nothing is sent."""
+        _, newest = connection.versions.get(produce.API_KEY, (0, 0))
+        if newest < produce.API_VERSION:
+            raise ProtocolError("the broker is older than Kafka 2.4: a newer one is needed")
+        known = [version for number, version in _VERSIONS.items() if number <= newest]
+        text = f"Kafka does not say its version; it knows the requests of {known[-1]}"
+        yield Finding("server", "ok", "", text + (" or newer" if newest >= max(_VERSIONS) else ""))
+        if self._options.enable_idempotence:
+            code = await self._ask_for_id(connection)
+            if code == _CLUSTER_FORBIDDEN:
+                raise AuthorizationError(
+                    "the user gets no producer id: grant it WRITE on a topic, or IDEMPOTENT_WRITE on the cluster"
+                )
+            if code:
+                text = f"the cluster gives no producer id now ({errors.for_code(code).__name__})"
+                yield Finding(
+                    "server", "fail", "", text, "see the logs of the nodes, and whether there is a controller"
+                )
+
+    async def _ask_for_id(self, connection: Connection) -> int:
+        """The last error code, or 0. A node that has just started gives no id in its first moment."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._options.connect_timeout / 2
+        while True:
+            code: int = (await _answer(connection.producer_id()))[0]
+            if code in (0, _CLUSTER_FORBIDDEN) or loop.time() > end:
+                return code
+            await asyncio.sleep(_ID_PAUSE)
+
+    # -- a topic ------------------------------------------------------------------------------------------------------
+
+    async def topic(self, topic: str, /) -> AsyncIterator[Finding]:
+        """See `Inspection.topic`."""
+        if not self._connections or not self._connections[0].connected():
+            raise UnreachableError("the connection was lost")
+        connection = self._connections[0]
+        answer = await _answer(connection.send(_TopicMetadata(topic)))
+        code, _, _, partitions, operations = answer.topics[0]
+        if code == _UNKNOWN_TOPIC:
+            yield await self._missing(connection, answer.brokers[0][0], topic)
+            return
+        if code == _FORBIDDEN:
+            text = "the user may not see the topic, or there is none"
+            yield Finding("topic", "fail", topic, text, "grant the user DESCRIBE and WRITE on the topic")
+            return
+        replicas = min((len(partition[4]) for partition in partitions), default=0)
+        text = f"there are {len(partitions)} partitions with {replicas} replicas each"
+        yield Finding("topic", "ok" if partitions else "fail", topic, text)
+        yield _permission(topic, operations)
+        for finding in self._leaders(topic, partitions):
+            yield finding
+        settings = await self._describe(connection, _TOPIC, topic, _TOPIC_SETTINGS)
+        if settings is None:
+            text = "its settings: the user may not see them"
+            yield Finding("topic", "unseen", topic, text, "grant the user DESCRIBE_CONFIGS on the topic")
+            return
+        for finding in (*self._durability(topic, partitions, settings), *self._refusals(topic, settings)):
+            yield finding
+
+    async def _missing(self, connection: Connection, node: int, topic: str) -> Finding:
+        names = ["auto.create.topics.enable", "num.partitions", "default.replication.factor"]
+        settings = await self._describe(connection, _NODE, str(node), names)
+        if settings is not None and settings.get("auto.create.topics.enable") == "true":
+            made = f"{settings.get('num.partitions')} partitions, {settings.get('default.replication.factor')} replicas"
+            text = f"there is no such topic; the first message creates it ({made})"
+            return Finding("topic", "warn", topic, text, "create it with the partitions and replicas that it needs")
+        doubt = "" if settings is not None else ", and nobody may see whether the cluster creates topics by itself"
+        return Finding("topic", "fail", topic, f"there is no such topic{doubt}", "create it")
+
+    def _leaders(self, topic: str, partitions: Sequence[Any]) -> Iterator[Finding]:
+        for numbers, text, remedy in (
+            (
+                [number for _, number, leader, *_ in partitions if leader < 0],
+                "without a leader: messages for them wait",
+                "see which nodes of the cluster are away",
+            ),
+            (
+                [number for _, number, leader, *_ in partitions if leader in self._unreachable],
+                "led by a node that cannot be reached: messages for them wait",
+                "check the node's advertised.listeners, and DNS and network from here",
+            ),
+        ):
+            if numbers:
+                yield Finding("topic", "fail", topic, f"partitions {_listed(numbers)} are {text}", remedy)
+
+    def _durability(self, topic: str, partitions: Sequence[Any], settings: Mapping[str, str]) -> Iterator[Finding]:
+        needed = int(settings.get("min.insync.replicas", 1))
+        replicas = min((len(partition[4]) for partition in partitions), default=0)
+        in_sync = min((len(partition[5]) for partition in partitions), default=0)
+        said = f"{in_sync} of {replicas} replicas are in sync, min.insync.replicas={needed}"
+        if self._options.acks != "all":
+            yield Finding("topic", "warn", topic, f"{said}, and acks={self._options.acks} waits for none of that")
+        elif replicas < needed:
+            text = f"{said}: the topic can never have so many, and refuses every message"
+            yield Finding("topic", "fail", topic, text, "add replicas, or lower min.insync.replicas")
+        elif in_sync < needed:
+            text = f"{said}: the topic refuses messages until more replicas are in sync"
+            yield Finding("topic", "fail", topic, text, "bring the other nodes back")
+        elif replicas == 1:
+            text = f"{said}: messages are on one node only"
+            yield Finding("topic", "warn", topic, text, "give the topic 3 replicas and min.insync.replicas=2")
+        elif needed == 1:
+            text = f"{said}: a confirmed message may be on one node only"
+            yield Finding("topic", "warn", topic, text, "set min.insync.replicas=2")
+        elif in_sync == needed:
+            text = f"{said}: when one more node is away, the topic refuses messages"
+            remedy = "bring the other nodes back" if in_sync < replicas else "add a replica"
+            yield Finding("topic", "warn", topic, text, remedy)
+        else:
+            yield Finding("topic", "ok", topic, said)
+        if settings.get("unclean.leader.election.enable") == "true":
+            text = "unclean.leader.election.enable=true: confirmed messages are lost when such a leader is elected"
+            yield Finding("topic", "warn", topic, text, "set it to false")
+
+    def _refusals(self, topic: str, settings: Mapping[str, str]) -> Iterator[Finding]:
+        policy = settings.get("cleanup.policy", "delete")
+        if "compact" in policy:
+            text = (
+                f"cleanup.policy={policy}: a message without a key is refused, and of each key only the last one stays"
+            )
+            yield Finding("topic", "warn", topic, text, "give every message a key")
+        limit, ours = int(settings.get("max.message.bytes", 0)), self._options.max_message_bytes
+        if 0 < limit < ours:
+            text = f"max.message.bytes={limit}, and max_message_bytes={ours} here: what is between them is refused"
+            yield Finding("topic", "warn", topic, text, "lower max_message_bytes, or raise max.message.bytes")
+        elif limit:
+            yield Finding("topic", "ok", topic, f"max.message.bytes={limit}")
+        yield _time_stamps(topic, settings)
+
+    async def _describe(
+        self, connection: Connection, kind: int, name: str, settings: list[str]
+    ) -> dict[str, str] | None:
+        """The settings of a topic or a node; None when the user may not see them."""
+        answer = await _answer(connection.send(DescribeConfigsRequest([(kind, name, settings)])))
+        code, _, _, _, entries = answer.resources[0]
+        if code:
+            return None
+        return {key: value for key, value, *_ in entries if value is not None}
+
+
+def _permission(topic: str, operations: int) -> Finding:
+    if operations == _NOT_SAID:
+        return Finding("topic", "unseen", topic, "whether the user may write to it: Kafka does not say")
+    if operations & _WRITE:
+        return Finding("topic", "ok", topic, "the user may write to it")
+    return Finding("topic", "fail", topic, "the user may not write to it", "grant the user WRITE on the topic")
+
+
+def _time_stamps(topic: str, settings: Mapping[str, str]) -> Finding:
+    if settings.get("message.timestamp.type") == "LogAppendTime":
+        text = "message.timestamp.type=LogAppendTime: the broker's time takes the place of the message's"
+        return Finding("topic", "warn", topic, text, "use CreateTime if consumers need the message's own time")
+    limits = {
+        name.removeprefix("message.timestamp."): int(value)
+        for name, value in settings.items()
+        if name.startswith("message.timestamp.") and name.endswith(".max.ms")
+    }
+    tight = {name: limit for name, limit in limits.items() if limit < _FOR_EVER and "after" not in name}
+    shown = ", ".join(f"{name}={'unlimited' if limit >= _FOR_EVER else limit}" for name, limit in limits.items())
+    if tight:
+        text = f"a message whose time stamp is too old is refused ({shown})"
+        return Finding("topic", "warn", topic, text, "send messages soon after they were made, or raise the limit")
+    return Finding("topic", "ok", topic, f"limits of time stamps: {shown}")
+
+
+async def _answer(question: Any) -> Any:
+    """An answer.
+
+    Raises:
+        UnreachableError: There is none.
+    """
+    try:
+        return await question
+    except (OSError, errors.KafkaError) as error:
+        raise UnreachableError(f"the node does not answer ({type(error).__name__})") from error
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    first = ", ".join(map(str, numbers[:10]))
+    return first if len(numbers) <= 10 else f"{first} and {len(numbers) - 10} more"

@@ -1,0 +1,184 @@
+"""The TLS handshake with the driver's own context, and what the server's certificate says."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+import time
+from typing import Any
+
+from cqrs_brokers.dialing import Address, open_socket
+from cqrs_brokers.inspection import Endpoint, Finding
+from cqrs_brokers.options import BrokerOptions
+from cqrs_brokers.tls import TLSOptions, tls_error
+
+__all__ = ["look_at_tls"]
+
+FEW_DAYS = 14
+"""A certificate that ends so soon should have been renewed."""
+AFTERTHOUGHT = 0.3
+"""With TLS 1.3 a server refuses a client's certificate after the handshake, within so many seconds."""
+_IGNORE_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME
+_NOT_TLS = {
+    "WRONG_VERSION_NUMBER",
+    "RECORD_LAYER_FAILURE",
+    "HTTP_REQUEST",
+    "UNKNOWN_PROTOCOL",
+    "PACKET_LENGTH_TOO_LONG",
+}
+
+Certificate = dict[str, Any]
+"""As `ssl.SSLSocket.getpeercert` gives it."""
+
+
+async def look_at_tls(
+    endpoint: Endpoint, context: ssl.SSLContext, address: Address, options: BrokerOptions, timeout: float
+) -> list[Finding]:
+    """Shakes hands as the driver would.
+
+    Args:
+        endpoint: Where.
+        context: The driver's.
+        address: The address that takes connections.
+        options: They say which certificates are in use.
+        timeout: Seconds, at most, for each handshake.
+
+    Returns:
+        What was found; a failure when the driver cannot use the connection.
+    """
+    subject, name = str(endpoint), endpoint.host.host
+    try:
+        async with asyncio.timeout(timeout):
+            version, certificate = await _shake_hands(address, context, name, linger=True)
+    except (OSError, EOFError) as error:
+        return [await _failure(error, subject, name, address, context, options, timeout)]
+    if not certificate:  # it was not verified
+        certificate = await _unverified(address, context, name, timeout)
+    facts = _facts(certificate)
+    if context.verify_mode != ssl.CERT_REQUIRED or not context.check_hostname:
+        text = f"{version}, but the certificate is not verified{facts}"
+        remedy = "give the authority's certificates with ssl_cafile= instead of ssl_verify=false"
+        return [Finding("tls", "warn", subject, text, remedy)]
+    text = f"{version}, chain and host name are verified{facts}"
+    days = _days_left(certificate)
+    if days is not None and days < FEW_DAYS:
+        return [Finding("tls", "warn", subject, text, f"renew the certificate on the server: {_left(days)}")]
+    return [Finding("tls", "ok", subject, text)]
+
+
+async def _failure(
+    error: Exception,
+    subject: str,
+    name: str,
+    address: Address,
+    context: ssl.SSLContext,
+    options: BrokerOptions,
+    timeout: float,
+) -> Finding:
+    known = tls_error(error, subject, options if isinstance(options, TLSOptions) else TLSOptions())
+    if isinstance(error, ssl.SSLCertVerificationError) and known is not None:
+        certificate = await _unverified(address, context, name, timeout)
+        return Finding("tls", "fail", subject, f"{known.text}{_facts(certificate)}")
+    if isinstance(error, ssl.SSLError) and error.reason in _NOT_TLS:
+        text = "what answers there does not speak TLS"
+        return Finding("tls", "fail", subject, text, "use the server's TLS port, or connect without TLS")
+    if known is not None:
+        return Finding("tls", "fail", subject, known.text)
+    if isinstance(error, TimeoutError):
+        text = f"nobody answers the TLS handshake within {timeout:g} s"
+        return Finding("tls", "fail", subject, text, "check that this is the server's TLS port")
+    text = "the server closes the connection in the TLS handshake, or right after it"
+    remedy = (
+        "check that this is its TLS port, and whether it asks for a client certificate (ssl_certfile=, ssl_keyfile=)"
+    )
+    return Finding("tls", "fail", subject, text, remedy)
+
+
+async def _shake_hands(
+    address: Address, context: ssl.SSLContext, name: str, *, linger: bool = False, binary: bool = False
+) -> tuple[str, Any]:
+    """One handshake.
+
+    Args:
+        address: Where.
+        context: With which certificates.
+        name: The host's name, which the certificate must have.
+        linger: Wait whether the server thinks better of it.
+        binary: Give the certificate as DER, which also works when it is not verified.
+
+    Returns:
+        The version of TLS, and the certificate.
+
+    Raises:
+        OSError, EOFError: Why it failed.
+    """
+    raw = await open_socket([address])
+    try:
+        reader, writer = await asyncio.open_connection(sock=raw, ssl=context, server_hostname=name)
+    except BaseException:
+        raw.close()
+        raise
+    try:
+        tls: ssl.SSLObject = writer.get_extra_info("ssl_object")
+        found = tls.version() or "TLS", tls.getpeercert(binary_form=binary)
+        if linger:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(AFTERTHOUGHT):
+                    if not await reader.read(1):
+                        raise EOFError
+        return found
+    finally:
+        writer.transport.abort()
+
+
+async def _unverified(address: Address, context: ssl.SSLContext, name: str, timeout: float) -> Certificate:
+    """What the certificate says, whoever signed it; nothing when that cannot be found out.
+
+    Only what was verified can be read with the standard library. So the certificate itself is trusted, in a context
+    that is used for nothing else.
+    """
+    with contextlib.suppress(OSError, EOFError, ValueError):
+        async with asyncio.timeout(timeout):
+            open_to_all = _context(ssl.CERT_NONE)
+            _, encoded = await _shake_hands(address, open_to_all, name, binary=True)
+            trusting = _context(ssl.CERT_REQUIRED)
+            trusting.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | ssl.VerifyFlags(_IGNORE_TIME)
+            trusting.load_verify_locations(cadata=ssl.DER_cert_to_PEM_cert(encoded))
+            _, certificate = await _shake_hands(address, trusting, name)
+            return certificate or {}
+    return {}
+
+
+def _context(mode: ssl.VerifyMode) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = mode
+    return context
+
+
+def _facts(certificate: Certificate) -> str:
+    """For whom it is, who signed it, and how long it is good; begins with a colon."""
+    facts = []
+    names = [name for _, name in certificate.get("subjectAltName", ())]
+    if names:
+        facts.append(f"for {', '.join(names[:5])}{' and others' if len(names) > 5 else ''}")
+    issuer = dict(pair for part in certificate.get("issuer", ()) for pair in part)
+    signed = issuer.get("commonName") or issuer.get("organizationName")
+    if signed:
+        facts.append(f"signed by {signed}")
+    days = _days_left(certificate)
+    if days is not None:
+        facts.append(_left(days))
+    return f": a certificate {', '.join(facts)}" if facts else ""
+
+
+def _days_left(certificate: Certificate) -> int | None:
+    end = certificate.get("notAfter")
+    return None if end is None else int((ssl.cert_time_to_seconds(end) - time.time()) // 86_400)
+
+
+def _left(days: int) -> str:
+    if days < 0:
+        return f"it expired {-days} days ago"
+    return f"{days} {'day is' if days == 1 else 'days are'} left"

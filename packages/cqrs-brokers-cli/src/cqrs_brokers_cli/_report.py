@@ -1,0 +1,137 @@
+"""What became of the messages of one `send`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from cqrs_brokers import DeliveryError, DeliveryUnknownError, Message, Receipt
+
+from ._exit_codes import ExitCode
+from ._output import Output
+
+__all__ = ["Report"]
+
+SHOWN = 10
+"""So many lines that were not delivered are listed for people; of unknown ones all are."""
+
+
+class _Unknown(NamedTuple):
+    line: int
+    message_id: str
+    error: str
+
+
+class _Refused:
+    """Lines that are not in the broker for the same reason: the class of the error, or why they are no messages."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.lines: list[int] = []
+
+
+class Report:
+    """Counts outcomes.
+
+    Attributes:
+        interrupted: It was stopped before the end of the input.
+        seconds: How long it took.
+    """
+
+    def __init__(self) -> None:
+        self.interrupted = False
+        self.seconds = 0.0
+        self._confirmed = self._handed_over = 0
+        self._receipt: Receipt | None = None
+        self._unknown: list[_Unknown] = []
+        self._refused: dict[str, _Refused] = {}
+        self._invalid: dict[str, _Refused] = {}
+
+    @property
+    def count(self) -> int:
+        """How many have an outcome."""
+        refused = sum(len(group.lines) for group in (*self._refused.values(), *self._invalid.values()))
+        return self._confirmed + self._handed_over + len(self._unknown) + refused
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """Interrupted, unknown, not delivered, well: in this order."""
+        if self.interrupted:
+            return ExitCode.INTERRUPTED
+        if self._unknown:
+            return ExitCode.UNKNOWN
+        return ExitCode.NOT_DELIVERED if self._refused or self._invalid else ExitCode.OK
+
+    def invalid(self, line: int, why: str) -> None:
+        """A line that is no message."""
+        self._invalid.setdefault(why, _Refused(why)).lines.append(line)
+
+    def outcome(self, line: int, message: Message, outcome: Receipt | DeliveryError) -> None:
+        """What became of a message."""
+        if isinstance(outcome, Receipt):
+            self._receipt = outcome
+            if outcome.confirmed:
+                self._confirmed += 1
+            else:
+                self._handed_over += 1
+        elif isinstance(outcome, DeliveryUnknownError):
+            self._unknown.append(_Unknown(line, str(message.message_id), type(outcome).__name__))
+        else:
+            name = type(outcome).__name__
+            self._refused.setdefault(name, _Refused(_reason(outcome))).lines.append(line)
+
+    def show(self, output: Output) -> None:
+        """Prints it."""
+        output.document(self._document())
+        if self._receipt is not None and self.count == 1:
+            output.line(_place(self._receipt))
+        else:
+            rate = f" in {self.seconds:.1f} s ({self.count / self.seconds:,.0f} per second)" if self.seconds else ""
+            output.line(f"{self._confirmed:,} confirmed{rate}", "green" if self._confirmed else "")
+            if self._handed_over:
+                output.line(f"{self._handed_over:,} handed over, which nobody confirms", "yellow")
+        for name, group in self._refused.items():
+            output.line(f"{len(group.lines):,} not delivered ({name}): {group.text}", "red")
+            output.line(f"  {_listed(group.lines)}")
+        for group in self._invalid.values():
+            output.line(f"{len(group.lines):,} not sent: {group.text}", "red")
+            output.line(f"  {_listed(group.lines)}")
+        if self._unknown:
+            output.line(f"{len(self._unknown):,} unknown: each may be in the broker, or may not", "bold red")
+            for one in self._unknown:
+                output.line(f"  line {one.line}  {one.message_id}  {one.error}")
+        if self.interrupted:
+            output.line("stopped: the rest of the input was not sent", "yellow")
+
+    def _document(self) -> dict[str, Any]:
+        return {
+            "confirmed": self._confirmed,
+            "handed_over": self._handed_over,
+            "not_delivered": [
+                {"error": name, "text": group.text, "lines": group.lines} for name, group in self._refused.items()
+            ],
+            "not_sent": [{"text": group.text, "lines": group.lines} for group in self._invalid.values()],
+            "unknown": [one._asdict() for one in self._unknown],
+            "interrupted": self.interrupted,
+            "seconds": round(self.seconds, 3),
+            "exit_code": int(self.exit_code),
+            "receipt": self._receipt.to_dict() if self._receipt is not None and self.count == 1 else None,
+        }
+
+
+def _reason(error: DeliveryError) -> str:
+    cause = getattr(error.__cause__, "text", "")
+    return f"{error.text} ({cause})" if cause else error.text
+
+
+def _place(receipt: Receipt) -> str:
+    place = "" if receipt.partition is None else f", partition {receipt.partition}"
+    place += "" if receipt.offset is None else f", offset {receipt.offset}"
+    what = "confirmed" if receipt.confirmed else "handed over, which nobody confirms"
+    return f"{what}: message {receipt.message_id}{place}"
+
+
+def _listed(lines: Sequence[int]) -> str:
+    shown = ", ".join(map(str, lines[:SHOWN]))
+    more = f" and {len(lines) - SHOWN:,} more" if len(lines) > SHOWN else ""
+    return f"line{'s' if len(lines) > 1 else ''} {shown}{more}"

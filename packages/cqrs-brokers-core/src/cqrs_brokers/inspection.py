@@ -1,0 +1,144 @@
+"""For plugin authors: what only the plugin can find out about a config string, for `cqrs-brokers check`. Optional.
+
+The command itself looks at what is the same for every broker: the string, the plugin, the options, and, for each of the
+plugin's endpoints, the name, the TCP connection and the TLS handshake. The rest is the plugin's: the log-in, what the
+server is, and whether a message to a topic would be taken. The hook `inspect_broker` gives it:
+
+    # cqrs_broker_acme/__init__.py
+    @hookimpl
+    def inspect_broker(url, options):
+        return AcmeInspection(url.hosts, options)
+
+    # cqrs_broker_acme/_inspection.py
+    class AcmeInspection(Inspection):
+        def endpoints(self):
+            return [Endpoint(host) for host in self._hosts]
+
+        async def server(self, endpoints):
+            try:
+                self._client = await connect(endpoints)
+            except ConnectError as error:
+                yield Finding.of(error, str(endpoints[0]))
+                return
+            yield Finding("login", "ok", str(endpoints[0]), "logged in as shop")
+
+        async def topic(self, topic):
+            if not await self._client.exists(topic):
+                yield Finding("topic", "fail", topic, "there is no such topic", "create it")
+
+An inspection changes nothing in the broker and publishes nothing. What it cannot find out without that it says too,
+with the level "unseen". Without the hook the command connects, asks for `health()`, and says what nobody looked at.
+"""
+
+from __future__ import annotations
+
+import ssl
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Sequence
+from typing import Literal, NamedTuple, Self
+
+from .exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    BrokerError,
+    TLSError,
+    TopologyError,
+    UnreachableError,
+)
+from .url import Host
+
+__all__ = ["Endpoint", "Finding", "Inspection", "Level", "Step"]
+
+Level = Literal["ok", "warn", "fail", "unseen"]
+"""Good; works, but look at it; does not work; nobody looked, and the text says why."""
+
+Step = Literal["string", "plugin", "options", "dns", "tcp", "tls", "login", "access", "server", "topic", "send"]
+"""What was looked at, in this order. "access" is the permission to use the virtual host or the cluster."""
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at.
+
+    Attributes:
+        step: Which part of the way from the string to the message.
+        level: How it is.
+        subject: Whom it is about: a host with its port, a virtual host, a topic; "" for the string as a whole.
+        text: What was found, without a secret.
+        remedy: What to do about it; "" when there is nothing to do, or when the text says it.
+    """
+
+    step: Step
+    level: Level
+    subject: str
+    text: str
+    remedy: str = ""
+
+    @classmethod
+    def of(cls, error: BrokerError, subject: str) -> Self:
+        """The failure that an error means. The step follows from its class; its text says what to do.
+
+        Args:
+            error: Such as a `ConnectError` of the driver.
+            subject: Whom it is about.
+        """
+        return cls(_step_of(error), "fail", subject, error.text)
+
+
+def _step_of(error: BrokerError) -> Step:
+    steps: dict[type[BrokerError], Step] = {
+        AuthenticationError: "login",
+        AuthorizationError: "access",
+        TLSError: "tls",
+        UnreachableError: "tcp",
+        TopologyError: "topic",
+    }
+    return next((step for kind, step in steps.items() if isinstance(error, kind)), "server")
+
+
+class Endpoint(NamedTuple):
+    """Where the driver connects to.
+
+    Attributes:
+        host: With its port.
+        tls: The TLS context of the driver's connections; None: they use no TLS.
+    """
+
+    host: Host
+    tls: ssl.SSLContext | None = None
+
+    def __str__(self) -> str:
+        return str(self.host)
+
+
+class Inspection(ABC):
+    """What the plugin can find out about one config string.
+
+    The command iterates over `server()` first, then over `topic()` for each topic, then calls `close()`. It bounds the
+    time until each next finding, and cancels what takes longer. A `BrokerError` that leaves an iterator becomes a
+    failure; of any other exception the command shows the class alone.
+    """
+
+    @abstractmethod
+    def endpoints(self) -> Sequence[Endpoint]:
+        """Where the driver connects to, in the order of the string, with the ports that it leaves out. No I/O."""
+
+    @abstractmethod
+    def server(self, endpoints: Sequence[Endpoint], /) -> AsyncIterator[Finding]:
+        """The log-in at each endpoint, the virtual host or cluster, and which product and version the server is.
+
+        An endpoint that fails while another one works is a "warn": the driver works without it.
+
+        Args:
+            endpoints: Those that could be connected to; at least one, unless the plugin has none.
+        """
+
+    @abstractmethod
+    def topic(self, topic: str, /) -> AsyncIterator[Finding]:
+        """Whether the topic exists, whether this user may publish there, and what would refuse or weaken a message.
+
+        Called only when `server()` gave no failure.
+        """
+
+    async def close(self) -> None:
+        """Closes every connection of the inspection, within about a second."""
+        return

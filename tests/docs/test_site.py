@@ -1,0 +1,27 @@
+"""The site has a place for everything that a reader looks for there."""
+
+import re
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_changes_of_every_distribution_are_shown() -> None:
+    """One section each, which takes the changelog from the distribution's folder."""
+    page = (ROOT / "docs/reference/changes.md").read_text()
+    shown = re.findall(r'^## (\S+)\n\n--8<-- "(\S+)/CHANGELOG\.md:3"$', page, re.MULTILINE)
+    distributions = sorted(path.parent.name for path in ROOT.glob("packages/*/pyproject.toml"))
+    assert shown == [(name, name) for name in distributions]
+
+
+def test_the_ranges_of_dependencies_are_those_of_the_distributions() -> None:
+    """Of every distribution but those of this project, as its pyproject.toml has them."""
+    page = (ROOT / "docs/reference/platforms.md").read_text()
+    for path in sorted(ROOT.glob("packages/*/pyproject.toml")):
+        project = tomllib.loads(path.read_text())["project"]
+        needed = [project.get("dependencies", []), *project.get("optional-dependencies", {}).values()]
+        foreign = [one for group in needed for one in group if not one.startswith("cqrs-brok")]
+        missing = [one for one in foreign if f"`{one}`" not in page]
+        assert not missing, project["name"]
+        assert f"`{project['name']}`" in page
