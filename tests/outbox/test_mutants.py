@@ -16,7 +16,7 @@ import cqrs_brokers_outbox
 
 from .mutants import MUTANTS, Mutant
 
-pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(900)]
 
 PACKAGE = Path(cqrs_brokers_outbox.__file__).parent
 TESTS = Path(__file__).parent
