@@ -128,44 +128,46 @@ class TestServer:
         assert {type(one) for one in outcomes} == {DestinationNotFoundError}
 
 
+@pytest.fixture(scope="module")
+def strict_server() -> Iterator[QpidServer]:
+    """A server that denies one user to publish, and the other the virtual host."""
+    rule = {"identity": "app", "outcome": "DENY"}
+    rules = [
+        {**rule, "objectType": "EXCHANGE", "operation": "PUBLISH"},
+        {**rule, "objectType": "VIRTUALHOST", "operation": "ACCESS", "identity": "stranger"},
+    ]
+    try:
+        with qpid(users={"app": "app", "stranger": "stranger"}, rules=rules) as server:
+            yield server
+    except ServerUnavailable as error:
+        if os.environ.get("CI", "").lower() in ("true", "1"):
+            pytest.fail(str(error), pytrace=False)
+        pytest.skip(str(error))
+
+
 @pytest.mark.fault
 @pytest.mark.timeout(120)
-class TestRulesOfAccess:
-    """What Qpid denies ends the connection."""
+async def test_an_exchange_that_is_closed_to_the_user(strict_server: QpidServer) -> None:
+    """All that waits is PublishForbiddenError at once, over few connections, and nothing is unknown."""
+    bind_queue(strict_server.reader_url, "closed", "t", "closed")
+    url = strict_server.url.replace("guest:guest", "app:app")
+    async with open_broker(f"{url}?exchange=closed&declare=never&delivery_timeout=10s") as broker:
+        messages = [Message("n", "t", number) for number in range(50)]
+        outcomes = await broker.send_messages(messages)
+    assert {type(one) for one in outcomes} == {PublishForbiddenError}
+    assert "publish" in str(outcomes[0])
+    assert not await asyncio.to_thread(drain_queue, strict_server.reader_url, "closed")
 
-    @pytest.fixture(scope="class")
-    def server(self) -> Iterator[QpidServer]:
-        rule = {"identity": "app", "outcome": "DENY"}
-        rules = [
-            {**rule, "objectType": "EXCHANGE", "operation": "PUBLISH"},
-            {**rule, "objectType": "VIRTUALHOST", "operation": "ACCESS", "identity": "stranger"},
-        ]
-        try:
-            with qpid(users={"app": "app", "stranger": "stranger"}, rules=rules) as server:
-                yield server
-        except ServerUnavailable as error:
-            if os.environ.get("CI", "").lower() in ("true", "1"):
-                pytest.fail(str(error), pytrace=False)
-            pytest.skip(str(error))
 
-    async def test_an_exchange_that_is_closed_to_the_user(self, server: QpidServer) -> None:
-        """All that waits is PublishForbiddenError at once, over few connections, and nothing is unknown."""
-        bind_queue(server.reader_url, "closed", "t", "closed")
-        url = server.url.replace("guest:guest", "app:app")
-        async with open_broker(f"{url}?exchange=closed&declare=never&delivery_timeout=10s") as broker:
-            messages = [Message("n", "t", number) for number in range(50)]
-            outcomes = await broker.send_messages(messages)
-        assert {type(one) for one in outcomes} == {PublishForbiddenError}
-        assert "publish" in str(outcomes[0])
-        assert not await asyncio.to_thread(drain_queue, server.reader_url, "closed")
-
-    async def test_a_virtual_host_that_is_closed_to_the_user(self, server: QpidServer) -> None:
-        """The user is known, so it is no matter of the password."""
-        broker = open_broker(server.url.replace("guest:guest", "stranger:stranger"))
-        with pytest.raises(AuthorizationError, match="may not use the virtual host") as caught:
-            await broker.connect()
-        assert caught.value.permanent
-        await broker.close()
+@pytest.mark.fault
+@pytest.mark.timeout(120)
+async def test_a_virtual_host_that_is_closed_to_the_user(strict_server: QpidServer) -> None:
+    """The user is known, so it is no matter of the password."""
+    broker = open_broker(strict_server.url.replace("guest:guest", "stranger:stranger"))
+    with pytest.raises(AuthorizationError, match="may not use the virtual host") as caught:
+        await broker.connect()
+    assert caught.value.permanent
+    await broker.close()
 
 
 async def aiormq_plain(server: QpidServer) -> Any:
