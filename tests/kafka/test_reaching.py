@@ -55,9 +55,7 @@ async def test_a_name_server_that_does_not_answer(names: dict[str, Callable[[], 
     answer = threading.Event()
     names["slow.test"] = lambda: ["127.0.0.1"] if answer.wait(20) else []
     broker = open_broker("kafka://slow.test?connect_timeout=0.5s&delivery_timeout=3s")
-    with pytest.raises(
-        NotDeliveredError, match=r"slow\.test:9092 cannot be resolved: the name server has not answered"
-    ):
+    with pytest.raises(NotDeliveredError, match=r"slow\.test:9092 was not resolved: the name server does not answer"):
         await broker.send_message(Message("n", "t", 1))
     assert await asyncio.wait_for(asyncio.to_thread(lambda: "free"), 1) == "free"
     await broker.close(1)
@@ -97,8 +95,8 @@ async def test_a_partition_whose_leader_is_dead(
         finally:
             await asyncio.to_thread(node.start)
     assert all(isinstance(outcome, DeliveryError) for outcome in outcomes)
-    outside = [outcome for outcome in outcomes if f"'{topic}, partition {dead}' took nothing" in str(outcome)]
-    assert len(outside) >= 590
+    named = [outcome for outcome in outcomes if f"partition {dead}" in str(outcome)]
+    assert len(named) >= 590, collections.Counter(type(outcome) for outcome in outcomes)
     lines = collections.Counter(record.getMessage() for record in caplog.records)
     assert lines.total() <= 3, lines
 
