@@ -26,7 +26,8 @@ from aiokafka import errors
 from aiokafka.codec import gzip_encode, lz4_encode, snappy_encode, zstd_encode
 from aiokafka.conn import AIOKafkaConnection, AIOKafkaProtocol
 from aiokafka.errors import KafkaConnectionError
-from aiokafka.protocol.admin import SaslAuthenticateRequest
+from aiokafka.protocol import api, types
+from aiokafka.protocol.admin import DescribeConfigsRequest, SaslAuthenticateRequest
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.transaction import InitProducerIdRequest
 from aiokafka.record.util import calc_crc32c as crc32c
@@ -41,10 +42,13 @@ from ._settings import KafkaSettings
 __all__ = [
     "CODECS",
     "Connection",
+    "DescribeConfigsRequest",
     "OldBrokerError",
     "TokenError",
+    "api",
     "crc32c",
     "errors",
+    "types",
     "why_unsupported",
 ]
 

@@ -11,16 +11,12 @@ import copy
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
-from aiokafka.protocol.admin import DescribeConfigsRequest
-from aiokafka.protocol.api import Request, RequestStruct, Response
-from aiokafka.protocol.types import Array, Boolean, Int16, Int32, Schema, String
-
 from cqrs_brokers.exceptions import AuthorizationError, ConnectError, ProtocolError, UnreachableError
 from cqrs_brokers.inspection import Endpoint, Finding, Inspection
 from cqrs_brokers.url import Host
 
 from . import _produce as produce
-from ._client import Connection, errors, why_unsupported
+from ._client import Connection, DescribeConfigsRequest, api, errors, types, why_unsupported
 from ._logs import redact_client_logs
 from ._probe import Greeting, first_that_answers, judge_greeting
 from ._settings import KafkaSettings
@@ -50,55 +46,60 @@ _TOPIC_SETTINGS = [
 ]
 
 
-class _MetadataAnswer(Response):  # type: ignore[misc]
+class _MetadataAnswer(api.Response):  # type: ignore[misc]
     API_KEY = 3
     API_VERSION = 8
-    SCHEMA = Schema(
-        ("throttle_time_ms", Int32),
+    SCHEMA = types.Schema(
+        ("throttle_time_ms", types.Int32),
         (
             "brokers",
-            Array(("node_id", Int32), ("host", String("utf-8")), ("port", Int32), ("rack", String("utf-8"))),
-        ),
-        ("cluster_id", String("utf-8")),
-        ("controller_id", Int32),
-        (
-            "topics",
-            Array(
-                ("error_code", Int16),
-                ("topic", String("utf-8")),
-                ("is_internal", Boolean),
-                (
-                    "partitions",
-                    Array(
-                        ("error_code", Int16),
-                        ("partition", Int32),
-                        ("leader", Int32),
-                        ("leader_epoch", Int32),
-                        ("replicas", Array(Int32)),
-                        ("isr", Array(Int32)),
-                        ("offline_replicas", Array(Int32)),
-                    ),
-                ),
-                ("authorized_operations", Int32),
+            types.Array(
+                ("node_id", types.Int32),
+                ("host", types.String("utf-8")),
+                ("port", types.Int32),
+                ("rack", types.String("utf-8")),
             ),
         ),
-        ("cluster_authorized_operations", Int32),
+        ("cluster_id", types.String("utf-8")),
+        ("controller_id", types.Int32),
+        (
+            "topics",
+            types.Array(
+                ("error_code", types.Int16),
+                ("topic", types.String("utf-8")),
+                ("is_internal", types.Boolean),
+                (
+                    "partitions",
+                    types.Array(
+                        ("error_code", types.Int16),
+                        ("partition", types.Int32),
+                        ("leader", types.Int32),
+                        ("leader_epoch", types.Int32),
+                        ("replicas", types.Array(types.Int32)),
+                        ("isr", types.Array(types.Int32)),
+                        ("offline_replicas", types.Array(types.Int32)),
+                    ),
+                ),
+                ("authorized_operations", types.Int32),
+            ),
+        ),
+        ("cluster_authorized_operations", types.Int32),
     )
 
 
-class _MetadataQuestion(RequestStruct):  # type: ignore[misc]
+class _MetadataQuestion(api.RequestStruct):  # type: ignore[misc]
     API_KEY = 3
     API_VERSION = 8
     RESPONSE_TYPE = _MetadataAnswer
-    SCHEMA = Schema(
-        ("topics", Array(String("utf-8"))),
-        ("allow_auto_topic_creation", Boolean),
-        ("include_cluster_authorized_operations", Boolean),
-        ("include_topic_authorized_operations", Boolean),
+    SCHEMA = types.Schema(
+        ("topics", types.Array(types.String("utf-8"))),
+        ("allow_auto_topic_creation", types.Boolean),
+        ("include_cluster_authorized_operations", types.Boolean),
+        ("include_topic_authorized_operations", types.Boolean),
     )
 
 
-class _TopicMetadata(Request[_MetadataQuestion]):  # type: ignore[misc]
+class _TopicMetadata(api.Request[_MetadataQuestion]):  # type: ignore[misc]
     API_KEY = 3
 
     def __init__(self, topic: str) -> None:
