@@ -76,9 +76,9 @@ def build(title: str, source: Path, folder: Path, progress: Progress) -> Version
     progress(f"{title}: building wheels")
     # Copies, because a backend may leave files in the tree that it builds.
     sources = folder / "source"
-    shutil.copytree(source / "packages", sources, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    leave = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    folders = [str(shutil.copytree(source / "packages" / name, sources / name, ignore=leave)) for name in NAMES]
     wheels = folder / "wheels"
-    folders = [str(sources / name) for name in NAMES]
     _run(*_PIP, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(wheels), *folders)
     progress(f"{title}: installing")
     environment = folder / "environment"
