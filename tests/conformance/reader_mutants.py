@@ -14,7 +14,7 @@ import ssl
 from collections.abc import Sequence
 from typing import Any
 
-from cqrs_brokers.driver import Delivery, Message
+from cqrs_brokers.driver import Delivery, Link, Message
 from cqrs_brokers.exceptions import PublishForbiddenError
 from cqrs_brokers.url import Host
 from tests.conformance.unordered_mutants import Streams, UnorderedSound
@@ -104,15 +104,18 @@ class LogsWhatIsLost(UnorderedSound):
 
     caught_by = ("lifecycle.nothing-confidential-is-told-in-trouble",)
 
-    def lost(self, error: Exception) -> None:
-        for delivery, line, _ in self.pipeline._waiting:
-            logging.getLogger("unordered").debug("not sent: %s %s", delivery.message_id, line)
-        super().lost(error)
+    def bind(self, link: Link) -> None:
+        super().bind(link)
+        self.taken: list[Delivery] = []
 
     def submit(self, deliveries: Sequence[Delivery], /) -> None:
+        self.taken = [each for each in (*self.taken, *deliveries) if not each.done]
         super().submit(deliveries)
-        if not self.pipeline.is_open:
-            logging.getLogger("unordered").debug("waits: %s", [each.message.body for each in deliveries])
+
+    def lost(self, error: Exception) -> None:
+        bodies = [each.message.body for each in self.taken]
+        logging.getLogger("unordered").debug("no answer: %s", bodies)
+        super().lost(error)
 
 
 class NamesTheKey(UnorderedSound):
