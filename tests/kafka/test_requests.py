@@ -54,12 +54,17 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     return written
 
 
+async def warm(broker: Broker, topic: str) -> None:
+    """Sends to the partitions of a new topic until one request carries all: at first they become known one by one."""
+    for _ in range(2):
+        await broker.send_messages(Message("E", topic, b"warm", key=key) for key in KEYS)
+
+
 async def test_a_few_messages_go_together(kafka: KafkaServer, unique_name: Name, requests: list[list[int]]) -> None:
     """What is sent in one turn of the event loop is one request, with one batch for each partition."""
     kafka.create_topic(topic := unique_name("few"), 6)
     async with open_broker(kafka.url) as broker:
-        for _ in range(2):  # a new topic's partitions may become known one after the other: that is several requests
-            await broker.send_messages(Message("E", topic, b"warm", key=key) for key in KEYS)
+        await warm(broker, topic)
         requests.clear()
         await asyncio.gather(*(broker.send_message(Message("E", topic, b"x", key=KEYS[n % 4])) for n in range(40)))
     assert requests == [[10, 10, 10, 10]]
@@ -87,7 +92,7 @@ async def test_many_messages_begin_to_leave_at_once(
     """Of 1000 messages the first leave while the others are still being sent."""
     kafka.create_topic(topic := unique_name("many"), 6)
     async with open_broker(kafka.url) as broker:
-        await broker.send_messages(Message("E", topic, b"warm", key=key) for key in KEYS)
+        await warm(broker, topic)
         requests.clear()
         messages = [Message("E", topic, b"x", key=f"k{n}") for n in range(1000)]
         receipts = await asyncio.gather(*map(broker.send_message, messages))
