@@ -80,6 +80,7 @@ def terminal(*arguments: str, columns: int = 100, **environment: str) -> Iterato
     inherited = {name: value for name, value in os.environ.items() if name not in left_out}
     pid, descriptor = pty.fork()
     if pid == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it; a person's commands do not
         os.execve(sys.executable, command, {**inherited, "TERM": "xterm-256color", **environment})
     ioctl(descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     session = Terminal(pid, descriptor)
