@@ -2,7 +2,7 @@
 
 `FastChannel` uses of aiormq, beyond its documentation, each with a test in tests/amqp/test_channels.py:
 
-    Channel.delivery_tag                to publish without a task and a lock for each message
+    Channel.delivery_tag                                        to publish without a task and a lock for each message
     Channel._on_confirm_frame                                   to resolve all that one ack confirms in one loop
     Channel._on_return_frame, .confirmations, .message_id_delivery_tag      to learn which message was returned
     Connection.channels, Channel.number, .frames                to know whether the channel still is one
@@ -89,12 +89,8 @@ class ConfirmChannel:
         """Whether answers have come in that aiormq has not looked at."""
         return not self.channel.frames.empty()
 
-    def send(self, entries: Sequence[Entry], now: float) -> bool:
-        """Sends messages that are handed over.
-
-        Returns:
-            Whether the operating system has taken them; if not, `Sockets.on_drained` tells when it has.
-        """
+    def send(self, entries: Sequence[Entry], now: float) -> None:
+        """Sends messages that are handed over."""
         raise NotImplementedError
 
     def entries(self) -> list[Entry]:
@@ -145,7 +141,7 @@ class FastChannel(ConfirmChannel):
         channel.confirmations = _Returns(self._returned)
         channel._on_confirm_frame = self._confirmed
 
-    def send(self, entries: Sequence[Entry], now: float) -> bool:
+    def send(self, entries: Sequence[Entry], now: float) -> None:
         """See `ConfirmChannel`. Written at once: aiormq's writer task would do it some turns of the loop later."""
         channel, number = self.channel, self.number
         tags, handed, frame_max = self.in_flight, self._handed, self._frame_max
@@ -162,7 +158,7 @@ class FastChannel(ConfirmChannel):
             if body:
                 body_frames(body, frame_max, number, parts)
         self._last = channel.delivery_tag = tag
-        return self.connection.sockets.write(b"".join(parts))
+        self.connection.sockets.write(b"".join(parts))
 
     async def _confirmed(self, frame: commands.Basic.Ack | commands.Basic.Nack) -> None:
         """Takes the place of aiormq's `_on_confirm_frame`, which makes one call in the event loop for each message."""

@@ -142,15 +142,10 @@ class Sockets(TransportFactory):
         """Whether the operating system has not taken all that was written."""
         return self._transport is not None and bool(self._transport.get_write_buffer_size())
 
-    def write(self, frames: bytes) -> bool:
-        """Writes whole frames, between those of aiormq's writer task: it too writes nothing but whole ones.
-
-        Returns:
-            Whether the operating system has taken all that was written.
-        """
+    def write(self, frames: bytes) -> None:
+        """Writes whole frames, between those of aiormq's writer task: it too writes nothing but whole ones."""
         assert self._transport is not None
         self._transport.write(frames)
-        return not self._transport.get_write_buffer_size()
 
     def abort(self) -> None:
         """Drops the socket; also when the event loop is closed."""

@@ -33,7 +33,7 @@ class _PlainChannel(ConfirmChannel):
         super().__init__(connection, channel, **callbacks)
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def send(self, entries: Sequence[Entry], now: float) -> bool:
+    def send(self, entries: Sequence[Entry], now: float) -> None:
         """See `ConfirmChannel`. Tasks start in the order in which they were made, and aiormq's lock is fair."""
         loop = asyncio.get_running_loop()
         if not self.in_flight:
@@ -43,7 +43,6 @@ class _PlainChannel(ConfirmChannel):
             task = loop.create_task(self._publish(entry))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        return True
 
     async def _publish(self, entry: Entry) -> None:
         _, message_id, frames, body, _, _ = entry

@@ -266,9 +266,9 @@ class Publisher:
             return
         if channel.alone:
             channel.watched = True
-        taken = channel.send(batch, now)
+        channel.send(batch, now)
         self._watch.expect(batch[0][0].deadline)
-        if taken and not channel.watched:
+        if not channel.watched:
             self._flush_soon()
 
     def _ready_to_go(self, entries: list[Entry]) -> None:
