@@ -23,7 +23,6 @@ from cqrs_brokers import (
     Message,
     MessageBroker,
     PluginError,
-    Receipt,
     open_broker,
 )
 from cqrs_brokers.driver import Driver
@@ -35,6 +34,7 @@ from cqrs_brokers.url import BrokerURL
 
 from ._endpoints import Looked, look_at
 from ._exit_codes import ExitCode, code_of_step
+from ._report import place_of, reason_of
 
 __all__ = ["Check", "URL_VARIABLE"]
 
@@ -294,19 +294,11 @@ class Check:
                 self._unknown = unknown
             self.outcomes.append({"message_id": str(message.message_id), "topic": topic, "error": type(error).__name__})
             what = "it is not known whether the message is in the broker" if unknown else "not delivered"
-            cause = error.__cause__
-            reason = f"{error.text} ({cause.text})" if isinstance(cause, BrokerError) else error.text
-            return Finding("send", "fail", topic, f"{what} ({type(error).__name__}): {reason}")
+            return Finding("send", "fail", topic, f"{what} ({type(error).__name__}): {reason_of(error)}")
         self.outcomes.append(receipt.to_dict())
         if receipt.confirmed:
-            return Finding("send", "ok", topic, f"confirmed: {_shown(receipt)}")
-        return Finding("send", "warn", topic, f"handed over, and nobody confirms it: {_shown(receipt)}")
-
-
-def _shown(receipt: Receipt) -> str:
-    place = "" if receipt.partition is None else f", partition {receipt.partition}"
-    place += "" if receipt.offset is None else f", offset {receipt.offset}"
-    return f"message {receipt.message_id}{place}"
+            return Finding("send", "ok", topic, f"confirmed: {place_of(receipt)}")
+        return Finding("send", "warn", topic, f"handed over, and nobody confirms it: {place_of(receipt)}")
 
 
 def _lenient(looked: Sequence[Looked], forgiving: bool) -> list[Finding]:

@@ -49,7 +49,7 @@ def describe(scheme: str, output: Output) -> ExitCode:
     scheme = scheme.removesuffix("://").lower()
     plugin = load_plugin(scheme)
     options_type = plugin.options_type()
-    options = describe_options(options_type)
+    options = [_described(option, options_type) for option in describe_options(options_type)]
     capabilities = _capabilities(scheme)
     parts = sorted(options_type.url_parts)
     output.document(
@@ -57,7 +57,7 @@ def describe(scheme: str, output: Output) -> ExitCode:
             "scheme": scheme,
             "plugin": plugin.title,
             "url_parts": parts,
-            "options": [_as_json(option, options_type) for option in options],
+            "options": options,
             "capabilities": None if capabilities is None else capabilities.to_dict(),
         }
     )
@@ -66,15 +66,8 @@ def describe(scheme: str, output: Output) -> ExitCode:
     output.line("")
     columns = ("option", "type", "unit", "default", "secret", "description")
     rows = [
-        (
-            option.name,
-            _kind(option, options_type),
-            option.unit or "",
-            option.default,
-            "yes" if _is_secret(option, options_type) else "",
-            option.description,
-        )
-        for option in options
+        (it["name"], it["type"], it["unit"] or "", it["default"], "yes" if it["secret"] else "", it["description"])
+        for it in options
     ]
     output.table(columns, rows, styles=("bold", "cyan"))
     output.line("")
@@ -86,19 +79,15 @@ def describe(scheme: str, output: Output) -> ExitCode:
     return ExitCode.OK
 
 
-def _as_json(option: EffectiveOption, options_type: type[BrokerOptions]) -> dict[str, Any]:
+def _described(option: EffectiveOption, options_type: type[BrokerOptions]) -> dict[str, Any]:
     return {
         "name": option.name,
         "type": _kind(option, options_type),
         "unit": option.unit,
         "default": option.default,
-        "secret": _is_secret(option, options_type),
+        "secret": names_a_secret(option.name) and not _is_object(option.name, options_type),
         "description": option.description,
     }
-
-
-def _is_secret(option: EffectiveOption, options_type: type[BrokerOptions]) -> bool:
-    return names_a_secret(option.name) and not _is_object(option.name, options_type)
 
 
 def _is_object(name: str, options_type: type[BrokerOptions]) -> bool:

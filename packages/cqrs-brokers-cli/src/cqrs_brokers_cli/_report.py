@@ -10,7 +10,7 @@ from cqrs_brokers import DeliveryError, DeliveryUnknownError, Message, Receipt
 from ._exit_codes import ExitCode
 from ._output import Output
 
-__all__ = ["Report"]
+__all__ = ["Report", "place_of", "reason_of"]
 
 SHOWN = 10
 """So many lines that were not delivered are listed for people; of unknown ones all are."""
@@ -78,13 +78,14 @@ class Report:
             self._unknown.append(_Unknown(line, str(message.message_id), type(outcome).__name__))
         else:
             name = type(outcome).__name__
-            self._refused.setdefault(name, _Refused(_reason(outcome))).lines.append(line)
+            self._refused.setdefault(name, _Refused(reason_of(outcome))).lines.append(line)
 
     def show(self, output: Output) -> None:
         """Prints it."""
         output.document(self._document())
         if self._receipt is not None and self.count == 1:
-            output.line(_place(self._receipt))
+            what = "confirmed" if self._receipt.confirmed else "handed over, which nobody confirms"
+            output.line(f"{what}: {place_of(self._receipt)}")
         else:
             rate = f" in {self.seconds:.1f} s ({self.count / self.seconds:,.0f} per second)" if self.seconds else ""
             output.line(f"{self._confirmed:,} confirmed{rate}", "green" if self._confirmed else "")
@@ -119,16 +120,17 @@ class Report:
         }
 
 
-def _reason(error: DeliveryError) -> str:
+def reason_of(error: DeliveryError) -> str:
+    """What the error says, and what its cause says."""
     cause = getattr(error.__cause__, "text", "")
     return f"{error.text} ({cause})" if cause else error.text
 
 
-def _place(receipt: Receipt) -> str:
+def place_of(receipt: Receipt) -> str:
+    """Which message it is, and where in the topic, as far as the broker says it."""
     place = "" if receipt.partition is None else f", partition {receipt.partition}"
     place += "" if receipt.offset is None else f", offset {receipt.offset}"
-    what = "confirmed" if receipt.confirmed else "handed over, which nobody confirms"
-    return f"{what}: message {receipt.message_id}{place}"
+    return f"message {receipt.message_id}{place}"
 
 
 def _listed(lines: Sequence[int]) -> str:
