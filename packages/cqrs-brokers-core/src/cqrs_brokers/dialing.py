@@ -82,7 +82,8 @@ async def look_up(host: str, port: int, *, timeout: float | None = None) -> list
 
     answer.add_done_callback(wake)
     try:
-        await asyncio.wait_for(came.wait(), timeout)
+        async with asyncio.timeout(timeout):
+            await came.wait()
     except TimeoutError:
         text = f"the name server has not answered within {timeout:g} s"
         raise socket.gaierror(socket.EAI_AGAIN, text) from None

@@ -322,12 +322,14 @@ class Pipeline(Generic[T]):
             silence = loop.time() - self._heard_at
             if silence < self._ping_after and not self._doubt.is_set():
                 try:
-                    await asyncio.wait_for(self._doubt.wait(), self._ping_after - silence)
+                    async with asyncio.timeout(self._ping_after - silence):
+                        await self._doubt.wait()
                 except TimeoutError:
                     continue
             self._doubt.clear()
             try:
-                await asyncio.wait_for(ping(), self._ping_timeout)
+                async with asyncio.timeout(self._ping_timeout):
+                    await ping()
             except TimeoutError:
                 raise UnreachableError(f"the broker did not answer a ping within {self._ping_timeout:g} s") from None
             self.heard()
