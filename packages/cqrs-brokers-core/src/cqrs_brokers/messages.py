@@ -1,6 +1,6 @@
 """Validate and encode a message now and send it later: for an outbox, a journal, a queue of one's own.
 
-ready = MessageValidator().ready(message)   # raises what Broker.send_message would raise, before any I/O
+    ready = MessageValidator().ready(message)   # raises what Broker.send_message would raise, before any I/O
 """
 
 from __future__ import annotations

@@ -200,7 +200,7 @@ class OpenTelemetryObserver(Observer):
     def _sent_messages(self, _: CallbackOptions) -> Iterable[Observation]:
         with self._lock:
             counts = dict(self._counts)
-        return [Observation(count, self._metric(topic, failed)) for (topic, failed), count in counts.items()]
+        return [Observation(count, self._metrics_of.get(each) or self._metric(*each)) for each, count in counts.items()]
 
     def _read(self, value: Callable[[ObservedBroker], int]) -> Iterable[Observation]:
         broker = self._broker() if self._broker is not None else None

@@ -1,6 +1,6 @@
 """The metrics of an outbox. Needs `cqrs-brokers-outbox`.
 
-Relay(engine, broker, outbox, observers=[OutboxObserver()])
+    Relay(engine, broker, outbox, observers=[OutboxObserver()])
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """The outbox: from the database transaction to the broker, in order, with the outcome in the row.
 
-outbox = Outbox()
-async with session.begin():                    # the application's own transaction
-    session.add(order)
-    outbox.add(session, OrderPlaced(...))
+    outbox = Outbox()
+    async with session.begin():                    # the application's own transaction
+        session.add(order)
+        outbox.add(session, OrderPlaced(...))
 
-async with Relay(engine, broker, outbox):      # anywhere, any number of them
-    ...
+    async with Relay(engine, broker, outbox):      # anywhere, any number of them
+        ...
 """
 
 from .admin import OutboxAdmin

@@ -161,8 +161,8 @@ def resolve_options(
         raise ConfigError(without_secrets(problems, [*values.values(), password]))
     effective = {}
     for name, spec in specs.items():
-        source_of = given.get(name)
-        origin = "default" if source_of is None else _ORIGINS.get(source_of.suffix, source_of.origin)
+        found = given.get(name)
+        origin = "default" if found is None else _ORIGINS.get(found.suffix, found.origin)
         if not spec.in_userinfo:
             effective[name] = spec.effective(name, getattr(options, name), origin)
         elif password is not None:

@@ -1,11 +1,14 @@
 """Destinations that take nothing, and how much of the window they may hold: together at most half.
 
-Looked at once a second, and only while messages wait for room. A destination takes nothing when the driver has let go
-of none of the messages that it held a second ago. What such destinations held beyond half of the window before that was
-known stays with the driver; as much is lent to the others, half a window at most. Further messages for them wait
-outside the window, in the order of calls, but for the trials of each destination: one for a key, a few keys. Without
-them a destination whose earlier messages were caught behind those of another one would seem stuck until their
-deadlines. Of several keys, because a driver may have to wait with the next message of a key that was caught.
+Looked at 0.1 s after messages begin to wait for room, and then once a second while some wait. A destination takes
+nothing when the driver has let go of none of the messages that it held at the look before. What such destinations held
+beyond half of the window before that was known stays with the driver; as much is lent to the others, half a window at
+most. Further messages for them wait outside the window, in the order of calls.
+
+Of each such destination a few messages go to the driver all the same, one per key: its trials. They show when a
+destination takes messages again whose earlier messages were caught behind those of another destination; without them it
+would seem stuck until their deadlines. The trials have several keys, because a driver may have to keep back the next
+message of a key that was caught.
 """
 
 from __future__ import annotations
