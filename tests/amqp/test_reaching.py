@@ -2,12 +2,10 @@
 
 import asyncio
 import shutil
-import socket
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -28,21 +26,6 @@ from tests.dead_address import DEAD, dead_address
 from .nodes import private_node
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(120)]
-
-
-@pytest.fixture
-def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, Callable[[], list[str]]]:
-    """What a name resolves to, beside the real names."""
-    known: dict[str, Callable[[], list[str]]] = {}
-    real = socket.getaddrinfo
-
-    def resolve(host: Any, port: Any, *arguments: Any, **keywords: Any) -> Any:
-        if host not in known:
-            return real(host, port, *arguments, **keywords)
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, int(port))) for address in known[host]()]
-
-    monkeypatch.setattr(socket, "getaddrinfo", resolve)
-    return known
 
 
 @pytest.mark.filterwarnings("ignore::cqrs_brokers.InsecureTransportWarning")

@@ -5,7 +5,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 
@@ -20,21 +19,6 @@ WELL = "127.0.0.1"
 def port() -> Iterator[int]:
     with socket.create_server((WELL, 0)) as listener:
         yield listener.getsockname()[1]
-
-
-@pytest.fixture
-def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, Callable[[], list[str]]]:
-    """What a name resolves to, beside the real names."""
-    known: dict[str, Callable[[], list[str]]] = {}
-    real = socket.getaddrinfo
-
-    def resolve(host: Any, port: Any, *arguments: Any, **keywords: Any) -> Any:
-        if host not in known:
-            return real(host, port, *arguments, **keywords)
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in known[host]()]
-
-    monkeypatch.setattr(socket, "getaddrinfo", resolve)
-    return known
 
 
 async def test_the_second_address_is_tried_while_the_first_is_silent(

@@ -3,10 +3,8 @@
 import asyncio
 import collections
 import logging
-import socket
 import threading
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
@@ -18,21 +16,6 @@ from tests.dead_address import DEAD, dead_address
 pytestmark = [pytest.mark.live, pytest.mark.timeout(120)]
 
 Name = Callable[[str], str]
-
-
-@pytest.fixture
-def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, Callable[[], list[str]]]:
-    """What a name resolves to, beside the real names."""
-    known: dict[str, Callable[[], list[str]]] = {}
-    real = socket.getaddrinfo
-
-    def resolve(host: Any, port: Any, *arguments: Any, **keywords: Any) -> Any:
-        if host not in known:
-            return real(host, port, *arguments, **keywords)
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, int(port))) for address in known[host]()]
-
-    monkeypatch.setattr(socket, "getaddrinfo", resolve)
-    return known
 
 
 async def test_a_name_with_a_dead_address(
