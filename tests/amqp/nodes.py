@@ -1,28 +1,22 @@
 """Private nodes for tests that break something, and what they have in common."""
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pika
-import pytest
 
-from cqrs_brokers_testkit.servers import RabbitMQNode, ServerUnavailable
+from cqrs_brokers_testkit.pytest_plugin import available
+from cqrs_brokers_testkit.servers import RabbitMQNode
 from cqrs_brokers_testkit.servers import rabbitmq as start_rabbitmq
 
 
 @contextlib.contextmanager
 def private_node(**arguments: Any) -> Iterator[RabbitMQNode]:
     """A node of its own; where RabbitMQ cannot be had the tests are skipped, but not in CI."""
-    try:
-        with start_rabbitmq(**arguments) as node:
-            yield node
-    except ServerUnavailable as error:
-        if os.environ.get("CI", "").lower() in ("true", "1"):
-            pytest.fail(str(error), pytrace=False)
-        pytest.skip(str(error))
+    with available(start_rabbitmq(**arguments)) as node:
+        yield node
 
 
 @contextlib.contextmanager

@@ -30,9 +30,9 @@ from cqrs_brokers_testkit.certificates import Certificates
 from cqrs_brokers_testkit.leaks import no_leaks
 from cqrs_brokers_testkit.proxy import FaultProxy
 from cqrs_brokers_testkit.readers import bind_queue
-from cqrs_brokers_testkit.servers import RabbitMQNode, ServerUnavailable
-from cqrs_brokers_testkit.servers import rabbitmq as start_rabbitmq
+from cqrs_brokers_testkit.servers import RabbitMQNode
 
+from .nodes import private_node
 from .outcomes import Sent, check, not_the_proxys
 
 pytestmark = pytest.mark.fault
@@ -326,11 +326,8 @@ async def test_a_restarting_node_is_only_unreachable(rabbitmq_node: RabbitMQNode
 
 @pytest.fixture(scope="module")
 def tls_node(certificates: Certificates) -> Iterator[RabbitMQNode]:
-    try:
-        with start_rabbitmq(certificates=certificates) as node:
-            yield node
-    except ServerUnavailable as error:
-        pytest.skip(str(error))
+    with private_node(certificates=certificates) as node:
+        yield node
 
 
 async def test_tls(tls_node: RabbitMQNode, certificates: Certificates, unique_name: Name) -> None:

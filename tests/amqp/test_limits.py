@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,9 +26,9 @@ from cqrs_brokers import (
 )
 from cqrs_brokers_testkit.proxy import FaultProxy
 from cqrs_brokers_testkit.readers import bind_queue, drain_queue
-from cqrs_brokers_testkit.servers import RabbitMQNode, ServerUnavailable
-from cqrs_brokers_testkit.servers import rabbitmq as start_rabbitmq
+from cqrs_brokers_testkit.servers import RabbitMQNode
 
+from .nodes import private_node
 from .outcomes import Sent, check
 
 pytestmark = pytest.mark.fault
@@ -41,13 +40,8 @@ LIMIT = 100_000
 @pytest.fixture(scope="module")
 def node() -> Iterator[RabbitMQNode]:
     """A node that takes messages of at most 100 kB."""
-    try:
-        with start_rabbitmq(settings={"max_message_size": str(LIMIT)}) as node:
-            yield node
-    except ServerUnavailable as error:
-        if os.environ.get("CI", "").lower() in ("true", "1"):
-            pytest.fail(str(error), pytrace=False)
-        pytest.skip(str(error))
+    with private_node(settings={"max_message_size": str(LIMIT)}) as node:
+        yield node
 
 
 async def test_larger_than_the_server_takes(node: RabbitMQNode, exchange: str) -> None:

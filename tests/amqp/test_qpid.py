@@ -1,7 +1,6 @@
 """Apache Qpid Broker-J: no capabilities, no PLAIN without TLS, a nack before each return, reply codes of its own."""
 
 import asyncio
-import os
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -23,8 +22,9 @@ from cqrs_brokers import (
     UnroutableError,
     open_broker,
 )
+from cqrs_brokers_testkit.pytest_plugin import available
 from cqrs_brokers_testkit.readers import bind_queue, drain_queue
-from cqrs_brokers_testkit.servers import QpidServer, ServerUnavailable, qpid
+from cqrs_brokers_testkit.servers import QpidServer, qpid
 
 from .outcomes import check
 
@@ -33,13 +33,8 @@ Name = Callable[[str], str]
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[QpidServer]:
-    try:
-        with qpid() as server:
-            yield server
-    except ServerUnavailable as error:
-        if os.environ.get("CI", "").lower() in ("true", "1"):
-            pytest.fail(str(error), pytrace=False)
-        pytest.skip(str(error))
+    with available(qpid()) as server:
+        yield server
 
 
 @pytest.mark.fault
@@ -136,13 +131,8 @@ def strict_server() -> Iterator[QpidServer]:
         {**rule, "objectType": "EXCHANGE", "operation": "PUBLISH"},
         {**rule, "objectType": "VIRTUALHOST", "operation": "ACCESS", "identity": "stranger"},
     ]
-    try:
-        with qpid(users={"app": "app", "stranger": "stranger"}, rules=rules) as server:
-            yield server
-    except ServerUnavailable as error:
-        if os.environ.get("CI", "").lower() in ("true", "1"):
-            pytest.fail(str(error), pytrace=False)
-        pytest.skip(str(error))
+    with available(qpid(users={"app": "app", "stranger": "stranger"}, rules=rules)) as server:
+        yield server
 
 
 @pytest.mark.fault

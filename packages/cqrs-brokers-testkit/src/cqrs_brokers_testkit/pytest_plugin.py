@@ -14,7 +14,7 @@ import pytest
 
 from ._memory import memory_broker_url, published  # noqa: F401 - fixtures: pytest finds them here
 
-__all__ = ["UniqueName"]
+__all__ = ["UniqueName", "available"]
 
 if TYPE_CHECKING:
     from cqrs_brokers_testkit.certificates import Certificates
@@ -51,8 +51,12 @@ class UniqueName(Protocol):
 
 
 @contextlib.contextmanager
-def _available(server: "contextlib.AbstractContextManager[_T]") -> Iterator[_T]:
-    """Enter a server's context; skip, or fail in CI, where it cannot be had."""
+def available(server: "contextlib.AbstractContextManager[_T]") -> Iterator[_T]:
+    """Enter a server's context; where the server cannot be had, skip the test, or fail it with `CI=true`.
+
+    Args:
+        server: Such as `rabbitmq(...)` or `qpid(...)` of `cqrs_brokers_testkit.servers`.
+    """
     from cqrs_brokers_testkit.servers import ServerUnavailable
 
     with contextlib.ExitStack() as stack:
@@ -70,7 +74,7 @@ def rabbitmq() -> "Iterator[RabbitMQServer]":
     """One RabbitMQ for the whole run, for tests that break nothing: `CQRS_TEST_AMQP_URL` if set, else a private one."""
     from cqrs_brokers_testkit.servers import rabbitmq as start
 
-    with _available(start(shared=True)) as server:
+    with available(start(shared=True)) as server:
         yield server
 
 
@@ -79,7 +83,7 @@ def kafka() -> "Iterator[KafkaServer]":
     """One Kafka for the whole run, for tests that break nothing: `CQRS_TEST_KAFKA_URL` if set, else a private one."""
     from cqrs_brokers_testkit.servers import kafka as start
 
-    with _available(start(shared=True)) as server:
+    with available(start(shared=True)) as server:
         yield server
 
 
@@ -88,7 +92,7 @@ def rabbitmq_node() -> "Iterator[RabbitMQNode]":
     """A private RabbitMQ node for the tests of one module, which may break it but must leave it running."""
     from cqrs_brokers_testkit.servers import rabbitmq as start
 
-    with _available(start()) as node:
+    with available(start()) as node:
         yield node
 
 
@@ -97,7 +101,7 @@ def kafka_node() -> "Iterator[KafkaCluster]":
     """A private Kafka of one node for the tests of one module, which may break it but must leave it running."""
     from cqrs_brokers_testkit.servers import kafka as start
 
-    with _available(start()) as cluster:
+    with available(start()) as cluster:
         yield cluster
 
 
@@ -106,7 +110,7 @@ def kafka_nodes() -> "Iterator[KafkaCluster]":
     """A private Kafka of three nodes for the tests of one module, which may break it but must leave it running."""
     from cqrs_brokers_testkit.servers import kafka_cluster as start
 
-    with _available(start(3)) as cluster:
+    with available(start(3)) as cluster:
         yield cluster
 
 
@@ -115,7 +119,7 @@ def postgresql() -> "Iterator[PostgreSQLServer]":
     """One PostgreSQL for the whole run: `CQRS_TEST_POSTGRESQL_URL` if set, else a private one."""
     from cqrs_brokers_testkit.servers import postgresql as start
 
-    with _available(start(shared=True)) as server:
+    with available(start(shared=True)) as server:
         yield server
 
 
@@ -124,7 +128,7 @@ def mariadb() -> "Iterator[MariaDBServer]":
     """One MariaDB for the whole run: `CQRS_TEST_MARIADB_URL` if set, else a private one."""
     from cqrs_brokers_testkit.servers import mariadb as start
 
-    with _available(start(shared=True)) as server:
+    with available(start(shared=True)) as server:
         yield server
 
 
@@ -133,7 +137,7 @@ def postgresql_node() -> "Iterator[PostgreSQLNode]":
     """A private PostgreSQL for the tests of one module, which may break it but must leave it running."""
     from cqrs_brokers_testkit.servers import postgresql as start
 
-    with _available(start()) as node:
+    with available(start()) as node:
         yield node
 
 
@@ -142,7 +146,7 @@ def mariadb_node() -> "Iterator[MariaDBNode]":
     """A private MariaDB for the tests of one module, which may break it but must leave it running."""
     from cqrs_brokers_testkit.servers import mariadb as start
 
-    with _available(start()) as node:
+    with available(start()) as node:
         yield node
 
 
