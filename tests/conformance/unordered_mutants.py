@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 from cqrs_brokers.driver import Capabilities, Delivery, Link, Message, PipelinedDriver, content_type_of
 from cqrs_brokers.exceptions import (
     AuthenticationError,
+    ConnectError,
     DeliveryUnknownError,
     NotDeliveredError,
     ProtocolError,
@@ -174,10 +175,10 @@ class UnorderedSound(PipelinedDriver):
 
     # -- the end
 
-    def lost(self, error: Exception) -> None:
+    def lost(self, error: ConnectError) -> None:
         self.drop()
         assert self._link is not None
-        self._link.lost(UnreachableError(f"the connection broke ({type(error).__name__})"))
+        self._link.lost(error)
 
     def drop(self) -> None:
         writer, self._writer = self._writer, None
@@ -187,7 +188,6 @@ class UnorderedSound(PipelinedDriver):
     async def close(self, grace: float) -> None:
         self.drop()
         await self.pipeline.close()
-        await asyncio.sleep(0)
 
     def abort(self) -> None:
         self.drop()
@@ -220,7 +220,7 @@ class ReordersItsQueue(UnorderedSound):
 
     caught_by = ("ordering.queued-messages-keep-their-order",)
 
-    def lost(self, error: Exception) -> None:
+    def lost(self, error: ConnectError) -> None:
         waiting: deque[Any] = self.pipeline._waiting
         waiting.rotate(len(waiting) // 2)
         super().lost(error)
@@ -231,7 +231,7 @@ class DropsItsQueue(UnorderedSound):
 
     caught_by = ("ordering.queued-messages-keep-their-order",)
 
-    def lost(self, error: Exception) -> None:
+    def lost(self, error: ConnectError) -> None:
         while self.pipeline._waiting:
             self.pipeline._waiting.popleft()[0].fail(NotDeliveredError("the connection was lost"))
         super().lost(error)
