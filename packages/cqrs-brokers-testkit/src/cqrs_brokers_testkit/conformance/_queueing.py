@@ -15,19 +15,12 @@ from cqrs_brokers_testkit.conformance._case import (
     outcome_of,
     tally,
 )
-from cqrs_brokers_testkit.proxy import FaultProxy
 
 _LARGE = 40_000
 """Bytes. A few hundred such messages fill a socket, a client's buffer, and then the driver's own queue."""
 _KEYS = 4
 _SETTLE = 1.0
 """Seconds in which what was in a socket arrives after a fault."""
-
-
-def _proxy(ctx: Context) -> FaultProxy:
-    proxy = ctx.harness.proxy
-    assert proxy is not None  # the runner has looked: the case needs it
-    return proxy
 
 
 def _large_messages(ctx: Context, topic: str, count: int) -> list[Message]:
@@ -42,7 +35,7 @@ async def _stalled_with_a_full_queue(
     ctx: Context, broker: Broker, messages: list[Message], wait: float
 ) -> list[asyncio.Future[Receipt | NotDeliveredError | DeliveryUnknownError]]:
     """Stalls the way to the broker and sends; then some are with the client and some still with the driver."""
-    await ctx.do(lambda: _proxy(ctx).stall("up"))
+    await ctx.do(lambda: ctx.proxy.stall("up"))
     sends = [asyncio.ensure_future(outcome_of(broker.send_message(message))) for message in messages]
     await asyncio.sleep(wait)
     return sends  # type: ignore[return-value] # every delivery error is one of the two
@@ -57,7 +50,7 @@ async def _stalled_with_a_full_queue(
 )
 async def queued_messages_keep_their_order(ctx: Context) -> None:
     """400 messages of 40 kB wait in the driver's queue when the connection breaks: order and truth survive it."""
-    proxy, topic = _proxy(ctx), await ctx.topic()
+    proxy, topic = ctx.proxy, await ctx.topic()
     broker = ctx.open(delivery_timeout=25.0, max_in_flight=400, max_in_flight_bytes=2**26)
     await broker.send_message(ctx.message(await ctx.topic()))
     messages = _large_messages(ctx, topic, ctx.count(400, 200))
@@ -77,7 +70,7 @@ async def queued_messages_keep_their_order(ctx: Context) -> None:
 @case("delivery.denied-never-arrives", "fault", needs=["proxy", "read_back"], limit=60.0)
 async def denied_never_arrives(ctx: Context) -> None:
     """The way to the broker stalls beyond the deadline of 400 large messages: none that was denied arrives later."""
-    proxy, topic = _proxy(ctx), await ctx.topic()
+    proxy, topic = ctx.proxy, await ctx.topic()
     broker = ctx.open(delivery_timeout=1.5, max_in_flight=400, max_in_flight_bytes=2**26)
     await broker.send_message(ctx.message(await ctx.topic()))
     messages = _large_messages(ctx, topic, ctx.count(400, 200))
@@ -96,7 +89,7 @@ async def denied_never_arrives(ctx: Context) -> None:
 @case("delivery.unanswered-is-let-go", "fault", needs=["proxy", "read_back"], capability="confirms", limit=120.0)
 async def unanswered_is_let_go(ctx: Context) -> None:
     """One answer is lost on a connection that lives: the outcome is unknown, the place is free again, sends work."""
-    proxy = _proxy(ctx)
+    proxy = ctx.proxy
     broker = ctx.open(delivery_timeout=2.0, max_in_flight=3)
     # A topic each: a driver may let a message wait for the answer of the one before it.
     topics = [await ctx.topic() for _ in range(3)]
@@ -132,7 +125,7 @@ async def _window_is_empty(broker: Broker) -> bool:
 @case("faults.dead-connection-is-noticed", "fault", needs=["proxy"], limit=180.0)
 async def dead_connection_is_noticed(ctx: Context) -> None:
     """The connections that exist are dead, new ones work: a send succeeds within the time that the harness declares."""
-    proxy, topic = _proxy(ctx), await ctx.topic()
+    proxy, topic = ctx.proxy, await ctx.topic()
     broker = ctx.open(delivery_timeout=2.0)
     await broker.send_message(ctx.message(topic))
     for connection in list(proxy.connections):

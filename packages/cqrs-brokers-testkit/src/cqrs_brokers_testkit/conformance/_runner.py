@@ -20,10 +20,11 @@ from typing import Any
 
 from cqrs_brokers import Capabilities, available_brokers, open_broker
 from cqrs_brokers_testkit.conformance import (
+    _closing,
+    _connecting,
     _contract,
     _delivery,
     _faults,
-    _hosts,
     _lifecycle,
     _matching,
     _messages,
@@ -42,8 +43,8 @@ from cqrs_brokers_testkit.conformance._report import NOT_CHOSEN, CaseResult, Rep
 Progress = Callable[[str], None]
 
 _MODULES = (
-    *(_static, _messages, _values, _refusals, _delivery, _matching, _hosts),
-    *(_ordering, _lifecycle, _processes, _faults, _queueing, _upkeep, _contract),
+    *(_static, _messages, _values, _refusals, _delivery, _matching, _connecting),
+    *(_ordering, _lifecycle, _processes, _faults, _closing, _queueing, _upkeep, _contract),
 )
 _SECTIONS = ("static", "messages", "refusals", "delivery", "ordering", "lifecycle", "faults", "contract")
 for _section in _SECTIONS:  # in this order, whatever the order of the imports and the module

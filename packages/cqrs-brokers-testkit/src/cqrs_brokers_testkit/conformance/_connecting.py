@@ -1,10 +1,23 @@
-"""Cases about several hosts, and about connections with TLS."""
+"""Cases about who may connect, where, and with TLS."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Mapping
 from urllib.parse import quote
 
-from cqrs_brokers import Broker, ConfigError, ConnectError, Receipt, TLSError, UnreachableError
+from cqrs_brokers import (
+    AuthenticationError,
+    AuthorizationError,
+    Broker,
+    ConfigError,
+    ConnectError,
+    Message,
+    NotConnectedError,
+    Receipt,
+    TLSError,
+    UnreachableError,
+)
 from cqrs_brokers.hooks import load_plugin
 from cqrs_brokers.secret import Secret
 from cqrs_brokers.url import BrokerURL, Host
@@ -25,6 +38,8 @@ from cqrs_brokers_testkit.servers import free_port
 _LOGIN = "canary-login-45"
 _TLS_RECORD = b"\x16\x03"
 _GRACE = 1.0
+
+# -- several hosts -----------------------------------------------------------------------------------------------------
 
 
 async def _second_host_is_used(ctx: Context, first: Host) -> None:
@@ -82,6 +97,84 @@ async def fails_over_to_another_host(ctx: Context) -> None:
         await broker.close()
 
 
+# -- nobody, and credentials -------------------------------------------------------------------------------------------
+
+
+@case("delivery.unreachable-is-not-delivered", "live", needs=["unreachable_url"], waits=True)
+async def unreachable_is_not_delivered(ctx: Context) -> None:
+    """Nobody there: `connect()` raises `UnreachableError` within 2 s, a send `NotConnectedError` at its deadline."""
+    url = await ctx.do(ctx.harness.unreachable_url)
+    broker = ctx.open(url, delivery_timeout=1.5, connect_timeout=5.0)
+    with Clock() as clock:
+        error = await _connect_error(broker.connect())
+    check(type(error) is UnreachableError, f"connect() to nobody: expected UnreachableError, got {show(error)}")
+    check(clock.seconds <= ctx.harness.connect_within, f"connect() took {clock.seconds:.1f} s to say so")
+    with Clock() as clock:
+        outcome = await outcome_of(broker.send_message(ctx.message("orders")))
+    check(type(outcome) is NotConnectedError, f"a send to nobody got {show(outcome)}")
+    cause = outcome.__cause__ if isinstance(outcome, NotConnectedError) else None
+    check(type(cause) is UnreachableError, f"its cause is {show(cause)}")
+    check(clock.seconds <= 1.5 + _GRACE, f"it took {clock.seconds:.1f} s, with delivery_timeout=1.5")
+
+
+@case("delivery.wrong-password", "live", needs=["wrong_password_url"], waivable=True)
+async def wrong_password(ctx: Context) -> None:
+    """A wrong password is `AuthenticationError` within 2 s, for sends too, and is not tried again and again."""
+    await _permanent(ctx, {"": await ctx.do(ctx.harness.wrong_password_url)}, AuthenticationError)
+
+
+@case("delivery.wrong-permission", "live", needs=["wrong_permission_url"], waivable=True)
+async def wrong_permission(ctx: Context) -> None:
+    """Good credentials for a virtual host or cluster that they may not use: `AuthorizationError` within 2 s."""
+    await _permanent(ctx, {"": await ctx.do(ctx.harness.wrong_permission_url)}, AuthorizationError)
+
+
+async def _permanent(ctx: Context, urls: Mapping[str, str], expected: type[ConnectError]) -> None:
+    """Demands this class from `connect()` and from a waiting send, at once, and no further connection.
+
+    Args:
+        ctx: The case's.
+        urls: Config strings by what is wrong with each; "" where the case says it.
+        expected: The class.
+    """
+    for what, url in urls.items():
+        said = f"{what}: " if what else ""
+        broker = ctx.open(url, delivery_timeout=8.0)
+        with Clock() as clock:
+            error = await _connect_error(broker.connect())
+        check(type(error) is expected, f"{said}connect(): expected {expected.__name__}, got {show(error)}")
+        check(clock.seconds <= ctx.harness.connect_within, f"{said}connect() took {clock.seconds:.1f} s to say so")
+        other = ctx.open(url, delivery_timeout=8.0)
+        with Clock() as clock:
+            outcome = await outcome_of(other.send_message(Message("E", "orders", {})))
+        check(type(outcome) is NotConnectedError, f"{said}a send: expected NotConnectedError, got {show(outcome)}")
+        cause = outcome.__cause__ if isinstance(outcome, NotConnectedError) else None
+        check(type(cause) is expected, f"{said}its cause is {show(cause)}")
+        check(clock.seconds <= ctx.harness.connect_within, f"{said}the send took {clock.seconds:.1f} s to fail")
+    if ctx.harness.lacks("connections_made") is None:
+        before = await ctx.do(ctx.harness.connections_made)
+        await asyncio.sleep(1.5)
+        more = await ctx.do(ctx.harness.connections_made) - before
+        check(more == 0, f"{more} more connections in 1.5 s although it cannot succeed")
+
+
+async def _connect_error(connecting: object) -> BaseException | None:
+    try:
+        await connecting  # type: ignore[misc]
+    except ConnectError as error:
+        return error
+    return None
+
+
+# -- TLS ---------------------------------------------------------------------------------------------------------------
+
+
+@case("delivery.tls-failure", "live", needs=["tls_failures"], waivable=True)
+async def tls_failure(ctx: Context) -> None:
+    """An expired certificate, one for another host, one of an unknown authority: `TLSError` within 2 s."""
+    await _permanent(ctx, await ctx.once(ctx.harness.tls_failures), TLSError)
+
+
 @case("delivery.tls-works", "live", needs=["tls_destination"], waivable=True, like="delivery.tls-failure")
 async def tls_works(ctx: Context) -> None:
     """With a good certificate the connection is made with TLS, and messages are delivered over it."""
@@ -104,8 +197,7 @@ async def tls_works(ctx: Context) -> None:
 )
 async def tls_is_never_given_up(ctx: Context) -> None:
     """With TLS in the config string, a server that speaks plain text gets no login and no message: `TLSError`."""
-    proxy = ctx.harness.proxy
-    assert proxy is not None
+    proxy = ctx.proxy
     urls = [*(await ctx.once(ctx.harness.tls_failures)).values()]
     seen, answers = bytearray(), bytearray()
 
