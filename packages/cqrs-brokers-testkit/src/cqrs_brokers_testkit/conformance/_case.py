@@ -228,6 +228,12 @@ class Context:
         self._brokers.append(broker)
         return broker
 
+    def open_unowned(self, url: str | None = None, /, **options: Any) -> Broker:
+        """A broker that the case closes itself, inside the block that looks for what is left."""
+        broker = self.open(url, **options)
+        self._brokers.remove(broker)
+        return broker
+
     def new_topic(self) -> str:
         """Creates a topic that nobody else uses, and returns its name."""
         topic = self.harness.new_topic_name()

@@ -169,6 +169,10 @@ async def unroutable_is_reported(ctx: Context) -> None:
         check(type(outcome) is UnroutableError, f"an unroutable message got {show(outcome)}")
     good = await outcome_of(broker.send_message(ctx.message(topic)))
     check_receipt(good, "the next good message")
+    mixed = [ctx.message(target.topic if n % 2 else topic) for n in range(20)]
+    outcomes = await broker.send_messages(mixed)
+    wrong = [o for n, o in enumerate(outcomes) if type(o) is not (UnroutableError if n % 2 else Receipt)]
+    check(not wrong, f"of 20 messages every second one is unroutable: {tally(wrong)}")
 
 
 @case("delivery.unroutable-twin-is-told-apart", "live", needs=["make_unroutable"], capability="unroutable_detection")

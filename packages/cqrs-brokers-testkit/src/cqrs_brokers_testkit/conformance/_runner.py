@@ -25,6 +25,7 @@ from cqrs_brokers_testkit.conformance import (
     _contract,
     _delivery,
     _faults,
+    _later,
     _lifecycle,
     _matching,
     _messages,
@@ -33,6 +34,7 @@ from cqrs_brokers_testkit.conformance import (
     _queueing,
     _refusals,
     _static,
+    _tls,
     _upkeep,
     _values,
 )
@@ -43,7 +45,7 @@ from cqrs_brokers_testkit.conformance._report import NOT_CHOSEN, CaseResult, Rep
 Progress = Callable[[str], None]
 
 _MODULES = (
-    *(_static, _messages, _values, _refusals, _delivery, _matching, _connecting),
+    *(_static, _messages, _values, _refusals, _delivery, _matching, _connecting, _tls, _later),
     *(_ordering, _lifecycle, _processes, _faults, _closing, _queueing, _upkeep, _contract),
 )
 _SECTIONS = ("static", "messages", "refusals", "delivery", "ordering", "lifecycle", "faults", "contract")
