@@ -93,19 +93,17 @@ class StuckDestinations:
         held, size = len(self._held), min(self._bytes, places.max_bytes)
         self.limit = min(places.max_count, held + max(1, 2 * (places.max_count - held) // 5))
         """How many messages the driver may hold now."""
-        self._limit_bytes = size + 2 * (places.max_bytes - size) // 5
+        self.limit_bytes = size + 2 * (places.max_bytes - size) // 5
+        """How many bytes; one larger message may go alone."""
         self._most = _most_with_trials(held, places.max_count)
         self._most_bytes = _most_with_trials(size, places.max_bytes)
         # While something is stuck, no message goes to the driver before its destination was looked at.
-        places.limit, places.limit_bytes = (0, 0) if self.names else (self.limit, self._limit_bytes)
+        places.limit, places.limit_bytes = (0, 0) if self.names else (self.limit, self.limit_bytes)
 
-    def has_bytes_for(self, delivery: Sending) -> bool:
-        """Whether the message fits in by its bytes. One larger message goes alone, beside what is stuck."""
+    def is_alone(self, delivery: Sending) -> bool:
+        """Whether a message larger than the limit may go, because the driver holds nothing but what is stuck."""
         places = self._in_flight
-        after = places.bytes + delivery.size
-        if after <= self._limit_bytes or not places.bytes:
-            return True
-        return places.bytes <= self._bytes and after <= places.max_bytes
+        return places.bytes <= self._bytes and places.bytes + delivery.size <= places.max_bytes
 
     def must_wait(self, delivery: Sending) -> bool:
         """Whether the message goes to a stuck destination, and such destinations hold their part of the window."""

@@ -150,7 +150,7 @@ class Window:
         batch: list[Sending] = []
         aside = self._take_aside() if stuck.names else 0
         left = len(waiting) - aside
-        room = stuck.limit - places.count
+        room, most_bytes = stuck.limit - places.count, stuck.limit_bytes
         while left and room > 0:
             delivery = waiting[0]
             if not delivery.done:
@@ -159,7 +159,7 @@ class Window:
                     aside += 1
                     left -= 1
                     continue
-                if not stuck.has_bytes_for(delivery):
+                if places.bytes + delivery.size > most_bytes and places.bytes and not stuck.is_alone(delivery):
                     break
                 delivery.submitted()
                 if stuck.names:
