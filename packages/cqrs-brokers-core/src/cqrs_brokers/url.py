@@ -35,8 +35,8 @@ _HOST_NAME = r"(?=.{1,253}\Z)[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?"
 _ZONE = r"[A-Za-z0-9._~-]{1,64}"
 _PORT = r"[0-9]{1,5}"
 _SECRET_WORDS = ("password", "passwd", "passphrase", "secret", "token", "credential")
-_SECRET_ELSEWHERE = r"pwd|jaas|api_?key|access_?key|(^|[_.-])(pass|pw)([_.-]|$)"
-"""Names that other clients use for secrets. No option here has one, but a string may, and is shown before it is refused."""
+_HIDDEN_ELSEWHERE = r"pwd|jaas|api_?key|access_?key|(^|[_.-])(pass|pw)([_.-]|$)"
+"""Names that other clients use for secrets: a string may have one, and be shown before it is refused."""
 _ENCODE = "percent-encode / ? # @ % and spaces in user names, passwords and values (@ is %40, / is %2F)"
 
 
@@ -374,7 +374,7 @@ def _query(text: str, problems: list[str]) -> _Query:
             problems.append(f"option {number} is not of the form name=value: percent-encode & in values as %26")
             continue
         what = f"option {number}" if after_secret else f"option {name!r}"
-        secret = names_a_secret(name) or re.search(_SECRET_ELSEWHERE, name.lower()) is not None
+        secret = names_a_secret(name) or re.search(_HIDDEN_ELSEWHERE, name.lower()) is not None
         after_secret = after_secret or secret
         value = _decode(value_text, what, problems)
         if name in options:
