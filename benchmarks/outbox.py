@@ -19,6 +19,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import aio_pika
@@ -155,6 +156,24 @@ class Bench:
             started = time.perf_counter()
             for start in range(0, rows, BATCH):
                 await broker.send_messages(messages[start : start + BATCH])
+            return rows / (time.perf_counter() - started)
+
+    async def in_turn(self, rows: int) -> float:
+        """One message after the other by our client: what strict order of one key cannot exceed."""
+        async with open_broker(self.url) as broker:
+            messages = [Message("e", TOPIC, PAYLOAD, key="k0") for _ in range(rows)]
+            started = time.perf_counter()
+            for message in messages:
+                await broker.send_message(message)
+            return rows / (time.perf_counter() - started)
+
+    async def peer_in_turn(self, rows: int) -> float:
+        """The same by the client with which txoutbox publishes here."""
+        async with self.publisher() as publish:
+            message = SimpleNamespace(topic=TOPIC, key="k0", payload=PAYLOAD)
+            started = time.perf_counter()
+            for _ in range(rows):
+                await publish(message)
             return rows / (time.perf_counter() - started)
 
     # -- txoutbox -----------------------------------------------------------------------------------------------------
@@ -360,6 +379,8 @@ async def measure(bench: Bench, *, rows: int, rounds: int, kept: int, slow_url: 
         "ours": lambda: bench.ours(rows),
         "txoutbox, one key": lambda: bench.txoutbox(hot, keys=1),
         "ours, one key, strict": lambda: bench.ours(hot, keys=1),
+        "one after the other, our client": lambda: bench.in_turn(hot),
+        "one after the other, txoutbox' client": lambda: bench.peer_in_turn(hot),
         "ours, one key, pipeline_keys": lambda: bench.ours(rows, keys=1, pipeline_keys=True),
         "send_messages without an outbox": lambda: bench.direct(rows),
         "ours, 20 ms away, one relay": lambda: bench.running(rows, slow_url, relays=1),
@@ -377,6 +398,8 @@ async def measure(bench: Bench, *, rows: int, rounds: int, kept: int, slow_url: 
         ratio("ours", "python-cqrs", "≥ 10" if kafka_goal else "≥ 8"),
         ratio("ours", "txoutbox", "≥ 2"),
         ratio("ours, one key, strict", "txoutbox, one key", "≥ 1.5"),
+        ratio("ours, one key, strict", "one after the other, our client", "its floor"),
+        ratio("one after the other, our client", "txoutbox, one key", "for comparison"),
         ratio("ours, one key, pipeline_keys", "txoutbox, one key", "≥ 6"),
         ratio("ours, 20 ms away, two relays", "ours, 20 ms away, one relay", "≥ 1.6"),
         ratio("ours", "send_messages without an outbox", "≥ 0.5 (RabbitMQ)"),

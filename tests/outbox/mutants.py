@@ -195,4 +195,18 @@ MUTANTS = [
         "AND sent_at < {self.now} + :keep",
         "test_observing.py::test_a_relay_purges_what_was_kept_long_enough[asyncpg]",
     ),
+    Mutant(
+        "reads all that waits for each claim",
+        "_relay/statements.py",
+        " LIMIT (SELECT {int(limit)})",
+        " LIMIT {int(limit)}",
+        "test_cost.py::test_a_claim_and_a_mark_read_what_they_take[16-empty]",
+    ),
+    Mutant(
+        "marks each receipt by itself",
+        "_relay/worker.py",
+        "            await _set_within(self._mark_now, MARK_STEP)\n",
+        "            await asyncio.sleep(0)\n",
+        "test_cost.py::test_receipts_of_a_busy_key_are_marked_together",
+    ),
 ]
