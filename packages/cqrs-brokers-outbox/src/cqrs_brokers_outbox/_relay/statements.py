@@ -8,38 +8,18 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
+from cqrs_brokers_outbox.rows import ClaimedRow
 from cqrs_brokers_outbox.schema import DATABASE_TIME, State, Tables
 
-__all__ = ["ClaimedRow", "Parameters", "Statements", "statements_for"]
+__all__ = ["Parameters", "Statements", "statements_for"]
 
 Parameters = dict[str, Any]
 Statement = tuple[str, Parameters]
 
 UNMARKED = f"({State.READY}, {State.WAITING}, {State.REFUSED})"
 """Rows of which one may have been sent without a mark."""
-
-
-class ClaimedRow(NamedTuple):
-    """What a claim brings of a row. SQLAlchemy's rows take ten times as long to say what is in a column."""
-
-    id: int
-    state: int
-    hash: int
-    topic: str
-    message_key: bytes | None
-    message_name: str
-    message_id: str
-    body: bytes | None
-    content_type: str | None
-    headers: str | None
-    made_at: int
-    trace: str | None
-    attempts: int
-    attempts_unknown: int
-    held: bool
-
 
 _MESSAGE = ", ".join(f"o.{name}" for name in ClaimedRow._fields if name != "held")
 

@@ -20,13 +20,12 @@ from typing import Any
 
 from cqrs_brokers import Broker, DeliveryError, Receipt
 from cqrs_brokers_outbox.observers import RelayObservers
-from cqrs_brokers_outbox.rows import DamagedRow, message_of
+from cqrs_brokers_outbox.rows import ClaimedRow, DamagedRow, message_of
 from cqrs_brokers_outbox.schema import State
 
 from .keys import Item, Keys
 from .leases import Leases, monotonic
 from .outcomes import Marker, Outcome, Verdict, error_of, verdict_of
-from .statements import ClaimedRow
 from .store import CHUNK, Store
 from .trouble import FIRST_PAUSE, LONGEST_PAUSE, Trouble
 from .upkeep import Upkeep
