@@ -275,8 +275,8 @@ class Broker(MessageBroker):
             except NotDeliveredError as refusal:
                 return [self.refuse(message, type(refusal)(refusal.text)) for message in messages]
         window, coercion, validator, observers = self._window, self._coercion, self._validator, self._observers
-        asked = self._are_asked
         seconds = self._settings.delivery_timeout if timeout is None else self._checked_timeout(timeout, *messages)
+        batch = observers.batch(len(messages)) if self._are_asked else None
         bulk = BulkOutcomes(loop.create_future(), timeout)
         outcomes = bulk.outcomes
         deliveries: list[Sending] = []
@@ -295,8 +295,8 @@ class Broker(MessageBroker):
             except Exception as error:
                 outcomes.append(self.refuse(message, coercion.unreadable(error, message)))
                 continue
-            if asked:
-                ready, size = observers.before_send(ready, size)
+            if batch is not None:
+                ready, size = batch.before_send(ready, size)
             deliveries.append(BulkDelivery(ready, deadline, size, self._in_flight, bulk, index))
             outcomes.append(None)
             bulk.left += 1
@@ -304,6 +304,8 @@ class Broker(MessageBroker):
                 window.queue(deliveries[queued:])
                 queued += BURST
                 window.refill()
+        if batch is not None:
+            batch.complete()
         if not deliveries:
             return outcomes
         window.queue(deliveries[queued:])

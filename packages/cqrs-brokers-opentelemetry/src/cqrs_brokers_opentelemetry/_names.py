@@ -21,6 +21,7 @@ OPERATION_TYPE: Final = "messaging.operation.type"
 DESTINATION: Final = "messaging.destination.name"
 PARTITION: Final = "messaging.destination.partition.id"
 MESSAGE_ID: Final = "messaging.message.id"
+BATCH_COUNT: Final = "messaging.batch.message_count"
 BODY_SIZE: Final = "messaging.message.body.size"
 KAFKA_OFFSET: Final = "messaging.kafka.offset"
 ROUTING_KEY: Final = "messaging.rabbitmq.destination.routing_key"
@@ -48,8 +49,9 @@ OUTBOX_PARTITIONS: Final = "cqrs_brokers.outbox.partitions"
 OUTBOX_TROUBLE: Final = "cqrs_brokers.outbox.trouble"
 
 SEND: Final = "send"
+CREATE: Final = "create"
 OTHER: Final = "_OTHER"
-"""The destination of topics beyond those that metrics tell apart."""
+"""The destination of topics beyond those that metrics tell apart, and the error type of a batch with several."""
 SYSTEMS: Final = {"amqp": "rabbitmq"}
 """What the conventions call the broker of a scheme, where that is not the scheme's own name."""
 STATES: Final = (
