@@ -15,6 +15,19 @@ def test_the_changes_of_every_distribution_are_shown() -> None:
     assert shown == [(name, name) for name in distributions]
 
 
+def test_no_page_has_what_a_merge_left_behind() -> None:
+    """No conflict marker stands in a page or in a changelog."""
+    marker = re.compile(r"^(<{7} |={7}$|>{7} )", re.MULTILINE)
+    pages = [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("packages/*/*.md")]
+    assert not [str(page.relative_to(ROOT)) for page in pages if marker.search(page.read_text())]
+
+
+def test_the_python_page_lists_each_name_once() -> None:
+    """A name that stands there twice has two anchors, and the search finds the wrong one."""
+    listed = re.findall(r"^::: (\S+)$", (ROOT / "docs/reference/api.md").read_text(), re.MULTILINE)
+    assert len(listed) == len(set(listed))
+
+
 def test_the_ranges_of_dependencies_are_those_of_the_distributions() -> None:
     """Of every distribution but those of this project, as its pyproject.toml has them."""
     page = (ROOT / "docs/reference/platforms.md").read_text()

@@ -24,24 +24,24 @@ class MemoryOptions(BrokerOptions):
     url_parts: ClassVar[frozenset[str]] = frozenset({"hosts"})
 
     fail: int = option(
-        0, ge=0, le=_MOST, unit="messages", description="So many messages are rejected first: not delivered, not kept."
+        0, ge=0, le=_MOST, unit="messages", description="How many messages are rejected first: not delivered, not kept."
     )
     unknown: int = option(
         0,
         ge=0,
         le=_MOST,
         unit="messages",
-        description="So many messages after them are kept but not confirmed: their outcome is unknown to the sender.",
+        description="How many messages after them are kept but not confirmed: the sender gets an unknown outcome.",
     )
-    fail_at: list[int] = option([], description="And these messages, such as `3,7`; 1 is the first.")
+    fail_at: list[int] = option([], description="Which other messages are rejected, such as `3,7`; 1 is the first.")
     error: ErrorName = option(
         "RejectedError", description="How `fail` and `fail_at` fail. After an unknown outcome the message is kept."
     )
     fail_connect: int = option(
-        0, ge=0, le=_MOST, unit="attempts", description="So many attempts to connect fail first."
+        0, ge=0, le=_MOST, unit="attempts", description="How many attempts to connect fail first."
     )
     fail_health: int = option(
-        0, ge=0, le=_MOST, unit="calls", description="So many calls of `health()` find a broker that does not answer."
+        0, ge=0, le=_MOST, unit="calls", description="How many calls of `health()` find a broker that does not answer."
     )
     latency: Duration = option(
         0.0, ge=0, le=86_400.0, description="Time from handing a message over to its outcome, each message by itself."

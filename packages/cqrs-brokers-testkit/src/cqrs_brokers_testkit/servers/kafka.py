@@ -110,14 +110,30 @@ class KafkaServer:
         self._await(f"delete topic {name!r}", admin.delete_topics([name], operation_timeout=_ADMIN_TIMEOUT)[name])
 
     def leader(self, topic: str, partition: int = 0) -> int:
-        """Return the id of the node that leads a partition; -1: none."""
-        metadata = self._admin().list_topics(topic, timeout=_ADMIN_TIMEOUT)
-        return int(metadata.topics[topic].partitions[partition].leader)
+        """Return the id of the node that leads a partition; -1: none.
+
+        Raises:
+            ServerFailed: A node has not heard of the partition for 20 seconds.
+        """
+        return int(self._partition(topic, partition).leader)
 
     def in_sync_replicas(self, topic: str, partition: int = 0) -> list[int]:
-        """Return the ids of the nodes that hold a partition in full, sorted."""
-        metadata = self._admin().list_topics(topic, timeout=_ADMIN_TIMEOUT)
-        return sorted(metadata.topics[topic].partitions[partition].isrs)
+        """Return the ids of the nodes that hold a partition in full, sorted.
+
+        Raises:
+            ServerFailed: A node has not heard of the partition for 20 seconds.
+        """
+        return sorted(self._partition(topic, partition).isrs)
+
+    def _partition(self, topic: str, number: int) -> Any:
+        """What a node knows of a partition. A node may hear of a new topic later than the one that created it."""
+        give_up = time.monotonic() + _ADMIN_TIMEOUT
+        while time.monotonic() < give_up:
+            found = self._admin().list_topics(topic, timeout=_ADMIN_TIMEOUT).topics[topic].partitions.get(number)
+            if found is not None:
+                return found
+            time.sleep(0.05)
+        raise ServerFailed(f"no node has told of partition {number} of topic {topic!r} within {_ADMIN_TIMEOUT:g} s")
 
     def _admin(self) -> "AdminClient":
         admin_module = require("confluent_kafka.admin", extra="kafka")
