@@ -29,7 +29,7 @@ TIMEOUT = 0.5
 ALLOWANCE = 20 * 10**6
 _BODY_BYTES = 500
 _WINDOW = 1_000
-"""`max_in_flight`: the default, which the URL does not change."""
+"""Two fifths of `max_in_flight`, whose default the URL does not change: what is in flight while all goes on."""
 
 
 @dataclass(frozen=True)

@@ -204,7 +204,7 @@ async def test_a_slow_line(node: RabbitMQNode, exchange: str) -> None:
     """With 200 ms, jitter and 1 kB/s nothing fails before its deadline, and little more than the window is held."""
     bind_queue(node.url, exchange)
     async with FaultProxy((node.host, node.port)) as proxy:
-        url = node.url_for(port=proxy.port, exchange=exchange, delivery_timeout="60s", max_in_flight=50)
+        url = node.url_for(port=proxy.port, exchange=exchange, delivery_timeout="60s", max_in_flight=125)
         async with open_broker(url) as broker:
             assert (await broker.send_message(Message("n", "t", 0))).confirmed
             proxy.delay(0.2, jitter=0.1)
@@ -224,7 +224,7 @@ async def test_a_slow_line_past_the_deadline(node: RabbitMQNode, exchange: str) 
     """What a line of 1 kB/s does not take by the deadline is not delivered or unknown, and none of it is a lie."""
     queue = bind_queue(node.url, exchange)
     async with FaultProxy((node.host, node.port)) as proxy:
-        url = node.url_for(port=proxy.port, exchange=exchange, delivery_timeout="3s", max_in_flight=100)
+        url = node.url_for(port=proxy.port, exchange=exchange, delivery_timeout="3s", max_in_flight=250)
         async with open_broker(url) as broker:
             assert (await broker.send_message(Message("n", "t", 0))).confirmed
             proxy.throttle(1000, way="up")

@@ -217,5 +217,5 @@ async def test_what_waits_outside_the_window_names_the_stuck_queue(
             ended = [told for told, _ in await asyncio.gather(*sends)]
     assert {type(told) for told in ended} == {DeliveryTimeoutError, BackpressureError}
     assert all(f"{dead[n % 3]!r}" in told.text for n, told in enumerate(ended) if isinstance(told, BackpressureError))
-    # 300 places, and a trial for each of the three: they have no key.
-    assert sum(isinstance(told, BackpressureError) for told in ended) >= 890
+    # Half of the 300 places, trials included, were theirs.
+    assert sum(isinstance(told, BackpressureError) for told in ended) >= 1050

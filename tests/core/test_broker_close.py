@@ -49,7 +49,7 @@ async def test_close_before_the_first_connection_flushes_too() -> None:
 async def test_what_is_left_at_the_timeout_is_told_apart() -> None:
     """Handed over: unknown. Not handed over: not delivered. The window is empty and no task is left."""
     driver = Scripted()
-    broker = Broker(driver, max_in_flight=2)
+    broker = Broker(driver, max_in_flight=5)
     await broker.connect()
     sendings = [asyncio.create_task(broker.send_message(message())) for _ in range(3)]
     await settle()

@@ -138,9 +138,9 @@ async def test_a_message_beyond_its_deadline_is_never_written() -> None:
 
 
 async def test_a_stalled_driver_holds_no_more_than_the_window() -> None:
-    """Deadlines and new sends do not push more into a driver that lets nothing go."""
+    """Deadlines and new sends do not push more into a driver that lets nothing go: two fifths of the window."""
     driver = Scripted()
-    broker = Broker(driver, delivery_timeout=0.02, max_in_flight=10)
+    broker = Broker(driver, delivery_timeout=0.02, max_in_flight=25)
     await broker.connect()
     outcomes: list[Any] = []
     for _ in range(5):
@@ -156,9 +156,9 @@ async def test_a_stalled_driver_holds_no_more_than_the_window() -> None:
 
 
 async def test_the_window_counts_bytes() -> None:
-    """The driver holds at most max_in_flight_bytes; one larger message goes alone."""
+    """The driver holds two fifths of max_in_flight_bytes while all goes on; one larger message goes alone."""
     driver = Scripted()
-    async with Broker(driver, max_in_flight_bytes=1000) as broker:
+    async with Broker(driver, max_in_flight_bytes=2500) as broker:
         sendings = [
             asyncio.create_task(broker.send_message(Message("n", "t", b"x" * size)))
             for size in (400, 400, 400, 5000, 10)
@@ -175,7 +175,7 @@ async def test_the_window_counts_bytes() -> None:
 async def test_messages_reach_the_driver_in_the_order_of_calls() -> None:
     """Order of calls is order of submission, also beyond the window and while connecting."""
     driver = Scripted(automatic=True)
-    broker = Broker(driver, max_in_flight=7)
+    broker = Broker(driver, max_in_flight=18)
     first = [asyncio.create_task(broker.send_message(message(name=f"n{i}"))) for i in range(50)]
     await settle(1)
     second = asyncio.create_task(broker.send_messages([message(name=f"n{i}") for i in range(50, 100)]))
@@ -189,7 +189,7 @@ async def test_messages_reach_the_driver_in_the_order_of_calls() -> None:
 async def test_a_batch_has_one_outcome_per_message_in_order() -> None:
     """send_messages returns errors at the places of the bad messages and receipts at the others."""
     driver = Scripted(automatic=True)
-    async with Broker(driver, max_in_flight=10) as broker:
+    async with Broker(driver, max_in_flight=25) as broker:
         batch: list[Any] = [message(topic="" if i % 5 == 0 else "orders") for i in range(100)]
         batch[7] = object()
         outcomes = await broker.send_messages(batch)
@@ -263,7 +263,7 @@ async def test_only_the_cancelled_caller_sees_the_cancellation() -> None:
 async def test_a_cancelled_batch_leaves_nothing_behind() -> None:
     """Cancelling send_messages gives up every message of it."""
     driver = Scripted()
-    async with Broker(driver, max_in_flight=5) as broker:
+    async with Broker(driver, max_in_flight=13) as broker:
         batch = asyncio.create_task(broker.send_messages([message() for _ in range(20)]))
         await settle()
         batch.cancel()
@@ -303,7 +303,7 @@ async def test_a_driver_that_raises_in_submit_loses_nothing_silently() -> None:
             deliveries[0].handed_over()
             raise ValueError("bug")
 
-    async with Broker(Raising(), max_in_flight=2) as broker:
+    async with Broker(Raising(), max_in_flight=5) as broker:
         results = await broker.send_messages([message(), message()])
     assert [type(result) for result in results] == [DeliveryUnknownError, NotDeliveredError]
     assert all(isinstance(result.__cause__, ValueError) for result in results)  # type: ignore[union-attr]

@@ -27,7 +27,7 @@ async def timed(work: Any) -> tuple[Any, float]:
 async def test_each_call_ends_at_its_own_deadline() -> None:
     """Shorter and longer than the broker's, in any order, handed over, waiting in the driver, and waiting for room."""
     driver = Scripted()
-    async with Broker(driver, delivery_timeout=0.4, max_in_flight=3) as broker:
+    async with Broker(driver, delivery_timeout=0.4, max_in_flight=8) as broker:
         long = asyncio.create_task(timed(broker.send_message(message(), timeout=0.7)))
         usual = asyncio.create_task(timed(broker.send_message(message())))
         short = asyncio.create_task(timed(broker.send_message(message(), timeout=0.1)))

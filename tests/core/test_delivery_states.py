@@ -39,7 +39,7 @@ class OwnWindow(Window):
         self,
         loop: asyncio.AbstractEventLoop,
         submitted: list[Delivery],
-        max_count: int = 3,
+        max_count: int = 8,
         observe: Callable[[Any, Any], None] | None = None,
     ) -> None:
         self.breaches = ContractBreaches("test://")

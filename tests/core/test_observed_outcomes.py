@@ -280,7 +280,7 @@ async def test_close_does_not_wait_long_for_cancelled_calls(caplog: pytest.LogCa
 async def test_a_cancelled_batch() -> None:
     """Every message of a cancelled `send_messages` has its own true outcome."""
     book, driver = Book(), Scripted()
-    async with Broker(driver, observers=[book], max_in_flight=3) as broker:
+    async with Broker(driver, observers=[book], max_in_flight=8) as broker:
         sending = asyncio.create_task(broker.send_messages([message(name=str(n)) for n in range(5)]))
         await settle()
         driver.held[0].handed_over()
@@ -317,7 +317,7 @@ def test_a_loop_that_ends_without_close() -> None:
 def test_a_loop_that_is_closed_by_force() -> None:
     """Told when the broker is used in the next loop: its callers are gone, and nobody is woken."""
     book, driver = Book(), Scripted()
-    broker = Broker(driver, observers=[book], max_in_flight=2)
+    broker = Broker(driver, observers=[book], max_in_flight=5)
     loop = asyncio.new_event_loop()
     tasks = [loop.create_task(broker.send_message(message())) for _ in range(3)]
     flushing = loop.create_task(asyncio.sleep(0.01))

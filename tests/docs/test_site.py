@@ -28,6 +28,15 @@ def test_the_python_page_lists_each_name_once() -> None:
     assert len(listed) == len(set(listed))
 
 
+def test_every_logger_is_on_the_page_about_observing() -> None:
+    """Of every distribution but the test kit, which logs to nobody's application."""
+    page = (ROOT / "docs/how-to/observe.md").read_text()
+    sources = [path for path in ROOT.glob("packages/*/src/**/*.py") if "cqrs_brokers_testkit" not in path.parts]
+    names = {name for path in sources for name in re.findall(r"getLogger\(\"(cqrs_broker[\w.]+)\"\)", path.read_text())}
+    assert len(names) > 10
+    assert not [name for name in names if f"`{name}`" not in page]
+
+
 def test_the_ranges_of_dependencies_are_those_of_the_distributions() -> None:
     """Of every distribution but those of this project, as its pyproject.toml has them."""
     page = (ROOT / "docs/reference/platforms.md").read_text()

@@ -128,3 +128,29 @@ async def test_core_s_own_classes_go_through_event_producer_too() -> None:
         await relay(adapter, repository)
     assert [(message.message_name, message.key) for message in recorder.sent] == [("CoreOrderPlaced", "3")]
     assert await repository.get_many() == []
+
+
+async def test_python_cqrs_gives_an_event_up_after_five_failures(
+    session: AsyncSession, outbox: SqlAlchemyOutboxedEventRepository
+) -> None:
+    """The row stays, and no turn selects it again."""
+    tried: list[str] = []
+
+    async def never(message: Message) -> None:
+        tried.append(message.topic)
+        raise UnroutableError("no queue")
+
+    outbox.add(OrderPlaced(payload=Order(order_id="1")))
+    await outbox.commit()  # type: ignore[no-untyped-call]
+    async with message_broker(Broker(Recorder(before=never))) as adapter:
+        for _ in range(7):
+            await relay_once(adapter, outbox)
+    assert len(tried) == 5
+    assert await statuses(session) == [("not_produced", 5)]
+
+
+async def relay_once(broker: cqrs.message_brokers.MessageBroker, outbox: cqrs.OutboxedEventRepository) -> None:
+    """What a turn of the producer finds now; its generator would wait where there is nothing."""
+    for event in await outbox.get_many(100):
+        await cqrs.EventProducer(broker, outbox).send_message(event)
+    await outbox.commit()  # type: ignore[no-untyped-call]

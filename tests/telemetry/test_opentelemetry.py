@@ -322,7 +322,7 @@ async def test_outcomes_and_cancellations() -> None:
 async def test_gauges_of_a_broker_that_is_stuck() -> None:
     """What is in flight, what waits for a place, and the state of the connection, when metrics are read."""
     recording, driver = Recording(), Scripted()
-    async with Broker(driver, observers=[recording.observer()], max_in_flight=2) as broker:
+    async with Broker(driver, observers=[recording.observer()], max_in_flight=5) as broker:
         sendings = [asyncio.create_task(broker.send_message(message())) for _ in range(5)]
         await settle()
         found = recording.metrics()

@@ -198,7 +198,7 @@ def test_keywords_override_the_string_and_every_option_knows_its_origin(tmp_path
     assert origins["key_password"] == (MASK, "environment")
     assert origins["context"] == ("<function>", "keyword")
     assert origins["delivery_timeout"] == ("30s", "default")
-    assert origins["max_in_flight_bytes"] == ("32MiB", "default")
+    assert origins["max_in_flight_bytes"] == ("80MiB", "default")
     shown = repr(resolved) + str(resolved) + repr(resolved.options) + repr(resolved.options.model_dump())
     assert CANARY not in shown + resolved.options.model_dump_json(exclude={"context"})
     with pytest.raises(TypeError):

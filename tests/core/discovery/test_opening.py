@@ -62,7 +62,7 @@ async def test_a_config_string_becomes_a_broker(install):
     assert broker.name == "acme"
     options = broker.describe()["options"]
     assert options["delivery_timeout"][:4] == ("delivery_timeout", "5s", "30s", "string")
-    assert options["max_in_flight"][:4] == ("max_in_flight", "8", "1000", "keyword")
+    assert options["max_in_flight"][:4] == ("max_in_flight", "8", "2500", "keyword")
     assert options["retry_delay"][:4] == ("retry_delay", "none", "none", "default")
     receipt = await broker.send_message(Message("N", "t", {}))
     assert receipt.confirmed is False

@@ -82,8 +82,10 @@ class Broker(MessageBroker):
         delivery_timeout: Seconds from the call to the outcome, at most.
         connect_timeout: Seconds for `connect()` and for each attempt; it never extends a delivery's deadline.
         close_timeout: Seconds that `close()` gives to what is in flight.
-        max_in_flight: How many messages the driver may hold; further ones wait.
-        max_in_flight_bytes: How many bytes it may hold.
+        max_in_flight: How many messages the driver holds at most. Two fifths of them while all destinations take
+            messages; when some take nothing, those hold at most half, and the rest is for the others. Further messages
+            wait.
+        max_in_flight_bytes: How many bytes it holds at most, shared out in the same way.
         max_message_bytes: The largest message: body, key and headers together.
         encoder: Encodes payloads that come without `payload_bytes` and without a content type. Default: JSON. A
             function of the payload that returns bytes, or a `MessageEncoder`, which sees the message.

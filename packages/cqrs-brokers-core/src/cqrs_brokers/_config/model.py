@@ -72,10 +72,11 @@ class BrokerOptions(BaseModel):
     max_in_flight: int = option(
         **bounds("max_in_flight"),
         unit="messages",
-        description="Messages without an outcome at any time; more have to wait.",
+        description="Messages with the driver at most; two fifths of them while every destination takes messages.",
     )
     max_in_flight_bytes: Size = option(
-        **bounds("max_in_flight_bytes"), description="Their size together; more have to wait."
+        **bounds("max_in_flight_bytes"),
+        description="Their size together at most; two fifths of it while every destination takes messages.",
     )
     max_message_bytes: Size = option(
         **bounds("max_message_bytes"),

@@ -34,8 +34,8 @@ class BrokerSettings:
     delivery_timeout: float = 30.0
     connect_timeout: float = 10.0
     close_timeout: float = 10.0
-    max_in_flight: int = 1000
-    max_in_flight_bytes: int = 32 * 2**20
+    max_in_flight: int = 2500
+    max_in_flight_bytes: int = 80 * 2**20
     max_message_bytes: int = 1_000_000
     retry_count: int | None = None
     retry_delay: float | None = None

@@ -26,8 +26,8 @@ class InFlight:
         name: The broker's name, for receipts.
         address: The broker's redacted URL, for errors.
         confirms: Whether the driver's `confirm()` means that the broker confirmed.
-        max_count: The most messages the driver may hold.
-        max_bytes: The most bytes it may hold; one larger message may go alone.
+        max_count: The most messages the driver holds at any time.
+        max_bytes: The most bytes it holds; one larger message may go alone.
         breaches: What the driver did against its contract.
         observe: Is told every outcome, also those of cancelled callers. None: nobody.
     """
@@ -48,6 +48,8 @@ class InFlight:
         self.confirms = confirms
         self.max_count = max_count
         self.max_bytes = max_bytes
+        self.limit = self.limit_bytes = 0
+        """How much the driver may hold before destinations are looked at; see `stuck`."""
         self.breaches = breaches
         self.pending: dict[Any, bool] = {}
         """The deliveries without an outcome, in the order of their deadlines; whether their callers were cancelled."""

@@ -1,9 +1,20 @@
 """Destinations that take nothing, and how much of the window they may hold: together at most half.
 
-Looked at 0.1 s after messages begin to wait for room, and then once a second while some wait. A destination takes
-nothing when the driver has let go of none of the messages that it held at the look before. What such destinations held
-beyond half of the window before that was known stays with the driver; as much is lent to the others, half a window at
-most. Further messages for them wait outside the window, in the order of calls.
+What was handed over cannot be taken back. So the bound holds only if no more than that is ever with the driver before
+it is known who takes nothing:
+
+| part of the window | for |
+|---|---|
+| two fifths | every message, while all destinations take messages |
+| a tenth | trials: single messages for destinations that take nothing |
+| half | nobody, until some take nothing; then for those that go on |
+
+When some take nothing, the others get two fifths of what those left free, and not all of it: so others that stop
+later leave room, too. The driver never holds more than the window, and there is always room for those that go on.
+
+The window is looked at 0.1 s after messages begin to wait for room, and then once a second while some wait, or some
+destination takes nothing. A destination takes nothing when the driver has let go of none of the messages that it held
+at the look before. Further messages for it wait outside the window, in the order of calls.
 
 Of each such destination a few messages go to the driver all the same, one per key: its trials. They show when a
 destination takes messages again whose earlier messages were caught behind those of another destination; without them it
@@ -22,12 +33,9 @@ from .in_flight import InFlight
 
 __all__ = ["StuckDestinations"]
 
-TRIALS = 8
-"""Trials of all stuck destinations together take an eighth of half the window; each destination has one at least."""
-
 
 class StuckDestinations:
-    """The stuck destinations of one broker.
+    """The stuck destinations of one broker. Sets how much of the window may be used.
 
     Args:
         in_flight: The messages that the driver holds.
@@ -37,6 +45,10 @@ class StuckDestinations:
     def __init__(self, in_flight: InFlight, destination: Callable[[Message], str]) -> None:
         self._in_flight = in_flight
         self._destination = destination
+        self.clear()
+
+    def clear(self) -> None:
+        """Nothing is known any more."""
         self._before: dict[str, list[Sending]] = {}
         self._held: list[Sending] = []
         self._bytes = 0
@@ -44,14 +56,7 @@ class StuckDestinations:
         """By destination and key."""
         self.names: frozenset[str] = frozenset()
         """The destinations that take nothing."""
-        self.lent = 0
-        """How many messages more than its limit the window may have."""
-        self.lent_bytes = 0
-
-    def clear(self) -> None:
-        """Nothing is known any more."""
-        self._before, self._held, self._bytes, self._trials, self.names = {}, [], 0, {}, frozenset()
-        self.lent = self.lent_bytes = 0
+        self._set_limits()
 
     def look(self) -> None:
         """Finds the destinations that have taken nothing since the last look."""
@@ -68,37 +73,7 @@ class StuckDestinations:
             name: {key: trial for key, trial in self._trials.get(name, {}).items() if trial.state < RELEASED}
             for name in self.names
         }
-        count, size = len(self._held), self._bytes
-        half, half_bytes = self._in_flight.max_count // 2, self._in_flight.max_bytes // 2
-        self.lent, self.lent_bytes = min(half, max(0, count - half)), min(half_bytes, max(0, size - half_bytes))
-
-    def must_wait(self, delivery: Sending) -> bool:
-        """Whether the message goes to a stuck destination, and such destinations hold their half of the window."""
-        if not self._full:
-            return False
-        trials = self._trials.get(self._destination(delivery.message))
-        if trials is None:
-            return False
-        before = trials.get(delivery.message.key)
-        if before is not None:
-            return before.state < RELEASED
-        unanswered = sum(trial.state < RELEASED for trial in trials.values())
-        return unanswered >= max(1, self._in_flight.max_count // (2 * TRIALS * len(self.names)))
-
-    def took(self, delivery: Sending) -> None:
-        """The driver got the message."""
-        name = self._destination(delivery.message)
-        if name in self.names:
-            if self._full:
-                self._trials[name][delivery.message.key] = delivery
-            self._held.append(delivery)
-            self._bytes += delivery.size
-
-    @property
-    def _full(self) -> bool:
-        """Whether stuck destinations hold their half of the window."""
-        places = self._in_flight
-        return 2 * len(self._held) >= places.max_count or 2 * self._bytes >= places.max_bytes
+        self._set_limits()
 
     def count(self) -> bool:
         """Counts what stuck destinations hold: once before the window is filled, not for each message.
@@ -110,7 +85,54 @@ class StuckDestinations:
         if len(held) == len(self._held):
             return False
         self._held, self._bytes = held, sum(held.size for held in held)
+        self._set_limits()
         return True
+
+    def _set_limits(self) -> None:
+        places = self._in_flight
+        held, size = len(self._held), min(self._bytes, places.max_bytes)
+        self.limit = min(places.max_count, held + max(1, 2 * (places.max_count - held) // 5))
+        """How many messages the driver may hold now."""
+        self.limit_bytes = size + 2 * (places.max_bytes - size) // 5
+        """How many bytes; one larger message may go alone."""
+        self._most = _most_with_trials(held, places.max_count)
+        self._most_bytes = _most_with_trials(size, places.max_bytes)
+        # While something is stuck, no message goes to the driver before its destination was looked at.
+        places.limit, places.limit_bytes = (0, 0) if self.names else (self.limit, self.limit_bytes)
+
+    def is_alone(self, delivery: Sending) -> bool:
+        """Whether a message larger than the limit may go, because the driver holds nothing but what is stuck."""
+        places = self._in_flight
+        return places.bytes <= self._bytes and places.bytes + delivery.size <= places.max_bytes
+
+    def must_wait(self, delivery: Sending) -> bool:
+        """Whether the message goes to a stuck destination, and such destinations hold their part of the window."""
+        trials = self._trials.get(self._destination(delivery.message))
+        if trials is None or not self._is_full(delivery):
+            return False
+        if len(self._held) >= self._most or self._bytes + delivery.size > self._most_bytes:
+            return True
+        before = trials.get(delivery.message.key)
+        if before is not None:
+            return before.state < RELEASED
+        unanswered = sum(trial.state < RELEASED for trial in trials.values())
+        return unanswered >= max(1, self._in_flight.max_count // (10 * len(self.names)))
+
+    def took(self, delivery: Sending) -> None:
+        """The driver got the message."""
+        name = self._destination(delivery.message)
+        if name in self.names:
+            if self._is_full(delivery):
+                self._trials[name][delivery.message.key] = delivery
+            self._held.append(delivery)
+            self._bytes += delivery.size
+
+    def _is_full(self, delivery: Sending) -> bool:
+        """Whether stuck destinations hold so much that a further message of theirs can only be a trial."""
+        places = self._in_flight
+        return (
+            5 * (len(self._held) + 1) > 2 * places.max_count or 5 * (self._bytes + delivery.size) > 2 * places.max_bytes
+        )
 
     def reason(self, delivery: Sending) -> str | None:
         """Why a message had no room, if it goes to a stuck destination."""
@@ -121,3 +143,9 @@ class StuckDestinations:
             f"{name!r} took nothing until the deadline, and destinations that take nothing hold at most half of the "
             "messages in flight: look after it; send again later, or raise delivery_timeout"
         )
+
+
+def _most_with_trials(held: int, window: int) -> int:
+    """How much stuck destinations may hold: half; or what they hold already, and a tenth of what is free."""
+    half = window // 2
+    return half if held <= half else held + (window - held) // 10

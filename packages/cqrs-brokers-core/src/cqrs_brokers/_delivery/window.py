@@ -23,7 +23,7 @@ from .wakeups import Wakeups
 __all__ = ["Window"]
 
 LOOK_EVERY = 1.0
-"""How often the window looks for stuck destinations while messages wait for room, in seconds."""
+"""How often the window looks for stuck destinations while messages wait for room, or some are stuck, in seconds."""
 FIRST_LOOK = 0.1
 """When it looks for the first time: what the destinations hold then is what they must have taken by the next time."""
 
@@ -102,8 +102,8 @@ class Window:
         if (
             self.accepting
             and not self._waiting
-            and len(places.pending) + len(places.ended) < places.max_count
-            and (places.bytes + delivery.size <= places.max_bytes or not places.bytes)
+            and len(places.pending) + len(places.ended) < places.limit
+            and (places.bytes + delivery.size <= places.limit_bytes or not places.bytes)
         ):
             delivery.submitted()
             try:
@@ -147,11 +147,10 @@ class Window:
         if not self.accepting:
             return
         waiting, places, stuck = self._waiting, self._in_flight, self._stuck
-        room = places.max_count + stuck.lent - places.count
-        most_bytes = places.max_bytes + stuck.lent_bytes
         batch: list[Sending] = []
         aside = self._take_aside() if stuck.names else 0
         left = len(waiting) - aside
+        room, most_bytes = stuck.limit - places.count, stuck.limit_bytes
         while left and room > 0:
             delivery = waiting[0]
             if not delivery.done:
@@ -160,7 +159,7 @@ class Window:
                     aside += 1
                     left -= 1
                     continue
-                if places.bytes + delivery.size > most_bytes and places.bytes:
+                if places.bytes + delivery.size > most_bytes and places.bytes and not stuck.is_alone(delivery):
                     break
                 delivery.submitted()
                 if stuck.names:
@@ -201,13 +200,14 @@ class Window:
 
     def _look(self) -> None:
         self._looking = None
-        if not self.accepting or not self._waiting:
+        if self.accepting and (self._waiting or self._stuck.names):
+            self._stuck.look()
+        else:
             self._stuck.clear()
-            return
-        self._stuck.look()
         self._aside = None
-        self._look_later(LOOK_EVERY)
-        self.refill()
+        if self.accepting and (self._waiting or self._stuck.names):
+            self._look_later(LOOK_EVERY)
+            self.refill()
 
     def _wait(self, deliveries: Sequence[Sending]) -> None:
         self._waiting.extend(deliveries)

@@ -54,7 +54,7 @@ async def keys_keep_their_order(ctx: Context) -> None:
 @case("ordering.batch-keeps-its-order", "live", needs=["read_back"], capability="ordering_key", limit=60.0)
 async def batch_keeps_its_order(ctx: Context) -> None:
     """A batch larger than the window: each key arrives in the order of the batch."""
-    broker, topic = ctx.open(max_in_flight=64), await ctx.topic()
+    broker, topic = ctx.open(max_in_flight=160), await ctx.topic()
     messages = _keyed_messages(ctx, topic, ctx.count(1_000, 160))
     outcomes = await broker.send_messages(messages)
     check_all_receipts(outcomes)
@@ -66,7 +66,7 @@ async def batch_keeps_its_order(ctx: Context) -> None:
 @case("ordering.order-survives-a-reset", "fault", needs=["reset", "read_back"], capability="ordering_key")
 async def order_survives_a_reset(ctx: Context) -> None:
     """Connections are reset while keyed messages are sent: what is confirmed is in order, and nothing is twice."""
-    broker, topic = ctx.open(delivery_timeout=15.0, max_in_flight=128), await ctx.topic()
+    broker, topic = ctx.open(delivery_timeout=15.0, max_in_flight=320), await ctx.topic()
     await broker.connect()
     messages = _keyed_messages(ctx, topic, ctx.count(4_000, 800))
     sending = asyncio.ensure_future(broker.send_messages(messages))

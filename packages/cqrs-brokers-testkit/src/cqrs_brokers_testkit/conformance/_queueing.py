@@ -58,7 +58,7 @@ async def _stalled_with_a_full_queue(
 async def queued_messages_keep_their_order(ctx: Context) -> None:
     """400 messages of 40 kB wait in the driver's queue when the connection breaks: order and truth survive it."""
     proxy, topic = _proxy(ctx), await ctx.topic()
-    broker = ctx.open(delivery_timeout=25.0, max_in_flight=400, max_in_flight_bytes=2**26)
+    broker = ctx.open(delivery_timeout=25.0, max_in_flight=1000, max_in_flight_bytes=2**27)
     await broker.send_message(ctx.message(await ctx.topic()))
     messages = _large_messages(ctx, topic, ctx.count(400, 200))
     try:
@@ -78,7 +78,7 @@ async def queued_messages_keep_their_order(ctx: Context) -> None:
 async def denied_never_arrives(ctx: Context) -> None:
     """The way to the broker stalls beyond the deadline of 400 large messages: none that was denied arrives later."""
     proxy, topic = _proxy(ctx), await ctx.topic()
-    broker = ctx.open(delivery_timeout=1.5, max_in_flight=400, max_in_flight_bytes=2**26)
+    broker = ctx.open(delivery_timeout=1.5, max_in_flight=1000, max_in_flight_bytes=2**27)
     await broker.send_message(ctx.message(await ctx.topic()))
     messages = _large_messages(ctx, topic, ctx.count(400, 200))
     try:
@@ -97,7 +97,7 @@ async def denied_never_arrives(ctx: Context) -> None:
 async def unanswered_is_let_go(ctx: Context) -> None:
     """One answer is lost on a connection that lives: the outcome is unknown, the place is free again, sends work."""
     proxy = _proxy(ctx)
-    broker = ctx.open(delivery_timeout=2.0, max_in_flight=3)
+    broker = ctx.open(delivery_timeout=2.0, max_in_flight=8)
     # A topic each: a driver may let a message wait for the answer of the one before it.
     topics = [await ctx.topic() for _ in range(3)]
     for topic in topics:  # what the driver has to ask about a topic has been asked
