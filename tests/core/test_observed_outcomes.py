@@ -584,6 +584,33 @@ async def test_a_waiting_message_is_the_one_that_was_asked_for() -> None:
     assert book.asked[1].topic == "orders"
 
 
+async def test_the_oldest_message_says_what_is_stuck() -> None:
+    """Its destination and its age, while it is with the driver, waits for a place, or waits for a connection."""
+    driver = Scripted()
+    driver.connect_delay = 0.02
+    broker = Broker(driver, max_in_flight=2)
+    assert broker.oldest is None
+    calls = [asyncio.create_task(broker.send_message(message(topic="first"), timeout=5))]
+    await settle()
+    calls += [asyncio.create_task(broker.send_message(message(topic=f"t{n}"))) for n in range(4)]
+    await settle()
+    assert broker.oldest is not None
+    assert broker.oldest[0] == "first"
+    await broker.connect()
+    driver.hand_over_all()
+    await asyncio.sleep(0.05)
+    assert broker.oldest[0] == "first"
+    assert 0.05 <= broker.oldest[1] < 5
+    driver.held[0].confirm()
+    await calls[0]
+    assert broker.oldest[0] == "t0"
+    driver.automatic = True
+    driver.confirm_all()
+    await asyncio.gather(*calls)
+    assert broker.oldest is None
+    await broker.close()
+
+
 async def test_state_can_be_read_without_awaiting() -> None:
     """One word for how the connection is, and how many messages are in flight and wait."""
     driver = Scripted()

@@ -328,6 +328,9 @@ async def test_gauges_of_a_broker_that_is_stuck() -> None:
         found = recording.metrics()
         assert [value for _, value in found["cqrs_brokers.messages.in_flight"]] == [2]
         assert [value for _, value in found["cqrs_brokers.messages.waiting"]] == [3]
+        ((attributes, age),) = found["cqrs_brokers.messages.oldest"]
+        assert attributes["messaging.destination.name"] == message().topic
+        assert 0 <= age < 30
         states: list[str] = []
         for act in (
             lambda: driver.link.throttled("a quota"),
@@ -344,6 +347,7 @@ async def test_gauges_of_a_broker_that_is_stuck() -> None:
         driver.automatic = True
         driver.confirm_all()
         await asyncio.gather(*sendings)
+        assert not recording.metrics().get("cqrs_brokers.messages.oldest")
     changes = {
         attributes["state"]: value for attributes, value in recording.metrics()["cqrs_brokers.connection.changes"]
     }

@@ -93,6 +93,12 @@ class OpenTelemetryObserver(Observer):
             description="Messages that wait for a place in flight, or for the connection.",
         )
         meter.create_observable_gauge(
+            names.OLDEST,
+            [self._oldest],
+            unit="s",
+            description="Age of the message that has been without an outcome for longest, by its destination.",
+        )
+        meter.create_observable_gauge(
             names.STATE, [self._states], description="1 for the state of the connection, 0 for every other state."
         )
 
@@ -132,6 +138,14 @@ class OpenTelemetryObserver(Observer):
     def _read(self, value: Callable[[ObservedBroker], int]) -> Iterable[Observation]:
         broker = self._broker() if self._broker is not None else None
         return [] if broker is None else [Observation(value(broker), self._where)]
+
+    def _oldest(self, _: CallbackOptions) -> Iterable[Observation]:
+        broker = self._broker() if self._broker is not None else None
+        oldest = None if broker is None else broker.oldest
+        if oldest is None:
+            return []
+        topic, age = oldest
+        return [Observation(age, {**self._where, names.DESTINATION: self._outcomes.told_apart(topic)})]
 
     def _states(self, _: CallbackOptions) -> Iterable[Observation]:
         broker = self._broker() if self._broker is not None else None

@@ -89,13 +89,17 @@ class Outcomes:
         context = _NO_SPAN if span is None else trace.set_span_in_context(span, Context())
         self._duration.record(seconds, series.attributes, context)
 
+    def told_apart(self, topic: str) -> str:
+        """The topic, or what stands for those that are too many."""
+        if topic not in self._topics:
+            if len(self._topics) > MOST_TOPICS:
+                return names.OTHER
+            self._topics.add(topic)
+        return topic
+
     def _new(self, topic: str, error_type: str) -> Series:
         with self._lock:
-            if topic not in self._topics:
-                if len(self._topics) > MOST_TOPICS:
-                    topic = names.OTHER
-                else:
-                    self._topics.add(topic)
+            topic = self.told_apart(topic)
             attributes = {**self.common, names.OPERATION_NAME: names.SEND}
             if topic:
                 attributes[names.DESTINATION] = topic
