@@ -10,6 +10,8 @@
 * `header_name`, `header_value`, `header_text`: percent-encoding, for brokers whose headers are lines of text.
 
 Not here: what a connection is, how a message looks on the wire, what an answer means. Those are the driver's.
+
+This file is longer than 400 lines because its docstrings are the documentation of the API for plugin authors.
 """
 
 from __future__ import annotations
