@@ -253,15 +253,15 @@ def unordered_harness() -> Harness:
         def tls_destination(self) -> Target:
             ca = self.certificates.ca
             tls = f"unordered://app:right@localhost:{server.tls_port}?tls=true"
-            return Target(f"{tls}&cafile={ca}", self.new_topic_name())
+            return Target(f"{tls}&ssl_cafile={ca}", self.new_topic_name())
 
         def tls_failures(self) -> Mapping[str, str]:
             made = self.certificates
             tls = f"unordered://app:right@localhost:{server.tls_port}?tls=true"
             return {
-                "an unknown authority": f"{tls}&cafile={made.other_ca}",
+                "an unknown authority": f"{tls}&ssl_cafile={made.other_ca}",
                 "the system's authorities": tls,
-                "another host": f"{tls}&cafile={made.ca}".replace("@localhost:", "@127.0.0.2:"),
+                "another host": f"{tls}&ssl_cafile={made.ca}".replace("@localhost:", "@127.0.0.2:"),
             }
 
         def kill(self) -> None:

@@ -762,6 +762,14 @@ class ConfirmsUnroutable(Sound):
         super().settle(delivery, "ack" if verdict == "returned" else verdict)
 
 
+@mutant("delivery.unroutable-is-reported")
+class ConfirmsUnroutableAmongOthers(Sound):
+    """Takes a returned message for delivered when others are in flight."""
+
+    def settle(self, delivery: Delivery, verdict: str) -> None:
+        super().settle(delivery, "ack" if verdict == "returned" and len(self._in_flight) > 1 else verdict)
+
+
 @mutant("delivery.unroutable-twin-is-told-apart")
 class FindsReturnsById(Sound):
     """Finds the message of an answer by its id, of which there may be two in flight."""

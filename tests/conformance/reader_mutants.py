@@ -17,7 +17,7 @@ from typing import Any
 from cqrs_brokers.driver import Delivery, Link, Message
 from cqrs_brokers.exceptions import PublishForbiddenError
 from cqrs_brokers.url import Host
-from tests.conformance.unordered_mutants import Streams, UnorderedSound
+from tests.conformance.unordered_driver import Streams, UnorderedSound
 
 
 class NoticesWhenItWrites(UnorderedSound):
@@ -197,8 +197,8 @@ class AnyHostName(UnorderedSound):
 
     caught_by = ("delivery.tls-failure",)
 
-    def context(self) -> ssl.SSLContext | None:
-        context = super().context()
+    def context(self, host: Host) -> ssl.SSLContext | None:
+        context = super().context(host)
         if context is not None:
             context.check_hostname = False
         return context

@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 from cqrs_brokers.driver import PipelinedDriver
 from cqrs_brokers.hooks import hookimpl
 from cqrs_brokers.options import BrokerOptions
 from cqrs_brokers.url import BrokerURL
-from tests.conformance import reader_mutants  # noqa: F401 - its classes are found as subclasses
-from tests.conformance.unordered_mutants import UnorderedOptions, UnorderedSound
+from tests.conformance import (  # noqa: F401 - their classes are found as subclasses
+    connection_mutants,
+    later_mutants,
+    reader_mutants,
+    unordered_mutants,
+)
+from tests.conformance.unordered_driver import UnorderedOptions, UnorderedSound
+
+
+def _variations(of: type[UnorderedSound]) -> Iterator[type[UnorderedSound]]:
+    for driver in of.__subclasses__():
+        if "caught_by" in vars(driver):  # else it is what some have in common
+            yield driver
+        yield from _variations(driver)
+
 
 UNORDERED_MUTANTS: dict[str, type[UnorderedSound]] = {
     "".join(
-        f"-{letter.lower()}" if letter.isupper() else letter for letter in driver.__name__.replace("TLS", "Tls")
+        f"-{letter.lower()}" if letter.isupper() else letter
+        for letter in driver.__name__.replace("TLS", "Tls").replace("JSON", "Json")
     ).lstrip("-"): driver
-    for driver in UnorderedSound.__subclasses__()
+    for driver in _variations(UnorderedSound)
 }
 
 

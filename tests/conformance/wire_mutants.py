@@ -130,6 +130,10 @@ class WireSound(PipelinedDriver):
                 asyncio.get_running_loop().call_at(delivery.deadline + 0.05, self._let_go, self._number)
                 assert self._writer is not None
                 self._writer.write(b"%d %s\n" % (self._number, record))
+        for delivery, _ in self._queue:
+            if delivery.done:
+                delivery.release()
+        self._queue = [entry for entry in self._queue if not entry[0].done]
         if self._queue and self._writer is not None:
             asyncio.get_running_loop().call_later(0.01, self.flush)
 

@@ -50,8 +50,8 @@ class Wire(PipelinedDriver):
             body = delivery.message.body or b""
             self.pipeline.put(delivery, body, len(body))
 
-    def lost(self, error: Exception) -> None:
-        self.link.lost(UnreachableError(str(error)))
+    def lost(self, error: ConnectError) -> None:
+        self.link.lost(error)
 
     async def close(self, grace: float) -> None:
         await self.pipeline.close()

@@ -15,21 +15,29 @@ WHOLE_STREAMS = "Redis refuses users and whole streams, never a single message"
 
 class RedisHarness(ServerHarness):
     url = "redis-streams://localhost"
-    program, install, login = "redis-server", "sudo apt-get install -y redis-server", ("app", "app-password")
+    program, install = "redis-server", "sudo apt-get install -y redis-server"
+    has_tls, login = True, ("app", "app-password")
     notices_within = 12.0  # after 5 s of silence a ping, and 5 s for its answer
     not_applicable = {
         "delivery.nack-is-not-success": "a stream has no nacks",
         "delivery.refused-is-not-delivered": WHOLE_STREAMS,
         "delivery.refused-spares-its-neighbours": WHOLE_STREAMS,
         "delivery.blocked-is-waited-out": "when Redis is full it refuses; it does not block",
-        "delivery.tls-failure": "the plugin has no TLS",
     }
 
     def configure(self, server):
-        place = f"bind 127.0.0.1\nport {server.port}\ndir {server.folder}\n"
-        durable = "appendonly yes\nappendfsync always\n"
-        (server.folder / "redis.conf").write_text(place + durable + USERS)
+        settings = f"bind 127.0.0.1\ndir {server.folder}\nappendonly yes\nappendfsync always\n"
+        if (known := server.certificates) is None:
+            settings += f"port {server.port}\n"
+        else:
+            settings += f"port 0\ntls-port {server.port}\ntls-auth-clients no\ntls-ca-cert-file {known.ca}\n"
+            settings += f"tls-cert-file {known.server}\ntls-key-file {known.server_key}\n"
+        (server.folder / "redis.conf").write_text(settings + USERS)
         return ["redis.conf"]
+
+    def client_url(self, host, port, login, cafile, tls):
+        scheme, query = ("redis-streams+tls" if tls else "redis-streams"), (f"?ssl_cafile={cafile}" if cafile else "")
+        return f"{scheme}://{login[0]}:{login[1]}@{host}:{port}{query}"
 
     def prepare(self):
         self.admin = Redis(port=self.server.port)

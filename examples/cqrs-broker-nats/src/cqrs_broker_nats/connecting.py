@@ -149,7 +149,6 @@ class Session:
         tasks = [task for task in self._tasks() if not task.done()]
         if tasks:
             await asyncio.wait(tasks, timeout=0.4)
-        await asyncio.sleep(0)  # asyncio closes an aborted socket in the next round of its loop
 
     def _tasks(self) -> list[asyncio.Task[Any]]:
         client = self._client

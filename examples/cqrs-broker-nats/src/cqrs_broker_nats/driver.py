@@ -7,7 +7,7 @@ on one subject is that of the refusals, so it belongs to the oldest one without 
 from collections.abc import Sequence
 
 from cqrs_brokers.driver import Capabilities, Delivery, Link, PipelinedDriver
-from cqrs_brokers.exceptions import MessageTooLargeError, PublishForbiddenError, UnreachableError
+from cqrs_brokers.exceptions import ConnectError, MessageTooLargeError, PublishForbiddenError, UnreachableError
 from cqrs_brokers.pipeline import Pipeline, connect_to_any
 from cqrs_brokers.tls import TLSContext
 from cqrs_brokers.url import BrokerURL, Host
@@ -100,11 +100,9 @@ class NatsDriver(PipelinedDriver):
         if session is self._session:
             self._pipeline.broken(error)
 
-    def _lost(self, error: Exception) -> None:
+    def _lost(self, error: ConnectError) -> None:
         self._drop()
-        lost = UnreachableError(f"the connection broke ({type(error).__name__}): see the log of the server")
-        lost.__cause__ = error
-        self._link.lost(lost)
+        self._link.lost(error)
 
     def _drop(self) -> None:
         session, self._session = self._session, None
@@ -115,9 +113,9 @@ class NatsDriver(PipelinedDriver):
         """Drops the connection: by now every message has its outcome, and NATS expects no farewell."""
         session = self._session
         self._drop()
-        await self._pipeline.close()
         if session is not None:
             await session.gone()
+        await self._pipeline.close()
 
     def abort(self) -> None:
         """Drops everything, also when the loop is closed."""

@@ -4,15 +4,15 @@ Redis answers commands in the order in which it got them. Many may be on their w
 to the oldest one without.
 """
 
-import asyncio
 from collections.abc import Sequence
 
 from cqrs_brokers.driver import Capabilities, Delivery, Link, PipelinedDriver
-from cqrs_brokers.exceptions import UnreachableError
+from cqrs_brokers.exceptions import ConnectError, NotDeliveredError
 from cqrs_brokers.pipeline import Pipeline, connect_to_any
-from cqrs_brokers.url import BrokerURL
+from cqrs_brokers.tls import TLSContext
+from cqrs_brokers.url import BrokerURL, Host
 
-from .connecting import PING, Connection, drop, open_connection
+from .connecting import PING, RedisConnection
 from .entries import xadd
 from .errors import ANSWERS, refusal
 from .options import RedisStreamsOptions
@@ -23,18 +23,13 @@ __all__ = ["RedisStreamsDriver"]
 class RedisStreamsDriver(PipelinedDriver):
     """What Redis needs; the queues and tasks are the pipeline's."""
 
-    def __init__(self, url: BrokerURL, options: RedisStreamsOptions) -> None:
-        self._url = url
-        self._options = options
-        self._connection: Connection | None = None
-        self._pipeline = Pipeline[list[bytes]](
-            self._lost, in_order=True, ping_after=options.ping_after, ping_timeout=options.ping_after
-        )
+    capabilities = Capabilities(confirms=True, ordering_key=True, headers=True)
+    """Not durable: as it is installed, Redis writes to disk once a second, not before it answers."""
 
-    @property
-    def capabilities(self) -> Capabilities:
-        """Not durable: as it is installed, Redis writes to disk once a second, not before it answers."""
-        return Capabilities(confirms=True, ordering_key=True, headers=True)
+    def __init__(self, url: BrokerURL, options: RedisStreamsOptions, tls: TLSContext | None) -> None:
+        self._url, self._options, self._tls = url, options, tls
+        self._connection: RedisConnection | None = None
+        self._pipeline = Pipeline[list[bytes]](self._lost, in_order=True, ping_after=options.ping_after)
 
     def bind(self, link: Link) -> None:
         """Keeps the link, to report a lost connection."""
@@ -44,17 +39,12 @@ class RedisStreamsDriver(PipelinedDriver):
         """Connects to the first host that answers, and opens the pipeline."""
         await self._pipeline.end()
         self._drop()
-        url, options = self._url, self._options
-        connection = self._connection = await connect_to_any(
-            url.hosts, lambda host: open_connection(host, url, options), options.connect_timeout, drop=drop
-        )
+        hosts, timeout = self._url.hosts, self._options.connect_timeout
+        connection = self._connection = await connect_to_any(hosts, self._open, timeout, drop=RedisConnection.drop)
+        self._pipeline.open(connection.write, read=self._read(connection), ping=self.ping)
 
-        async def write(batch: Sequence[tuple[int, list[bytes]]]) -> None:
-            if not connection.is_connected:  # redis-py would connect anew, behind our back
-                raise ConnectionResetError("the connection was lost")
-            await connection.send_packed_command([part for _, item in batch for part in item], check_health=False)
-
-        self._pipeline.open(write, read=self._read(connection), ping=self.ping)
+    async def _open(self, host: Host) -> RedisConnection:
+        return await RedisConnection(host, self._url, self._options, self._tls).open()
 
     async def ping(self) -> None:
         """Asks on the same connection, after the messages that are on their way: another one would prove nothing."""
@@ -66,40 +56,33 @@ class RedisStreamsDriver(PipelinedDriver):
             command = xadd(delivery.message, self._options.maxlen)
             self._pipeline.put(delivery, command, sum(map(len, command)))
 
-    async def _read(self, connection: Connection) -> None:
+    async def _read(self, connection: RedisConnection) -> None:
         while True:
-            refused = None
             try:
                 answer = await connection.read_response()
             except ANSWERS as error:
-                refused = refusal(error)
-                refused.__cause__ = error
-            else:
-                if answer in (b"PONG", "PONG"):
-                    self._pipeline.answered_question()
-                    continue
-            delivery = self._pipeline.answered()
-            if delivery is not None and refused is not None:
-                delivery.fail(refused)
-            elif delivery is not None:
-                delivery.confirm()
+                answer = refusal(error)
+                answer.__cause__ = error
+            if answer in (b"PONG", "PONG"):
+                self._pipeline.answered_question()
+            elif (delivery := self._pipeline.answered()) is not None:
+                if isinstance(answer, NotDeliveredError):
+                    delivery.fail(answer)
+                else:
+                    delivery.confirm()
 
-    def _lost(self, error: Exception) -> None:
+    def _lost(self, error: ConnectError) -> None:
         self._drop()
-        lost = UnreachableError(f"the connection broke ({type(error).__name__}): see the log of Redis")
-        lost.__cause__ = error
-        self._link.lost(lost)
+        self._link.lost(error)
 
     def _drop(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            drop(connection)
+        if self._connection is not None:
+            self._connection.drop()
 
     async def close(self, grace: float) -> None:
         """Drops the connection: by now every message has its outcome, and Redis expects no farewell."""
         self._drop()
         await self._pipeline.close()
-        await asyncio.sleep(0)  # asyncio closes an aborted socket in the next round of its loop
 
     def abort(self) -> None:
         """Drops everything, also when the loop is closed."""

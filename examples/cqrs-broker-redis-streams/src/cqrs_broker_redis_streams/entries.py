@@ -4,9 +4,6 @@ from cqrs_brokers.driver import Message, content_type_of
 
 __all__ = ["xadd"]
 
-HEADER = "header:"
-"""Before the names of the user's headers, so that none can take the place of a field of ours."""
-
 
 def xadd(message: Message, maxlen: int | None) -> list[bytes]:
     """The command that adds a message to the stream of its topic, as Redis reads it (RESP); the body is not copied."""
@@ -18,7 +15,8 @@ def xadd(message: Message, maxlen: int | None) -> list[bytes]:
     }
     if message.key is not None:
         fields["ordering-key"] = message.key
-    fields |= {HEADER + name: str(value) for name, value in message.headers.items()}
+    # The prefix: so that no header can take the place of a field of ours.
+    fields |= {f"header:{name}": str(value) for name, value in message.headers.items()}
     limit = [] if maxlen is None else ["MAXLEN", "~", str(maxlen)]
     pairs = [word for field in fields.items() for word in field]
     words = ["XADD", message.topic, *limit, "*", *pairs, "body"]

@@ -1,33 +1,36 @@
 """What redis-py's errors mean: which of them prove that nothing was written."""
 
 from cqrs_brokers import exceptions as errors
-from cqrs_brokers.url import Host
+from cqrs_brokers.tls import tls_error
 from redis import exceptions as redis_errors
+
+from .options import RedisStreamsOptions
 
 __all__ = ["ANSWERS", "connect_error", "refusal"]
 
 ANSWERS = (redis_errors.ResponseError, redis_errors.AuthenticationError, redis_errors.BusyLoadingError)
 """Redis answered, with an error: it has not run the command."""
 
+NO_CONNECTION: list[tuple[type[Exception], type[errors.ConnectError], str]] = [
+    (redis_errors.AuthenticationError, errors.AuthenticationError, "Redis does not accept the user and password"),
+    (redis_errors.NoPermissionError, errors.AuthorizationError, "the user may not use PING: give it +@connection"),
+    (redis_errors.InvalidResponse, errors.ProtocolError, "what answers there is not Redis: check host and port"),
+    (redis_errors.ResponseError, errors.TopologyError, "Redis does not have this database: check db="),
+    (Exception, errors.UnreachableError, "Redis does not answer: check host, port and server"),
+]
+"""redis-py's error, ours, and what to do. The first that fits counts."""
+
 
 def refusal(error: redis_errors.RedisError) -> errors.NotDeliveredError:
     """Why Redis refused an XADD."""
-    text = str(error)
     if isinstance(error, redis_errors.NoPermissionError | redis_errors.AuthenticationError):
         return errors.PublishForbiddenError("Redis does not allow XADD: give the user +xadd and the stream's name")
-    if text.startswith("WRONGTYPE"):
+    if str(error).startswith("WRONGTYPE"):
         return errors.DestinationNotFoundError("a key of this name is there, but is no stream: choose another topic")
-    return errors.RejectedError(f"Redis refused the message ({text.partition(' ')[0]}): see its log")
+    return errors.RejectedError(f"Redis refused the message ({str(error).partition(' ')[0]}): see its log")
 
 
-def connect_error(error: redis_errors.RedisError, host: Host) -> errors.ConnectError:
+def connect_error(error: redis_errors.RedisError, host: str, options: RedisStreamsOptions) -> errors.ConnectError:
     """Why there is no connection to that host."""
-    if isinstance(error, redis_errors.AuthenticationError):
-        return errors.AuthenticationError(f"{host}: Redis does not accept the user and password")
-    if isinstance(error, redis_errors.NoPermissionError):
-        return errors.AuthorizationError(f"{host}: the user may not use PING: give it +@connection")
-    if isinstance(error, redis_errors.InvalidResponse):
-        return errors.ProtocolError(f"{host}: what answers there is not Redis: check host and port")
-    if isinstance(error, redis_errors.ResponseError):
-        return errors.TopologyError(f"{host}: Redis does not have this database: check db=")
-    return errors.UnreachableError(f"{host} does not answer ({type(error).__name__}): check host, port and server")
+    ours, text = next((ours, text) for theirs, ours, text in NO_CONNECTION if isinstance(error, theirs))
+    return tls_error(error, host, options) or ours(f"{host}: {text} ({type(error).__name__})")

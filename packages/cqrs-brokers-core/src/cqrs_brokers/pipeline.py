@@ -50,8 +50,8 @@ class Pipeline(Generic[T]):
     of life.
 
     Args:
-        lost: Called once for each opened connection that broke, with the reason, after everything that was handed over
-            has failed. The driver then drops its connection and calls `link.lost`.
+        lost: Called once for each opened connection that broke, after everything that was handed over has failed. The
+            driver then drops its connection and calls `link.lost` with the error, whose cause is the reason.
         in_order: True: the broker answers in the order in which it got the messages, without saying which it means.
             False: each answer says the number of the message (its token).
         batch_bytes: About how much is handed over and written at a time, in bytes: a batch ends with the message that
@@ -62,7 +62,7 @@ class Pipeline(Generic[T]):
 
     def __init__(
         self,
-        lost: Callable[[Exception], None],
+        lost: Callable[[ConnectError], None],
         *,
         in_order: bool = False,
         batch_bytes: int = 64 * 1024,
@@ -207,7 +207,9 @@ class Pipeline(Generic[T]):
                 lost = ConnectionLostError("the connection was lost before the broker answered")
                 lost.__cause__ = error
                 found.fail(lost)
-        self._lost(error)
+        broke = UnreachableError(f"the connection broke ({type(error).__name__}): see the broker's log")
+        broke.__cause__ = error
+        self._lost(broke)
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
@@ -217,9 +219,10 @@ class Pipeline(Generic[T]):
         await self._tasks.end(END_WITHIN)
 
     async def close(self) -> None:
-        """Ends the tasks, within 0.4 s, and forgets every message: for the driver's `close`."""
+        """Ends the tasks, within 0.4 s, and forgets every message: for `close`, after the connection was dropped."""
         await self.end()
         self.abort()
+        await asyncio.sleep(0)  # asyncio closes an aborted socket in the next round of its loop
 
     def abort(self) -> None:
         """Drops everything without awaiting, also when the event loop is closed: for the driver's `abort`."""

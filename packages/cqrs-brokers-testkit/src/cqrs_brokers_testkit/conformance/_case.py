@@ -17,6 +17,7 @@ from cqrs_brokers import Broker, Capabilities, DeliveryError, Message, NotDelive
 from cqrs_brokers.driver import ContractBreach
 from cqrs_brokers.hooks import load_plugin
 from cqrs_brokers_testkit.conformance._harness import Harness, NotApplicable, Unsupported
+from cqrs_brokers_testkit.proxy import FaultProxy
 from cqrs_brokers_testkit.readers import Record, TooFewRecords
 
 Kind = Literal["static", "live", "fault"]
@@ -227,6 +228,12 @@ class Context:
         self._brokers.append(broker)
         return broker
 
+    def open_unowned(self, url: str | None = None, /, **options: Any) -> Broker:
+        """A broker that the case closes itself, inside the block that looks for what is left."""
+        broker = self.open(url, **options)
+        self._brokers.remove(broker)
+        return broker
+
     def new_topic(self) -> str:
         """Creates a topic that nobody else uses, and returns its name."""
         topic = self.harness.new_topic_name()
@@ -280,6 +287,21 @@ class Context:
         except Exception:
             return False
         return True
+
+    @property
+    def proxy(self) -> FaultProxy:
+        """The harness' fault proxy; only for cases that need it."""
+        assert self.harness.proxy is not None  # the runner has looked
+        return self.harness.proxy
+
+    @contextlib.asynccontextmanager
+    async def healed(self) -> AsyncIterator[FaultProxy]:
+        """The proxy, healed at the end and its connections ended."""
+        try:
+            yield self.proxy
+        finally:
+            await self.do(self.proxy.heal)
+            await self.do(self.proxy.reset)
 
     async def wait_for(self, holds: Callable[[], Awaitable[bool]], within: float, otherwise: str) -> None:
         """Fails the case with this text when the condition does not hold within so many seconds."""

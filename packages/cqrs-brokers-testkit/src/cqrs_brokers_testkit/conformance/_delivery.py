@@ -6,25 +6,17 @@ import asyncio
 import gc
 import tracemalloc
 from collections import Counter
-from collections.abc import Mapping
 
 from cqrs_brokers import (
-    AuthenticationError,
-    AuthorizationError,
     BrokerBlockedError,
-    ConnectError,
     ConnectionLostError,
     DeliveryTimeoutError,
     DeliveryUnknownError,
     DestinationNotFoundError,
-    Message,
     NackedError,
-    NotConnectedError,
     NotDeliveredError,
     PublishForbiddenError,
     Receipt,
-    TLSError,
-    UnreachableError,
     UnroutableError,
 )
 from cqrs_brokers.driver import PipelinedDriver
@@ -177,6 +169,10 @@ async def unroutable_is_reported(ctx: Context) -> None:
         check(type(outcome) is UnroutableError, f"an unroutable message got {show(outcome)}")
     good = await outcome_of(broker.send_message(ctx.message(topic)))
     check_receipt(good, "the next good message")
+    mixed = [ctx.message(target.topic if n % 2 else topic) for n in range(20)]
+    outcomes = await broker.send_messages(mixed)
+    wrong = [o for n, o in enumerate(outcomes) if type(o) is not (UnroutableError if n % 2 else Receipt)]
+    check(not wrong, f"of 20 messages every second one is unroutable: {tally(wrong)}")
 
 
 @case("delivery.unroutable-twin-is-told-apart", "live", needs=["make_unroutable"], capability="unroutable_detection")
@@ -353,78 +349,3 @@ async def memory_is_bounded(ctx: Context) -> None:
         await ctx.do(ctx.harness.resume)
     kept = (after - before) / _MIB
     check(kept < 5, f"12 MB were sent into a stalled connection, and {kept:.1f} MiB are kept; the window is 1 MiB")
-
-
-# -- connecting --------------------------------------------------------------------------------------------------------
-
-
-@case("delivery.unreachable-is-not-delivered", "live", needs=["unreachable_url"], waits=True)
-async def unreachable_is_not_delivered(ctx: Context) -> None:
-    """Nobody there: `connect()` raises `UnreachableError` within 2 s, a send `NotConnectedError` at its deadline."""
-    url = await ctx.do(ctx.harness.unreachable_url)
-    broker = ctx.open(url, delivery_timeout=1.5, connect_timeout=5.0)
-    with Clock() as clock:
-        error = await _connect_error(broker.connect())
-    check(type(error) is UnreachableError, f"connect() to nobody: expected UnreachableError, got {show(error)}")
-    check(clock.seconds <= ctx.harness.connect_within, f"connect() took {clock.seconds:.1f} s to say so")
-    with Clock() as clock:
-        outcome = await outcome_of(broker.send_message(ctx.message("orders")))
-    check(type(outcome) is NotConnectedError, f"a send to nobody got {show(outcome)}")
-    cause = outcome.__cause__ if isinstance(outcome, NotConnectedError) else None
-    check(type(cause) is UnreachableError, f"its cause is {show(cause)}")
-    check(clock.seconds <= 1.5 + _GRACE, f"it took {clock.seconds:.1f} s, with delivery_timeout=1.5")
-
-
-@case("delivery.wrong-password", "live", needs=["wrong_password_url"], waivable=True)
-async def wrong_password(ctx: Context) -> None:
-    """A wrong password is `AuthenticationError` within 2 s, for sends too, and is not tried again and again."""
-    await _permanent(ctx, {"": await ctx.do(ctx.harness.wrong_password_url)}, AuthenticationError)
-
-
-@case("delivery.wrong-permission", "live", needs=["wrong_permission_url"], waivable=True)
-async def wrong_permission(ctx: Context) -> None:
-    """Good credentials for a virtual host or cluster that they may not use: `AuthorizationError` within 2 s."""
-    await _permanent(ctx, {"": await ctx.do(ctx.harness.wrong_permission_url)}, AuthorizationError)
-
-
-@case("delivery.tls-failure", "live", needs=["tls_failures"], waivable=True)
-async def tls_failure(ctx: Context) -> None:
-    """An expired certificate, one for another host, one of an unknown authority: `TLSError` within 2 s."""
-    await _permanent(ctx, await ctx.once(ctx.harness.tls_failures), TLSError)
-
-
-async def _permanent(ctx: Context, urls: Mapping[str, str], expected: type[ConnectError]) -> None:
-    """Demands this class from `connect()` and from a waiting send, at once, and no further connection.
-
-    Args:
-        ctx: The case's.
-        urls: Config strings by what is wrong with each; "" where the case says it.
-        expected: The class.
-    """
-    for what, url in urls.items():
-        said = f"{what}: " if what else ""
-        broker = ctx.open(url, delivery_timeout=8.0)
-        with Clock() as clock:
-            error = await _connect_error(broker.connect())
-        check(type(error) is expected, f"{said}connect(): expected {expected.__name__}, got {show(error)}")
-        check(clock.seconds <= ctx.harness.connect_within, f"{said}connect() took {clock.seconds:.1f} s to say so")
-        other = ctx.open(url, delivery_timeout=8.0)
-        with Clock() as clock:
-            outcome = await outcome_of(other.send_message(Message("E", "orders", {})))
-        check(type(outcome) is NotConnectedError, f"{said}a send: expected NotConnectedError, got {show(outcome)}")
-        cause = outcome.__cause__ if isinstance(outcome, NotConnectedError) else None
-        check(type(cause) is expected, f"{said}its cause is {show(cause)}")
-        check(clock.seconds <= ctx.harness.connect_within, f"{said}the send took {clock.seconds:.1f} s to fail")
-    if ctx.harness.lacks("connections_made") is None:
-        before = await ctx.do(ctx.harness.connections_made)
-        await asyncio.sleep(1.5)
-        more = await ctx.do(ctx.harness.connections_made) - before
-        check(more == 0, f"{more} more connections in 1.5 s although it cannot succeed")
-
-
-async def _connect_error(connecting: object) -> BaseException | None:
-    try:
-        await connecting  # type: ignore[misc]
-    except ConnectError as error:
-        return error
-    return None

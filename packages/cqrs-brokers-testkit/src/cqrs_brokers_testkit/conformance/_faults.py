@@ -24,7 +24,6 @@ from cqrs_brokers_testkit.conformance._case import (
     tally,
 )
 from cqrs_brokers_testkit.conformance._peers import peer
-from cqrs_brokers_testkit.proxy import FaultProxy
 
 _MIB = 2**20
 _GRACE = 1.0
@@ -32,23 +31,6 @@ _ROUNDS = 10
 """So often a window full of messages is sent into a slow link: more than the sockets on the way can hold."""
 _HALF_AN_HOUR = 1800
 """Seconds. Brokers may refuse messages from farther in the future."""
-
-
-def _proxy(ctx: Context) -> FaultProxy:
-    proxy = ctx.harness.proxy
-    assert proxy is not None  # the runner has looked: the case needs it
-    return proxy
-
-
-@contextlib.asynccontextmanager
-async def _healed(ctx: Context) -> AsyncIterator[FaultProxy]:
-    """The proxy, healed at the end and its connections ended."""
-    proxy = _proxy(ctx)
-    try:
-        yield proxy
-    finally:
-        await ctx.do(proxy.heal)
-        await ctx.do(proxy.reset)
 
 
 # -- restarts ----------------------------------------------------------------------------------------------------------
@@ -192,7 +174,7 @@ async def half_open(ctx: Context) -> None:
     """The broker's side of the connection is finished: every send has its outcome, and then it works again."""
     broker, topic = ctx.open(delivery_timeout=4.0), await ctx.topic()
     await broker.send_message(ctx.message(topic))
-    async with _healed(ctx) as proxy:
+    async with ctx.healed() as proxy:
         await ctx.do(lambda: proxy.half_close("down"))
         with Clock() as clock:
             await asyncio.gather(*(outcome_of(broker.send_message(ctx.message(topic))) for _ in range(10)))
@@ -203,7 +185,7 @@ async def half_open(ctx: Context) -> None:
 @case("faults.latency", "fault", needs=["proxy"])
 async def latency(ctx: Context) -> None:
     """200 ms of latency with jitter: everything is delivered, once, and in much less than a round trip per message."""
-    async with _healed(ctx) as proxy:
+    async with ctx.healed() as proxy:
         await ctx.do(lambda: proxy.delay(0.2, jitter=0.1))
         broker, topic = ctx.open(), await ctx.topic()
         messages = [ctx.message(topic) for _ in range(200)]
@@ -223,7 +205,7 @@ async def slow_link(ctx: Context) -> None:
     await ctx.works_again(broker, topic)
     tracemalloc.start()
     try:
-        async with _healed(ctx) as proxy:
+        async with ctx.healed() as proxy:
             await ctx.do(lambda: proxy.throttle(1_000))
             kept, (before, _) = 0.0, tracemalloc.get_traced_memory()
             for _ in range(_ROUNDS):
@@ -247,7 +229,7 @@ async def partial_frame(ctx: Context) -> None:
     broker, topic = ctx.open(delivery_timeout=6.0), await ctx.topic()
     await broker.send_message(ctx.message(await ctx.topic()))
     messages = [ctx.message(topic, bytes([n]) * 3_000) for n in range(50)]
-    async with _healed(ctx) as proxy:
+    async with ctx.healed() as proxy:
         await ctx.do(lambda: proxy.delay(0.1, way="down"))  # so that some arrive of which the answers never do
         for connection in list(proxy.connections):
             await ctx.do(lambda connection=connection: connection.cut_after(20_000, "up"))  # type: ignore[misc]
@@ -263,7 +245,7 @@ async def garbage(ctx: Context) -> None:
     broker, topic = ctx.open(delivery_timeout=3.0), await ctx.topic()
     await broker.send_message(ctx.message(await ctx.topic()))
     messages = [ctx.message(topic) for _ in range(20)]
-    async with _healed(ctx) as proxy:
+    async with ctx.healed() as proxy:
         await ctx.do(lambda: proxy.corrupt("down"))
         with Clock() as clock:
             outcomes = await asyncio.gather(*(outcome_of(broker.send_message(message)) for message in messages))
@@ -342,66 +324,3 @@ async def _connect_error(broker: Broker) -> ConnectError | None:
     except ConnectError as error:
         return error
     return None
-
-
-# -- closing in each of these states -----------------------------------------------------------------------------------
-
-
-async def _closes(ctx: Context, broken: Callable[[], object], url: str | None = None) -> None:
-    """Demands that `close(1.0)` with messages in flight is bounded and leaves no send without outcome."""
-    broker, topic = ctx.open(url), await ctx.topic()
-    if url is None:
-        await broker.send_message(ctx.message(topic))
-    await ctx.do(broken)
-    sends = [
-        asyncio.ensure_future(outcome_of(broker.send_message(ctx.message(topic, bytes(5_000))))) for _ in range(20)
-    ]
-    await asyncio.sleep(0.2)
-    with Clock() as clock:
-        await broker.close(1.0)
-    check(clock.seconds <= 1.0 + _GRACE, f"close(1.0) took {clock.seconds:.1f} s")
-    _, pending = await asyncio.wait(sends, timeout=0.5)
-    check(not pending, f"after close() {len(pending)} sends have no outcome")
-
-
-@case("faults.close-while-stalled", "fault", needs=["stall"])
-async def close_while_stalled(ctx: Context) -> None:
-    """`close()` is bounded while nothing gets through."""
-    try:
-        await _closes(ctx, ctx.harness.stall)
-    finally:
-        await ctx.do(ctx.harness.resume)
-
-
-@case("faults.close-after-a-reset", "fault", needs=["reset"])
-async def close_after_a_reset(ctx: Context) -> None:
-    """`close()` is bounded right after the connection was reset."""
-    await _closes(ctx, ctx.harness.reset)
-
-
-@case("faults.close-while-half-open", "fault", needs=["proxy"])
-async def close_while_half_open(ctx: Context) -> None:
-    """`close()` is bounded on a connection whose other side is finished."""
-    async with _healed(ctx) as proxy:
-        await _closes(ctx, lambda: proxy.half_close("down"))
-
-
-@case("faults.close-on-a-slow-link", "fault", needs=["proxy"])
-async def close_on_a_slow_link(ctx: Context) -> None:
-    """`close()` is bounded at 1 kB/s."""
-    async with _healed(ctx) as proxy:
-        await _closes(ctx, lambda: proxy.throttle(1_000))
-
-
-@case("faults.close-with-garbage", "fault", needs=["proxy"])
-async def close_with_garbage(ctx: Context) -> None:
-    """`close()` is bounded while the broker's answers are garbage."""
-    async with _healed(ctx) as proxy:
-        await _closes(ctx, lambda: proxy.corrupt("down"))
-
-
-@case("faults.close-with-a-silent-peer", "fault", needs=["peer_url"], waits=True)
-async def close_with_a_silent_peer(ctx: Context) -> None:
-    """`close()` is bounded while a connect is under way with a peer that says nothing."""
-    async with peer() as nobody:
-        await _closes(ctx, lambda: None, await ctx.do(lambda: ctx.harness.peer_url(nobody.port)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from collections.abc import Callable
 
 from cqrs_brokers import (
     Broker,
@@ -64,6 +65,13 @@ async def two_brokers_side_by_side(ctx: Context) -> None:
     """Two brokers of one config string work independently; closing one leaves the other alone."""
     first, second, topic = ctx.open(), ctx.open(), await ctx.topic()
     check_all_receipts([await outcome_of(broker.send_message(ctx.message(topic))) for broker in (first, second)])
+    messages = [ctx.message(topic, {"n": n}) for n in range(200)]
+    both = (first, second)
+    sends = [outcome_of(both[n % 2].send_message(message)) for n, message in enumerate(messages)]
+    outcomes = await asyncio.wait_for(asyncio.gather(*sends), 20.0)
+    check_all_receipts(outcomes)
+    if ctx.harness.lacks("read_back") is None:
+        check_truth(messages, outcomes, (await ctx.read(topic, len(messages) + 2)))
     await first.close()
     check_all_receipts([await outcome_of(second.send_message(ctx.message(topic))) for _ in range(3)])
 
@@ -144,10 +152,16 @@ async def close_flushes(ctx: Context) -> None:
 
 @case("lifecycle.pending-at-close-is-no-success", "fault", needs=["stall", "read_back"])
 async def pending_at_close_is_no_success(ctx: Context) -> None:
-    """What the broker has not confirmed when `close()` gives up is no success, and nothing that is there is denied."""
+    """What the broker has not confirmed when `close()` gives up is no success, and what is there is not denied."""
+    await _pending_at_close(ctx, ctx.harness.stall)
+    if ctx.harness.lacks("lose_answers") is None:
+        await _pending_at_close(ctx, ctx.harness.lose_answers)
+
+
+async def _pending_at_close(ctx: Context, fault: Callable[[], object]) -> None:
     broker, topic = ctx.open(), await ctx.topic()
     await broker.connect()
-    await ctx.do(ctx.harness.stall)
+    await ctx.do(fault)
     messages = [ctx.message(topic, key="k" if ctx.capabilities.ordering_key else None) for _ in range(200)]
     sends = [asyncio.ensure_future(outcome_of(broker.send_message(message))) for message in messages]
     await asyncio.sleep(0.1)
@@ -158,7 +172,7 @@ async def pending_at_close_is_no_success(ctx: Context) -> None:
     finally:
         await ctx.do(ctx.harness.resume)
     check(clock.seconds <= 0.5 + _GRACE, f"close(0.5) took {clock.seconds:.1f} s")
-    check(not any(isinstance(o, Receipt) for o in outcomes), f"nothing got through, outcomes {tally(outcomes)}")
+    check(not any(isinstance(o, Receipt) for o in outcomes), f"no answer got through, outcomes {tally(outcomes)}")
     await asyncio.sleep(0.3)
     check_truth(messages, outcomes, await ctx.read(topic, 0))
 

@@ -8,14 +8,14 @@ import enum
 import json
 import os
 import uuid
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from types import SimpleNamespace
 
 from pydantic import BaseModel
 
-from cqrs_brokers import InvalidMessageError, Message
-from cqrs_brokers_testkit.conformance._case import Context, case, check, check_receipt, outcome_of
+from cqrs_brokers import InvalidMessageError, Message, MessageTooLargeError, Receipt, RejectedError
+from cqrs_brokers_testkit.conformance._case import Context, case, check, check_receipt, outcome_of, show
 
 
 @case("messages.body-is-untouched", "live", needs=["read_back"])
@@ -33,10 +33,19 @@ async def body_is_untouched(ctx: Context) -> None:
 
 @case("messages.payload-bytes-go-first", "live", needs=["read_back"])
 async def payload_bytes_go_first(ctx: Context) -> None:
-    """`payload_bytes` are the body, whatever the payload is."""
-    topic = await ctx.topic()
-    await ctx.open().send_message(ctx.message(topic, {"other": 1}, payload_bytes=b"exactly this"))
-    check((await ctx.read_one(topic)).body == b"exactly this", "the body is not payload_bytes")
+    """`payload_bytes` are the body, whatever the payload is, and byte for byte, whatever the content type is."""
+    broker = ctx.open()
+    for content_type, body in (
+        (None, b"exactly this"),
+        ("application/json", b'{"b":1 , "a": 1.0, "a": "\\u00e9"}\n'),
+        ("text/plain; charset=utf-8", b"\xef\xbb\xbf line\r\n "),
+        ("application/gzip", b"no gzip"),
+    ):
+        topic = await ctx.topic()
+        fields = {} if content_type is None else {"content_type": content_type}
+        await broker.send_message(ctx.message(topic, {"other": 1}, payload_bytes=body, **fields))
+        got = (await ctx.read_one(topic)).body
+        check(got == body, f"the body is not payload_bytes (content type {content_type})")
 
 
 class _Colour(enum.Enum):
@@ -85,13 +94,18 @@ def _keyed(ctx: Context) -> bool:
 @case("messages.identity-arrives", "live", needs=["read_back"])
 async def identity_arrives(ctx: Context) -> None:
     """Message id, name and topic on the wire are the message's."""
-    topic = await ctx.topic()
-    message = Message("OrderPlaced.v2", topic, {})
-    await ctx.open().send_message(message)
-    record = await ctx.read_one(topic)
-    check(record.message_id == str(message.message_id), "another message id arrived")
-    check(record.name == "OrderPlaced.v2", f"the name arrived as {record.name!r}")
-    check(record.topic == topic, f"the topic is {record.topic!r}")
+    broker = ctx.open()
+    for name in ("OrderPlaced.v2", 'Order/Placed: 100% "quoted"', "Größe ключ", "n" * 250):
+        topic = await ctx.topic()
+        message = Message(name, topic, {})
+        outcome = await outcome_of(broker.send_message(message))
+        if isinstance(outcome, InvalidMessageError) and name != "OrderPlaced.v2":
+            continue  # refused, not changed
+        check_receipt(outcome, f"a message called {name:.20}")
+        record = await ctx.read_one(topic)
+        check(record.message_id == str(message.message_id), "another message id arrived")
+        check(record.name == name, f"the name {name:.20} arrived as {record.name!r:.300}")
+        check(record.topic == topic, f"the topic is {record.topic!r}")
 
 
 @case("messages.content-type-arrives", "live", needs=["read_back"])
@@ -112,11 +126,13 @@ async def content_type_arrives(ctx: Context) -> None:
 
 @case("messages.timestamp-arrives", "live", needs=["read_back"])
 async def timestamp_arrives(ctx: Context) -> None:
-    """The time on the wire is the message's own, to the second, and not that of sending."""
-    topic, at = await ctx.topic(), datetime.now(UTC) - timedelta(minutes=10)
-    await ctx.open().send_message(ctx.message(topic, timestamp=at))
-    got = (await ctx.read_one(topic)).timestamp
-    check(got is not None and abs(got - at) < timedelta(seconds=1), f"sent with {at}, and {got} arrived")
+    """The time on the wire is the message's own, in whichever zone, to the second, and not that of sending."""
+    broker, ago = ctx.open(), datetime.now(UTC) - timedelta(minutes=10)
+    for at in (ago, ago.astimezone(timezone(timedelta(hours=5, minutes=30)))):
+        topic = await ctx.topic()
+        await broker.send_message(ctx.message(topic, timestamp=at))
+        got = (await ctx.read_one(topic)).timestamp
+        check(got is not None and abs(got - at) < timedelta(seconds=1), f"sent with {at}, and {got} arrived")
 
 
 @case("messages.key-arrives", "live", needs=["read_back"], capability="ordering_key")
@@ -142,6 +158,7 @@ HEADERS = {
     "x-quotes": "say \"hi\" 'there'",
     "with space": " leading and trailing ",
     "X-Mixed-Case": "x",
+    "x-mixed-case": "another one",
     "non-ascii": "Grüße, 世界 🎉",
     "empty": "",
     "co:lon": "a: b",
@@ -167,6 +184,14 @@ async def headers_arrive(ctx: Context) -> None:
     got = dict(record.headers)
     wrong = sorted(name for name in HEADERS.keys() | got.keys() if HEADERS.get(name) != got.get(name))
     check(not wrong, f"these headers are missing, new or changed: {', '.join(wrong)}")
+    topic, longest = await ctx.topic(), "é" * 15_000  # escaped, it is six times as long
+    outcome = await outcome_of(ctx.open().send_message(ctx.message(topic, headers={"long": longest})))
+    if isinstance(outcome, Receipt):  # else it is refused, not cut
+        got = dict((await ctx.read_one(topic)).headers)
+        check(got == {"long": longest}, f"a long header arrived with {len(got.get('long', ''))} of 15000 characters")
+    else:
+        refused = isinstance(outcome, InvalidMessageError | MessageTooLargeError | RejectedError)
+        check(refused, f"a message with a long header got {show(outcome)}")
 
 
 @case("messages.hundred-headers-arrive", "live", needs=["read_back"], capability="headers")

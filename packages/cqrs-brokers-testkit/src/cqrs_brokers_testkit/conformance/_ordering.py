@@ -34,9 +34,16 @@ async def many_tasks_lose_nothing(ctx: Context) -> None:
 
 
 def _keyed_messages(ctx: Context, topic: str, count: int) -> list[Message]:
-    """Every ninth one is large: a driver may write those in another way."""
+    """Every ninth one is large, every fifth one has headers: a driver may write those in another way.
+
+    Four in a row have one key, so that neighbours that change places are seen.
+    """
     sizes = [20_000 if n % 9 == 0 else 1 for n in range(count)]
-    return [ctx.message(topic, {"n": n, "more": "x" * sizes[n]}, key=f"key-{n % _KEYS}") for n in range(count)]
+    headers = [{"n": str(n)} if n % 5 == 0 and ctx.capabilities.headers else {} for n in range(count)]
+    return [
+        ctx.message(topic, {"n": n, "more": "x" * sizes[n]}, key=f"key-{n // 4 % _KEYS}", headers=headers[n])
+        for n in range(count)
+    ]
 
 
 @case("ordering.keys-keep-their-order", "live", needs=["read_back"], capability="ordering_key", limit=60.0)

@@ -4,34 +4,41 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass
 class Peer:
-    """Where it listens, and how many connections it has taken so far."""
+    """Where it listens, how many connections it has taken so far (with TLS: handshakes), and what was written to it."""
 
     port: int
     accepted: int = 0
+    received: bytearray = field(default_factory=bytearray)
 
 
 @contextlib.asynccontextmanager
-async def peer(answer: bytes = b"") -> AsyncIterator[Peer]:
-    """A server that gives every connection this answer, once it was written to, and then nothing more."""
+async def peer(
+    answer: bytes = b"", *, tls: ssl.SSLContext | None = None, hangs_up: bool = False
+) -> AsyncIterator[Peer]:
+    """A server that gives every connection this answer, once it was written to, and then nothing more, or hangs up."""
     here = Peer(0)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         here.accepted += 1
         with contextlib.suppress(OSError):
-            if answer:
-                await reader.read(1)
-                writer.write(answer)
-            while await reader.read(65_536):
-                pass
+            answered = not answer
+            while data := await reader.read(65_536):
+                here.received.extend(data)
+                if not answered:
+                    writer.write(answer)
+                    answered = True
+                if hangs_up:
+                    break
         writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
     here.port = server.sockets[0].getsockname()[1]
     try:
         yield here

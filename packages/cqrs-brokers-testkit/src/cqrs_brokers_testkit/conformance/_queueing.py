@@ -4,36 +4,32 @@ from __future__ import annotations
 
 import asyncio
 
-from cqrs_brokers import Broker, DeliveryUnknownError, Message, NotDeliveredError, Receipt
+from cqrs_brokers import Broker, DeliveryError, DeliveryUnknownError, Message, NotDeliveredError, Receipt
 from cqrs_brokers_testkit.conformance._case import (
     Context,
     case,
     check,
     check_all_receipts,
     check_order,
+    check_receipt,
     check_truth,
     outcome_of,
     tally,
 )
-from cqrs_brokers_testkit.proxy import FaultProxy
+from cqrs_brokers_testkit.proxy import Way
 
 _LARGE = 40_000
 """Bytes. A few hundred such messages fill a socket, a client's buffer, and then the driver's own queue."""
+_LARGEST = 700_000
 _KEYS = 4
 _SETTLE = 1.0
 """Seconds in which what was in a socket arrives after a fault."""
 
 
-def _proxy(ctx: Context) -> FaultProxy:
-    proxy = ctx.harness.proxy
-    assert proxy is not None  # the runner has looked: the case needs it
-    return proxy
-
-
-def _large_messages(ctx: Context, topic: str, count: int) -> list[Message]:
+def _large_messages(ctx: Context, topic: str, count: int, size: int = _LARGE) -> list[Message]:
     keyed = ctx.capabilities.ordering_key
     return [
-        ctx.message(topic, n.to_bytes(4, "big") * (_LARGE // 4), key=f"key-{n % _KEYS}" if keyed else None)
+        ctx.message(topic, n.to_bytes(4, "big") * (size // 4), key=f"key-{n // 4 % _KEYS}" if keyed else None)
         for n in range(count)
     ]
 
@@ -42,7 +38,7 @@ async def _stalled_with_a_full_queue(
     ctx: Context, broker: Broker, messages: list[Message], wait: float
 ) -> list[asyncio.Future[Receipt | NotDeliveredError | DeliveryUnknownError]]:
     """Stalls the way to the broker and sends; then some are with the client and some still with the driver."""
-    await ctx.do(lambda: _proxy(ctx).stall("up"))
+    await ctx.do(lambda: ctx.proxy.stall("up"))
     sends = [asyncio.ensure_future(outcome_of(broker.send_message(message))) for message in messages]
     await asyncio.sleep(wait)
     return sends  # type: ignore[return-value] # every delivery error is one of the two
@@ -57,7 +53,7 @@ async def _stalled_with_a_full_queue(
 )
 async def queued_messages_keep_their_order(ctx: Context) -> None:
     """400 messages of 40 kB wait in the driver's queue when the connection breaks: order and truth survive it."""
-    proxy, topic = _proxy(ctx), await ctx.topic()
+    proxy, topic = ctx.proxy, await ctx.topic()
     broker = ctx.open(delivery_timeout=25.0, max_in_flight=1000, max_in_flight_bytes=2**27)
     await broker.send_message(ctx.message(await ctx.topic()))
     messages = _large_messages(ctx, topic, ctx.count(400, 200))
@@ -74,16 +70,53 @@ async def queued_messages_keep_their_order(ctx: Context) -> None:
     check(isinstance(outcomes[-1], Receipt), f"what waited for the next connection was not sent: {tally(outcomes)}")
 
 
+@case(
+    "ordering.order-survives-a-stall",
+    "fault",
+    needs=["proxy", "read_back"],
+    capability="ordering_key",
+    limit=90.0,
+)
+async def order_survives_a_stall(ctx: Context) -> None:
+    """Small and large messages, with headers and without, wait in a way that is stuck: each key keeps its order."""
+    topic = await ctx.topic()
+    broker = ctx.open(delivery_timeout=25.0, max_in_flight=1000, max_in_flight_bytes=2**27)
+    await broker.send_message(ctx.message(await ctx.topic()))
+    messages = [
+        ctx.message(
+            topic,
+            bytes(_LARGE if n % 3 else 10),
+            key=f"key-{n // 4 % _KEYS}",
+            headers={"n": str(n)} if n % 5 == 0 and ctx.capabilities.headers else {},
+        )
+        for n in range(ctx.count(400, 200))
+    ]
+    try:
+        sends = await _stalled_with_a_full_queue(ctx, broker, messages, 0.7)
+    finally:
+        await ctx.do(ctx.proxy.heal)
+    outcomes = await asyncio.gather(*sends)
+    check_all_receipts(outcomes)
+    records = await ctx.read(topic, len(outcomes))
+    check_truth(messages, outcomes, records)
+    check_order(messages, outcomes, records)
+
+
 @case("delivery.denied-never-arrives", "fault", needs=["proxy", "read_back"], limit=60.0)
 async def denied_never_arrives(ctx: Context) -> None:
     """The way to the broker stalls beyond the deadline of 400 large messages: none that was denied arrives later."""
-    proxy, topic = _proxy(ctx), await ctx.topic()
+    proxy, topic = ctx.proxy, await ctx.topic()
     broker = ctx.open(delivery_timeout=1.5, max_in_flight=1000, max_in_flight_bytes=2**27)
     await broker.send_message(ctx.message(await ctx.topic()))
-    messages = _large_messages(ctx, topic, ctx.count(400, 200))
+    # Where the broker limits how many may be unanswered, only large ones fill the way to it.
+    largest = min(_LARGEST, (ctx.capabilities.max_message_bytes or _LARGEST) - 1_000)
+    messages = _large_messages(ctx, topic, 20, largest) + _large_messages(ctx, topic, ctx.count(380, 180))
     try:
         sends = await _stalled_with_a_full_queue(ctx, broker, messages, 0.0)
         outcomes = await asyncio.gather(*sends)
+        within = ctx.harness.notices_within
+        late = f"{within:g} s after the deadline the driver still holds what never got through"
+        await ctx.wait_for(lambda: _window_is_empty(broker), within, late)
     finally:
         await ctx.do(proxy.heal)
     check(not any(isinstance(o, Receipt) for o in outcomes), f"nothing got through: {tally(outcomes)}")
@@ -96,7 +129,7 @@ async def denied_never_arrives(ctx: Context) -> None:
 @case("delivery.unanswered-is-let-go", "fault", needs=["proxy", "read_back"], capability="confirms", limit=120.0)
 async def unanswered_is_let_go(ctx: Context) -> None:
     """One answer is lost on a connection that lives: the outcome is unknown, the place is free again, sends work."""
-    proxy = _proxy(ctx)
+    proxy = ctx.proxy
     broker = ctx.open(delivery_timeout=2.0, max_in_flight=8)
     # A topic each: a driver may let a message wait for the answer of the one before it.
     topics = [await ctx.topic() for _ in range(3)]
@@ -126,18 +159,65 @@ async def unanswered_is_let_go(ctx: Context) -> None:
 
 
 async def _window_is_empty(broker: Broker) -> bool:
-    return (await broker.health()).in_flight == 0
+    return broker.in_flight == 0
 
 
 @case("faults.dead-connection-is-noticed", "fault", needs=["proxy"], limit=180.0)
 async def dead_connection_is_noticed(ctx: Context) -> None:
-    """The connections that exist are dead, new ones work: a send succeeds within the time that the harness declares."""
-    proxy, topic = _proxy(ctx), await ctx.topic()
+    """The connections that exist are dead, new ones work: a send succeeds within the time that the harness declares.
+
+    What was on its way on a connection that is dead, or whose answers do not come, gets an outcome that is true.
+    """
+    proxy, topic, within = ctx.proxy, await ctx.topic(), ctx.harness.notices_within
+    reads = ctx.harness.lacks("read_back") is None
     broker = ctx.open(delivery_timeout=2.0)
     await broker.send_message(ctx.message(topic))
+    dead = list(proxy.connections)
+    deaf = await _Patient.of(ctx, within + 5.0)
+    unheard = set(proxy.connections) - {*dead}
+    cut_off = await _Patient.of(ctx, within + 5.0)
     for connection in list(proxy.connections):
-        await ctx.do(connection.stall)
+        way: Way = "down" if connection in unheard else "both"
+        await ctx.do(lambda connection=connection, way=way: connection.stall(way))  # type: ignore[misc]
+    for patient in (deaf, cut_off):
+        patient.send()
     try:
-        await ctx.works_again(broker, topic, ctx.harness.notices_within)
+        await ctx.works_again(broker, topic, within)
+        for patient in (deaf, cut_off):
+            outcomes = await patient.outcomes()
+            if reads:  # while what was stalled is not there yet
+                records = await ctx.read(patient.topic, 1 + sum(isinstance(outcome, Receipt) for outcome in outcomes))
+                check_truth(patient.messages, outcomes, records)
     finally:
         await ctx.do(proxy.heal)
+    await asyncio.sleep(_SETTLE if reads else 0.0)
+    for patient in (deaf, cut_off):
+        await ctx.works_again(patient.broker, topic)
+        if reads:
+            outcomes = await patient.outcomes()
+            check_truth(patient.messages, outcomes, await ctx.read(patient.topic, 0))
+
+
+class _Patient:
+    """A broker that waits long for its answers, and what it has sent."""
+
+    def __init__(self, ctx: Context, broker: Broker, topic: str) -> None:
+        self.broker, self.topic = broker, topic
+        self.messages = [ctx.message(topic) for _ in range(5)]
+        self._sends: list[asyncio.Future[Receipt | DeliveryError]] = []
+
+    @classmethod
+    async def of(cls, ctx: Context, timeout: float) -> _Patient:
+        """One that is connected, to a topic of its own that it knows."""
+        patient = cls(ctx, ctx.open(delivery_timeout=timeout), await ctx.topic())
+        first = ctx.message(patient.topic)
+        check_receipt(await outcome_of(patient.broker.send_message(first)))
+        return patient
+
+    def send(self) -> None:
+        """Sends them, from as many tasks."""
+        self._sends = [asyncio.ensure_future(outcome_of(self.broker.send_message(each))) for each in self.messages]
+
+    async def outcomes(self) -> list[Receipt | DeliveryError]:
+        """What came of them."""
+        return await asyncio.gather(*self._sends)

@@ -20,10 +20,12 @@ from typing import Any
 
 from cqrs_brokers import Capabilities, available_brokers, open_broker
 from cqrs_brokers_testkit.conformance import (
+    _closing,
+    _connecting,
     _contract,
     _delivery,
     _faults,
-    _hosts,
+    _later,
     _lifecycle,
     _matching,
     _messages,
@@ -32,6 +34,7 @@ from cqrs_brokers_testkit.conformance import (
     _queueing,
     _refusals,
     _static,
+    _tls,
     _upkeep,
     _values,
 )
@@ -42,8 +45,8 @@ from cqrs_brokers_testkit.conformance._report import NOT_CHOSEN, CaseResult, Rep
 Progress = Callable[[str], None]
 
 _MODULES = (
-    *(_static, _messages, _values, _refusals, _delivery, _matching, _hosts),
-    *(_ordering, _lifecycle, _processes, _faults, _queueing, _upkeep, _contract),
+    *(_static, _messages, _values, _refusals, _delivery, _matching, _connecting, _tls, _later),
+    *(_ordering, _lifecycle, _processes, _faults, _closing, _queueing, _upkeep, _contract),
 )
 _SECTIONS = ("static", "messages", "refusals", "delivery", "ordering", "lifecycle", "faults", "contract")
 for _section in _SECTIONS:  # in this order, whatever the order of the imports and the module
@@ -52,6 +55,7 @@ for _section in _SECTIONS:  # in this order, whatever the order of the imports a
             if _id.startswith(f"{_section}."):
                 CASES[_id] = CASES.pop(_id)
 
+_HERE = Path(__file__).parent
 _SIDE_BY_SIDE = 8  # cases that only wait
 _CLEAN_UP = 6.0  # seconds that a case may take, after its limit, to be cancelled and to close what it opened
 
@@ -225,8 +229,10 @@ class Session:
             thread.join(case.limit + _CLEAN_UP)
         seconds = round(time.monotonic() - began, 2)
         if not ended:
-            where = traceback.format_stack(sys._current_frames()[thread.ident or 0])
-            return _result(case, "failed", f"still running after {seconds:.0f} s", seconds, "".join(where))
+            stack = traceback.extract_stack(sys._current_frames()[thread.ident or 0])
+            at = f", in {Path(stack[-1].filename).name}:{stack[-1].lineno}: {stack[-1].line}" if stack else ""
+            detail = "".join(traceback.format_list(stack))
+            return _result(case, "failed", f"still running after {seconds:.0f} s{at}", seconds, detail)
         error = ended[0]
         breaches = [*context.breaches, *complaints]
         if isinstance(error, Unsupported):
@@ -298,10 +304,22 @@ async def _bounded(case: Case, context: Context) -> None:
                 await running
     except TimeoutError as error:
         if timeout.expired():
-            raise CaseFailed(f"did not end within {case.limit:g} s") from error
+            raise CaseFailed(f"did not end within {case.limit:g} s{_where(error)}") from error
         raise
     finally:
         await context.clean_up()
+
+
+def _where(error: BaseException) -> str:
+    """The line of the suite at which a case was when its time was over."""
+    cause: BaseException | None = error
+    while cause is not None:
+        ours = [each for each in traceback.extract_tb(cause.__traceback__) if Path(each.filename).parent == _HERE]
+        ours = [each for each in ours if each.filename != __file__]
+        if ours:
+            return f", at {Path(ours[-1].filename).name}:{ours[-1].lineno}: {ours[-1].line}"
+        cause = cause.__cause__ or cause.__context__
+    return ""
 
 
 def _result(case: Case, status: Status, reason: str = "", seconds: float = 0.0, detail: str = "") -> CaseResult:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import gc
+import threading
+import warnings
 
-from cqrs_brokers import Broker, open_broker
+from cqrs_brokers import Broker
+from cqrs_brokers.url import BrokerURL, Host
 from cqrs_brokers_testkit.conformance._case import (
     Context,
     NotApplicable,
@@ -17,17 +21,15 @@ from cqrs_brokers_testkit.conformance._case import (
     check_receipt,
     outcome_of,
     show,
+    takes_credentials,
 )
+from cqrs_brokers_testkit.conformance._connecting import connect_error
 from cqrs_brokers_testkit.conformance._peers import peer
 from cqrs_brokers_testkit.conformance._watching import logs_at_debug
 from cqrs_brokers_testkit.leaks import Leak, no_leaks
+from cqrs_brokers_testkit.servers import free_port
 
 _CANARIES = {"the body": "canary-body-51", "the key": "canary-key-52", "a header": "canary-header-53"}
-
-
-def _open_unowned(ctx: Context, url: str | None = None, /, **options: float) -> Broker:
-    """A broker that the case closes itself, inside the block that looks for what is left."""
-    return open_broker(url or ctx.url, distribution=ctx.harness.distribution, **{**ctx.harness.options, **options})
 
 
 @case("lifecycle.nothing-is-left-by-reconnects", "fault", needs=["reset"])
@@ -36,7 +38,7 @@ async def nothing_is_left_by_reconnects(ctx: Context) -> None:
     topic = await ctx.topic()
 
     async def use(resets: int) -> None:
-        broker = _open_unowned(ctx)
+        broker = ctx.open_unowned()
         try:
             check_receipt(await outcome_of(broker.send_message(ctx.message(topic))))
             for _ in range(resets):
@@ -61,7 +63,7 @@ async def cancelled_connect_leaves_nothing(ctx: Context) -> None:
 
         async def use() -> None:
             before = nobody.accepted
-            broker = _open_unowned(ctx, url, connect_timeout=5.0)
+            broker = ctx.open_unowned(url, connect_timeout=5.0)
             connecting = asyncio.ensure_future(broker.connect())
 
             async def is_there() -> bool:
@@ -136,6 +138,12 @@ async def nothing_confidential_is_told_in_trouble(ctx: Context) -> None:
             finally:
                 await ctx.do(ctx.harness.resume)
             await ctx.works_again(broker, topic)
+        if ctx.harness.lacks("proxy") is None:
+            async with ctx.healed() as proxy:
+                await ctx.do(lambda: proxy.rewrite(lambda _: b"!garbage!\r\n", "down"))
+                told += map(_everything, await asyncio.gather(*send(broker, topic)))
+                told += [repr(await broker.health()), repr(broker.describe())]
+            await ctx.works_again(broker, topic)
         for need in ("forbidden_destination", "make_unroutable", "missing_destination", "nacking_destination"):
             if ctx.harness.lacks(need) is None:
                 with contextlib.suppress(NotApplicable, Unsupported):
@@ -151,3 +159,79 @@ def _everything(outcome: object) -> str:
     while isinstance(outcome, BaseException) and (outcome := outcome.__cause__ or outcome.__context__):
         texts.append(f"{outcome!r} {outcome}")
     return "\n".join(texts)
+
+
+@case("lifecycle.failed-connects-leave-nothing", "live", needs=["peer_url"], limit=60.0)
+async def failed_connects_leave_nothing(ctx: Context) -> None:
+    """Whatever an attempt to connect fails by (login, certificate, silence, another protocol), it leaves nothing."""
+    async with peer() as nobody, peer(_NO_BROKER) as other:
+        urls = {
+            "a silent peer": await ctx.do(lambda: ctx.harness.peer_url(nobody.port)),
+            "a peer of another protocol": await ctx.do(lambda: ctx.harness.peer_url(other.port)),
+        }
+        for need, what in (
+            ("wrong_password_url", "a wrong password"),
+            ("wrong_permission_url", "a missing permission"),
+        ):
+            if ctx.harness.lacks(need) is None:
+                with contextlib.suppress(NotApplicable, Unsupported):
+                    urls[what] = await ctx.do(getattr(ctx.harness, need))
+        if ctx.harness.lacks("tls_failures") is None:
+            with contextlib.suppress(NotApplicable, Unsupported):
+                urls |= await ctx.once(ctx.harness.tls_failures)
+        for what, url in urls.items():
+            await _fails_to_connect(ctx, url)  # what is made once per process is made now
+            try:
+                async with no_leaks():
+                    await _fails_to_connect(ctx, url)
+            except Leak as leak:
+                check(False, f"after a connect that failed ({what}): {leak}")
+
+
+async def _fails_to_connect(ctx: Context, url: str) -> None:
+    broker = ctx.open_unowned(url, connect_timeout=1.0)
+    try:
+        error = await connect_error(broker.connect())
+    finally:
+        await broker.close(1.0)
+    check(error is not None, "it cannot succeed, and connect() returned")
+
+
+_NO_BROKER = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n" * 4
+_LOGIN = "canary-password-54"
+
+
+@case("lifecycle.nothing-confidential-is-told-of-a-login", "fault", needs=["peer_url"])
+async def nothing_confidential_is_told_of_a_login(ctx: Context) -> None:
+    """No password, in any form, is in an error, a log record, `health()`, `repr` or a name when a login fails oddly."""
+    if not takes_credentials(ctx):
+        raise NotApplicable("its config string has no user and password")
+    told: list[str] = []
+
+    async def try_at(hosts: list[Host]) -> None:
+        text = await ctx.do(lambda: ctx.harness.url_with_credentials("somebody", _LOGIN))
+        url = BrokerURL.parse(text).replace(hosts=hosts).render(reveal=True)
+        with warnings.catch_warnings(record=True) as caught:
+            broker = ctx.open(url, connect_timeout=1.0, delivery_timeout=1.5)
+        error = await connect_error(broker.connect())
+        outcome = await outcome_of(broker.send_message(ctx.message("orders")))
+        told.extend([_everything(error), _everything(outcome), repr(broker), str(broker), repr(broker.describe())])
+        told.extend([repr(await broker.health()), *(str(warning.message) for warning in caught)])
+        told.extend(task.get_name() for task in asyncio.all_tasks())
+        await broker.close(1.0)
+
+    async with peer() as nobody, peer(_NO_BROKER) as other, peer(b"\xff" * 64) as noise, peer(hangs_up=True) as ended:
+        ports = (nobody.port, other.port, noise.port, ended.port, free_port())
+        with logs_at_debug() as logs:
+            await asyncio.gather(*(try_at([Host("127.0.0.1", port)]) for port in ports))
+        told += logs
+    told.extend(thread.name for thread in threading.enumerate())
+    raw = _LOGIN.encode()
+    forms = (
+        _LOGIN,
+        raw.hex(),
+        base64.b64encode(raw).decode().rstrip("="),
+        base64.b64encode(b"\0somebody\0" + raw).decode(),
+    )
+    leaks = [form for form in forms for text in told if form in text]
+    check(not leaks, "the password can be read in an error, a log record, a warning, a repr or a name")

@@ -1,0 +1,177 @@
+"""Cases about who may connect, and where."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Mapping
+
+from cqrs_brokers import (
+    AuthenticationError,
+    AuthorizationError,
+    ConfigError,
+    ConnectError,
+    Message,
+    NotConnectedError,
+    Receipt,
+    UnreachableError,
+)
+from cqrs_brokers.url import BrokerURL, Host
+from cqrs_brokers_testkit.conformance._case import (
+    Clock,
+    Context,
+    NotApplicable,
+    case,
+    check,
+    check_receipt,
+    check_truth,
+    outcome_of,
+    show,
+)
+from cqrs_brokers_testkit.conformance._peers import peer
+from cqrs_brokers_testkit.proxy import FaultProxy
+from cqrs_brokers_testkit.servers import free_port
+
+_LOGIN = "canary-login-45"
+_TLS_RECORD = b"\x16\x03"
+_GRACE = 1.0
+
+# -- several hosts -----------------------------------------------------------------------------------------------------
+
+
+async def _last_host_is_used(ctx: Context, *others: Host) -> None:
+    good = BrokerURL.parse(ctx.url).hosts
+    url = await ctx.do(lambda: ctx.harness.hosts_url((*others, *good)))
+    try:
+        broker = ctx.open(url, connect_timeout=4.0, delivery_timeout=6.0)
+    except ConfigError:
+        raise NotApplicable("its config string takes one host") from None
+    topic = await ctx.topic()
+    with Clock() as clock:
+        try:
+            await broker.connect()
+        except ConnectError as error:
+            check(False, f"the last host is good, and connect() raised {show(error)}")
+    check(clock.seconds <= 4.0 + _GRACE, f"connect() took {clock.seconds:.1f} s, with connect_timeout=4")
+    outcome = await outcome_of(broker.send_message(ctx.message(topic)))
+    check_receipt(outcome, "the last host is good, and a send")
+
+
+@case("lifecycle.dead-host-is-passed-over", "live", needs=["hosts_url"], waits=True)
+async def dead_host_is_passed_over(ctx: Context) -> None:
+    """Nobody listens at the first of two hosts: the second one is used, within `connect_timeout`."""
+    await _last_host_is_used(ctx, Host("127.0.0.1", free_port()))
+
+
+@case("lifecycle.silent-host-leaves-time", "live", needs=["hosts_url"], waits=True)
+async def silent_host_leaves_time(ctx: Context) -> None:
+    """A host, or three, accept and say nothing: they leave time for the last one within `connect_timeout`."""
+    async with peer() as one, peer() as two, peer() as three:
+        for silent in ((one,), (one, two, three)):
+            await _last_host_is_used(ctx, *(Host("127.0.0.1", each.port) for each in silent))
+
+
+@case("lifecycle.fails-over-to-another-host", "fault", needs=["hosts_url"])
+async def fails_over_to_another_host(ctx: Context) -> None:
+    """The host that it is connected to goes away, and another one works: sends succeed again."""
+    good = BrokerURL.parse(ctx.url).hosts
+    if not good or good[0].port is None:
+        raise NotApplicable("its config string names no host and port")
+    topic, last = await ctx.topic(), await ctx.topic()
+    with FaultProxy((good[0].host, good[0].port)) as first, FaultProxy((good[0].host, good[0].port)) as second:
+        url = await ctx.do(
+            lambda: ctx.harness.hosts_url((Host(first.host, first.port), Host(second.host, second.port)))
+        )
+        try:
+            broker = ctx.open(url)
+        except ConfigError:
+            raise NotApplicable("its config string takes one host") from None
+        check_receipt(await outcome_of(broker.send_message(ctx.message(last))))
+        messages: list[Message] = []
+        outcomes: list[object] = []
+        for gone in (first, second):
+            await ctx.do(lambda gone=gone: gone.stall("down"))  # type: ignore[misc]
+            sent = [ctx.message(topic) for _ in range(5)]
+            sends = [asyncio.ensure_future(outcome_of(broker.send_message(message))) for message in sent]
+            await asyncio.sleep(0.5)
+            # A cluster may name other addresses than those of the config string: then no answer is held here.
+            early = gone.bytes_held and any(send.done() for send in sends)
+            check(not early, "on that host a send ended before the broker had answered")
+            await ctx.do(gone.refuse)
+            await ctx.do(gone.reset)
+            await ctx.do(gone.heal)
+            messages += sent
+            outcomes += await asyncio.gather(*sends)
+            await ctx.works_again(broker, last)
+            await ctx.do(gone.accept)
+        await broker.close()
+    if ctx.harness.lacks("read_back") is None:
+        check_truth(messages, outcomes, await ctx.read(topic, sum(isinstance(o, Receipt) for o in outcomes)))
+
+
+# -- nobody, and credentials -------------------------------------------------------------------------------------------
+
+
+@case("delivery.unreachable-is-not-delivered", "live", needs=["unreachable_url"], waits=True)
+async def unreachable_is_not_delivered(ctx: Context) -> None:
+    """Nobody there: `connect()` raises `UnreachableError` within 2 s, a send `NotConnectedError` at its deadline."""
+    url = await ctx.do(ctx.harness.unreachable_url)
+    broker = ctx.open(url, delivery_timeout=1.5, connect_timeout=5.0)
+    with Clock() as clock:
+        error = await connect_error(broker.connect())
+    check(type(error) is UnreachableError, f"connect() to nobody: expected UnreachableError, got {show(error)}")
+    check(clock.seconds <= ctx.harness.connect_within, f"connect() took {clock.seconds:.1f} s to say so")
+    with Clock() as clock:
+        outcome = await outcome_of(broker.send_message(ctx.message("orders")))
+    check(type(outcome) is NotConnectedError, f"a send to nobody got {show(outcome)}")
+    cause = outcome.__cause__ if isinstance(outcome, NotConnectedError) else None
+    check(type(cause) is UnreachableError, f"its cause is {show(cause)}")
+    check(clock.seconds <= 1.5 + _GRACE, f"it took {clock.seconds:.1f} s, with delivery_timeout=1.5")
+
+
+@case("delivery.wrong-password", "live", needs=["wrong_password_url"], waivable=True)
+async def wrong_password(ctx: Context) -> None:
+    """A wrong password is `AuthenticationError` within 2 s, for sends too, and is not tried again and again."""
+    await check_permanent(ctx, {"": await ctx.do(ctx.harness.wrong_password_url)}, AuthenticationError)
+
+
+@case("delivery.wrong-permission", "live", needs=["wrong_permission_url"], waivable=True)
+async def wrong_permission(ctx: Context) -> None:
+    """Good credentials for a virtual host or cluster that they may not use: `AuthorizationError` within 2 s."""
+    await check_permanent(ctx, {"": await ctx.do(ctx.harness.wrong_permission_url)}, AuthorizationError)
+
+
+async def check_permanent(ctx: Context, urls: Mapping[str, str], expected: type[ConnectError]) -> None:
+    """Demands this class from `connect()` and from a waiting send, at once, and no further connection.
+
+    Args:
+        ctx: The case's.
+        urls: Config strings by what is wrong with each; "" where the case says it.
+        expected: The class.
+    """
+    for what, url in urls.items():
+        said = f"{what}: " if what else ""
+        broker = ctx.open(url, delivery_timeout=8.0)
+        with Clock() as clock:
+            error = await connect_error(broker.connect())
+        check(type(error) is expected, f"{said}connect(): expected {expected.__name__}, got {show(error)}")
+        check(clock.seconds <= ctx.harness.connect_within, f"{said}connect() took {clock.seconds:.1f} s to say so")
+        other = ctx.open(url, delivery_timeout=8.0)
+        with Clock() as clock:
+            outcome = await outcome_of(other.send_message(Message("E", "orders", {})))
+        check(type(outcome) is NotConnectedError, f"{said}a send: expected NotConnectedError, got {show(outcome)}")
+        cause = outcome.__cause__ if isinstance(outcome, NotConnectedError) else None
+        check(type(cause) is expected, f"{said}its cause is {show(cause)}")
+        check(clock.seconds <= ctx.harness.connect_within, f"{said}the send took {clock.seconds:.1f} s to fail")
+    if ctx.harness.lacks("connections_made") is None:
+        before = await ctx.do(ctx.harness.connections_made)
+        await asyncio.sleep(1.5)
+        more = await ctx.do(ctx.harness.connections_made) - before
+        check(more == 0, f"{more} more connections in 1.5 s although it cannot succeed")
+
+
+async def connect_error(connecting: Awaitable[None]) -> ConnectError | None:
+    try:
+        await connecting
+    except ConnectError as error:
+        return error
+    return None

@@ -1,0 +1,116 @@
+"""Cases about what holds on the first connection, and must hold later: after a reconnect, at an end, in silence."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from cqrs_brokers import Message, Receipt
+from cqrs_brokers_testkit.conformance._case import (
+    Clock,
+    Context,
+    NotApplicable,
+    case,
+    check,
+    check_all_receipts,
+    check_receipt,
+    check_truth,
+    outcome_of,
+    tally,
+)
+
+_GRACE = 1.0
+_LARGE = 300_000
+
+
+@case(
+    "delivery.no-receipt-before-any-answer",
+    "fault",
+    needs=["lose_answers", "reset"],
+    capability="confirms",
+)
+async def no_receipt_before_any_answer(ctx: Context) -> None:
+    """After a reconnect, large, empty, with key and headers, in a batch: no receipt while no answer comes."""
+    broker, topic, keeps = ctx.open(delivery_timeout=12.0), await ctx.topic(), ctx.capabilities
+    await broker.send_message(ctx.message(topic))
+    await ctx.do(ctx.harness.reset)
+    await ctx.works_again(broker, topic)
+    kinds: dict[str, Message] = {
+        "small": ctx.message(topic),
+        "empty": ctx.message(topic, b""),
+        "large": ctx.message(topic, bytes(min(_LARGE, (keeps.max_message_bytes or _LARGE) - 1_000))),
+    }
+    if keeps.ordering_key:
+        kinds["with a key"] = ctx.message(topic, key="k")
+    if keeps.headers:
+        kinds["with headers"] = ctx.message(topic, headers={"a": "1", "b": "2"})
+    batch = [ctx.message(topic) for _ in range(40)]
+    await ctx.do(ctx.harness.lose_answers)
+    try:
+        sends: dict[asyncio.Future[Any], str] = {}
+        for what, message in kinds.items():
+            sends[asyncio.ensure_future(outcome_of(broker.send_message(message)))] = what
+            await asyncio.sleep(0.02)  # so that it is written alone
+        together = asyncio.ensure_future(broker.send_messages(batch))
+        for message in [ctx.message(topic) for _ in batch]:
+            sends[asyncio.ensure_future(outcome_of(broker.send_message(message)))] = "at the same time as others"
+        done, _ = await asyncio.wait([*sends, together], timeout=0.7)
+        early = sorted({sends.get(each, "in a batch") for each in done})
+        check(not done, f"before the broker had answered, these sends ended: {', '.join(early)}")
+    finally:
+        await ctx.do(ctx.harness.resume)
+    check_all_receipts([*await asyncio.gather(*sends), *await together])
+
+
+@case(
+    "delivery.ended-connection-leaves-the-truth",
+    "fault",
+    needs=["proxy", "read_back"],
+)
+async def ended_connection_leaves_the_truth(ctx: Context) -> None:
+    """The connection is closed in good order while answers are on their way: what each outcome says is so."""
+    broker, topic = ctx.open(delivery_timeout=8.0), await ctx.topic()
+    messages: list[Message] = []
+    outcomes: list[object] = []
+    async with ctx.healed() as proxy:
+        for close, arrives in (
+            (proxy.close_connections, True),
+            (lambda: proxy.half_close("down"), True),
+            (proxy.close_connections, False),
+        ):
+            await ctx.works_again(broker, await ctx.topic())
+            fault = (lambda: proxy.swallow("down")) if arrives else (lambda: proxy.swallow("both"))
+            await ctx.do(fault)
+            sent = [ctx.message(topic) for _ in range(20)]
+            sends = [asyncio.ensure_future(outcome_of(broker.send_message(message))) for message in sent]
+            if arrives:
+                await ctx.read(topic, sum(isinstance(o, Receipt) for o in outcomes) + 1)  # at least one is there
+            await asyncio.sleep(0.2)
+            await ctx.do(close)
+            await ctx.do(proxy.heal)
+            messages += sent
+            outcomes += await asyncio.gather(*sends)
+    await ctx.works_again(broker, await ctx.topic())
+    await asyncio.sleep(0.2)
+    check_truth(messages, outcomes, await ctx.read(topic, sum(isinstance(o, Receipt) for o in outcomes)))
+
+
+@case("lifecycle.health-asks-the-connection-in-use", "fault", needs=["proxy"])
+async def health_asks_the_connection_in_use(ctx: Context) -> None:
+    """The connection in use is dead and new ones work: `health()` says that something is wrong, in bounded time."""
+    broker, topic = ctx.open(connect_timeout=1.5), await ctx.topic()
+    async with ctx.healed() as proxy:
+        before = set(proxy.connections)
+        check_receipt(await outcome_of(broker.send_message(ctx.message(topic))))
+        in_use = set(proxy.connections) - before
+        if len(in_use) > 1:
+            raise NotApplicable("it uses several connections, and a new one in the place of one that is dead")
+        for connection in in_use:
+            await ctx.do(connection.stall)
+        sending = asyncio.ensure_future(outcome_of(broker.send_message(ctx.message(topic))))
+        with Clock() as clock:
+            health = await broker.health()
+        check(clock.seconds <= 1.5 + _GRACE, f"health() took {clock.seconds:.1f} s")
+        check(not health.ok, f"no message gets through, and it says {health}")
+        sending.cancel()
+    check(not sending.done() or sending.cancelled() or tally([sending.result()]) != "1 receipt", "it got a receipt")
