@@ -50,6 +50,7 @@ from ._options import AMQPOptions
 from ._rendering import Renderer
 from ._reopening import reopen
 from ._session import Session
+from ._stalled import LOOK_AGAIN
 from ._watch import ConnectionWatch
 
 __all__ = ["Publisher"]
@@ -95,6 +96,7 @@ class Publisher:
         self._channel: ConfirmChannel | None = None
         self._outbox: collections.deque[Entry] = collections.deque()
         self._flush_at: asyncio.Handle | None = None
+        self._let_go_at: asyncio.Handle | None = None
         self._leaving = Leaving(
             tasks,
             current=lambda: self._channel,
@@ -145,7 +147,8 @@ class Publisher:
             anew: What was declared may be gone.
         """
         self._channel = channel
-        self._flush_at = None  # what was due in an event loop that is closed never comes
+        self._flush_at = self._let_go_at = None  # what was due in an event loop that is closed never comes
+        self._let_go_later()
         if anew and self._declarations is not None and self._session is not None:
             waiting, self._outbox = self._outbox, collections.deque()
             self._declarations.use(self._session, waiting)
@@ -176,12 +179,15 @@ class Publisher:
             _fail(entry[0], error)
             return True
 
+        self._drop_waiting(failed)
+
+    def _drop_waiting(self, over: Callable[[Entry], bool]) -> None:
         waiting, self._outbox = self._outbox, collections.deque()
         if self._declarations is not None:
-            self._declarations.drop(failed)
+            self._declarations.drop(over)
         if self._leaving.stalled is not None:
-            self._leaving.stalled.drop(failed)
-        self._outbox.extend(entry for entry in waiting if not failed(entry))
+            self._leaving.stalled.drop(over)
+        self._outbox.extend(entry for entry in waiting if not over(entry))
 
     # -- sending ------------------------------------------------------------------------------------------------------
 
@@ -204,6 +210,17 @@ class Publisher:
             self._flush()
         else:
             self._flush_soon()
+            self._let_go_later()
+
+    def _let_go_later(self) -> None:
+        if self._outbox and self._let_go_at is None and self._loop is not None:
+            self._let_go_at = self._loop.call_later(LOOK_AGAIN, self._let_go)
+
+    def _let_go(self) -> None:
+        """Releases what waits although its caller has its outcome, also while nothing can be written."""
+        self._let_go_at = None
+        self._drop_waiting(_over)
+        self._let_go_later()
 
     def _flush_soon(self) -> None:
         if self._outbox and self._flush_at is None and self._loop is not None:
@@ -420,6 +437,13 @@ class Publisher:
     def _go_first(self, entries: list[Entry]) -> None:
         self._outbox.extendleft(reversed(entries))
         self._flush_soon()
+
+
+def _over(entry: Entry) -> bool:
+    if entry[0].done:
+        entry[0].release()
+        return True
+    return False
 
 
 def _fail(delivery: Delivery, error: DeliveryError) -> None:
