@@ -17,7 +17,7 @@ class ConfirmsWhatIsStuck(UnorderedSound):
     """Has few messages without an answer at a time, and confirms what the socket does not take at once."""
 
     caught_by = ("delivery.denied-never-arrives",)
-    WINDOW = 16
+    WINDOW = 8
 
     def writer_of(self, writer: asyncio.StreamWriter) -> Callable[[Sequence[tuple[int, bytes]]], Awaitable[None]]:
         write = super().writer_of(writer)
