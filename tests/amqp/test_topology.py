@@ -6,7 +6,10 @@ from collections.abc import Callable, Iterator
 
 import pika
 import pytest
+from aiormq.exceptions import ChannelPreconditionFailed
 
+from cqrs_broker_amqp import AMQPOptions
+from cqrs_broker_amqp._topology import declare_exchange
 from cqrs_brokers import (
     ConnectionLostError,
     DeliveryError,
@@ -125,6 +128,20 @@ async def test_an_exchange_that_differs(
     assert all(text in str(caught.value) for text in says), str(caught.value)
     assert isinstance(failed.value.__cause__, TopologyError)
     await broker.close()
+
+
+async def test_an_exchange_of_a_plugin_s_type_is_named() -> None:
+    """RabbitMQ quotes such a type twice; the text says the type, and not to use it as exchange_type."""
+
+    class Channel:
+        async def exchange_declare(self, *_: object, **__: object) -> None:
+            raise ChannelPreconditionFailed(
+                "PRECONDITION_FAILED - inequivalent arg 'type' for exchange 'events' in vhost '/': "
+                "received 'topic' but current is ''x-recent-history''"
+            )
+
+    with pytest.raises(TopologyError, match="has type=x-recent-history, and type=topic was declared: set declare="):
+        await declare_exchange(Channel(), AMQPOptions(exchange="events"))
 
 
 async def test_passive_only_checks(rabbitmq: RabbitMQServer, exchange: str) -> None:

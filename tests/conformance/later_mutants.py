@@ -94,6 +94,23 @@ class AcksWhatHasHeaders(Hasty):
         return any(b'"headers": {"' in line for _, line in batch)
 
 
+class AcksWhenStuck(UnorderedSound):
+    """Confirms what it writes while its client's buffer is not empty."""
+
+    caught_by = ("delivery.denied-never-arrives",)
+
+    def writer_of(self, writer: asyncio.StreamWriter) -> Callable[[Batch], Awaitable[None]]:
+        async def write(batch: Batch) -> None:
+            writer.writelines([b"PUB %d %s\n" % each for each in batch])
+            for token, _ in batch if writer.transport.get_write_buffer_size() else ():
+                delivery = self.pipeline.answered(token)
+                if delivery is not None:
+                    delivery.confirm()
+            await writer.drain()
+
+        return write
+
+
 class AcksOverTLS(Hasty):
     """Takes a write over TLS for a confirm."""
 

@@ -22,13 +22,14 @@ class Dead(PipelinedDriver):
 
     def __init__(self, *dead: str) -> None:
         self.dead = set(dead)
+        self.hand_over = True
         self.held: list[Delivery] = []
         self.most = self.most_bytes = self.most_dead = self.most_dead_bytes = 0
         """What it held at any time: in all, and for topics that are dead."""
 
     def submit(self, deliveries: Sequence[Delivery], /) -> None:
         for delivery in deliveries:
-            if delivery.handed_over():
+            if not self.hand_over or delivery.handed_over():
                 self.held.append(delivery)
         dead = [delivery for delivery in self.held if delivery.topic in self.dead]
         self.most, self.most_dead = max(self.most, len(self.held)), max(self.most_dead, len(dead))
@@ -37,6 +38,8 @@ class Dead(PipelinedDriver):
         asyncio.get_running_loop().call_soon(self.confirm)
 
     def confirm(self) -> None:
+        if not self.hand_over:
+            return
         going = [delivery for delivery in self.held if delivery.topic not in self.dead]
         self.held = [delivery for delivery in self.held if delivery.topic in self.dead]
         for delivery in going:
@@ -203,6 +206,18 @@ async def test_a_living_destination_goes_on_while_nothing_else_waits() -> None:
             await asyncio.sleep(0.1)
         assert max(waits[1:]) < 0.5, waits
     await outcomes(stuck)
+
+
+async def test_what_the_driver_kept_says_that_nothing_was_taken() -> None:
+    """At its deadline a message that the driver did not hand over had room: it is not said that there was none."""
+    driver = Dead("dead")
+    driver.hand_over = False
+    async with Broker(driver, max_in_flight=20, delivery_timeout=3, close_timeout=0) as broker:
+        stuck = [asyncio.ensure_future(broker.send_message(message("dead"))) for _ in range(8)]
+        living = asyncio.ensure_future(broker.send_message(message("living")))
+        ended = await outcomes([*stuck, living])
+    assert {type(outcome) for outcome in ended} == {BackpressureError}
+    assert all("takes nothing for this topic" in str(outcome) for outcome in ended[:8]), ended[0]
 
 
 async def test_the_window_is_as_before_when_all_live_again() -> None:

@@ -1,8 +1,11 @@
 """The site has a place for everything that a reader looks for there."""
 
+import pydoc
 import re
 import tomllib
 from pathlib import Path
+
+import cqrs_brokers
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,6 +29,15 @@ def test_the_python_page_lists_each_name_once() -> None:
     """A name that stands there twice has two anchors, and the search finds the wrong one."""
     listed = re.findall(r"^::: (\S+)$", (ROOT / "docs/reference/api.md").read_text(), re.MULTILINE)
     assert len(listed) == len(set(listed))
+
+
+def test_help_begins_with_what_an_application_needs() -> None:
+    """`help(cqrs_brokers)` lists the names of an application before modules and classes, and all of them are there."""
+    beginning, _, _ = pydoc.plain(pydoc.render_doc(cqrs_brokers)).partition("PACKAGE CONTENTS")
+    listed = re.findall(r"^ {8}(\w+(?:, \w+)*)  +\w", beginning, re.MULTILINE)
+    names = {name for line in listed for name in line.split(", ")}
+    assert {"open_broker", "Broker", "Message", "Receipt", "SyncBroker", "lifespan", "Observer"} <= names
+    assert names <= set(cqrs_brokers.__all__)
 
 
 def test_every_logger_is_on_the_page_about_observing() -> None:

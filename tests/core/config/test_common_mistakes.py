@@ -115,6 +115,37 @@ def test_a_weaker_value_is_never_suggested(query: str, not_suggested: str) -> No
     assert not_suggested not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("url", "option"),
+    [
+        ("kafka://h?sasl.password=x", "sasl_plain_password"),
+        ("kafka://h?sasl.username=x", "sasl_plain_username"),
+        ("kafka://h?sasl.mechanisms=PLAIN", "sasl_mechanism"),
+        ("kafka://h?ssl=true", "security_protocol"),
+        ("kafka://h?ssl.ca.location=/x", "ssl_cafile"),
+        ("kafka://h?compression=gzip", "compression_type"),
+        ("amqps://u:p@h?cacertfile=/x", "ssl_cafile"),
+        ("amqps://u:p@h?certfile=/x", "ssl_certfile"),
+        ("amqps://u:p@h?keyfile=/x", "ssl_keyfile"),
+        ("amqps://u:p@h?connection_timeout=5", "connect_timeout"),
+    ],
+)
+def test_an_option_as_other_clients_call_it(url: str, option: str) -> None:
+    """The suggestion is the option with the same meaning, not the one with the most similar name."""
+    with pytest.raises(ConfigError) as caught:
+        open_broker(url)
+    assert f"did you mean {option!r}?" in str(caught.value)
+
+
+def test_a_connection_string_of_event_hubs() -> None:
+    """It says what to write, and shows nothing of the string."""
+    text = "Endpoint=sb://name.servicebus.windows.net/;SharedAccessKeyName=Root;SharedAccessKey=abcQXZJ=;EntityPath=e"
+    with pytest.raises(ConfigError) as caught:
+        open_broker(text)
+    assert "Azure Event Hubs: write kafka://NAMESPACE.servicebus.windows.net:9093?" in str(caught.value)
+    assert "QXZJ" not in str(caught.value)
+
+
 @pytest.mark.parametrize("query", ["security_protocol=sasl_ssl", "acks=ALL", "acks=al"])
 def test_the_safest_value_is_suggested(query: str) -> None:
     """In another spelling."""

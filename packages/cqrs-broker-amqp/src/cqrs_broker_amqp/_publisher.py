@@ -10,6 +10,8 @@ commit"). So a connection that stalls holds little that was handed over, and the
 
 A new channel is first tried with a single message: RabbitMQ answers a wrong exchange or a missing permission by closing
 the channel without naming a message, and only a message that was alone can be told why.
+
+This file is longer than 400 lines because each answer may move messages back to the outbox, whose order is kept here.
 """
 
 from __future__ import annotations

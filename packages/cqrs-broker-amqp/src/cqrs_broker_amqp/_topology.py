@@ -170,8 +170,8 @@ def _difference(reply: str, what: str) -> str:
 
 
 def _value(text: str) -> str:
-    """From how RabbitMQ writes it: `'topic'`, `the value '7' of type 'signedint'`, `none`."""
-    quoted = re.search(r"'([^']*)'", text)
+    """From how RabbitMQ writes it: `'topic'`, `''x-random''`, `the value '7' of type 'signedint'`, `none`."""
+    quoted = re.search(r"'+([^']*)'", text)
     return quoted[1] if quoted else text.strip()
 
 

@@ -1,8 +1,9 @@
 """The Kafka driver: messages to partitions, partitions to the nodes that lead them.
 
 Read in this order: `_records` (message to record), `_topic` (which partition), `_partition` (the state machine that
-makes outcomes true, with `_codes`), `_node` (requests in flight, with `_batch` and `_produce`), `_cluster` (who leads
-what, with `_metadata`), `_probe` (why there is no connection), `_client` (all that touches aiokafka).
+makes outcomes true, with `_codes`), `_late` (what is said at a deadline), `_node` (requests in flight, with `_batch`
+and `_produce`), `_cluster` (who leads what, with `_metadata`), `_probe` (why there is no connection), `_client` (all
+that touches aiokafka).
 """
 
 from __future__ import annotations
@@ -12,19 +13,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cqrs_brokers.driver import Capabilities, Delivery, Link, Message, PipelinedDriver
-from cqrs_brokers.exceptions import (
-    BackpressureError,
-    ConnectError,
-    ConnectionLostError,
-    DeliveryError,
-    DeliveryTimeoutError,
-    DestinationNotFoundError,
-    RejectedError,
-    UnreachableError,
-)
+from cqrs_brokers.exceptions import ConnectError, ConnectionLostError, DeliveryError, UnreachableError
 from cqrs_brokers.tasks import Tasks
 
-from ._codes import Row, Then, error_of
+from . import _late as late
+from ._codes import Row, Then
 from ._logs import redact_client_logs
 from ._partition import Partition, State
 from ._records import Encode, Record, RecordMaker
@@ -341,39 +334,7 @@ class KafkaDriver(PipelinedDriver):
 
     def why_late(self, delivery: Delivery, /, *, handed: bool) -> DeliveryError | None:
         """See `PipelinedDriver.why_late`."""
-        topic = self.topics.get(delivery.topic)
-        if topic is None:
-            return None
-        key = delivery.message.key
-        partition = topic.find(None if key is None else key.encode())
-        if handed:
-            return None if partition is None or partition.last is None else _unconfirmed(partition.last)
-        if topic.unknown_since is not None:
-            return DestinationNotFoundError(
-                "the cluster has said until the deadline that the topic does not exist: create it"
-            )
-        return None if partition is None else self._why_it_waits(partition)
-
-    def _why_it_waits(self, partition: Partition) -> DeliveryError | None:
-        node, last = partition.leader, partition.last
-        if node is not None and node.throttled_until > self._loop.time():
-            text = "the cluster throttles this client (quota): send fewer messages at a time, or raise the quota"
-            return BackpressureError(text)
-        if last is not None and last.error is RejectedError:
-            return error_of(last, in_doubt=False)
-        if last is not None:
-            return BackpressureError(
-                f"partition {partition.number} took nothing until the deadline, the last answer was {last.name}: "
-                f"{last.text}"
-            )
-        if node is None:
-            text = f"partition {partition.number} has no leader: see the state of the cluster, and send again later"
-            return BackpressureError(text)
-        if node.failure is not None:
-            return BackpressureError(
-                f"node {node.number} at {node.host}, the leader of partition {partition.number}, cannot be reached"
-            )
-        return None
+        return late.why(self.topics.get(delivery.topic), delivery, handed=handed, now=self._loop.time())
 
     async def ping(self) -> None:
         """Asks a node for metadata.
@@ -424,9 +385,3 @@ class KafkaDriver(PipelinedDriver):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-
-def _unconfirmed(last: Row) -> DeliveryTimeoutError:
-    return DeliveryTimeoutError(
-        f"the broker did not confirm it before the deadline, its last answer was {last.name}: {last.text}"
-    )

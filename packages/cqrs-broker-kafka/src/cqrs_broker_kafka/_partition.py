@@ -25,6 +25,8 @@ content, so that a number that is used again for other records would be a false 
 4. When a batch in doubt is given up, the next batch has a new epoch, or a new producer id, and begins at sequence 0.
    That also keeps the abandoned batch out of the log from then on: the broker refuses an older epoch.
 5. Without idempotence a batch in doubt is never repeated: its outcome is unknown.
+
+This file is longer than 400 lines because the state machine is in one place, with its figure and its rules.
 """
 
 from __future__ import annotations

@@ -39,6 +39,8 @@
 `retryable` says whether the same call may succeed later if nobody changes anything.
 A send ends in a `Receipt`, a `NotDeliveredError` or a `DeliveryUnknownError`; nothing else. `connect()`, `flush()`,
 `close()` and `async with` never raise a `DeliveryError`: they raise the errors above it. `health()` raises nothing.
+
+This file is longer than 400 lines because all errors are one tree, each with its documentation.
 """
 
 from __future__ import annotations

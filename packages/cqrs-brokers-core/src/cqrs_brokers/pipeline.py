@@ -10,6 +10,8 @@
 * `header_name`, `header_value`, `header_text`: percent-encoding, for brokers whose headers are lines of text.
 
 Not here: what a connection is, how a message looks on the wire, what an answer means. Those are the driver's.
+
+This file is longer than 400 lines because its docstrings are the documentation of the API for plugin authors.
 """
 
 from __future__ import annotations
@@ -52,7 +54,8 @@ class Pipeline(Generic[T]):
             driver then drops its connection and calls `link.lost` with the error, whose cause is the reason.
         in_order: True: the broker answers in the order in which it got the messages, without saying which it means.
             False: each answer says the number of the message (its token).
-        batch_bytes: About how much is handed over and written at a time.
+        batch_bytes: About how much is handed over and written at a time, in bytes: a batch ends with the message that
+            reaches it. With 1 each batch is one message.
         ping_after: Seconds without a sign of life after which the broker is asked for one.
         ping_timeout: Seconds that the broker has for it. Then the connection counts as broken.
     """
@@ -168,6 +171,8 @@ class Pipeline(Generic[T]):
 
     async def ask(self, item: T) -> None:
         """Writes something that is no message, after what was written so far, and waits for its answer: a ping.
+
+        While `write` waits for room, it is not written: bound the wait yourself, as `Broker.health()` does.
 
         Raises:
             UnreachableError: There is no connection, or it broke meanwhile.

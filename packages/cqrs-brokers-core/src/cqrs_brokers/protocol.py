@@ -1,6 +1,8 @@
 """What a message, a receipt and a message broker are. All that a custom broker must know.
 
 Not here: how messages are validated (`validation`), encoded (`encoding`) or sent (`broker`).
+
+This file is longer than 400 lines because a good part of it is the documentation of the API.
 """
 
 from __future__ import annotations

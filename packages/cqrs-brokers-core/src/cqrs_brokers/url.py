@@ -35,6 +35,8 @@ _HOST_NAME = r"(?=.{1,253}\Z)[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?"
 _ZONE = r"[A-Za-z0-9._~-]{1,64}"
 _PORT = r"[0-9]{1,5}"
 _SECRET_WORDS = ("password", "passwd", "passphrase", "secret", "token", "credential")
+_HIDDEN_ELSEWHERE = r"pwd|jaas|api_?key|access_?key|(^|[_.-])(pass|pw)([_.-]|$)"
+"""Names that other clients use for secrets: a string may have one, and be shown before it is refused."""
 _ENCODE = "percent-encode / ? # @ % and spaces in user names, passwords and values (@ is %40, / is %2F)"
 
 
@@ -77,6 +79,9 @@ class Host(NamedTuple):
 class BrokerURL:
     """A parsed config string. Immutable. `str` and `repr` show no secret.
 
+    Nor do they show the options behind the first one that is a secret: an unencoded `&` may have made a part of the
+    secret look like an option.
+
     Make it with `BrokerURL.parse`, `BrokerURL.build` or `replace`, which check it. It can be pickled only when it holds
     no secret.
 
@@ -87,7 +92,8 @@ class BrokerURL:
         hosts: In the order given; empty for `devnull://`.
         path: Decoded text after the first `/` behind the hosts, or None when there is no `/`: `amqp://h/` has the path
             "", `amqp://h/%2F` has "/", `/a/b` and `/a%2Fb` both have "a/b".
-        query: The options, decoded; the value is a `Secret` where the name says so (`names_a_secret`).
+        query: The options, decoded; the value is a `Secret` where the name says so (`names_a_secret`), or is one that
+            other clients use for a secret, such as `pwd`.
     """
 
     scheme: str
@@ -175,11 +181,9 @@ class BrokerURL:
         text += ",".join(map(str, self.hosts))
         if self.path is not None:
             text += "/" + _encode(self.path)
-        options = []
-        for name, value in self.query.items():
-            shown = value if isinstance(value, str) else value.reveal() if reveal else MASK
-            options.append(f"{name}={quote(shown, safe=':/,+=*')}")
-        return text + ("?" + "&".join(options) if options else "")
+        options = {name: _text(value) for name, value in self.query.items()} if reveal else _shown(self.query)
+        listed = [f"{name}={quote(value, safe=':/,+=*')}" if name else value for name, value in options.items()]
+        return text + ("?" + "&".join(listed) if listed else "")
 
     def __str__(self) -> str:
         return self.render()
@@ -197,6 +201,30 @@ class BrokerURL:
         if self.password is not None or any(isinstance(value, Secret) for value in self.query.values()):
             raise TypeError(f"{self!r} holds a secret and cannot be pickled: pass password_file= or password_env=")
         return BrokerURL.parse, (self.render(),)
+
+
+class _Query(dict[str, str | Secret]):
+    """The options of a config string."""
+
+    def __repr__(self) -> str:
+        return repr(_shown(self))
+
+
+def _text(value: str | Secret) -> str:
+    return value if isinstance(value, str) else value.reveal()
+
+
+def _shown(query: Mapping[str, str | Secret]) -> dict[str, str]:
+    """What people may see: the options up to the first secret, and a mask under no name if there are more."""
+    shown: dict[str, str] = {}
+    hidden = False
+    for name, value in query.items():
+        if hidden:
+            shown[""] = MASK
+            break
+        hidden = isinstance(value, Secret)
+        shown[name] = value if isinstance(value, str) else MASK
+    return shown
 
 
 def _encode(text: str) -> str:
@@ -333,8 +361,8 @@ def _is_ipv6(text: str) -> bool:
     return True
 
 
-def _query(text: str, problems: list[str]) -> dict[str, str | Secret]:
-    options: dict[str, str | Secret] = {}
+def _query(text: str, problems: list[str]) -> _Query:
+    options = _Query()
     items = text.split("&") if text else []
     if len(items) > MAX_OPTIONS:
         problems.append(f"more than {MAX_OPTIONS} options")
@@ -346,7 +374,7 @@ def _query(text: str, problems: list[str]) -> dict[str, str | Secret]:
             problems.append(f"option {number} is not of the form name=value: percent-encode & in values as %26")
             continue
         what = f"option {number}" if after_secret else f"option {name!r}"
-        secret = names_a_secret(name)
+        secret = names_a_secret(name) or re.search(_HIDDEN_ELSEWHERE, name.lower()) is not None
         after_secret = after_secret or secret
         value = _decode(value_text, what, problems)
         if name in options:

@@ -48,13 +48,14 @@ class Certificates:
         )
 
 
-def make_certificates(folder: Path) -> Certificates:
+def make_certificates(folder: Path | str) -> Certificates:
     """Make an authority and certificates in `folder`, within about a second.
 
     Raises:
         FileNotFoundError: There is no `openssl` program.
         RuntimeError: It failed; with what it printed.
     """
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     loopback = "DNS:localhost,IP:127.0.0.1,IP:::1"
     ca, ca_key = _authority(folder, "ca")

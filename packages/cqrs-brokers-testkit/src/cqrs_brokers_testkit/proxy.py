@@ -277,7 +277,8 @@ class ProxyConnection(_Breakable):
 
 
 class FaultProxy(_Breakable):
-    """The proxy. Faults set on it apply to all connections, those to come included, until `heal()`.
+    """The proxy. Faults set on it apply to all connections, those to come included, until `heal()`;
+    `refuse()` holds until `accept()`.
 
     Args:
         target: Host and port of the server. None: connections are reset until `target` is set.

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-__all__ = ["FOREIGN_SCHEMES", "MAX_LENGTH", "common_mistakes"]
+__all__ = ["FOREIGN_OPTIONS", "FOREIGN_SCHEMES", "MAX_LENGTH", "common_mistakes"]
 
 MAX_LENGTH: Final = 8192
 """Of a config string, in characters."""
@@ -33,6 +33,29 @@ FOREIGN_SCHEMES: Final[Mapping[str, str]] = {
 }
 """Schemes that others use, and what is written here. A plugin that claims one comes first."""
 
+FOREIGN_OPTIONS: Final[Mapping[str, str]] = {
+    "ca_certs": "ssl_cafile",
+    "ca_file": "ssl_cafile",
+    "cacertfile": "ssl_cafile",
+    "cafile": "ssl_cafile",
+    "certfile": "ssl_certfile",
+    "compression": "compression_type",
+    "compression_codec": "compression_type",
+    "connection_timeout": "connect_timeout",
+    "keyfile": "ssl_keyfile",
+    "sasl_mechanisms": "sasl_mechanism",
+    "sasl_password": "sasl_plain_password",
+    "sasl_username": "sasl_plain_username",
+    "ssl": "security_protocol",
+    "ssl_ca": "ssl_cafile",
+    "ssl_ca_location": "ssl_cafile",
+    "ssl_certificate_location": "ssl_certfile",
+    "ssl_key_location": "ssl_keyfile",
+    "tls": "security_protocol",
+    "verify": "ssl_verify",
+}
+"""Options as other clients call them, with `_` for `-` and `.`, and what is written here, where the plugin has it."""
+
 
 def common_mistakes(text: object) -> list[str]:
     """A sentence for each common mistake in the string; none for what is not text, or longer than any config string."""
@@ -49,6 +72,13 @@ def common_mistakes(text: object) -> list[str]:
     if len(text) > 1 and text[0] in "\"'`" and text[-1] == text[0]:
         problems.append("the config string is in quotes, which an .env file or a YAML file may keep: remove them")
         text = text[1:-1]
+    if re.match(r"Endpoint=sb://", text, re.IGNORECASE):
+        return [
+            *problems,
+            "this is a connection string of Azure Event Hubs: write kafka://NAMESPACE.servicebus.windows.net:9093?"
+            "security_protocol=SASL_SSL&sasl_mechanism=PLAIN&sasl_plain_username=$ConnectionString, and give this "
+            "string as the password, with sasl_plain_password_env= or sasl_plain_password_file=",
+        ]
     if re.match(r"(export )?[A-Za-z_][A-Za-z0-9_]*=\S+://", text):
         problems.append("the config string begins with the name of a variable and '=': leave them out")
         text = text.partition("=")[2]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from .common_mistakes import FOREIGN_OPTIONS
+
 __all__ = ["did_you_mean"]
 
 
@@ -14,5 +16,7 @@ def did_you_mean(name: str, known: Iterable[object]) -> str:
 
     plain = re.sub(r"[-.]", "_", name.lower())[:64]
     by_plain = {re.sub(r"[-.]", "_", str(choice).lower()): str(choice) for choice in sorted(map(str, known))}
+    if FOREIGN_OPTIONS.get(plain) in by_plain:
+        return f"; did you mean {FOREIGN_OPTIONS[plain]!r}?"
     close = get_close_matches(plain, by_plain, 1)
     return f"; did you mean {by_plain[close[0]]!r}?" if close else ""

@@ -263,7 +263,7 @@ def _layer(
             problems.append(f"option {name!r} is given twice: use one of {name}, {name}_file, {name}_env")
         else:
             given[name] = _Given(value, origin, suffix)
-        if origin == "string" and after_secret is None and names_a_secret(key):
+        if origin == "string" and after_secret is None and (names_a_secret(key) or isinstance(value, Secret)):
             after_secret = key
     return given
 

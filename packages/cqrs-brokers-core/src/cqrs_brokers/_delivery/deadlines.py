@@ -102,7 +102,8 @@ class Deadlines:
         self._timer = None
         self.armed = False
         now = self._loop.time() + CLOCK_RESOLUTION
-        room = not self._waiting and self._in_flight.count < self._in_flight.limit
+        most = self._in_flight.limit or self._in_flight.max_count
+        room = not self._waiting and self._in_flight.count < most
         looked, stalled = self._stalled > 0, self._stalled or stalled_for(self._due, now)
         self._stalled = 0.0
         for delivery in self._late(now):

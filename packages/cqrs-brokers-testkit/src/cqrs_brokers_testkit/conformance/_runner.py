@@ -56,6 +56,7 @@ for _section in _SECTIONS:  # in this order, whatever the order of the imports a
             if _id.startswith(f"{_section}."):
                 CASES[_id] = CASES.pop(_id)
 
+_HERE = Path(__file__).parent
 _SIDE_BY_SIDE = 8  # cases that only wait
 _CLEAN_UP = 6.0  # seconds that a case may take, after its limit, to be cancelled and to close what it opened
 
@@ -229,8 +230,10 @@ class Session:
             thread.join(case.limit + _CLEAN_UP)
         seconds = round(time.monotonic() - began, 2)
         if not ended:
-            where = traceback.format_stack(sys._current_frames()[thread.ident or 0])
-            return _result(case, "failed", f"still running after {seconds:.0f} s", seconds, "".join(where))
+            stack = traceback.extract_stack(sys._current_frames()[thread.ident or 0])
+            at = f", in {Path(stack[-1].filename).name}:{stack[-1].lineno}: {stack[-1].line}" if stack else ""
+            detail = "".join(traceback.format_list(stack))
+            return _result(case, "failed", f"still running after {seconds:.0f} s{at}", seconds, detail)
         error = ended[0]
         breaches = [*context.breaches, *complaints]
         if isinstance(error, Unsupported):
@@ -302,10 +305,22 @@ async def _bounded(case: Case, context: Context) -> None:
                 await running
     except TimeoutError as error:
         if timeout.expired():
-            raise CaseFailed(f"did not end within {case.limit:g} s") from error
+            raise CaseFailed(f"did not end within {case.limit:g} s{_where(error)}") from error
         raise
     finally:
         await context.clean_up()
+
+
+def _where(error: BaseException) -> str:
+    """The line of the suite at which a case was when its time was over."""
+    cause: BaseException | None = error
+    while cause is not None:
+        ours = [each for each in traceback.extract_tb(cause.__traceback__) if Path(each.filename).parent == _HERE]
+        ours = [each for each in ours if each.filename != __file__]
+        if ours:
+            return f", at {Path(ours[-1].filename).name}:{ours[-1].lineno}: {ours[-1].line}"
+        cause = cause.__cause__ or cause.__context__
+    return ""
 
 
 def _result(case: Case, status: Status, reason: str = "", seconds: float = 0.0, detail: str = "") -> CaseResult:

@@ -1,0 +1,64 @@
+"""Why a message has no outcome at its deadline: what the cluster answered last for its partition."""
+
+from __future__ import annotations
+
+from cqrs_brokers.driver import Delivery
+from cqrs_brokers.exceptions import (
+    BackpressureError,
+    DeliveryError,
+    DeliveryTimeoutError,
+    DestinationNotFoundError,
+    RejectedError,
+)
+
+from ._codes import error_of
+from ._partition import Partition
+from ._topic import Topic
+
+__all__ = ["why"]
+
+
+def why(topic: Topic | None, delivery: Delivery, *, handed: bool, now: float) -> DeliveryError | None:
+    """See `PipelinedDriver.why_late`.
+
+    Args:
+        topic: The message's topic; None: no message for it has come so far.
+        now: The event loop's time.
+    """
+    if topic is None:
+        return None
+    key = delivery.message.key
+    partition = topic.find(None if key is None else key.encode())
+    if handed:
+        last = None if partition is None else partition.last
+        if last is None:
+            return None
+        return DeliveryTimeoutError(
+            f"the broker did not confirm it before the deadline, its last answer was {last.name}: {last.text}"
+        )
+    if topic.unknown_since is not None:
+        text = "the cluster has said until the deadline that the topic does not exist: create it"
+        return DestinationNotFoundError(text)
+    return None if partition is None else _why_it_waits(partition, now)
+
+
+def _why_it_waits(partition: Partition, now: float) -> DeliveryError | None:
+    node, last = partition.leader, partition.last
+    if node is not None and node.throttled_until > now:
+        text = "the cluster throttles this client (quota): send fewer messages at a time, or raise the quota"
+        return BackpressureError(text)
+    if last is not None and last.error is RejectedError:
+        return error_of(last, in_doubt=False)
+    if last is not None:
+        return BackpressureError(
+            f"partition {partition.number} took nothing until the deadline, the last answer was {last.name}: "
+            f"{last.text}"
+        )
+    if node is None:
+        text = f"partition {partition.number} has no leader: see the state of the cluster, and send again later"
+        return BackpressureError(text)
+    if node.failure is not None:
+        return BackpressureError(
+            f"node {node.number} at {node.host}, the leader of partition {partition.number}, cannot be reached"
+        )
+    return None
