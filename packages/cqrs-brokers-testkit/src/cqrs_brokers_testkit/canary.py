@@ -191,7 +191,7 @@ class CanaryScanner:
     def error(self, where: str, error: BaseException) -> None:
         """Looks at an exception, its traceback and everything that led to it; one of ours also as a public object."""
         self.text(f"traceback of {where}", "".join(traceback.format_exception(error)))
-        for each in _chain(error):
+        for each in chain(error):
             name = f"{type(each).__name__} of {where}"
             self.classes.add(type(each))
             self.text(f"args of {name}", repr(each.args))
@@ -294,7 +294,7 @@ class _Records(logging.Handler):
         self._scanner.record(record)
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def chain(error: BaseException) -> Iterator[BaseException]:
     """The exception, its causes, contexts and members, each once; also a context that a traceback would leave out."""
     found: dict[int, BaseException] = {}
     waiting = [error]

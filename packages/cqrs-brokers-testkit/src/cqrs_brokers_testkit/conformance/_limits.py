@@ -7,7 +7,7 @@ import os
 
 from cqrs_brokers import ConfigError, InvalidMessageError, Message, MessageTooLargeError, Receipt, RejectedError
 from cqrs_brokers.url import BrokerURL, Host
-from cqrs_brokers_testkit.canary import shown
+from cqrs_brokers_testkit.canary import chain, shown
 from cqrs_brokers_testkit.conformance._case import (
     Context,
     NotApplicable,
@@ -76,10 +76,9 @@ async def nothing_confidential_is_told_of_what_is_large(ctx: Context) -> None:
     with logs_at_debug() as logs:
         broker = ctx.open(delivery_timeout=8.0)
         for message in messages:
-            outcome: object = await outcome_of(broker.send_message(message))
-            while isinstance(outcome, BaseException):
-                told.append(f"{outcome} {outcome!r}")
-                outcome = outcome.__cause__ or outcome.__context__
+            outcome = await outcome_of(broker.send_message(message))
+            if isinstance(outcome, BaseException):
+                told += [f"{each} {each!r}" for each in chain(outcome)]
         await broker.close()
     leaks = shown(_CANARIES, [*logs, *told])
     check(not leaks, f"{' and '.join(leaks)} can be read in log records, warnings or errors")

@@ -10,7 +10,7 @@ import warnings
 
 from cqrs_brokers import Broker
 from cqrs_brokers.url import BrokerURL, Host
-from cqrs_brokers_testkit.canary import shown
+from cqrs_brokers_testkit.canary import chain, shown
 from cqrs_brokers_testkit.conformance._case import (
     Context,
     NotApplicable,
@@ -156,10 +156,8 @@ async def nothing_confidential_is_told_in_trouble(ctx: Context) -> None:
 
 def _everything(outcome: object) -> str:
     """What an error says, with its causes."""
-    texts = [show(outcome)]
-    while isinstance(outcome, BaseException) and (outcome := outcome.__cause__ or outcome.__context__):
-        texts.append(f"{outcome!r} {outcome}")
-    return "\n".join(texts)
+    led_to_it = chain(outcome) if isinstance(outcome, BaseException) else ()
+    return "\n".join([show(outcome), *(f"{each!r} {each}" for each in led_to_it)])
 
 
 @case("lifecycle.failed-connects-leave-nothing", "live", needs=["peer_url"], limit=60.0)
