@@ -145,7 +145,8 @@ def connect_error(
     """
     found = _connect_error(error, where, options)
     if declaring and type(found) in (AuthorizationError, ProtocolError):  # RabbitMQ closes the channel only, Qpid this
-        found = TopologyError(f"the exchange cannot be declared; {found.text}: set declare=passive to use it as it is")
+        advice = "set exchange_type to its type, or declare=passive when it may not be declared"
+        found = TopologyError(f"the exchange cannot be declared; {found.text}: {advice}")
     found.__cause__ = scrubbed(error)
     return found
 
