@@ -123,6 +123,9 @@ def scrubbed(error: BaseException | None) -> BaseException | None:
         shown = tuple(safe_reply(part) if isinstance(part, str) else part for part in error.args)
         if shown != error.args:
             return type(error)(*shown)
+    cause = None if error is None else error.__cause__
+    if cause is not None and cause.__context__ is error:
+        cause.__context__ = None  # aiormq meets it again while it closes: the causes would have no end
     return error
 
 
