@@ -2,7 +2,8 @@
 
 PostgreSQL, batches of 500, payloads of 300 bytes, 1 000 keys; interleaved rounds, medians. Each contender gets a full
 table and is timed until every row is marked: others from their start, with their connections open; ours from the rows'
-commit, with a relay that has its partitions and looks for rows.
+commit, with a relay that has its partitions. None is idle then: ours has sent a few rows just before, because an idle
+relay looks for rows about four times a second, and that pause is a figure of its own.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import aio_pika
@@ -43,6 +45,8 @@ from cqrs_brokers_testkit.servers import kafka, postgresql, rabbitmq
 
 BATCH, KEYS, PAYLOAD = 500, 1000, b"x" * 300
 TOPIC = "orders"
+WARM = 100
+"""So many rows wake the relays before the clock starts."""
 
 Timed = Callable[[], Awaitable[float]]
 
@@ -98,17 +102,22 @@ class Bench:
         relay_options = {"batch": BATCH, "observers": [sent], **options}
         async with open_broker(self.url) as broker, Relay(self.engine, broker, outbox, **relay_options):
             await self._until(f"SELECT count(*) > 0 AND count(*) = count(owner) FROM {table}_lease")
-            async with self.engine.begin() as connection:
-                for start in range(0, rows, 1000):
-                    numbers = range(start, min(rows, start + 1000))
-                    await outbox.insert(
-                        connection, *(Message("e", TOPIC, PAYLOAD, key=f"k{n % keys}") for n in numbers)
-                    )
-            started = time.perf_counter()
-            while sent.count < rows:  # noqa: ASYNC110 - queries meanwhile would be work that others do not have
+            started = await self._committed(outbox, rows, keys)
+            while sent.count < WARM + rows:  # noqa: ASYNC110 - queries meanwhile would be work that others do not have
                 await asyncio.sleep(0.005)
             await self._until(UNSENT.format(table))
             return rows / (time.perf_counter() - started)
+
+    async def _committed(self, outbox: Outbox, rows: int, keys: int) -> float:
+        """Commits the rows when the relays have just sent others, in every partition; returns when."""
+        async with self.engine.begin() as connection:
+            for start in range(0, rows, 1000):
+                numbers = range(start, min(rows, start + 1000))
+                await outbox.insert(connection, *(Message("e", TOPIC, PAYLOAD, key=f"k{n % keys}") for n in numbers))
+            async with self.engine.begin() as beside:
+                await outbox.insert(beside, *(Message("e", TOPIC, PAYLOAD, key=f"w{n}") for n in range(WARM)))
+            await self._until(UNSENT.format(outbox.tables.name))
+        return time.perf_counter()
 
     async def running(self, rows: int, url: str, *, relays: int) -> float:
         """Processes of relays that run already and share the partitions: from the rows' commit."""
@@ -125,11 +134,7 @@ class Bench:
                 f"SELECT count(DISTINCT owner) = {relays} AND count(*) = 16 AND max(c) <= {16 // relays} FROM "
                 f"(SELECT owner, count(*) OVER (PARTITION BY owner) c FROM {table}_lease WHERE owner IS NOT NULL) o"
             )
-            async with self.engine.begin() as connection:
-                for start in range(0, rows, 1000):
-                    messages = [Message("e", TOPIC, PAYLOAD, key=f"k{n % KEYS}") for n in range(start, start + 1000)]
-                    await outbox.insert(connection, *messages)
-            started = time.perf_counter()
+            started = await self._committed(outbox, rows, KEYS)
             await self._until(UNSENT.format(table))
             return rows / (time.perf_counter() - started)
         finally:
@@ -151,6 +156,24 @@ class Bench:
             started = time.perf_counter()
             for start in range(0, rows, BATCH):
                 await broker.send_messages(messages[start : start + BATCH])
+            return rows / (time.perf_counter() - started)
+
+    async def in_turn(self, rows: int) -> float:
+        """One message after the other by our client: what strict order of one key cannot exceed."""
+        async with open_broker(self.url) as broker:
+            messages = [Message("e", TOPIC, PAYLOAD, key="k0") for _ in range(rows)]
+            started = time.perf_counter()
+            for message in messages:
+                await broker.send_message(message)
+            return rows / (time.perf_counter() - started)
+
+    async def peer_in_turn(self, rows: int) -> float:
+        """The same by the client with which txoutbox publishes here."""
+        async with self.publisher() as publish:
+            message = SimpleNamespace(topic=TOPIC, key="k0", payload=PAYLOAD)
+            started = time.perf_counter()
+            for _ in range(rows):
+                await publish(message)
             return rows / (time.perf_counter() - started)
 
     # -- txoutbox -----------------------------------------------------------------------------------------------------
@@ -257,20 +280,24 @@ class Bench:
                 await asyncio.sleep(0.5)
         return statistics.median(taken) * 1000, max(firsts) * 1000
 
-    async def idle(self, seconds: float = 15.0) -> tuple[float, float]:
-        """Per cent of a CPU, and transactions a second, of an idle relay."""
+    async def idle(self, seconds: float = 30.0) -> tuple[float, float]:
+        """Per cent of a CPU, and statements a second, of an idle relay; BEGIN and COMMIT are counted too."""
         outbox = await self.filled(0, 1)
-        query = text("SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()")
-        async with open_broker(self.url) as broker, Relay(self.engine, broker, outbox):
-            async with self.engine.connect() as connection:
-                await connection.execution_options(isolation_level="AUTOCOMMIT")
-                await asyncio.sleep(3)
-                before, used = (await connection.execute(query)).scalar() or 0, _cpu()
-                await asyncio.sleep(seconds)
-                cpu = (_cpu() - used) / seconds * 100
-                await asyncio.sleep(1.5)  # the statistics come late
-                after = (await connection.execute(query)).scalar() or 0
-        return cpu, (after - before) / (seconds + 1.5)
+        engine = create_async_engine(self.database.url_of("asyncpg"))
+        statements = 0
+
+        def count(*_: object) -> None:
+            nonlocal statements
+            statements += 1
+
+        sqlalchemy.event.listen(engine.sync_engine, "before_cursor_execute", count)
+        async with open_broker(self.url) as broker, Relay(engine, broker, outbox):
+            await asyncio.sleep(3)
+            before, used = statements, _cpu()
+            await asyncio.sleep(seconds)
+            found = (_cpu() - used) / seconds * 100, (statements - before) / seconds
+        await engine.dispose()
+        return found
 
     async def commits(self, count: int = 4000) -> tuple[float, float]:
         """Commits a second with `add` of one event, and with a hand-written INSERT."""
@@ -352,6 +379,8 @@ async def measure(bench: Bench, *, rows: int, rounds: int, kept: int, slow_url: 
         "ours": lambda: bench.ours(rows),
         "txoutbox, one key": lambda: bench.txoutbox(hot, keys=1),
         "ours, one key, strict": lambda: bench.ours(hot, keys=1),
+        "one after the other, our client": lambda: bench.in_turn(hot),
+        "one after the other, txoutbox' client": lambda: bench.peer_in_turn(hot),
         "ours, one key, pipeline_keys": lambda: bench.ours(rows, keys=1, pipeline_keys=True),
         "send_messages without an outbox": lambda: bench.direct(rows),
         "ours, 20 ms away, one relay": lambda: bench.running(rows, slow_url, relays=1),
@@ -369,6 +398,8 @@ async def measure(bench: Bench, *, rows: int, rounds: int, kept: int, slow_url: 
         ratio("ours", "python-cqrs", "≥ 10" if kafka_goal else "≥ 8"),
         ratio("ours", "txoutbox", "≥ 2"),
         ratio("ours, one key, strict", "txoutbox, one key", "≥ 1.5"),
+        ratio("ours, one key, strict", "one after the other, our client", "its floor"),
+        ratio("one after the other, our client", "txoutbox, one key", "for comparison"),
         ratio("ours, one key, pipeline_keys", "txoutbox, one key", "≥ 6"),
         ratio("ours, 20 ms away, two relays", "ours, 20 ms away, one relay", "≥ 1.6"),
         ratio("ours", "send_messages without an outbox", "≥ 0.5 (RabbitMQ)"),
@@ -381,7 +412,7 @@ async def measure(bench: Bench, *, rows: int, rounds: int, kept: int, slow_url: 
         f"| commit to receipt at 100 rows a second, p50 | {p50:.1f} ms | ≤ 30 ms |",
         f"| first row after idle, worst of 4 | {first:.0f} ms | ≤ 300 ms |",
         f"| idle relay, CPU | {cpu:.2f} % | ≤ 0.5 % |",
-        f"| idle relay, transactions a second | {queries:.2f} | ≤ 4 |",
+        f"| idle relay, queries a second | {queries:.2f} | ≤ 4 |",
         f"| commits a second: `add` / INSERT by hand | {add:.0f} / {hand:.0f} = {add / hand:.2f} | ≥ 0.9 |",
     ]
     if kept:

@@ -13,7 +13,7 @@ from cqrs_brokers_testkit.readers import bind_queue
 from cqrs_brokers_testkit.servers import RabbitMQNode, rabbitmq
 
 from .report import Outage
-from .run import Progress
+from .run import PIKA_ERRORS, Progress
 from .schedule import Fault, Kind
 from .verdict import Found
 
@@ -155,7 +155,7 @@ class RabbitMQSide:
         parameters = pika.URLParameters(self._node.url)
         parameters.socket_timeout = parameters.stack_timeout = parameters.blocked_connection_timeout = 1.0
         while time.monotonic() < give_up:
-            with contextlib.suppress(pika.exceptions.AMQPError, OSError):
+            with contextlib.suppress(*PIKA_ERRORS):
                 connection = pika.BlockingConnection(parameters)
                 try:
                     channel = connection.channel()
@@ -163,7 +163,7 @@ class RabbitMQSide:
                     channel.basic_publish("", self._probe_queue, b"", pika.BasicProperties(delivery_mode=2))
                     return time.monotonic()
                 finally:
-                    with contextlib.suppress(pika.exceptions.AMQPError, OSError):
+                    with contextlib.suppress(*PIKA_ERRORS):
                         connection.close()
             time.sleep(0.05)
         raise TimeoutError("RabbitMQ confirmed nothing for a minute after a fault was repaired")

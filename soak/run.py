@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequenc
 from typing import Protocol
 
 from confluent_kafka import KafkaException
+from pika.adapters.utils.connection_workflow import AMQPConnectorException
 from pika.exceptions import AMQPError
 
 from cqrs_brokers import Broker, open_broker
@@ -19,10 +20,12 @@ from .report import Outage, Report
 from .schedule import Fault, Plan
 from .verdict import Found, judge
 
-__all__ = ["Progress", "Side", "soak"]
+__all__ = ["PIKA_ERRORS", "Progress", "Side", "soak"]
 
 Progress = Callable[[str], None]
 
+PIKA_ERRORS = (AMQPError, AMQPConnectorException, OSError)
+"""What pika raises of a server that does not do. A handshake longer than `stack_timeout` is no `AMQPError`."""
 PUBLISHERS = 32
 APART = 8
 """Further publishers, for the topics whose destinations are broken apart from the others."""
@@ -105,7 +108,7 @@ class _Run:
                             await self._pause(0.1)
                 except TimeoutError:
                     self.troubles.append(f"not done after {self.plan.limit:g} s ({self.now})")
-                except (ServerFailed, AMQPError, KafkaException, OSError) as error:
+                except (ServerFailed, *PIKA_ERRORS, KafkaException) as error:
                     # What was published until then is judged all the same.
                     self.troubles.append(f"the run could not go on: {error!r} ({self.now})")
                 except _Stuck as error:

@@ -12,6 +12,7 @@ _RABBITMQ = (
     "tests/security/test_tls_amqp.py",
     "tests/security/test_canary_amqp.py",
     "tests/testkit/test_rabbitmq_server.py",
+    "tests/cli/test_check_amqp.py",
     "tests/conformance/test_brokers.py::TestRabbitMQ",
 )
 _KAFKA = (
@@ -20,9 +21,15 @@ _KAFKA = (
     "tests/security/test_sasl_kafka.py",
     "tests/security/test_canary_kafka.py",
     "tests/testkit/test_kafka_server.py",
+    "tests/cli/test_check_kafka.py",
     "tests/conformance/test_brokers.py::TestKafka",
 )
-_QPID = ("tests/amqp/test_qpid.py", "tests/testkit/test_qpid_server.py", "tests/conformance/test_brokers.py::TestQpid")
+_QPID = (
+    "tests/amqp/test_qpid.py",
+    "tests/testkit/test_qpid_server.py",
+    "tests/cli/test_check_qpid.py",
+    "tests/conformance/test_brokers.py::TestQpid",
+)
 _IN_PROCESS = ("tests/core", "tests/memory", "tests/devnull", "tests/python_cqrs")
 _IN_PROCESS_SUITE = ("tests/conformance/test_brokers.py::TestMemory", "tests/conformance/test_brokers.py::TestDevnull")
 _ALL = (*_IN_PROCESS, *_RABBITMQ, *_KAFKA, *_IN_PROCESS_SUITE)

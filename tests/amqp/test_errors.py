@@ -2,7 +2,13 @@
 
 import pytest
 from aiormq.abc import DeliveredMessage
-from aiormq.exceptions import ConnectionClosed, ConnectionNotAllowed, ConnectionNotImplemented, PublishError
+from aiormq.exceptions import (
+    AMQPConnectionError,
+    ConnectionClosed,
+    ConnectionNotAllowed,
+    ConnectionNotImplemented,
+    PublishError,
+)
 from pamqp import commands
 from pamqp.header import ContentHeader
 
@@ -114,3 +120,13 @@ def test_a_full_queue_of_qpid_is_no_missing_one() -> None:
     assert type(found) is RejectedError
     assert found.retryable
     assert type(publish_failure(returned(312), options, "t")) is UnroutableError
+
+
+def test_causes_come_to_an_end() -> None:
+    """A reset that aiormq meets again while it closes leads to the error that it caused; ours leads to each once."""
+    reset, lost = ConnectionResetError("reset by peer"), AMQPConnectionError("the connection was reset")
+    lost.__cause__, reset.__context__ = reset, lost
+    met: list[BaseException | None] = [connect_error(lost, "localhost:5672")]
+    while met[-1] is not None and len(met) < 10:
+        met.append(met[-1].__cause__ or met[-1].__context__)
+    assert met[1:] == [lost, reset, None]

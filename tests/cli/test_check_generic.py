@@ -153,6 +153,12 @@ def test_the_options_that_are_given_are_shown() -> None:
         ("describe", f"amqp://user:{SECRET}@localhost"),
         ("describe", f"amqp://user:{SECRET}@localhost", "--json"),
         ("list", f"amqp://user:{SECRET}@localhost"),
+        ("describe", f"kafka://user:{SECRET}@localhost"),
+        ("check", "kafka://user:pass", SECRET, "word@localhost"),
+        ("check", f"-x{SECRET}"),
+        ("new", f"amqp://user:{SECRET}@localhost"),
+        ("outbox", "status", "--databse", f"postgresql+asyncpg://me:{SECRET}@localhost/x"),
+        ("outbox", f"postgresql+asyncpg://me:{SECRET}@localhost/x"),
     ],
 )
 def test_no_secret_is_shown(arguments: tuple[str, ...]) -> None:
@@ -319,6 +325,28 @@ def test_what_could_control_a_terminal_is_not_printed(install: Install, listenin
     said = run("check", f"acme://127.0.0.1:{listening}")
     assert "[red]x[/red]" in said.out
     assert not set("\x1b\r\x07") & set(said.out)
+
+
+# -- brokers without a server -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("string", "server", "topic"),
+    [
+        ("memory://", ["nobody else reads them"], ("ok", "every")),
+        ("memory://a?fail=2&latency=1ms", ["nobody else reads them", "on purpose: fail, latency"], ("ok", "every")),
+        ("devnull://", ["every message is discarded"], ("warn", "discarded")),
+    ],
+)
+def test_what_has_no_server(string: str, server: list[str], topic: tuple[str, str]) -> None:
+    """It says what becomes of messages: warnings, and the exit code 0."""
+    said = check(string, "-t", "orders")
+    assert said.code == 0
+    warned = said.findings("server", "warn")
+    assert len(warned) == len(server)
+    assert all(text in finding["text"] for text, finding in zip(server, warned, strict=True))
+    assert topic[1] in said.only("topic", topic[0])
+    assert not [finding for finding in said.json["findings"] if finding["level"] == "unseen"]
 
 
 # -- a message --------------------------------------------------------------------------------------------------------

@@ -35,6 +35,8 @@ def test_the_plugin_works_at_once(tmp_path: Path) -> None:
     described = run("describe", "acme", "--json", PYTHONPATH=str(source))
     assert described.code == 0
     assert described.json["plugin"] == "cqrs-broker-acme 0.1.0"
+    looked = run("check", "acme://x", "-t", "orders", "--json", PYTHONPATH=str(source))
+    assert (looked.code, looked.only("topic", "unseen")) == (0, "not looked at -> send a message there with --send")
 
 
 @pytest.mark.parametrize("name", ["Acme", "acme_queue", "2acme", "", "a/b", "../x"])

@@ -8,6 +8,7 @@ what is read back does not depend on what a driver says.
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 import logging
@@ -33,6 +34,7 @@ from cqrs_brokers.exceptions import (
     ConnectionLostError,
     DeliveryUnknownError,
     DestinationNotFoundError,
+    MessageTooLargeError,
     NackedError,
     NotDeliveredError,
     PublishForbiddenError,
@@ -43,6 +45,7 @@ from cqrs_brokers.exceptions import (
 )
 from cqrs_brokers.hooks import hookimpl
 from cqrs_brokers.options import BrokerOptions, option
+from cqrs_brokers.pipeline import header_text, header_value
 from cqrs_brokers.url import BrokerURL
 
 log = logging.getLogger("cqrs_broker_mutant")
@@ -570,6 +573,15 @@ class CutsLongHeaders(Sound):
         return replace(record, headers={name: value[:4096] for name, value in record.headers.items()})
 
 
+@mutant("messages.longest-values-arrive-or-are-refused")
+class CutsEscapedKeys(Sound):
+    """Writes keys percent-encoded, and of each 64 KiB at most."""
+
+    def render(self, message: Message) -> Kept:
+        record = super().render(message)
+        return replace(record, key=record.key and header_text(header_value(record.key)[: 2**16]))
+
+
 @mutant("messages.headers-arrive")
 class HeadersAsLines(Sound):
     """Writes headers as lines of text, as they are, so that a line break in a value begins another header."""
@@ -976,6 +988,22 @@ class SwapsTwo(Sound):
         super().flush()
 
 
+@mutant("ordering.keys-keep-their-order", "ordering.batch-keeps-its-order")
+class SwapsAtTheFullWindow(Sound):
+    """Lets the next message go first when there is room for one only."""
+
+    held: Entry | None = None
+
+    def hand_over(self, entry: Entry) -> None:
+        if self.held is None and self._outbox and len(self._in_flight) == self.CREDIT - 1:
+            self.held = entry
+            return
+        super().hand_over(entry)
+        held, self.held = self.held, None
+        if held is not None:
+            super().hand_over(held)
+
+
 @mutant("ordering.order-survives-a-reset")
 class ReversesAfterReconnect(Sound):
     """Sends what had waited in the wrong order after a reconnect."""
@@ -1188,12 +1216,43 @@ class LogsPassword(Sound):
 
 
 @mutant("lifecycle.nothing-confidential-is-logged")
+class LogsTheLoginInHexadecimal(Sound):
+    """Logs the bytes of its login, in hexadecimal."""
+
+    def check_credentials(self) -> None:
+        password = self._url.password.reveal() if self._url.password else ""
+        log.debug("> %s", f"LOGIN\0{self._url.username}\0{password}".encode().hex(" "))
+        super().check_credentials()
+
+
+@mutant("lifecycle.nothing-confidential-is-logged")
 class LogsBody(Sound):
     """Logs what it sends."""
 
     def render(self, message: Message) -> Kept:
         log.debug("sending %r", message.body)
         return super().render(message)
+
+
+@mutant("lifecycle.nothing-confidential-is-logged")
+class LogsInBase64(Sound):
+    """Logs what it writes, in base64."""
+
+    def hand_over(self, entry: Entry) -> None:
+        log.debug("> %s", base64.b64encode(f"{entry[1]}".encode()).decode())
+        super().hand_over(entry)
+
+
+@mutant("lifecycle.nothing-confidential-is-told-of-what-is-large")
+class NamesTheLongKey(Sound):
+    """Refuses keys of more than 4 KiB, with the key in the error."""
+
+    def hand_over(self, entry: Entry) -> None:
+        delivery, record = entry
+        if len(record.key or "") > 4096:
+            delivery.fail(MessageTooLargeError(f"the key {record.key} is too long"))
+        else:
+            super().hand_over(entry)
 
 
 @mutant("lifecycle.cancelled-task-may-clean-up")

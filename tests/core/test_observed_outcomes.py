@@ -442,6 +442,72 @@ async def test_headers_for_every_way_of_sending() -> None:
 NAMES = ("message_name", "topic", "payload", "message_id", "headers")
 
 
+class Batches(Observer):
+    """Numbers the batches, and adds what it found in the context when they began."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def before_send(self, message: Message) -> Mapping[str, str]:
+        return {"batch": "none"}
+
+    def before_batch(self, count: int) -> "Batch | None":
+        self.events.append(f"begins with {count}")
+        if count == 1:
+            return None
+        if count == 2:
+            raise RuntimeError("a mistake")
+        return Batch(self.events, tenant.get())
+
+    def sent(self, message: Message, outcome: Outcome, elapsed: float) -> None:
+        self.events.append(type(outcome).__name__)
+
+
+class Batch:
+    def __init__(self, events: list[str], tenant: str) -> None:
+        self.events, self.tenant = events, tenant
+
+    def before_send(self, message: Message) -> Mapping[str, str]:
+        return {"batch": self.tenant}
+
+    def complete(self) -> None:
+        self.events.append("complete")
+        raise RuntimeError("another mistake")
+
+
+async def test_a_batch_can_be_asked_for_as_a_whole(caplog: pytest.LogCaptureFixture) -> None:
+    """Its observer is asked for each valid message and told when there are no more; mistakes of it break nothing."""
+    driver, observer = Scripted(automatic=True), Batches()
+    tenant.set("acme")
+    async with Broker(driver, observers=[observer]) as broker:
+        await broker.send_messages([message(), message(topic=""), message()])
+        assert observer.events[:2] == ["begins with 3", "InvalidMessageError"]
+        assert sorted(observer.events[2:]) == ["Receipt", "Receipt", "complete"]
+        await broker.send_messages([message()])
+        await broker.send_messages([message(), message()])
+        await broker.send_message(message())
+    assert [seen.headers["batch"] for seen in driver.seen] == ["acme", "acme", "none", "none", "none", "none"]
+    said = [record.getMessage() for record in caplog.records]
+    assert [text for text in said if "before_batch" in text or "complete" in text] == [
+        "observer Batches raised RuntimeError in complete()",
+        "observer Batches raised RuntimeError in before_batch()",
+    ]
+
+
+async def test_an_observer_may_ask_for_batches_only() -> None:
+    """A single message is not asked for then."""
+
+    class Only(Observer):
+        def before_batch(self, count: int) -> Batch:
+            return Batch([], "only")
+
+    driver = Scripted(automatic=True)
+    async with Broker(driver, observers=[Only()]) as broker:
+        await broker.send_messages([message()])
+        await broker.send_message(message())
+    assert [seen.headers.get("batch") for seen in driver.seen] == ["only", None]
+
+
 def test_headers_from_the_context_of_a_thread() -> None:
     """With a `SyncBroker` too."""
     driver = Scripted(automatic=True)
@@ -516,6 +582,33 @@ async def test_a_waiting_message_is_the_one_that_was_asked_for() -> None:
     assert [told for told, _, _ in book.told] == book.asked
     assert all(told is asked for (told, _, _), asked in zip(book.told, book.asked, strict=True))
     assert book.asked[1].topic == "orders"
+
+
+async def test_the_oldest_message_says_what_is_stuck() -> None:
+    """Its destination and its age, while it is with the driver, waits for a place, or waits for a connection."""
+    driver = Scripted()
+    driver.connect_delay = 0.02
+    broker = Broker(driver, max_in_flight=2)
+    assert broker.oldest is None
+    calls = [asyncio.create_task(broker.send_message(message(topic="first"), timeout=5))]
+    await settle()
+    calls += [asyncio.create_task(broker.send_message(message(topic=f"t{n}"))) for n in range(4)]
+    await settle()
+    assert broker.oldest is not None
+    assert broker.oldest[0] == "first"
+    await broker.connect()
+    driver.hand_over_all()
+    await asyncio.sleep(0.05)
+    assert broker.oldest[0] == "first"
+    assert 0.05 <= broker.oldest[1] < 5
+    driver.held[0].confirm()
+    await calls[0]
+    assert broker.oldest[0] == "t0"
+    driver.automatic = True
+    driver.confirm_all()
+    await asyncio.gather(*calls)
+    assert broker.oldest is None
+    await broker.close()
 
 
 async def test_state_can_be_read_without_awaiting() -> None:

@@ -42,6 +42,7 @@ def leader(kafka: KafkaCluster, topic: str) -> KafkaNode:
     return kafka.nodes[kafka.leader(topic) - 1]
 
 
+@pytest.mark.timeout(300)  # nodes start five times
 async def test_leaders_die_and_move(kafka_nodes: KafkaCluster, unique_name: Name) -> None:
     """Leader kill -9, an orderly restart of each node, leaders moved back: 0 lost, 0 twice, order kept, no error."""
     from confluent_kafka import ElectionType

@@ -26,9 +26,9 @@ MUTANTS = [
     Mutant(
         "claims by id",
         "_relay/worker.py",
-        "        rows = sorted([*due, *ready], key=lambda row: row.id)\n",
+        "        rows = sorted([ClaimedRow._make(row) for row in (*due, *ready)], key=_NUMBER)\n",
         '        last = getattr(self, "_last", 0)\n'
-        "        rows = [row for row in sorted([*due, *ready], key=lambda row: row.id) if row.id > last]\n"
+        "        rows = [ClaimedRow._make(row) for row in sorted([*due, *ready], key=_NUMBER) if row.id > last]\n"
         "        self._last = max([last, *(row.id for row in rows)])\n",
         "test_relay.py::test_a_row_that_commits_late_is_found[asyncpg]",
     ),
@@ -167,10 +167,10 @@ MUTANTS = [
     Mutant(
         "claims its topics from all rows in their order",
         "_relay/statements.py",
-        '        if self._topics is None:\n            return f"SELECT {columns}',
+        '        if self._topics is None:\n            return self.ready(columns, "", conditions, limit)',
         "        if self._topics is not None:\n"
-        "            ready += f\" AND o.topic IN ({', '.join(':' + name for name in self._topics)})\"\n"
-        '        if True:\n            return f"SELECT {columns}',
+        "            conditions += f\" AND o.topic IN ({', '.join(':' + name for name in self._topics)})\"\n"
+        '        if True:\n            return self.ready(columns, "", conditions, limit)',
         "test_topics.py::test_a_claim_of_topics_does_not_look_at_other_relays_rows[asyncpg-topics1]",
     ),
     Mutant(
@@ -194,5 +194,19 @@ MUTANTS = [
         "AND sent_at < {self.now} - :keep",
         "AND sent_at < {self.now} + :keep",
         "test_observing.py::test_a_relay_purges_what_was_kept_long_enough[asyncpg]",
+    ),
+    Mutant(
+        "reads all that waits for each claim",
+        "_relay/statements.py",
+        " LIMIT (SELECT {int(limit)})",
+        " LIMIT {int(limit)}",
+        "test_cost.py::test_a_claim_and_a_mark_read_what_they_take[16-empty]",
+    ),
+    Mutant(
+        "marks each receipt by itself",
+        "_relay/worker.py",
+        "            await _set_within(self._mark_now, MARK_STEP)\n",
+        "            await asyncio.sleep(0)\n",
+        "test_cost.py::test_receipts_of_a_busy_key_are_marked_together",
     ),
 ]

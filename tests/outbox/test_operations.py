@@ -215,6 +215,10 @@ async def test_the_commands(database: Database, capsys: pytest.CaptureFixture[st
         (["status", "--database", "postgresql+asyncpg://me:hunter2@127.0.0.1:1/x"], "cannot be used"),
         (["relay", "--database", "sqlite+aiosqlite:///{folder}/none.db"], "CQRS_BROKER_URL"),
         (["status", "--database", "postgresql+nodriver://h/x"], "must look like"),
+        (["status", "--database", "postgresql+asyncpg://me:hunter2/x"], "must look like"),
+        (["status", "--database", "sqlite:///x"], "an asynchronous driver"),
+        (["status", "--database", "postgresql+asyncpg://me@127.0.0.1:1/x?hunter2=1"], "an unexpected TypeError"),
+        (["status", "--database", "oracle+oracledb_async://me:hunter2@h/x"], "is not installed"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(
@@ -232,6 +236,25 @@ def test_what_is_wrong_is_said_in_a_line(
     assert said in err
     assert "hunter2" not in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["status", "--databse", "postgresql+asyncpg://me:hunter2@h/x"],
+        ["status", "--databse=postgresql+asyncpg://me:hunter2@h/x"],
+        ["postgresql+asyncpg://me:hunter2@h/x"],
+        ["release", "--database", "postgresql+asyncpg://me:pass", "hunter2", "word@h/x"],
+    ],
+)
+def test_a_mistyped_command_line_shows_no_password(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """It says which option is wrong, and quotes no value."""
+    with pytest.raises(SystemExit):
+        run(capsys, *arguments)
+    said = capsys.readouterr().err
+    assert "error: " in said
+    assert "hunter2" not in said
+    assert "me:" not in said
 
 
 async def test_a_relay_of_its_own_process(postgresql_database: Database, rabbitmq: Any, unique_name: Any) -> None:

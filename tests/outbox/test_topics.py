@@ -158,7 +158,8 @@ def looked_at(dialect: str, table: str, plan: Any) -> float:
         if isinstance(node, dict):
             loops = node.get("Actual Loops", node.get("r_loops", 1)) or 0
             found = node.get("Actual Rows", node.get("r_rows", 0)) or 0
-            total += loops * (found + (node.get("Rows Removed by Filter") or 0))
+            if dialect != "postgresql" or "Relation Name" in node:  # the other nodes pass on what these read
+                total += loops * (found + (node.get("Rows Removed by Filter") or 0))
         for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
             visit(child)
 

@@ -49,7 +49,7 @@ def project(request: pytest.FixtureRequest, template: ModuleType, tmp_path_facto
 def test_it_leaves_no_placeholder(project: Path) -> None:
     """Neither in a file nor in a name."""
     files = [path for path in project.rglob("*") if path.is_file()]
-    assert len(files) == 7
+    assert len(files) == 8
     assert not [path for path in files if "{{" in str(path) or path.suffix == ".in" or "{{" in path.read_text()]
 
 

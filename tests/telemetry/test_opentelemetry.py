@@ -7,19 +7,33 @@ from typing import Any
 
 import pytest
 from opentelemetry import trace
+from opentelemetry.baggage import set_baggage
+from opentelemetry.context import Context, attach, detach, get_value, set_value
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
+from opentelemetry.propagate import get_global_textmap
+from opentelemetry.propagators.composite import CompositePropagator
+from opentelemetry.propagators.textmap import Setter, TextMapPropagator, default_setter
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+from opentelemetry.sdk.metrics.export import HistogramDataPoint, PeriodicExportingMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased, Sampler
 from opentelemetry.semconv import schemas
 from opentelemetry.semconv._incubating.attributes import messaging_attributes
 from opentelemetry.semconv._incubating.metrics import messaging_metrics
 from opentelemetry.semconv.attributes import error_attributes, server_attributes
-from opentelemetry.trace import SpanKind, StatusCode, TraceFlags
+from opentelemetry.trace import (
+    NonRecordingSpan,
+    SpanContext,
+    SpanKind,
+    StatusCode,
+    TraceFlags,
+    TraceState,
+    set_span_in_context,
+)
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from prometheus_client import REGISTRY, generate_latest
 
 from cqrs_brokers import Broker, ConfigError, InvalidMessageError, Message, UnroutableError, open_broker
@@ -82,17 +96,168 @@ async def test_a_span_for_a_message() -> None:
     }
 
 
-async def test_each_message_of_a_batch_has_its_own_span() -> None:
-    """All under the caller's; each message carries the context of its own."""
+async def test_a_batch_has_a_span_that_links_to_those_of_its_messages() -> None:
+    """A CLIENT span under the caller's; under it a PRODUCER span for each message, which carries that one's context."""
     recording, driver = Recording(), Scripted(automatic=True)
     with recording.tracers.get_tracer("test").start_as_current_span("job") as job:
         async with Broker(driver, observers=[recording.observer()]) as broker:
             await broker.send_messages([message(topic=f"t{n}") for n in range(3)])
-    spans = [span for span in recording.spans if span.name != "job"]
-    assert [span.name for span in spans] == ["send t0", "send t1", "send t2"]
-    assert {span.parent and span.parent.span_id for span in spans} == {job.get_span_context().span_id}
-    carried = [str(seen.headers["traceparent"]).split("-")[2] for seen in driver.seen]
-    assert carried == [f"{span.context.span_id:016x}" for span in spans if span.context]
+    *created, batch, _ = recording.spans
+    assert (batch.name, batch.kind, batch.status.status_code) == ("send", SpanKind.CLIENT, StatusCode.UNSET)
+    assert batch.attributes == {
+        "messaging.system": "Scripted",
+        "messaging.operation.name": "send",
+        "messaging.operation.type": "send",
+        "messaging.batch.message_count": 3,
+    }
+    assert batch.parent is not None
+    assert batch.parent.span_id == job.get_span_context().span_id
+    assert [(span.name, span.kind) for span in created] == [(f"create t{n}", SpanKind.PRODUCER) for n in range(3)]
+    assert {span.attributes and span.attributes["messaging.operation.type"] for span in created} == {"create"}
+    assert {span.parent and span.parent.span_id for span in created} == {batch.context and batch.context.span_id}
+    ids = [span.context.span_id for span in created if span.context]
+    assert [link.context.span_id for link in batch.links] == ids
+    assert [str(seen.headers["traceparent"]).split("-")[2] for seen in driver.seen] == [f"{each:016x}" for each in ids]
+
+
+@pytest.mark.parametrize("sampler", [ALWAYS_ON, ALWAYS_OFF], ids=["sampled", "not-sampled"])
+async def test_the_outcomes_of_a_batch(sampler: Sampler) -> None:
+    """The span ends with the last outcome and says what failed; each message counts, and the call is measured once for
+    each destination and outcome. What is refused, and what is cancelled, does not keep it open."""
+    recording, driver = Recording(sampler), Scripted()
+    async with Broker(driver, observers=[recording.observer()]) as broker:
+        sending = asyncio.create_task(broker.send_messages([message(topic=t) for t in ("a", "", "a", "a")]))
+        await settle()
+        driver.hand_over_all()
+        driver.held[0].confirm()
+        driver.held[1].fail(UnroutableError("no queue"))
+        sending.cancel()
+        await settle()
+        assert [span.name for span in recording.spans if span.name.startswith("send")] == []
+        driver.held[2].confirm()
+        await settle()
+        batches = [span for span in recording.spans if span.name.startswith("send")]
+        driver.held.clear()
+    if sampler is ALWAYS_ON:
+        (batch,) = batches
+        assert batch.name == "send a"
+        assert batch.status.description == "of 3 messages: 1 UnroutableError"
+        assert batch.attributes is not None
+        assert batch.attributes["error.type"] == "UnroutableError"
+        assert batch.attributes["messaging.destination.name"] == "a"
+        assert batch.attributes["messaging.batch.message_count"] == 4
+    else:
+        assert recording.spans == []
+    common = {"messaging.system": "Scripted", "messaging.operation.name": "send"}
+    a = {"messaging.destination.name": "a"}
+    expected = [
+        (common | a | {"error.type": "UnroutableError"}, 1),
+        (common | {"error.type": "InvalidMessageError"}, 1),
+        (common | a, 2),
+    ]
+    found = recording.metrics()
+    assert sorted(found["messaging.client.sent.messages"], key=str) == sorted(expected, key=str)
+    once = [(attributes, 1) for attributes, _ in expected]
+    assert sorted(found["messaging.client.operation.duration"], key=str) == sorted(once, key=str)
+
+
+async def test_a_batch_that_is_refused_whole_has_a_span() -> None:
+    """It ends, although no message of it is asked for."""
+    recording = Recording()
+    async with Broker(Scripted(), observers=[recording.observer()]) as broker:
+        await broker.send_messages([message(topic=""), message(topic="")])
+        assert [span.name for span in recording.spans] == ["send"]
+        await broker.send_messages([])
+        assert [span.name for span in recording.spans] == ["send"]
+
+
+async def test_a_batch_that_is_not_sampled_shares_its_context() -> None:
+    """The sampler is asked once for the batch, and again for a message that carries the context of another trace."""
+    recording, driver = Recording(ParentBased(ALWAYS_OFF)), Scripted(automatic=True)
+    carried = f"00-{0xABC:032x}-{0xDEF:016x}-01"
+    async with Broker(driver, observers=[recording.observer()]) as broker:
+        given = [Message("n", "t", b"{}", headers={"traceparent": carried}), message(topic="a"), message(topic="b")]
+        await broker.send_messages(given)
+    (span,) = recording.spans
+    assert span.parent is not None
+    assert (span.name, span.parent.span_id) == ("create t", 0xDEF)
+    own, *shared = [str(seen.headers["traceparent"]) for seen in driver.seen]
+    assert own.startswith(f"00-{0xABC:032x}-{span.context and span.context.span_id:016x}")
+    assert len(set(shared)) == 1
+    assert not int(shared[0][-2:], 16) & TraceFlags.SAMPLED
+    assert [f"{link.context.trace_id:032x}" for link in span.links] == [shared[0].split("-")[1]]
+
+
+@pytest.mark.parametrize("case", ["alone", "baggage", "state", "other text", "own propagator"])
+async def test_the_context_is_written_as_the_propagator_writes_it(case: str) -> None:
+    """Whatever the context holds, and whichever propagator the application chose."""
+    recording, driver = Recording(), Scripted(automatic=True)
+    propagator: TextMapPropagator = get_global_textmap()
+    context = Context()
+    if case == "baggage":
+        context = set_baggage("tenant", "acme", context)
+    if case == "state":
+        state = TraceState([("vendor", "1")])
+        here = SpanContext(0xABC, 0xDEF, is_remote=True, trace_flags=TraceFlags(1), trace_state=state)
+        context = set_span_in_context(NonRecordingSpan(here), context)
+    if case == "other text":
+        propagator = Upper()
+    if case == "own propagator":
+        propagator, context = CompositePropagator([propagator, Tenant()]), set_value("tenant", "acme", context)
+    observer = OpenTelemetryObserver(tracer_provider=recording.tracers, propagator=propagator)
+    token = attach(context)
+    try:
+        async with Broker(driver, observers=[observer]) as broker:
+            await broker.send_message(message())
+    finally:
+        detach(token)
+    (span,) = recording.spans
+    assert span.context is not None
+    expected: dict[str, str] = {}
+    propagator.inject(expected, set_span_in_context(NonRecordingSpan(span.context), context))
+    assert driver.seen[0].headers == expected
+    assert len(expected) == (2 if case in ("baggage", "state", "own propagator") else 1)
+
+
+class Upper(TraceContextTextMapPropagator):
+    """W3C's field, and not its text."""
+
+    def inject(self, carrier: Any, context: Context | None = None, setter: Setter[Any] = default_setter) -> None:
+        super().inject(carrier, context, setter)
+        carrier["traceparent"] = carrier["traceparent"].upper()
+
+
+class Tenant(TraceContextTextMapPropagator):
+    """Adds what it finds in the context, and does not say so in its fields."""
+
+    def inject(self, carrier: Any, context: Context | None = None, setter: Setter[Any] = default_setter) -> None:
+        tenant = get_value("tenant", context)
+        if tenant is not None:
+            setter.set(carrier, "x-tenant", str(tenant))
+
+
+async def test_measurements_have_the_span_of_their_message_as_exemplar() -> None:
+    """And none of another message: the driver's task began in the context of whoever sent first."""
+    recording, driver = Recording(ParentBased(ALWAYS_OFF)), Scripted(automatic=True)
+    sampled = SpanContext(0xABC, 0xDEF, is_remote=True, trace_flags=TraceFlags(1))
+    async with Broker(driver, observers=[recording.observer()]) as broker:
+        token = attach(set_span_in_context(NonRecordingSpan(sampled), Context()))
+        await broker.send_message(message(topic="a"))
+        detach(token)
+        await broker.send_message(message(topic="b"))
+    data = recording.reader.get_metrics_data()
+    assert data is not None
+    exemplars = {
+        point.attributes["messaging.destination.name"]: [each.span_id for each in point.exemplars]
+        for scope in data.resource_metrics[0].scope_metrics
+        for metric in scope.metrics
+        if metric.name == "messaging.client.operation.duration"
+        for point in metric.data.data_points
+        if isinstance(point, HistogramDataPoint) and point.attributes is not None
+    }
+    (span,) = recording.spans
+    assert span.context is not None
+    assert exemplars == {"a": [span.context.span_id], "b": []}
 
 
 async def test_a_message_that_carries_a_context_goes_on_with_that_trace() -> None:
@@ -163,6 +328,9 @@ async def test_gauges_of_a_broker_that_is_stuck() -> None:
         found = recording.metrics()
         assert [value for _, value in found["cqrs_brokers.messages.in_flight"]] == [2]
         assert [value for _, value in found["cqrs_brokers.messages.waiting"]] == [3]
+        ((attributes, age),) = found["cqrs_brokers.messages.oldest"]
+        assert attributes["messaging.destination.name"] == message().topic
+        assert 0 <= age < 30
         states: list[str] = []
         for act in (
             lambda: driver.link.throttled("a quota"),
@@ -179,6 +347,7 @@ async def test_gauges_of_a_broker_that_is_stuck() -> None:
         driver.automatic = True
         driver.confirm_all()
         await asyncio.gather(*sendings)
+        assert not recording.metrics().get("cqrs_brokers.messages.oldest")
     changes = {
         attributes["state"]: value for attributes, value in recording.metrics()["cqrs_brokers.connection.changes"]
     }

@@ -123,6 +123,9 @@ def scrubbed(error: BaseException | None) -> BaseException | None:
         shown = tuple(safe_reply(part) if isinstance(part, str) else part for part in error.args)
         if shown != error.args:
             return type(error)(*shown)
+    cause = None if error is None else error.__cause__
+    if cause is not None and cause.__context__ is error:
+        cause.__context__ = None  # aiormq meets it again while it closes: the causes would have no end
     return error
 
 
@@ -142,7 +145,8 @@ def connect_error(
     """
     found = _connect_error(error, where, options)
     if declaring and type(found) in (AuthorizationError, ProtocolError):  # RabbitMQ closes the channel only, Qpid this
-        found = TopologyError(f"the exchange cannot be declared; {found.text}: set declare=passive to use it as it is")
+        advice = "set exchange_type to its type, or declare=passive when it may not be declared"
+        found = TopologyError(f"the exchange cannot be declared; {found.text}: {advice}")
     found.__cause__ = scrubbed(error)
     return found
 

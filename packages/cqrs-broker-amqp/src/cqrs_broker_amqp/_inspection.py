@@ -29,7 +29,7 @@ from ._topology import declare_exchange, find_exchange, queue_error
 
 __all__ = ["AMQPInspection"]
 
-_LIST_BINDINGS = "send one message with --send, or look with rabbitmqctl list_bindings"
+_SEND_ONE = "send one message with --send"
 
 
 class AMQPInspection(Inspection):
@@ -102,9 +102,9 @@ class AMQPInspection(Inspection):
         if not options.exchange:
             yield Finding("topic", "ok", "the default exchange", "routes to the queue that is named like the topic")
             return
-        found = await find_exchange(await session.raw_channel(confirms=False), options.exchange)
+        found = await session.run(self._find(session), options.connect_timeout, declaring=True)
         if found is None:
-            yield Finding("topic", "unseen", subject, "RabbitMQ does not show it to this user")
+            yield Finding("topic", "unseen", subject, "the server does not show it to this user")
         elif not found:
             yield self._missing(subject)
             return
@@ -113,8 +113,11 @@ class AMQPInspection(Inspection):
         else:
             yield Finding("topic", "ok", subject, "is there")
             text = "its type and its alternate exchange: AMQP shows them to nobody who does not declare it"
-            yield Finding("topic", "unseen", subject, text, "look with rabbitmqctl list_exchanges name type arguments")
+            yield Finding("topic", "unseen", subject, text, _with(session, "list_exchanges name type arguments"))
         yield await self._write_permission(session, subject)
+
+    async def _find(self, session: Session) -> bool | None:
+        return await find_exchange(await session.raw_channel(confirms=False), self._options)
 
     def _missing(self, subject: str) -> Finding:
         options = self._options
@@ -136,7 +139,7 @@ class AMQPInspection(Inspection):
         return Finding("topic", "ok", subject, text)
 
     async def _write_permission(self, session: Session, subject: str) -> Finding:
-        unseen = Finding("topic", "unseen", subject, "whether the user may publish to it", _LIST_BINDINGS)
+        unseen = Finding("topic", "unseen", subject, "whether the user may publish to it", _SEND_ONE)
         if not session.connection.server_capabilities.get("exchange_exchange_bindings"):
             return unseen
         name = self._options.exchange
@@ -168,7 +171,7 @@ class AMQPInspection(Inspection):
                 yield finding
         if options.exchange and options.declare != "queue":
             text = f"whether a queue is bound to exchange {options.exchange!r} for it, and of which kind"
-            yield Finding("topic", "unseen", topic, text, _LIST_BINDINGS)
+            yield Finding("topic", "unseen", topic, text, f"{_SEND_ONE}, or {_with(session, 'list_bindings')}")
         text = "policies, topic permissions, limits of size and alarms: AMQP shows them only when a message is sent"
         yield Finding("topic", "unseen", topic, text, "send one message with --send")
 
@@ -184,7 +187,7 @@ class AMQPInspection(Inspection):
             elif code == NOT_FOUND:
                 yield Finding("topic", "fail", topic, "there is no such queue", "create it, or use declare=queue")
             elif code:
-                yield Finding("topic", "unseen", topic, f"RabbitMQ does not show the queue to this user ({reply})")
+                yield Finding("topic", "unseen", topic, f"the server does not show the queue to this user ({reply})")
             else:
                 raise UnreachableError("the connection was lost while looking for a queue") from None
             return
@@ -203,6 +206,12 @@ class AMQPInspection(Inspection):
             return Finding("topic", "fail", topic, queue_error(error, topic).text)
         text = f"the queue is as declare=queue wants it: durable, {kind or 'of the default type'}"
         return Finding("topic", "ok", topic, text)
+
+
+def _with(session: Session, command: str) -> str:
+    """How to look at the server itself; only RabbitMQ has that command."""
+    is_rabbitmq = session.connection.server.startswith("RabbitMQ")
+    return f"look with rabbitmqctl {command}" if is_rabbitmq else "look at the server itself"
 
 
 class _NobodyListens:

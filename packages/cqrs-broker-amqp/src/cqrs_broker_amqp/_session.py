@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from aiormq.exceptions import ConnectionClosed
 from yarl import URL
@@ -30,6 +30,8 @@ from ._settings import AMQPSettings
 from ._topology import declare_exchange
 
 __all__ = ["Session", "SessionListener", "connect"]
+
+T = TypeVar("T")
 
 SECOND_TRY = 0.3
 """Seconds between two tries at a host that hangs up, so that a proxy's reset is not taken for a verdict."""
@@ -182,8 +184,13 @@ class Session:
         raw.closing.add_done_callback(closed)
         return channel
 
-    async def run(self, work: Coroutine[Any, Any, ConfirmChannel], timeout: float) -> ConfirmChannel:
+    async def run(self, work: Coroutine[Any, Any, T], timeout: float, *, declaring: bool = False) -> T:
         """Does something over the connection, within the timeout (in seconds). Drops the session when it fails.
+
+        Args:
+            work: What to do.
+            timeout: Seconds, at most.
+            declaring: It is about the exchange from the beginning.
 
         Raises:
             ConnectError: It failed.
@@ -210,7 +217,7 @@ class Session:
         assert error is not None
         if isinstance(error, ConnectError):
             raise error
-        declaring = self._step.startswith("declaring")
+        declaring = declaring or self._step.startswith("declaring")
         raise connect_error(error, self.where, self._settings.options, declaring=declaring)
 
     def _late(self, timeout: float) -> str:

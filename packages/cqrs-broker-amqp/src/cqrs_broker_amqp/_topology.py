@@ -40,7 +40,7 @@ async def declare_exchange(channel: Any, options: AMQPOptions) -> bool:
     if options.declare == "never" or not options.exchange:
         return True
     if options.declare == "passive":
-        found = await find_exchange(channel, options.exchange)
+        found = await find_exchange(channel, options)
         if found is False:
             raise TopologyError(f"there is no exchange {options.exchange!r}: create it, or use declare=exchange")
         return found is True
@@ -73,11 +73,11 @@ async def reopen_channel(
         return channel, None
     if not look:
         return channel, None
-    found = await find_exchange(channel, options.exchange)
+    found = await find_exchange(channel, options)
     return channel if found else await open_channel(), found
 
 
-async def find_exchange(channel: Any, name: str) -> bool | None:
+async def find_exchange(channel: Any, options: AMQPOptions) -> bool | None:
     """Whether the exchange is there. Unless it is, RabbitMQ closes the channel.
 
     Returns:
@@ -87,7 +87,8 @@ async def find_exchange(channel: Any, name: str) -> bool | None:
         ConnectError: That cannot be found out.
     """
     try:
-        await channel.exchange_declare(name, passive=True)
+        # Qpid compares the type also then, and closes the connection when it is another one.
+        await channel.exchange_declare(options.exchange, exchange_type=options.exchange_type, passive=True)
     except Exception as error:
         code, _ = channel_reply(error)
         if code == NOT_FOUND:

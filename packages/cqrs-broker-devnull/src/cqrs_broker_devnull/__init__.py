@@ -4,7 +4,7 @@
 
     broker = devnull.DevnullMessageBroker()   # or open_broker("devnull://")
 
-Also the smallest complete plugin: options (`_options`), a driver (`_driver`) and the two hooks below.
+Also the smallest complete plugin: options (`_options`), a driver (`_driver`) and the hooks below.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from cqrs_brokers.options import BrokerOptions, resolve_options
 from cqrs_brokers.url import BrokerURL
 
 from ._driver import DevnullDriver
+from ._inspection import DevnullInspection
 from ._options import DevnullOptions
 
 __all__ = ["DevnullDriver", "DevnullMessageBroker", "DevnullOptions"]
@@ -30,6 +31,12 @@ def broker_options() -> type[BrokerOptions]:
 def open_message_broker(url: BrokerURL, options: DevnullOptions) -> DevnullDriver:
     """The driver of `devnull://`."""
     return DevnullDriver(options)
+
+
+@hookimpl
+def inspect_broker() -> DevnullInspection:
+    """What `cqrs-brokers check` says about it."""
+    return DevnullInspection()
 
 
 class DevnullMessageBroker(Broker):

@@ -206,7 +206,8 @@ class KafkaInspection(Inspection):
             raise ProtocolError("the broker is older than Kafka 2.4: a newer one is needed")
         known = [version for number, version in _VERSIONS.items() if number <= newest]
         text = f"Kafka does not say its version; it knows the requests of {known[-1]}"
-        yield Finding("server", "ok", "", text + (" or newer" if newest >= max(_VERSIONS) else ""))
+        later = next((version for number, version in sorted(_VERSIONS.items()) if number > newest), "")
+        yield Finding("server", "ok", "", text + (f", and not those of {later}" if later else " or newer"))
         if self._options.enable_idempotence:
             code = await self._ask_for_id(connection)
             if code == _CLUSTER_FORBIDDEN:

@@ -16,6 +16,7 @@ from cqrs_brokers.options import BrokerOptions
 from cqrs_brokers.url import BrokerURL
 
 from ._driver import MemoryDriver
+from ._inspection import MemoryInspection
 from ._options import MemoryOptions
 from ._records import DEFAULT_NAME, Published, Record, published
 from ._script import Faults
@@ -32,6 +33,16 @@ def broker_options() -> type[BrokerOptions]:
 @hookimpl
 def open_message_broker(url: BrokerURL, options: MemoryOptions) -> MemoryDriver:
     """The driver of `memory://name`."""
+    return MemoryDriver(_name(url), options)
+
+
+@hookimpl
+def inspect_broker(url: BrokerURL, options: MemoryOptions) -> MemoryInspection:
+    """What `cqrs-brokers check` says about it."""
+    return MemoryInspection(_name(url), options)
+
+
+def _name(url: BrokerURL) -> str:
     if len(url.hosts) > 1 or any(host.port is not None for host in url.hosts):
         raise ConfigError("memory:// takes one name and no port, for example memory://orders")
-    return MemoryDriver(url.hosts[0].host if url.hosts else DEFAULT_NAME, options)
+    return url.hosts[0].host if url.hosts else DEFAULT_NAME

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from cqrs_brokers import Broker, BrokerError, InsecureTransportWarning, open_broker
+from cqrs_brokers.arguments import without_values
 
 from ._check import URL_VARIABLE, Check
 from ._exit_codes import ExitCode, code_of_error
@@ -47,7 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = command.main(given, prog_name=PROGRAM, standalone_mode=False)
         return int(code or 0)
     except typer.TyperException as error:
-        _complain(_without_values(error.format_message(), given))
+        # A mistyped command is shown; anything else may be a piece of a config string that the shell took apart.
+        values = given[1:] if given[0].isalpha() else given
+        _complain(without_values(error.format_message(), values))
         _complain(f"{PROGRAM} --help, and {PROGRAM} COMMAND --help, show what there is")
         return ExitCode.USAGE
     except typer.Abort:
@@ -75,14 +78,6 @@ def _quiet() -> None:
 def _complain(text: str) -> None:
     for line in text.splitlines():
         print(f"{PROGRAM}: {printable(line)}", file=sys.stderr)
-
-
-def _without_values(text: str, arguments: Sequence[str]) -> str:
-    """A complaint about the command line without the arguments that may hold a password."""
-    for argument in sorted(arguments, key=len, reverse=True):
-        if any(sign in argument for sign in ":@=/"):
-            text = text.replace(repr(argument)[1:-1], "…").replace(argument, "…")
-    return text
 
 
 def _app() -> typer.Typer:

@@ -209,7 +209,14 @@ class Check:
             except BrokerError as error:
                 yield Finding.of(error, subject)
                 return
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
+                task = asyncio.current_task()
+                if isinstance(error, asyncio.CancelledError):
+                    if task is not None and task.cancelling():
+                        raise
+                    text = "the server ended the connection while it was asked"  # a client cancels its own calls then
+                    yield Finding(step, "fail", subject, text, "look at the server's log")
+                    return
                 if limit.expired():
                     text = f"there was no answer within {self._timeout:g} s"
                     step = "tcp" if step == "server" else step  # as when the plugin says it

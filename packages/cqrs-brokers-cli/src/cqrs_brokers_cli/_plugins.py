@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 import warnings
 from collections.abc import Mapping
@@ -43,10 +44,16 @@ def list_schemes(output: Output) -> ExitCode:
 def describe(scheme: str, output: Output) -> ExitCode:
     """Prints a scheme's options and capabilities.
 
+    Args:
+        scheme: The scheme.
+        output: Where to.
+
     Raises:
         BrokerError: There is no such scheme, or its plugin is broken.
     """
     scheme = scheme.removesuffix("://").lower()
+    if not re.fullmatch(r"[a-z0-9+.-]+", scheme):  # it may be a config string, and is not shown
+        raise ConfigError("a scheme is a name like kafka: cqrs-brokers list shows those that are installed")
     plugin = load_plugin(scheme)
     options_type = plugin.options_type()
     options = [_described(option, options_type) for option in describe_options(options_type)]

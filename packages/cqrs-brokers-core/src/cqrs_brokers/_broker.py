@@ -277,8 +277,8 @@ class Broker(MessageBroker):
             except NotDeliveredError as refusal:
                 return [self.refuse(message, type(refusal)(refusal.text)) for message in messages]
         window, coercion, validator, observers = self._window, self._coercion, self._validator, self._observers
-        asked = self._are_asked
         seconds = self._settings.delivery_timeout if timeout is None else self._checked_timeout(timeout, *messages)
+        batch = observers.batch(len(messages)) if self._are_asked else None
         bulk = BulkOutcomes(loop.create_future(), timeout)
         outcomes = bulk.outcomes
         deliveries: list[Sending] = []
@@ -297,8 +297,8 @@ class Broker(MessageBroker):
             except Exception as error:
                 outcomes.append(self.refuse(message, coercion.unreadable(error, message)))
                 continue
-            if asked:
-                ready, size = observers.before_send(ready, size)
+            if batch is not None:
+                ready, size = batch.before_send(ready, size)
             deliveries.append(BulkDelivery(ready, deadline, size, self._in_flight, bulk, index))
             outcomes.append(None)
             bulk.left += 1
@@ -306,6 +306,8 @@ class Broker(MessageBroker):
                 window.queue(deliveries[queued:])
                 queued += BURST
                 window.refill()
+        if batch is not None:
+            batch.complete()
         if not deliveries:
             return outcomes
         window.queue(deliveries[queued:])
@@ -507,6 +509,15 @@ class Broker(MessageBroker):
         return self._window.waiting
 
     @property
+    def oldest(self) -> tuple[str, float] | None:
+        """Topic and age, in seconds, of the message that has been without an outcome for longest; None: there is none.
+
+        What is stuck, where, and since when: while others go on, it is the message to the destination that is stuck.
+        """
+        loop, delivery = self._bound.loop, self._window.oldest(self._began)
+        return None if loop is None or delivery is None else (delivery.topic, loop.time() - self._began(delivery))
+
+    @property
     def contract_breaches(self) -> tuple[ContractBreach, ...]:
         """What the driver did against its contract: the last 100, for the tests of drivers."""
         return tuple(self._breaches.kept)
@@ -608,6 +619,8 @@ class Broker(MessageBroker):
 
     def _observe(self, delivery: Sending, outcome: Receipt | DeliveryError) -> None:
         assert self._bound.loop is not None
-        timeout = self._settings.delivery_timeout if delivery.timeout is None else delivery.timeout
-        elapsed = self._bound.loop.time() - delivery.deadline + timeout
-        self._observers.sent(delivery.message, outcome, elapsed)
+        self._observers.sent(delivery.message, outcome, self._bound.loop.time() - self._began(delivery))
+
+    def _began(self, delivery: Sending) -> float:
+        """When its call began, in the event loop's time."""
+        return delivery.deadline - (self._settings.delivery_timeout if delivery.timeout is None else delivery.timeout)

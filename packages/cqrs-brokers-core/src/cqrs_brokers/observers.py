@@ -16,14 +16,15 @@ import logging
 import traceback
 from asyncio import CancelledError
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from uuid import UUID
 
 from .exceptions import ConfigError, DeliveryError, InvalidMessageError, NotDeliveredError, safe_cause
 from .protocol import HeaderValue, Message, Receipt, snapshot
 
-__all__ = ["ObservedBroker", "Observer"]
+__all__ = ["BatchObserver", "ObservedBroker", "Observer"]
 
 logger = logging.getLogger("cqrs_brokers.observers")
 
@@ -44,6 +45,18 @@ class ObservedBroker(Protocol):
     def in_flight(self) -> int: ...
     @property
     def waiting(self) -> int: ...
+    @property
+    def oldest(self) -> tuple[str, float] | None: ...
+
+
+class BatchObserver(Protocol):
+    """What `Observer.before_batch` returns: it is asked before the messages of one `send_messages`."""
+
+    def before_send(self, message: Message, /) -> Mapping[str, HeaderValue] | None:
+        """As `Observer.before_send`, which is not asked for these messages."""
+
+    def complete(self) -> None:
+        """All messages of the batch were asked for. Outcomes may have come before, and come to `Observer.sent`."""
 
 
 class Observer:
@@ -68,6 +81,17 @@ class Observer:
             Headers, or None.
         """
 
+    def before_batch(self, count: int) -> BatchObserver | None:
+        """A `send_messages` begins. Runs in the context of the call, before any of its messages is asked for.
+
+        Args:
+            count: How many messages it was given. What is refused among them is told to `sent`, and not asked for.
+
+        Returns:
+            What is asked for each of its messages; None: `before_send` is. Also when this raises, which is logged.
+        """
+        return None
+
     def sent(self, message: Message, outcome: Receipt | DeliveryError, elapsed: float) -> None:
         """A call has its outcome. Every call has one, once, at the latest at its deadline.
 
@@ -87,6 +111,19 @@ class Observer:
         the broker began or ceased to take no messages (blocked, unblocked) or fewer (throttled, unthrottled)."""
 
 
+Asked = list[tuple[Any, Callable[..., Any]]]
+"""The observers that may add headers, and what asks them."""
+
+
+class AskedBatch(NamedTuple):
+    """All observers, for the messages of one `send_messages`."""
+
+    before_send: Callable[[Message, int], tuple[Message, int]]
+    """See `Observers.before_send`."""
+    complete: Callable[[], None]
+    """See `BatchObserver.complete`."""
+
+
 class Observers:
     """All observers of one broker; none of them can break a send.
 
@@ -104,7 +141,10 @@ class Observers:
         self._replace_headers = replace_headers
         self._sent = self._having("sent")
         self._changed = self._having("connection_changed")
-        self._before = self._having("before_send")
+        self._batch_methods = {id(observer): method for observer, method in self._having("before_batch")}
+        self._before: Asked = self._having("before_send")
+        asked = {id(observer) for observer, _ in self._before}
+        self._before += [(it, it.before_send) for it, _ in self._having("before_batch") if id(it) not in asked]
         self._logged: dict[tuple[int, str], float] = {}
         """When a fault was logged, by observer and method."""
 
@@ -131,13 +171,40 @@ class Observers:
 
     def before_send(self, message: Message, size: int) -> tuple[Message, int]:
         """A copy of a validated message with what the observers add, and its size (in bytes)."""
-        message = snapshot(message)
+        return self._ask(self._before, message, size)
+
+    def batch(self, count: int) -> AskedBatch:
+        """The same for the messages of one `send_messages`; see `Observer.before_batch`."""
+        asked: Asked = []
+        batches: list[tuple[object, BatchObserver]] = []
         for observer, before_send in self._before:
+            before_batch = self._batch_methods.get(id(observer))
+            if before_batch is not None:
+                try:
+                    batch = before_batch(count)
+                    if batch is not None:
+                        before_send = batch.before_send
+                        batches.append((observer, batch))
+                except (Exception, CancelledError) as error:
+                    self._failed(observer, "before_batch", error, None)
+            asked.append((observer, before_send))
+        return AskedBatch(partial(self._ask, asked), partial(self._complete, batches))
+
+    def _complete(self, batches: Iterable[tuple[object, BatchObserver]]) -> None:
+        for observer, batch in batches:
+            try:
+                batch.complete()
+            except (Exception, CancelledError) as error:
+                self._failed(observer, "complete", error, None)
+
+    def _ask(self, asked: Asked, message: Message, size: int) -> tuple[Message, int]:
+        message = snapshot(message)
+        for observer, before_send in asked:
             try:
                 added = before_send(message)
                 if added is None:
                     continue
-                if not isinstance(added, Mapping):
+                if type(added) is not dict and not isinstance(added, Mapping):
                     raise InvalidMessageError(f"it returned a {type(added).__name__}, not a mapping")
                 if added:
                     size = self._replace_headers(message, {**(message.headers or {}), **added}, size)

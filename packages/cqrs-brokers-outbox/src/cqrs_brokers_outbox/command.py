@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import logging
 import os
 import signal
 import sys
+import traceback
+from argparse import Namespace
 from collections.abc import Awaitable, Callable, Sequence
 
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, InvalidRequestError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from cqrs_brokers import BrokerError, open_broker
+from cqrs_brokers import BrokerError, ConfigError, open_broker
+from cqrs_brokers.arguments import ArgumentParser
 
 from .admin import OutboxAdmin
 from .outbox import Outbox
@@ -42,31 +44,49 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "python -m cq
         return 1
     try:
         return asyncio.run(_run(options, database))
-    except (BrokerError, SQLAlchemyError, OSError, ImportError) as error:
+    except (BrokerError, SQLAlchemyError, OSError) as error:
         print(_text(error), file=sys.stderr)
-        return 1
+    except Exception as error:  # its text may quote a piece of the database's URL, so only its place is shown
+        print("".join(traceback.format_tb(error.__traceback__)), end="", file=sys.stderr)
+        text = "if its place is in the database's driver, look at what the URL has after its question mark"
+        print(f"an unexpected {type(error).__name__}: {text}", file=sys.stderr)
+    return 1
 
 
 def _text(error: Exception) -> str:
     if isinstance(error, BrokerError):
         return str(error)
-    if isinstance(error, ArgumentError):
-        return "the database's URL cannot be read: it must look like postgresql+asyncpg://user@host/database"
     cause = getattr(error, "orig", None) or error
     return f"the database cannot be used: {type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else ''}"
 
 
-async def _run(options: argparse.Namespace, database: str) -> int:
-    engine = create_async_engine(database)
+def _engine(database: str) -> AsyncEngine:
+    """The engine of a database's URL.
+
+    Raises:
+        ConfigError: There is none; quotes nothing of the URL, which may have its password anywhere.
+    """
+    example = "it must look like postgresql+asyncpg://user@host/database, with an asynchronous driver"
+    try:
+        return create_async_engine(database)
+    except ImportError as error:
+        text = f"the driver of the database's URL is not installed ({error.name}): {example}"
+    except (ArgumentError, InvalidRequestError, ValueError, TypeError):
+        text = f"the database's URL cannot be read: {example}"
+    raise ConfigError(text)
+
+
+async def _run(options: Namespace, database: str) -> int:
+    engine = _engine(database)
     outbox = Outbox(options.table, schema=options.schema)
     try:
-        command: Callable[[argparse.Namespace, AsyncEngine, Outbox], Awaitable[int]] = options.command
+        command: Callable[[Namespace, AsyncEngine, Outbox], Awaitable[int]] = options.command
         return await command(options, engine, outbox)
     finally:
         await engine.dispose()
 
 
-async def _relay(options: argparse.Namespace, engine: AsyncEngine, outbox: Outbox) -> int:
+async def _relay(options: Namespace, engine: AsyncEngine, outbox: Outbox) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     broker = open_broker(options.broker)
     relay = Relay(
@@ -91,7 +111,7 @@ async def _relay(options: argparse.Namespace, engine: AsyncEngine, outbox: Outbo
     return 0
 
 
-async def _status(options: argparse.Namespace, engine: AsyncEngine, outbox: Outbox) -> int:
+async def _status(options: Namespace, engine: AsyncEngine, outbox: Outbox) -> int:
     async with OutboxAdmin(engine, outbox) as admin:
         status = await admin.status()
     for line in _status_lines(status):
@@ -117,7 +137,7 @@ def _status_lines(status: OutboxStatus) -> list[str]:
     return lines
 
 
-async def _parked(options: argparse.Namespace, engine: AsyncEngine, outbox: Outbox) -> int:
+async def _parked(options: Namespace, engine: AsyncEngine, outbox: Outbox) -> int:
     async with OutboxAdmin(engine, outbox) as admin:
         for row in await admin.parked(options.limit):
             print(
@@ -127,34 +147,34 @@ async def _parked(options: argparse.Namespace, engine: AsyncEngine, outbox: Outb
     return 0
 
 
-async def _release(options: argparse.Namespace, engine: AsyncEngine, outbox: Outbox) -> int:
+async def _release(options: Namespace, engine: AsyncEngine, outbox: Outbox) -> int:
     async with OutboxAdmin(engine, outbox) as admin:
         print(f"released {await admin.release(*options.position)}")
     return 0
 
 
-async def _discard(options: argparse.Namespace, engine: AsyncEngine, outbox: Outbox) -> int:
+async def _discard(options: Namespace, engine: AsyncEngine, outbox: Outbox) -> int:
     async with OutboxAdmin(engine, outbox) as admin:
         print(f"discarded {await admin.discard(*options.position)}")
     return 0
 
 
-async def _partitions(options: argparse.Namespace, engine: AsyncEngine, outbox: Outbox) -> int:
+async def _partitions(options: Namespace, engine: AsyncEngine, outbox: Outbox) -> int:
     async with OutboxAdmin(engine, outbox) as admin:
         await admin.partitions(options.count, topics=options.topic, timeout=options.timeout)
     print(f"{options.count} partitions")
     return 0
 
 
-def _parser(program: str) -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
+def _parser(program: str) -> ArgumentParser:
+    common = ArgumentParser(add_help=False)
     common.add_argument("--database", metavar="URL", help=f"SQLAlchemy's URL, asynchronous; default: ${DATABASE}")
     common.add_argument("--table", default="outbox", help="the outbox's table (default: outbox)")
     common.add_argument("--schema", help="its schema")
-    parser = argparse.ArgumentParser(prog=program, description=__doc__)
+    parser = ArgumentParser(prog=program, description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[..., Awaitable[int]], text: str) -> argparse.ArgumentParser:
+    def command(name: str, run: Callable[..., Awaitable[int]], text: str) -> ArgumentParser:
         made = commands.add_parser(name, parents=[common], help=text, description=text)
         made.set_defaults(command=run)
         return made

@@ -11,7 +11,7 @@ import json
 import zlib
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from cqrs_brokers import TOMBSTONE, InvalidMessageError, Message
@@ -19,6 +19,7 @@ from cqrs_brokers.protocol import id_text
 
 __all__ = [
     "COLUMNS",
+    "ClaimedRow",
     "DamagedRow",
     "EVENT_TIME",
     "OWN_HEADERS",
@@ -47,6 +48,26 @@ COLUMNS = (
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+
+
+class ClaimedRow(NamedTuple):
+    """What a claim brings of a row. SQLAlchemy's rows take ten times as long to say what is in a column."""
+
+    id: int
+    state: int
+    hash: int
+    topic: str
+    message_key: bytes | None
+    message_name: str
+    message_id: str
+    body: bytes | None
+    content_type: str | None
+    headers: str | None
+    made_at: int
+    trace: str | None
+    attempts: int
+    attempts_unknown: int
+    held: bool
 
 
 class DamagedRow(Exception):  # noqa: N818 - names what the row is

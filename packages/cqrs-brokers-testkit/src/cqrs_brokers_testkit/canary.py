@@ -69,17 +69,38 @@ class Canary:
         return f"Canary({self.place!r})"
 
     def forms(self) -> dict[str, str]:
-        """What to look for, by the name of the form.
+        """What to look for, by the name of the form."""
+        return forms_of(self.token)
 
-        In base64 a text looks in three ways, depending on how many bytes stand before it, and its first and last
-        character may depend on its neighbours.
-        """
-        token = self.token.encode()
-        forms = {"as it is": self.token, "in hexadecimal": token.hex()}
-        for before in range(3):
-            encoded = base64.b64encode(b"\0" * before + token).decode().rstrip("=")
-            forms[f"in base64 after {before} bytes"] = encoded[-(-before * 8 // 6) : len(encoded) - 1]
-        return forms
+
+def forms_of(text: str) -> dict[str, str]:
+    """How a text looks on a page, by the name of the form: as it is, in hexadecimal, in base64.
+
+    In base64 a text looks in three ways, depending on how many bytes stand before it, and its first and last character
+    may depend on its neighbours.
+    """
+    data = text.encode()
+    forms = {"as it is": text}
+    for between in ("", " ", ":", "%", "\\x"):
+        code = between.strip(" :") + data.hex("-").replace("-", between)
+        how = f"in hexadecimal with {between}" if between else "in hexadecimal"
+        forms[how] = code
+        forms[f"{how}, in capitals"] = code.upper().replace("X", "x")
+    for before in range(3):
+        encoded = base64.b64encode(b"\0" * before + data).decode().rstrip("=")
+        forms[f"in base64 after {before} bytes"] = encoded[-(-before * 8 // 6) : len(encoded) - 1]
+    return forms
+
+
+def shown(secrets: Mapping[str, str], texts: Iterable[str]) -> list[str]:
+    """Which of these secrets, by their names, can be read in the texts, and in which form."""
+    known = list(texts)
+    return sorted(
+        f"{name} {how}"
+        for name, secret in secrets.items()
+        for how, form in forms_of(secret).items()
+        if any(form in text for text in known)
+    )
 
 
 class Hit(NamedTuple):
@@ -170,7 +191,7 @@ class CanaryScanner:
     def error(self, where: str, error: BaseException) -> None:
         """Looks at an exception, its traceback and everything that led to it; one of ours also as a public object."""
         self.text(f"traceback of {where}", "".join(traceback.format_exception(error)))
-        for each in _chain(error):
+        for each in chain(error):
             name = f"{type(each).__name__} of {where}"
             self.classes.add(type(each))
             self.text(f"args of {name}", repr(each.args))
@@ -273,7 +294,7 @@ class _Records(logging.Handler):
         self._scanner.record(record)
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def chain(error: BaseException) -> Iterator[BaseException]:
     """The exception, its causes, contexts and members, each once; also a context that a traceback would leave out."""
     found: dict[int, BaseException] = {}
     waiting = [error]

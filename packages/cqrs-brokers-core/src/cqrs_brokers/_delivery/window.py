@@ -273,7 +273,16 @@ class Window:
     @property
     def waiting(self) -> int:
         """How many messages wait for a place, or for a connection."""
-        return sum(not delivery.done for delivery in self._waiting)
+        return sum(not delivery.done for delivery in tuple(self._waiting))  # metrics are read in threads of their own
+
+    def oldest(self, began: Callable[[Sending], float]) -> Sending | None:
+        """The message that has been without an outcome for longest. May be asked from any thread.
+
+        Args:
+            began: When a message's call began.
+        """
+        held = (*tuple(self._in_flight.pending), *tuple(self._waiting))
+        return min((delivery for delivery in held if not delivery.done), key=began, default=None)
 
     @property
     def is_empty(self) -> bool:

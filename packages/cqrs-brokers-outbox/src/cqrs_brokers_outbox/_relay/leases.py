@@ -138,35 +138,34 @@ class Leases:
         await self.take(free[: max(0, share - len(self.tokens))])
 
     async def _renew(self) -> tuple[Sequence[Any], list[str]]:
+        """Statements of their own, not one transaction: an idle relay asks little, and each of them holds by itself."""
         s, scope = self._statements, {"scope": self.scope}
-        async with self._store.transaction():
-            renewal = {"owner": self._owner, "lease": self._lease, **scope}
-            found = await self._store.change(
-                (f"UPDATE {s.relay} SET until = {s.now} + :lease WHERE owner = :owner AND scope = :scope", renewal)
-            )
-            if not found:
-                values = f"(:owner, :scope, {s.now} + :lease, :broker)"
-                insert = s.insert_or_ignore(s.relay, "owner, scope, until, broker", values)
-                await self._store.change((insert, {"broker": self._broker[:255], **renewal}))
-            if self.tokens:
-                held, tokens = s.leases(self.tokens)
-                await self._store.change(
-                    (
-                        f"UPDATE {s.lease} SET until = {s.now} + :lease WHERE scope = :scope AND {held}",
-                        {"lease": self._lease, **scope, **tokens},
-                    )
-                )
-            rows = await self._store.rows(
+        renewal = {"owner": self._owner, "lease": self._lease, **scope}
+        found = await self._store.change(
+            (f"UPDATE {s.relay} SET until = {s.now} + :lease WHERE owner = :owner AND scope = :scope", renewal)
+        )
+        if not found:
+            values = f"(:owner, :scope, {s.now} + :lease, :broker)"
+            insert = s.insert_or_ignore(s.relay, "owner, scope, until, broker", values)
+            await self._store.change((insert, {"broker": self._broker[:255], **renewal}))
+        if self.tokens:
+            held, tokens = s.leases(self.tokens)
+            await self._store.change(
                 (
-                    f"SELECT number, owner, token, claimed_to, until < {s.now} AS free FROM {s.lease} "
-                    "WHERE scope = :scope ORDER BY number",
-                    scope,
+                    f"UPDATE {s.lease} SET until = {s.now} + :lease WHERE scope = :scope AND {held}",
+                    {"lease": self._lease, **scope, **tokens},
                 )
             )
-            living = await self._store.rows(
-                (f"SELECT owner FROM {s.relay} WHERE scope = :scope AND until > {s.now}", scope)
+        rows = await self._store.rows(
+            (
+                f"SELECT number, owner, token, claimed_to, until < {s.now} AS free FROM {s.lease} WHERE scope = :scope "
+                f"UNION ALL SELECT NULL, owner, NULL, NULL, NULL FROM {s.relay} "
+                f"WHERE scope = :scope AND until > {s.now}",
+                scope,
             )
-        return rows, [row.owner for row in living]
+        )
+        partitions = sorted((row for row in rows if row.number is not None), key=lambda row: row.number)
+        return partitions, [row.owner for row in rows if row.number is None]
 
     async def take(self, free: Sequence[Any]) -> None:
         """Takes partitions over, as far as nobody else did."""

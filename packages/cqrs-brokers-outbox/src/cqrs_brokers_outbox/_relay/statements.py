@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from cqrs_brokers_outbox.rows import ClaimedRow
 from cqrs_brokers_outbox.schema import DATABASE_TIME, State, Tables
 
 __all__ = ["Parameters", "Statements", "statements_for"]
@@ -20,13 +21,7 @@ Statement = tuple[str, Parameters]
 UNMARKED = f"({State.READY}, {State.WAITING}, {State.REFUSED})"
 """Rows of which one may have been sent without a mark."""
 
-_MESSAGE = ", ".join(
-    f"o.{name}"
-    for name in (
-        *("id", "state", "hash", "topic", "message_key", "message_name", "message_id", "body", "content_type"),
-        *("headers", "made_at", "trace", "attempts", "attempts_unknown"),
-    )
-)
+_MESSAGE = ", ".join(f"o.{name}" for name in ClaimedRow._fields if name != "held")
 
 
 class Statements(ABC):
@@ -73,6 +68,11 @@ class Statements(ABC):
         """A condition on the lease table: one of these partitions, with this token."""
         held = " OR ".join(f"(number = {int(n)} AND token = {int(token)})" for n, token in sorted(tokens.items()))
         return f"({held})", {}
+
+    def ready(self, columns: str, topic: str, conditions: str, limit: int) -> str:
+        """A query for the first rows that are ready, in their order: of all topics, or of one (a condition on it)."""
+        where = f"o.state = {State.READY}{topic}{conditions}"
+        return f"SELECT {columns} FROM {self.messages} o WHERE {where} ORDER BY o.id LIMIT {int(limit)}"
 
     @abstractmethod
     def lock_leases(self, scope: str, partitions: Iterable[int]) -> list[Statement]:
@@ -137,21 +137,21 @@ class Statements(ABC):
         """
         mine, parameters = self._in_partitions(partitions, count)
         parameters |= self._topics or {}
-        ready = f"o.state = {State.READY}{mine}"
+        conditions = mine
         for column, name, numbers in (("o.id", "busy", busy), ("o.hash", "crowded", crowded)):
             if numbers:
                 condition, more = self.without(column, name, numbers)
-                ready += f" AND {condition}"
+                conditions += f" AND {condition}"
                 parameters |= more
-        columns, last = f"{_MESSAGE}, {self._held(count)} AS held", f"ORDER BY o.id LIMIT {int(limit)}"
+        columns = f"{_MESSAGE}, {self._held(count)} AS held"
         if self._topics is None:
-            return f"SELECT {columns} FROM {self.messages} o WHERE {ready} {last}", parameters
+            return self.ready(columns, "", conditions, limit), parameters
         # Topic by topic: an index has the rows of one in their order; those of other relays' topics are not looked at.
         of_topics = " UNION ALL ".join(
-            f"SELECT * FROM (SELECT {columns} FROM {self.messages} o WHERE {ready} AND o.topic = :{name} {last}) {name}"
+            f"SELECT * FROM ({self.ready(columns, f' AND o.topic = :{name}', conditions, limit)}) {name}"
             for name in self._topics
         )
-        return f"SELECT * FROM ({of_topics}) o {last}", parameters
+        return f"SELECT * FROM ({of_topics}) o ORDER BY o.id LIMIT {int(limit)}", parameters
 
     def due(self, partitions: Collection[int], count: int, *, busy: Collection[int], limit: int) -> Statement:
         """Rows that waited long enough, and whether something before them holds them up all the same."""
@@ -274,6 +274,13 @@ class _PostgreSQL(Statements):
         # A hashed subplan: `<> ALL (array)` would compare each row with all of them.
         return f"{column} NOT IN (SELECT unnest({_array(name, 'bigint')}))", {name: _array_text(numbers)}
 
+    def ready(self, columns: str, topic: str, conditions: str, limit: int) -> str:
+        # The statistics of such a table are of another hour: its planner expects a few rows, and would read and sort
+        # all that wait for each claim. In a subquery of its own, and with a limit that the planner does not know, it
+        # goes along the index until it has enough. A subquery's order is kept where nothing else is asked for.
+        inner = f"SELECT * FROM {self.messages} o WHERE o.state = {State.READY}{topic} ORDER BY o.id OFFSET 0"
+        return f"SELECT {columns} FROM ({inner}) o WHERE TRUE{conditions} LIMIT (SELECT {int(limit)})"
+
     def leases(self, tokens: Mapping[int, int]) -> Statement:
         pairs = f"SELECT * FROM unnest({_array('numbers', 'integer')}, {_array('tokens', 'bigint')})"
         parameters = {"numbers": _array_text(tokens), "tokens": _array_text(tokens.values())}
@@ -294,8 +301,9 @@ class _PostgreSQL(Statements):
         return (
             f"UPDATE {self.messages} SET state = {State.SENT}, sent_at = {self.now}, sent_to = :sent_to, "
             "confirmed = v.confirmed, broker_partition = v.broker_partition, broker_offset = v.broker_offset "
-            f"FROM unnest({_array('ids', 'bigint')}, {_array('confirmed', 'boolean')}, "
-            f"{_array('partitions', 'integer')}, {_array('offsets', 'bigint')}) "
+            # Arrays of a length that the planner does not know: it finds rows by their key, not by reading the table.
+            f"FROM unnest((SELECT {_array('ids', 'bigint')}), (SELECT {_array('confirmed', 'boolean')}), "
+            f"(SELECT {_array('partitions', 'integer')}), (SELECT {_array('offsets', 'bigint')})) "
             "AS v(id, confirmed, broker_partition, broker_offset) "
             f"WHERE {self.messages}.id = v.id AND state <> {State.SENT}",
             {

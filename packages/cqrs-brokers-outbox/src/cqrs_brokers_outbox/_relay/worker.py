@@ -15,11 +15,12 @@ import asyncio
 import contextlib
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from operator import attrgetter
 from typing import Any
 
 from cqrs_brokers import Broker, DeliveryError, Receipt
 from cqrs_brokers_outbox.observers import RelayObservers
-from cqrs_brokers_outbox.rows import DamagedRow, message_of
+from cqrs_brokers_outbox.rows import ClaimedRow, DamagedRow, message_of
 from cqrs_brokers_outbox.schema import State
 
 from .keys import Item, Keys
@@ -40,6 +41,7 @@ MARK_STEP = 0.05
 """A receipt waits so long for others, unless there are many: a statement for some rows costs as much as for one."""
 LEASE_STEP = 1.0
 CANCEL_STEP = 1.0
+_NUMBER = attrgetter("id")
 
 
 class Worker:
@@ -196,7 +198,7 @@ class Worker:
             statements.claim(partitions, count, busy=busy, crowded=crowded, limit=self._batch)
         )
         self._more = len(ready) == self._batch or len(due) == self._batch
-        rows = sorted([*due, *ready], key=lambda row: row.id)
+        rows = sorted([ClaimedRow._make(row) for row in (*due, *ready)], key=_NUMBER)
         if not rows:
             return False
         touched = {row.hash % count: tokens[row.hash % count] for row in rows}
@@ -319,16 +321,17 @@ class Worker:
             await _set_within(self._mark_now, MARK_STEP)
             self._to_mark.clear()
             self._mark_now.clear()
-            while self._outcomes:
-                batch = self._outcomes[:CHUNK]
-                if await self._trouble.tried("mark", lambda: self._mark(batch)):  # noqa: B023 - awaited here
-                    del self._outcomes[: len(batch)]
-                    self._keys.marked(outcome.item for outcome in batch)
-                    for outcome in batch:
-                        if outcome.verdict is not Verdict.SENT:
-                            self._keys.failure_marked(outcome.item)
-                            self._to_claim.set()
-                    self._claim_if_useful()
+            ended, self._outcomes = self._outcomes, []  # what ends meanwhile waits for others again
+            for start in range(0, len(ended), CHUNK):
+                batch = ended[start : start + CHUNK]
+                while not await self._trouble.tried("mark", lambda: self._mark(batch)):  # noqa: B023 - awaited here
+                    pass
+                self._keys.marked(outcome.item for outcome in batch)
+                for outcome in batch:
+                    if outcome.verdict is not Verdict.SENT:
+                        self._keys.failure_marked(outcome.item)
+                        self._to_claim.set()
+                self._claim_if_useful()
 
     async def _mark(self, batch: Sequence[Outcome]) -> bool:
         marked = await self._marker.mark(batch, self._leases.count)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import inspect
 import logging
@@ -12,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 
+from cqrs_brokers.arguments import ArgumentParser
 from cqrs_brokers_testkit.conformance._case import CASES
 from cqrs_brokers_testkit.conformance._harness import Harness
 from cqrs_brokers_testkit.conformance._runner import run
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0: the plugin passed. 1: a case failed. 3: no case failed, but not everything was run. 2: wrong usage.
     """
-    parser = argparse.ArgumentParser(prog="python -m cqrs_brokers_testkit", description=__doc__)
+    parser = ArgumentParser(prog="python -m cqrs_brokers_testkit", description=__doc__)
     parser.add_argument("broker", nargs="?", help="a scheme, or the config string of a server that may be written to")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the report as conformance.json")
     parser.add_argument("--table", metavar="FILE", type=Path, help="write the report as a Markdown table")

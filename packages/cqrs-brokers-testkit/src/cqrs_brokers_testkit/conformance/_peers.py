@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
+import struct
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
@@ -20,9 +22,9 @@ class Peer:
 
 @contextlib.asynccontextmanager
 async def peer(
-    answer: bytes = b"", *, tls: ssl.SSLContext | None = None, hangs_up: bool = False
+    answer: bytes = b"", *, tls: ssl.SSLContext | None = None, hangs_up: bool = False, resets: bool = False
 ) -> AsyncIterator[Peer]:
-    """A server that gives every connection this answer, once it was written to, and then nothing more, or hangs up."""
+    """A server that answers whatever is written to it, once, and then says nothing more, hangs up, or resets."""
     here = Peer(0)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -34,7 +36,10 @@ async def peer(
                 if not answered:
                     writer.write(answer)
                     answered = True
-                if hangs_up:
+                if resets:
+                    at_once = struct.pack("ii", 1, 0)
+                    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+                if hangs_up or resets:
                     break
         writer.close()
 

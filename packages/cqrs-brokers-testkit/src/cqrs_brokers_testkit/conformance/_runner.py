@@ -27,6 +27,7 @@ from cqrs_brokers_testkit.conformance import (
     _faults,
     _later,
     _lifecycle,
+    _limits,
     _matching,
     _messages,
     _ordering,
@@ -45,7 +46,7 @@ from cqrs_brokers_testkit.conformance._report import NOT_CHOSEN, CaseResult, Rep
 Progress = Callable[[str], None]
 
 _MODULES = (
-    *(_static, _messages, _values, _refusals, _delivery, _matching, _connecting, _tls, _later),
+    *(_static, _messages, _values, _refusals, _delivery, _matching, _connecting, _tls, _later, _limits),
     *(_ordering, _lifecycle, _processes, _faults, _closing, _queueing, _upkeep, _contract),
 )
 _SECTIONS = ("static", "messages", "refusals", "delivery", "ordering", "lifecycle", "faults", "contract")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import gc
 import threading
@@ -11,6 +10,7 @@ import warnings
 
 from cqrs_brokers import Broker
 from cqrs_brokers.url import BrokerURL, Host
+from cqrs_brokers_testkit.canary import chain, shown
 from cqrs_brokers_testkit.conformance._case import (
     Context,
     NotApplicable,
@@ -27,6 +27,7 @@ from cqrs_brokers_testkit.conformance._connecting import connect_error
 from cqrs_brokers_testkit.conformance._peers import peer
 from cqrs_brokers_testkit.conformance._watching import logs_at_debug
 from cqrs_brokers_testkit.leaks import Leak, no_leaks
+from cqrs_brokers_testkit.proxy import FaultProxy
 from cqrs_brokers_testkit.servers import free_port
 
 _CANARIES = {"the body": "canary-body-51", "the key": "canary-key-52", "a header": "canary-header-53"}
@@ -149,16 +150,14 @@ async def nothing_confidential_is_told_in_trouble(ctx: Context) -> None:
                 with contextlib.suppress(NotApplicable, Unsupported):
                     target = await ctx.once(getattr(ctx.harness, need))
                     told += map(_everything, await asyncio.gather(*send(ctx.open(target.url), target.topic, 2)))
-    leaks = sorted({what for what, canary in _CANARIES.items() for text in [*logs, *told] if canary in text})
+    leaks = shown(_CANARIES, [*logs, *told])
     check(not leaks, f"{' and '.join(leaks)} can be read in log records, warnings or errors")
 
 
 def _everything(outcome: object) -> str:
     """What an error says, with its causes."""
-    texts = [show(outcome)]
-    while isinstance(outcome, BaseException) and (outcome := outcome.__cause__ or outcome.__context__):
-        texts.append(f"{outcome!r} {outcome}")
-    return "\n".join(texts)
+    led_to_it = chain(outcome) if isinstance(outcome, BaseException) else ()
+    return "\n".join([show(outcome), *(f"{each!r} {each}" for each in led_to_it)])
 
 
 @case("lifecycle.failed-connects-leave-nothing", "live", needs=["peer_url"], limit=60.0)
@@ -220,18 +219,17 @@ async def nothing_confidential_is_told_of_a_login(ctx: Context) -> None:
         told.extend(task.get_name() for task in asyncio.all_tasks())
         await broker.close(1.0)
 
-    async with peer() as nobody, peer(_NO_BROKER) as other, peer(b"\xff" * 64) as noise, peer(hangs_up=True) as ended:
-        ports = (nobody.port, other.port, noise.port, ended.port, free_port())
+    async with contextlib.AsyncExitStack() as stack:
+        peers = (peer(), peer(_NO_BROKER), peer(b"\xff" * 64), peer(hangs_up=True), peer(resets=True))
+        ports = [free_port(), *[(await stack.enter_async_context(each)).port for each in peers]]
+        there = next(iter(BrokerURL.parse(ctx.url).hosts), None)
+        if there is not None and there.port is not None:
+            half = await stack.enter_async_context(FaultProxy((there.host, there.port)))
+            half.cut_after(3, "down", by="close")
+            ports.append(half.port)
         with logs_at_debug() as logs:
             await asyncio.gather(*(try_at([Host("127.0.0.1", port)]) for port in ports))
         told += logs
     told.extend(thread.name for thread in threading.enumerate())
-    raw = _LOGIN.encode()
-    forms = (
-        _LOGIN,
-        raw.hex(),
-        base64.b64encode(raw).decode().rstrip("="),
-        base64.b64encode(b"\0somebody\0" + raw).decode(),
-    )
-    leaks = [form for form in forms for text in told if form in text]
-    check(not leaks, "the password can be read in an error, a log record, a warning, a repr or a name")
+    leaks = shown({"the password": _LOGIN}, told)
+    check(not leaks, f"{' and '.join(leaks)} can be read in an error, a log record, a warning, a repr or a name")

@@ -1,0 +1,26 @@
+"""What `cqrs-brokers check` says about `devnull://`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+
+from cqrs_brokers.inspection import Endpoint, Finding, Inspection
+
+__all__ = ["DevnullInspection"]
+
+
+class DevnullInspection(Inspection):
+    """There is no server, and no message arrives."""
+
+    def endpoints(self) -> Sequence[Endpoint]:
+        """None: nothing connects."""
+        return []
+
+    async def server(self, endpoints: Sequence[Endpoint], /) -> AsyncIterator[Finding]:
+        """What it does."""
+        text = "every message is discarded, with a warning in the log, and no receipt is confirmed"
+        yield Finding("server", "warn", "", text, "name a real broker where a message must arrive")
+
+    async def topic(self, topic: str, /) -> AsyncIterator[Finding]:
+        """Every topic is as good as another."""
+        yield Finding("topic", "warn", topic, "messages to it are discarded, as all others")

@@ -1,0 +1,45 @@
+"""What `cqrs-brokers check` says about a string of `memory://`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+
+from cqrs_brokers.inspection import Endpoint, Finding, Inspection
+
+from ._options import MemoryOptions
+
+__all__ = ["MemoryInspection"]
+
+
+class MemoryInspection(Inspection):
+    """There is no server: it says what becomes of messages, and which faults the string plays.
+
+    Args:
+        name: Which one, as in `memory://name`.
+        options: Size and faults.
+    """
+
+    def __init__(self, name: str, options: MemoryOptions) -> None:
+        self._name = name
+        self._options = options
+
+    def endpoints(self) -> Sequence[Endpoint]:
+        """None: nothing connects."""
+        return []
+
+    async def server(self, endpoints: Sequence[Endpoint], /) -> AsyncIterator[Finding]:
+        """What it is, and its script of faults."""
+        text = (
+            f"messages stay in the process that sends them, up to {self._options.capacity}, and are gone with it: "
+            "nobody else reads them"
+        )
+        remedy = "this is for an application's own tests: name a real broker where a message must arrive"
+        yield Finding("server", "warn", self._name, text, remedy)
+        plays = sorted(self._options.model_fields_set & set(vars(self._options.faults)))
+        if plays:
+            text = f"the string plays faults on purpose: {', '.join(plays)}"
+            yield Finding("server", "warn", self._name, text, "leave them out where sends are to succeed")
+
+    async def topic(self, topic: str, /) -> AsyncIterator[Finding]:
+        """Every topic is there."""
+        yield Finding("topic", "ok", topic, "every topic is taken; nothing has to be created")

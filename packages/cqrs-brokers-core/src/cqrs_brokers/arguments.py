@@ -1,0 +1,52 @@
+"""For commands that take config strings: complaints about a command line that quote nothing of it.
+
+What was mistyped may be a string with a password, or a piece of one that a shell took apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
+
+__all__ = ["ArgumentParser", "without_values"]
+
+_OPTION = re.compile(r"(-[a-zA-Z]|--[a-zA-Z][a-zA-Z-]*)")
+
+
+def without_values(complaint: str, given: Iterable[str]) -> str:
+    """A complaint about a command line with "…" in place of what was given. Names of options stay.
+
+    Args:
+        complaint: What a parser says.
+        given: The command line, without the program's name.
+    """
+    hidden: dict[str, str] = {}
+    for argument in given:
+        option = _OPTION.match(argument)
+        name = option[0] if option is not None else ""
+        value = argument[len(name) :].removeprefix("=")
+        if len(value) > 1:  # a letter is no secret
+            hidden |= {argument: f"{name}…", value: "…"}
+    for value in sorted(hidden, key=len, reverse=True):
+        for text in (repr(value), value):
+            # As a word of its own: a value may be short.
+            complaint = re.sub(rf"(?<![\w-]){re.escape(text)}(?![\w-])", hidden[value], complaint)
+    return complaint
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's parser; its errors name options, and show no value."""
+
+    _given: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """See argparse."""
+        self._given = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """See argparse."""
+        super().error(without_values(message, self._given))

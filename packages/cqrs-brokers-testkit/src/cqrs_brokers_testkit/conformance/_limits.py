@@ -1,0 +1,117 @@
+"""Cases about values that are as long as they may be, and about answers that take longer than anybody waits."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+from cqrs_brokers import ConfigError, InvalidMessageError, Message, MessageTooLargeError, Receipt, RejectedError
+from cqrs_brokers.url import BrokerURL, Host
+from cqrs_brokers_testkit.canary import chain, shown
+from cqrs_brokers_testkit.conformance._case import (
+    Context,
+    NotApplicable,
+    case,
+    check,
+    check_receipt,
+    outcome_of,
+    show,
+)
+from cqrs_brokers_testkit.conformance._watching import logs_at_debug
+from cqrs_brokers_testkit.proxy import FaultProxy
+
+_LONGEST = 32_767
+"""Bytes that a key or a header's value may have."""
+_PATIENCE = 16.0
+"""Seconds. Clients give up after 5, 10, 12 or 15."""
+_SENT = 20_000
+"""Bytes of a message that does not get smaller by compression."""
+
+# Written in another form (percent-encoded, escaped in JSON) they have more than 64 KiB.
+_LONG_VALUES = {
+    "letters": "x" * _LONGEST,
+    "percent signs": "%" * _LONGEST,
+    "control characters": "\x01" * _LONGEST,
+    "characters of four bytes": "🎉" * (_LONGEST // 4),
+}
+
+
+@case("messages.longest-values-arrive-or-are-refused", "live", needs=["read_back"])
+async def longest_values_arrive_or_are_refused(ctx: Context) -> None:
+    """A key or header of 32 767 bytes, however long it is when escaped, arrives whole, or its message is refused."""
+    broker, keeps = ctx.open(), ctx.capabilities
+    if not keeps.headers and not keeps.ordering_key:
+        raise NotApplicable("its messages have neither keys nor headers")
+    for what, value in _LONG_VALUES.items():
+        messages: dict[str, Message] = {}
+        if keeps.headers:
+            messages["header"] = ctx.message(await ctx.topic(), headers={"h": value})
+        if keeps.ordering_key:
+            messages["key"] = ctx.message(await ctx.topic(), key=value)
+        for where, message in messages.items():
+            outcome = await outcome_of(broker.send_message(message))
+            if isinstance(outcome, InvalidMessageError | MessageTooLargeError | RejectedError):
+                continue
+            check_receipt(outcome, f"a message whose {where} is {_LONGEST} bytes of {what}")
+            record = await ctx.read_one(message.topic)
+            got = record.headers.get("h") if where == "header" else record.key
+            size = len(got) if isinstance(got, str) else 0
+            check(got == value, f"of a {where} of {len(value)} {what} arrived {size}, or some changed")
+
+
+_CANARIES = {"the body": "canary-body-61", "the key": "canary-key-62", "a header": "canary-header-63"}
+
+
+@case("lifecycle.nothing-confidential-is-told-of-what-is-large", "live")
+async def nothing_confidential_is_told_of_what_is_large(ctx: Context) -> None:
+    """No body, key or header is in an error or log record about a message that is as large as it may be, or larger."""
+    topic, keeps, told = await ctx.topic(), ctx.capabilities, list[str]()
+    body, key, header = ((canary + "x" * _LONGEST)[:_LONGEST] for canary in _CANARIES.values())
+    messages = [ctx.message(topic, body.encode() * times) for times in (28, 40)]
+    if keeps.ordering_key:
+        messages += [ctx.message(topic, key=value) for value in (key, f"{key}x")]
+    if keeps.headers:
+        several = ({"h": header}, {"h": f"{header}x"}, {f"h{n}": header for n in range(29)})
+        messages += [ctx.message(topic, headers=headers) for headers in several]
+    with logs_at_debug() as logs:
+        broker = ctx.open(delivery_timeout=8.0)
+        for message in messages:
+            outcome = await outcome_of(broker.send_message(message))
+            if isinstance(outcome, BaseException):
+                told += [f"{each} {each!r}" for each in chain(outcome)]
+        await broker.close()
+    leaks = shown(_CANARIES, [*logs, *told])
+    check(not leaks, f"{' and '.join(leaks)} can be read in log records, warnings or errors")
+
+
+@case("delivery.time-confirms-nothing", "fault", needs=["hosts_url"], capability="confirms", waits=True)
+async def time_confirms_nothing(ctx: Context) -> None:
+    """No answer comes for 16 s, which is longer than clients are patient: no receipt."""
+    good = BrokerURL.parse(ctx.url).hosts
+    if not good or good[0].port is None:
+        raise NotApplicable("its config string names no host and port")
+    passed = 0
+
+    def count(data: bytes) -> bytes:
+        nonlocal passed
+        passed += len(data)
+        return data
+
+    topic = await ctx.topic()
+    with FaultProxy((good[0].host, good[0].port)) as proxy:
+        url = await ctx.do(lambda: ctx.harness.hosts_url((Host(proxy.host, proxy.port),)))
+        try:
+            broker = ctx.open(url, delivery_timeout=_PATIENCE, connect_timeout=3.0)
+        except ConfigError:
+            raise NotApplicable("its config string takes no such host") from None
+        check_receipt(await outcome_of(broker.send_message(ctx.message(topic))))
+        await ctx.do(lambda: proxy.rewrite(count, "up"))
+        await ctx.do(lambda: proxy.swallow("down"))
+        messages = [ctx.message(topic, os.urandom(_SENT)) for _ in range(3)]
+        sends = [asyncio.ensure_future(outcome_of(broker.send_message(message))) for message in messages]
+        for send in asyncio.as_completed(sends):
+            outcome = await send
+            if isinstance(outcome, Receipt) and passed < _SENT:
+                raise NotApplicable("its connections do not go where its config string says")
+            check(not isinstance(outcome, Receipt), f"no answer came, and a send got {show(outcome)}")
+        await broker.close(1.0)
