@@ -27,7 +27,7 @@ from cqrs_brokers_testkit.conformance._peers import peer
 
 _MIB = 2**20
 _GRACE = 1.0
-_ROUNDS = 10
+_ROUNDS = 18
 """So often a window full of messages is sent into a slow link: more than the sockets on the way can hold."""
 _HALF_AN_HOUR = 1800
 """Seconds. Brokers may refuse messages from farther in the future."""
