@@ -11,11 +11,14 @@ from cqrs_brokers_testkit.conformance._peers import peer
 from cqrs_brokers_testkit.leaks import Leak, Resources, no_leaks
 
 _GRACE = 1.0
-_SIZE = 150_000
-"""Bytes. So many such messages are more than the sockets on the way can hold: the rest waits in the client."""
+_SMALL = (20, 5_000)
+_LARGE = (60, 150_000)
+"""So many messages, of so many bytes, are more than the sockets on the way can hold: the rest waits in the client."""
 
 
-async def _closes(ctx: Context, broken: Callable[[], object], mended: Callable[[], object]) -> None:
+async def _closes(
+    ctx: Context, broken: Callable[[], object], mended: Callable[[], object], sends: tuple[int, int] = _SMALL
+) -> None:
     """Demands that `close(1.0)` with messages in flight is bounded, and leaves nothing."""
     topic = await ctx.topic()
 
@@ -24,7 +27,7 @@ async def _closes(ctx: Context, broken: Callable[[], object], mended: Callable[[
         await broker.send_message(ctx.message(topic))
         await ctx.do(broken)
         try:
-            await _in_time(ctx, broker, topic)
+            await _in_time(ctx, broker, topic, sends)
             if ctx.harness.proxy is not None:  # a driver that lets the socket write on: after the fault it is gone
                 await ctx.wait_for(no_socket_to_the_proxy, 0.5, "a socket is still open after close()")
         finally:
@@ -44,8 +47,8 @@ async def _closes(ctx: Context, broken: Callable[[], object], mended: Callable[[
         check(False, f"after close(): {leak}")
 
 
-async def _in_time(ctx: Context, broker: Broker, topic: str) -> None:
-    messages = [ctx.message(topic, bytes(_SIZE)) for _ in range(60)]
+async def _in_time(ctx: Context, broker: Broker, topic: str, what: tuple[int, int]) -> None:
+    messages = [ctx.message(topic, bytes(what[1])) for _ in range(what[0])]
     sends = [asyncio.ensure_future(outcome_of(broker.send_message(message))) for message in messages]
     await asyncio.sleep(0.2)
     with Clock() as clock:
@@ -68,7 +71,7 @@ def _mend(ctx: Context) -> Callable[[], None]:
 @case("faults.close-while-stalled", "fault", needs=["stall"])
 async def close_while_stalled(ctx: Context) -> None:
     """`close()` is bounded, and leaves nothing, while nothing gets through."""
-    await _closes(ctx, ctx.harness.stall, ctx.harness.resume)
+    await _closes(ctx, ctx.harness.stall, ctx.harness.resume, _LARGE)
 
 
 @case("faults.close-after-a-reset", "fault", needs=["reset"])
@@ -100,4 +103,4 @@ async def close_with_a_silent_peer(ctx: Context) -> None:
     """`close()` is bounded while a connect is under way with a peer that says nothing."""
     async with peer() as nobody:
         url = await ctx.do(lambda: ctx.harness.peer_url(nobody.port))
-        await _in_time(ctx, ctx.open(url), await ctx.topic())
+        await _in_time(ctx, ctx.open(url), await ctx.topic(), _SMALL)

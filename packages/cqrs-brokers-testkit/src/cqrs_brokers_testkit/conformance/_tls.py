@@ -90,7 +90,7 @@ async def tls_is_never_given_up(ctx: Context) -> None:
         for url in urls:
             at_plain = _at(ctx, url, Host(proxy.host, proxy.port))
             answers.clear()
-            await _refused(ctx, ctx.open(at_plain, connect_timeout=1.0, delivery_timeout=1.0), answers)
+            await _refused(ctx, ctx.open(at_plain, connect_timeout=3.0, delivery_timeout=1.0), answers)
     finally:
         await ctx.do(proxy.heal)
     check(_LOGIN.encode() not in seen, "the login went over the wire in plain text")
