@@ -1,6 +1,6 @@
 """A channel in confirm mode that nobody else publishes on: the fast way through aiormq.
 
-`FastChannel` uses of aiormq, beyond its documentation, each with a test in tests/amqp/test_channels.py:
+`FastChannel` uses these undocumented parts of aiormq. Each has a test in tests/amqp/test_channels.py:
 
     Channel.delivery_tag                                        to publish without a task and a lock for each message
     Channel._on_confirm_frame                                   to resolve all that one ack confirms in one loop
@@ -118,7 +118,7 @@ class ConfirmChannel:
         return self._question
 
     def close(self) -> None:
-        """Closes it without waiting; what has no answer on it has none."""
+        """Closes it without waiting. What has no answer on it gets none any more."""
         self.in_flight.clear()
         close_without_waiting(self.channel)
 

@@ -1,7 +1,7 @@
 """aiormq's connection from the inside. Only this module and `_channels` use what aiormq does not document.
 
-What is used beyond its documentation, each with a test in tests/amqp/test_client.py, so that a new aiormq turns a test
-red and not a user:
+These undocumented parts are used. Each has a test in tests/amqp/test_client.py, so that a new aiormq fails in a test
+and not for a user:
 
     Connection._rpc                       to see with which code the server refuses a handshake; for SCRAM
     Connection._credentials_class         to choose between the mechanisms that the server offers
@@ -92,7 +92,7 @@ class Sockets(TransportFactory):
         """What is being done, for the text of a time-out."""
 
     async def open(self) -> None:
-        """Looks up the name, connects and, with TLS, shakes hands. Before aiormq, which would log each failure."""
+        """Looks up the name, connects and, with TLS, shakes hands. aiormq itself would log each failure."""
         loop = asyncio.get_running_loop()
         self.step = "resolving its name"
         addresses = await look_up(self._host, self._port)
@@ -133,7 +133,7 @@ class Sockets(TransportFactory):
         return self._transport is not None and not self._transport.is_closing()
 
     def on_drained(self, drained: Callable[[], None]) -> None:
-        """Has that called each time when the operating system has taken all that was written, after it had not."""
+        """Has that called each time when the operating system has taken all that was written, if it had not before."""
         if self._protocol is not None:
             self._protocol.drained = drained
 
@@ -226,7 +226,7 @@ class Connection(aiormq.Connection):
         return frame
 
     def create_task(self, coro: Any) -> Any:
-        """As aiormq's, which never asks its writer task how it ended: asyncio would complain after every reset."""
+        """As aiormq's, but asks its tasks how they ended. Otherwise asyncio would complain after every reset."""
         task = super().create_task(coro)
         task.add_done_callback(retrieve_exception)
         return task

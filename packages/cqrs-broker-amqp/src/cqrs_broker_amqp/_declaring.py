@@ -106,7 +106,7 @@ class Declarations:
         return True
 
     def again(self, entry: Entry, behind: list[Entry]) -> None:
-        """A message came back because its queue was gone: it goes again, before those behind it, once there is one."""
+        """A message came back because its queue was gone. It goes again before those behind it, once there is one."""
         topic = entry[0].topic
         self._declared.discard(topic)
         waiting = self._of(topic)

@@ -72,7 +72,7 @@ class AMQPDriver(PipelinedDriver):
         self._publisher.bind(link)
 
     def refuse_topic(self, topic: str) -> str | None:
-        """With `declare=queue` the topic must do as a queue's name."""
+        """With `declare=queue` the topic must be a valid name of a queue."""
         if self._settings.options.declare != "queue":
             return None
         if topic.startswith("amq."):

@@ -115,7 +115,7 @@ class NotAMQPError(ConnectionError):
 def scrubbed(error: BaseException | None) -> BaseException | None:
     """An exception of the client as it may be shown as a cause: of the same class, without quoted bytes.
 
-    A frame that cannot be read is quoted by pamqp, and so is one of ours by RabbitMQ.
+    pamqp quotes a frame that it cannot read, and RabbitMQ quotes a frame of ours that it cannot read.
     """
     if isinstance(error, client.ProtocolSyntaxError):
         return type(error)("a frame could not be read")
@@ -228,7 +228,7 @@ def _refused(code: int, reply: str, where: str, *, logged_in: bool) -> ConnectEr
 
 
 def telling(errors: list[ConnectError]) -> ConnectError:
-    """The most telling of a pass: one that a person must fix before one that may pass, else the first."""
+    """The most telling error of a pass: the first one that a person must fix. If there is none, the first one."""
     chosen = next((error for error in errors if error.permanent), errors[0])
     others = [error.text for error in errors if error is not chosen]
     if others:
@@ -260,7 +260,7 @@ def _connection_reply(error: client.ConnectionClosed) -> tuple[int, str]:
 
 
 def forbidden_publish(error: BaseException | None) -> PublishForbiddenError | None:
-    """What the end of the connection means for the only message in flight, when it ended because of that."""
+    """What the end of the connection means for the only message in flight, if that message was the reason for it."""
     if not isinstance(error, client.ConnectionClosed):
         return None
     code, reply = _connection_reply(error)
@@ -383,7 +383,7 @@ def forbidden(reply: str) -> str:
 
 
 def too_large(entry: Entry, frame_max: int, largest_body: int | None) -> MessageTooLargeError | None:
-    """What the server certainly refuses, and with it the messages beside this one."""
+    """The error of a message that the server would certainly refuse, together with the messages beside it; or None."""
     _, _, frames, body, _, _ = entry
     if len(frames) > frame_max and (size := header_frame_size(frames)) > frame_max:
         return MessageTooLargeError(

@@ -1,5 +1,5 @@
 """When aiormq is not as `_channels` needs it: its documented `basic_publish`, the call behind aio-pika's
-`exchange.publish`. As true, but several times slower.
+`exchange.publish`. This way is as true, but several times slower.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What hung up on us: another protocol's server, which can be told from its answer to a question of its own."""
+"""What hung up on us. A server of another protocol shows itself by its answer to a question of that protocol."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What `cqrs-brokers check` learns from RabbitMQ over AMQP. Nothing is published, created or changed.
 
-AMQP shows little to somebody who only looks: whether an exchange or a queue is there. Three questions show more, and
-each does nothing when what it is about is there:
+AMQP shows little to somebody who only looks: whether an exchange or a queue is there. Three questions show more. None
+of them does anything if the thing that it asks about is there:
 
 * a declaration like the one that `declare=` makes at every connection: RabbitMQ names what differs;
 * the same for the queue of a topic, with `declare=queue`;

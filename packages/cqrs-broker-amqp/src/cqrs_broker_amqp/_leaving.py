@@ -24,7 +24,7 @@ class Leaving:
         current: The channel that is published on.
         use: Called with a fresh channel in its place.
         ready: Called with messages that may be sent on the channel in use, before all that is there.
-        expect: Called with the time, in the loop's, by which `look` is to be called again.
+        expect: Called with the time by which `look` is to be called again, in the loop's time.
         lost: Called when the only channel that the server allows is stuck.
     """
 

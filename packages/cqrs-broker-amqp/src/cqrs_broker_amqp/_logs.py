@@ -36,7 +36,7 @@ def safe_reply(text: str) -> str:
     """A reply text of RabbitMQ as it may be shown.
 
     Those about frames (`FRAME_ERROR`, 501, for one) quote the bytes that came over the wire, which may be a body. Only
-    the kinds that speak of names and limits are passed on whole, of the others the name.
+    texts of the kinds that speak of names and limits are passed on whole. Of others only the kind's name is.
     """
     found = _REPLY.match(text)
     if found is None or found[1] in _QUOTES_NOTHING:

@@ -347,7 +347,7 @@ class Publisher:
         return True
 
     def why_late(self, topic: str, *, handed: bool) -> DeliveryError | None:
-        """Why a message has no outcome at its deadline, where there is more to say than that."""
+        """Why a message has no outcome at its deadline, if more is known than that it has none."""
         late = "the broker did not confirm it before the deadline"
         if self._state is State.BLOCKED and handed:
             return DeliveryTimeoutError(f"{late}: {self._alarm}; it reads the message when the alarm is over")

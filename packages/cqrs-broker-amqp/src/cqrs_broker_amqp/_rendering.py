@@ -85,13 +85,13 @@ class Renderer:
         self._names: dict[str, bytes] = {}
 
     def render(self, message: Message) -> tuple[bytes, bytes, bytes]:
-        """The message's id, its frames, and its body when that is not among them because it may need several.
+        """The message's id, its frames, and its body if that may need several frames and so is not among them.
 
         Args:
             message: A validated message.
 
         Raises:
-            InvalidMessageError: A header that RabbitMQ would refuse, and with it the messages beside this one.
+            InvalidMessageError: RabbitMQ would refuse a header, and with it also the messages beside this one.
         """
         body = message.payload_bytes or message.body or b""  # never None: this broker has no tombstones
         size = len(body)

@@ -34,7 +34,7 @@ async def reopen(
     Args:
         session: The connection.
         options: Which exchange, and what is declared.
-        link: Told when that takes long, so that what waits can say why at its deadline.
+        link: Is told when that takes long, so that the errors of waiting messages can say why at their deadlines.
         code: The reply code with which the channel was closed.
         reply: Its text.
         missing: Called with the error for what waits, when the exchange is not there.

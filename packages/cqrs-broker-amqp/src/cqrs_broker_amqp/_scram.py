@@ -34,7 +34,7 @@ class Scram:
         """The first message."""
 
     def answer(self, challenge: str) -> str:
-        """Answers the server: its first message with the proof, its last one, once verified, with nothing.
+        """Answers the server: its first message with the proof. Its last message is verified, and the answer is empty.
 
         Raises:
             _ScramError: The message is not what it must be.

@@ -313,8 +313,8 @@ async def connect(
     """Tries the hosts in turn, starting with number `first`; each gets its share of `connect_timeout`.
 
     With TLS 1.3 a server learns only after the handshake that the client certificate is missing, and its reset may
-    overtake the alert that says so. A node that restarts resets too: so it counts only twice in a row, and only with
-    settings that have never worked (`known` False).
+    overtake the alert that says so. A node that restarts resets too. So a reset counts only if it comes twice in a row,
+    and only with settings that have never worked (`known` False).
 
     Returns:
         The session, its first channel, and the number of its host.

@@ -1,4 +1,4 @@
-"""Where to connect and as whom: what both routes, config string and adapter, come to.
+"""Where to connect and as whom. A config string and an adapter both become these settings.
 
 No network here. Options themselves are in `options`.
 """

@@ -32,7 +32,7 @@ async def declare_exchange(channel: Any, options: AMQPOptions) -> bool:
     """Applies `declare` to the exchange.
 
     Returns:
-        Whether the channel can be published on; RabbitMQ closes it when it may not be looked at.
+        Whether the channel can be published on. RabbitMQ closes the channel if the user may not look at the exchange.
 
     Raises:
         ConnectError: The exchange cannot be declared, is not there, or differs from what is asked; the text says how.

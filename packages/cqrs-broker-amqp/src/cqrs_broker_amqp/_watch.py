@@ -72,7 +72,7 @@ class ConnectionWatch:
         """Whether a message may be written now.
 
         RabbitMQ closes a connection whose client missed two heartbeats. After such a silence, or when the event loop
-        stood still, the news of that may lie in the socket: it is read first.
+        stood still, the news that RabbitMQ closed the connection may be in the socket. So the socket is read first.
 
         Returns:
             None: yes. Else the seconds after which to ask again.

@@ -2,9 +2,10 @@
 
 `_inspection` makes requests of its own from aiokafka's documented classes.
 
-Of aiokafka we use no client and no producer, only one connection at a time: it connects, negotiates versions and logs
-in. A connection for produce requests is ours from then on; aiokafka's reader, which gets nothing any more, still
-notices when it ends. Eight names that aiokafka does not document are used, all of `AIOKafkaConnection`:
+We use no client and no producer of aiokafka, only one connection at a time. The connection connects, negotiates
+versions and logs in. From then on, a connection for produce requests is ours. aiokafka's reader gets nothing from it
+any more, but still notices when it ends. Eight names that aiokafka does not document are used, all of
+`AIOKafkaConnection`:
 
 | name | used for |
 |---|---|
@@ -194,7 +195,7 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
         return _TokenLogin(self._settings)
 
     def send(self, request: Any, expect_response: bool = True) -> Any:
-        """As aiokafka's; of a login it keeps for how long it is good."""
+        """As aiokafka's. It also remembers for how long a login is good."""
         answer = super().send(request, expect_response)
         return self._logged_in(answer) if isinstance(request, SaslAuthenticateRequest) else answer
 

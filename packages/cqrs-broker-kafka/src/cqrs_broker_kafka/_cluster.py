@@ -145,7 +145,7 @@ class Cluster:
         )
 
     async def look_again(self) -> ConnectError | None:
-        """Asks the bootstrap servers whether the cluster is there: its nodes are tried for ever.
+        """Asks the bootstrap servers whether the cluster is still there, because its nodes would be tried for ever.
 
         Returns:
             Why it cannot be used any more; None: it can.

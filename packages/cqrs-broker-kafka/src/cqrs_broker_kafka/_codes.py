@@ -5,8 +5,8 @@ defines, leaves the batch in doubt. The sources are classes of Apache Kafka's br
 request: `ReplicaManager.appendRecords` asks for the partition and its leader, `Partition.appendRecordsToLeader` counts
 the in-sync replicas, `UnifiedLog.append` validates, and only then a byte is written.
 
-A row with `NOT_APPENDED` holds for an answer without a base offset. With one the batch was appended and the leader
-stepped down, or the topic was deleted, while the broker waited for its followers (`DelayedProduce.tryComplete`).
+A row with `NOT_APPENDED` holds for an answer without a base offset. With a base offset the batch was appended, and the
+leader stepped down, or the topic was deleted, while the broker waited for its followers (`DelayedProduce.tryComplete`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Asks the cluster for its nodes, and for the partitions of topics and who leads them.
 
-On a connection of its own: a broker answers the requests of one connection in turn, so behind a produce request that
-waits for its replicas nobody would hear about new leaders. And of several nodes at a time: a frozen one delays nobody.
+It asks on a connection of its own. A broker answers the requests of one connection in turn, so an answer about new
+leaders would wait behind a produce request that waits for its replicas. It asks several nodes at a time, so that a
+frozen one delays nobody.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class Metadata:
         """Something is not known, or has changed: it is asked for soon.
 
         Args:
-            at_once: Also when it was asked for a moment ago: a topic is new.
+            at_once: Ask even if it was asked for a moment ago, because a topic is new.
         """
         self._wanted.set()
         if at_once:
@@ -100,7 +101,7 @@ class Metadata:
         """The first answer of any node.
 
         Args:
-            topics: About these; the nodes are told in any case.
+            topics: The topics to ask about. The answer names the nodes in any case.
 
         Raises:
             OSError, KafkaError, TimeoutError: The last node's failure; none answered.

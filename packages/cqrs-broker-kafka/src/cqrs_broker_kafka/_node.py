@@ -2,8 +2,9 @@
 
 A request leaves when a partition that the node leads has something to send and fewer than five requests are in flight.
 It takes along what all ready partitions have, at most one batch of each; what comes meanwhile makes the next batches
-larger by itself. Of each partition at most one batch is in flight: a broker accepts any first sequence number from a
-producer that it does not know on a partition, so a second batch could overtake the first one when that is refused.
+larger by itself. At most one batch of each partition is in flight. The reason is that a broker accepts any first
+sequence number from a producer that it does not know on a partition. So a second batch could overtake the first one
+when the first one is refused.
 """
 
 from __future__ import annotations

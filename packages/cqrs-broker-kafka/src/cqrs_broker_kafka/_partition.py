@@ -14,13 +14,13 @@
                               │ NO_ID │              │ PAUSED │ ◀─────────────┘
                               └───────┘              └────────┘
 
-The rules that make an outcome true (the broker compares producer id, epoch and sequence numbers of a batch, never its
-content, so that a number that is used again for other records would be a false receipt):
+The broker compares producer id, epoch and sequence numbers of a batch, never its content. So a number that is used
+again for other records would be a false receipt. These rules make an outcome true:
 
 1. One batch at most is in flight. Its sequence numbers are given when it is written, not before.
-2. A batch is *in doubt* when one of its attempts may have been appended. Until then every attempt is proven not
-   appended: its records are taken back and wait like all others (at their deadline they are not delivered), and its
-   numbers are used again.
+2. A batch is *in doubt* when one of its attempts may have been appended. While a batch is not in doubt, every attempt
+   is proven not appended. Then its records are taken back and wait like all others (at their deadline they are not
+   delivered), and its numbers are used again.
 3. A batch in doubt is repeated byte for byte, also when the deadlines of its records have passed.
 4. When a batch in doubt is given up, the next batch has a new epoch, or a new producer id, and begins at sequence 0.
    That also keeps the abandoned batch out of the log from then on: the broker refuses an older epoch.
@@ -68,7 +68,7 @@ class State(Enum):
 
 
 class Producer(Protocol):
-    """What a partition needs around it."""
+    """What a partition needs from its owner, the driver."""
 
     idempotent: bool
     producer_id: int
@@ -118,7 +118,7 @@ class Partition:
     """The records of one partition, in order.
 
     Args:
-        producer: Around it.
+        producer: Its owner.
         topic: The topic's name in UTF-8.
         number: The partition's number.
 
@@ -129,7 +129,7 @@ class Partition:
         leader: The node that leads it; None: not known. Kept by the driver.
         last: The broker's last answer, unless that was a receipt.
         gone: The topic has fewer partitions now, or is gone itself.
-        limit: The topic refuses batches larger than this many bytes; None: not known to.
+        limit: The topic refuses batches larger than this many bytes; None: no such limit is known.
     """
 
     def __init__(self, producer: Producer, topic: bytes, number: int) -> None:

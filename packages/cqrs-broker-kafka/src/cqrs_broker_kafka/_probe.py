@@ -79,7 +79,8 @@ class Finding(NamedTuple):
 
     Attributes:
         error: The error.
-        inferred: It also looks like this when a node restarts or something between us resets the connection.
+        inferred: The failure may mean something else: it looks the same when a node restarts, or when something between
+            us resets the connection.
         host: Which one.
     """
 
@@ -96,7 +97,7 @@ async def first_that_answers(settings: KafkaSettings, *, timeout: float, trusted
     Args:
         settings: Where and how.
         timeout: Seconds, at most.
-        trusted: These settings have worked before: then what can be inferred from a hang-up is not believed.
+        trusted: These settings have worked before. Then an error that is only inferred from a hang-up is not believed.
 
     Raises:
         ConnectError: None answers; the error of the host that says most.

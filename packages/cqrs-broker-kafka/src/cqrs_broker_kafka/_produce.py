@@ -83,7 +83,7 @@ def request_of(
 def split_frames(data: bytes) -> tuple[list[bytes], bytes]:
     """The whole responses in what has arrived, without their sizes, and the rest.
 
-    A size that no response has ends it: an empty response is the last one then.
+    If a size is one that no response has, the split ends, and the last response is an empty one.
     """
     frames: list[bytes] = []
     at = 0

@@ -1,4 +1,4 @@
-"""How a message becomes a Kafka record. The wire table of the documentation; golden vectors in the tests hold it still.
+"""How a message becomes a Kafka record. The wire table of the documentation; golden vectors in the tests check it.
 
 value = body, null for a tombstone; key = `key` in UTF-8, or none; timestamp = `timestamp` in milliseconds
 headers: message-id (UUID as text), message-name, content-type (but not of a tombstone that names none), then the user's

@@ -83,7 +83,7 @@ class Topic:
         return partition
 
     def find(self, key: bytes | None) -> Partition | None:
-        """The partition that most likely holds a message with that key; of keyless ones any that does not go on."""
+        """The partition that most likely holds a message with that key. Without a key: any one that does not go on."""
         if not self.partitions:
             return None
         if key is not None:
@@ -119,7 +119,7 @@ class Topic:
             self.add(record)
 
     def not_found(self, error: DeliveryError, until: float) -> None:
-        """The topic does not exist, or must not be used: what waits fails, and so does what comes until then."""
+        """The topic does not exist, or must not be used: what waits fails, and so does what comes before `until`."""
         self.missing = error
         self.missing_until = until
         self.unknown_since = None
@@ -138,7 +138,7 @@ class Topic:
         return records
 
     def reroute(self, records: Sequence[Record]) -> None:
-        """Proven not appended, and their partition is gone: they go where their keys go now."""
+        """The records are proven not appended, and their partition is gone: they go where their keys go now."""
         for record in records:
             if self.missing is not None and not self.partitions:
                 record[0].fail(self.missing)

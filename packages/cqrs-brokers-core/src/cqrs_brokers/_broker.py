@@ -70,10 +70,11 @@ class Broker(MessageBroker):
     """Sends messages through a driver and tells the truth about each.
 
     Every send ends in one of three ways, at the latest at its deadline: a `Receipt`, a `NotDeliveredError` (the message
-    is not in the broker and never will be from this call) or a `DeliveryUnknownError` (it may be).
+    is not in the broker, and this call will not put it there) or a `DeliveryUnknownError` (the message may be in the
+    broker).
 
-    Made without I/O and without an event loop; the first send connects, or `connect()`, or `async with`. Bound to the
-    event loop in which it connects; when that loop is closed it connects anew in the next one.
+    It is made without I/O and without an event loop. The first send, `connect()` or `async with` connects it. It is
+    bound to the event loop in which it connects. When that loop is closed, it connects anew in the next one.
 
     Args:
         driver: A driver, or any `MessageBroker`.
@@ -82,9 +83,9 @@ class Broker(MessageBroker):
         delivery_timeout: Seconds from the call to the outcome, at most.
         connect_timeout: Seconds for `connect()` and for each attempt; it never extends a delivery's deadline.
         close_timeout: Seconds that `close()` gives to what is in flight.
-        max_in_flight: How many messages the driver holds at most. Two fifths of them while all destinations take
-            messages; when some take nothing, those hold at most half, and the rest is for the others. Further messages
-            wait.
+        max_in_flight: How many messages the driver holds at most. While all destinations take messages, it holds at
+            most two fifths of them. When some destinations take nothing, these hold at most half, and the rest is for
+            the others. Further messages wait.
         max_in_flight_bytes: How many bytes it holds at most, shared out in the same way.
         max_message_bytes: The largest message: body, key and headers together.
         encoder: Encodes payloads that come without `payload_bytes` and without a content type. Default: JSON. A
@@ -207,7 +208,7 @@ class Broker(MessageBroker):
             The receipt.
 
         Raises:
-            NotDeliveredError: The message is not in the broker and never will be from this call.
+            NotDeliveredError: The message is not in the broker, and this call will not put it there.
             DeliveryUnknownError: It may be.
         """
         loop = running_loop()
@@ -347,14 +348,14 @@ class Broker(MessageBroker):
     def refuse(self, message: object, error: Refused) -> Refused:
         """Tells observers of a call that is refused before it reaches `send_message`.
 
-        For what stands between an application and the broker and refuses messages itself, such as a bridge.
+        It is for code between an application and the broker that refuses messages itself, such as a bridge.
 
         Args:
             message: What was to be sent.
             error: Why it is not.
 
         Returns:
-            The error, which names the message and the broker now: to be raised.
+            The error to raise. It names the message and the broker now.
         """
         if error.message_id is None:
             error = self._named(error, message)
@@ -512,7 +513,8 @@ class Broker(MessageBroker):
     def oldest(self) -> tuple[str, float] | None:
         """Topic and age, in seconds, of the message that has been without an outcome for longest; None: there is none.
 
-        What is stuck, where, and since when: while others go on, it is the message to the destination that is stuck.
+        It shows what is stuck, where, and since when. While other destinations go on, the oldest message is one to the
+        destination that is stuck.
         """
         loop, delivery = self._bound.loop, self._window.oldest(self._began)
         return None if loop is None or delivery is None else (delivery.topic, loop.time() - self._began(delivery))

@@ -19,7 +19,7 @@ LOOK = 0.25
 
 
 def stalled_for(due: float, now: float) -> float:
-    """For how long the event loop stood still, in seconds: 0 when a timer that was due then fires now in time."""
+    """For how long the event loop stood still, in seconds. It is 0 if the timer that was due at `due` fires in time."""
     return now - due if now - due > _LATE else 0.0
 
 

@@ -48,8 +48,8 @@ class SyncBroker:
             The receipt.
 
         Raises:
-            NotDeliveredError: The message is not in the broker and never will be from this call. `BrokerClosedError`
-                after `close()`; `WrongLoopError` in a process that was forked after the first send.
+            NotDeliveredError: The message is not in the broker, and this call will not put it there.
+                `BrokerClosedError` after `close()`; `WrongLoopError` in a process that was forked after the first send.
             DeliveryUnknownError: The message may be in the broker.
         """
         if self._forked:  # before the lock, which another thread may have held at the fork

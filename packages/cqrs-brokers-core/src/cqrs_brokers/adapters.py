@@ -10,7 +10,8 @@
             set_log_level(["acme"], acme_log_level, "acme_log_level")
             super().__init__(AcmeDriver(taken.settings), **taken.for_broker())
 
-It serves brokers that an application names instead of a config string. Options and errors are those of the string.
+It serves applications that name a class of a broker instead of a config string. Options and errors are those of the
+string.
 """
 
 from __future__ import annotations
@@ -52,11 +53,12 @@ class Taken(NamedTuple, Generic[O, S]):
 
 
 class ConnectionAdapter(Generic[O, S]):
-    """Connection settings for one broker. No I/O but the files that options name, and no event loop.
+    """Connection settings for one broker. They need no event loop, and no I/O except to read the files that options
+    name.
 
     Args:
         options_type: The plugin's options.
-        settings: Makes what the driver needs of the URL and the options.
+        settings: Makes what the driver needs, from the URL and the options.
         url: Where to connect to.
         options: By name; each overrides the option of the URL.
         value_serializer: Encodes payloads that come without bytes and without a content type. None: JSON.

@@ -153,9 +153,9 @@ class PipelinedDriver(Driver):
         """
 
     def destination(self, message: Message) -> str:
-        """The place where the message goes, of which one can be stuck while others are not. Errors name it.
+        """The place where the message goes. One place can be stuck while others are not. Errors name it.
 
-        While destinations take nothing, `Broker` lets them hold at most half of the messages in flight together.
+        While destinations take nothing, `Broker` lets them hold, all together, at most half of the messages in flight.
         Default: the topic.
         """
         return message.topic
@@ -163,7 +163,7 @@ class PipelinedDriver(Driver):
     def why_late(self, delivery: Delivery, /, *, handed: bool) -> DeliveryError | None:
         """Why a message has no outcome at its deadline, as far as the driver knows. None: it knows no reason.
 
-        Asked by `Broker` while it is connected, for an error that names what the broker said last about the message's
+        `Broker` asks this while it is connected. The error then names what the broker said last about the message's
         destination, instead of "the broker did not take it". The driver keeps the message as before.
 
         Args:

@@ -75,7 +75,7 @@ class Event(BaseModel, Generic[P]):
     def to_dict(self) -> EventBody:
         """The body: every field but `key` and `headers`, ready for JSON, in snake_case and with RFC 3339 times.
 
-        Of an event made with `ECSTEvent.deleted` it is what an outbox must store: `deleted` and the key are in it.
+        For an event made with `ECSTEvent.deleted`, it is what an outbox must store: it has `deleted` and the key.
 
         Raises:
             InvalidMessageError: Something in it has no JSON form, or the event's own code raised.
@@ -98,8 +98,8 @@ class Event(BaseModel, Generic[P]):
         """The event again, from what `to_dict` returned; an outbox rebuilds its rows with it.
 
         The body has neither `key` nor `headers`: an event that goes through an outbox must override `ordering_key()` to
-        keep its order. Fields are found by their names and by their aliases (of an `ECSTEvent`, inside the payload, by
-        both with pydantic 2.14, else as the payload's class says); computed fields are made anew.
+        keep its order. Fields are found by their names and by their aliases. Inside the payload of an `ECSTEvent` both
+        work with pydantic 2.14; with another pydantic the payload's class decides. Computed fields are made anew.
 
         Raises:
             pydantic.ValidationError: A field is missing, wrong or unknown.
@@ -167,8 +167,8 @@ class ECSTEvent(Event[P], Generic[P]):
     def deleted(cls, key: str, **fields: Any) -> Self:
         """Says that what the key stands for is no more: a message with the key and no body.
 
-        A compacted topic then forgets the key. Only a broker with the capability `tombstones` takes it; on every other
-        one publishing it is an `InvalidMessageError`: send an event that says so there.
+        A compacted topic then forgets the key. Only a broker with the capability `tombstones` takes it. On every other
+        broker, publishing it raises an `InvalidMessageError`: send there an event that tells of the deletion.
 
         Args:
             key: The ordering key of what is deleted.

@@ -17,7 +17,7 @@
     │  ├─ ProtocolError                  permanent
     │  └─ TopologyError                  permanent
     └─ DeliveryError                     .message_id .topic .broker
-       ├─ NotDeliveredError              the message is not in the broker and never will be from this call
+       ├─ NotDeliveredError              the message is not in the broker; this call will not put it there
        │  ├─ InvalidMessageError
        │  ├─ MessageTooLargeError
        │  ├─ UnroutableError
@@ -260,7 +260,7 @@ class DeliveryError(BrokerError):
 
 
 class NotDeliveredError(DeliveryError):
-    """The message is not in the broker and never will be from this call."""
+    """The message is not in the broker, and this call will not put it there."""
 
 
 class InvalidMessageError(NotDeliveredError):
@@ -280,7 +280,7 @@ class InvalidMessageError(NotDeliveredError):
         """The error for a message whose own code raised: a serializer, `ordering_key()`, an encoder.
 
         Args:
-            what: Whose code: the subject of the sentence.
+            what: Whose code raised. It is the subject of the text's sentence.
             error: What it raised. It becomes the cause, unless its text quotes the payload, or may.
             content: What must not be quoted: the payload, or whatever holds it.
             message_id: The message's id, if known.
@@ -295,7 +295,8 @@ class InvalidMessageError(NotDeliveredError):
 def safe_cause(error: BaseException | None, content: object = None) -> BaseException | None:
     """The error, or None when it, or what it came from, may quote the content.
 
-    Errors of pydantic and Unicode errors always may. Other errors do when their text has a part of the content in it.
+    Errors of pydantic and Unicode errors always count as such. Another error counts when its text has a part of the
+    content in it.
     """
     one, seen = error, set[int]()
     quotable = None

@@ -26,8 +26,8 @@ server is, and whether a message to a topic would be taken. The hook `inspect_br
             if not await self._client.exists(topic):
                 yield Finding("topic", "fail", topic, "there is no such topic", "create it")
 
-An inspection changes nothing in the broker and publishes nothing. What it cannot find out without that it says too,
-with the level "unseen". Without the hook the command connects, asks for `health()`, and says what nobody looked at.
+An inspection changes nothing in the broker and publishes nothing. It also says what it cannot find out without doing
+so, with the level "unseen". Without the hook the command connects, asks for `health()`, and says what nobody looked at.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class Inspection(ABC):
 
     @abstractmethod
     def endpoints(self) -> Sequence[Endpoint]:
-        """Where the driver connects to, in the order of the string, with the ports that it leaves out. No I/O."""
+        """Where the driver connects to, in the order of the string, each with its port, even a default one. No I/O."""
 
     @abstractmethod
     def server(self, endpoints: Sequence[Endpoint], /) -> AsyncIterator[Finding]:

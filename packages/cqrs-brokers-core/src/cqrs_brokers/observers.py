@@ -53,29 +53,29 @@ class BatchObserver(Protocol):
     """What `Observer.before_batch` returns: it is asked before the messages of one `send_messages`."""
 
     def before_send(self, message: Message, /) -> Mapping[str, HeaderValue] | None:
-        """As `Observer.before_send`, which is not asked for these messages."""
+        """As `Observer.before_send`. For these messages this method is asked, and that one is not."""
 
     def complete(self) -> None:
-        """All messages of the batch were asked for. Outcomes may have come before, and come to `Observer.sent`."""
+        """All messages of the batch were asked for. Their outcomes go to `Observer.sent`; some may have come before."""
 
 
 class Observer:
     """Is told what happens to the messages and to the connection of one broker. Derive from it and write what you need.
 
-    Its methods run in the event loop's thread and must not block; what a `SyncBroker` refuses is told in the caller's
-    thread. `before_send` runs in the context (`contextvars`) of the call, with `SyncBroker` too.
+    Its methods run in the event loop's thread and must not block. But for what a `SyncBroker` refuses, they are called
+    in the caller's thread. `before_send` runs in the context (`contextvars`) of the call, with `SyncBroker` too.
     """
 
     def attached(self, broker: ObservedBroker) -> None:
-        """The broker is made, and this is one of its observers. What it raises, the maker of the broker gets."""
+        """The broker is made, and this is one of its observers. The maker of the broker gets what this raises."""
 
     def before_send(self, message: Message) -> Mapping[str, HeaderValue] | None:
         """Asked before a message is sent, whichever way it is sent: it may add headers.
 
-        Each message that was asked for is told to `sent` once: the same object. The message is validated, encoded, and
-        a copy; it must not be changed. A header that it has already is replaced. When this raises, or the message would
-        be refused because of the headers (names, values, size, a broker without headers), that is logged and the
-        message goes without them.
+        `sent` later gets each message that this method was asked about, once, and as the same object. The message is
+        validated, encoded, and a copy; it must not be changed. A returned header replaces a header of the message that
+        has the same name. When this raises, or the message would be refused because of the headers (names, values,
+        size, a broker without headers), that is logged and the message goes without them.
 
         Returns:
             Headers, or None.
@@ -85,23 +85,25 @@ class Observer:
         """A `send_messages` begins. Runs in the context of the call, before any of its messages is asked for.
 
         Args:
-            count: How many messages it was given. What is refused among them is told to `sent`, and not asked for.
+            count: How many messages it was given. Those of them that are refused go to `sent`, and headers are not
+                asked for.
 
         Returns:
-            What is asked for each of its messages; None: `before_send` is. Also when this raises, which is logged.
+            The object that is asked for headers of each of its messages. None: `before_send` is asked. `before_send` is
+            asked also when this method raises, which is logged.
         """
         return None
 
     def sent(self, message: Message, outcome: Receipt | DeliveryError, elapsed: float) -> None:
         """A call has its outcome. Every call has one, once, at the latest at its deadline.
 
-        Also the calls that were cancelled: a receipt or an error when it is known, else `NotDeliveredError` (it was not
-        handed over) or `DeliveryUnknownError`. And those that were refused here: invalid, too large, a closed broker,
-        another event loop or process.
+        It also gets the calls that were cancelled: a receipt or an error when it is known, else `NotDeliveredError`
+        (the message was not handed over) or `DeliveryUnknownError`. It also gets the calls that were refused here:
+        invalid, too large, a closed broker, another event loop or process.
 
         Args:
-            message: The message. Of what was refused because it is no `Message`, or has no text as topic or name: one
-                without payload, and with the name, topic and id that could be read.
+            message: The message. What was refused may be no `Message`, or have no text as topic or name. Then this is a
+                message without payload, and with the name, topic and id that could be read.
             outcome: What the caller got, or would have got.
             elapsed: Seconds since the call; 0 for what was refused before it was sent.
         """
@@ -128,7 +130,7 @@ class Observers:
     """All observers of one broker; none of them can break a send.
 
     Args:
-        observers: The observers: of an object that does not derive from `Observer`, the methods it has.
+        observers: The observers. If an object does not derive from `Observer`, those methods are called that it has.
         replace_headers: Gives a validated message of a size other headers; returns its size with them.
     """
 

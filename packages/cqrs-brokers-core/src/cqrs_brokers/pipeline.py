@@ -43,11 +43,11 @@ LEAST_SHARE: Final = 0.1
 class Pipeline(Generic[T]):
     """The messages between `submit` and the broker's answers, over one connection at a time.
 
-    The driver puts in each delivery what it is on the wire (`put`), opens the pipeline with each new connection
-    (`open`), and says what the broker answers (`answered`). What it gets back is the delivery, which it confirms or
-    fails. The pipeline does the rest: it hands over as much as the client takes and no more, fails what had no answer
-    when the connection broke, keeps what waited, lets go of what is never answered, and asks a silent broker for a sign
-    of life.
+    The driver puts in each delivery together with its form on the wire (`put`), opens the pipeline with each new
+    connection (`open`), and says what the broker answers (`answered`). `answered` returns the delivery, which the
+    driver confirms or fails. The pipeline does the rest: it hands over as much as the client takes and no more, fails
+    what had no answer when the connection broke, keeps what waited, lets go of what is never answered, and asks a
+    silent broker for a sign of life.
 
     Args:
         lost: Called once for each opened connection that broke, after everything that was handed over has failed. The
@@ -140,7 +140,7 @@ class Pipeline(Generic[T]):
             token: Its number. None: the oldest one without an answer, for a broker that answers in order.
 
         Returns:
-            The delivery, to be confirmed or failed. None when it was let go, or never was.
+            The delivery, to be confirmed or failed. None: it was let go, or there never was one.
 
         Raises:
             ProtocolError: The broker answers what it was not asked. In `read` this ends the connection, as it must.

@@ -380,7 +380,8 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a broker can do. Declared honestly by its driver; the conformance suite checks both ways.
+    """What a broker can do. Its driver declares it honestly: the conformance suite checks both what is declared and
+    what is not.
 
     Attributes:
         confirms: It confirms each message; a `Receipt` is then `confirmed=True`.

@@ -79,8 +79,8 @@ class Tasks:
     """The tasks that one object has started and has to end.
 
     A task that ends leaves by itself. An error in a task is logged by asyncio, as always, until `end()` or `abort()`.
-    asyncio does not log that a task was destroyed while it was pending, which happens to every task of an event loop
-    that is closed without cancelling its tasks: `Broker` warns that it was not closed.
+    asyncio does not log that one of these tasks was destroyed while it was pending. That happens to every task of an
+    event loop that is closed without cancelling its tasks, and there `Broker` warns that it was not closed.
     """
 
     def __init__(self) -> None:

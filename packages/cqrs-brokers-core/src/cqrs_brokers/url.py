@@ -79,8 +79,8 @@ class Host(NamedTuple):
 class BrokerURL:
     """A parsed config string. Immutable. `str` and `repr` show no secret.
 
-    Nor do they show the options behind the first one that is a secret: an unencoded `&` may have made a part of the
-    secret look like an option.
+    They also do not show the options behind the first one that is a secret: an unencoded `&` may have made a part of
+    the secret look like an option.
 
     Make it with `BrokerURL.parse`, `BrokerURL.build` or `replace`, which check it. It can be pickled only when it holds
     no secret.
@@ -92,8 +92,8 @@ class BrokerURL:
         hosts: In the order given; empty for `devnull://`.
         path: Decoded text after the first `/` behind the hosts, or None when there is no `/`: `amqp://h/` has the path
             "", `amqp://h/%2F` has "/", `/a/b` and `/a%2Fb` both have "a/b".
-        query: The options, decoded; the value is a `Secret` where the name says so (`names_a_secret`), or is one that
-            other clients use for a secret, such as `pwd`.
+        query: The options, decoded. A value is a `Secret` if its name says so (`names_a_secret`), or if other clients
+            use that name for a secret, such as `pwd`.
     """
 
     scheme: str

@@ -57,7 +57,7 @@ class BrokerAdapter(protocol.MessageBroker):
         core's and the bridge's events, else the one that python-cqrs gave.
 
         Raises:
-            NotDeliveredError: The message is not in the broker and never will be from this call.
+            NotDeliveredError: The message is not in the broker, and this call will not put it there.
             DeliveryUnknownError: It may be.
         """
         refused: InvalidMessageError

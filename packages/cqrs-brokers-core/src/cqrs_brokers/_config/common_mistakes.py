@@ -58,7 +58,7 @@ FOREIGN_OPTIONS: Final[Mapping[str, str]] = {
 
 
 def common_mistakes(text: object) -> list[str]:
-    """A sentence for each common mistake in the string; none for what is not text, or longer than any config string."""
+    """A sentence for each common mistake in the string. There is none for a value that is not text or is too long."""
     if not isinstance(text, str) or len(text) > MAX_LENGTH:
         return []
     problems = []

@@ -51,7 +51,7 @@ class ResolvedOptions(NamedTuple, Generic[O]):
 
     Attributes:
         options: The validated model.
-        url: The URL with the password in it, wherever it was given.
+        url: The URL. It has the password, even one that was given as a keyword, in a file or in a variable.
         effective: Every option by name, for `Broker.describe()`.
     """
 

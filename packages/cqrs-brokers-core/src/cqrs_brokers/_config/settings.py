@@ -1,4 +1,4 @@
-"""The settings of `Broker`: defaults and ranges, once for its keywords and for the options of config strings."""
+"""The settings of `Broker`. Its keywords and the options of config strings take their defaults and ranges from here."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class Closing:
         self._by = min(self._by, self.loop.time() + timeout)
 
     async def wait(self) -> None:
-        """Waits for the end. A caller that is cancelled meanwhile ends it by force first."""
+        """Waits for the end. If the caller is cancelled meanwhile, the close first ends by force."""
         try:
             await asyncio.wait((self._task,))
         except asyncio.CancelledError:

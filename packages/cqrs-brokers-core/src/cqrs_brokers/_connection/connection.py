@@ -156,7 +156,7 @@ class Connection:
     # -- what Broker asks ---------------------------------------------------------------------------------------------
 
     def want(self, loop: asyncio.AbstractEventLoop) -> NotConnectedError | None:
-        """A message waits: starts connecting unless that is under way.
+        """Starts connecting for a message that waits, unless that is under way.
 
         Returns:
             The error when waiting is useless because connecting failed for good a moment ago.

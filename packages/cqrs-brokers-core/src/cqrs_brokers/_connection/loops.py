@@ -42,7 +42,7 @@ class LoopBinding:
 
 
 def running_loop() -> AbstractEventLoop | None:
-    """The running event loop, or None: also in a forked child, inside a coroutine of the parent."""
+    """The running event loop, or None. It is None in a forked child too, inside a coroutine of the parent."""
     try:
         return get_running_loop()
     except RuntimeError:

@@ -1,7 +1,7 @@
-"""The deadlines of all messages: when one has passed, what its caller is told.
+"""The deadlines of all messages, and what a caller is told when a deadline has passed.
 
-One timer serves them all, not one timeout each: with one timeout for all messages, the order of calls is the order of
-deadlines. While there are calls with timeouts of their own it is not, and the timer looks at every message.
+One timer serves all messages. If all calls have the same timeout, the order of calls is the order of deadlines. While
+there are calls with timeouts of their own, the order may differ, and the timer looks at every message.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Deadlines:
             self._timer = self._loop.call_at(deadline, self.expire)
 
     def expect(self, deadline: float) -> None:
-        """There will be a message with this deadline, which need not be later than those of the messages before it."""
+        """There will be a message with this deadline. It may be earlier than those of the messages before it."""
         self._in_order = False
         when = min(deadline, self._loop.time() + self._timeout)  # calls without a timeout, from now on, are later
         if self._timer is not None and when < self._timer.when():

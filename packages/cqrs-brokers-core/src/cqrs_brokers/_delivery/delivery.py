@@ -51,8 +51,9 @@ class Delivery(Protocol):
     """One message in a driver's hands.
 
     A driver calls `handed_over()` immediately before it gives the message to its client, and then `confirm()` or
-    `fail()` once. For a message that is over (`done`) it may call `release()` instead. It owes one of the four to every
-    delivery, also when the caller has long had its answer.
+    `fail()` once. For a message that is over (`done`) it may call `release()` instead. Every delivery must get
+    `confirm()`, `fail()`, `release()`, or a `handed_over()` that returns False, even if the caller has long had its
+    answer.
     """
 
     @property
@@ -207,7 +208,7 @@ class Sending:
             self._resolve(receipt)
 
     def accept(self, receipt: Receipt | None) -> None:
-        """`confirm` for a driver that only has `send_message`: what that returned says whether it is confirmed."""
+        """`confirm` for a driver that only has `send_message`, whose result says whether the message is confirmed."""
         if self.state != HANDED or self.done:
             self.confirm()
             return
@@ -232,7 +233,7 @@ class Sending:
     # -- Broker's side ------------------------------------------------------------------------------------------------
 
     def submitted(self) -> None:
-        """The driver gets it: it takes its place."""
+        """The driver gets the message, which takes its place."""
         self.state = SUBMITTED
         self._in_flight.pending[self] = False
         self._in_flight.bytes += self.size
@@ -251,7 +252,7 @@ class Sending:
 
     def abandon(self) -> None:
         """The caller was cancelled. What was handed over may still arrive: observers get its outcome when it is known,
-        at the latest at its deadline. All else is over."""
+        at the latest at its deadline. A message that was not handed over is over."""
         places = self._in_flight
         if self.state == HANDED:
             logger.info(
@@ -267,7 +268,7 @@ class Sending:
     def settle(self) -> None:
         """Broker takes the place back from a driver that will not be asked any more.
 
-        Only the deliveries of a closed event loop have no outcome yet: nobody waits for it any more but observers.
+        Only the deliveries of a closed event loop have no outcome yet. Only observers still wait for these outcomes.
         """
         if self in self._in_flight.ended:
             self._release()

@@ -18,7 +18,7 @@ __all__ = ["AwaitedDelivery", "BulkDelivery", "BulkOutcomes", "TimedDelivery"]
 
 
 class AwaitedDelivery(Sending):
-    """The delivery of a `send_message`, which awaits it: also the future that asyncio's task waits for.
+    """The delivery of a `send_message`, which awaits it. It is also the future that asyncio's task waits for.
 
     `asyncio.isfuture` takes it for a future. It supports only what `await` in one task needs, once, and so costs less
     than an `asyncio.Future`.
@@ -55,7 +55,7 @@ class AwaitedDelivery(Sending):
         return outcome  # type: ignore[return-value] # there is one now
 
     def wake_soon(self) -> None:
-        """Lets the task that awaits it go on in the loop's next turn, after those that were to be woken before."""
+        """Lets the task that awaits it go on in the loop's next turn, after the tasks that were to be woken earlier."""
         wakeups = self._wakeups
         if not wakeups.due:
             wakeups.loop.call_soon(wakeups.wake)
@@ -78,7 +78,7 @@ class AwaitedDelivery(Sending):
         self._context = context
 
     def result(self) -> None:
-        """Raises `CancelledError` when the task was cancelled; the outcome is `await`'s."""
+        """Raises `CancelledError` when the task was cancelled. `await` gives the outcome, this method does not."""
         if self._cancelled is not None:
             raise asyncio.CancelledError(*self._cancelled)
 

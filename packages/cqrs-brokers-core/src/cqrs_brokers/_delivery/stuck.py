@@ -1,7 +1,7 @@
 """Destinations that take nothing, and how much of the window they may hold: together at most half.
 
-What was handed over cannot be taken back. So the bound holds only if no more than that is ever with the driver before
-it is known who takes nothing:
+What was handed over cannot be taken back. So the bound holds only if the driver never has more than that before it is
+known which destinations take nothing:
 
 | part of the window | for |
 |---|---|
@@ -9,17 +9,18 @@ it is known who takes nothing:
 | a tenth | trials: single messages for destinations that take nothing |
 | half | nobody, until some take nothing; then for those that go on |
 
-When some take nothing, the others get two fifths of what those left free, and not all of it: so others that stop
-later leave room, too. The driver never holds more than the window, and there is always room for those that go on.
+When some destinations take nothing, the others get two fifths of what those left free, and not all of it. So there is
+still room when another destination stops later. The driver never holds more than the window, and there is always room
+for those that go on.
 
 The window is looked at 0.1 s after messages begin to wait for room, and then once a second while some wait, or some
-destination takes nothing. A destination takes nothing when the driver has let go of none of the messages that it held
-at the look before. Further messages for it wait outside the window, in the order of calls.
+destination takes nothing. A destination takes nothing when the driver has let go of none of its messages that it held
+at the previous look. Further messages for it wait outside the window, in the order of calls.
 
-Of each such destination a few messages go to the driver all the same, one per key: its trials. They show when a
-destination takes messages again whose earlier messages were caught behind those of another destination; without them it
-would seem stuck until their deadlines. The trials have several keys, because a driver may have to keep back the next
-message of a key that was caught.
+Of each such destination a few messages go to the driver all the same, one per key: its trials. The earlier messages of
+a destination may be caught behind those of another destination. Trials show when such a destination takes messages
+again. Without trials it would seem stuck until the deadlines of its earlier messages. The trials have several keys,
+because a driver may have to keep back the next message of a key whose earlier message was caught.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Callers of `send_message` are woken together: one callback in the event loop for all whose outcomes came in its turn.
+"""Callers of `send_message` are woken together: one callback wakes all whose outcomes came in one turn of the loop.
 
 `asyncio.Future` takes a callback for each. With 1 000 sends at a time this saves a tenth of what a message costs.
 """

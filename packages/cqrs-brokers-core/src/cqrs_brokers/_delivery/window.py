@@ -34,8 +34,8 @@ class Window:
     Args:
         in_flight: The places.
         submit: The driver's `submit`.
-        copies: Whether messages that have to wait are copied, so that later changes by the caller have no effect. Not
-            where they are copies already, nor for a driver that gets the caller's own object.
+        copies: Whether messages that have to wait are copied, so that later changes by the caller have no effect. They
+            are not copied if they are copies already, or if the driver gets the caller's own object.
         why_not_taken: Why the broker takes nothing now, or None when it does.
         why_late: The driver's.
         destination: The driver's.
@@ -119,7 +119,7 @@ class Window:
         return False
 
     def expect(self, deadline: float) -> None:
-        """There will be a message with this deadline, which need not be later than those of the messages before it."""
+        """There will be a message with this deadline. It may be earlier than those of the messages before it."""
         self._deadlines.expect(deadline)
 
     def queue(self, deliveries: Sequence[Sending]) -> None:
@@ -129,7 +129,7 @@ class Window:
             self._wait(deliveries)
 
     def keep(self, deliveries: Sequence[Sending]) -> None:
-        """Before their caller gives way to others: those that wait are kept as they are."""
+        """Keeps those that wait as they are. To be called before their caller gives way to others."""
         if self._copies and self._waiting:
             for delivery in deliveries:
                 if delivery.state == QUEUED:

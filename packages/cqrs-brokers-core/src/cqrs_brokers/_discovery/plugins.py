@@ -138,7 +138,8 @@ def load_plugin(scheme: str, distribution: str | None = None) -> Plugin:
         distribution: Only this installed distribution may provide the scheme.
 
     Raises:
-        PluginError: One of the five diagnoses, or a broken contract.
+        PluginError: The scheme is not installed, misspelt, broken, incompatible or claimed twice, or the plugin breaks
+            the contract.
     """
     if distribution is None and scheme in _in_process:
         return _in_process[scheme]

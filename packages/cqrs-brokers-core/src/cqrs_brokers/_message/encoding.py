@@ -1,6 +1,6 @@
 """Turns a payload into bytes: compact JSON in UTF-8. A value that JSON cannot hold is refused, never changed.
 
-What is accepted and what is refused, at every depth alike, is in `jsonable`.
+`jsonable` says what is accepted and what is refused, the same at every depth.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
 The bits come from `os.urandom`, as in `uuid.uuid4`. Ids of a burst are made 256 at a time, which costs less than making
 them one by one.
 
-Ids that are made before they are needed must not outlive the burst: when a process is started several times from one
-snapshot of its memory (a frozen virtual machine or function), each copy would use them. So a pool is used for 5 ms. A
-snapshot that is taken within those 5 ms also holds messages that are being sent, which each copy sends again anyway.
-A fork empties the pool.
+Ids that are made before they are needed must not outlive the burst. A process may be started several times from one
+snapshot of its memory (a frozen virtual machine or function), and each copy would use the same ids. So a pool is used
+for 5 ms. A snapshot that is taken within those 5 ms also holds messages that are being sent, which each copy sends
+again anyway. A fork empties the pool.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _made_ns = 0
 
 
 def new_text(now: int) -> bytes:
-    """The text of a new id. Safe in threads: nobody else has what was taken, or what was made here.
+    """The text of a new id. Safe in threads: no other thread gets an id that was taken or made here.
 
     Args:
         now: `time.time_ns()`.
@@ -82,5 +82,7 @@ def new_message_id() -> UUID:
 
 
 def text_of(message_id: int) -> bytes:
-    """The text of an id, given as `UUID.int`: 8-4-4-4-12 hex digits. Half of what `str(message_id).encode()` costs."""
+    """The text of an id, given as `UUID.int`: 8-4-4-4-12 hex digits. It costs half as much as
+    `str(message_id).encode()`.
+    """
     return b"-".join(_split(hexlify(message_id.to_bytes(16))))

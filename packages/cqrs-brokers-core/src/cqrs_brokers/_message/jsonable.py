@@ -63,7 +63,7 @@ class Refused(Exception):  # noqa: N818 - a signal inside this package, not an e
     """Something in a payload has no JSON form.
 
     Args:
-        text: What is wrong with it: a predicate, whose subject is its path.
+        text: What is wrong with it: a predicate. Its subject is the path.
         cause: What the payload's own code raised.
     """
 

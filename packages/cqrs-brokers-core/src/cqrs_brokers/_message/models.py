@@ -1,8 +1,8 @@
-"""How pydantic models, and pydantic's dataclasses, become JSON: by their own serializers, and all else by the one rule.
+"""How pydantic models and pydantic's dataclasses become JSON: by their own serializers, else by the rule of `jsonable`.
 
-pydantic alone would write NaN as `null`, a secret as asterisks, a key of 1 as "1", and of a subclass only the fields of
-the declared class. So we read the fields of a model and write them as everything else. pydantic's schema of the class
-says, once, what the class asks for:
+pydantic alone would write NaN as `null`, a secret as asterisks, and a key of 1 as "1". Of a subclass it would write
+only the fields of the declared class. So we read the fields of a model and write them as everything else. pydantic's
+schema of the class says, once, what the class asks for:
 
 * names: the fields'; with `serialize_by_alias` in the model's configuration, the serialization aliases;
 * `exclude=True`: left out; computed fields: written; extra fields (`extra="allow"`): written;

@@ -9,7 +9,7 @@ __all__ = ["TOMBSTONE", "Tombstone"]
 
 @final
 class Tombstone:
-    """The type of `TOMBSTONE`, of which there is one."""
+    """The type of `TOMBSTONE`, which is its only instance."""
 
     __slots__ = ()
 

@@ -41,7 +41,7 @@ class Validator:
     Args:
         address: The broker's redacted URL, for errors.
         capabilities: What its driver can do; a message that needs more is refused, not silently reduced. None: the
-            broker declares nothing: it is given headers of text, and no key.
+            broker declares nothing, and is given headers of text and no key.
         refuse_topic: Why the broker cannot have a topic, or None.
         max_message_bytes: The most that body, key and headers may have together.
     """
@@ -112,7 +112,7 @@ class Validator:
         return size
 
     def replace_headers(self, message: Message, headers: Mapping[str, HeaderValue], size: int) -> int:
-        """Gives a message that was checked other headers, or leaves it as it is and raises.
+        """Gives other headers to a message that was checked, or leaves the message as it is and raises.
 
         Args:
             message: The message.
