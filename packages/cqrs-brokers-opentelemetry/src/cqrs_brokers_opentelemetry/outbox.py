@@ -56,6 +56,18 @@ class OutboxObserver(RelayObserver):
             names.OUTBOX_UNSENT, [self._unsent], unit="{message}", description="Rows that are not sent, by topic."
         )
         meter.create_observable_gauge(
+            names.OUTBOX_PARKED_ROWS,
+            [self._parked_rows],
+            unit="{message}",
+            description="Rows that are parked, by topic.",
+        )
+        meter.create_observable_gauge(
+            names.OUTBOX_REFUSED_ROWS,
+            [self._refused_rows],
+            unit="{message}",
+            description="Rows that stand for a topic that is refused as a whole, by topic.",
+        )
+        meter.create_observable_gauge(
             names.OUTBOX_PARTITIONS,
             [lambda _: [Observation(self._partitions)]],
             unit="{partition}",
@@ -93,7 +105,17 @@ class OutboxObserver(RelayObserver):
         return [Observation(age, {names.DESTINATION: topic}) for topic, age in oldest.items()]
 
     def _unsent(self, _: CallbackOptions) -> Iterable[Observation]:
-        rows: dict[str, int] = {}
-        for lag in self._lag:
-            rows[lag.topic] = rows.get(lag.topic, 0) + lag.rows
-        return [Observation(count, {names.DESTINATION: topic}) for topic, count in rows.items()]
+        return _by_topic((lag.topic, lag.rows) for lag in self._lag)
+
+    def _parked_rows(self, _: CallbackOptions) -> Iterable[Observation]:
+        return _by_topic((lag.topic, lag.parked) for lag in self._lag if lag.parked)
+
+    def _refused_rows(self, _: CallbackOptions) -> Iterable[Observation]:
+        return _by_topic((lag.topic, lag.refused) for lag in self._lag if lag.refused)
+
+
+def _by_topic(counts: Iterable[tuple[str, int]]) -> list[Observation]:
+    rows: dict[str, int] = {}
+    for topic, count in counts:
+        rows[topic] = rows.get(topic, 0) + count
+    return [Observation(count, {names.DESTINATION: topic}) for topic, count in rows.items()]
