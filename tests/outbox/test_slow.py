@@ -54,7 +54,7 @@ async def test_a_topic_without_answers_holds_up_no_other(database: Database, pip
     driver = StuckBroker(lambda message: message.topic == "lonely")
     await store(database, *[numbered(n, f"k{n % 7}", topic) for n in range(70) for topic in ("lonely", "orders")])
     async with opened(driver, TIMEOUT) as broker:
-        async with Relay(database.engine(), broker, database.outbox, pipeline_keys=pipeline):
+        async with Relay(database.engine(), broker, database.outbox, pipeline_keys=pipeline, close_timeout=2):
             await until(sent_of(database, "orders"))
             await store(database, *[numbered(n, f"k{n % 7}", "orders") for n in range(70, 140)])
             await until(sent_of(database, "orders"))
@@ -73,7 +73,7 @@ async def test_many_rows_of_a_topic_without_answers_leave_room_for_others(databa
     await store(database, *[numbered(n, f"k{n}", "lonely") for n in range(500)])
     await store(database, *[numbered(n, f"k{n % 20}", "orders") for n in range(300)])
     async with opened(driver, TIMEOUT) as broker:
-        async with Relay(database.engine(), broker, database.outbox, batch=50) as running:
+        async with Relay(database.engine(), broker, database.outbox, batch=50, close_timeout=2) as running:
             await until(sent_of(database, "orders"))
             assert (await running.health()).in_flight < 500
             driver.release.set()
