@@ -28,6 +28,8 @@ HARNESSES: Mapping[str, type[Harness]] = {
     "kafka": KafkaHarness,
 }
 AT_ONCE = 8
+PATIENCE = 1800.0
+"""Seconds for one mutant with all cases: with one that answers nothing, most cases wait until their own limit."""
 REFERENCE = ROOT / "docs" / "reference"
 COMMAND = "python -m tests.conformance.documents"
 
@@ -137,7 +139,7 @@ def run_mutants(file: Path) -> bool:
     matrix = written_matrix(file.read_text(encoding="utf-8") if file.exists() else "")
     missing = [name for name, cases in matrix.items() if cases is None]
     for start in range(0, len(missing), AT_ONCE):
-        for name, ran in run_many(dict.fromkeys(missing[start : start + AT_ONCE], ()), AT_ONCE).items():
+        for name, ran in run_many(dict.fromkeys(missing[start : start + AT_ONCE], ()), AT_ONCE, PATIENCE).items():
             if isinstance(ran, Exception):
                 raise RuntimeError(f"{name} did not run") from ran
             matrix[name] = [case for case, status in ran.statuses.items() if status == "failed"]

@@ -315,12 +315,14 @@ def run_apart(name: str, only: Sequence[str], timeout: float = 400.0) -> Ran:
         raise RuntimeError(f"{name} ended with {done.returncode}: {done.stderr[-2000:]}") from None
 
 
-def run_many(jobs: Mapping[str, Sequence[str]], at_once: int = 6) -> dict[str, Ran | Exception]:
+def run_many(
+    jobs: Mapping[str, Sequence[str]], at_once: int = 6, timeout: float = 400.0
+) -> dict[str, Ran | Exception]:
     """Runs several mutants, a few at a time; a failure to run stands in the place of what it came to."""
 
     def one(job: tuple[str, Sequence[str]]) -> tuple[str, Ran | Exception]:
         try:
-            return job[0], run_apart(*job)
+            return job[0], run_apart(*job, timeout=timeout)
         except Exception as error:
             return job[0], error
 

@@ -148,7 +148,7 @@ class Around:
     def spend_id(self, producer_id: int) -> None:
         self.wants_id = True
 
-    def reroute(self, partition: Partition, records: Any) -> None:
+    def left(self, partition: Partition, records: Any) -> None:
         self.rerouted += records
 
     def new_id(self) -> None:

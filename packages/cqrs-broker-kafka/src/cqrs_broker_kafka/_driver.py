@@ -124,10 +124,10 @@ class KafkaDriver(PipelinedDriver):
             if topic is None:
                 topic = topics[delivery.topic] = Topic(delivery.topic, self._new_partition)
             record = make(delivery)
-            if topic.partitions:
+            if topic.is_open:
                 topic.partition(record[2]).add(record)
             else:
-                self._without_partitions(topic, record)
+                self._keep(topic, record)
         if self._timer is None:
             self._last_answer = self._loop.time()
             self._timer = self._loop.call_later(TICK, self._tick)
@@ -141,7 +141,8 @@ class KafkaDriver(PipelinedDriver):
                 self._flush_due = True
                 self._loop.call_soon(self.flush)
 
-    def _without_partitions(self, topic: Topic, record: Record) -> None:
+    def _keep(self, topic: Topic, record: Record) -> None:
+        """The topic is not open: the record waits, or there is no such topic."""
         if topic.missing is not None and self._loop.time() < topic.missing_until:
             record[0].fail(topic.missing)
             return
@@ -207,11 +208,11 @@ class KafkaDriver(PipelinedDriver):
         if self._cluster is not None:
             self._cluster.renew_id()
 
-    def reroute(self, partition: Partition, records: Sequence[Record]) -> None:
+    def left(self, partition: Partition, records: Sequence[Record]) -> None:
         """See `_partition.Producer`."""
         topic = self.topics.get(partition.topic.decode())
         if topic is not None:
-            topic.reroute(records)
+            topic.left(records)
 
     def resume(self, state: State) -> None:
         """Partitions in that state go on."""

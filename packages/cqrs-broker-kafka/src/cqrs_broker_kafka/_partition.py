@@ -91,8 +91,9 @@ class Producer(Protocol):
     def spend_id(self, producer_id: int) -> None:
         """A partition needs another producer id than this one: `resume()` it when there is one."""
 
-    def reroute(self, partition: Partition, records: Sequence[Record]) -> None:
-        """The partition is gone and these records are proven not appended: they go where their keys go now."""
+    def left(self, partition: Partition, records: Sequence[Record]) -> None:
+        """The partition is gone and its last batch has ended. These records are proven not appended: they go where
+        their keys go now."""
 
 
 class Batch:
@@ -167,7 +168,11 @@ class Partition:
             self._get_ready()
 
     def _get_ready(self) -> None:
-        if self.batch is None and not self.pending:
+        if self.gone and self.batch is None:
+            self.state = State.IDLE
+            left, self.pending = list(self.pending), deque()
+            self._producer.left(self, left)
+        elif self.batch is None and not self.pending:
             self.state = State.IDLE
         else:
             self.state = State.READY
@@ -361,12 +366,8 @@ class Partition:
 
     def _pause(self, row: Row | None) -> None:
         self.state = State.PAUSED
-        if self.gone and self.batch is None:
-            self.state = State.IDLE
-            left, self.pending = list(self.pending), deque()
-            self._producer.reroute(self, left)
-        elif self.batch is None and not self.pending:
-            self.state = State.IDLE
+        if self.batch is None and (self.gone or not self.pending):
+            self._get_ready()
         else:
             self._producer.paused(self, row)
 
@@ -380,10 +381,7 @@ class Partition:
         if self._suspects:
             self._acquit(len(batch.records))
         self._fail(batch.records, error)
-        if self.gone:
-            self._pause(None)
-        else:
-            self._get_ready()
+        self._get_ready()
 
     @staticmethod
     def _fail(records: Sequence[Record], error: DeliveryError) -> None:

@@ -40,7 +40,9 @@ class Topic:
 
     Attributes:
         partitions: Empty while their number is not known.
-        waiting: Messages that came meanwhile, in order.
+        is_open: Records go to partitions now. They do not while the number of partitions is not known, and while a
+            batch for a partition that is gone has no outcome: its records may have to go elsewhere, before later ones.
+        waiting: Records that came while the topic was not open, in order.
         unknown_since: When a node first said that there is no such topic; None: none has. In the event loop's time.
         missing: The error of messages while the topic is taken for missing; None: it never was.
         missing_until: Until then, in the event loop's time.
@@ -49,6 +51,7 @@ class Topic:
     def __init__(self, name: str, new_partition: Callable[[bytes, int], Partition]) -> None:
         self.name = name
         self.partitions: list[Partition] = []
+        self.is_open = False
         self.waiting: list[Record] = []
         self.unknown_since: float | None = None
         self.missing: DeliveryError | None = None
@@ -90,13 +93,6 @@ class Topic:
             return self.partition(key)
         return next((each for each in self.partitions if each.stuck), None)
 
-    def add(self, record: Record) -> None:
-        """Queues a record for its partition."""
-        if self.partitions:
-            self.partition(record[2]).add(record)
-        else:
-            self.waiting.append(record)
-
     def found(self, count: int) -> None:
         """The topic has so many partitions.
 
@@ -104,19 +100,24 @@ class Topic:
         were waiting for a partition that is gone are mapped anew.
         """
         self.missing = self.unknown_since = None
-        if count == len(self.partitions):
-            return
-        self._partition_of.clear()
-        self._sticky = 0
-        homeless = self._leave(self.partitions[count:])
-        del self.partitions[count:]
-        for number in range(len(self.partitions), count):
-            partition = self._gone.pop(number, None) or self._new_partition(self.name.encode(), number)
-            partition.gone = False
-            self.partitions.append(partition)
-        waiting, self.waiting = homeless + self.waiting, []
-        for record in waiting:
-            self.add(record)
+        if count != len(self.partitions):
+            self._partition_of.clear()
+            self._sticky = 0
+            self.waiting[:0] = self._leave(self.partitions[count:])
+            del self.partitions[count:]
+            for number in range(len(self.partitions), count):
+                partition = self._gone.pop(number, None) or self._new_partition(self.name.encode(), number)
+                partition.gone = False
+                self.partitions.append(partition)
+        self._open()
+
+    def _open(self) -> None:
+        """Lets what waits go to partitions, unless records before it are on their way to a partition that is gone."""
+        self.is_open = bool(self.partitions) and not self.gone()
+        if self.is_open:
+            waiting, self.waiting = self.waiting, []
+            for record in waiting:
+                self.partition(record[2]).add(record)
 
     def not_found(self, error: DeliveryError, until: float) -> None:
         """The topic does not exist, or must not be used: what waits fails, and so does what comes before `until`."""
@@ -124,6 +125,7 @@ class Topic:
         self.missing_until = until
         self.unknown_since = None
         left, self.partitions = self.partitions, []
+        self.is_open = False
         records = self._leave(left) + self.waiting
         self._partition_of.clear()
         self.waiting = []
@@ -137,13 +139,18 @@ class Topic:
             records += partition.leave()
         return records
 
-    def reroute(self, records: Sequence[Record]) -> None:
-        """The records are proven not appended, and their partition is gone: they go where their keys go now."""
-        for record in records:
-            if self.missing is not None and not self.partitions:
+    def left(self, records: Sequence[Record]) -> None:
+        """A partition that is gone has nothing on its way any more.
+
+        Args:
+            records: Proven not appended: they go where their keys go now, before records that came later.
+        """
+        if self.missing is not None and not self.partitions:
+            for record in records:
                 record[0].fail(self.missing)
-            else:
-                self.add(record)
+        else:
+            self.waiting[:0] = records
+            self._open()
 
     def purge(self) -> None:
         """Lets go of messages whose callers have their outcome."""
