@@ -176,7 +176,7 @@ def test_ctrl_c_ends_a_send_with_a_report(tmp_path: Path) -> None:
 def test_ctrl_c_ends_a_check() -> None:
     """Without a traceback."""
     with terminal("check", "memory://x?latency=60s", "-t", "orders", "--send", "--timeout", "60") as session:
-        session.read_until("? topic")
+        session.read_until("every topic is taken")
         session.press("\x03")
         assert session.wait() == 130
     assert "Traceback" not in session.text
