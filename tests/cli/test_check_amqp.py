@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -106,6 +109,10 @@ def test_a_log_in_that_is_refused(node: RabbitMQNode, arguments: dict[str, str],
     said = check(node.url_for(**arguments), "-t", "orders")  # type: ignore[arg-type]
     assert said.code == 7
     assert says in said.only(step, "fail")
+    (finding,) = said.findings(step, "fail")
+    assert finding["remedy"]
+    assert finding["remedy"] not in finding["text"]
+    assert ".:" not in finding["text"]
     assert "not looked at" in said.only("topic", "unseen") or step == "access"
     assert PASSWORD not in said.out
 
@@ -218,11 +225,31 @@ def test_a_certificate_that_is_not_verified(node: RabbitMQNode, listeners: dict[
     assert "signed by cqrs-brokers ca" in said.only("tls", "warn")
 
 
-def test_plain_text_to_a_tls_port(node: RabbitMQNode, listeners: dict[str, int]) -> None:
-    """The plugin says it: the name and the port are right."""
-    said = check(node.url_for(port=listeners["good"]))
-    assert said.code in (5, 8)
-    assert any("TLS" in finding["text"] for finding in said.json["findings"] if finding["level"] == "fail")
+@pytest.mark.parametrize("listener", ["good", "mutual"])
+def test_plain_text_to_a_tls_port(node: RabbitMQNode, listeners: dict[str, int], listener: str) -> None:
+    """Waiting does not help, and the exit code says so."""
+    said = check(node.url_for(port=listeners[listener]))
+    assert said.code == 6
+    assert "is a TLS port" in said.only("tls", "fail")
+
+
+def test_a_port_that_ends_every_connection() -> None:
+    """It may be a server that starts: waiting may help."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def hang_up() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    listening.accept()[0].close()
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        try:
+            said = check(f"amqp://127.0.0.1:{listening.getsockname()[1]}/", "--timeout", "5")
+        finally:
+            listening.shutdown(socket.SHUT_RDWR)
+            thread.join()
+    assert said.code == 5
 
 
 # -- what is wrong with a topic ---------------------------------------------------------------------------------------
@@ -290,7 +317,7 @@ def test_a_queue_that_is_missing_or_of_another_kind(node: RabbitMQNode, unique_n
     assert check(node.url_for(declare="queue"), "-t", queue, "--send").code == 0
     there = check(node.url_for(exchange=""), "-t", queue)
     assert there.code == 0
-    assert "1 messages in it, 0 consumers" in there.findings("topic", "ok")[1]["text"]
+    assert "1 message in it, 0 consumers" in there.findings("topic", "ok")[1]["text"]
     other = check(node.url_for(declare="queue", queue_type="quorum"), "-t", queue)
     assert other.code == 9
     assert "x-queue-type" in other.only("topic", "fail")

@@ -391,3 +391,33 @@ def test_nothing_is_sent_where_something_failed(install: Install, listening: int
     assert said.code == 9
     assert [message["topic"] for message in said.json["messages"]] == ["good"]
     assert said.findings("send", "unseen")[0]["subject"] == "bad"
+
+
+# -- the last line, and what the lines are about ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("topic", "last"),
+    [
+        ("", "all is well; 0 to look at, 0 not looked at"),
+        ('yield Finding("topic", "unseen", topic, "its queues")', "no failure; 0 to look at, 1 not looked at"),
+        ('yield Finding("topic", "warn", topic, "it is small")', "no failure; 1 to look at, 0 not looked at"),
+        ('yield Finding("topic", "fail", topic, "gone")', "1 of 7 findings failed; 0 to look at, 0 not looked at"),
+    ],
+)
+def test_the_last_line_says_no_more_than_was_seen(install: Install, listening: int, topic: str, last: str) -> None:
+    """All is well only if there is nothing to look at, and nothing that nobody looked at."""
+    install(inspecting(topic=topic or "pass"))
+    said = run("check", "--timeout", "30", f"acme://127.0.0.1:{listening}", "-t", "orders")
+    assert said.out.splitlines()[-1] == last
+
+
+@pytest.mark.parametrize("topic", ["o", "orders", "message"])
+def test_a_finding_about_a_topic_names_it_first(topic: str) -> None:
+    """Of a failed send too, and though the topic's name is a part of the text's words."""
+    said = run("check", "memory://orders?fail=1", "-t", topic, "--send")
+    lines = [line.split(maxsplit=2) for line in said.out.splitlines()]
+    assert [(step, text.split()[0]) for _, step, text in lines if step in ("topic", "send")] == [
+        ("topic", f"{topic}:"),
+        ("send", f"{topic}:"),
+    ]

@@ -70,19 +70,20 @@ def test_a_string_that_works(cluster: KafkaCluster, unique_name: Name) -> None:
     cluster.create_topic(topic, partitions=3)
     said = check(cluster.url, "-t", topic)
     assert said.code == 0
-    assert "MkU3OEVBNTcwNTJENDM2Qg has 1 nodes" in said.only("access", "ok")
+    assert "MkU3OEVBNTcwNTJENDM2Qg has 1 node" in said.only("access", "ok")
     reached, version = said.findings("server", "ok")
     assert reached["subject"] == f"node 1 at {cluster.bootstrap_servers}"
     is_new = tuple(map(int, cluster.version.split(".")[:2])) >= (4, 1)
     known = "4.1 or newer" if is_new else "3.8, and not those of 4.0"
     assert f"it knows the requests of {known}" in version["text"]
     seen = texts(said, "ok")
-    assert "there are 3 partitions with 1 replicas each" in seen
+    assert "it has 3 partitions with 1 replica each" in seen
     assert "the user may write to it" in seen
     assert "max.message.bytes=1048588" in seen
     limited = "limits of time stamps: after.max.ms=3600000, before.max.ms=unlimited"
     assert (limited in seen) is is_new  # Kafka before 4.0 has no limit of its own
     assert "messages are on one node only" in texts(said, "warn")
+    assert said.only("server", "unseen").startswith("quotas: ")
     assert drain_topic(cluster.reader_bootstrap_servers, topic, 0) == []
 
 
@@ -115,6 +116,7 @@ def test_a_wrong_password(cluster: KafkaCluster) -> None:
     said = check(as_alice(cluster, "wrong-password"), "-t", "orders")
     assert said.code == 7
     assert "refuses the user or the password" in said.only("login", "fail")
+    assert said.findings("login", "fail")[0]["remedy"].startswith("check both")
     assert "wrong-password" not in said.out
 
 
@@ -130,6 +132,13 @@ def test_tls_to_a_plain_listener(cluster: KafkaCluster, certificates: Certificat
     said = check(f"{cluster.url}?security_protocol=SSL&ssl_cafile={certificates.ca}", "--timeout", "3")
     assert said.code == 6
     assert "TLS port" in said.only("tls", "fail")
+
+
+def test_plain_text_to_a_tls_listener(cluster: KafkaCluster) -> None:
+    """Waiting does not help, and the exit code says so."""
+    said = check(f"kafka://{cluster.bootstrap('SSL')}")
+    assert said.code == 6
+    assert "is a TLS port" in said.only("tls", "fail")
 
 
 def test_an_authority_that_is_not_trusted(cluster: KafkaCluster, certificates: Certificates) -> None:
@@ -189,7 +198,7 @@ def test_more_in_sync_replicas_are_needed_than_there_can_be(cluster: KafkaCluste
     cluster.create_topic(topic, config={"min.insync.replicas": "2"})
     said = check(cluster.url, "-t", topic, "--send")
     assert said.code == 9
-    assert "1 of 1 replicas are in sync, min.insync.replicas=2" in said.only("topic", "fail")
+    assert "1 of 1 replica in sync, min.insync.replicas=2" in said.only("topic", "fail")
     assert said.json["messages"] == []
 
 
@@ -234,7 +243,7 @@ def test_replicas_that_are_away(kafka_nodes: KafkaCluster, unique_name: Name) ->
     kafka_nodes.create_topic(thin, replication=3)
     said = check(kafka_nodes.url, "-t", topic, "-t", thin)
     assert said.code == 0
-    assert "3 of 3 replicas are in sync, min.insync.replicas=2" in texts(said, "ok")
+    assert "3 of 3 replicas in sync, min.insync.replicas=2" in texts(said, "ok")
     assert "a confirmed message may be on one node only" in texts(said, "warn")
     away = kafka_nodes.nodes[2]
     away.kill()

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -182,6 +183,12 @@ async def test_a_quota_is_seen_and_honoured(kafka_node: KafkaCluster, unique_nam
             health = await broker.health()
             assert health.ok
             assert health.reason.startswith("throttled")
+            left = []
+            while len(left) < 5 and health.reason.startswith("throttled"):
+                left.append(_left(health.reason))
+                await asyncio.sleep(0.12)
+                health = await broker.health()
+            assert any(later < earlier for earlier, later in pairwise(left))
             outcomes = await asyncio.gather(*sends, return_exceptions=True)
             late = [outcome for outcome in outcomes if isinstance(outcome, BackpressureError)]
             assert late
@@ -194,6 +201,11 @@ async def test_a_quota_is_seen_and_honoured(kafka_node: KafkaCluster, unique_nam
     assert len(ids) == len(set(ids))
     assert not {str(o.message_id) for o in outcomes if isinstance(o, NotDeliveredError)} & set(ids)
     assert {str(o.message_id) for o in outcomes if isinstance(o, Receipt)} <= set(ids)
+
+
+def _left(reason: str) -> float:
+    """For how many seconds more the node reads nothing; a new answer may prolong it."""
+    return float(reason.partition(" for ")[2].partition(" s ")[0])
 
 
 def set_quota(kafka: KafkaCluster, rate: float | None) -> None:

@@ -158,7 +158,7 @@ def _connect_error(error: BaseException, where: str, options: AMQPOptions | None
         return _refused(ACCESS_REFUSED, str(error), where, logged_in=False)
     if isinstance(error, client.AuthenticationError):
         return AuthenticationError(
-            f"{where} offers neither PLAIN nor SCRAM-SHA-256: enable one of them there, or connect with TLS"
+            f"{where} offers neither PLAIN nor SCRAM-SHA-256", remedy="enable one of them there, or connect with TLS"
         )
     # The client wraps what the operating system said.
     root = error.__cause__ if isinstance(error, client.AMQPConnectionError) and error.__cause__ else error
@@ -169,15 +169,16 @@ def _connect_error(error: BaseException, where: str, options: AMQPOptions | None
     if options is not None and (found := tls_error(root, where, options)) is not None:
         return found
     if isinstance(root, socket.gaierror):
-        return UnreachableError(f"the name of {where} cannot be resolved: check the host name and DNS")
+        return UnreachableError(f"the name of {where} cannot be resolved", remedy="check the host name and DNS")
     if isinstance(root, ConnectionRefusedError):
         return UnreachableError(f"{where} refuses connections: is RabbitMQ running there?")
     if isinstance(root, TimeoutError):
-        return UnreachableError(f"{where} does not answer: check the address and the network")
+        return UnreachableError(f"{where} does not answer", remedy="check the address and the network")
     if isinstance(root, (client.ProtocolSyntaxError, NotAMQPError)) or (
         isinstance(root, client.IncompatibleProtocolError) and not isinstance(root.__cause__, EOFError)
     ):
-        return ProtocolError(f"{where} does not speak AMQP 0-9-1: check the port (RabbitMQ: 5672, with TLS 5671)")
+        remedy = "check the port (RabbitMQ: 5672, with TLS 5671)"
+        return ProtocolError(f"{where} does not speak AMQP 0-9-1", remedy=remedy)
     # aiormq raises StopAsyncIteration when the connection ends between two frames.
     if isinstance(
         root, (OSError, EOFError, StopAsyncIteration, asyncio.CancelledError, client.AMQPError, RuntimeError)
@@ -201,30 +202,36 @@ def hung_up(error: ConnectError) -> bool:
 
 def _refused(code: int, reply: str, where: str, *, logged_in: bool) -> ConnectError:
     """Connection.Close while the connection is being made."""
-    said = f"{where} answered: {reply}"
+    said = f"{where} answered: {reply.rstrip('.')}"
     # Users and virtual hosts may have any name, "limit" or "not found" too: the end of the text is RabbitMQ's own.
     if code == _NOT_ALLOWED and reply.endswith("is reached"):
-        return UnreachableError(f"{said}: close other connections or raise the limit")
+        return UnreachableError(said, remedy="close other connections or raise the limit")
     if code in _PASSING:
         return UnreachableError(f"{said} ({code}): is it starting or stopping?")
     denied = _QPID_DENIES.match(reply)
     if denied and denied[1] == "connect":
         return AuthorizationError(f"the user may not use the virtual host; {said}")
     if code == ACCESS_REFUSED or (not logged_in and code in (_NOT_ALLOWED, NOT_FOUND)):
-        return AuthenticationError(f"{said}: check user and password (guest may log in from its own host only)")
+        remedy = "check user and password (guest may log in from its own host only)"
+        return AuthenticationError(said, remedy=remedy)
     if code == _NOT_ALLOWED:
         if _CHANNEL_LIMIT.search(reply) or _CHANNEL_MAX.search(reply):
-            return UnreachableError(f"{said}: raise the limit of channels, or close other connections of this user")
+            remedy = "raise the limit of channels, or close other connections of this user"
+            return UnreachableError(said, remedy=remedy)
         if reply.endswith("not found"):
-            return AuthorizationError(f"there is no such virtual host; {said}: create it, or check the path of the URL")
+            return _no_virtual_host(said)
         if "vhost" in reply:
-            return AuthorizationError(
-                f"the user may not use the virtual host; {said}: grant it with rabbitmqctl set_permissions"
-            )
+            remedy = "grant it with rabbitmqctl set_permissions"
+            return AuthorizationError(f"the user may not use the virtual host; {said}", remedy=remedy)
         return AuthorizationError(said)
     if code == NOT_FOUND:
-        return AuthorizationError(f"there is no such virtual host; {said}: create it, or check the path of the URL")
+        return _no_virtual_host(said)
     return ProtocolError(f"{said} ({code})")
+
+
+def _no_virtual_host(said: str) -> AuthorizationError:
+    remedy = "create it, or check the path of the URL"
+    return AuthorizationError(f"there is no such virtual host; {said}", remedy=remedy)
 
 
 def telling(errors: list[ConnectError]) -> ConnectError:

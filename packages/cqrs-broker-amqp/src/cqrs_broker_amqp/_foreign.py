@@ -35,6 +35,7 @@ async def name_the_peer(error: ConnectError, host: tuple[str, int]) -> ConnectEr
                 writer.transport.abort()
     if answer[4:] != _KAFKAS_ANSWER:
         return error
-    found = ProtocolError(f"{host[0]}:{host[1]} is a Kafka, not RabbitMQ: write kafka://, or check the port")
+    remedy = "write kafka://, or check the port"
+    found = ProtocolError(f"{host[0]}:{host[1]} is a Kafka, not RabbitMQ", remedy=remedy)
     found.__cause__ = error.__cause__
     return found

@@ -191,7 +191,9 @@ class AMQPInspection(Inspection):
             else:
                 raise UnreachableError("the connection was lost while looking for a queue") from None
             return
-        count = f"{queue.message_count} messages in it, {queue.consumer_count} consumers"
+        messages, consumers = queue.message_count or 0, queue.consumer_count or 0
+        count = f"{messages} message{'' if messages == 1 else 's'} in it, "
+        count += f"{consumers} consumer{'' if consumers == 1 else 's'}"
         yield Finding("topic", "ok", topic, f"the queue is there: {count}")
         if options.declare == "queue":
             yield await self._declared_queue(session, topic)

@@ -148,14 +148,16 @@ def _exchange_error(error: BaseException, options: AMQPOptions) -> ConnectError:
             advice = f"set {advice}declare=passive to use it as it is"
         else:
             advice = "set declare=passive to use it as it is, or delete it"
-        return TopologyError(f"{_difference(reply, exchange)}: {advice}")
+        return TopologyError(_difference(reply, exchange), remedy=advice)
     if code == ACCESS_REFUSED and reply.endswith(_RESERVED):
         return TopologyError(
-            f"there is no {exchange}, and names that begin with amq. are RabbitMQ's own ({reply}): use another name"
+            f"there is no {exchange}, and names that begin with amq. are RabbitMQ's own ({reply})",
+            remedy="use another name",
         )
     if code == ACCESS_REFUSED:
         return AuthorizationError(
-            f"{exchange} may not be declared ({reply}): grant configure permission, or create it: declare=passive"
+            f"{exchange} may not be declared ({reply})",
+            remedy="grant configure permission, or create it: declare=passive",
         )
     if code:
         return TopologyError(f"{exchange} cannot be declared ({code} {reply})")

@@ -76,6 +76,8 @@ class KafkaDriver(PipelinedDriver):
         """`Broker` was told that we are reconnecting."""
         self._throttled_until = 0.0
         """A node reads nothing from us until then; 0.0: none does that."""
+        self._throttling = -1
+        """Which node that is."""
         self._trusted = False
         """These settings have worked."""
 
@@ -278,9 +280,15 @@ class KafkaDriver(PipelinedDriver):
             return
         if self._throttled_until == 0.0:
             self._loop.call_at(until, self._end_of_throttle)
-        self._throttled_until = until
-        if self._link is not None:
-            self._link.throttled(f"node {node.number} reads nothing from this client for {seconds:g} s (quota)")
+        self._throttled_until, self._throttling = until, node.number
+        self._say_throttled()
+
+    def _say_throttled(self) -> None:
+        """With what is left of the time."""
+        left = self._throttled_until - self._loop.time()
+        if self._link is not None and left > 0:
+            text = f"node {self._throttling} reads nothing from this client for {left:.1f} s more (quota)"
+            self._link.throttled(text)
 
     def _end_of_throttle(self) -> None:
         """A new answer may have prolonged it meanwhile."""
@@ -350,6 +358,7 @@ class KafkaDriver(PipelinedDriver):
         except Exception as error:
             raise UnreachableError(f"the cluster does not answer ({type(error).__name__})") from error
         self.heard()
+        self._say_throttled()
 
     # -- the end ------------------------------------------------------------------------------------------------------
 

@@ -31,6 +31,8 @@ _WRITE = 1 << 4
 """In the set of operations that are allowed, `AclOperation.WRITE`."""
 _ID_PAUSE = 0.1
 """Seconds before a producer id is asked for again."""
+_QUOTAS = "quotas: Kafka shows a client that it is slowed down only when it sends"
+_SEE_QUOTAS = "look with kafka-configs --describe, for users and clients"
 _NOT_SAID = -(2**31)
 _UNKNOWN_TOPIC, _FORBIDDEN, _CLUSTER_FORBIDDEN = 3, 29, 31
 _FOR_EVER = 2**63 - 1
@@ -154,13 +156,14 @@ class KafkaInspection(Inspection):
         if not greetings:
             return
         cluster = greetings[0].answer
-        text = f"cluster {cluster.cluster_id} has {len(cluster.brokers)} nodes"
+        text = f"cluster {cluster.cluster_id} has {_counted(len(cluster.brokers), 'node')}"
         yield Finding("access", "ok", str(greetings[0].host), text)
         async for finding in self._nodes({number: Host(name, port) for number, name, port, *_ in cluster.brokers}):
             yield finding
         if self._connections:
             async for finding in self._node(self._connections[0]):
                 yield finding
+            yield Finding("server", "unseen", "", _QUOTAS, _SEE_QUOTAS)
 
     async def _greet(self, host: Host) -> Greeting | ConnectError:
         settings = copy.copy(self._settings)
@@ -247,7 +250,8 @@ class KafkaInspection(Inspection):
             yield Finding("topic", "fail", topic, text, "grant the user DESCRIBE and WRITE on the topic")
             return
         replicas = min((len(partition[4]) for partition in partitions), default=0)
-        text = f"there are {len(partitions)} partitions with {replicas} replicas each"
+        each = " each" if len(partitions) > 1 else ""
+        text = f"it has {_counted(len(partitions), 'partition')} with {_counted(replicas, 'replica')}{each}"
         yield Finding("topic", "ok" if partitions else "fail", topic, text)
         yield _permission(topic, operations)
         for finding in self._leaders(topic, partitions):
@@ -264,7 +268,8 @@ class KafkaInspection(Inspection):
         names = ["auto.create.topics.enable", "num.partitions", "default.replication.factor"]
         settings = await self._describe(connection, _NODE, str(node), names)
         if settings is not None and settings.get("auto.create.topics.enable") == "true":
-            made = f"{settings.get('num.partitions')} partitions, {settings.get('default.replication.factor')} replicas"
+            partitions, replicas = (int(settings.get(name, 0)) for name in names[1:])
+            made = f"{_counted(partitions, 'partition')}, {_counted(replicas, 'replica')}"
             text = f"there is no such topic; the first message creates it ({made})"
             return Finding("topic", "warn", topic, text, "create it with the partitions and replicas that it needs")
         doubt = "" if settings is not None else ", and nobody may see whether the cluster creates topics by itself"
@@ -284,13 +289,14 @@ class KafkaInspection(Inspection):
             ),
         ):
             if numbers:
-                yield Finding("topic", "fail", topic, f"partitions {_listed(numbers)} are {text}", remedy)
+                which = "partition {} is" if len(numbers) == 1 else "partitions {} are"
+                yield Finding("topic", "fail", topic, f"{which.format(_listed(numbers))} {text}", remedy)
 
     def _durability(self, topic: str, partitions: Sequence[Any], settings: Mapping[str, str]) -> Iterator[Finding]:
         needed = int(settings.get("min.insync.replicas", 1))
         replicas = min((len(partition[4]) for partition in partitions), default=0)
         in_sync = min((len(partition[5]) for partition in partitions), default=0)
-        said = f"{in_sync} of {replicas} replicas are in sync, min.insync.replicas={needed}"
+        said = f"{in_sync} of {_counted(replicas, 'replica')} in sync, min.insync.replicas={needed}"
         if self._options.acks != "all":
             yield Finding("topic", "warn", topic, f"{said}, and acks={self._options.acks} waits for none of that")
         elif replicas < needed:
@@ -376,6 +382,10 @@ async def _answer(question: Any) -> Any:
         return await question
     except (OSError, errors.KafkaError) as error:
         raise UnreachableError(f"the node does not answer ({type(error).__name__})") from error
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _listed(numbers: Sequence[int]) -> str:

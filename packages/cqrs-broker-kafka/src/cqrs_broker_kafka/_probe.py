@@ -139,7 +139,8 @@ async def _confirmed(finding: Finding, settings: KafkaSettings) -> Finding:
             start = await _says(host)
             if start is not None and start.startswith(b"AMQP"):
                 text = f"{host} is a port of RabbitMQ or of another AMQP broker, not of Kafka"
-                return Finding(_caused(ProtocolError(text), error.__cause__), host=host)
+                found = ProtocolError(text, remedy="write amqp://, or check the port")
+                return Finding(_caused(found, error.__cause__), host=host)
             return finding._replace(inferred=not start and not await _says_hello(host))
     except OSError:  # TimeoutError too
         return finding
@@ -248,16 +249,20 @@ def _judge(error: BaseException, host: Host, settings: KafkaSettings) -> Finding
     if isinstance(error, TokenError):
         return Finding(UnreachableError(f"there is no token to log in with at {host}: {error}"))
     if isinstance(error, errors.SaslAuthenticationFailed) and options.mechanism == "OAUTHBEARER":
-        return Finding(AuthenticationError(f"{host} refuses the token: has it expired, or is it for another audience?"))
+        remedy = "see whether it has expired, or is for another audience"
+        return Finding(AuthenticationError(f"{host} refuses the token", remedy=remedy))
     if isinstance(error, errors.SaslAuthenticationFailed):
-        return Finding(AuthenticationError(f"{host} refuses the user or the password ({options.mechanism})"))
+        text = f"{host} refuses the user or the password ({options.mechanism})"
+        return Finding(AuthenticationError(text, remedy="check both, and whether the user is one of that mechanism"))
     if isinstance(error, errors.UnsupportedSaslMechanismError):
-        return Finding(AuthenticationError(f"{host} does not offer the SASL mechanism {options.mechanism}"))
+        text = f"{host} does not offer the SASL mechanism {options.mechanism}"
+        return Finding(AuthenticationError(text, remedy="set sasl_mechanism to one that it offers"))
     if isinstance(error, errors.IllegalSaslStateError):
-        text = f"the listener at {host} does not use SASL: set security_protocol to PLAINTEXT or SSL"
-        return Finding(ProtocolError(text))
+        text = f"the listener at {host} does not use SASL"
+        return Finding(ProtocolError(text, remedy="set security_protocol to PLAINTEXT or SSL"))
     if isinstance(error, errors.ClusterAuthorizationFailedError):
-        return Finding(AuthorizationError(f"the user may not use the cluster at {host}"))
+        text = f"the user may not use the cluster at {host}"
+        return Finding(AuthorizationError(text, remedy="grant the user rights on the cluster"))
     if isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN:
         return Finding(UnreachableError(f"the name of {host} was not resolved: the name server does not answer"))
     if isinstance(error, socket.gaierror):
@@ -265,10 +270,10 @@ def _judge(error: BaseException, host: Host, settings: KafkaSettings) -> Finding
     if isinstance(error, ConnectionRefusedError):
         return Finding(UnreachableError(f"{host} refuses the connection: is the broker running at this port?"))
     if isinstance(error, _HungUpError):
-        text = f"{host} closes the connection at the first request: the listener wants SASL; check security_protocol"
-        return Finding(ProtocolError(text), inferred=True)
+        text = f"{host} closes the connection at the first request: the listener wants SASL"
+        return Finding(ProtocolError(text, remedy="check security_protocol"), inferred=True)
     if isinstance(error, TimeoutError | errors.RequestTimedOutError):
-        return Finding(UnreachableError(f"{host} does not answer: check address and network"))
+        return Finding(UnreachableError(f"{host} does not answer", remedy="check address and network"))
     if options.tls and isinstance(error, OSError | errors.KafkaConnectionError):
         text = f"{host} closes the connection in the TLS handshake: is this its TLS port? Check security_protocol"
         return Finding(TLSError(text), inferred=True)

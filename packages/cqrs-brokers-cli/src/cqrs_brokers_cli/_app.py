@@ -244,6 +244,11 @@ async def _run_check(check: Check, output: Output) -> int:
     }
     output.document(document)
     failed, warned, unseen = counts.values()
-    verdict = "all is well" if not failed else f"{failed} of {len(check.found)} findings failed"
-    output.line(f"{verdict}; {warned} to look at, {unseen} not looked at", "bold red" if failed else "bold green")
+    if failed:
+        verdict, style = f"{failed} of {len(check.found)} findings failed", "bold red"
+    elif warned or unseen:
+        verdict, style = "no failure", "bold yellow"
+    else:
+        verdict, style = "all is well", "bold green"
+    output.line(f"{verdict}; {warned} to look at, {unseen} not looked at", style)
     return code

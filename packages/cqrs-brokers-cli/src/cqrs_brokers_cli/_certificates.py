@@ -8,12 +8,12 @@ import ssl
 import time
 from typing import Any
 
-from cqrs_brokers.dialing import Address, open_socket
+from cqrs_brokers.dialing import Address, look_up, open_socket
 from cqrs_brokers.inspection import Endpoint, Finding
 from cqrs_brokers.options import BrokerOptions
 from cqrs_brokers.tls import TLSOptions, tls_error
 
-__all__ = ["look_at_tls"]
+__all__ = ["look_at_tls", "speaks_tls"]
 
 FEW_DAYS = 14
 """A certificate that ends so soon should have been renewed."""
@@ -67,6 +67,26 @@ async def look_at_tls(
     return [Finding("tls", "ok", subject, text)]
 
 
+async def speaks_tls(endpoint: Endpoint, timeout: float) -> bool:
+    """Whether the port is one for TLS, for certain: it ends a handshake, or says in TLS why it does not.
+
+    Args:
+        endpoint: Where.
+        timeout: Seconds, at most.
+    """
+    name, port = endpoint.host
+    assert port is not None
+    try:
+        async with asyncio.timeout(timeout):
+            (address, *_) = await look_up(name, port, timeout=timeout)
+            await _shake_hands(address, _context(ssl.CERT_NONE), name)
+    except ssl.SSLError as error:
+        return "ALERT" in (error.reason or "")
+    except (OSError, EOFError):  # TimeoutError too
+        return False
+    return True
+
+
 async def _failure(
     error: Exception,
     subject: str,
@@ -79,12 +99,13 @@ async def _failure(
     known = tls_error(error, subject, options if isinstance(options, TLSOptions) else TLSOptions())
     if isinstance(error, ssl.SSLCertVerificationError) and known is not None:
         certificate = await _unverified(address, context, name, timeout)
-        return Finding("tls", "fail", subject, f"{known.text}{_facts(certificate)}")
+        finding = Finding.of(known, subject)
+        return finding._replace(text=f"{finding.text}{_facts(certificate)}")
     if isinstance(error, ssl.SSLError) and error.reason in _NOT_TLS:
         text = "what answers there does not speak TLS"
         return Finding("tls", "fail", subject, text, "use the server's TLS port, or connect without TLS")
     if known is not None:
-        return Finding("tls", "fail", subject, known.text)
+        return Finding.of(known, subject)
     if isinstance(error, TimeoutError):
         text = f"nobody answers the TLS handshake within {timeout:g} s"
         return Finding("tls", "fail", subject, text, "check that this is the server's TLS port")

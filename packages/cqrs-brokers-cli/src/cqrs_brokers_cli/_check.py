@@ -32,6 +32,7 @@ from cqrs_brokers.options import BrokerOptions, EffectiveOption, ResolvedOptions
 from cqrs_brokers.secret import masked, secrets_in
 from cqrs_brokers.url import BrokerURL
 
+from ._certificates import speaks_tls
 from ._endpoints import Looked, look_at
 from ._exit_codes import ExitCode, code_of_step
 from ._report import place_of, reason_of
@@ -170,7 +171,7 @@ class Check:
                 yield finding
             if not endpoints or usable:
                 async for finding in self._bounded(inspection.server(usable), "server", "", plugin):
-                    yield finding
+                    yield await self._explained(finding, usable)
             if self._failed:
                 for topic in self._topics:
                     yield Finding("topic", "unseen", topic, "not looked at, because of the failure above")
@@ -194,6 +195,19 @@ class Check:
         usable += [one.endpoint for one in looked if one.usable]
         for finding in _lenient(looked, bool(usable)):
             yield finding
+
+    async def _explained(self, finding: Finding, endpoints: Sequence[Endpoint]) -> Finding:
+        """A server that ends a connection in plain text may be starting, or it has been spoken to on its TLS port: the
+        first passes, the second does not."""
+        if finding.level != "fail" or finding.step not in ("tcp", "server"):
+            return finding
+        for endpoint in endpoints:
+            is_meant = endpoint.tls is None and finding.subject == str(endpoint)
+            if is_meant and await speaks_tls(endpoint, self._timeout):
+                text = f"{endpoint} is a TLS port, and the string connects to it without TLS"
+                remedy = "connect with TLS (such as amqps://, or security_protocol=SSL), or use the port without TLS"
+                return Finding("tls", "fail", finding.subject, text, remedy)
+        return finding
 
     async def _bounded(
         self, findings: AsyncIterator[Finding], step: Step, subject: str, plugin: Plugin

@@ -64,7 +64,7 @@ class Output:
         """A finding, as soon as it is known."""
         if self._as_json:
             return
-        about = f"{finding.subject}: " if finding.subject and finding.subject not in finding.text else ""
+        about = "" if _names_its_subject(finding) else f"{finding.subject}: "
         if not self._for_people:
             remedy = f" -> {finding.remedy}" if finding.remedy else ""
             self._write(f"{finding.level:6} {finding.step:{_STEP_WIDTH}} {printable(about + finding.text + remedy)}")
@@ -105,3 +105,9 @@ class Output:
 
     def _write(self, text: str) -> None:
         print(text, file=self._file, flush=True)
+
+
+def _names_its_subject(finding: Finding) -> bool:
+    """A host is named only once. A topic always comes first: a short name is a part of many words."""
+    text, subject = finding.text, finding.subject
+    return text.startswith(subject) if finding.step in ("topic", "send") else subject in text

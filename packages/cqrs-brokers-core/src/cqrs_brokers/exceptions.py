@@ -173,10 +173,20 @@ class FlushTimeoutError(BrokerError, TimeoutError):
 
 
 class ConnectError(BrokerError):
-    """A connection to the broker cannot be made or was lost."""
+    """A connection to the broker cannot be made or was lost.
+
+    Args:
+        text: What happened.
+        broker: See `BrokerError`.
+        remedy: What to do about it; "" when the text says it. `text` then ends with it, behind a colon.
+    """
 
     permanent: ClassVar[bool] = False
     """Whether trying again is useless until a person changes something."""
+
+    def __init__(self, text: str = "", *, broker: str = "", remedy: str = "") -> None:
+        super().__init__(f"{text}: {remedy}" if remedy else text, broker=broker)
+        self.remedy = remedy
 
 
 class AuthenticationError(ConnectError):

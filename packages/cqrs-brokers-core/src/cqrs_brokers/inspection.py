@@ -41,6 +41,7 @@ from .exceptions import (
     AuthenticationError,
     AuthorizationError,
     BrokerError,
+    ConnectError,
     TLSError,
     TopologyError,
     UnreachableError,
@@ -75,13 +76,14 @@ class Finding(NamedTuple):
 
     @classmethod
     def of(cls, error: BrokerError, subject: str) -> Self:
-        """The failure that an error means. The step follows from its class; its text says what to do.
+        """The failure that an error means. The step follows from its class, the remedy from a `ConnectError`'s.
 
         Args:
             error: Such as a `ConnectError` of the driver.
             subject: Whom it is about.
         """
-        return cls(_step_of(error), "fail", subject, error.text)
+        remedy = error.remedy if isinstance(error, ConnectError) else ""
+        return cls(_step_of(error), "fail", subject, error.text.removesuffix(f": {remedy}"), remedy)
 
 
 def _step_of(error: BrokerError) -> Step:

@@ -226,20 +226,23 @@ def tls_error(error: BaseException, where: str, options: TLSOptions) -> TLSError
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
             why = _VERIFY_FAILURES.get(cause.verify_code, "is not accepted: check ssl_cafile and the host name")
-            return TLSError(f"the certificate of {where} {why} ({cause.verify_message})")
+            what, _, remedy = why.partition(": ")
+            return TLSError(f"the certificate of {where} {what} ({cause.verify_message})", remedy=remedy)
         if isinstance(cause, ssl.SSLError) and not isinstance(cause, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
-            return TLSError(_handshake_failure(cause.reason or "handshake failed", where, options))
+            return _handshake_failure(cause.reason or "handshake failed", where, options)
     return None
 
 
-def _handshake_failure(reason: str, where: str, options: TLSOptions) -> str:
+def _handshake_failure(reason: str, where: str, options: TLSOptions) -> TLSError:
     has_certificate = options.ssl_certfile is not None or options.ssl_context is not None
     if reason in _CERTIFICATE_ALERTS and has_certificate:
         own = "the client certificate in ssl_certfile" if options.ssl_certfile is not None else "the client certificate"
-        return f"{where} refused {own}: {_CERTIFICATE_ALERTS[reason]} ({reason})"
+        return TLSError(f"{where} refused {own}: {_CERTIFICATE_ALERTS[reason]} ({reason})")
     if reason in _CERTIFICATE_WANTED and not has_certificate:
-        return f"{where} asks for a client certificate: give ssl_certfile and ssl_keyfile ({reason})"
-    return f"no TLS with {where}: is this its TLS port, and does it ask for a client certificate? ({reason})"
+        text = f"{where} asks for a client certificate ({reason})"
+        return TLSError(text, remedy="give ssl_certfile and ssl_keyfile")
+    remedy = "see whether this is its TLS port, and whether it asks for a client certificate"
+    return TLSError(f"no TLS with {where} ({reason})", remedy=remedy)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

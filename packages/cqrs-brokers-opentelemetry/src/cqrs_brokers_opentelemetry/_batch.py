@@ -11,7 +11,8 @@ from cqrs_brokers import DeliveryError, Message, Receipt
 from cqrs_brokers.protocol import HeaderValue
 
 from . import _names as names
-from ._outcomes import Outcomes, Series
+from ._instruments import Series
+from ._outcomes import Outcomes
 from ._tracing import Tracing, end_message
 
 __all__ = ["Batch"]

@@ -39,6 +39,7 @@ STATE: Final = "cqrs_brokers.connection.state"
 IN_FLIGHT: Final = "cqrs_brokers.messages.in_flight"
 WAITING: Final = "cqrs_brokers.messages.waiting"
 OLDEST: Final = "cqrs_brokers.messages.oldest"
+FAILING: Final = "cqrs_brokers.messages.failing"
 CHANGES: Final = "cqrs_brokers.connection.changes"
 OUTBOX_UNSENT: Final = "cqrs_brokers.outbox.unsent"
 OUTBOX_LAG: Final = "cqrs_brokers.outbox.lag"
@@ -65,5 +66,5 @@ STATES: Final = (
     "blocked",
     "throttled",
     "failed",
-    "closed",
 )
+"""Of a broker that is open."""

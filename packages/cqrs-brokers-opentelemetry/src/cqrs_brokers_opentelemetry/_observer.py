@@ -3,7 +3,7 @@
     before_send   starts a message's span and returns its context as headers
     before_batch  starts the span of a `send_messages`
     sent          counts, measures, and ends spans
-    attached      lets gauges read the broker's state when metrics are collected
+    attached      lets gauges read the broker's state when metrics are collected: see `_instruments`
 
 The context is that of the call: `before_send` and `before_batch` run in it. A message that carries a context already,
 for example from an outbox row, goes on with that trace; its span then links to the current one.
@@ -12,12 +12,11 @@ for example from an outbox row, goes on with that trace; its span then links to 
 from __future__ import annotations
 
 import re
-import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 
-from opentelemetry import metrics, trace
+from opentelemetry import trace
 from opentelemetry.context import get_current
-from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
+from opentelemetry.metrics import MeterProvider
 from opentelemetry.propagators.textmap import TextMapPropagator
 from opentelemetry.trace import Link, Span, TracerProvider
 
@@ -28,6 +27,7 @@ from cqrs_brokers.url import BrokerURL
 
 from . import _names as names
 from ._batch import Batch
+from ._instruments import instruments
 from ._outcomes import Outcomes
 from ._tracing import Attributes, Tracing, end_message
 
@@ -37,7 +37,8 @@ __all__ = ["OpenTelemetryObserver"]
 class OpenTelemetryObserver(Observer):
     """Makes a PRODUCER span for each message, puts its context into the message's headers, and keeps metrics.
 
-    One for each broker. Names follow OpenTelemetry's messaging conventions.
+    One for each broker. Brokers of one meter provider share its instruments. Names follow OpenTelemetry's messaging
+    conventions.
 
     Args:
         tracer_provider: Default: the global one.
@@ -54,16 +55,13 @@ class OpenTelemetryObserver(Observer):
         propagator: TextMapPropagator | None = None,
     ) -> None:
         self._tracing = Tracing(tracer_provider, propagator)
-        self._meter = metrics.get_meter("cqrs_brokers", meter_provider=meter_provider, schema_url=names.SCHEMA_URL)
-        self._outcomes = Outcomes(self._meter)
-        self._broker: weakref.ref[ObservedBroker] | None = None
+        self._instruments = instruments.of(meter_provider)
+        self._outcomes = Outcomes(self._instruments)
+        self._is_attached = False
         self._where: Attributes = {}
         self._pending: dict[int, Span | Batch] = {}
         """The spans that record, and the batches, by the identity of their messages, until these have their outcomes.
         A message of a batch has its batch here."""
-        self._changes = self._meter.create_counter(
-            names.CHANGES, unit="{change}", description="Changes of the connection, by what it changed to."
-        )
 
     # -- what the broker tells ----------------------------------------------------------------------------------------
 
@@ -73,34 +71,13 @@ class OpenTelemetryObserver(Observer):
         Raises:
             ConfigError: It has a broker already.
         """
-        if self._broker is not None:
+        if self._is_attached:
             raise ConfigError("an OpenTelemetryObserver serves one broker, and this one already has it: make another")
-        self._broker = weakref.ref(broker)
+        self._is_attached = True
         scheme = broker.name.partition("+")[0]
         self._where = {names.SYSTEM: names.SYSTEMS.get(scheme, scheme), **_server(broker.url)}
         self._tracing.common = self._outcomes.common = self._where
-        meter = self._meter
-        meter.create_observable_up_down_counter(
-            names.IN_FLIGHT,
-            [lambda _: self._read(lambda broker: broker.in_flight)],
-            unit="{message}",
-            description="Messages that the client holds.",
-        )
-        meter.create_observable_up_down_counter(
-            names.WAITING,
-            [lambda _: self._read(lambda broker: broker.waiting)],
-            unit="{message}",
-            description="Messages that wait for a place in flight, or for the connection.",
-        )
-        meter.create_observable_gauge(
-            names.OLDEST,
-            [self._oldest],
-            unit="s",
-            description="Age of the message that has been without an outcome for longest, by its destination.",
-        )
-        meter.create_observable_gauge(
-            names.STATE, [self._states], description="1 for the state of the connection, 0 for every other state."
-        )
+        self._instruments.observe(broker, self._where, self._outcomes.failing)
 
     def before_send(self, message: Message) -> Mapping[str, HeaderValue] | None:
         """See `Observer`."""
@@ -120,7 +97,7 @@ class OpenTelemetryObserver(Observer):
 
     def sent(self, message: Message, outcome: Receipt | DeliveryError, elapsed: float) -> None:
         """See `Observer`."""
-        series = self._outcomes.count(message, outcome)
+        series = self._outcomes.count(message, outcome, elapsed)
         pending = self._pending.pop(id(message), None)
         if isinstance(pending, Batch):
             pending.sent(message, series, outcome, elapsed)
@@ -131,28 +108,7 @@ class OpenTelemetryObserver(Observer):
 
     def connection_changed(self, state: str, reason: str) -> None:
         """See `Observer`."""
-        self._changes.add(1, {**self._where, "state": state})
-
-    # -- when metrics are collected -----------------------------------------------------------------------------------
-
-    def _read(self, value: Callable[[ObservedBroker], int]) -> Iterable[Observation]:
-        broker = self._broker() if self._broker is not None else None
-        return [] if broker is None else [Observation(value(broker), self._where)]
-
-    def _oldest(self, _: CallbackOptions) -> Iterable[Observation]:
-        broker = self._broker() if self._broker is not None else None
-        oldest = None if broker is None else broker.oldest
-        if oldest is None:
-            return []
-        topic, age = oldest
-        return [Observation(age, {**self._where, names.DESTINATION: self._outcomes.told_apart(topic)})]
-
-    def _states(self, _: CallbackOptions) -> Iterable[Observation]:
-        broker = self._broker() if self._broker is not None else None
-        if broker is None:
-            return []
-        now, where = broker.state, self._where
-        return [Observation(int(state == now), {**where, "state": state}) for state in names.STATES]
+        self._instruments.changes.add(1, {**self._where, "state": state})
 
 
 def _server(url: str | None) -> Attributes:

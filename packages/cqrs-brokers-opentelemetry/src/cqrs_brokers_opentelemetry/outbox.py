@@ -5,49 +5,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
+from threading import Lock
+from weakref import WeakSet
 
-from opentelemetry import metrics
-from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
+from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation
 
 from cqrs_brokers import DeliveryError, Message, Receipt
 from cqrs_brokers_outbox import RelayObserver
 from cqrs_brokers_outbox.status import Lag
 
 from . import _names as names
+from ._providers import PerProvider, largest, total
 
 __all__ = ["OutboxObserver"]
 
 
-class OutboxObserver(RelayObserver):
-    """Keeps the metrics of one relay, and of the outbox that it reads.
+class _Told:
+    """What one relay has told last.
 
-    The spans are those of the broker's `OpenTelemetryObserver`: the writer's context travels in the row.
-
-    Args:
-        meter_provider: Default: the global one.
+    Attributes:
+        lag: Of the outbox.
+        partitions: How many the relay has.
     """
 
-    def __init__(self, *, meter_provider: MeterProvider | None = None) -> None:
-        meter = metrics.get_meter("cqrs_brokers_outbox", meter_provider=meter_provider, schema_url=names.SCHEMA_URL)
-        self._lag: Sequence[Lag] = ()
-        self._partitions = 0
-        self._sent = meter.create_counter(
+    def __init__(self) -> None:
+        self.lag: Sequence[Lag] = ()
+        self.partitions = 0
+
+
+class _Instruments:
+    """The instruments of one meter provider: for all relays that are observed with it.
+
+    Args:
+        meter: Makes them.
+    """
+
+    def __init__(self, meter: Meter) -> None:
+        self._relays: WeakSet[_Told] = WeakSet()
+        self._lock = Lock()
+        self.sent = meter.create_counter(
             names.OUTBOX_SENT, unit="{message}", description="Rows that the broker answered for, or did not in time."
         )
-        self._parked = meter.create_counter(
+        self.parked = meter.create_counter(
             names.OUTBOX_PARKED, unit="{message}", description="Rows that were parked: they wait for a person."
         )
-        self._refused = meter.create_counter(
+        self.refused = meter.create_counter(
             names.OUTBOX_REFUSED, unit="{attempt}", description="Attempts at topics that are refused as a whole."
         )
-        self._fenced = meter.create_counter(
+        self.fenced = meter.create_counter(
             names.OUTBOX_FENCED, unit="{message}", description="Marks refused because another relay has the partition."
         )
-        self._troubles = meter.create_counter(
-            names.OUTBOX_TROUBLE,
-            unit="{event}",
-            description="What kept the relay from working.",
+        self.troubles = meter.create_counter(
+            names.OUTBOX_TROUBLE, unit="{event}", description="What kept the relay from working."
         )
         meter.create_observable_gauge(
             names.OUTBOX_LAG, [self._oldest], unit="s", description="Age of the oldest row that is not sent, by topic."
@@ -69,53 +79,84 @@ class OutboxObserver(RelayObserver):
         )
         meter.create_observable_gauge(
             names.OUTBOX_PARTITIONS,
-            [lambda _: [Observation(self._partitions)]],
+            [lambda _: total((told.partitions, {}) for told in self._all())],
             unit="{partition}",
-            description="Partitions that this relay has.",
+            description="Partitions that the relays of this process have.",
         )
+
+    def observe(self, told: _Told) -> None:
+        """Reads what a relay tells, as long as its observer lives."""
+        with self._lock:
+            self._relays.add(told)
+
+    def _all(self) -> list[_Told]:
+        with self._lock:
+            return list(self._relays)
+
+    def _oldest(self, _: CallbackOptions) -> list[Observation]:
+        return largest((lag.oldest, {names.DESTINATION: lag.topic}) for told in self._all() for lag in told.lag)
+
+    def _unsent(self, _: CallbackOptions) -> list[Observation]:
+        return self._by_topic(lambda lag: lag.rows)
+
+    def _parked_rows(self, _: CallbackOptions) -> list[Observation]:
+        return self._by_topic(lambda lag: lag.parked)
+
+    def _refused_rows(self, _: CallbackOptions) -> list[Observation]:
+        return self._by_topic(lambda lag: lag.refused)
+
+    def _by_topic(self, count: Callable[[Lag], int]) -> list[Observation]:
+        """Relays of one outbox tell the same rows: the largest number of each partition counts."""
+        rows: dict[tuple[str, int], int] = {}
+        for told in self._all():
+            for lag in told.lag:
+                if count(lag):
+                    rows[lag.topic, lag.partition] = max(count(lag), rows.get((lag.topic, lag.partition), 0))
+        return total((number, {names.DESTINATION: topic}) for (topic, _), number in rows.items())
+
+
+_instruments = PerProvider("cqrs_brokers_outbox", _Instruments)
+
+
+class OutboxObserver(RelayObserver):
+    """Keeps the metrics of one relay, and of the outbox that it reads.
+
+    Relays of one meter provider share its instruments. Those of two outboxes are told apart by their topics alone.
+
+    The spans are those of the broker's `OpenTelemetryObserver`: the writer's context travels in the row.
+
+    Args:
+        meter_provider: Default: the global one.
+    """
+
+    def __init__(self, *, meter_provider: MeterProvider | None = None) -> None:
+        self._instruments = _instruments.of(meter_provider)
+        self._told = _Told()
+        self._instruments.observe(self._told)
 
     def sent(self, position: int, message: Message, outcome: Receipt | DeliveryError) -> None:
         attributes = {names.DESTINATION: message.topic}
         if isinstance(outcome, DeliveryError):
             attributes[names.ERROR_TYPE] = type(outcome).__name__
-        self._sent.add(1, attributes)
+        self._instruments.sent.add(1, attributes)
 
     def parked(self, position: int, topic: str, error_class: str, error_text: str) -> None:
-        self._parked.add(1, {names.DESTINATION: topic, names.ERROR_TYPE: error_class})
+        self._instruments.parked.add(1, {names.DESTINATION: topic, names.ERROR_TYPE: error_class})
 
     def refused(self, topic: str, error_class: str, error_text: str) -> None:
-        self._refused.add(1, {names.DESTINATION: topic, names.ERROR_TYPE: error_class})
+        self._instruments.refused.add(1, {names.DESTINATION: topic, names.ERROR_TYPE: error_class})
 
     def fenced(self, count: int) -> None:
-        self._fenced.add(count)
+        self._instruments.fenced.add(count)
 
     def lag(self, lag: Sequence[Lag]) -> None:
-        self._lag = lag
+        self._told.lag = lag
 
     def leases_changed(self, partitions: Sequence[int]) -> None:
-        self._partitions = len(partitions)
+        self._told.partitions = len(partitions)
+
+    def ended(self) -> None:
+        self._told.lag, self._told.partitions = (), 0
 
     def trouble(self, what: str, reason: str) -> None:
-        self._troubles.add(1, {"what": what})
-
-    def _oldest(self, _: CallbackOptions) -> Iterable[Observation]:
-        oldest: dict[str, float] = {}
-        for lag in self._lag:
-            oldest[lag.topic] = max(lag.oldest, oldest.get(lag.topic, 0.0))
-        return [Observation(age, {names.DESTINATION: topic}) for topic, age in oldest.items()]
-
-    def _unsent(self, _: CallbackOptions) -> Iterable[Observation]:
-        return _by_topic((lag.topic, lag.rows) for lag in self._lag)
-
-    def _parked_rows(self, _: CallbackOptions) -> Iterable[Observation]:
-        return _by_topic((lag.topic, lag.parked) for lag in self._lag if lag.parked)
-
-    def _refused_rows(self, _: CallbackOptions) -> Iterable[Observation]:
-        return _by_topic((lag.topic, lag.refused) for lag in self._lag if lag.refused)
-
-
-def _by_topic(counts: Iterable[tuple[str, int]]) -> list[Observation]:
-    rows: dict[str, int] = {}
-    for topic, count in counts:
-        rows[topic] = rows.get(topic, 0) + count
-    return [Observation(count, {names.DESTINATION: topic}) for topic, count in rows.items()]
+        self._instruments.troubles.add(1, {"what": what})

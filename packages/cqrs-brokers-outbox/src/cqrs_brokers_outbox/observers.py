@@ -68,6 +68,9 @@ class RelayObserver:
     def leases_changed(self, partitions: Sequence[int]) -> None:
         """The relay has these partitions now."""
 
+    def ended(self) -> None:
+        """`Relay.run()` has ended: the relay has no partitions, and tells nothing more."""
+
     def trouble(self, what: str, reason: str) -> None:
         """The relay cannot claim, send, mark, lease, purge or read the lag; it tries again."""
 
@@ -101,6 +104,9 @@ class RelayObservers(RelayObserver):
 
     def leases_changed(self, partitions: Sequence[int]) -> None:
         self._tell("leases_changed", lambda observer: observer.leases_changed(partitions))
+
+    def ended(self) -> None:
+        self._tell("ended", lambda observer: observer.ended())
 
     def trouble(self, what: str, reason: str) -> None:
         self._tell("trouble", lambda observer: observer.trouble(what, reason))

@@ -165,6 +165,7 @@ class Relay:
         finally:
             self._worker = None
             self._stopped = False
+            self._observers.ended()
             for store in stores:
                 await store.close()
 

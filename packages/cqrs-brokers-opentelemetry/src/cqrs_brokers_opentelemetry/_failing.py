@@ -1,0 +1,38 @@
+"""Since when a destination has confirmed nothing: it goes on when a message has failed and the next one waits."""
+
+from __future__ import annotations
+
+from time import monotonic
+
+from cqrs_brokers import DeliveryError, InvalidMessageError, MessageTooLargeError, NotDeliveredError
+
+__all__ = ["Failing"]
+
+MOST_TOPICS = 1_000
+OF_THE_MESSAGE = (InvalidMessageError, MessageTooLargeError)
+
+
+class Failing:
+    """The destinations of one broker to which a message failed, and none was confirmed since."""
+
+    def __init__(self) -> None:
+        self._since: dict[str, float] = {}
+        """When the first message that failed was sent, by topic."""
+
+    def confirmed(self, topic: str) -> None:
+        """A message was confirmed."""
+        if self._since:
+            self._since.pop(topic, None)
+
+    def failed(self, topic: str, error: DeliveryError, elapsed: float) -> None:
+        """A message failed, so many seconds after the call. 0: it was refused before it was sent."""
+        # What the message or its caller is to blame for says nothing about the destination.
+        if not elapsed or type(error) is NotDeliveredError or isinstance(error, OF_THE_MESSAGE):
+            return
+        if topic in self._since or len(self._since) < MOST_TOPICS:
+            self._since.setdefault(topic, monotonic() - elapsed)
+
+    def seconds(self) -> list[tuple[str, float]]:
+        """The topics, and for how long each has failed."""
+        now = monotonic()
+        return [(topic, now - since) for topic, since in self._since.copy().items()]

@@ -1,0 +1,75 @@
+"""One set of instruments for each meter provider, whoever observes with it.
+
+A meter makes an observable instrument once. The SDK drops the callbacks of a second one with the same name, and with
+them the metrics of a second broker. So observers share the instruments, which read all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from threading import Lock
+from typing import Generic, TypeVar
+from weakref import WeakKeyDictionary
+
+from opentelemetry import metrics
+from opentelemetry.metrics import Meter, MeterProvider, Observation
+
+from . import _names as names
+from ._tracing import Attributes
+
+__all__ = ["PerProvider", "largest", "total"]
+
+T = TypeVar("T")
+PROXY = "_ProxyMeterProvider"
+"""What the API returns until the application sets a provider; it has no public name."""
+
+
+class PerProvider(Generic[T]):
+    """What is made once for each meter provider. It lives as long as the provider does.
+
+    Args:
+        scope: The name of the meter.
+        make: Makes it.
+    """
+
+    def __init__(self, scope: str, make: Callable[[Meter], T]) -> None:
+        self._scope = scope
+        self._make = make
+        self._made: WeakKeyDictionary[MeterProvider, T] = WeakKeyDictionary()
+        self._early: T | None = None
+        """Made before the application set the global provider. Its instruments are that provider's once it is set."""
+        self._lock = Lock()
+
+    def of(self, provider: MeterProvider | None) -> T:
+        """What belongs to the provider. None: the global one."""
+        with self._lock:
+            current = metrics.get_meter_provider()
+            provider = current if provider is None else provider
+            made = self._made.get(provider)
+            if made is None and provider is current and self._early is not None:
+                made, self._early = self._early, None
+                self._made[provider] = made
+            if made is None:
+                made = self._make(metrics.get_meter(self._scope, "", provider, names.SCHEMA_URL))
+                self._made[provider] = made
+                if type(provider).__name__ == PROXY:
+                    self._early = made
+            return made
+
+
+def total(values: Iterable[tuple[int, Attributes]]) -> list[Observation]:
+    """An observation for each set of attributes: the sum."""
+    sums: dict[frozenset[tuple[str, str | int]], int] = {}
+    for value, attributes in values:
+        key = frozenset(attributes.items())
+        sums[key] = sums.get(key, 0) + value
+    return [Observation(value, dict(key)) for key, value in sums.items()]
+
+
+def largest(values: Iterable[tuple[float, Attributes]]) -> list[Observation]:
+    """An observation for each set of attributes: the largest value."""
+    found: dict[frozenset[tuple[str, str | int]], float] = {}
+    for value, attributes in values:
+        key = frozenset(attributes.items())
+        found[key] = max(value, found.get(key, value))
+    return [Observation(value, dict(key)) for key, value in found.items()]
