@@ -209,4 +209,25 @@ MUTANTS = [
         "            await asyncio.sleep(0)\n",
         "test_cost.py::test_receipts_of_a_busy_key_are_marked_together",
     ),
+    Mutant(
+        "sends the topics in one call",
+        "_relay/calls.py",
+        "calls.setdefault((topic, item.lane) if topic in slow else topic, [])",
+        'calls.setdefault("", [])',
+        "test_slow.py::test_a_topic_without_answers_holds_up_no_other[asyncpg-False]",
+    ),
+    Mutant(
+        "gives a stuck topic all its room",
+        "_relay/worker.py",
+        "        return sorted(full | self._calls.paused())\n",
+        "        return sorted(self._calls.paused())\n",
+        "test_slow.py::test_many_rows_of_a_topic_without_answers_leave_room_for_others[asyncpg]",
+    ),
+    Mutant(
+        "stops for a topic alone",
+        "_relay/worker.py",
+        "if broker_down is not None and others_go_on:",
+        "if False:",
+        "test_slow.py::test_a_topic_whose_node_is_away_stops_no_other",
+    ),
 ]

@@ -101,6 +101,44 @@ async def test_kafka(database: Database, kafka: Any, unique_name: Any) -> None:
     assert {record.headers["event-time"] for record in records if record.name == "e"} == {made.isoformat()}
 
 
+@pytest.mark.fault
+async def test_a_topic_without_a_leader_holds_up_no_other(
+    postgresql_database: Database, kafka_nodes: Any, unique_name: Any
+) -> None:
+    """Its only node is killed: its rows wait, and another topic's rows of the same claims are sent; then all arrive."""
+    database = postgresql_database
+    stuck, orders = unique_name("stuck"), unique_name("orders")
+    kafka_nodes.create_topic(stuck)
+    kafka_nodes.create_topic(orders, replication=3)
+    node = kafka_nodes.nodes[kafka_nodes.leader(stuck) - 1]
+
+    async def both(numbers: range) -> None:
+        await store(database, *[Message("e", t, n, key=f"k{n % 5}") for n in numbers for t in (stuck, orders)])
+
+    async with relaying(database, f"{kafka_nodes.url}?delivery_timeout=90s", lease=120.0) as relay:
+        await both(range(10))
+        await until(all_in(State.SENT, database))
+        await asyncio.to_thread(node.kill)
+        await both(range(10, 60))
+        await until(lambda: _sent(database, 70), within=60)  # the other topic's leader may have to move first
+        await both(range(60, 110))
+        await until(lambda: _sent(database, 120))
+        waiting = [row for row in await rows(database) if row.state != State.SENT]
+        assert {(row.topic, row.attempts) for row in waiting} == {(stuck, 0)}  # without an outcome
+        await until(lambda: _waits_for(relay, stuck))
+        await asyncio.to_thread(node.start)
+        await until(all_in(State.SENT, database), within=90)
+    for topic in (stuck, orders):
+        records = await asyncio.to_thread(drain_topic, kafka_nodes.reader_bootstrap_servers, topic, 110)
+        for key in range(5):
+            assert [json.loads(r.body) for r in records if r.key == f"k{key}"] == list(range(key, 110, 5))
+
+
+async def _waits_for(relay: Relay, topic: str) -> bool:
+    health = await relay.health()
+    return health.ok and f"topic {topic!r} has given no receipt for " in health.reason
+
+
 async def test_old_rows_an_answer_that_is_lost_and_a_restart(postgresql_database: Database, unique_name: Any) -> None:
     """Rows 25 h old, whose answer is lost while the node restarts, are once in the log: the client's repeat is one."""
     topic = unique_name("outbox")

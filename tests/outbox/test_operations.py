@@ -1,6 +1,7 @@
 """What a person does: migrations, status, parked rows, the number of partitions, the command line, permissions."""
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -13,7 +14,7 @@ from alembic.config import Config
 from sqlalchemy import inspect, text, update
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from cqrs_brokers import DeliveryError, InvalidMessageError, Message
+from cqrs_brokers import DeliveryError, DestinationNotFoundError, InvalidMessageError, Message
 from cqrs_brokers_outbox import Outbox, OutboxAdmin, OutboxError, OutboxSchemaError, Relay, State
 from cqrs_brokers_outbox.command import main
 
@@ -194,6 +195,8 @@ async def test_the_commands(database: Database, capsys: pytest.CaptureFixture[st
     code, out, err = await asyncio.to_thread(run, capsys, "status", *where)
     assert (code, err) == (2, "")
     assert "unsent 3: ready 0, waiting 1, parked 2" in out
+    assert "rows that are parked: 2; see `parked`" in out
+    assert "no relay works on them" not in out  # none of them could be sent now
     assert "topic 't' partition" in out
     assert "nobody's" in out
     code, out, _ = await asyncio.to_thread(run, capsys, "parked", *where)
@@ -202,8 +205,126 @@ async def test_the_commands(database: Database, capsys: pytest.CaptureFixture[st
     assert "InvalidMessageError: too odd (1 behind it)" in out
     assert await asyncio.to_thread(run, capsys, "discard", *where, last) == (0, "discarded 1\n", "")
     assert await asyncio.to_thread(run, capsys, "release", *where) == (0, "released 1\n", "")
+    code, out, _ = await asyncio.to_thread(run, capsys, "status", *where)
+    assert (code, "no relay works on them: 2; start a relay" in out) == (2, True)
+    async with relay(database, ScriptedBroker()):
+        await until(all_in(State.SENT, database))
     assert (await asyncio.to_thread(run, capsys, "status", *where))[0] == 0
     assert await asyncio.to_thread(run, capsys, "partitions", *where, "3") == (0, "3 partitions\n", "")
+
+
+async def test_numbers_that_are_no_parked_rows(database: Database, capsys: pytest.CaptureFixture[str]) -> None:
+    """release and discard say that there is no such parked row; the exit code is 1, also when others were found."""
+    where = ["--database", database.url, "--table", database.outbox.tables.name]
+    await store(database, numbered(0, "a"), numbered(0, "b"))
+    async with relay(database, refusing("t/a/0")):
+
+        async def stopped() -> bool:
+            return [row.state for row in await rows(database)] == [State.PARKED, State.SENT]
+
+        await until(stopped)
+    parked, sent = [str(row.id) for row in await rows(database)]
+    for command, done in (("release", "released"), ("discard", "discarded")):
+        code, out, err = await asyncio.to_thread(run, capsys, command, *where, sent)
+        assert (code, out) == (1, f"{done} 0\n")
+        assert f"there is no parked row {sent}: " in err
+    code, out, err = await asyncio.to_thread(run, capsys, "release", *where, parked, "999")
+    assert (code, out) == (1, "released 1\n")
+    assert f"1 of {parked}, 999 are no parked rows" in err
+    assert await asyncio.to_thread(run, capsys, "release", *where) == (0, "released 0\n", "")
+
+
+async def test_one_json_document(database: Database, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every command but relay prints one with --json, with the same exit code."""
+    where = ["--json", "--database", database.url, "--table", database.outbox.tables.name]
+    await store(database, numbered(0, "a"), numbered(0, "b", "gone"))
+
+    def script(message: Message, times: int) -> DeliveryError | None:
+        return DestinationNotFoundError("no such topic") if message.topic == "gone" else InvalidMessageError("no")
+
+    async with relay(database, ScriptedBroker(script)):
+
+        async def stopped() -> bool:
+            return [row.state for row in await rows(database)] == [State.PARKED, State.REFUSED]
+
+        await until(stopped)
+    position = (await rows(database))[0].id
+
+    async def said(*arguments: str) -> tuple[int, Any]:
+        code, out, err = await asyncio.to_thread(run, capsys, *arguments, *where)
+        assert err == ""
+        return code, json.loads(out)
+
+    code, status = await said("status")
+    assert code == 2
+    assert {name: status[name] for name in ("unsent", "parked", "refused_topics")} == {
+        "unsent": 2,
+        "parked": 1,
+        "refused_topics": ["gone"],
+    }
+    assert {lag["topic"]: (lag["parked"], lag["refused"]) for lag in status["lag"]} == {"t": (1, 0), "gone": (0, 1)}
+    code, (row,) = await said("parked")
+    assert (code, row["position"], row["error_class"]) == (0, position, "InvalidMessageError")
+    assert await said("discard", str(position)) == (0, {"discarded": 1})
+    assert await said("release") == (0, {"released": 0})
+    assert await said("partitions", "2") == (0, {"partitions": 2})
+
+
+async def test_rows_that_no_relay_works_on(postgresql_database: Database) -> None:
+    """By topic and partition: those of a living relay are not among them, nor those that wait for their time."""
+    database = postgresql_database
+    async with OutboxAdmin(database.main, database.outbox) as admin:
+
+        async def unattended() -> int:
+            return (await admin.status()).unattended
+
+        await store(database, *[numbered(n, f"k{n}", topic) for n in range(20) for topic in ("a", "b")])
+        assert await unattended() == 40  # no relay was ever there
+        driver = ScriptedBroker()
+        driver.gate.clear()
+        async with relay(database, driver, topics=["a"]):
+            await until(lambda: driver.tried)
+            assert await unattended() == 20  # those of b
+            lease = database.outbox.tables.lease
+            async with database.main.begin() as connection:
+                await connection.execute(update(lease).where(lease.c.number == 0).values(until=0))
+                mine = [row for row in await rows(database) if row.topic == "a" and row.hash % 16 == 0]
+                late = update(database.outbox.tables.messages).where(database.outbox.tables.messages.c.topic == "b")
+                await connection.execute(late.values(state=State.WAITING, not_before=text("9999999999999999")))
+            assert await unattended() in (len(mine), 0)  # 0: the relay has renewed it
+            driver.gate.set()
+            await until(lambda: _count(database, State.SENT, 20))
+
+
+async def _count(database: Database, state: State, count: int) -> bool:
+    return sum(row.state == state for row in await rows(database)) == count
+
+
+async def test_the_numbers_of_a_status_belong_together(database: Database) -> None:
+    """While rows come and go, the states, the lag and the sum of one answer are of one time."""
+
+    async def churn() -> None:
+        n = 0
+        while True:
+            n += 1
+            await store(database, *[numbered(m, f"k{n}-{m}") for m in range(20)])
+            async with database.main.begin() as connection:
+                await connection.execute(text(f"DELETE FROM {database.outbox.tables.name}"))
+
+    churning = asyncio.create_task(churn())
+    try:
+        async with OutboxAdmin(database.engine(), database.outbox) as admin:
+            seen = set()
+            for _ in range(100):
+                status = await admin.status()
+                assert sum(lag.rows for lag in status.lag) == status.unsent == status.ready == status.unattended
+                seen.add(status.unsent)
+                if len(seen) > 1:
+                    await asyncio.sleep(0.005)
+            assert seen == {0, 20}
+    finally:
+        churning.cancel()
+        await asyncio.wait([churning])
 
 
 @pytest.mark.parametrize(
@@ -212,7 +333,10 @@ async def test_the_commands(database: Database, capsys: pytest.CaptureFixture[st
         (["status"], "CQRS_OUTBOX_DATABASE"),
         (["status", "--database", "nonsense"], "must look like"),
         (["status", "--database", "sqlite+aiosqlite:///{folder}/none.db"], "alembic upgrade"),
+        (["status", "--database", "sqlite+aiosqlite:///{folder}/none.db"], "there is no database file"),
         (["status", "--database", "postgresql+asyncpg://me:hunter2@127.0.0.1:1/x"], "cannot be used"),
+        (["status", "--database", "postgresql+psycopg://me:hunter2@127.0.0.1:1/x"], "Check that its server runs"),
+        (["status", "--database", "mysql+asyncmy://me:hunter2@127.0.0.1:1/x"], "Check that its server runs"),
         (["relay", "--database", "sqlite+aiosqlite:///{folder}/none.db"], "CQRS_BROKER_URL"),
         (["status", "--database", "postgresql+nodriver://h/x"], "must look like"),
         (["status", "--database", "postgresql+asyncpg://me:hunter2/x"], "must look like"),
@@ -234,6 +358,8 @@ def test_what_is_wrong_is_said_in_a_line(
     code, _, err = run(capsys, *[argument.format(folder=tmp_path) for argument in arguments])
     assert code == 1
     assert said in err
+    assert ("migration" in err) == ("none.db" in str(arguments) and arguments[0] == "status")
+    assert not (tmp_path / "none.db").exists()
     assert "hunter2" not in err
     assert "Traceback" not in err
 

@@ -75,6 +75,27 @@ async def test_from_the_writer_through_the_row_to_the_broker(tmp_path: Path) -> 
     assert [value for _, value in recording.metrics()["cqrs_brokers.outbox.partitions"]] != []
 
 
+def test_rows_that_are_parked_and_refused_now() -> None:
+    """A gauge for each, by topic; no value where there is none. They are read, so a restart forgets none."""
+    recording = Recording()
+    observer = OutboxObserver(meter_provider=recording.meters)
+    topic = "messaging.destination.name"
+    gauges = [f"cqrs_brokers.outbox.{state}.rows" for state in ("parked", "refused")]
+    observer.lag(
+        [
+            Lag("orders", 0, 5, 90.0, parked=1),
+            Lag("orders", 1, 2, 120.0, parked=2),
+            Lag("stock", 0, 1, 3.0, refused=1),
+            Lag("bills", 0, 9, 1.0),
+        ]
+    )
+    read = recording.metrics()
+    assert [read[gauge] for gauge in gauges] == [[({topic: "orders"}, 3)], [({topic: "stock"}, 1)]]
+    observer.lag([])
+    read = recording.metrics()
+    assert [read.get(gauge, []) for gauge in gauges] == [[], []]
+
+
 def test_the_metrics_of_an_outbox() -> None:
     """Lag and rows by topic, what was parked and refused and why, and what keeps the relay from working."""
     recording = Recording()

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from threading import Lock
 from weakref import WeakSet
 
@@ -66,6 +66,18 @@ class _Instruments:
             names.OUTBOX_UNSENT, [self._unsent], unit="{message}", description="Rows that are not sent, by topic."
         )
         meter.create_observable_gauge(
+            names.OUTBOX_PARKED_ROWS,
+            [self._parked_rows],
+            unit="{message}",
+            description="Rows that are parked, by topic.",
+        )
+        meter.create_observable_gauge(
+            names.OUTBOX_REFUSED_ROWS,
+            [self._refused_rows],
+            unit="{message}",
+            description="Rows that stand for a topic that is refused as a whole, by topic.",
+        )
+        meter.create_observable_gauge(
             names.OUTBOX_PARTITIONS,
             [lambda _: total((told.partitions, {}) for told in self._all())],
             unit="{partition}",
@@ -85,11 +97,21 @@ class _Instruments:
         return largest((lag.oldest, {names.DESTINATION: lag.topic}) for told in self._all() for lag in told.lag)
 
     def _unsent(self, _: CallbackOptions) -> list[Observation]:
+        return self._rows(lambda lag: lag.rows)
+
+    def _parked_rows(self, _: CallbackOptions) -> list[Observation]:
+        return self._rows(lambda lag: lag.parked)
+
+    def _refused_rows(self, _: CallbackOptions) -> list[Observation]:
+        return self._rows(lambda lag: lag.refused)
+
+    def _rows(self, number: Callable[[Lag], int]) -> list[Observation]:
         """Relays of one outbox tell the same rows: the largest number of each partition counts."""
         rows: dict[tuple[str, int], int] = {}
         for told in self._all():
             for lag in told.lag:
-                rows[lag.topic, lag.partition] = max(lag.rows, rows.get((lag.topic, lag.partition), 0))
+                if number(lag):
+                    rows[lag.topic, lag.partition] = max(number(lag), rows.get((lag.topic, lag.partition), 0))
         return total((count, {names.DESTINATION: topic}) for (topic, _), count in rows.items())
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import json
 import logging
 import os
 import signal
@@ -10,8 +12,10 @@ import sys
 import traceback
 from argparse import Namespace
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
 
-from sqlalchemy.exc import ArgumentError, InvalidRequestError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, InterfaceError, InvalidRequestError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from cqrs_brokers import BrokerError, ConfigError, open_broker
@@ -35,7 +39,8 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "python -m cq
         program: The program's name.
 
     Returns:
-        The exit code: 0, or 1 when it failed; `status` returns 2 when something needs a person.
+        The exit code: 0, or 1 when it failed; `status` returns 2 when somebody must look:
+        rows are parked, a topic is refused, or rows could be sent and no relay works on them.
     """
     options = _parser(program).parse_args(arguments)
     database = options.database or os.environ.get(DATABASE)
@@ -57,7 +62,11 @@ def _text(error: Exception) -> str:
     if isinstance(error, BrokerError):
         return str(error)
     cause = getattr(error, "orig", None) or error
-    return f"the database cannot be used: {type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else ''}"
+    said = f": {str(cause).splitlines()[0]}" if str(cause) else ""
+    text = f"the database cannot be used: {type(cause).__name__}{said}"
+    if isinstance(error, OperationalError | InterfaceError | OSError):
+        text += ". Check that its server runs, and the host, the port, the database and the log-in of its URL"
+    return text
 
 
 def _engine(database: str) -> AsyncEngine:
@@ -76,6 +85,21 @@ def _engine(database: str) -> AsyncEngine:
     raise ConfigError(text)
 
 
+def _check_file(engine: AsyncEngine) -> None:
+    """SQLite makes a file that is not there, also for a path that was mistyped.
+
+    Raises:
+        ConfigError: The database is a file of SQLite that is not there.
+    """
+    path = engine.url.database or ""
+    if engine.dialect.name != "sqlite" or path in ("", ":memory:") or path.startswith("file:") or Path(path).exists():
+        return
+    raise ConfigError(
+        f"there is no database file {path!r}: check the path in the database's URL. If the database is new, run the "
+        "migration of cqrs-brokers-outbox first (`alembic upgrade cqrs_brokers_outbox@head`)"
+    )
+
+
 async def _run(options: Namespace, database: str) -> int:
     engine = _engine(database)
     outbox = Outbox(options.table, schema=options.schema)
@@ -89,6 +113,7 @@ async def _run(options: Namespace, database: str) -> int:
 async def _relay(options: Namespace, engine: AsyncEngine, outbox: Outbox) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     broker = open_broker(options.broker)
+    _check_file(engine)
     relay = Relay(
         engine,
         broker,
@@ -111,20 +136,35 @@ async def _relay(options: Namespace, engine: AsyncEngine, outbox: Outbox) -> int
     return 0
 
 
-async def _status(options: Namespace, engine: AsyncEngine, outbox: Outbox) -> int:
-    async with OutboxAdmin(engine, outbox) as admin:
-        status = await admin.status()
-    for line in _status_lines(status):
+def _admin(engine: AsyncEngine, outbox: Outbox) -> OutboxAdmin:
+    _check_file(engine)
+    return OutboxAdmin(engine, outbox)
+
+
+def _print(options: Namespace, document: Any, lines: Sequence[str]) -> None:
+    """Prints lines, or with --json one document."""
+    for line in [json.dumps(document)] if options.json else lines:
         print(line)
-    return 2 if status.parked or status.refused_topics else 0
+
+
+async def _status(options: Namespace, engine: AsyncEngine, outbox: Outbox) -> int:
+    async with _admin(engine, outbox) as admin:
+        status = await admin.status()
+    _print(options, dataclasses.asdict(status), _status_lines(status))
+    return 2 if status.parked or status.refused_topics or status.unattended else 0
 
 
 def _status_lines(status: OutboxStatus) -> list[str]:
+    repeats = ": they may be in the broker twice; a consumer drops repeats with `Inbox`"
     lines = [
         f"unsent {status.unsent}: ready {status.ready}, waiting {status.waiting}, parked {status.parked}",
-        f"possible duplicates {status.possible_duplicates}",
+        f"possible duplicates {status.possible_duplicates}{repeats if status.possible_duplicates else ''}",
     ]
-    lines += [f"refused topic {topic!r}" for topic in status.refused_topics]
+    if status.unattended:
+        lines.append(f"rows that could be sent, and no relay works on them: {status.unattended}; start a relay")
+    if status.parked:
+        lines.append(f"rows that are parked: {status.parked}; see `parked`, then `release` or `discard` them")
+    lines += [f"refused topic {topic!r}: make it, or grant the right to write to it" for topic in status.refused_topics]
     lines += [
         f"topic {lag.topic!r} partition {lag.partition}: {lag.rows} rows, oldest {lag.oldest:.1f} s"
         for lag in status.lag
@@ -138,31 +178,46 @@ def _status_lines(status: OutboxStatus) -> list[str]:
 
 
 async def _parked(options: Namespace, engine: AsyncEngine, outbox: Outbox) -> int:
-    async with OutboxAdmin(engine, outbox) as admin:
-        for row in await admin.parked(options.limit):
-            print(
-                f"{row.position} topic {row.topic!r} message {row.message_id} {row.error_class}: {row.error_text} "
-                f"({row.behind} behind it)"
-            )
+    async with _admin(engine, outbox) as admin:
+        rows = await admin.parked(options.limit)
+    lines = [
+        f"{row.position} topic {row.topic!r} message {row.message_id} {row.error_class}: {row.error_text} "
+        f"({row.behind} behind it)"
+        for row in rows
+    ]
+    _print(options, [dataclasses.asdict(row) for row in rows], lines)
     return 0
 
 
 async def _release(options: Namespace, engine: AsyncEngine, outbox: Outbox) -> int:
-    async with OutboxAdmin(engine, outbox) as admin:
-        print(f"released {await admin.release(*options.position)}")
-    return 0
+    async with _admin(engine, outbox) as admin:
+        released = await admin.release(*options.position)
+    _print(options, {"released": released}, [f"released {released}"])
+    return _all_were_parked(options, released)
 
 
 async def _discard(options: Namespace, engine: AsyncEngine, outbox: Outbox) -> int:
-    async with OutboxAdmin(engine, outbox) as admin:
-        print(f"discarded {await admin.discard(*options.position)}")
-    return 0
+    async with _admin(engine, outbox) as admin:
+        discarded = await admin.discard(*options.position)
+    _print(options, {"discarded": discarded}, [f"discarded {discarded}"])
+    return _all_were_parked(options, discarded)
+
+
+def _all_were_parked(options: Namespace, found: int) -> int:
+    """The exit code for numbers of rows, of which so many were found parked."""
+    asked = sorted(set(options.position))
+    if found >= len(asked):
+        return 0
+    numbers = ", ".join(map(str, asked))
+    text = f"there is no parked row {numbers}" if not found else f"{len(asked) - found} of {numbers} are no parked rows"
+    print(f"{text}: `parked` lists the numbers of those that there are", file=sys.stderr)
+    return 1
 
 
 async def _partitions(options: Namespace, engine: AsyncEngine, outbox: Outbox) -> int:
-    async with OutboxAdmin(engine, outbox) as admin:
+    async with _admin(engine, outbox) as admin:
         await admin.partitions(options.count, topics=options.topic, timeout=options.timeout)
-    print(f"{options.count} partitions")
+    _print(options, {"partitions": options.count}, [f"{options.count} partitions"])
     return 0
 
 
@@ -171,12 +226,18 @@ def _parser(program: str) -> ArgumentParser:
     common.add_argument("--database", metavar="URL", help=f"SQLAlchemy's URL, asynchronous; default: ${DATABASE}")
     common.add_argument("--table", default="outbox", help="the outbox's table (default: outbox)")
     common.add_argument("--schema", help="its schema")
-    parser = ArgumentParser(prog=program, description=__doc__)
+    text = (
+        "Runs and looks after an outbox: sends its messages, says what waits, lets parked rows go. Both URLs may come "
+        "from the environment, where no list of processes shows their passwords."
+    )
+    parser = ArgumentParser(prog=program, description=text)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[..., Awaitable[int]], text: str) -> ArgumentParser:
         made = commands.add_parser(name, parents=[common], help=text, description=text)
         made.set_defaults(command=run)
+        if run is not _relay:
+            made.add_argument("--json", action="store_true", help="print one JSON document")
         return made
 
     relay = command("relay", _relay, "Send messages until SIGTERM.")
@@ -187,7 +248,7 @@ def _parser(program: str) -> ArgumentParser:
     relay.add_argument("--keep", type=float, default=24 * 3600.0, help="seconds for which sent rows are kept")
     relay.add_argument("--batch", type=int, default=500, help="rows of a claim, at most")
     relay.add_argument("--lease", type=float, help="seconds for which a partition is taken")
-    command("status", _status, "Say what the outbox holds; the exit code is 2 when something needs a person.")
+    command("status", _status, "Say what the outbox holds; the exit code is 2 when somebody must look.")
     parked = command("parked", _parked, "List the parked rows with their reasons.")
     parked.add_argument("--limit", type=int, default=100)
     release = command("release", _release, "Let parked rows be sent again; without numbers: all.")

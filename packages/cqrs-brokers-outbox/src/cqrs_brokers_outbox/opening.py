@@ -40,9 +40,11 @@ async def check_schema(store: Store, tables: Tables) -> None:
 
     Raises:
         OutboxSchemaError: They are not; the text says what to do.
+        Exception: The database cannot be reached: what its driver raises, as SQLAlchemy passes it on.
     """
     name = tables.messages.fullname
     s = store.statements
+    await store.rows(("SELECT 1", {}))  # a database that cannot be reached has no missing tables
     reason = ""
     versions: list[int] = []
     try:

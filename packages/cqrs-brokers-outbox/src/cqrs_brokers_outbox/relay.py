@@ -24,12 +24,15 @@ from .exceptions import OutboxError
 from .observers import RelayObserver, RelayObservers
 from .opening import check_schema, make_statements
 from .outbox import Outbox
-from .status import RelayHealth, read_status
+from .status import OutboxStatus, RelayHealth, read_status
 
 __all__ = ["Relay"]
 
 _LEAST_LEASE_OVER = MARGIN + 5.0
 _DEFAULT_LEASE_OVER = 30.0
+LONG = 5.0
+"""Seconds without a receipt of which `health()` speaks."""
+_NOT_SERVED = ("connecting", "reconnecting", "blocked", "failed", "closed")
 
 
 class Relay:
@@ -192,11 +195,18 @@ class Relay:
 
     async def health(self) -> RelayHealth:
         """How the relay is, now, and what the outbox holds. Never raises."""
-        reasons = []
+        reasons: list[str] = []
+        waits: list[str] = []
         if self._worker is None:
             reasons.append("the relay does not run")
         else:
             reasons += [f"cannot {what}: {text}" for what, text in sorted(self._trouble.reasons.items())]
+            if self._broker.state in _NOT_SERVED:
+                reasons.append(f"the broker is {self._broker.state}")
+            waits += [
+                f"topic {topic!r} has given no receipt for {seconds:.0f} s"
+                for topic, seconds in sorted(self._worker.unanswered(LONG).items())
+            ]
         if self._running is not None and self._running.done() and not self._running.cancelled():
             reasons.append(f"the relay ended: {self._running.exception()}")
         store = Store(self._engine, self._statements)
@@ -208,15 +218,30 @@ class Relay:
             reasons.append(f"the database does not answer: {type(error).__name__}")
         finally:
             await store.close()
+        if status is not None:
+            reasons += _for_a_person(status)
+            if status.waiting:
+                waits.append(f"rows that wait: {status.waiting}")
         return RelayHealth(
             ok=not reasons,
-            reason="; ".join(reasons) or "ok",
+            reason="; ".join([*reasons, *waits]) or "ok",
+            running=self._worker is not None,
             partitions=tuple(sorted(self._leases.tokens)) if self._leases is not None and self._worker else (),
             in_flight=self._worker.in_flight if self._worker else 0,
             sent=self._worker.sent if self._worker else 0,
             fenced=self._worker.fenced if self._worker else 0,
             status=status,
         )
+
+
+def _for_a_person(status: OutboxStatus) -> list[str]:
+    reasons = []
+    if status.parked:
+        reasons.append(f"rows that are parked: {status.parked}; release or discard them")
+    if status.refused_topics:
+        topics = ", ".join(map(repr, status.refused_topics[:3])) + (", …" if len(status.refused_topics) > 3 else "")
+        reasons.append(f"topics that the broker refuses: {topics}; make them, or grant the right to write to them")
+    return reasons
 
 
 async def check_schema_once(engine: AsyncEngine, statements: Statements, outbox: Outbox) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ._relay.store import Store
 from .schema import State
@@ -19,12 +22,16 @@ class Lag:
         partition: The partition, of the relays that serve all topics.
         rows: How many.
         oldest: Age of the oldest, in seconds.
+        parked: How many of them wait for a person.
+        refused: How many of them stand for a topic that is refused as a whole; more rows may wait behind each.
     """
 
     topic: str
     partition: int
     rows: int
     oldest: float
+    parked: int = 0
+    refused: int = 0
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,7 @@ class OutboxStatus:
         waiting: Rows that wait: for another try, or behind one that does.
         parked: Rows that wait for a person.
         refused_topics: Topics that are refused as a whole.
+        unattended: Rows that could be sent now, and whose partition no living relay has: start one.
         possible_duplicates: Rows that may be in the broker twice; sent ones as long as they are kept.
         lag: The unsent rows by topic and partition, the oldest first.
         leases: The partitions.
@@ -64,6 +72,7 @@ class OutboxStatus:
     waiting: int
     parked: int
     refused_topics: tuple[str, ...]
+    unattended: int
     possible_duplicates: int
     lag: tuple[Lag, ...]
     leases: tuple[LeaseStatus, ...]
@@ -71,11 +80,14 @@ class OutboxStatus:
 
 @dataclass(frozen=True)
 class RelayHealth:
-    """How a relay is.
+    """How a relay is. For alerts; a probe that restarts the process asks `running`.
 
     Attributes:
-        ok: It runs and nothing keeps it from working.
-        reason: "ok", or what does.
+        ok: It runs, the database and the broker answer, and no row waits for a person. False with a parked row and
+            with a refused topic, which a restart does not help. Rows that wait for another try, and topics that give no
+            receipt, leave it True: the relay goes on by itself.
+        reason: Why it is not ok, then what waits; "ok" when there is nothing to say.
+        running: It runs. False: only a new start helps.
         partitions: Its partitions.
         in_flight: Rows that it has claimed and not marked yet.
         sent: Rows that it has sent since it was started.
@@ -85,6 +97,7 @@ class RelayHealth:
 
     ok: bool
     reason: str
+    running: bool
     partitions: tuple[int, ...]
     in_flight: int
     sent: int
@@ -114,10 +127,15 @@ class ParkedRow:
 
 
 async def read_status(store: Store) -> OutboxStatus:
-    """Reads what an outbox holds."""
+    """Reads what an outbox holds, at one time."""
+    async with store.transaction(snapshot=True):
+        return await _read_status(store)
+
+
+async def _read_status(store: Store) -> OutboxStatus:
     s = store.statements
     counts = {int(row[0]): int(row[1]) for row in await store.rows(_by_state(s.messages))}
-    leases = await store.rows((f"SELECT scope, number, owner, until - {s.now} AS left_us FROM {s.lease}", {}))
+    leases = await store.rows((f"SELECT scope, number, topics, owner, until - {s.now} AS left_us FROM {s.lease}", {}))
     refused = await store.rows((f"SELECT DISTINCT topic FROM {s.messages} WHERE state = {State.REFUSED}", {}))
     ((unknown,),) = await store.rows((f"SELECT COUNT(*) FROM {s.messages} WHERE attempts_unknown > 0", {}))
     waiting = sum(counts.get(state, 0) for state in (State.WAITING, State.BEHIND, State.REFUSED))
@@ -127,6 +145,7 @@ async def read_status(store: Store) -> OutboxStatus:
         waiting=waiting,
         parked=counts.get(State.PARKED, 0),
         refused_topics=tuple(sorted(row.topic for row in refused)),
+        unattended=await _read_unattended(store, leases),
         possible_duplicates=int(unknown),
         lag=await read_lag(store),
         leases=tuple(
@@ -136,6 +155,32 @@ async def read_status(store: Store) -> OutboxStatus:
     )
 
 
+async def _read_unattended(store: Store, leases: Sequence[Any]) -> int:
+    """Reads how many rows are due in partitions that no relay has."""
+    s = store.statements
+    scopes: dict[str, list[Any]] = {}
+    for lease in leases:
+        scopes.setdefault(lease.scope, []).append(lease)
+    attended: list[str] = []
+    names: dict[str, Any] = {}
+    for place, shared in enumerate(scopes.values()):
+        held = [int(lease.number) for lease in shared if lease.owner and lease.left_us > 0]
+        if held:
+            condition = f"hash % {len(shared)} IN ({', '.join(map(str, held))})"
+            if shared[0].topics is not None:
+                topics = {f"topic{place}_{n}": topic for n, topic in enumerate(json.loads(shared[0].topics))}
+                names |= topics
+                condition += f" AND topic IN ({', '.join(f':{name}' for name in topics)})"
+            attended.append(f"({condition})")
+    nobody = f" AND NOT ({' OR '.join(attended)})" if attended else ""
+    ready = f"SELECT COUNT(*) AS due FROM {s.messages} WHERE state = {State.READY}{nobody}"
+    waited = f"state IN ({State.WAITING}, {State.REFUSED}) AND not_before <= {s.now}"
+    rows = await store.rows(
+        (f"{ready} UNION ALL SELECT COUNT(*) AS due FROM {s.messages} WHERE {waited}{nobody}", names)
+    )
+    return sum(int(row.due) for row in rows)
+
+
 async def read_lag(store: Store) -> tuple[Lag, ...]:
     """Reads what is not sent, by topic and partition, the oldest first."""
     s = store.statements
@@ -143,12 +188,24 @@ async def read_lag(store: Store) -> tuple[Lag, ...]:
     count = int(found) or 1
     rows = await store.rows(
         (
-            f"SELECT topic, hash % {count} AS part, COUNT(*) AS amount, {s.now} - MIN(created_at) AS age "
+            f"SELECT topic, hash % {count} AS part, COUNT(*) AS amount, {s.now} - MIN(created_at) AS age, "
+            f"SUM(CASE WHEN state = {State.PARKED} THEN 1 ELSE 0 END) AS parked, "
+            f"SUM(CASE WHEN state = {State.REFUSED} THEN 1 ELSE 0 END) AS refused "
             f"FROM {s.messages} WHERE state IN (0, 1, 2, 3, 4) GROUP BY topic, hash % {count}",
             {},
         )
     )
-    lag = (Lag(row.topic, int(row.part), int(row.amount), max(0.0, int(row.age) / 1e6)) for row in rows)
+    lag = (
+        Lag(
+            row.topic,
+            int(row.part),
+            int(row.amount),
+            max(0.0, int(row.age) / 1e6),
+            parked=int(row.parked),
+            refused=int(row.refused),
+        )
+        for row in rows
+    )
     return tuple(sorted(lag, key=lambda each: -each.oldest))
 
 

@@ -60,6 +60,7 @@ class Keys:
         self._ready: deque[Any] = deque()
         self.busy: dict[int, int] = {}
         """Number of the row → its partition."""
+        self._of_topics: Counter[str] = Counter()
         self._failed: Counter[Any] = Counter()
         """Keys of which rows have an outcome other than a receipt that is not marked yet."""
         self._settling: set[Any] = set()
@@ -69,7 +70,7 @@ class Keys:
     def add(self, items: Iterable[Item]) -> None:
         """Takes claimed rows, in their order."""
         for item in items:
-            self.busy[item.row.id] = item.partition
+            self.have(item)
             lane = item.lane
             rows = self._waiting.get(lane)
             if rows is None:
@@ -78,6 +79,15 @@ class Keys:
                     self._ready.append(lane)
             else:
                 rows.append(item)
+
+    def have(self, item: Item) -> None:
+        """The row is the relay's until it is marked."""
+        self.busy[item.row.id] = item.partition
+        self._of_topics[item.row.topic] += 1
+
+    def of_topic(self, topic: str) -> int:
+        """How many rows of a topic the relay has."""
+        return self._of_topics[topic]
 
     def claim_begins(self) -> None:
         """A claim is about to read."""
@@ -162,7 +172,11 @@ class Keys:
     def marked(self, items: Iterable[Item]) -> None:
         """The rows are marked in the database, or are as they were: the claim may bring them again."""
         for item in items:
-            self.busy.pop(item.row.id, None)
+            if self.busy.pop(item.row.id, None) is not None:
+                topic = item.row.topic
+                self._of_topics[topic] -= 1
+                if not self._of_topics[topic]:
+                    del self._of_topics[topic]
 
     def let_go(self, item: Item) -> None:
         """A row that was to go does not, nor do those behind it: the partition is another relay's."""

@@ -52,6 +52,8 @@ class Statements(ABC):
     session: tuple[str, ...] = ()
     """Said once on each connection."""
     begin = "BEGIN"
+    snapshot: tuple[str, ...] = ("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",)
+    """Begin a transaction whose queries all see the same."""
     partitions = 16
     """How many there are at first."""
 
@@ -101,6 +103,12 @@ class Statements(ABC):
         condition, parameters = self.among(f"o.hash % {int(count)}", "mine", sorted(partitions))
         return f" AND {condition}", parameters
 
+    def _without_topics(self, topics: Sequence[str]) -> Statement:
+        if not topics:
+            return "", {}
+        names = {f"left_out{place}": topic for place, topic in enumerate(topics)}
+        return f" AND o.topic NOT IN ({', '.join(f':{name}' for name in names)})", names
+
     def _held(self, count: int) -> str:
         """Whether a row before it holds the row `o` up: one of its key, or the refused one of its topic."""
         return (
@@ -124,7 +132,14 @@ class Statements(ABC):
         )
 
     def claim(
-        self, partitions: Collection[int], count: int, *, busy: Collection[int], crowded: Collection[int], limit: int
+        self,
+        partitions: Collection[int],
+        count: int,
+        *,
+        busy: Collection[int],
+        crowded: Collection[int],
+        limit: int,
+        without: Sequence[str] = (),
     ) -> Statement:
         """Rows that are ready, in their order, and whether something holds each up.
 
@@ -134,10 +149,12 @@ class Statements(ABC):
             busy: Rows that the relay has already.
             crowded: Hashes of keys of which it has enough.
             limit: So many rows, at most.
+            without: Topics that are left out.
         """
         mine, parameters = self._in_partitions(partitions, count)
-        parameters |= self._topics or {}
-        conditions = mine
+        condition, more = self._without_topics(without)
+        parameters |= (self._topics or {}) | more
+        conditions = mine + condition
         for column, name, numbers in (("o.id", "busy", busy), ("o.hash", "crowded", crowded)):
             if numbers:
                 condition, more = self.without(column, name, numbers)
@@ -153,16 +170,25 @@ class Statements(ABC):
         )
         return f"SELECT * FROM ({of_topics}) o ORDER BY o.id LIMIT {int(limit)}", parameters
 
-    def due(self, partitions: Collection[int], count: int, *, busy: Collection[int], limit: int) -> Statement:
+    def due(
+        self,
+        partitions: Collection[int],
+        count: int,
+        *,
+        busy: Collection[int],
+        limit: int,
+        without: Sequence[str] = (),
+    ) -> Statement:
         """Rows that waited long enough, and whether something before them holds them up all the same."""
         mine, parameters = self._mine(partitions, count)
-        without = ""
+        left_out, more = self._without_topics(without)
+        parameters |= more
         if busy:
             condition, more = self.without("o.id", "busy", busy)
-            without, parameters = f" AND {condition}", parameters | more
+            left_out, parameters = f"{left_out} AND {condition}", parameters | more
         return (
             f"SELECT {_MESSAGE}, {self._held(count)} AS held FROM {self.messages} o "
-            f"WHERE o.state IN ({State.WAITING}, {State.REFUSED}) AND o.not_before <= {self.now}{mine}{without} "
+            f"WHERE o.state IN ({State.WAITING}, {State.REFUSED}) AND o.not_before <= {self.now}{mine}{left_out} "
             f"ORDER BY o.not_before LIMIT {int(limit)}",
             parameters,
         )
@@ -332,6 +358,10 @@ class _MariaDB(Statements):
 
     dialect = "mysql"
     session = ("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",)
+    snapshot = (
+        "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ",
+        "START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY",
+    )
 
     def among(self, column: str, name: str, numbers: Collection[int]) -> Statement:
         return f"{column} IN ({', '.join(str(int(number)) for number in numbers) or 'NULL'})", {}
@@ -376,6 +406,7 @@ class _SQLite(Statements):
     dialect = "sqlite"
     session = ("PRAGMA journal_mode = WAL", "PRAGMA busy_timeout = 10000", "PRAGMA synchronous = NORMAL")
     begin = "BEGIN IMMEDIATE"
+    snapshot = ("BEGIN",)
     partitions = 1
 
     def among(self, column: str, name: str, numbers: Collection[int]) -> Statement:

@@ -58,11 +58,16 @@ class Store:
             raise
 
     @contextlib.asynccontextmanager
-    async def transaction(self) -> AsyncIterator[None]:
-        """What is run within is committed together, or not at all."""
+    async def transaction(self, *, snapshot: bool = False) -> AsyncIterator[None]:
+        """What is run within is committed together, or not at all.
+
+        Args:
+            snapshot: Its queries all see the same; it only reads.
+        """
         connection = await self._open()
         try:
-            await connection.exec_driver_sql(self.statements.begin)
+            for statement in self.statements.snapshot if snapshot else (self.statements.begin,):
+                await connection.exec_driver_sql(statement)
             yield
             await connection.exec_driver_sql("COMMIT")
         except BaseException:

@@ -1,7 +1,7 @@
 """The relay at work: claim → keys → broker → marks, each in a task of its own, so that none waits for another.
 
     claiming   reads the next rows while the last ones are at the broker
-    sending    a task for each batch of rows that may go together; what has its receipt lets the next of its key go
+    sending    a task for each call to the broker; what has its receipt lets the next of its key go
     marking    writes what happened, many rows at a time
     leasing    renews, takes and gives back partitions
 
@@ -23,6 +23,7 @@ from cqrs_brokers_outbox.observers import RelayObservers
 from cqrs_brokers_outbox.rows import ClaimedRow, DamagedRow, message_of
 from cqrs_brokers_outbox.schema import State
 
+from .calls import Calls
 from .keys import Item, Keys
 from .leases import Leases, monotonic
 from .outcomes import Marker, Outcome, Verdict, error_of, verdict_of
@@ -35,6 +36,8 @@ __all__ = ["CANCEL_STEP", "MARGIN", "Worker"]
 MARGIN = 5.0
 """Sends end so many seconds before the lease does."""
 SHORTEST_POLL, LONGEST_POLL = 0.01, 0.28
+MOST_BATCHES = 8
+"""So many batches a relay has, at most; two of them of topics that are not slow."""
 DUE_STEP = 0.05
 """So long are rows that wait not asked for again."""
 MARK_STEP = 0.05
@@ -42,6 +45,7 @@ MARK_STEP = 0.05
 LEASE_STEP = 1.0
 CANCEL_STEP = 1.0
 _NUMBER = attrgetter("id")
+_AGAIN = (Verdict.UNTOUCHED, Verdict.RETRY, Verdict.UNKNOWN)
 
 
 class Worker:
@@ -82,6 +86,7 @@ class Worker:
         self._crowd = batch if pipeline else max(10, batch // 5)
         self._observers = observers
         self._keys = Keys(pipeline=pipeline)
+        self._calls = Calls()
         self._outcomes: list[Outcome] = []
         self._to_claim = asyncio.Event()
         self._to_mark = asyncio.Event()
@@ -96,6 +101,7 @@ class Worker:
         """The last claim was full: there are more rows."""
         self._left_out: set[int] = set()
         """Hashes of keys that the last claim left out."""
+        self._most = batch * MOST_BATCHES
         self._headers = broker.capabilities.headers
         self._stamps = broker.name.startswith("kafka")
         self.sent = 0
@@ -147,6 +153,10 @@ class Worker:
         """How many rows the relay has."""
         return len(self._keys.busy)
 
+    def unanswered(self, seconds: float) -> dict[str, float]:
+        """Topic → for how long it has had rows at the broker and no receipt, if for longer than that."""
+        return self._calls.unanswered(seconds)
+
     async def _finish(self) -> None:
         while self._sending or self._outcomes or self._keys.busy:
             if self._sending:
@@ -190,14 +200,17 @@ class Worker:
         leases, statements = self._leases, self._claims.statements
         tokens, count, busy = dict(leases.tokens), leases.count, list(self._keys.busy)
         self._left_out = crowded = self._keys.crowded(self._crowd)
+        topics = self._topics_left_out()
         due: Sequence[Any] = ()
         if monotonic() - self._due_asked > DUE_STEP:
-            due = await self._claims.rows(statements.due(partitions, count, busy=busy, limit=self._batch))
+            due = await self._claims.rows(
+                statements.due(partitions, count, busy=busy, without=topics, limit=self._batch)
+            )
             self._due_asked = monotonic()
         ready = await self._claims.rows(
-            statements.claim(partitions, count, busy=busy, crowded=crowded, limit=self._batch)
+            statements.claim(partitions, count, busy=busy, crowded=crowded, without=topics, limit=self._batch)
         )
-        self._more = len(ready) == self._batch or len(due) == self._batch
+        self._more = bool(topics) or len(ready) == self._batch or len(due) == self._batch
         rows = sorted([ClaimedRow._make(row) for row in (*due, *ready)], key=_NUMBER)
         if not rows:
             return False
@@ -211,7 +224,16 @@ class Worker:
 
     @property
     def _has_room(self) -> bool:
-        return len(self._keys.busy) < 2 * self._batch
+        busy = len(self._keys.busy)
+        return busy < 2 * self._batch or (
+            busy < self._most and busy - sum(map(self._keys.of_topic, self._calls.slow())) < 2 * self._batch
+        )
+
+    def _topics_left_out(self) -> list[str]:
+        """Topics of which the claim brings nothing: slow ones share two batches among them."""
+        slow = self._calls.slow()
+        full = {topic for topic in slow if self._keys.of_topic(topic) * len(slow) >= 2 * self._batch}
+        return sorted(full | self._calls.paused())
 
     def _claim_if_useful(self) -> None:
         """Wakes the claim when it would bring rows that are known to be there; it finds new ones by itself."""
@@ -240,7 +262,7 @@ class Worker:
                 continue
             items.append(item)
         for outcome in ended:
-            self._keys.busy[outcome.item.row.id] = outcome.item.partition
+            self._keys.have(outcome.item)
         self._keys.add(items)
         self._ended(ended)
         self._observers.claimed(len(items))
@@ -250,8 +272,7 @@ class Worker:
     # -- sending ------------------------------------------------------------------------------------------------------
 
     def _send_what_may_go(self) -> None:
-        items = self._what_may_go()
-        if items:
+        for items in self._calls.apart(self._what_may_go()):
             task = asyncio.create_task(self._send(items))
             self._sending.add(task)
             task.add_done_callback(self._sending.discard)
@@ -271,19 +292,26 @@ class Worker:
         return items
 
     async def _send(self, items: list[Item]) -> None:
-        while items:
+        topic = items[0].row.topic
+        call = self._calls.began(topic)
+        sent = failed = others = False
+        try:
             outcomes = await self._broker.send_messages([item.message for item in items])
             ended: list[Outcome] = []
             for item, outcome in zip(items, outcomes, strict=True):
                 verdict = verdict_of(outcome)
+                sent = sent or verdict is Verdict.SENT
+                failed = failed or verdict in _AGAIN
                 ended.append(Outcome(item, verdict, outcome))
                 behind = self._keys.landed(item, verdict is Verdict.SENT)
                 ended.extend(Outcome(one, Verdict.UNTOUCHED) for one in behind)
-            self._observe(ended)
-            self._ended(ended)
-            items = self._what_may_go()  # a receipt lets the next of its key go; its mark need not be there
+        finally:
+            others = self._calls.ended(topic, call, sent=sent, failed=failed)
+        self._observe(topic, ended, others_go_on=others)
+        self._ended(ended)
+        self._send_what_may_go()  # a receipt lets the next of its key go; its mark need not be there
 
-    def _observe(self, ended: Iterable[Outcome]) -> None:
+    def _observe(self, topic: str, ended: Iterable[Outcome], *, others_go_on: bool) -> None:
         broker_down = None
         for outcome in ended:
             cause = outcome.cause
@@ -293,6 +321,9 @@ class Worker:
                 self._observers.sent(outcome.item.row.id, outcome.item.message, cause)
             if outcome.verdict is Verdict.UNTOUCHED and isinstance(cause, DeliveryError):
                 broker_down = cause
+        if broker_down is not None and others_go_on:
+            self._calls.pause(topic)
+            return
         if broker_down is None:
             self._pause = 0.0
             self._trouble.ended("send")

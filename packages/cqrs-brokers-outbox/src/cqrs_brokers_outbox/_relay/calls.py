@@ -1,0 +1,114 @@
+"""The calls to the broker without an outcome, by topic: which topics are slow, so that they hold up no other.
+
+`send_messages` returns when its last message has its outcome. So a call has the rows of one topic, and while the topic
+is slow, the rows of one key: others of the topic may go to another partition of the broker, which takes messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from .keys import Item
+from .leases import monotonic
+from .outcomes import LONGEST_DELAY
+from .trouble import FIRST_PAUSE, LONGEST_PAUSE
+
+__all__ = ["Calls"]
+
+LATE = 1.0
+"""A topic is slow when a call has been without an outcome for longer, in seconds."""
+LINGER = LONGEST_DELAY + 30.0
+"""It stays slow so long after such a call failed while others went on: its rows come again, after a delay."""
+
+
+class Calls:
+    """The calls of one relay."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, dict[int, float]] = {}
+        """Topic → number of the call → when it began; the oldest first."""
+        self._number = 0
+        self._last_receipt = 0.0
+        self._slow_until: dict[str, float] = {}
+        self._pauses: dict[str, tuple[float, float]] = {}
+        """Topic → how long it is not claimed, and until when."""
+        self._without_receipt: dict[str, float] = {}
+        """Topic → since when it has had calls and no receipt."""
+        self._touched: dict[str, float] = {}
+        """Topic without a receipt → when a call of it last ended."""
+
+    def apart(self, items: Iterable[Item]) -> list[list[Item]]:
+        """The rows of each call, in their order: by topic, those of slow ones by key."""
+        slow = self.slow()
+        calls: dict[object, list[Item]] = {}
+        for item in items:
+            topic = item.row.topic
+            calls.setdefault((topic, item.lane) if topic in slow else topic, []).append(item)
+        return list(calls.values())
+
+    def began(self, topic: str) -> int:
+        """A call begins. Returns its number."""
+        self._number += 1
+        now = monotonic()
+        self._open.setdefault(topic, {})[self._number] = now
+        self._without_receipt.setdefault(topic, now)
+        return self._number
+
+    def ended(self, topic: str, number: int, *, sent: bool, failed: bool) -> bool:
+        """A call has its outcomes.
+
+        Args:
+            topic: The topic.
+            number: The call's number.
+            sent: A row has a receipt.
+            failed: A row has to be sent again, and not because the topic is refused.
+
+        Returns:
+            Whether other calls got receipts meanwhile: then the broker works, and only this topic does not.
+        """
+        now = monotonic()
+        began = self._open[topic].pop(number)
+        others = self._last_receipt > began
+        if failed and others and now - began > LATE:
+            self._slow_until[topic] = now + LINGER
+        if sent:
+            self._last_receipt = now
+            self._pauses.pop(topic, None)
+        calls = self._open[topic]
+        if not calls:
+            del self._open[topic]
+        if sent or (not failed and not calls):
+            self._without_receipt.pop(topic, None)
+            if calls:
+                self._without_receipt[topic] = next(iter(calls.values()))
+        self._touched.pop(topic, None)
+        if topic in self._without_receipt:
+            self._touched[topic] = now
+        return others
+
+    def pause(self, topic: str) -> None:
+        """The topic is not claimed for a while, longer each time, until it has a receipt."""
+        length = min(LONGEST_PAUSE, max(FIRST_PAUSE, self._pauses.get(topic, (0.0, 0.0))[0] * 2))
+        self._pauses[topic] = length, monotonic() + length
+
+    def slow(self) -> set[str]:
+        """The topics that are slow now."""
+        now = monotonic()
+        for topic in [topic for topic, until in self._slow_until.items() if until < now]:
+            del self._slow_until[topic]
+        late = {topic for topic, calls in self._open.items() if now - next(iter(calls.values())) > LATE}
+        return late.union(self._slow_until)
+
+    def paused(self) -> set[str]:
+        """The topics that are not to be claimed now."""
+        now = monotonic()
+        return {topic for topic, (_, until) in self._pauses.items() if until > now}
+
+    def unanswered(self, seconds: float) -> dict[str, float]:
+        """Topic → for how long it has had rows at the broker and no receipt, if for longer than that."""
+        now = monotonic()
+        for topic, when in list(self._touched.items()):
+            if topic not in self._open and now - when > LINGER:  # another relay may have its rows
+                del self._touched[topic]
+                self._without_receipt.pop(topic, None)
+        return {topic: now - since for topic, since in self._without_receipt.items() if now - since > seconds}
