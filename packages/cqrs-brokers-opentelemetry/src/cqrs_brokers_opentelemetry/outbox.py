@@ -97,22 +97,22 @@ class _Instruments:
         return largest((lag.oldest, {names.DESTINATION: lag.topic}) for told in self._all() for lag in told.lag)
 
     def _unsent(self, _: CallbackOptions) -> list[Observation]:
-        return self._by_topic(lambda lag: lag.rows)
+        return self._rows(lambda lag: lag.rows)
 
     def _parked_rows(self, _: CallbackOptions) -> list[Observation]:
-        return self._by_topic(lambda lag: lag.parked)
+        return self._rows(lambda lag: lag.parked)
 
     def _refused_rows(self, _: CallbackOptions) -> list[Observation]:
-        return self._by_topic(lambda lag: lag.refused)
+        return self._rows(lambda lag: lag.refused)
 
-    def _by_topic(self, count: Callable[[Lag], int]) -> list[Observation]:
+    def _rows(self, number: Callable[[Lag], int]) -> list[Observation]:
         """Relays of one outbox tell the same rows: the largest number of each partition counts."""
         rows: dict[tuple[str, int], int] = {}
         for told in self._all():
             for lag in told.lag:
-                if count(lag):
-                    rows[lag.topic, lag.partition] = max(count(lag), rows.get((lag.topic, lag.partition), 0))
-        return total((number, {names.DESTINATION: topic}) for (topic, _), number in rows.items())
+                if number(lag):
+                    rows[lag.topic, lag.partition] = max(number(lag), rows.get((lag.topic, lag.partition), 0))
+        return total((count, {names.DESTINATION: topic}) for (topic, _), count in rows.items())
 
 
 _instruments = PerProvider("cqrs_brokers_outbox", _Instruments)
