@@ -311,9 +311,9 @@ async def test_the_numbers_of_a_status_belong_together(database: Database) -> No
             async with database.main.begin() as connection:
                 await connection.execute(text(f"DELETE FROM {database.outbox.tables.name}"))
 
-    churning = asyncio.create_task(churn())
-    try:
-        async with OutboxAdmin(database.engine(), database.outbox) as admin:
+    async with OutboxAdmin(database.engine(), database.outbox) as admin:  # SQLite: the file is in WAL mode from now on
+        churning = asyncio.create_task(churn())
+        try:
             seen = set()
             for _ in range(100):
                 status = await admin.status()
@@ -322,9 +322,9 @@ async def test_the_numbers_of_a_status_belong_together(database: Database) -> No
                 if len(seen) > 1:
                     await asyncio.sleep(0.005)
             assert seen == {0, 20}
-    finally:
-        churning.cancel()
-        await asyncio.wait([churning])
+        finally:
+            churning.cancel()
+            await asyncio.wait([churning])
 
 
 @pytest.mark.parametrize(
