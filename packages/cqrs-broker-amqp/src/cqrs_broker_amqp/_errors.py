@@ -1,6 +1,8 @@
 """Which error of RabbitMQ, aiormq or the network means which of ours. Imports aiormq.
 
 Reply codes: AMQP 0-9-1, 1.2 "Constants", and what RabbitMQ and Apache Qpid do with them.
+
+This file is longer than 400 lines because every reply of RabbitMQ is classified in one place.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@
 
 Every loop goes on after an error of the database or the broker: it waits a little, longer each time, and says so. A row
 stays in `Keys.busy` from its claim until its mark is committed, so that no claim brings it twice.
+
+This file is longer than 400 lines because the loops share one state: which keys are busy, and what waits to be marked.
 """
 
 from __future__ import annotations
