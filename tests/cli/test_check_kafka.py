@@ -182,7 +182,7 @@ def test_a_topic_that_the_cluster_would_create(kafka: object, unique_name: Name)
         for _ in range(2):
             said = check(eager.url, "-t", topic)
             assert said.code == 0
-            assert "the first message creates it (4 partitions, 1 replicas)" in texts(said, "warn")
+            assert "the first message creates it (4 partitions, 1 replica)" in texts(said, "warn")
 
 
 def test_a_topic_that_cannot_exist(cluster: KafkaCluster) -> None:
