@@ -154,7 +154,7 @@ def check_command() -> None:
         assert "hidden-password" not in said.stdout + said.stderr, said
     with tempfile.TemporaryDirectory() as folder:
         said = command("new", "acme", "--folder", f"{folder}/acme")
-        assert (said.returncode, said.stdout.count("cqrs_broker_acme")) == (0, 4), said
+        assert (said.returncode, said.stdout.count("cqrs_broker_acme")) == (0, 5), said
     said = command("outbox", "status")
     assert (said.returncode, "pip install cqrs-brokers-outbox" in said.stderr) == (4, True), said
 
