@@ -30,6 +30,7 @@ _OURS = (
     "cqrs-broker-devnull",
     "cqrs-broker-kafka[lz4,snappy,zstd]",
     "cqrs-broker-memory",
+    "cqrs-brokers-cli",
     "cqrs-brokers-python-cqrs",
     "cqrs-brokers-testkit[pytest,amqp,kafka]",
 )
