@@ -8,7 +8,8 @@ from collections.abc import Callable
 from cqrs_brokers import Broker
 from cqrs_brokers_testkit.conformance._case import Clock, Context, case, check, outcome_of
 from cqrs_brokers_testkit.conformance._peers import peer
-from cqrs_brokers_testkit.leaks import Leak, Resources, no_leaks
+from cqrs_brokers_testkit.conformance._watching import nothing_left
+from cqrs_brokers_testkit.leaks import Resources
 
 _GRACE = 1.0
 _SMALL = (20, 5_000)
@@ -40,11 +41,8 @@ async def _closes(
     before = Resources.now()
     async with ctx.open():  # what is made once per process is made now
         pass
-    try:
-        async with no_leaks():
-            await use()
-    except Leak as leak:
-        check(False, f"after close(): {leak}")
+    async with nothing_left("after close()"):
+        await use()
 
 
 async def _in_time(ctx: Context, broker: Broker, topic: str, what: tuple[int, int]) -> None:

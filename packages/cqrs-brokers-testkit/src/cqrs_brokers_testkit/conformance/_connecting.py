@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Mapping
 from cqrs_brokers import (
     AuthenticationError,
     AuthorizationError,
+    Broker,
     ConfigError,
     ConnectError,
     Message,
@@ -31,20 +32,39 @@ from cqrs_brokers_testkit.conformance._peers import peer
 from cqrs_brokers_testkit.proxy import FaultProxy
 from cqrs_brokers_testkit.servers import free_port
 
-_LOGIN = "canary-login-45"
-_TLS_RECORD = b"\x16\x03"
 _GRACE = 1.0
 
 # -- several hosts -----------------------------------------------------------------------------------------------------
 
 
+def own_address(ctx: Context) -> tuple[str, int]:
+    """Where the harness' broker is.
+
+    Raises:
+        NotApplicable: Its config string does not say it.
+    """
+    hosts = BrokerURL.parse(ctx.url).hosts
+    if not hosts or hosts[0].port is None:
+        raise NotApplicable("its config string names no host and port")
+    return hosts[0].host, hosts[0].port
+
+
+async def open_at(ctx: Context, *hosts: Host, **options: object) -> Broker:
+    """Opens a broker at these hosts.
+
+    Raises:
+        NotApplicable: Its config string does not take them.
+    """
+    url = await ctx.do(lambda: ctx.harness.hosts_url(hosts))
+    try:
+        return ctx.open(url, **options)
+    except ConfigError:
+        raise NotApplicable("its config string takes no such hosts") from None
+
+
 async def _last_host_is_used(ctx: Context, *others: Host) -> None:
     good = BrokerURL.parse(ctx.url).hosts
-    url = await ctx.do(lambda: ctx.harness.hosts_url((*others, *good)))
-    try:
-        broker = ctx.open(url, connect_timeout=4.0, delivery_timeout=6.0)
-    except ConfigError:
-        raise NotApplicable("its config string takes one host") from None
+    broker = await open_at(ctx, *others, *good, connect_timeout=4.0, delivery_timeout=6.0)
     topic = await ctx.topic()
     with Clock() as clock:
         try:
@@ -73,18 +93,10 @@ async def silent_host_leaves_time(ctx: Context) -> None:
 @case("lifecycle.fails-over-to-another-host", "fault", needs=["hosts_url"])
 async def fails_over_to_another_host(ctx: Context) -> None:
     """The host that it is connected to goes away, and another one works: sends succeed again."""
-    good = BrokerURL.parse(ctx.url).hosts
-    if not good or good[0].port is None:
-        raise NotApplicable("its config string names no host and port")
+    there = own_address(ctx)
     topic, last = await ctx.topic(), await ctx.topic()
-    with FaultProxy((good[0].host, good[0].port)) as first, FaultProxy((good[0].host, good[0].port)) as second:
-        url = await ctx.do(
-            lambda: ctx.harness.hosts_url((Host(first.host, first.port), Host(second.host, second.port)))
-        )
-        try:
-            broker = ctx.open(url)
-        except ConfigError:
-            raise NotApplicable("its config string takes one host") from None
+    with FaultProxy(there) as first, FaultProxy(there) as second:
+        broker = await open_at(ctx, Host(first.host, first.port), Host(second.host, second.port))
         check_receipt(await outcome_of(broker.send_message(ctx.message(last))))
         messages: list[Message] = []
         outcomes: list[object] = []

@@ -29,8 +29,7 @@ from cqrs_brokers_testkit.conformance._case import (
     takes_credentials,
     tally,
 )
-from cqrs_brokers_testkit.conformance._watching import io_watched, logger_levels, logs_at_debug
-from cqrs_brokers_testkit.leaks import Leak, no_leaks
+from cqrs_brokers_testkit.conformance._watching import io_watched, logger_levels, logs_at_debug, nothing_left
 
 _GRACE = 1.0
 """By contract `close()` takes so many seconds more than its timeout, at most."""
@@ -221,15 +220,12 @@ async def nothing_is_left_behind(ctx: Context) -> None:
         await broker.close()
 
     await use()  # what is made once per process is made now
-    try:
-        async with no_leaks():
-            await use()
-        if ctx.harness.lacks("unreachable_url") is None:
-            url = await ctx.do(ctx.harness.unreachable_url)
-            async with no_leaks():
-                await use(url)
-    except Leak as leak:
-        check(False, str(leak))
+    async with nothing_left("after close()"):
+        await use()
+    if ctx.harness.lacks("unreachable_url") is None:
+        url = await ctx.do(ctx.harness.unreachable_url)
+        async with nothing_left("after a failed connect"):
+            await use(url)
 
 
 @case("lifecycle.cancelled-task-may-clean-up", "live")

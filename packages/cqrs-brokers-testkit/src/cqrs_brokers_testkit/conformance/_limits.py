@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 
-from cqrs_brokers import ConfigError, InvalidMessageError, Message, MessageTooLargeError, Receipt, RejectedError
-from cqrs_brokers.url import BrokerURL, Host
+from cqrs_brokers import InvalidMessageError, Message, MessageTooLargeError, Receipt, RejectedError
+from cqrs_brokers.url import Host
 from cqrs_brokers_testkit.canary import chain, shown
 from cqrs_brokers_testkit.conformance._case import (
     Context,
@@ -17,6 +17,7 @@ from cqrs_brokers_testkit.conformance._case import (
     outcome_of,
     show,
 )
+from cqrs_brokers_testkit.conformance._connecting import open_at, own_address
 from cqrs_brokers_testkit.conformance._watching import logs_at_debug
 from cqrs_brokers_testkit.proxy import FaultProxy
 
@@ -87,10 +88,7 @@ async def nothing_confidential_is_told_of_what_is_large(ctx: Context) -> None:
 @case("delivery.time-confirms-nothing", "fault", needs=["hosts_url"], capability="confirms", waits=True)
 async def time_confirms_nothing(ctx: Context) -> None:
     """No answer comes for 16 s, which is longer than clients are patient: no receipt."""
-    good = BrokerURL.parse(ctx.url).hosts
-    if not good or good[0].port is None:
-        raise NotApplicable("its config string names no host and port")
-    passed = 0
+    there, passed = own_address(ctx), 0
 
     def count(data: bytes) -> bytes:
         nonlocal passed
@@ -98,12 +96,8 @@ async def time_confirms_nothing(ctx: Context) -> None:
         return data
 
     topic = await ctx.topic()
-    with FaultProxy((good[0].host, good[0].port)) as proxy:
-        url = await ctx.do(lambda: ctx.harness.hosts_url((Host(proxy.host, proxy.port),)))
-        try:
-            broker = ctx.open(url, delivery_timeout=_PATIENCE, connect_timeout=3.0)
-        except ConfigError:
-            raise NotApplicable("its config string takes no such host") from None
+    with FaultProxy(there) as proxy:
+        broker = await open_at(ctx, Host(proxy.host, proxy.port), delivery_timeout=_PATIENCE, connect_timeout=3.0)
         check_receipt(await outcome_of(broker.send_message(ctx.message(topic))))
         await ctx.do(lambda: proxy.rewrite(count, "up"))
         await ctx.do(lambda: proxy.swallow("down"))

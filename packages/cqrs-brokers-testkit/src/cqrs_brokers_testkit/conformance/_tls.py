@@ -28,7 +28,7 @@ from cqrs_brokers_testkit.conformance._case import (
 )
 from cqrs_brokers_testkit.conformance._connecting import check_permanent, connect_error
 from cqrs_brokers_testkit.conformance._peers import Peer, peer
-from cqrs_brokers_testkit.leaks import Leak, no_leaks
+from cqrs_brokers_testkit.conformance._watching import nothing_left
 from cqrs_brokers_testkit.proxy import FaultProxy
 from cqrs_brokers_testkit.servers import free_port
 
@@ -94,7 +94,7 @@ async def tls_is_never_given_up(ctx: Context) -> None:
     finally:
         await ctx.do(proxy.heal)
     check(_LOGIN.encode() not in seen, "the login went over the wire in plain text")
-    check(b"canary-tls-body" not in seen, "a message went over the wire in plain text")
+    check(_BODY not in seen, "a message went over the wire in plain text")
 
 
 async def _refused(ctx: Context, broker: Broker, answers: bytearray) -> None:
@@ -106,7 +106,7 @@ async def _refused(ctx: Context, broker: Broker, answers: bytearray) -> None:
         check(right, f"connect(): expected TLSError, got {show(error)}")
     else:
         check(False, "the server speaks plain text, and connect() returned")
-    outcome = await outcome_of(broker.send_message(ctx.message("orders", b"canary-tls-body")))
+    outcome = await outcome_of(broker.send_message(ctx.message("orders", _BODY)))
     check(not isinstance(outcome, Receipt), "the server speaks plain text, and a send got a receipt")
     await broker.close(1.0)
 
@@ -250,11 +250,8 @@ async def _leaves_nothing(ctx: Context, proxy: FaultProxy, url: str, topic: str)
 
     await use()  # what is made once per process is made now
     await ctx.do(proxy.reset)
-    try:
-        async with no_leaks():
-            await use()
-    except Leak as leak:
-        check(False, f"after a reconnect over TLS: {leak}")
+    async with nothing_left("after a reconnect over TLS"):
+        await use()
 
 
 async def _is_verified_again(ctx: Context, proxy: FaultProxy, broker: Broker, known: BrokerURL, topic: str) -> None:

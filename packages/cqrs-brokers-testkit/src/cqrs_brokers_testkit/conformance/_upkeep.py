@@ -25,8 +25,7 @@ from cqrs_brokers_testkit.conformance._case import (
 )
 from cqrs_brokers_testkit.conformance._connecting import connect_error
 from cqrs_brokers_testkit.conformance._peers import peer
-from cqrs_brokers_testkit.conformance._watching import logs_at_debug
-from cqrs_brokers_testkit.leaks import Leak, no_leaks
+from cqrs_brokers_testkit.conformance._watching import logs_at_debug, nothing_left
 from cqrs_brokers_testkit.proxy import FaultProxy
 from cqrs_brokers_testkit.servers import free_port
 
@@ -49,11 +48,8 @@ async def nothing_is_left_by_reconnects(ctx: Context) -> None:
             await broker.close()
 
     await use(1)  # what is made once per process is made now
-    try:
-        async with no_leaks():
-            await use(4)
-    except Leak as leak:
-        check(False, f"after four reconnects: {leak}")
+    async with nothing_left("after four reconnects"):
+        await use(4)
 
 
 @case("lifecycle.cancelled-connect-leaves-nothing", "fault", needs=["peer_url"])
@@ -75,11 +71,8 @@ async def cancelled_connect_leaves_nothing(ctx: Context) -> None:
             await asyncio.gather(connecting, return_exceptions=True)
 
         await use()
-        try:
-            async with no_leaks():
-                await use()
-        except Leak as leak:
-            check(False, f"after an attempt to connect that was cancelled: {leak}")
+        async with nothing_left("after an attempt to connect that was cancelled"):
+            await use()
 
 
 _OF_A_DELIVERY = ("handed_over", "confirm", "fail", "release", "message")
@@ -180,11 +173,8 @@ async def failed_connects_leave_nothing(ctx: Context) -> None:
                 urls |= await ctx.once(ctx.harness.tls_failures)
         for what, url in urls.items():
             await _fails_to_connect(ctx, url)  # what is made once per process is made now
-            try:
-                async with no_leaks():
-                    await _fails_to_connect(ctx, url)
-            except Leak as leak:
-                check(False, f"after a connect that failed ({what}): {leak}")
+            async with nothing_left(f"after a connect that failed ({what})"):
+                await _fails_to_connect(ctx, url)
 
 
 async def _fails_to_connect(ctx: Context, url: str) -> None:

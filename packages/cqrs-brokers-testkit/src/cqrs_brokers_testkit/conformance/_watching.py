@@ -1,4 +1,5 @@
-"""Sees what a piece of code does to the world: I/O by Python's audit events, log records, logger levels, warnings."""
+"""Sees what a piece of code does to the world: I/O by Python's audit events, log records, logger levels, warnings, and
+what it leaves behind."""
 
 from __future__ import annotations
 
@@ -7,8 +8,11 @@ import logging
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
+
+from cqrs_brokers_testkit.conformance._case import check
+from cqrs_brokers_testkit.leaks import Leak, no_leaks
 
 _IO = frozenset(
     {
@@ -100,3 +104,17 @@ def logger_levels() -> Mapping[str, int]:
 def _loggers() -> dict[str, logging.Logger]:
     known = logging.getLogger().manager.loggerDict.copy()
     return {name: logger for name, logger in known.items() if isinstance(logger, logging.Logger)}
+
+
+@contextlib.asynccontextmanager
+async def nothing_left(after: str) -> AsyncIterator[None]:
+    """Demands that what runs within leaves no task, thread, socket or file descriptor.
+
+    Args:
+        after: What it was, for the failure's text.
+    """
+    try:
+        async with no_leaks():
+            yield
+    except Leak as leak:
+        check(False, f"{after}: {leak}")
