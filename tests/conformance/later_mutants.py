@@ -132,17 +132,27 @@ class AcksOnTheSecondHost(Hasty):
 # -- what is said of a connection that ends, or is silent --------------------------------------------------------------
 
 
-class EndIsNotDelivered(UnorderedSound):
-    """Takes a connection that the broker closed in good order for a proof that nothing was stored."""
-
-    caught_by = ("delivery.ended-connection-leaves-the-truth",)
+class Concluding(UnorderedSound):
+    """Believes that it knows what became of the messages on their way when the broker ends the connection."""
 
     async def read(self, reader: asyncio.StreamReader) -> None:
         await super().read(reader)
         while (token := self.pipeline.oldest(lambda _: True)) is not None:
             delivery = self.pipeline.answered(token)
             if delivery is not None:
-                delivery.fail(NotDeliveredError("the broker closed the connection"))
+                self.conclude(delivery)
+
+    def conclude(self, delivery: Delivery) -> None:
+        raise NotImplementedError
+
+
+class EndIsNotDelivered(Concluding):
+    """Takes a connection that the broker closed in good order for a proof that nothing was stored."""
+
+    caught_by = ("delivery.ended-connection-leaves-the-truth",)
+
+    def conclude(self, delivery: Delivery) -> None:
+        delivery.fail(NotDeliveredError("the broker closed the connection"))
 
 
 def unanswered(driver: UnorderedSound) -> list[Delivery]:
@@ -158,17 +168,13 @@ class Resender(UnorderedSound):
         return b"PUB 0 %s\n" % json.dumps({**self.render(delivery.message), "dedup": uuid.uuid4().hex}).encode()
 
 
-class EndIsConfirm(UnorderedSound):
+class EndIsConfirm(Concluding):
     """Takes a connection that was closed in good order for a confirm of what was on its way."""
 
     caught_by = ("delivery.ended-connection-leaves-the-truth",)
 
-    async def read(self, reader: asyncio.StreamReader) -> None:
-        await super().read(reader)
-        while (token := self.pipeline.oldest(lambda _: True)) is not None:
-            delivery = self.pipeline.answered(token)
-            if delivery is not None:
-                delivery.confirm()
+    def conclude(self, delivery: Delivery) -> None:
+        delivery.confirm()
 
 
 class TiresOfALongWait(UnorderedSound):
