@@ -6,9 +6,10 @@ from time import monotonic
 
 from cqrs_brokers import DeliveryError, InvalidMessageError, MessageTooLargeError, NotDeliveredError
 
+from . import _names as names
+
 __all__ = ["Failing"]
 
-MOST_TOPICS = 1_000
 OF_THE_MESSAGE = (InvalidMessageError, MessageTooLargeError)
 
 
@@ -29,7 +30,7 @@ class Failing:
         # What the message or its caller is to blame for says nothing about the destination.
         if not elapsed or type(error) is NotDeliveredError or isinstance(error, OF_THE_MESSAGE):
             return
-        if topic in self._since or len(self._since) < MOST_TOPICS:
+        if topic in self._since or len(self._since) < names.MOST_TOPICS:
             self._since.setdefault(topic, monotonic() - elapsed)
 
     def seconds(self) -> list[tuple[str, float]]:

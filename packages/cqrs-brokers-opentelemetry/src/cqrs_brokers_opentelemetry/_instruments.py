@@ -24,8 +24,6 @@ __all__ = ["Instruments", "Series", "instruments"]
 
 BOUNDARIES = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 30)
 """Of the histogram of durations, in seconds: those of the conventions, and the usual `delivery_timeout`."""
-MOST_TOPICS = 1_000
-"""How many topics metrics tell apart: routing keys may hold ids, and every series stays for ever."""
 
 
 class Series:
@@ -137,7 +135,7 @@ class Instruments:
     def _told_apart(self, topic: str) -> str:
         """The topic, or what stands for those that are too many."""
         if topic not in self._topics:
-            if len(self._topics) > MOST_TOPICS:
+            if len(self._topics) > names.MOST_TOPICS:
                 return names.OTHER
             self._topics.add(topic)
         return topic

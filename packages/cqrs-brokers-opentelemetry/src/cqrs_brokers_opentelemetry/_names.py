@@ -56,6 +56,8 @@ SEND: Final = "send"
 CREATE: Final = "create"
 OTHER: Final = "_OTHER"
 """The destination of topics beyond those that metrics tell apart, and the error type of a batch with several."""
+MOST_TOPICS: Final = 1_000
+"""How many destinations metrics tell apart: routing keys may hold ids, and every series stays for ever."""
 SYSTEMS: Final = {"amqp": "rabbitmq"}
 """What the conventions call the broker of a scheme, where that is not the scheme's own name."""
 STATES: Final = (

@@ -7,6 +7,7 @@ them the metrics of a second broker. So observers share the instruments, which r
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from operator import add
 from threading import Lock
 from typing import Generic, TypeVar
 from weakref import WeakKeyDictionary
@@ -20,6 +21,7 @@ from ._tracing import Attributes
 __all__ = ["PerProvider", "largest", "total"]
 
 T = TypeVar("T")
+N = TypeVar("N", int, float)
 PROXY = "_ProxyMeterProvider"
 """What the API returns until the application sets a provider; it has no public name."""
 
@@ -59,17 +61,17 @@ class PerProvider(Generic[T]):
 
 def total(values: Iterable[tuple[int, Attributes]]) -> list[Observation]:
     """An observation for each set of attributes: the sum."""
-    sums: dict[frozenset[tuple[str, str | int]], int] = {}
-    for value, attributes in values:
-        key = frozenset(attributes.items())
-        sums[key] = sums.get(key, 0) + value
-    return [Observation(value, dict(key)) for key, value in sums.items()]
+    return _joined(values, add)
 
 
 def largest(values: Iterable[tuple[float, Attributes]]) -> list[Observation]:
     """An observation for each set of attributes: the largest value."""
-    found: dict[frozenset[tuple[str, str | int]], float] = {}
+    return _joined(values, max)
+
+
+def _joined(values: Iterable[tuple[N, Attributes]], join: Callable[[N, N], N]) -> list[Observation]:
+    found: dict[frozenset[tuple[str, str | int]], N] = {}
     for value, attributes in values:
         key = frozenset(attributes.items())
-        found[key] = max(value, found.get(key, value))
+        found[key] = join(found[key], value) if key in found else value
     return [Observation(value, dict(key)) for key, value in found.items()]

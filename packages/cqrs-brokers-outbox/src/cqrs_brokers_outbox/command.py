@@ -191,20 +191,17 @@ async def _parked(options: Namespace, engine: AsyncEngine, outbox: Outbox) -> in
 
 async def _release(options: Namespace, engine: AsyncEngine, outbox: Outbox) -> int:
     async with _admin(engine, outbox) as admin:
-        released = await admin.release(*options.position)
-    _print(options, {"released": released}, [f"released {released}"])
-    return _all_were_parked(options, released)
+        return _ended(options, "released", await admin.release(*options.position))
 
 
 async def _discard(options: Namespace, engine: AsyncEngine, outbox: Outbox) -> int:
     async with _admin(engine, outbox) as admin:
-        discarded = await admin.discard(*options.position)
-    _print(options, {"discarded": discarded}, [f"discarded {discarded}"])
-    return _all_were_parked(options, discarded)
+        return _ended(options, "discarded", await admin.discard(*options.position))
 
 
-def _all_were_parked(options: Namespace, found: int) -> int:
-    """The exit code for numbers of rows, of which so many were found parked."""
+def _ended(options: Namespace, what: str, found: int) -> int:
+    """Says for how many parked rows that was done. The exit code is 1 when not all that were named were parked."""
+    _print(options, {what: found}, [f"{what} {found}"])
     asked = sorted(set(options.position))
     if found >= len(asked):
         return 0

@@ -92,9 +92,9 @@ class StuckDestinations:
     def _set_limits(self) -> None:
         places = self._in_flight
         held, size = len(self._held), min(self._bytes, places.max_bytes)
-        self.limit = min(places.max_count, held + max(1, 2 * (places.max_count - held) // 5))
+        self.limit = min(places.max_count, held + max(1, _two_fifths(places.max_count - held)))
         """How many messages the driver may hold now."""
-        self.limit_bytes = size + 2 * (places.max_bytes - size) // 5
+        self.limit_bytes = size + _two_fifths(places.max_bytes - size)
         """How many bytes; one larger message may go alone."""
         self._most = _most_with_trials(held, places.max_count)
         self._most_bytes = _most_with_trials(size, places.max_bytes)
@@ -131,9 +131,9 @@ class StuckDestinations:
     def _is_full(self, delivery: Sending) -> bool:
         """Whether stuck destinations hold so much that a further message of theirs can only be a trial."""
         places = self._in_flight
-        return (
-            5 * (len(self._held) + 1) > 2 * places.max_count or 5 * (self._bytes + delivery.size) > 2 * places.max_bytes
-        )
+        if len(self._held) + 1 > _two_fifths(places.max_count):
+            return True
+        return self._bytes + delivery.size > _two_fifths(places.max_bytes)
 
     def reason(self, delivery: Sending) -> str | None:
         """Why a message had no room, if it goes to a stuck destination."""
@@ -150,3 +150,7 @@ def _most_with_trials(held: int, window: int) -> int:
     """How much stuck destinations may hold: half; or what they hold already, and a tenth of what is free."""
     half = window // 2
     return half if held <= half else held + (window - held) // 10
+
+
+def _two_fifths(number: int) -> int:
+    return 2 * number // 5
