@@ -314,13 +314,15 @@ async def test_the_numbers_of_a_status_belong_together(database: Database) -> No
     async with OutboxAdmin(database.engine(), database.outbox) as admin:  # SQLite: the file is in WAL mode from now on
         churning = asyncio.create_task(churn())
         try:
-            seen = set()
-            for _ in range(100):
-                status = await admin.status()
-                assert sum(lag.rows for lag in status.lag) == status.unsent == status.ready == status.unattended
-                seen.add(status.unsent)
-                if len(seen) > 1:
-                    await asyncio.sleep(0.005)
+            looks, seen = 0, set()
+            async with asyncio.timeout(30):
+                while looks < 100 or len(seen) < 2:  # how many a round of the rows takes is for the machine to say
+                    status = await admin.status()
+                    assert sum(lag.rows for lag in status.lag) == status.unsent == status.ready == status.unattended
+                    looks += 1
+                    seen.add(status.unsent)
+                    if len(seen) > 1:
+                        await asyncio.sleep(0.005)
             assert seen == {0, 20}
         finally:
             churning.cancel()
