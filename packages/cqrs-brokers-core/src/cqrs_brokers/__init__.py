@@ -16,7 +16,7 @@ An application needs these names; `help(name)` shows each:
     SyncBroker                       for code without an event loop
     lifespan                         for FastAPI and Starlette
     Observer                         hears of every outcome
-    MessageBroker                    the base of a broker of your own
+    MessageBroker                    the base class of your own broker
 
 For authors of plugins: `cqrs_brokers.driver` and `cqrs_brokers.hooks`.
 """
