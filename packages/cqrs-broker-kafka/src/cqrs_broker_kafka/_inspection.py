@@ -361,7 +361,7 @@ def _time_stamps(topic: str, settings: Mapping[str, str]) -> Finding:
         return Finding("topic", "warn", topic, text, "use CreateTime if consumers need the message's own time")
     limits = {
         name.removeprefix("message.timestamp."): int(value)
-        for name, value in settings.items()
+        for name, value in sorted(settings.items())  # each server has an order of its own
         if name.startswith("message.timestamp.") and name.endswith(".max.ms")
     }
     tight = {name: limit for name, limit in limits.items() if limit < _FOR_EVER and "after" not in name}
