@@ -68,7 +68,7 @@ class ConfirmChannel:
         """Ids whose return may still come (Apache Qpid): they cannot be used again on this channel."""
         self.watched = False
         self.alone = True
-        """It is new: one message at a time until one has its answer."""
+        """Whether the channel is new. Then messages are sent one at a time, until one has its answer."""
         self.quiet_since = 0.0
         """The time of the last answer, or of the first message that was sent after all had answers (event loop's
         time)."""

@@ -278,7 +278,7 @@ class Connection(aiormq.Connection):
 
     @property
     def tasks(self) -> list[asyncio.Task[Any]]:
-        """aiormq's tasks for this connection and its channels that have not ended."""
+        """aiormq's tasks that have not ended, for this connection and its channels."""
         store = getattr(self, "_Base__future_store", None)
         wrapped = (getattr(item, "task", None) for item in tuple(getattr(store, "futures", ())))
         return [task for task in wrapped if isinstance(task, asyncio.Task) and not task.done()]

@@ -39,7 +39,7 @@ class Declarations:
 
     Args:
         options: How queues are declared.
-        tasks: Where declarations run.
+        tasks: Owns the tasks in which declarations run.
         ready: Called with messages whose queue is there.
         failed: Called with messages whose queue cannot be declared, and why.
         lost: Called when the connection does not answer.

@@ -93,7 +93,7 @@ class AMQPDriver(PipelinedDriver):
     # -- connecting and closing ---------------------------------------------------------------------------------------
 
     async def connect(self) -> None:
-        """One pass over the hosts, starting with the next one after that of the last connection."""
+        """Makes one pass over the hosts. It begins with the host after the one of the last connection."""
         redact_client_logs()
         self._drop_session()
         await self._clear_away()
@@ -201,7 +201,8 @@ class AMQPDriver(PipelinedDriver):
             self._link.unblocked()
 
     def lost(self, error: ConnectError) -> None:
-        """What was handed over is unknown; the rest waits, in order, for the next connection."""
+        """The outcome of messages that were handed over is unknown. The others wait, in order, for the next
+        connection."""
         unanswered = self._publisher.stop()
         self._drop_session()
         if unanswered:

@@ -1,4 +1,4 @@
-"""Which error of RabbitMQ, aiormq or the network means which of ours. Imports aiormq.
+"""Translates the errors of RabbitMQ, aiormq and the network into ours. Imports aiormq.
 
 Reply codes: AMQP 0-9-1, 1.2 "Constants", and what RabbitMQ and Apache Qpid do with them.
 
@@ -203,7 +203,7 @@ def hung_up(error: ConnectError) -> bool:
 
 
 def _refused(code: int, reply: str, where: str, *, logged_in: bool) -> ConnectError:
-    """Connection.Close while the connection is being made."""
+    """The error for a Connection.Close that comes while the connection is being made."""
     said = f"{where} answered: {reply.rstrip('.')}"
     # Users and virtual hosts may have any name, "limit" or "not found" too: the end of the text is RabbitMQ's own.
     if code == _NOT_ALLOWED and reply.endswith("is reached"):
@@ -362,7 +362,7 @@ def culprit(reply: str, entries: Sequence[Entry]) -> int | None:
 
     Args:
         reply: The server's text, which names no message, but may name a size or a topic.
-        entries: What had no answer, in the order in which it was sent.
+        entries: The messages without an answer, in the order in which they were sent.
 
     Returns:
         The index of the message, if only one is possible; else None.

@@ -1,7 +1,7 @@
 """What `cqrs-brokers check` learns from RabbitMQ over AMQP. Nothing is published, created or changed.
 
-AMQP shows little to somebody who only looks: whether an exchange or a queue is there. Three questions show more. None
-of the three changes anything if the exchange, queue or binding in question is as it asks:
+AMQP shows little to somebody who only looks: whether an exchange or a queue is there. Three questions show more. Each
+of them is asked only if it cannot change anything:
 
 * a declaration like the one that `declare=` makes at every connection: RabbitMQ names what differs;
 * the same for the queue of a topic, with `declare=queue`;
@@ -43,7 +43,7 @@ class AMQPInspection(Inspection):
         self._settings = settings
         self._options = settings.options
         self._sessions: list[Session] = []
-        """One for each endpoint that let us in; the first is asked about exchanges and queues."""
+        """One session for each endpoint that accepted the log-in. The first is asked about exchanges and queues."""
 
     def endpoints(self) -> Sequence[Endpoint]:
         """See `Inspection.endpoints`."""

@@ -20,7 +20,7 @@ class Leaving:
     """Leaves channels without answers, and keeps a `StalledDestinations` for as long as destinations are stuck.
 
     Args:
-        tasks: Where a fresh channel is opened.
+        tasks: Owns the task that opens a fresh channel.
         current: The channel that is published on.
         use: Called with the fresh channel that is to be published on instead.
         ready: Called with messages that may be sent on the channel in use, before all messages that wait.

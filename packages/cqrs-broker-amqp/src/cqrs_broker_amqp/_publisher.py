@@ -10,7 +10,7 @@ operating system has taken the write. So few messages are handed over to a conne
 proven not sent.
 
 A new channel is first tried with a single message: RabbitMQ answers a wrong exchange or a missing permission by closing
-the channel without naming a message. Only if one message was alone on the channel is it known to be the cause.
+the channel without naming a message. A message is known to be the cause only if it was alone on the channel.
 
 This file is longer than 400 lines because each answer may move messages back to the outbox, whose order is kept here.
 """
@@ -326,7 +326,7 @@ class Publisher:
         self._flush_soon()
 
     def _failed(self, channel: ConfirmChannel, entry: Entry, error: BaseException) -> None:
-        """A return or a nack."""
+        """Handles a return or a nack."""
         delivery = entry[0]
         found = publish_failure(error, self._options, delivery.topic)
         if isinstance(found, UnroutableError) and self._declared_again(channel, entry):

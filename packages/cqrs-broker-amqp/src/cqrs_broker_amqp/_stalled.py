@@ -2,9 +2,9 @@
 
 RabbitMQ works on the messages of a channel one after the other. So a message that it cannot put into a queue holds up
 all messages behind it. A channel without an answer is *left* for a fresh one. The routing keys of its messages without
-an answer are *suspects*: further messages with these keys are not sent on the fresh channel. They are tried one at a
-time on a channel of their own, the *probe*, until one has an answer. So a suspect is cleared at once if its messages
-only waited behind those of another destination.
+an answer are *suspects*: further messages with these keys are not sent on the fresh channel. These messages are tried
+one at a time on a channel of their own, the *probe*, until one has an answer. So a suspect is cleared at once if its
+messages only waited behind those of another destination.
 
     no answer for 5 s ──▶ suspect ──a message alone has an answer──▶ cleared, its messages go on
                              └──no answer for 1 s──▶ silent: tried again when that message has its outcome
@@ -39,8 +39,8 @@ class StalledDestinations:
     """Which destinations are stuck, and what waits for them.
 
     Args:
-        tasks: Where a channel for single messages is opened.
-        ready: Called with messages that may be sent on the channel in use, in order, before all that is there.
+        tasks: Owns the task that opens a channel for single messages.
+        ready: Called with messages that may be sent on the channel in use, in order, before all messages that wait.
     """
 
     def __init__(self, tasks: Tasks, *, ready: Callable[[list[Entry]], None]) -> None:

@@ -239,7 +239,7 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
         """Checks that the broker knows our version of the produce request.
 
         Raises:
-            OldBrokerError: It does not.
+            OldBrokerError: The broker does not know it.
         """
         oldest, newest = self._versions.get(produce.API_KEY, (0, 0))
         if not oldest <= produce.API_VERSION <= newest:

@@ -57,7 +57,7 @@ class Cluster:
         settings: Where and how to connect.
 
     Attributes:
-        nodes: By their ids.
+        nodes: The nodes, by their ids.
         leaderless: Partitions that are READY and whose leader is not known.
     """
 

@@ -75,7 +75,7 @@ class KafkaDriver(PipelinedDriver):
         self._reconnecting = False
         """`Broker` was told that we are reconnecting."""
         self._throttled_until = 0.0
-        """A node reads nothing from us until then; 0.0: none does that."""
+        """The time until which a node reads nothing from us. 0.0: no node throttles us."""
         self._throttling = -1
         """The number of that node."""
         self._trusted = False
@@ -274,7 +274,7 @@ class KafkaDriver(PipelinedDriver):
                 self._link.reconnecting(None)
 
     def throttled(self, node: Node, seconds: float) -> None:
-        """The node will not read from us for so long, because of a quota."""
+        """The node will not read from us for this many seconds, because of a quota."""
         until = self._loop.time() + seconds
         if until <= self._throttled_until:
             return

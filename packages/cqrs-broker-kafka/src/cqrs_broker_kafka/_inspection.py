@@ -373,10 +373,10 @@ def _time_stamps(topic: str, settings: Mapping[str, str]) -> Finding:
 
 
 async def _answer(question: Any) -> Any:
-    """An answer.
+    """Waits for an answer.
 
     Raises:
-        UnreachableError: There is none.
+        UnreachableError: The node gave no answer.
     """
     try:
         return await question

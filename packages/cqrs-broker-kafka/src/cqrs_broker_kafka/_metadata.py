@@ -159,7 +159,7 @@ class Metadata:
         return answer
 
     def drop(self) -> Connection | None:
-        """Ends it.
+        """Ends the task and drops the connection.
 
         Returns:
             The connection whose socket closes now.

@@ -310,8 +310,8 @@ class Node:
         return connection
 
     def _closed(self, connection: Connection) -> None:
-        """Called by aiokafka while it closes the connection. So the partitions are told in a later turn of the event
-        loop that their batches are lost."""
+        """aiokafka calls it while it closes the connection. The partitions of the batches in flight are told in a later
+        turn of the event loop."""
         if self.connection is connection:
             self.connection = None
             lost, self._in_flight = self._in_flight, deque()

@@ -14,8 +14,8 @@
                               │ NO_ID │              │ PAUSED │ ◀─────────────┘
                               └───────┘              └────────┘
 
-The broker compares producer id, epoch and sequence numbers of a batch, never its content. So a number that is used
-again for other records would be a false receipt. These rules make an outcome true:
+The broker compares producer id, epoch and sequence numbers of a batch, never its content. So if a sequence number were
+used again for other records, their receipt would be false. These rules make an outcome true:
 
 1. One batch at most is in flight. Its sequence numbers are given when it is written, not before.
 2. A batch is *in doubt* when one of its attempts may have been appended. While a batch is not in doubt, every attempt
@@ -72,7 +72,7 @@ class Producer(Protocol):
 
     idempotent: bool
     producer_id: int
-    """-1: there is none."""
+    """-1: there is no producer id."""
     epoch: int
 
     batch_size: int
@@ -361,7 +361,7 @@ class Partition:
             self._limit = half if self._limit is None else min(self._limit, half)
 
     def _acquit(self, count: int) -> None:
-        """The head group has its outcome: those behind it are tried in larger groups again."""
+        """The first group has its outcome. The records behind it are tried in larger groups again."""
         self._suspects = max(0, self._suspects - count)
         self._group *= 2
 
@@ -417,7 +417,7 @@ class Partition:
         return left
 
     def clear(self) -> None:
-        """Forgets everything: `Broker` has ended it."""
+        """Forgets everything, because `Broker` has ended every delivery."""
         self.pending.clear()
         self.batch = None
         self.state = State.IDLE

@@ -20,8 +20,8 @@ __all__ = ["Encode", "HEAD_SIZE", "PLACE_SIZE", "Record", "RecordMaker", "varint
 HEAD_SIZE = 61
 """The bytes of a batch before its records."""
 PLACE_SIZE = 21
-"""The most bytes that a record has in a batch besides `before`, `value` and `behind`: its length, attributes, two
-differences."""
+"""The most bytes that a record has in a batch besides `before`, `value` and `behind`: its length, its attributes, and
+its differences from the batch's first timestamp and offset."""
 _REMEMBERED = 1000
 _LONGEST_REMEMBERED = 256
 """The longest header that is remembered, in bytes."""

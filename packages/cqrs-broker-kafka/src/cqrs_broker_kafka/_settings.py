@@ -23,7 +23,7 @@ class KafkaSettings:
 
     Args:
         url: Its hosts are the bootstrap servers.
-        options: Validated.
+        options: The validated options.
 
     Raises:
         ConfigError: No host, or a certificate file that cannot be used.

@@ -98,7 +98,7 @@ class Topic:
         return next((each for each in self.partitions if each.stuck), None)
 
     def found(self, count: int) -> None:
-        """The topic has so many partitions.
+        """The topic has this many partitions.
 
         When the number has changed, keys map to other partitions from now on, as with every Kafka client. Messages that
         were waiting for a partition that is gone are mapped anew.
@@ -183,7 +183,7 @@ class Topic:
         return bool(self.waiting) or any(each.state is not State.IDLE for each in self.all_partitions())
 
     def clear(self) -> None:
-        """Forgets everything: `Broker` has ended it."""
+        """Forgets everything, because `Broker` has ended every delivery."""
         self.waiting.clear()
         for partition in self.all_partitions():
             partition.clear()

@@ -108,7 +108,7 @@ async def open_socket(addresses: Sequence[Address], *, timeout: float | None = N
 
     Raises:
         OSError: No address could be connected. The error is that of the first attempt that failed.
-        TimeoutError: None answered in time.
+        TimeoutError: No address answered in time.
     """
     loop = asyncio.get_running_loop()
     end = None if timeout is None else loop.time() + timeout

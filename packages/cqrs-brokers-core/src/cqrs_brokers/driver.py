@@ -150,8 +150,8 @@ class PipelinedDriver(Driver):
         """Takes messages, in order; returns at once, without I/O of its own.
 
         Called only while connected. The driver keeps the order of submission among messages with the same topic and
-        key, also when its client reconnects. Messages without a key have no order. It must end each delivery with
-        `confirm`, `fail` or `release`, or get False from its `handed_over`.
+        key, also when its client reconnects. Messages without a key have no order. The driver must end each delivery
+        with `confirm`, `fail` or `release`, or get False from its `handed_over`.
         """
 
     def destination(self, message: Message) -> str:

@@ -73,7 +73,7 @@ class Event(BaseModel, Generic[P]):
         return self.key
 
     def to_dict(self) -> EventBody:
-        """The body: every field but `key` and `headers`, ready for JSON, in snake_case and with RFC 3339 times.
+        """The body: every field except `key` and `headers`, ready for JSON, in snake_case and with RFC 3339 times.
 
         An event made with `ECSTEvent.deleted` has a body too, with `deleted` and the key: an outbox must store it.
 
@@ -173,7 +173,7 @@ class ECSTEvent(Event[P], Generic[P]):
 
         Args:
             key: The ordering key of what is deleted.
-            **fields: Fields of the event but `payload` and `key`, such as `event_name` and `topic`.
+            **fields: Fields of the event, except `payload` and `key`: for example `event_name` and `topic`.
 
         Raises:
             pydantic.ValidationError: A field is wrong, or unknown.

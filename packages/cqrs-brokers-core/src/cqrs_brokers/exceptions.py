@@ -169,7 +169,7 @@ class BrokerStateError(BrokerError):
 
 
 class FlushTimeoutError(BrokerError, TimeoutError):
-    """`flush()` ran out of time. The messages go on, and each send still gets its own outcome."""
+    """`flush()` ran out of time. The sends continue, and each still gets its own outcome."""
 
 
 class ConnectError(BrokerError):
@@ -306,7 +306,8 @@ class InvalidMessageError(NotDeliveredError):
 def safe_cause(error: BaseException | None, content: object = None) -> BaseException | None:
     """The error. None when the error, or one of its causes, may quote the content.
 
-    pydantic's errors and Unicode errors always may. Any other error may when its text contains a part of the content.
+    It is None for every error of pydantic and for every Unicode error. For any other error it is None if the text of
+    the error contains a part of the content.
     """
     one, seen = error, set[int]()
     quotable = None
@@ -396,7 +397,7 @@ class BrokerBlockedError(NotDeliveredError):
 class NotConnectedError(NotDeliveredError):
     """There was no connection until the deadline, or connecting cannot succeed; `__cause__` is the `ConnectError`.
 
-    `retryable` is that of the cause: a wrong password does not heal by itself.
+    `retryable` is that of the cause: it is False for a wrong password, which stays wrong.
     """
 
     retryable = True

@@ -51,8 +51,8 @@ from .url import Host
 __all__ = ["Endpoint", "Finding", "Inspection", "Level", "Step"]
 
 Level = Literal["ok", "warn", "fail", "unseen"]
-"""How good it is. "ok": good. "warn": it works, but a person should look at it. "fail": it does not work. "unseen": it
-could not be looked at, and the text says why."""
+"""What was found. "ok": it is good. "warn": it works, but a person should look at it. "fail": it does not work.
+"unseen": it could not be looked at, and the text says why."""
 
 Step = Literal["string", "plugin", "options", "dns", "tcp", "tls", "login", "access", "server", "topic", "send"]
 """What was looked at, in this order. "access" is the permission to use the virtual host or the cluster."""

@@ -50,7 +50,8 @@ class ObservedBroker(Protocol):
 
 
 class BatchObserver(Protocol):
-    """What `Observer.before_batch` returns: it is asked before the messages of one `send_messages`."""
+    """The object that `Observer.before_batch` returns. Its methods are called for the messages of one
+    `send_messages`."""
 
     def before_send(self, message: Message, /) -> Mapping[str, HeaderValue] | None:
         """As `Observer.before_send`. For the messages of the batch this method is called instead of that one."""
@@ -181,7 +182,8 @@ class Observers:
         return self._ask(self._before, message, size)
 
     def batch(self, count: int) -> AskedBatch:
-        """What `before_send` is, for the messages of one `send_messages`; see `Observer.before_batch`."""
+        """Begins one `send_messages`, and returns what is to be called for its messages. See
+        `Observer.before_batch`."""
         asked: Asked = []
         batches: list[tuple[object, BatchObserver]] = []
         for observer, before_send in self._before:

@@ -144,8 +144,8 @@ class Pipeline(Generic[T]):
             The delivery, to be confirmed or failed. None: it was let go, or there never was one.
 
         Raises:
-            ProtocolError: The answer belongs to nothing that was written. Let it leave `read`: then the connection
-                ends, as it must.
+            ProtocolError: The answer belongs to nothing that was written. Do not catch this error in `read`: the
+                connection must end.
         """
         found = self._take(token, question=False)
         return None if isinstance(found, asyncio.Future) else found

@@ -305,7 +305,7 @@ Encoder = Callable[[object], bytes] | MessageEncoder
 class Receipt:
     """What is known about a message that was sent.
 
-    `to_dict()`, `dict(receipt)`, pydantic and FastAPI make JSON of it.
+    `to_dict()` and `dict(receipt)` give its fields, ready for JSON. pydantic and FastAPI can write and read it.
 
     Attributes:
         message_id: The message's id.
@@ -392,7 +392,7 @@ class Capabilities:
         tombstones: A message can have no body at all, which is not the same as an empty one (`TOMBSTONE`).
         unroutable_detection: A message that no queue takes is reported, not dropped.
         durable: A confirmed message survives a restart of the broker.
-        max_message_bytes: The most a message may have, or None when the broker sets no limit of its own.
+        max_message_bytes: The most bytes that a message may have. None: the broker sets no limit of its own.
     """
 
     confirms: bool = False

@@ -80,7 +80,7 @@ class Tasks:
 
     A task that ends leaves by itself. An error in a task is logged by asyncio, as always, until `end()` or `abort()`.
     If an event loop is closed without cancelling its tasks, asyncio would log that each of them was destroyed while it
-    was pending. It does not for these tasks: `Broker` itself warns that it was not closed.
+    was pending. It does not log that for these tasks, because `Broker` itself warns when nobody has closed it.
     """
 
     def __init__(self) -> None:

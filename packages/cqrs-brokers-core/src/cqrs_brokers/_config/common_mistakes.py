@@ -55,8 +55,8 @@ FOREIGN_OPTIONS: Final[Mapping[str, str]] = {
     "tls": "security_protocol",
     "verify": "ssl_verify",
 }
-"""Names of options in other clients (with `_` for `-` and `.`), and the name here. It counts if the plugin has that
-option."""
+"""Names of options in other clients (with `_` for `-` and `.`), and the name here. A name is suggested only if the
+plugin has that option."""
 
 
 def common_mistakes(text: object) -> list[str]:

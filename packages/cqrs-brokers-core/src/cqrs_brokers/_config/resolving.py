@@ -91,7 +91,7 @@ class _Given(NamedTuple):
     value: object
     origin: Origin
     suffix: Literal["", "_file", "_env"] = ""
-    """The ending of the given name, when the value says where a secret is."""
+    """What follows the option's name, if the value is the name of a file or a variable with a secret."""
 
 
 _PASSWORD = _Spec(Secret, "Of the user in the URL.", secret=True, in_userinfo=True)

@@ -62,8 +62,8 @@ class Connection:
         listener: Is told of every change.
         breaches: Records what the driver does against its contract.
         address: The broker's redacted URL, for errors and the log.
-        settings: `connect_timeout` bounds each attempt; `retry_count` and `retry_delay` say how often and when the next
-            ones follow.
+        settings: `connect_timeout` bounds each attempt. `retry_count` and `retry_delay` say how many attempts there
+            are, and when.
     """
 
     def __init__(

@@ -66,7 +66,8 @@ class Deadlines:
         """How long the event loop stood still, in seconds, while the loop still reads what came in meanwhile; else
         0."""
         self.armed = False
-        """Whether there is a timer. `watch()` need not be called then; looking is cheaper than a call per message."""
+        """Whether there is a timer. If so, `watch()` need not be called: reading this attribute is cheaper than a call
+        per message."""
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
         """Starts anew in that event loop."""

@@ -18,7 +18,7 @@ destination takes nothing. A destination takes nothing when the driver still hol
 that it held at the previous look. Further messages for it wait outside the window, in the order of calls.
 
 A few messages for such a destination still go to the driver, one per key: the destination's *trials*. They are needed
-because a destination may seem stuck only while its messages wait behind those of another one. Trials show when such a
+because a destination may only seem stuck: its messages wait behind those of another one. Trials show when such a
 destination takes messages again. Without trials the destination would seem stuck until the deadlines of its earlier
 messages. The trials have several keys, because a driver may have to keep back the next message of a key whose earlier
 message is stuck.

@@ -298,14 +298,14 @@ class Window:
 
     @property
     def is_awaited(self) -> bool:
-        """Whether a message has no outcome and a caller who waits for it."""
+        """Whether a caller still waits for the outcome of a message."""
         return not all(self._in_flight.pending.values()) or self.waiting > 0
 
     async def drained(self, timeout: float | None) -> bool:
         """Waits until everything that is here now has its outcome.
 
         Returns:
-            Whether it has, within the timeout (in seconds; None: the deadlines bound it).
+            Whether everything got its outcome within the timeout (in seconds; None: the deadlines bound it).
         """
         assert self._loop is not None
         pending = {d for d in (*self._in_flight.pending, *self._waiting) if not d.done}

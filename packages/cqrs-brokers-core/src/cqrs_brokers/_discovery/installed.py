@@ -59,7 +59,7 @@ class Installed(NamedTuple):
 
     Attributes:
         claims: In the order of `sys.path`.
-        core_version: Of the running core; None when it runs without being installed.
+        core_version: The version of the running core. None: core runs without being installed.
     """
 
     claims: tuple[Claim, ...]

@@ -164,7 +164,7 @@ def _says_nothing(serializer: Mapping[str, Any]) -> bool:
 
 
 def _plain(names: tuple[str, ...]) -> Writer:
-    """For a model that has only plain fields to write. Most models are such."""
+    """The writer for a model that has only plain fields to write, as most models do."""
 
     def write_model(model: Any, depth: int) -> dict[str, Any]:
         if depth >= MAX_DEPTH:
@@ -190,7 +190,7 @@ def _plain(names: tuple[str, ...]) -> Writer:
 
 
 def _root(field: _Field, kind: Any) -> Writer:
-    """For a root model."""
+    """The writer for a root model."""
     write_fields = _mixed([field], kind)
 
     def write_root(model: Any, depth: int) -> Any:
@@ -205,7 +205,7 @@ def _root(field: _Field, kind: Any) -> Writer:
 
 
 def _mixed(fields: Sequence[_Field], kind: Any) -> Writer:
-    """For a class with serializers, aliases, computed or extra fields, or without a `__dict__`."""
+    """The writer for a class with serializers, aliases, computed or extra fields, or without a `__dict__`."""
     left_to_pydantic = {field.name for field in fields if field.by_pydantic}
     # The class's own serializer would write NaN as null. This one keeps NaN, so that `write` refuses it.
     pydantics = SchemaSerializer(kind.__pydantic_core_schema__, {"ser_json_inf_nan": "constants"})
@@ -249,7 +249,8 @@ def _mixed(fields: Sequence[_Field], kind: Any) -> Writer:
 
 
 def _by_model_serializer(function: Mapping[str, Any], write_fields: Writer) -> Writer:
-    """For a class with a `model_serializer`. The fields inside a wrapping one are written by the rule of `jsonable`."""
+    """The writer for a class with a `model_serializer`. What a wrapping serializer passes on is written by the rule of
+    `jsonable`."""
 
     def write_model(model: Any, depth: int) -> Any:
         arguments: list[Any] = [model]
