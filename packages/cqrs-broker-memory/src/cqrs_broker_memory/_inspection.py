@@ -12,10 +12,10 @@ __all__ = ["MemoryInspection"]
 
 
 class MemoryInspection(Inspection):
-    """There is no server: it says what becomes of messages, and which faults the string plays.
+    """There is no server. The findings say what happens to messages, and which faults the string plays.
 
     Args:
-        name: Which one, as in `memory://name`.
+        name: The broker's name, as in `memory://name`.
         options: Size and faults.
     """
 
@@ -24,7 +24,7 @@ class MemoryInspection(Inspection):
         self._options = options
 
     def endpoints(self) -> Sequence[Endpoint]:
-        """None: nothing connects."""
+        """No endpoints: nothing connects."""
         return []
 
     async def server(self, endpoints: Sequence[Endpoint], /) -> AsyncIterator[Finding]:

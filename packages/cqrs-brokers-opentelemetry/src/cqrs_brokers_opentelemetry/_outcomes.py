@@ -1,4 +1,4 @@
-"""How many messages of one broker had which outcome, and how long it took."""
+"""Counts the outcomes of one broker's messages, and measures how long they took."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from ._tracing import Attributes
 __all__ = ["Outcomes"]
 
 _NO_SPAN = trace.set_span_in_context(INVALID_SPAN, Context())
-"""Else the SDK takes the context that the driver's task began in, and with it some other message's span as exemplar."""
+"""The context for measurements without a span. Without it the SDK would take the context in which the driver's task
+began, and another message's span would become the exemplar."""
 MOST_REMEMBERED = 1_000
-"""Series of receipts, and as many of errors, that are found without asking for them: beyond it are mostly topics that
-metrics do not tell apart."""
+"""How many series of receipts, and how many of errors, are remembered here. Further ones are looked up in `Instruments`
+each time."""
 
 
 class Outcomes:
     """Counts and measures outcomes.
 
     Args:
-        instruments: Those of the meter provider.
+        instruments: The instruments of the meter provider.
 
     Attributes:
         common: The attributes that all have.
@@ -43,7 +44,8 @@ class Outcomes:
         """Those of errors, by topic and class."""
 
     def count(self, message: Message, outcome: Receipt | DeliveryError, elapsed: float) -> Series:
-        """Counts an outcome; reading the counter costs nothing for each message."""
+        """Counts an outcome, in a number of our own. OpenTelemetry reads it only when metrics are collected, so that a
+        message costs little."""
         topic = message.topic
         if isinstance(outcome, Receipt):
             series = self._receipts.get(topic) or self._found(topic, "")

@@ -31,7 +31,7 @@ __all__ = ["Attributes", "Tracing", "end_message"]
 Attributes = Mapping[str, str | int]
 Unsampling = Callable[[Context], Mapping[str, HeaderValue] | None]
 MOST_REMEMBERED = 1_000
-"""Topics whose attributes are remembered."""
+"""How many topics' attributes are remembered."""
 
 
 class Tracing:
@@ -42,9 +42,9 @@ class Tracing:
         propagator: None: the global one.
 
     Attributes:
-        common: What every span has, except for its operation.
-        unsampled: The context of a new span as headers, if it is known that the SDK would drop the span. None: ask it,
-            with `start`.
+        common: The attributes that every span has, besides its operation.
+        unsampled: Returns the context of a new span as headers, if it is known that the SDK would drop the span. None:
+            ask the SDK, with `start`.
     """
 
     def __init__(self, tracer_provider: TracerProvider | None, propagator: TextMapPropagator | None) -> None:
@@ -56,7 +56,7 @@ class Tracing:
         self._is_w3c = _writes_w3c(self._propagator)
         self.unsampled: Unsampling = self._settle if self._is_w3c else _unknown
         self._of_topic: dict[tuple[str, str], tuple[str, Attributes]] = {}
-        """Name and first attributes of a span, by operation and topic."""
+        """The name and the first attributes of a span, by operation and topic."""
 
     def carried(self, headers: Mapping[str, HeaderValue] | None) -> Context | None:
         """The context that a message carries already."""
@@ -128,7 +128,7 @@ def _unknown(_: Context) -> None:
 
 
 def _has_at_most_a_span(context: Context) -> bool:
-    """No baggage, nothing of an application."""
+    """Whether the context has nothing else than a span: no baggage, nothing of an application."""
     return not context or (len(context) == 1 and trace.get_current_span(context) is not INVALID_SPAN)
 
 
@@ -137,8 +137,8 @@ def _w3c(here: SpanContext) -> str:
 
 
 def _writes_w3c(propagator: TextMapPropagator) -> bool:
-    """Whether a context without anything but a span becomes one header of W3C's, so that it can be written here: the
-    propagators take longer than all the rest that a message needs which is not sampled."""
+    """Whether the propagator writes a context that has only a span as the one header of W3C. Then the header is written
+    here, because a propagator takes longer than all the rest of a message that is not sampled."""
     if not propagator.fields <= {TRACEPARENT, "tracestate", "baggage"}:
         return False
     here = SpanContext(0xABC, 0xDEF, is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED))
@@ -161,7 +161,7 @@ def end_message(span: Span, outcome: Receipt | DeliveryError) -> None:
 
 
 class _Headers(Getter[Mapping[str, HeaderValue]]):
-    """Reads headers of text; names without regard to case."""
+    """Reads headers of text. Upper and lower case in names make no difference."""
 
     def get(self, carrier: Mapping[str, HeaderValue], key: str) -> list[str] | None:
         found = [value for name, value in carrier.items() if name.lower() == key.lower() and isinstance(value, str)]

@@ -1,7 +1,7 @@
-"""The contexts of spans that are not sampled, where it is known before the SDK is asked that it samples none.
+"""The contexts of spans that are not sampled, where this is known without asking the SDK.
 
-`start_span` is the dearest call that a message costs that is not sampled. With a sampler that never samples, its result
-is known: a new span id, in the trace of the parent or in a new one.
+For a message that is not sampled, `start_span` is the call that takes longest. If the sampler never samples, the result
+of the call is known: a new span id, in the trace of the parent or in a new trace.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NOT_SAMPLED = TraceFlags(0xFF & ~TraceFlags.SAMPLED)
 
 
 class Unsampled:
-    """Makes the contexts that a tracer of the SDK gives to the spans which it drops.
+    """Makes the contexts that a tracer of the SDK gives to the spans that it drops.
 
     Args:
         tracer: A tracer that drops every span whose parent is not sampled.
@@ -46,7 +46,8 @@ class Unsampled:
 
     @classmethod
     def of(cls, tracer: Any) -> Unsampled | None:
-        """None: the tracer is to be asked for each span, because it may sample one, or count those that it drops."""
+        """Returns None if the tracer is to be asked for each span: it may sample one, or it counts those that it
+        drops."""
         sdk: Any = sys.modules.get(_SDK)
         sampling: Any = sys.modules.get(f"{_SDK}.sampling")
         if sdk is None or sampling is None or type(tracer) is not sdk.Tracer or _counts_spans():
@@ -59,7 +60,7 @@ class Unsampled:
         return None
 
     def headers(self, context: Context) -> Mapping[str, HeaderValue] | None:
-        """W3C's header for a new span in that context. None: the tracer is to be asked."""
+        """Returns W3C's header for a new span in that context. None: the tracer is to be asked."""
         if self._tracer.sampler is not self._sampler:
             return None
         ids = self._ids
@@ -73,7 +74,7 @@ class Unsampled:
 
 
 def _counts_spans() -> bool:
-    """Whether the SDK has metrics of its own, which have the spans that it drops."""
+    """Whether the SDK has metrics of its own, which count the spans that it drops."""
     if f"{_SDK}._tracer_metrics" not in sys.modules:
         return False
     variables = sys.modules.get("opentelemetry.sdk.environment_variables")

@@ -34,7 +34,8 @@ def memory_broker_url() -> str:
 
 @pytest.fixture
 def published(memory_broker_url: str) -> "Iterator[Published]":
-    """What was published to `memory_broker_url`, however many brokers were opened with it; forgotten after the test.
+    """The messages that were published to `memory_broker_url`, by any number of brokers. They are forgotten after the
+    test.
 
     `published.assert_once(topic=…, name=…, key=…, headers=…)`, `published.find(…)`, `len(published)`.
     """
