@@ -304,7 +304,7 @@ class KafkaInspection(Inspection):
             yield Finding("topic", "fail", topic, text, "bring the other nodes back")
         elif replicas < needed:  # Kafka's `Partition.effectiveMinIsr`
             nodes = "one node" if replicas == 1 else f"{replicas} nodes"
-            text = f"{said}: Kafka counts only the replicas that exist, so a message is confirmed that is on {nodes} only"
+            text = f"{said}: only the replicas that exist count, so a message is confirmed that is on {nodes} only"
             yield Finding("topic", "warn", topic, text, f"give the topic more than {needed} replicas")
         elif replicas == 1:
             text = f"{said}: messages are on one node only"
