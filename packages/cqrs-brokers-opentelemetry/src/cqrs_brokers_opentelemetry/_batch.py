@@ -81,9 +81,10 @@ class Batch:
             self._of_batch += 1
             if series.error_type:
                 self._failed[series.error_type] += 1
-        span = self._spans.pop(id(message), None) if self._spans else None
-        if span is not None:
-            end_message(span, outcome)
+        if self._spans:
+            span = self._spans.pop(id(message), None)
+            if span is not None:
+                end_message(span, outcome)
         self._unanswered -= 1
         if self._is_complete and not self._unanswered:
             self._end()

@@ -11,7 +11,7 @@ from threading import Lock
 from typing import NamedTuple
 from weakref import ref
 
-from opentelemetry.metrics import CallbackOptions, Meter, Observation
+from opentelemetry.metrics import CallbackOptions, Meter, NoOpHistogram, Observation
 
 from cqrs_brokers.observers import ObservedBroker
 
@@ -62,6 +62,7 @@ class Instruments:
         lock: Held while a series is counted.
         changes: Counts changes of connections.
         duration: Measures calls.
+        measures: Whether that does anything.
     """
 
     def __init__(self, meter: Meter) -> None:
@@ -79,6 +80,7 @@ class Instruments:
             description="Duration of messaging operation initiated by a producer or consumer client.",
             explicit_bucket_boundaries_advisory=BOUNDARIES,
         )
+        self.measures = not isinstance(self.duration, NoOpHistogram)
         meter.create_observable_counter(
             names.SENT_MESSAGES,
             [self._counted],

@@ -83,6 +83,9 @@ class OpenTelemetryObserver(Observer):
         """See `Observer`."""
         context, links = get_current(), None
         carried = self._tracing.carried(message.headers) if message.headers else None
+        unsampled = self._tracing.unsampled(context if carried is None else carried)
+        if unsampled is not None:
+            return unsampled
         if carried is not None:
             here = trace.get_current_span(context).get_span_context()
             context, links = carried, [Link(here)] if here.is_valid else None
@@ -98,7 +101,7 @@ class OpenTelemetryObserver(Observer):
     def sent(self, message: Message, outcome: Receipt | DeliveryError, elapsed: float) -> None:
         """See `Observer`."""
         series = self._outcomes.count(message, outcome, elapsed)
-        pending = self._pending.pop(id(message), None)
+        pending = self._pending.pop(id(message), None) if self._pending else None
         if isinstance(pending, Batch):
             pending.sent(message, series, outcome, elapsed)
             return
