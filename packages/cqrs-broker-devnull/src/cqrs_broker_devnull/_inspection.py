@@ -22,5 +22,5 @@ class DevnullInspection(Inspection):
         yield Finding("server", "warn", "", text, "name a real broker where a message must arrive")
 
     async def topic(self, topic: str, /) -> AsyncIterator[Finding]:
-        """Every topic is as good as another."""
+        """All topics have the same finding: messages are discarded."""
         yield Finding("topic", "warn", topic, "messages to it are discarded, as all others")

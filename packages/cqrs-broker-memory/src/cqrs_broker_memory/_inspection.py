@@ -28,7 +28,7 @@ class MemoryInspection(Inspection):
         return []
 
     async def server(self, endpoints: Sequence[Endpoint], /) -> AsyncIterator[Finding]:
-        """What it is, and its script of faults."""
+        """What the broker does with messages, and which faults the string plays."""
         text = (
             f"messages stay in the process that sends them, up to {self._options.capacity}, and are gone with it: "
             "nobody else reads them"

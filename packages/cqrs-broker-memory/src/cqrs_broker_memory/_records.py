@@ -21,7 +21,7 @@ from ._script import Faults, Script
 __all__ = ["DEFAULT_NAME", "Published", "Record", "published"]
 
 DEFAULT_NAME = "default"
-"""The name of `memory://` without one."""
+"""The broker's name if the string is only `memory://`."""
 
 
 class _Any:

@@ -42,7 +42,7 @@ async def look_at_tls(
         endpoint: Where to connect to.
         context: The driver's TLS context.
         address: The address that takes connections.
-        options: For the certificates in use.
+        options: The options, for the certificates in use.
         timeout: Seconds, at most, for each handshake.
 
     Returns:
@@ -127,14 +127,14 @@ async def _shake_hands(
         address: Where to connect to.
         context: The TLS context, with the certificates.
         name: The host's name, which the certificate must have.
-        linger: Wait whether the server refuses the client's certificate after the handshake.
-        binary: Give the certificate as DER, which also works when it is not verified.
+        linger: Wait a little after the handshake, to see whether the server refuses the client's certificate.
+        binary: Return the certificate as DER. That also works for a certificate that is not verified.
 
     Returns:
         The version of TLS, and the certificate.
 
     Raises:
-        OSError, EOFError: Why it failed.
+        OSError, EOFError: The handshake failed.
     """
     raw = await open_socket([address])
     try:

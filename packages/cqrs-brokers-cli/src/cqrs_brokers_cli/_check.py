@@ -89,7 +89,7 @@ class Check:
         return ExitCode.UNKNOWN if failed[0] == "send" and self._unknown else code_of_step(failed[0])
 
     async def run(self) -> AsyncIterator[Finding]:
-        """Runs every step. Stops if a step fails without which the next steps mean nothing."""
+        """Runs every step. Stops if a step fails that the next steps need."""
         async with contextlib.aclosing(self._steps()) as steps:
             async for finding in steps:
                 # What a server or a plugin says may quote what it was given.
@@ -200,8 +200,8 @@ class Check:
             yield finding
 
     async def _explained(self, finding: Finding, endpoints: Sequence[Endpoint]) -> Finding:
-        """Explains a plain text connection that the server ends. Either the server is starting, which passes, or the
-        port is its TLS port, which does not."""
+        """Explains a plain text connection that the server ends. The server may be starting, which passes. Or the port
+        may be the server's TLS port, which does not pass."""
         if finding.level != "fail" or finding.step not in ("tcp", "server"):
             return finding
         for endpoint in endpoints:

@@ -32,7 +32,7 @@ class Looked(NamedTuple):
 
     @property
     def usable(self) -> bool:
-        """Whether the driver can go on from here."""
+        """Whether the driver can use the endpoint: no finding is a failure."""
         return all(finding.level != "fail" for finding in self.findings)
 
 
@@ -49,7 +49,7 @@ async def look_at(endpoint: Endpoint, options: BrokerOptions, timeout: float) ->
 
     Args:
         endpoint: The endpoint. Its host has a port.
-        options: For the certificates in use.
+        options: The options, for the certificates in use.
         timeout: Seconds for each step, at most.
     """
     findings: list[Finding] = []

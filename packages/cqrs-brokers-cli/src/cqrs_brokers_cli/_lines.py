@@ -20,7 +20,7 @@ class Line(NamedTuple):
 
     Attributes:
         number: The number of the line, from 1.
-        content: Without the line break.
+        content: The line without its line break.
         end: How many bytes of the source have been read with it.
     """
 

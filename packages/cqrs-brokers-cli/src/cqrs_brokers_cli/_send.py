@@ -239,8 +239,8 @@ def _interrupts(stop: Callable[[], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _bar(sending: _Sending, descriptor: int, *, wanted: bool) -> Iterator[None]:
-    """A progress bar with the count and the rate. For a file it shows the share of bytes that were read. For a pipe it
-    has no end."""
+    """A progress bar with the count and the rate. For a file it shows the share of bytes that were read. For a pipe the
+    bar shows no share."""
     if not wanted:
         yield
         return

@@ -19,7 +19,7 @@ __all__ = ["Batch"]
 
 
 class Batch:
-    """The span of the call, with a link to each message's. Ends when all messages have their outcomes.
+    """The span of the call, with a link to the span of each message. It ends when all messages have their outcomes.
 
     The sampler is asked once for the batch. If it drops the batch, the messages get no spans of their own. They carry
     the context of the batch, as the conventions say for messages without spans. For a message that carries a context

@@ -42,7 +42,7 @@ class OpenTelemetryObserver(Observer):
 
     Args:
         tracer_provider: The tracer provider. Default: the global one.
-        meter_provider: Default: the global one.
+        meter_provider: The meter provider. Default: the global one.
         propagator: Writes the context into headers. Default: the global one (W3C `traceparent` and `baggage`, unless
             the application, or `OTEL_PROPAGATORS`, says otherwise).
     """

@@ -29,7 +29,7 @@ class Outcomes:
         instruments: The instruments of the meter provider.
 
     Attributes:
-        common: The attributes that all have.
+        common: The attributes that all outcomes have.
         failing: The destinations that confirm nothing.
     """
 

@@ -38,8 +38,8 @@ class Tracing:
     """Starts spans and writes their contexts.
 
     Args:
-        tracer_provider: None: the global one.
-        propagator: None: the global one.
+        tracer_provider: The tracer provider. None: the global one.
+        propagator: Writes contexts into headers. None: the global one.
 
     Attributes:
         common: The attributes that every span has, besides its operation.

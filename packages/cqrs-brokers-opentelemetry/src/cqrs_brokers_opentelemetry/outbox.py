@@ -127,7 +127,7 @@ class OutboxObserver(RelayObserver):
     The broker's `OpenTelemetryObserver` makes the spans. The writer's context is stored in the row.
 
     Args:
-        meter_provider: Default: the global one.
+        meter_provider: The meter provider. Default: the global one.
     """
 
     def __init__(self, *, meter_provider: MeterProvider | None = None) -> None:

@@ -62,7 +62,7 @@ class OutboxAdmin:
         return await read_parked(self._store, limit)
 
     async def release(self, *positions: int) -> int:
-        """Makes parked rows ready to be sent again, and the rows behind them.
+        """Makes parked rows, and the rows behind them, ready to be sent again.
 
         Args:
             positions: The numbers of the rows. Without numbers: all parked rows.
@@ -84,7 +84,7 @@ class OutboxAdmin:
         return await self._unpark(positions, delete=True) if positions else 0
 
     async def purge(self, keep: float = 0.0) -> int:
-        """Deletes rows that were sent. Relays do the same by themselves, for rows that are older than their `keep`.
+        """Deletes rows that were sent. A relay does the same by itself, for rows that are older than its `keep`.
 
         Args:
             keep: Rows that were sent in the last `keep` seconds stay.
@@ -104,10 +104,10 @@ class OutboxAdmin:
         Args:
             count: The new number.
             topics: The topics of the relays that share the partitions; None: relays of all topics.
-            timeout: Seconds for the relays to let go.
+            timeout: Seconds in which the relays must give back their partitions.
 
         Raises:
-            OutboxError: The number is out of range, or the relays did not let go in time.
+            OutboxError: The number is out of range, or the relays did not give back their partitions in time.
         """
         if not 1 <= count <= 1024:
             raise OutboxError(f"the number of partitions must be 1 to 1024, not {count}")

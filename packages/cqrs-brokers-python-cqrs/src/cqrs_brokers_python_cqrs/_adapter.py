@@ -169,7 +169,7 @@ def message_broker(
             `CQRS_BROKER_URL`.
         ordering_key: Called with each message that does not come from core's or the bridge's events; returns its
             ordering key, or None.
-        options: As for `open_broker`. Each overrides the same option of the string.
+        options: The same options as those of `open_broker`. Each overrides the same option of the string.
 
     Raises:
         ConfigError: The string or an option is wrong, there is no string, or options were given beside a `Broker`.

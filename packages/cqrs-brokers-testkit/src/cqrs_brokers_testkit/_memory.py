@@ -6,7 +6,7 @@
         published.assert_once(topic="orders", name="OrderPlaced", key="order-1")
 
 Faults are options of the config string: `f"{memory_broker_url}?fail=2&unknown=1&latency=50ms"`. The fixtures need
-cqrs-broker-memory. Not for testing a plugin: that is `conformance`.
+cqrs-broker-memory. To test a plugin, use `conformance` instead.
 """
 
 import uuid

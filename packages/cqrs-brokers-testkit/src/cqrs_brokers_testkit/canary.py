@@ -54,7 +54,7 @@ class Canary:
         between: The text between the two tokens, for example characters that parsers often handle wrongly.
 
     Attributes:
-        place: As given.
+        place: Where it is planted.
         text: What to plant.
         token: What is looked for.
     """

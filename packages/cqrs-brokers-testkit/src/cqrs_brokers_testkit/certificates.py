@@ -1,4 +1,4 @@
-"""Throw-away certificates for TLS tests, made with the `openssl` program. Not for anything else than tests."""
+"""Throw-away certificates for TLS tests, made with the `openssl` program. Use them only for tests."""
 
 import subprocess
 from dataclasses import dataclass

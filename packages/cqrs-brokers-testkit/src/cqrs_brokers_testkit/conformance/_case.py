@@ -44,7 +44,8 @@ class Case:
         needs: What the harness must offer: names of its methods or attributes.
         capability: The capability whose profile it belongs to. None: it belongs to `core`.
         without: A capability. The case is for drivers that do not declare it.
-        waivable: The harness may say that the broker has no such thing (`Harness.not_applicable`).
+        waivable: Whether the harness may say that the broker does not have what the case is about
+            (`Harness.not_applicable`).
         like: Another case about the same thing. If that case is waived, this one is too.
         limit: After this many seconds the case has failed.
         waits: It mostly waits, and uses nothing that another case uses. So it runs at the same time as others of this
@@ -252,7 +253,8 @@ class Context:
         return Message("ConformanceEvent", topic, {"n": uuid.uuid4().hex} if payload is None else payload, **fields)
 
     def read_now(self, topic: str, count: int) -> list[Record]:
-        """Waits for `count` messages and returns everything in the topic. That is fewer if they do not come."""
+        """Waits for `count` messages and returns everything in the topic. If they do not all come, it returns what is
+        there."""
         try:
             return list(self.harness.read_back(topic, count))
         except TooFewRecords as error:

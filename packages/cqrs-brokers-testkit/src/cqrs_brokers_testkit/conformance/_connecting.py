@@ -153,7 +153,7 @@ async def wrong_permission(ctx: Context) -> None:
 
 
 async def check_permanent(ctx: Context, urls: Mapping[str, str], expected: type[ConnectError]) -> None:
-    """Demands this class from `connect()` and from a waiting send, at once, and no further connection.
+    """Demands that `connect()` and a waiting send raise this class at once, and that no further connection is made.
 
     Args:
         ctx: The case's context.

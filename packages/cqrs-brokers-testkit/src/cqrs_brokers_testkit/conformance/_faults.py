@@ -31,7 +31,7 @@ _ROUNDS = 18
 """How many times a window full of messages is sent over a slow link. Together they are more than the sockets on the way
 can hold."""
 _HALF_AN_HOUR = 1800
-"""Seconds. Brokers may refuse messages from farther in the future."""
+"""How far the wall clock is set, in seconds. Brokers may refuse messages whose time is farther in the future."""
 
 
 # -- restarts ----------------------------------------------------------------------------------------------------------

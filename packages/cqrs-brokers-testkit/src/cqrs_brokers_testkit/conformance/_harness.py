@@ -65,7 +65,7 @@ class Harness:
     overridden, the cases that need it are "not run". A report with such cases is not a pass.
 
     Attributes:
-        url: The config string. If there is a `proxy`, it names the proxy's address. `start()` may set it.
+        url: The config string. If there is a `proxy`, the string names the proxy's address. `start()` may set it.
         distribution: Which distribution is meant, when several claim the scheme.
         options: Options for every broker that is opened, besides those that a case sets.
         scale: A factor for the number of messages that the big cases send. With 1 they send thousands. Use less for
@@ -78,10 +78,11 @@ class Harness:
         not_applicable: Reasons, by case id, why a case has no meaning for this broker. Only for cases that are
             waivable: refusals, permissions, credentials and TLS that a broker may not have.
         proxy: The fault proxy in front of the broker, started by `start()`; None: there is none.
-        connect_within: Seconds in which a refused connection must be reported; 2 in the contract.
+        connect_within: Seconds in which a refused connection must be reported. The contract says 2.
         reconnect_within: Seconds after the server's return in which 95 % of the waiting sends must have succeeded.
-        notices_within: Seconds in which the plugin, with the harness' options, notices a dead connection while new ones
-            work, and releases a message that is never answered. State this time in the plugin's README.
+        notices_within: Seconds in which the plugin notices a dead connection while new ones work. In the same time it
+            releases a message that is never answered. Both are with the harness' options. State this time in the
+            plugin's README.
     """
 
     url: str = ""
@@ -217,7 +218,7 @@ class Harness:
         self._through().stall("down")
 
     def connections_made(self) -> int:
-        """How many connections were made so far, ever."""
+        """How many connections have been made since the harness was started."""
         return self._through().accepted
 
     def hosts_url(self, hosts: Sequence[Host]) -> str:

@@ -313,7 +313,7 @@ async def _bounded(case: Case, context: Context) -> None:
 
 
 def _where(error: BaseException) -> str:
-    """The line of the suite at which the case was when its time was over."""
+    """The line of the suite that the case had reached when its time was over."""
     cause: BaseException | None = error
     while cause is not None:
         ours = [each for each in traceback.extract_tb(cause.__traceback__) if Path(each.filename).parent == _HERE]

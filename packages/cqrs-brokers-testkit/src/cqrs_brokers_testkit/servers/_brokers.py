@@ -105,7 +105,8 @@ def rabbitmq_installation(progress: Progress, home: str | Path | None = None) ->
     Args:
         progress: Called with each line of progress.
         home: Which RabbitMQ: a folder that has `sbin/rabbitmq-server`, as its own archives have, or `debian:SUITE` for
-            the one of another Debian suite. None: `CQRS_TEST_RABBITMQ_HOME` says it, else this machine's own.
+            the one of another Debian suite. None: the one that `CQRS_TEST_RABBITMQ_HOME` names, else this machine's
+                own.
 
     Raises:
         ServerUnavailable: There is none and none can be installed.
@@ -150,8 +151,8 @@ def kafka_installation(progress: Progress, version: str | None = None) -> KafkaI
 
     Args:
         progress: Called with each line of progress.
-        version: Such as "3.9.1". None: `CQRS_TEST_KAFKA_VERSION` says it, else what `$KAFKA_HOME/libs` has, else
-            `KAFKA_VERSION`.
+        version: Such as "3.9.1". None: the version in `CQRS_TEST_KAFKA_VERSION`, else the one that `$KAFKA_HOME/libs`
+            has, else `KAFKA_VERSION`.
 
     Raises:
         ServerUnavailable: There is none and none can be installed.

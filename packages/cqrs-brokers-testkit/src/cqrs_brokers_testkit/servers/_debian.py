@@ -38,7 +38,7 @@ _BASE = (
     "procps",
     "sed",
 )
-"""Packages that start scripts need without declaring it."""
+"""Packages that the start scripts of servers need, although no package declares that."""
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 # `unshare` has made a mount namespace, so the mounts end with the program.
 _ENTER = """root=$1; shift

@@ -59,17 +59,18 @@ class KafkaNode(PrivateServer):
                 several cannot get ready before the others run. Then call `KafkaCluster.wait_ready()`.
 
         Raises:
-            ServerFailed: It ended or was not ready after 60 seconds; with the end of its log.
+            ServerFailed: It ended or was not ready after 60 seconds. The text has the end of its log.
         """
         self._process.start()
         if wait:
             self.wait_ready()
 
     def wait_ready(self, nodes: int = 1) -> None:
-        """Wait until the node answers, knows itself and at least `nodes` live nodes in all, and every port is open.
+        """Wait until the node answers and every port is open. The node must see at least `nodes` live nodes, itself
+        among them.
 
         Raises:
-            ServerFailed: It ended or was not ready after 60 seconds; with the end of its log.
+            ServerFailed: It ended or was not ready after 60 seconds. The text has the end of its log.
         """
 
         def ready() -> bool:

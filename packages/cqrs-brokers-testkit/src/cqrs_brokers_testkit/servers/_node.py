@@ -39,7 +39,7 @@ class PrivateServer(ABC):
         """Start the server, with the ports that it had and the data that it kept, and wait until it is ready.
 
         Raises:
-            ServerFailed: It ended or was not ready after 60 seconds; with the end of its log.
+            ServerFailed: It ended or was not ready after 60 seconds. The text has the end of its log.
         """
 
     def kill(self) -> None:

@@ -185,7 +185,7 @@ class KafkaCluster(KafkaServer):
         """Start the nodes that do not run and wait until all of them form a cluster.
 
         Raises:
-            ServerFailed: One ended or was not ready after 60 seconds; with the end of its log.
+            ServerFailed: One ended or was not ready after 60 seconds. The text has the end of its log.
         """
         began = time.monotonic()
         count = len(self.nodes)
@@ -201,7 +201,7 @@ class KafkaCluster(KafkaServer):
         """Wait until every node answers and knows all the others.
 
         Raises:
-            ServerFailed: One ended or was not ready after 60 seconds; with the end of its log.
+            ServerFailed: One ended or was not ready after 60 seconds. The text has the end of its log.
         """
         for node in self.nodes:
             node.wait_ready(len(self.nodes))
@@ -212,12 +212,13 @@ class KafkaCluster(KafkaServer):
             node.kill()
 
     def terminate(self, timeout: float = 5.0) -> None:
-        """End all nodes in order (SIGTERM), each with SIGKILL after `timeout` seconds; their data stay."""
+        """Shut the nodes down one after another (SIGTERM). End a node with SIGKILL if it runs after `timeout` seconds.
+        Their data stay."""
         for node in self.nodes:
             node.terminate(timeout)
 
     def restart(self) -> None:
-        """End all nodes in order and start them again on the same ports with the same data."""
+        """Shut all nodes down, and start them again on the same ports with the same data."""
         self.terminate()
         self.start()
 
@@ -260,8 +261,8 @@ def kafka(
 
     Args:
         shared: Use the server named by `CQRS_TEST_KAFKA_URL`, if that is set. For tests that break nothing.
-        version: Which Kafka to start, such as "3.9.1". None: `CQRS_TEST_KAFKA_VERSION` says it, else what `$KAFKA_HOME`
-            has, else 4.4.0.
+        version: Which Kafka to start, such as "3.9.1". None: the version in `CQRS_TEST_KAFKA_VERSION`, else the one
+            that `$KAFKA_HOME` has, else 4.4.0.
         advertised: Host and port that the PLAINTEXT listener tells clients to connect to: a proxy's, or a wrong one.
         sasl_users: Passwords by user. Opens a SASL_PLAINTEXT listener with PLAIN, SCRAM-SHA-256 and SCRAM-SHA-512.
         certificates: Opens an SSL listener, and a SASL_SSL one if there are `sasl_users`.

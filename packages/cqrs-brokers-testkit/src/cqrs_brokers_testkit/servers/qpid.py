@@ -118,7 +118,7 @@ class QpidServer(PrivateServer):
         """Start the broker on its ports and wait until it is ready.
 
         Raises:
-            ServerFailed: It ended or was not ready after 60 seconds; with the end of its log.
+            ServerFailed: It ended or was not ready after 60 seconds. The text has the end of its log.
         """
         before = self._log.stat().st_size if self._log.exists() else 0
         # It listens before its virtual host is there.

@@ -196,7 +196,7 @@ class RabbitMQNode(PrivateServer, RabbitMQServer):
         """Start the node, with the data and ports that it had, and wait until it takes connections on each port.
 
         Raises:
-            ServerFailed: It ended or was not ready after 60 seconds; with the end of its log.
+            ServerFailed: It ended or was not ready after 60 seconds. The text has the end of its log.
         """
         if not self._epmd.running and self._container is None:
             self._epmd.start()
@@ -324,8 +324,8 @@ def rabbitmq(
     Args:
         shared: Use the server named by `CQRS_TEST_AMQP_URL`, if that is set. For tests that break nothing.
         home: Which RabbitMQ to start: a folder that has `sbin/rabbitmq-server`, or `"debian:SUITE"` for the one of
-            another Debian suite, such as `"debian:trixie"` (fetched into the cache; only root can run it). None:
-            `CQRS_TEST_RABBITMQ_HOME` says it, else this machine's own.
+            another Debian suite, such as `"debian:trixie"` (fetched into the cache; only root can run it). None: the
+            one that `CQRS_TEST_RABBITMQ_HOME` names, else this machine's own.
         certificates: Opens a TLS listener as well, with these certificates (see `cqrs_brokers_testkit.certificates`).
         settings: Further lines of rabbitmq.conf, which win over the defaults, such as `{"heartbeat": "2"}`.
         progress: Called with each line of progress; by default they go to stderr.
