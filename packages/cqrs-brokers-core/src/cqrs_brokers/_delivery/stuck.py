@@ -20,7 +20,8 @@ at the previous look. Further messages for it wait outside the window, in the or
 Of each such destination a few messages go to the driver all the same, one per key: its trials. The earlier messages of
 a destination may be caught behind those of another destination. Trials show when such a destination takes messages
 again. Without trials it would seem stuck until the deadlines of its earlier messages. The trials have several keys,
-because a driver may have to keep back the next message of a key whose earlier message was caught.
+because a driver may have to keep back the next message of a key whose earlier message was caught. Messages without a
+key wait for none: at each look one of them may be tried again, because the last trial may have been caught, too.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ class StuckDestinations:
         self._before: dict[str, list[Sending]] = {}
         self._held: list[Sending] = []
         self._bytes = 0
-        self._trials: dict[str, dict[str | None, Sending]] = {}
-        """By destination and key."""
+        self._trials: dict[str, dict[object, Sending]] = {}
+        """By destination and key; those of earlier looks that have no key, by themselves."""
         self.names: frozenset[str] = frozenset()
         """The destinations that take nothing."""
         self._set_limits()
@@ -70,10 +71,7 @@ class StuckDestinations:
         )
         self._held = [delivery for name in self.names for delivery in now[name]]
         self._bytes = sum(delivery.size for delivery in self._held)
-        self._trials = {
-            name: {key: trial for key, trial in self._trials.get(name, {}).items() if trial.state < RELEASED}
-            for name in self.names
-        }
+        self._trials = {name: _that_count(self._trials.get(name, {})) for name in self.names}
         self._set_limits()
 
     def count(self) -> bool:
@@ -144,6 +142,11 @@ class StuckDestinations:
             f"{name!r} took nothing until the deadline, and destinations that take nothing hold at most half of the "
             "messages in flight: look after it; send again later, or raise delivery_timeout"
         )
+
+
+def _that_count(trials: dict[object, Sending]) -> dict[object, Sending]:
+    """Those without an outcome, and behind which another message without a key may be tried."""
+    return {trial if key is None else key: trial for key, trial in trials.items() if trial.state < RELEASED}
 
 
 def _most_with_trials(held: int, window: int) -> int:
