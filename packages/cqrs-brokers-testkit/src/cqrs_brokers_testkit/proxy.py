@@ -263,6 +263,8 @@ class ProxyConnection(_Breakable):
         }
         self._proxy.connections.append(self)
         self._proxy.accepted += 1
+        if self._proxy.on_connection is not None:
+            self._proxy.on_connection(self)
         try:
             async with asyncio.TaskGroup() as group:
                 for lane in self._lanes.values():
@@ -289,6 +291,7 @@ class FaultProxy(_Breakable):
         port: Its port, known before it starts and the same for its whole life.
         connections: Those that are open, oldest first.
         accepted: How many connections reached the server so far.
+        on_connection: Called with each new connection before anything passes, to set faults of its own.
     """
 
     def __init__(self, target: tuple[str, int] | None = None) -> None:
@@ -297,6 +300,7 @@ class FaultProxy(_Breakable):
         self.port = free_port()
         self.connections: list[ProxyConnection] = []
         self.accepted = 0
+        self.on_connection: Callable[[ProxyConnection], object] | None = None
         self._proxy = self
         self._faults = {"up": _Faults(), "down": _Faults()}
         self._listener: socket.socket | None = None

@@ -143,6 +143,11 @@ class ServerHarness(Harness):
     def restart(self) -> None:
         self.server.start()
 
+    def dismiss_clients(self) -> None:
+        """Shuts the server down in good order, and starts it again."""
+        self._process.terminate()
+        self.restart()
+
     def pause(self) -> None:
         """Freezes the server: its sockets stay open, nobody answers. `resume_server` lets it go on."""
         self._process.pause()

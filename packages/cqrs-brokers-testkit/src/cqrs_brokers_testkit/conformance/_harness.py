@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 from urllib.parse import quote
 
 from cqrs_brokers import Message
 from cqrs_brokers.url import BrokerURL, Host
-from cqrs_brokers_testkit.proxy import FaultProxy
+from cqrs_brokers_testkit.proxy import FaultProxy, ProxyConnection
 from cqrs_brokers_testkit.readers import Record
 from cqrs_brokers_testkit.servers import free_port
 
@@ -52,6 +52,22 @@ class Refusal(NamedTuple):
     message: Message
 
 
+class Forgery(NamedTuple):
+    """What a broker's answers to messages are turned into, on their way to the driver.
+
+    Attributes:
+        meaning: `lost`: they do not come, and all other answers do, such as those to a ping. `refused`: they say that
+            the message was refused. `unknown`: they say what nobody can know: a number that no message has, a reason
+            code that the protocol does not have.
+        apply: Begins with it on one connection, until the connection ends. `cqrs_brokers_testkit.frames` helps.
+    """
+
+    meaning: Literal["lost", "refused", "unknown"]
+    apply: Callable[[ProxyConnection], object]
+
+
+_OPTIONAL = {"foreign_answers", "forged_answers", "stuck_destination", "dismiss_clients"}
+"""What a harness need not offer: by itself it raises `NotApplicable`."""
 _BY_PROXY = {"stall", "resume", "reset", "lose_answers", "connections_made"}
 _OF_A_WIRE = {"proxy", "hosts_url", "peer_url", "unreachable_url", "restart", "kill", *_BY_PROXY}
 
@@ -66,6 +82,9 @@ class Harness:
         url: The config string. With a `proxy`, it leads through the proxy. May be set by `start()`.
         distribution: Which distribution is meant, when several claim the scheme.
         options: Options for every broker that is opened, besides those that a case sets.
+        variants: Further sets of options with which receipts must be as true: those that change how messages are
+            written or answers are read. Each costs a few seconds.
+        most_unanswered: How many messages the broker takes that it has not answered; None: the protocol has no limit.
         scale: How many messages the big cases send; 1: thousands. Less is for mutants and slow machines.
         wire: False: there is no socket between driver and broker (an object in this process). The cases about
             connections do not apply then, and another case proves that no socket is opened.
@@ -83,6 +102,8 @@ class Harness:
     url: str = ""
     distribution: str | None = None
     options: Mapping[str, Any] = {}
+    variants: Sequence[Mapping[str, Any]] = ()
+    most_unanswered: int | None = None
     scale: float = 1.0
     wire: bool = True
     discards: bool = False
@@ -178,6 +199,28 @@ class Harness:
         """
         raise NotApplicable("nobody but the broker can answer")
 
+    def forged_answers(self) -> Mapping[str, Forgery]:
+        """Forged answers, by what they say. Each is tried with a broker and a connection of its own, through `proxy`.
+
+        Without it the cases about single answers do not apply, except that a ping's answers are found without help
+        where they are always the same bytes.
+        """
+        raise NotApplicable("the harness forges no answers")
+
+    def stuck_destination(self) -> Target:
+        """A destination that takes no message, while others do, until `resume()`.
+
+        For RabbitMQ: a quorum queue whose leader does not answer; for Kafka: a topic without enough replicas.
+        """
+        raise NotApplicable("the harness has no destination that takes nothing while others do")
+
+    def dismiss_clients(self) -> None:
+        """Lets the broker end all connections itself, with the farewell that its protocol has, as when it is shut down.
+
+        Returns when it takes connections again.
+        """
+        raise NotApplicable("the harness does not let the broker say farewell")
+
     def blocked(self) -> contextlib.AbstractContextManager[None]:
         """While it is entered the broker takes no messages but keeps its connections."""
         raise Unsupported
@@ -256,7 +299,7 @@ class Harness:
         if need == "proxy":
             return self.proxy is not None
         overridden = getattr(type(self), need) is not getattr(Harness, need)
-        if need == "foreign_answers":
+        if need in _OPTIONAL:
             return True
         if need in ("hosts_url", "peer_url", "unreachable_url"):
             return overridden or (self.wire and bool(BrokerURL.parse(self.url).hosts))

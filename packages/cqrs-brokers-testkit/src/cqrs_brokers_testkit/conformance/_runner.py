@@ -20,6 +20,7 @@ from typing import Any
 
 from cqrs_brokers import Capabilities, available_brokers, open_broker
 from cqrs_brokers_testkit.conformance import (
+    _answers,
     _closing,
     _connecting,
     _contract,
@@ -35,9 +36,11 @@ from cqrs_brokers_testkit.conformance import (
     _queueing,
     _refusals,
     _static,
+    _stuck,
     _tls,
     _upkeep,
     _values,
+    _variants,
 )
 from cqrs_brokers_testkit.conformance._case import CASES, Case, CaseFailed, Context
 from cqrs_brokers_testkit.conformance._harness import Harness, NotApplicable, Unsupported
@@ -47,6 +50,7 @@ Progress = Callable[[str], None]
 
 _MODULES = (
     *(_static, _messages, _values, _refusals, _delivery, _matching, _connecting, _tls, _later, _limits),
+    *(_answers, _variants, _stuck),
     *(_ordering, _lifecycle, _processes, _faults, _closing, _queueing, _upkeep, _contract),
 )
 _SECTIONS = ("static", "messages", "refusals", "delivery", "ordering", "lifecycle", "faults", "contract")
