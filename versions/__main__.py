@@ -27,6 +27,8 @@ def main() -> int:
     given = parser.parse_args()
     if unknown := set(given.targets) - set(names):
         parser.error(f"no such target: {', '.join(sorted(unknown))}. The targets are: {', '.join(names)}")
+    if not given.folder.resolve().is_relative_to(ROOT):  # a Python of another suite sees nothing else of the machine
+        parser.error(f"--folder must lie in {ROOT}")
     kept = given.folder / "results.json"
     results = load(kept)
     commit = _commit()

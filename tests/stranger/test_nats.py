@@ -50,7 +50,7 @@ def test_the_kit_keeps_a_networked_plugin_small(example: Path, harness: str, mos
 
 
 def test_it_conforms(tmp_path: Path) -> None:
-    """The whole suite on a real nats-server, with JetStream's deduplication and with next to none."""
+    """Its tests, and the whole suite on a real nats-server, with JetStream's deduplication and with next to none."""
     path = os.pathsep.join([os.environ.get("PATH", ""), str(Path.home() / "go" / "bin")])
     if shutil.which("nats-server", path=path) is None:
         reason = f"nats-server is not available. To make it available, run: {COMMAND}"
@@ -69,7 +69,7 @@ def test_it_conforms(tmp_path: Path) -> None:
     with ThreadPoolExecutor() as at_once:  # they mostly wait
         runs = at_once.map(
             lambda name: subprocess.run(
-                [*command, f"tests/test_conformance.py::{name}"],
+                [*command, f"tests/{name}"],
                 cwd=EXAMPLE,
                 env=variables,
                 capture_output=True,
@@ -77,7 +77,11 @@ def test_it_conforms(tmp_path: Path) -> None:
                 timeout=800,
                 check=False,
             ),
-            ("TestNats", "TestNatsWithoutDeduplication"),
+            (
+                "test_a_reset_is_told.py",
+                "test_conformance.py::TestNats",
+                "test_conformance.py::TestNatsWithoutDeduplication",
+            ),
         )
         for done in runs:
             assert done.returncode == 0, done.stdout[-6000:]

@@ -1,8 +1,10 @@
 """Private Kafka brokers, one and three nodes: they start, break as told, and come back with their data."""
 
 import shutil
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 import pytest
@@ -12,7 +14,7 @@ from confluent_kafka.admin import AdminClient
 from cqrs_brokers_testkit.certificates import Certificates
 from cqrs_brokers_testkit.proxy import FaultProxy
 from cqrs_brokers_testkit.pytest_plugin import UniqueName
-from cqrs_brokers_testkit.readers import TooFewRecords, drain_topic
+from cqrs_brokers_testkit.readers import Record, TooFewRecords, drain_topic
 from cqrs_brokers_testkit.servers import KafkaCluster, KafkaServer, ServerFailed, kafka, kafka_cluster
 from cqrs_brokers_testkit.servers._kafka_node import Listener, live_nodes
 
@@ -40,6 +42,32 @@ def produce(bootstrap_servers: str, topic: str, *values: bytes) -> None:
 def brokers(bootstrap_servers: str, **settings: str) -> dict[int, str]:
     found = AdminClient({"bootstrap.servers": bootstrap_servers, "log_level": 0, **settings}).list_topics(timeout=5)
     return {broker.id: f"{broker.host}:{broker.port}" for broker in found.brokers.values()}
+
+
+def test_a_topic_that_goes_on_growing_is_read_to_where_it_was(cluster: KafkaCluster, unique_name: UniqueName) -> None:
+    """The reader does not run after the end of a topic that others write to all the time."""
+    topic = unique_name("growing")
+    cluster.create_topic(topic)
+    produce(cluster.bootstrap_servers, topic, *[b"before"] * 30)
+    stop = threading.Event()
+
+    def write() -> None:
+        producer = Producer({"bootstrap.servers": cluster.bootstrap_servers, "log_level": 0, "linger.ms": 0})
+        while not stop.wait(0.02):
+            producer.produce(topic, b"meanwhile")
+            producer.poll(0)
+        producer.flush(20)
+
+    with ThreadPoolExecutor() as pool:
+        writing = pool.submit(write)
+        try:
+            read: list[Record] = []
+            while len(read) < 100:  # by then the writer is at work
+                read = drain_topic(cluster.bootstrap_servers, topic, timeout=20)
+        finally:
+            stop.set()
+        writing.result()
+    assert [record.body for record in read].count(b"before") == 30
 
 
 def test_what_confluent_produced_is_read_back_in_our_terms(cluster: KafkaCluster, unique_name: UniqueName) -> None:

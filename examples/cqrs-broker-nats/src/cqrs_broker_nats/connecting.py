@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from ssl import SSLContext
 from typing import Any
 from urllib.parse import ParseResult
@@ -51,6 +52,11 @@ class _Transport(TcpTransport):
         if self._tls and not (info.get("tls_required") or info.get("tls_available")):
             raise TLSError("the server offers no TLS: use nats:// or another port")
         return b"INFO " + json.dumps({**info, "tls_required": self._tls or bool(info.get("tls_required"))}).encode()
+
+    async def drain(self) -> None:
+        """Also returns when the connection is gone: nats-py drains as it closes, and would end without `closed_cb`."""
+        with suppress(OSError):
+            await super().drain()  # type: ignore[no-untyped-call]
 
     def drop(self) -> None:
         for writer in {self._io_writer, self._bare_io_writer}:

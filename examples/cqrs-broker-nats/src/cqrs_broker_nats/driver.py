@@ -56,8 +56,7 @@ class NatsDriver(PipelinedDriver):
 
     async def _open(self, host: Host) -> Session:
         context = None if self._tls is None else self._tls.current()
-        session = Session(self._answered, self._refused, self._ended)
-        return await session.open(host, self._url, self._options, context)
+        return await Session(self._answered, self._refused, self._ended).open(host, self._url, self._options, context)
 
     async def ping(self) -> None:
         """Asks on the connection that is used."""

@@ -10,9 +10,9 @@ The parts: `_options` and `_settings` (what is configured), `_broker` (the docum
 connection), `_publisher` (what waits and what is in flight), `_leaving` (a channel without answers), `_stalled`
 (destinations that take nothing), `_declaring` (messages that wait for their queue), `_session` (one pass over the
 hosts), `_topology` (what is declared), `_rendering` (a message as bytes), `_errors` (which error means what),
-`_foreign` (whose server hung up), `_scram` (a log-in without TLS), `_logs` (nothing secret in aiormq's log), `_watch`
+`_foreign` (is the server a Kafka?), `_scram` (a log-in without TLS), `_logs` (nothing secret in aiormq's log), `_watch`
 (dead connections), `_reopening` (a closed channel), `_inspection` (`cqrs-brokers check`), `_fallback` (aiormq's
-documented way), and `_client` and `_channels`, which alone know aiormq from the inside.
+documented way), and `_client` and `_channels`, the only modules that use undocumented parts of aiormq.
 """
 
 from cqrs_brokers.driver import PipelinedDriver

@@ -1,4 +1,4 @@
-"""`AMQPMessageBroker`: the documented class. Nothing but wiring."""
+"""`AMQPMessageBroker`: the class that the documentation names. It only connects the parts."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ class AMQPMessageBroker(Broker):
 
     Args:
         publisher: The connection settings. They serve this broker only.
-        exchange_name: The exchange; default: that of the settings, "events" where they name none.
-        pika_log_level: Sets the level of the loggers `aiormq` and `aio_pika`, for the whole process. None: untouched.
+        exchange_name: The exchange. Default: the one that the settings name, else "events".
+        pika_log_level: Sets the level of the loggers `aiormq` and `aio_pika`, for the whole process. None: the levels
+            stay as they are.
         observers: Told of outcomes and of the connection.
 
     Raises:
-        ConfigError: The settings serve another broker, contradict `exchange_name`, or do not fit together.
+        ConfigError: The settings serve another broker, contradict `exchange_name`, or contradict each other; or there
+            is no such log level.
     """
 
     def __init__(

@@ -3,9 +3,9 @@
 `FastChannel` uses these undocumented parts of aiormq. Each has a test in tests/amqp/test_channels.py:
 
     Channel.delivery_tag                                        to publish without a task and a lock for each message
-    Channel._on_confirm_frame                                   to resolve all that one ack confirms in one loop
+    Channel._on_confirm_frame                                   to resolve, in one loop, all messages of one ack
     Channel._on_return_frame, .confirmations, .message_id_delivery_tag      to learn which message was returned
-    Connection.channels, Channel.number, .frames                to know whether the channel still is one
+    Connection.channels, Channel.number, .frames                to know whether the channel is still open
 
 When one of them is not as expected, `_fallback` publishes as aiormq documents it.
 """
@@ -41,10 +41,10 @@ Failed = Callable[["ConfirmChannel", Entry, BaseException], None]
 
 
 class ConfirmChannel:
-    """What messages are published on.
+    """A channel that messages are published on.
 
     Args:
-        connection: Its connection.
+        connection: The connection of the channel.
         channel: aiormq's channel.
         failed: Called with a message and its return or nack, as aiormq's exception.
         answered: Called after each answer while `watched` is set, with what was confirmed or returned.
@@ -62,14 +62,16 @@ class ConfirmChannel:
         self.channel = channel
         self.number: int = channel.number
         self.in_flight: dict[bytes, Any] = {}
-        """What has no answer yet, by message id. An id is in it once."""
+        """The messages without an answer, by message id. Two messages with the same id are never in flight on one
+        channel."""
         self.spent: set[bytes] = set()
         """Ids whose return may still come (Apache Qpid): they cannot be used again on this channel."""
         self.watched = False
         self.alone = True
-        """It is new: one message at a time until one has its answer."""
+        """Whether the channel is new. Then messages are sent one at a time, until one has its answer."""
         self.quiet_since = 0.0
-        """Since when there is something without an answer and none has come, in the loop's time."""
+        """The time of the last answer, or of the first message that was sent after all had answers (event loop's
+        time)."""
         self._failed = failed
         self._on_answer = answered
         self._question: asyncio.Task[Any] | None = None
@@ -78,8 +80,8 @@ class ConfirmChannel:
     def open(self) -> bool:
         """Whether what is sent now reaches an open channel.
 
-        aiormq forgets a channel when it reads the server's Channel.Close, before it answers it. Frames that follow the
-        answer would make the server close the whole connection.
+        When aiormq reads the server's Channel.Close, it first forgets the channel and then sends the answer. A frame
+        after the answer would make the server close the whole connection.
         """
         connection, channel = self.connection, self.channel
         return connection.channels.get(channel.number) is channel and connection.sockets.open_for_writing
@@ -94,23 +96,23 @@ class ConfirmChannel:
         raise NotImplementedError
 
     def entries(self) -> list[Entry]:
-        """What has no answer, in the order in which it was sent."""
+        """The messages without an answer, in the order in which they were sent."""
         raise NotImplementedError
 
     def oldest(self) -> Delivery | None:
-        """What waits for its answer longest."""
+        """The message that has waited longest for its answer."""
         raise NotImplementedError
 
     def take(self) -> list[Entry]:
-        """What has no answer, and gets none from this channel any more."""
+        """Takes out the messages without an answer. They get none from this channel any more."""
         taken = self.entries()
         self.in_flight.clear()
         return taken
 
     def ask(self, tasks: Tasks) -> asyncio.Task[Any]:
-        """A question that changes nothing and that the server must answer (Basic.Qos); one at a time.
+        """Asks a question that changes nothing and that the server must answer (Basic.Qos).
 
-        It is not to be cancelled: aiormq would close the channel.
+        While a question has no answer, the same task is returned. Do not cancel it: aiormq would close the channel.
         """
         if self._question is None or self._question.done():
             self._question = tasks.spawn(self.channel.basic_qos(prefetch_count=0))
@@ -118,7 +120,7 @@ class ConfirmChannel:
         return self._question
 
     def close(self) -> None:
-        """Closes it without waiting. What has no answer on it gets none any more."""
+        """Closes the channel without waiting. Messages without an answer get none any more."""
         self.in_flight.clear()
         close_without_waiting(self.channel)
 
@@ -131,18 +133,19 @@ class FastChannel(ConfirmChannel):
         self._handed: dict[int, Entry] = {}
         self._last: int = channel.delivery_tag
         self._first = self._last + 1
-        """No tag below it is without an answer."""
+        """Every message with a lower tag has its answer."""
         self._frame_max = connection.frame_max
         self._nacks_first = not connection.names_capabilities
         self._nacked: dict[int, asyncio.TimerHandle] = {}
         """Nacks that wait for the next frame of this channel: a return may follow (Apache Qpid)."""
-        # aiormq looks up in these which message a Basic.Return is about; it reads acks and nacks for nobody else here.
+        # aiormq uses the first two to find the message of a Basic.Return, and calls the third for acks and nacks.
         channel.message_id_delivery_tag = _TagById(self.in_flight)
         channel.confirmations = _Returns(self._returned)
         channel._on_confirm_frame = self._confirmed
 
     def send(self, entries: Sequence[Entry], now: float) -> None:
-        """See `ConfirmChannel`. Written at once: aiormq's writer task would do it some turns of the loop later."""
+        """See `ConfirmChannel`. The frames are written at once: aiormq's writer task would write them some turns of the
+        loop later."""
         channel, number = self.channel, self.number
         tags, handed, frame_max = self.in_flight, self._handed, self._frame_max
         if not handed:
@@ -222,7 +225,7 @@ class FastChannel(ConfirmChannel):
             self._nacked[tag] = self.channel.loop.call_later(NACK_HOLD, self._release_nacks)
 
     def _release_nacks(self, tags: Sequence[int] = ()) -> None:
-        """No return follows these: they are nacks and nothing else."""
+        """Reports the nacks that were held, and these: no return has followed them."""
         held, self._nacked = self._nacked, {}
         for timer in held.values():
             timer.cancel()
@@ -274,7 +277,8 @@ class _Returns:
         return _Return(self._returned, tag)
 
     def __setitem__(self, tag: int, value: object) -> None:
-        """aiormq marks the message as returned, so that the ack that follows is ignored. `FastChannel` knows it."""
+        """aiormq marks the message as returned, so that the ack that follows is ignored. `FastChannel` needs no mark:
+        it has taken the message out."""
 
 
 class _Return:
@@ -285,5 +289,5 @@ class _Return:
         self._tag = tag
 
     def set_exception(self, error: BaseException) -> None:
-        """The whole of the return has come."""
+        """aiormq has read the whole return."""
         self._returned(self._tag, error)

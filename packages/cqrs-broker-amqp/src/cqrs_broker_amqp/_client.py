@@ -3,11 +3,11 @@
 These undocumented parts are used. Each has a test in tests/amqp/test_client.py, so that a new aiormq fails in a test
 and not for a user:
 
-    Connection._rpc                       to see with which code the server refuses a handshake; for SCRAM
+    Connection._rpc                       to see the code with which the server refuses a handshake; to answer SCRAM
     Connection._credentials_class         to choose between the mechanisms that the server offers
-    Connection._on_reader_done            to learn of a lost connection at once, not after aiormq's own goodbyes
+    Connection._on_reader_done            to learn of a lost connection at once; aiormq would first try to close it
     Connection.__handle_connection_blocked / …_unblocked    no other event tells of them
-    Connection._Base__future_store        aiormq's own tasks, to end them when they do not end
+    Connection._Base__future_store        to find aiormq's own tasks, and to end those that do not end by themselves
     Connection.channels, .connection_tune, .server_properties; Channel.write_queue, ChannelFrame
 """
 
@@ -51,7 +51,8 @@ class _Reader(asyncio.StreamReader):
     """How many pieces of data came."""
 
     def readexactly(self, n: int) -> Coroutine[Any, Any, bytes]:
-        """As StreamReader's. Garbage on the wire reads as the size of a huge frame, for which aiormq would wait."""
+        """As StreamReader's method. Bytes that are not AMQP may look like the size of a huge frame, and aiormq would
+        wait for it."""
         if n > LARGEST_FRAME:
             raise NotAMQPError(f"a frame of {n} bytes is announced: this is not AMQP")
         return super().readexactly(n)
@@ -89,7 +90,7 @@ class Sockets(TransportFactory):
         self._transport: asyncio.Transport | None = None
         self._aborted = False
         self.step = ""
-        """What is being done, for the text of a time-out."""
+        """The step that is under way, for the text of a time-out."""
 
     async def open(self) -> None:
         """Looks up the name, connects and, with TLS, shakes hands. aiormq itself would log each failure."""
@@ -104,8 +105,8 @@ class Sockets(TransportFactory):
         self._protocol = protocol = _Protocol(reader, loop=loop)
         name = self._host if self._tls else None
         transport, _ = await loop.create_connection(lambda: protocol, sock=raw, ssl=self._tls, server_hostname=name)
-        # asyncio's TLS transport pauses at `high`, its plain one above it. With these values every write of which
-        # something waits pauses the protocol, so the protocol is resumed, and we are told, when nothing waits.
+        # asyncio's TLS transport pauses at `high`, its plain one above it. With these values the protocol is paused by
+        # each write that the operating system does not take at once. It is resumed, and we are told, when all is taken.
         transport.set_write_buffer_limits(high=1 if self._tls else 0, low=0)
         self._transport = transport
         self._streams = reader, asyncio.StreamWriter(transport, protocol, reader, loop)
@@ -133,7 +134,8 @@ class Sockets(TransportFactory):
         return self._transport is not None and not self._transport.is_closing()
 
     def on_drained(self, drained: Callable[[], None]) -> None:
-        """Has that called each time when the operating system has taken all that was written, if it had not before."""
+        """Sets a function that is called each time when the operating system has taken the rest of what was written. It
+        is not called for a write that is taken at once."""
         if self._protocol is not None:
             self._protocol.drained = drained
 
@@ -143,12 +145,12 @@ class Sockets(TransportFactory):
         return self._transport is not None and bool(self._transport.get_write_buffer_size())
 
     def write(self, frames: bytes) -> None:
-        """Writes whole frames, between those of aiormq's writer task: it too writes nothing but whole ones."""
+        """Writes whole frames. aiormq's writer task also writes only whole frames, so the two do not mix."""
         assert self._transport is not None
         self._transport.write(frames)
 
     def abort(self) -> None:
-        """Drops the socket; also when the event loop is closed."""
+        """Drops the socket, also when the event loop is closed."""
         self._aborted = True
         drop_transport(self._transport)
 
@@ -176,7 +178,7 @@ class ConnectionListener(Protocol):
         """The server reads nothing more from connections that publish."""
 
     def unblocked(self) -> None:
-        """It reads again."""
+        """The server reads again."""
 
 
 class Connection(aiormq.Connection):
@@ -186,7 +188,7 @@ class Connection(aiormq.Connection):
         url: User, password, host, port and heartbeat, as aiormq wants them.
         vhost: The virtual host, decoded: aiormq does not decode all of them right.
         sockets: The socket, opened before `connect()`.
-        listener: Is told.
+        listener: Is told what happens to the connection.
     """
 
     def __init__(self, url: URL, *, vhost: str, sockets: Sockets, listener: ConnectionListener) -> None:
@@ -197,7 +199,7 @@ class Connection(aiormq.Connection):
         self._scram: Scram | None = None
 
     def _credentials_class(self, start_frame: Any) -> Any:
-        """As aiormq's, with SCRAM-SHA-256 where PLAIN is not offered."""
+        """As aiormq's method, with SCRAM-SHA-256 where the server does not offer PLAIN."""
         offered = start_frame.mechanisms.split()
         if AuthMechanism.PLAIN.name in offered or SCRAM not in offered:
             return super()._credentials_class(start_frame)
@@ -207,7 +209,7 @@ class Connection(aiormq.Connection):
     async def _rpc(  # type: ignore[override] # aiormq's is static and called on the instance
         self, request: Any, writer: asyncio.StreamWriter, frame_receiver: Any, wait_response: bool = True
     ) -> Any:
-        """As aiormq's, but a refusal keeps its code and text, and SCRAM's challenges are answered."""
+        """As aiormq's method, but a refusal keeps its code and text, and SCRAM's challenges are answered."""
         frame = request
         while True:
             writer.write(pamqp.frame.marshal(frame, 0))
@@ -226,13 +228,15 @@ class Connection(aiormq.Connection):
         return frame
 
     def create_task(self, coro: Any) -> Any:
-        """As aiormq's, but asks its tasks how they ended. Otherwise asyncio would complain after every reset."""
+        """As aiormq's method, but retrieves the exceptions of its tasks. Otherwise asyncio would log them after every
+        reset."""
         task = super().create_task(coro)
         task.add_done_callback(retrieve_exception)
         return task
 
     def _on_reader_done(self, task: Any) -> None:
-        """Instead of aiormq's goodbyes, which may take minutes: the listener drops the socket and our tasks."""
+        """Replaces aiormq's method, which tries to close a lost connection properly and may take minutes. The listener
+        drops the socket and our tasks."""
         if self._listener is not None:
             self._listener.ended(asyncio.CancelledError() if task.cancelled() else task.exception())
 
@@ -247,7 +251,7 @@ class Connection(aiormq.Connection):
             self._listener.unblocked()
 
     def forget_listener(self) -> None:
-        """From here on nobody is told."""
+        """The listener is told nothing any more."""
         self._listener = None
 
     @property
@@ -258,13 +262,13 @@ class Connection(aiormq.Connection):
 
     @property
     def server_capabilities(self) -> dict[str, Any]:
-        """As aiormq's; empty where the server sends no such table (Apache Qpid)."""
+        """The capabilities that the server names. Empty where it sends no such table (Apache Qpid)."""
         known = (self.server_properties or {}).get("capabilities")
         return dict(known) if isinstance(known, dict) else {}
 
     @property
     def names_capabilities(self) -> bool:
-        """Whether the server says what it can do; if not, it has to be tried."""
+        """Whether the server names its capabilities. If not, each has to be tried."""
         return isinstance((self.server_properties or {}).get("capabilities"), dict)
 
     @property
@@ -274,7 +278,7 @@ class Connection(aiormq.Connection):
 
     @property
     def tasks(self) -> list[asyncio.Task[Any]]:
-        """aiormq's tasks for this connection and its channels that have not ended."""
+        """aiormq's tasks that have not ended, for this connection and its channels."""
         store = getattr(self, "_Base__future_store", None)
         wrapped = (getattr(item, "task", None) for item in tuple(getattr(store, "futures", ())))
         return [task for task in wrapped if isinstance(task, asyncio.Task) and not task.done()]

@@ -1,7 +1,7 @@
 """`declare=queue`: messages wait here, by topic and in order, until their topic's queue is declared.
 
-Other topics do not wait. What failed or was let go is the publisher's again. A few channels do all the declaring; each
-is used until RabbitMQ closes it, which it does when a declaration fails.
+Other topics do not wait. Messages whose declaration failed, or that are dropped here, are handled by the publisher. A
+few channels do all the declaring; each is used until RabbitMQ closes it, which it does when a declaration fails.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class _Waiting:
 
 
 class Declarations:
-    """What waits for its queue, and which queues are known to be there.
+    """The messages that wait for their queues, and the queues that are known to be there.
 
     Args:
         options: How queues are declared.
-        tasks: Where declarations run.
+        tasks: Owns the tasks in which declarations run.
         ready: Called with messages whose queue is there.
         failed: Called with messages whose queue cannot be declared, and why.
         lost: Called when the connection does not answer.
@@ -71,7 +71,7 @@ class Declarations:
         self._declared: set[str] = set()
 
     def use(self, session: Session, unsent: Iterable[Entry]) -> None:
-        """Begins anew: no queue is known to be there, and what was not sent yet waits again, behind what did."""
+        """Starts again: no queue counts as declared. The unsent messages wait here, behind those that wait already."""
         if session is not self._session:
             self._session, self._workers = session, 0
             self._idle.clear()
@@ -84,7 +84,7 @@ class Declarations:
         self._work_on()
 
     def pause(self) -> None:
-        """There is no channel to publish on: what waits and what comes waits for the next one."""
+        """There is no channel to publish on. All messages, old and new, wait for the next channel."""
         self._paused = True
         self._round += 1
 
@@ -106,7 +106,8 @@ class Declarations:
         return True
 
     def again(self, entry: Entry, behind: list[Entry]) -> None:
-        """A message came back because its queue was gone. It goes again before those behind it, once there is one."""
+        """A message came back because its queue was gone. When the queue is declared again, the message goes first, and
+        then those behind it."""
         topic = entry[0].topic
         self._declared.discard(topic)
         waiting = self._of(topic)

@@ -1,4 +1,4 @@
-"""`AMQPDriver`: the connection of a `Broker` to RabbitMQ. What is sent over it is the publisher's."""
+"""`AMQPDriver`: the connection of a `Broker` to RabbitMQ. `Publisher` sends the messages over it."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ class AMQPDriver(PipelinedDriver):
 
     @property
     def capabilities(self) -> Capabilities:
-        """A confirm means: in every queue it was routed to, on disk where the queue is durable."""
+        """A confirm means that the message is in every queue that it was routed to, and on disk if the queue is
+        durable."""
         return _CAPABILITIES
 
     def bind(self, link: Link) -> None:
@@ -92,7 +93,7 @@ class AMQPDriver(PipelinedDriver):
     # -- connecting and closing ---------------------------------------------------------------------------------------
 
     async def connect(self) -> None:
-        """One pass over the hosts, starting with the next one after that of the last connection."""
+        """Makes one pass over the hosts. It begins with the host after the one of the last connection."""
         redact_client_logs()
         self._drop_session()
         await self._clear_away()
@@ -107,7 +108,7 @@ class AMQPDriver(PipelinedDriver):
         self._publisher.use(session, channel)
 
     async def ping(self) -> None:
-        """Asks RabbitMQ a question on the channel that is published on: there may be no second one."""
+        """Asks RabbitMQ a question, on the channel that is published on: a second channel may not be allowed."""
         while (session := self._session) is not None:
             channel = self._publisher.channel
             if channel is None or not channel.open:  # it is being opened again
@@ -144,7 +145,7 @@ class AMQPDriver(PipelinedDriver):
         self._ended.clear()
 
     def _drop_session(self) -> None:
-        """Drops the connection; `_clear_away` waits for what that ends."""
+        """Drops the connection. `_clear_away` then waits until its tasks have ended."""
         session, self._session = self._session, None
         if session is not None:
             session.abort()
@@ -200,7 +201,8 @@ class AMQPDriver(PipelinedDriver):
             self._link.unblocked()
 
     def lost(self, error: ConnectError) -> None:
-        """What was handed over is unknown; the rest waits, in order, for the next connection."""
+        """The outcome of messages that were handed over is unknown. The others wait, in order, for the next
+        connection."""
         unanswered = self._publisher.stop()
         self._drop_session()
         if unanswered:

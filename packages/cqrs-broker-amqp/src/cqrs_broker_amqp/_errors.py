@@ -1,4 +1,4 @@
-"""Which error of RabbitMQ, aiormq or the network means which of ours. Imports aiormq.
+"""Translates the errors of RabbitMQ, aiormq and the network into ours. Imports aiormq.
 
 Reply codes: AMQP 0-9-1, 1.2 "Constants", and what RabbitMQ and Apache Qpid do with them.
 
@@ -64,7 +64,7 @@ ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED = 403, 404, 406
 _CONTENT_TOO_LARGE, _CONNECTION_FORCED, _NOT_ALLOWED, _INTERNAL_ERROR, _RESOURCE_ERROR = 311, 320, 530, 541, 506
 _PASSING = (_CONNECTION_FORCED, _INTERNAL_ERROR, _RESOURCE_ERROR)
 
-# Later versions name the permission first. From the beginning, because a topic's name follows.
+# Later versions name the permission first. Matched from the beginning: a topic may have any name.
 _FORBIDDEN = re.compile(r"ACCESS_REFUSED - (?:\w+ )?access to (exchange|topic) ")
 _FORBIDDEN_TOPIC = re.compile(r"ACCESS_REFUSED - (?:\w+ )?access to topic '(.*)' in exchange '")
 _INTERNAL_EXCHANGE = re.compile(r"ACCESS_REFUSED - cannot publish to internal exchange '")
@@ -111,7 +111,7 @@ class HandshakeRefused(Exception):  # noqa: N818 - names what the server did
 
 
 class NotAMQPError(ConnectionError):
-    """What comes in cannot be AMQP."""
+    """The bytes that come in cannot be AMQP."""
 
 
 def scrubbed(error: BaseException | None) -> BaseException | None:
@@ -127,7 +127,7 @@ def scrubbed(error: BaseException | None) -> BaseException | None:
             return type(error)(*shown)
     cause = None if error is None else error.__cause__
     if cause is not None and cause.__context__ is error:
-        cause.__context__ = None  # aiormq meets it again while it closes: the causes would have no end
+        cause.__context__ = None  # aiormq raises the same error again while it closes: the causes would form a cycle
     return error
 
 
@@ -142,11 +142,11 @@ def connect_error(
     Args:
         error: What the client raised.
         where: The host and port.
-        options: They say which certificates are in use.
+        options: For the certificates in use.
         declaring: Whether the exchange was being declared.
     """
     found = _connect_error(error, where, options)
-    if declaring and type(found) in (AuthorizationError, ProtocolError):  # RabbitMQ closes the channel only, Qpid this
+    if declaring and type(found) in (AuthorizationError, ProtocolError):  # Qpid closes the connection, not the channel
         advice = "set exchange_type to its type, or declare=passive when it may not be declared"
         found = TopologyError(f"the exchange cannot be declared; {found.text}: {advice}")
     found.__cause__ = scrubbed(error)
@@ -193,7 +193,7 @@ def _connect_error(error: BaseException, where: str, options: AMQPOptions | None
 
 
 def hung_up(error: ConnectError) -> bool:
-    """Whether the peer ended the connection without a word while it was being made."""
+    """Whether the peer ended the connection, without a reason, while it was being made."""
     cause = error.__cause__
     root = cause.__cause__ if isinstance(cause, client.AMQPConnectionError) and cause.__cause__ else cause
     return isinstance(
@@ -203,7 +203,7 @@ def hung_up(error: ConnectError) -> bool:
 
 
 def _refused(code: int, reply: str, where: str, *, logged_in: bool) -> ConnectError:
-    """Connection.Close while the connection is being made."""
+    """The error for a Connection.Close that comes while the connection is being made."""
     said = f"{where} answered: {reply.rstrip('.')}"
     # Users and virtual hosts may have any name, "limit" or "not found" too: the end of the text is RabbitMQ's own.
     if code == _NOT_ALLOWED and reply.endswith("is reached"):
@@ -249,7 +249,7 @@ def telling(errors: list[ConnectError]) -> ConnectError:
 
 
 def lost_error(error: BaseException | None) -> UnreachableError:
-    """Why a connection that worked is gone. Whether it can be made again shows when that is tried."""
+    """Why a connection that worked is gone. The next attempt shows whether a new one can be made."""
     if error is None or isinstance(error, asyncio.CancelledError):
         found = UnreachableError("RabbitMQ has been silent for three heartbeats")
     elif isinstance(error, client.ConnectionClosed):
@@ -269,7 +269,7 @@ def _connection_reply(error: client.ConnectionClosed) -> tuple[int, str]:
 
 
 def forbidden_publish(error: BaseException | None) -> PublishForbiddenError | None:
-    """What the end of the connection means for the only message in flight, if that message was the reason for it."""
+    """The error for the only message in flight, if that message made the server end the connection."""
     if not isinstance(error, client.ConnectionClosed):
         return None
     code, reply = _connection_reply(error)
@@ -282,7 +282,7 @@ def forbidden_publish(error: BaseException | None) -> PublishForbiddenError | No
 
 
 def channel_limit(error: BaseException | None) -> int | None:
-    """How many channels the user may have, when that is why the server closed the connection."""
+    """How many channels the user may have, if the server closed the connection because there were too many."""
     found = _CHANNEL_LIMIT.search(str(error.args[-1])) if isinstance(error, client.ConnectionClosed) else None
     return int(found[1]) if found else None
 
@@ -295,12 +295,12 @@ def publish_failure(error: BaseException, options: AMQPOptions, topic: str) -> D
 
     Args:
         error: aiormq's exception.
-        options: They say whether a return is a proof.
+        options: They decide whether a return proves that no queue has the message.
         topic: The message's routing key.
     """
     found: DeliveryError
     exchange = options.exchange
-    if not isinstance(error, client.PublishError):  # a subclass of DeliveryError, which a nack is
+    if not isinstance(error, client.PublishError):  # a nack: a plain DeliveryError of aiormq
         found = NackedError(
             "RabbitMQ nacked the message: at least one queue refused it (is it full?), others may hold it"
         )
@@ -338,7 +338,8 @@ def channel_reply(error: BaseException | None) -> tuple[int, str]:
 
 
 def refusal(code: int, reply: str, exchange: str) -> NotDeliveredError | None:
-    """What a closed channel means for the one message that can have caused it; None: it proves nothing."""
+    """The error for the only message that can have made the server close the channel. None: the closing proves
+    nothing."""
     if code == NOT_FOUND:
         return DestinationNotFoundError(
             f"there is no exchange {exchange!r} ({reply}): create it, or use declare=exchange"
@@ -361,10 +362,10 @@ def culprit(reply: str, entries: Sequence[Entry]) -> int | None:
 
     Args:
         reply: The server's text, which names no message, but may name a size or a topic.
-        entries: What had no answer, in the order in which it was sent.
+        entries: The messages without an answer, in the order in which they were sent.
 
     Returns:
-        The index of the only one that it can be, or None.
+        The index of the message, if only one is possible; else None.
     """
     if len(entries) == 1:
         return 0
@@ -378,7 +379,7 @@ def culprit(reply: str, entries: Sequence[Entry]) -> int | None:
 
 
 def body_limit(reply: str) -> int | None:
-    """How large a body the server takes, when its text says so."""
+    """The largest body that the server takes, if its text says so."""
     found = _TOO_LARGE.match(reply)
     return int(found[2]) if found else None
 
@@ -392,7 +393,8 @@ def forbidden(reply: str) -> str:
 
 
 def too_large(entry: Entry, frame_max: int, largest_body: int | None) -> MessageTooLargeError | None:
-    """The error of a message that the server would certainly refuse, together with the messages beside it; or None."""
+    """The error for a message that is certainly too large for the server; else None. If it were sent, the server would
+    close the channel, and the messages beside it would fail too."""
     _, _, frames, body, _, _ = entry
     if len(frames) > frame_max and (size := header_frame_size(frames)) > frame_max:
         return MessageTooLargeError(

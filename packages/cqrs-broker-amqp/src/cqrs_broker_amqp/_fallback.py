@@ -1,5 +1,5 @@
-"""When aiormq is not as `_channels` needs it: its documented `basic_publish`, the call behind aio-pika's
-`exchange.publish`. This way is as true, but several times slower.
+"""Publishes with aiormq's documented `basic_publish`, the call behind aio-pika's `exchange.publish`, when aiormq is not
+as `_channels` needs it. Outcomes are as true this way, but it is several times slower.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ logger = logging.getLogger("cqrs_broker_amqp.channels")
 
 
 class _PlainChannel(ConfirmChannel):
-    """The way back to what aiormq documents: a task and a `basic_publish` per message."""
+    """Publishes each message with a task and a `basic_publish`, as aiormq documents it."""
 
     def __init__(self, connection: Connection, channel: Any, **callbacks: Any) -> None:
         super().__init__(connection, channel, **callbacks)
@@ -100,7 +100,7 @@ class _PlainChannel(ConfirmChannel):
 
 
 def make_channel(connection: Connection, channel: Any, **callbacks: Any) -> ConfirmChannel:
-    """The fast channel, or the plain one with a word in the log about why."""
+    """The fast channel, or the plain one and a line in the log that says why."""
     reason = unexpected(connection, channel)
     if reason is None:
         return FastChannel(connection, channel, **callbacks)
@@ -109,7 +109,7 @@ def make_channel(connection: Connection, channel: Any, **callbacks: Any) -> Conf
 
 
 def unexpected(connection: Connection, channel: Any) -> str | None:
-    """What of aiormq is not as `FastChannel` needs it, or None."""
+    """The part of aiormq that is not as `FastChannel` needs it, or None."""
     wanted: Iterable[tuple[object, str, type]] = (
         (channel, "confirmations", MutableMapping),
         (channel, "message_id_delivery_tag", dict),

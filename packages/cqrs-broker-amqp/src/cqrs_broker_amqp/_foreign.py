@@ -1,4 +1,5 @@
-"""What hung up on us. A server of another protocol shows itself by its answer to a question of that protocol."""
+"""Finds out what kind of server closed our connection. A server of another protocol answers a question in that
+protocol."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ _KAFKAS_ANSWER = bytes.fromhex("0000004d")
 
 
 async def name_the_peer(error: ConnectError, host: tuple[str, int]) -> ConnectError:
-    """The error of a peer that hung up on AMQP's first bytes: `ProtocolError` when it is a Kafka, else as it was.
+    """The error for a peer that closed the connection at AMQP's first bytes: a `ProtocolError` if the peer is a Kafka,
+    else the given error.
 
     Args:
         error: Why connecting failed.

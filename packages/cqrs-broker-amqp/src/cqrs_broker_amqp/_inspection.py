@@ -1,7 +1,7 @@
 """What `cqrs-brokers check` learns from RabbitMQ over AMQP. Nothing is published, created or changed.
 
-AMQP shows little to somebody who only looks: whether an exchange or a queue is there. Three questions show more. None
-of them does anything if the thing that it asks about is there:
+AMQP shows little to somebody who only looks: whether an exchange or a queue is there. Three questions show more. Each
+of them is asked only if it cannot change anything:
 
 * a declaration like the one that `declare=` makes at every connection: RabbitMQ names what differs;
 * the same for the queue of a topic, with `declare=queue`;
@@ -36,14 +36,14 @@ class AMQPInspection(Inspection):
     """See `Inspection`.
 
     Args:
-        settings: Where and how.
+        settings: Where and how to connect.
     """
 
     def __init__(self, settings: AMQPSettings) -> None:
         self._settings = settings
         self._options = settings.options
         self._sessions: list[Session] = []
-        """One for each endpoint that let us in; the first is asked about exchanges and queues."""
+        """One session for each endpoint that accepted the log-in. The first is asked about exchanges and queues."""
 
     def endpoints(self) -> Sequence[Endpoint]:
         """See `Inspection.endpoints`."""
@@ -57,7 +57,8 @@ class AMQPInspection(Inspection):
     # -- the server ---------------------------------------------------------------------------------------------------
 
     async def server(self, endpoints: Sequence[Endpoint], /) -> AsyncIterator[Finding]:
-        """See `Inspection.server`. The exchange belongs to it: every connection declares it, or needs it."""
+        """See `Inspection.server`. The exchange is checked here too, because every connection declares it or needs
+        it."""
         redact_client_logs()
         tried = await asyncio.gather(*map(self._log_in, endpoints))
         for endpoint, one in zip(endpoints, tried, strict=True):
@@ -217,7 +218,8 @@ def _with(session: Session, command: str) -> str:
 
 
 class _NobodyListens:
-    """A `SessionListener` for a connection that lives for a few questions; each question sees for itself."""
+    """A `SessionListener` for a connection that is open for a few questions only. It ignores all events: each question
+    notices its own failure."""
 
     callbacks: dict[str, Any] = {  # noqa: RUF012 - a constant
         "failed": lambda *_: None,

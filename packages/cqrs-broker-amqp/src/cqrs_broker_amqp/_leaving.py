@@ -1,4 +1,4 @@
-"""A channel without answers is left for a fresh one, while the connection lives. See `_stalled` for what follows."""
+"""Leaves a channel without answers for a fresh one, while the connection works. See `_stalled` for what follows."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["Leaving"]
 
 
 class Leaving:
-    """Leaves channels, and keeps the destinations that are stuck while there are some.
+    """Leaves channels without answers, and keeps a `StalledDestinations` for as long as destinations are stuck.
 
     Args:
-        tasks: Where a fresh channel is opened.
+        tasks: Owns the task that opens a fresh channel.
         current: The channel that is published on.
-        use: Called with a fresh channel in its place.
-        ready: Called with messages that may be sent on the channel in use, before all that is there.
+        use: Called with the fresh channel that is to be published on instead.
+        ready: Called with messages that may be sent on the channel in use, before all messages that wait.
         expect: Called with the time by which `look` is to be called again, in the loop's time.
         lost: Called when the only channel that the server allows is stuck.
     """
@@ -44,16 +44,16 @@ class Leaving:
         self._opening: asyncio.Task[None] | None = None
         self._look_at: asyncio.Handle | None = None
         self.stalled: StalledDestinations | None = None
-        """What is stuck; None: nothing."""
+        """The stuck destinations. None: no destination is stuck."""
 
     @property
     def channels(self) -> list[ConfirmChannel]:
-        """The channels that were left and may have answers yet."""
+        """The channels that were left and may still get answers."""
         return self.stalled.channels if self.stalled is not None else []
 
     def start(self, session: Session) -> None:
-        """A new connection."""
-        self._session, self._look_at = session, None  # what was due in an event loop that is closed never comes
+        """Begins to use a new connection."""
+        self._session, self._look_at = session, None  # a callback of an event loop that was closed never runs
         if self.stalled is not None:
             self.stalled.use(session)
 
@@ -61,7 +61,7 @@ class Leaving:
         """There is no connection. The owner ends the tasks.
 
         Returns:
-            What was handed over and has no answer, and what waited.
+            The messages that were handed over and have no answer, and the messages that waited.
         """
         self._session = self._opening = None
         if self.stalled is None:
@@ -70,7 +70,8 @@ class Leaving:
         return unanswered, self.stalled.drop_channels()
 
     def leave_soon(self, channel: ConfirmChannel) -> None:
-        """Publishes on a fresh channel, if one opens: then the connection lives, and a destination is stuck."""
+        """Publishes on a fresh channel, if one opens. If it opens, the connection works, and only a destination is
+        stuck."""
         session = self._session
         if channel is not self._current() or session is None or (self._opening and not self._opening.done()):
             return

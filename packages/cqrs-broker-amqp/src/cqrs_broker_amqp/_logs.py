@@ -1,7 +1,7 @@
 """Keeps bodies, headers and credentials out of aiormq's log records.
 
-At DEBUG aiormq logs every frame with its content. The filters replace what could hold content by its type and size.
-They never change a level and never drop a record.
+At DEBUG aiormq logs every frame with its content. The filters replace each argument that could hold content: only its
+type and size are shown. They never change a level and never drop a record.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ _QUOTES_NOTHING = frozenset(
 def safe_reply(text: str) -> str:
     """A reply text of RabbitMQ as it may be shown.
 
-    Those about frames (`FRAME_ERROR`, 501, for one) quote the bytes that came over the wire, which may be a body. Only
-    texts of the kinds that speak of names and limits are passed on whole. Of others only the kind's name is.
+    Some texts, such as the one of `FRAME_ERROR` (501), quote the bytes that came over the wire, which may be a body.
+    Texts of the kinds that contain only names and limits are shown whole. Of any other text only the name of its kind
+    is shown.
     """
     found = _REPLY.match(text)
     if found is None or found[1] in _QUOTES_NOTHING:
@@ -68,7 +69,7 @@ def _shown(value: object) -> object:
 
 
 def redact_client_logs() -> None:
-    """Puts one filter on each of aiormq's loggers; does nothing when it is there."""
+    """Puts one filter on each of aiormq's loggers. A second call does nothing."""
     for name in LOGGERS:
         logger = logging.getLogger(name)
         if not any(type(one) is _Redacted for one in logger.filters):

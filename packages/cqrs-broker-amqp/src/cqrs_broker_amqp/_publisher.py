@@ -1,15 +1,16 @@
-"""What waits, what is in flight, and what each answer of RabbitMQ means for it.
+"""The messages that wait, the messages in flight, and what each answer of RabbitMQ means for them.
 
     rendered → outbox ──flush──▶ channel (handed over) ──ack / return / nack──▶ outcome
        │        ▲  └─ held while its destination is stuck (`_stalled`)
        └────────┴─ until the topic's queue is declared (`_declaring`)
 
-One flush hands over all that is ready, as one write: at the end of the event loop's turn, or earlier in a burst, so
-that the server works while the rest is rendered. The next one waits until the operating system has taken it ("group
-commit"). So a connection that stalls holds little that was handed over, and the rest is proven not sent.
+One flush hands over all messages that are ready, as one write ("group commit"). It comes at the end of the event loop's
+turn. In a burst it comes earlier, so that the server works while the rest is rendered. The next flush waits until the
+operating system has taken the write. So few messages are handed over to a connection that stalls, and the rest is
+proven not sent.
 
 A new channel is first tried with a single message: RabbitMQ answers a wrong exchange or a missing permission by closing
-the channel without naming a message, and only a message that was alone can be told why.
+the channel without naming a message. A message is known to be the cause only if it was alone on the channel.
 
 This file is longer than 400 lines because each answer may move messages back to the outbox, whose order is kept here.
 """
@@ -58,17 +59,18 @@ from ._watch import ConnectionWatch
 __all__ = ["Publisher"]
 
 FLUSH_BYTES = 512 * 1024
-"""How much one write may have: what a stalled connection holds in memory beyond the operating system's buffers."""
+"""The most bytes of one write. A stalled connection holds this much in memory, besides the operating system's
+buffers."""
 BURST = 128
-"""After how many messages of one turn of the event loop a write goes out before its end."""
+"""After this many messages in one turn of the event loop, a write does not wait for the end of the turn."""
 
 
 class State(enum.Enum):
     """Whether messages can be written."""
 
     CLOSED = "there is no channel"
-    OPEN = "there is one"
-    BLOCKED = "there may be one, but RabbitMQ has an alarm"
+    OPEN = "there is a channel"
+    BLOCKED = "there may be a channel, but RabbitMQ has an alarm"
 
 
 class Publisher:
@@ -118,7 +120,7 @@ class Publisher:
             "failed": self._failed,
             "answered": self._answered,
         }
-        """What every channel tells."""
+        """The functions that every channel calls; see `ConfirmChannel`."""
 
     @property
     def channel(self) -> ConfirmChannel | None:
@@ -132,7 +134,7 @@ class Publisher:
     # -- sessions -----------------------------------------------------------------------------------------------------
 
     def use(self, session: Session, channel: ConfirmChannel) -> None:
-        """A new connection: nothing is known to be declared."""
+        """Begins to use a new connection. Nothing counts as declared on it."""
         self._loop = asyncio.get_running_loop()
         self._session = session
         session.connection.sockets.on_drained(self._flush_soon)
@@ -149,7 +151,7 @@ class Publisher:
             anew: What was declared may be gone.
         """
         self._channel = channel
-        self._flush_at = self._let_go_at = None  # what was due in an event loop that is closed never comes
+        self._flush_at = self._let_go_at = None  # a callback of an event loop that was closed never runs
         self._let_go_later()
         if anew and self._declarations is not None and self._session is not None:
             waiting, self._outbox = self._outbox, collections.deque()
@@ -160,7 +162,7 @@ class Publisher:
         """There is no connection any more. The owner ends the tasks.
 
         Returns:
-            What was handed over and has no answer.
+            The messages that were handed over and have no answer.
         """
         unanswered, waiting = self._leaving.stop()
         self._outbox.extendleft(reversed(waiting))
@@ -173,7 +175,7 @@ class Publisher:
         return unanswered
 
     def fail_waiting(self, error: NotDeliveredError, which: Callable[[Delivery], bool] = lambda _: True) -> None:
-        """Fails what is not handed over."""
+        """Fails the messages that are not handed over."""
 
         def failed(entry: Entry) -> bool:
             if not which(entry[0]):
@@ -219,7 +221,8 @@ class Publisher:
             self._let_go_at = self._loop.call_later(LOOK_AGAIN, self._let_go)
 
     def _let_go(self) -> None:
-        """Releases what waits although its caller has its outcome, also while nothing can be written."""
+        """Releases the messages that wait although their callers have the outcome, also while nothing can be
+        written."""
         self._let_go_at = None
         self._drop_waiting(_over)
         self._let_go_later()
@@ -299,7 +302,7 @@ class Publisher:
             _fail(entry[0], error)
 
     def _send_again(self, entries: Iterable[Entry]) -> None:
-        """These are proven not taken: they go before all that waits, in their old order."""
+        """These messages are proven not taken. They go before all messages that wait, in their old order."""
         back: list[Entry] = []
         for entry in entries:
             delivery = entry[0]
@@ -323,7 +326,7 @@ class Publisher:
         self._flush_soon()
 
     def _failed(self, channel: ConfirmChannel, entry: Entry, error: BaseException) -> None:
-        """A return or a nack."""
+        """Handles a return or a nack."""
         delivery = entry[0]
         found = publish_failure(error, self._options, delivery.topic)
         if isinstance(found, UnroutableError) and self._declared_again(channel, entry):
@@ -331,13 +334,14 @@ class Publisher:
         delivery.fail(found)
 
     def _declared_again(self, channel: ConfirmChannel, entry: Entry) -> bool:
-        """With `declare=queue` a deleted queue is declared again, once, and the message goes again in its place."""
+        """With `declare=queue` a deleted queue is declared again, and the message is sent again, once, before the later
+        ones."""
         delivery, _, _, _, key, before = entry
         topic = delivery.topic
         if self._declarations is None or before or delivery.done:
             return False
         if key is not None and any(one[4] == key and one[0].topic == topic for one in channel.entries()):
-            return False  # what followed it may have found the queue that somebody else has made meanwhile
+            return False  # a later message of the key may be in the queue already, if somebody else has created it
         delivery.returned()
         stalled = self._leaving.stalled
         behind = stalled.take(topic) if stalled is not None else []
@@ -347,7 +351,7 @@ class Publisher:
         return True
 
     def why_late(self, topic: str, *, handed: bool) -> DeliveryError | None:
-        """Why a message has no outcome at its deadline, if more is known than that it has none."""
+        """Why a message has no outcome at its deadline. None: no reason is known."""
         late = "the broker did not confirm it before the deadline"
         if self._state is State.BLOCKED and handed:
             return DeliveryTimeoutError(f"{late}: {self._alarm}; it reads the message when the alarm is over")
@@ -364,7 +368,7 @@ class Publisher:
         return None
 
     def block(self, alarm: str) -> None:
-        """RabbitMQ has an alarm: what is written now is read later."""
+        """RabbitMQ has an alarm. It reads only later what is written now, so nothing is written until `unblock()`."""
         self._state, self._alarm = State.BLOCKED, alarm
         self._watch.paused = True
 

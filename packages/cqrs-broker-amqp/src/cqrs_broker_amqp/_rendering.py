@@ -1,8 +1,8 @@
 """A message as AMQP 0-9-1 frames: Basic.Publish, content header, body.
 
-What is the same for all messages of one topic, name and content type is marshalled once; the id, the time, the sizes,
-the headers and the body are put in for each. That is what makes publishing cheap: the client's own marshalling costs
-more than all the rest of a send.
+The bytes that are the same for all messages of one topic, name and content type are made once. The id, the time, the
+sizes, the headers and the body are put in for each message. That makes publishing cheap: the client's own marshalling
+costs more than all the rest of a send.
 
     property        from
     content_type    content_type, else application/octet-stream for bytes, application/json
@@ -26,12 +26,13 @@ from cqrs_brokers.exceptions import InvalidMessageError
 __all__ = ["CHANNEL", "Renderer", "SMALL_BODY", "body_frames", "body_size", "header_frame_size", "on_channel"]
 
 CHANNEL = 1
-"""The channel that messages are rendered for: nearly always the one they go out on, also after a reconnect."""
+"""The channel number in rendered frames. Messages nearly always go out on the channel with this number, also after a
+reconnect."""
 
 FRAME_END = b"\xce"
 FRAME_OVERHEAD = 8
 SMALL_BODY = 4096 - FRAME_OVERHEAD
-"""A body of so many bytes fits into one frame whatever was negotiated (AMQP 0-9-1, 1.2: frame-min-size)."""
+"""A body of this size fits into one frame, whatever frame size was negotiated (AMQP 0-9-1, 1.2: frame-min-size)."""
 
 _METHOD, _HEADER, _BODY = 1, 2, 3
 _PUBLISH = Struct(">HHH").pack  # class 60, method 40, a reserved short
@@ -50,7 +51,7 @@ _REMEMBERED = 1000
 _ORDERING_KEY = b"\x0cordering-keyS"
 _int64, _double = Struct(">cq").pack, Struct(">cd").pack
 _RABBITMQS_OWN = frozenset({"CC", "BCC"})
-"""RabbitMQ reads further routing keys from these and closes the channel when they are no lists."""
+"""RabbitMQ reads further routing keys from these headers, and closes the channel if they are not lists."""
 
 
 class _Route(NamedTuple):
@@ -85,13 +86,14 @@ class Renderer:
         self._names: dict[str, bytes] = {}
 
     def render(self, message: Message) -> tuple[bytes, bytes, bytes]:
-        """The message's id, its frames, and its body if that may need several frames and so is not among them.
+        """The message's id, its frames, and its body. The body is b"" if the frames contain it; a large body is not
+        among them, because it may need several frames.
 
         Args:
             message: A validated message.
 
         Raises:
-            InvalidMessageError: RabbitMQ would refuse a header, and with it also the messages beside this one.
+            InvalidMessageError: RabbitMQ would refuse a header, and close the channel for the other messages too.
         """
         body = message.payload_bytes or message.body or b""  # never None: this broker has no tombstones
         size = len(body)
@@ -195,13 +197,13 @@ def _typed(value: object) -> bytes:
 
 
 def header_frame_size(frames: bytes) -> int:
-    """How large the content header's frame is, which cannot be divided."""
+    """The size of the content header's frame. This frame cannot be divided."""
     start = FRAME_OVERHEAD + int.from_bytes(frames[3:7])
     return FRAME_OVERHEAD + int.from_bytes(frames[start + 3 : start + 7])
 
 
 def body_size(frames: bytes) -> int:
-    """How large the body is, as the content header says."""
+    """The size of the body, as the content header says it."""
     start = 2 * FRAME_OVERHEAD + int.from_bytes(frames[3:7]) + 3  # what ends the first frame and begins the second
     return int.from_bytes(frames[start : start + 8])
 

@@ -1,4 +1,4 @@
-"""A channel again, after RabbitMQ closed one because of a message."""
+"""Opens a new channel after RabbitMQ closed one because of a message."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ async def reopen(
     *,
     missing: Callable[[NotDeliveredError], None],
 ) -> ConfirmChannel:
-    """Applies `declare` again, or looks what is wrong, and opens a channel.
+    """Opens a channel, and applies `declare` again or looks whether the exchange is there.
 
     Args:
         session: The connection.
-        options: Which exchange, and what is declared.
-        link: Is told when that takes long, so that the errors of waiting messages can say why at their deadlines.
+        options: The exchange, and what is declared.
+        link: Is told when this takes long, so that the errors of messages that wait can say why.
         code: The reply code with which the channel was closed.
         reply: Its text.
-        missing: Called with the error for what waits, when the exchange is not there.
+        missing: Called when the exchange is not there, with the error for the messages that wait.
 
     Raises:
-        ConnectError: That failed; the session is dropped.
+        ConnectError: No channel could be opened. The session is dropped.
     """
     reason = UnreachableError(f"{session.where} closed the channel ({reply or code}) and is slow to open another")
     slow = asyncio.get_running_loop().call_later(SLOW, link.reconnecting, reason)

@@ -14,11 +14,11 @@ _FEWEST_ITERATIONS, _MOST_ITERATIONS = 4096, 1_000_000
 
 
 class _ScramError(ConnectionError):
-    """The server's part of the exchange is wrong: it does not know the password, or is no SCRAM server."""
+    """The server's messages are wrong: it does not know the password, or it is not a SCRAM server."""
 
 
 class Scram:
-    """One exchange, from the client's side.
+    """One SCRAM log-in, from the client's side.
 
     Args:
         user: The user's name.
@@ -34,7 +34,8 @@ class Scram:
         """The first message."""
 
     def answer(self, challenge: str) -> str:
-        """Answers the server: its first message with the proof. Its last message is verified, and the answer is empty.
+        """Answers a message of the server. The answer to its first message is the proof. Its last message is verified,
+        and the answer to it is empty.
 
         Raises:
             _ScramError: The message is not what it must be.

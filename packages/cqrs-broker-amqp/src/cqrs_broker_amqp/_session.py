@@ -34,11 +34,12 @@ __all__ = ["Session", "SessionListener", "connect"]
 T = TypeVar("T")
 
 SECOND_TRY = 0.3
-"""Seconds between two tries at a host that hangs up, so that a proxy's reset is not taken for a verdict."""
+"""Seconds between two attempts at a host that closes the connection. One reset may come from a proxy and proves
+nothing."""
 _FORCED = 0.3
-"""How long aiormq's tasks get to end after their socket was dropped, in seconds."""
+"""How long we wait, in seconds, until aiormq's tasks have ended after their socket was dropped."""
 _READ_TURNS = 20
-"""How many turns of the event loop a connection that ended gets to read what had come in."""
+"""How many turns of the event loop we wait, after a connection has ended, for aiormq to read what came in before."""
 
 
 class SessionListener(Protocol):
@@ -48,17 +49,17 @@ class SessionListener(Protocol):
         """The connection is gone; everything of it has been dropped."""
 
     def channel_closed(self, channel: ConfirmChannel, error: BaseException | None) -> None:
-        """A channel that was published on is closed; the connection may live."""
+        """A channel that was published on is closed. The connection may still work."""
 
     def blocked(self, reason: str) -> None:
-        """RabbitMQ takes no messages for now."""
+        """RabbitMQ takes no messages now."""
 
     def unblocked(self) -> None:
         """It takes messages again."""
 
     @property
     def callbacks(self) -> dict[str, Any]:
-        """What every `ConfirmChannel` tells."""
+        """The functions that every `ConfirmChannel` calls."""
 
 
 class Session:
@@ -66,7 +67,7 @@ class Session:
 
     Args:
         settings: How to connect.
-        host: Where to.
+        host: The name and the port to connect to.
         listener: Is told what happens.
         channel_limit: How many channels this user may open, where that is known.
     """
@@ -78,7 +79,7 @@ class Session:
         self.over = False
         """Nothing will be sent or received any more."""
         self.largest_body: int | None = None
-        """How large a body the server takes, once it has said so."""
+        """The largest body that the server takes. None: it has not said it yet."""
         self._settings = settings
         self._host = host
         self._listener = listener
@@ -148,7 +149,7 @@ class Session:
         return self.publish_on(channel)
 
     async def open_another(self, tasks: Tasks) -> ConfirmChannel | None:
-        """One more channel to publish on, or None when none is allowed, or it does not open in time."""
+        """One more channel to publish on. None: no further channel is allowed, or it did not open in time."""
         if not self.has_room:
             return None
         opening = tasks.spawn(self._open_channel(declare=False))
@@ -185,15 +186,17 @@ class Session:
         return channel
 
     async def run(self, work: Coroutine[Any, Any, T], timeout: float, *, declaring: bool = False) -> T:
-        """Does something over the connection, within the timeout (in seconds). Drops the session when it fails.
+        """Runs a coroutine that uses the connection, within the timeout (in seconds). Drops the session if the
+        coroutine fails.
 
         Args:
-            work: What to do.
+            work: The coroutine.
             timeout: Seconds, at most.
-            declaring: It is about the exchange from the beginning.
+            declaring: Whether the coroutine begins with the declaration of the exchange. Then a refusal is explained as
+                one of the declaration.
 
         Raises:
-            ConnectError: It failed.
+            ConnectError: The coroutine failed or took too long.
         """
         task = asyncio.get_running_loop().create_task(work)
         task.add_done_callback(retrieve_exception)
@@ -221,7 +224,7 @@ class Session:
         raise connect_error(error, self.where, self._settings.options, declaring=declaring)
 
     def _late(self, timeout: float) -> str:
-        """What a time-out says: which step had no answer, and whether the server is slow or silent."""
+        """The text of a time-out: which step had no answer, and whether the server is slow or silent."""
         step = self._step or self._sockets.step
         if step == "resolving its name":
             return f"the name of {self.where} was not resolved within {timeout:.3g} s: the name server does not answer"
@@ -239,7 +242,7 @@ class Session:
     # -- what the connection says (ConnectionListener) ----------------------------------------------------------------
 
     def ended(self, error: BaseException | None) -> None:
-        """Nothing more comes in. What has come in is looked at first: there may be receipts among it."""
+        """The connection has ended. The frames that have come in are read first, because they may contain confirms."""
         self._ended_by = error or ConnectionClosed(0, "no reason given")
         self._look_at_rest(_READ_TURNS)
 
@@ -268,7 +271,8 @@ class Session:
     # -- the end ------------------------------------------------------------------------------------------------------
 
     async def close(self, grace: float) -> None:
-        """Says goodbye for `grace` seconds, then drops the socket; takes at most 0.3 s more."""
+        """Closes the connection properly, for at most `grace` seconds, then drops the socket. That takes at most 0.3 s
+        more."""
         if self.over:
             await self.gone()
             return
@@ -286,7 +290,7 @@ class Session:
             await self.gone(closing)
 
     def abort(self) -> None:
-        """Drops the socket and aiormq's tasks at once; also when the event loop is closed."""
+        """Drops the socket and aiormq's tasks at once, also when the event loop is closed."""
         self.over = True
         self.connection.forget_listener()
         self._sockets.abort()
@@ -312,15 +316,15 @@ async def connect(
 ) -> tuple[Session, ConfirmChannel, int]:
     """Tries the hosts in turn, starting with number `first`; each gets its share of `connect_timeout`.
 
-    With TLS 1.3 a server learns only after the handshake that the client certificate is missing, and its reset may
-    overtake the alert that says so. A node that restarts resets too. So a reset counts only if it comes twice in a row,
-    and only with settings that have never worked (`known` False).
+    With TLS 1.3 a server learns only after the handshake that the client certificate is missing. Its reset may arrive
+    before the alert that says so. A node that restarts also resets the connection. So a reset is explained by the
+    certificate only if it comes twice in a row, and only with settings that have never worked (`known` False).
 
     Returns:
         The session, its first channel, and the number of its host.
 
     Raises:
-        ConnectError: No host could be connected: the most telling reason.
+        ConnectError: No host could be connected. The error is the one that a person must fix, if there is one.
     """
     loop = asyncio.get_running_loop()
     hosts = settings.hosts

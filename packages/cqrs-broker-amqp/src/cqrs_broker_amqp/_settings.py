@@ -1,6 +1,6 @@
-"""Where to connect and as whom. A config string and an adapter both become these settings.
+"""Where to connect to, and with which login. A config string and an adapter both become these settings.
 
-No network here. Options themselves are in `options`.
+This module does not use the network. The options are in `_options`.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class AMQPSettings:
 
     Attributes:
         hosts: Name and port of each, in the order given.
-        username: Whom to log in as.
-        password: With what.
+        username: The user's name.
+        password: The user's password.
         vhost: The virtual host.
         options: The validated options.
     """
@@ -48,14 +48,14 @@ class AMQPSettings:
 
     @classmethod
     def of(cls, url: BrokerURL, options: AMQPOptions) -> AMQPSettings:
-        """The settings that a URL and its options mean.
+        """Makes the settings from a URL and its options.
 
         Warns:
             InsecureTransportWarning: Credentials would travel in plain text, or to a peer that is not verified, to a
                 host that is not loopback.
 
         Raises:
-            ConfigError: They do not fit together; all problems at once.
+            ConfigError: The URL or an option is wrong, or a certificate file cannot be used. It has all problems.
         """
         problems: list[str] = []
         hosts = tuple((host.host, host.port or PORTS[url.scheme]) for host in url.hosts)
@@ -83,14 +83,16 @@ class AMQPSettings:
 
 
 class AMQPPublisherAdapter(ConnectionAdapter[AMQPOptions, AMQPSettings]):
-    """Connection settings for one `AMQPMessageBroker`. No I/O, no event loop.
+    """Connection settings for one `AMQPMessageBroker`. They need no event loop, and no I/O except to read the files
+    that options name.
 
     Args:
         dsn: A config string: `amqp://user:password@host/vhost?exchange=events`.
         value_serializer: Encodes payloads that come without `payload_bytes` and without a content type. Default: JSON.
         **options: Every option of the config string by its name, and `ssl_context`. They override the string's.
-            `retry_count` (default: unbounded) and `retry_delay` (seconds) bound the passes over all hosts: after so
-            many failed ones waiting sends get `NotConnectedError`, and the next send starts anew.
+            `retry_count` (default: unbounded) and `retry_delay` (seconds) are about passes over all hosts. When
+            `retry_count` passes have failed in a row, the waiting sends get `NotConnectedError`, and the next send
+            starts again.
 
     Raises:
         ConfigError: The string or an option is wrong.

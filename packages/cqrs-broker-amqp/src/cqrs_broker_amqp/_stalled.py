@@ -1,9 +1,10 @@
 """Destinations that take nothing while others do: a quorum queue without a majority, for one.
 
-RabbitMQ works on the messages of a channel one after the other, so one that it cannot place holds up all behind it. A
-channel without an answer is *left* for a fresh one. The routing keys of what has no answer on it are *suspects*: their
-messages stay away from the fresh channel. They are tried one at a time on a channel of their own, the *probe*, until
-one has an answer. That clears a suspect at once when only its neighbour was stuck.
+RabbitMQ works on the messages of a channel one after the other. So a message that it cannot put into a queue holds up
+all messages behind it. A channel without an answer is *left* for a fresh one. The routing keys of its messages without
+an answer are *suspects*: further messages with these keys are not sent on the fresh channel. These messages are tried
+one at a time on a channel of their own, the *probe*, until one has an answer. So a suspect is cleared at once if its
+messages only waited behind those of another destination.
 
     no answer for 5 s ──▶ suspect ──a message alone has an answer──▶ cleared, its messages go on
                              └──no answer for 1 s──▶ silent: tried again when that message has its outcome
@@ -38,8 +39,8 @@ class StalledDestinations:
     """Which destinations are stuck, and what waits for them.
 
     Args:
-        tasks: Where a channel for single messages is opened.
-        ready: Called with messages that may be sent on the channel in use, in order, before all that is there.
+        tasks: Owns the task that opens a channel for single messages.
+        ready: Called with messages that may be sent on the channel in use, in order, before all messages that wait.
     """
 
     def __init__(self, tasks: Tasks, *, ready: Callable[[list[Entry]], None]) -> None:
@@ -53,7 +54,7 @@ class StalledDestinations:
         """Routing keys, and whether one is silent: a message that was alone on its channel had no answer."""
         self._held: collections.deque[Entry] = collections.deque()
         self._busy: set[tuple[str, str]] = set()
-        """Routing and ordering keys of which a message has no outcome, or waits."""
+        """The pairs of routing and ordering key with a message that has no outcome or waits."""
 
     @property
     def channels(self) -> list[ConfirmChannel]:
@@ -71,11 +72,11 @@ class StalledDestinations:
 
     @property
     def idle(self) -> bool:
-        """Whether there is nothing to look at: only suspects are known."""
+        """Whether there is nothing to look at. There may still be suspects."""
         return not (self._held or self._left or self._opening or self._probe is not None)
 
     def use(self, session: Session) -> None:
-        """Suspects are tried on this connection."""
+        """Tries suspects on this connection from now on."""
         self._session = session
 
     def leave(self, channel: ConfirmChannel) -> None:
@@ -90,7 +91,8 @@ class StalledDestinations:
         self._busy |= self._unanswered_keys()
 
     def holds(self, entry: Entry) -> bool:
-        """Lets a message wait whose destination is stuck, or whose predecessor has no outcome."""
+        """Keeps a message back if its destination is stuck, or if an earlier message with its keys has no outcome.
+        Returns whether it does."""
         topic, key = entry[0].topic, entry[4]
         if topic not in self._suspects and (key is None or (topic, key) not in self._busy):
             return False
@@ -105,14 +107,14 @@ class StalledDestinations:
             self._suspects.pop(entry[0].topic, None)
 
     def forget(self, channel: ConfirmChannel) -> None:
-        """A channel was closed by RabbitMQ."""
+        """Forgets a channel that RabbitMQ closed."""
         if channel is self._probe:
             self._probe = None
         elif channel in self._left:
             self._left.remove(channel)
 
     def drop_channels(self) -> list[Entry]:
-        """The connection is gone. What waited is the caller's again; who was silent stays a suspect."""
+        """The connection is gone. Returns the messages that waited. Silent routing keys stay suspects."""
         held, self._held = list(self._held), collections.deque()
         self._left.clear()
         self._session, self._probe, self._opening = None, None, False
@@ -121,7 +123,7 @@ class StalledDestinations:
         return held
 
     def take(self, topic: str) -> list[Entry]:
-        """What waits for this routing key is the caller's again."""
+        """Takes out and returns the messages that wait for this routing key."""
         taken = [entry for entry in self._held if entry[0].topic == topic]
         self._held = collections.deque(entry for entry in self._held if entry[0].topic != topic)
         return taken
@@ -131,7 +133,8 @@ class StalledDestinations:
         self._held = collections.deque(entry for entry in self._held if not over(entry))
 
     def look(self, now: float) -> None:
-        """Looks what has changed, and lets go on what can. To be called a few times a second, and after answers."""
+        """Looks what has changed, and sends the messages that need not wait any more. Call it a few times a second, and
+        after answers."""
         for channel in list(self._left):
             if all(entry[0].done for entry in channel.entries()):
                 self._left.remove(channel)
@@ -193,7 +196,8 @@ class StalledDestinations:
                 self._try_next(asyncio.get_running_loop().time())
 
     def _next(self, *, silent: bool) -> Entry | None:
-        """The first message whose suspect is to be tried; one that is silent only after its last message's outcome."""
+        """The first message that waits for a suspect. A silent suspect is tried only when its last message has its
+        outcome."""
         unanswered = {entry[0].topic for channel in self.channels for entry in channel.entries() if not entry[0].done}
         keys = self._unanswered_keys()
         for entry in self._held:
@@ -215,14 +219,14 @@ class StalledDestinations:
         }
 
     def _give_up(self) -> None:
-        """Too many channels: the one with the fewest messages is closed."""
+        """Too many channels were left. Closes the one with the fewest messages."""
         channel = min(self._left, key=lambda one: len(one.in_flight))
         self._left.remove(channel)
         _close(channel)
 
 
 def _close(channel: ConfirmChannel) -> None:
-    """Closes a channel; what has no answer on it gets none."""
+    """Closes a channel. Its messages without an answer fail."""
     for entry in channel.take():
         delivery = entry[0]
         if delivery.done:

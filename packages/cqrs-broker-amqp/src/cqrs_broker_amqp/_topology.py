@@ -1,6 +1,6 @@
-"""What is created in RabbitMQ before publishing, or checked: `declare=exchange|queue|passive|never`.
+"""What is created or checked in RabbitMQ before publishing: `declare=exchange|queue|passive|never`.
 
-The exchange is declared on the channel that is then published on, so that a user who may open one channel can connect.
+The exchange is declared on the channel that is then published on. So a user who may open only one channel can connect.
 """
 
 from __future__ import annotations
@@ -78,16 +78,16 @@ async def reopen_channel(
 
 
 async def find_exchange(channel: Any, options: AMQPOptions) -> bool | None:
-    """Whether the exchange is there. Unless it is, RabbitMQ closes the channel.
+    """Whether the exchange is there. If it is not, RabbitMQ closes the channel.
 
     Returns:
         None: RabbitMQ does not say it to this user, who may publish all the same.
 
     Raises:
-        ConnectError: That cannot be found out.
+        ConnectError: The connection was lost before RabbitMQ answered.
     """
     try:
-        # Qpid compares the type also then, and closes the connection when it is another one.
+        # Qpid compares the type in a passive declaration too, and closes the connection if it differs.
         await channel.exchange_declare(options.exchange, exchange_type=options.exchange_type, passive=True)
     except Exception as error:
         code, _ = channel_reply(error)
@@ -112,7 +112,7 @@ async def declare_queue(channel: Any, options: AMQPOptions, topic: str) -> None:
 
 
 def queue_error(error: BaseException, topic: str) -> NotDeliveredError:
-    """What a failed `declare_queue` means for the topic's messages."""
+    """The error for the topic's messages after a failed `declare_queue`."""
     code, reply = channel_reply(error)
     found: NotDeliveredError
     if code == ACCESS_REFUSED:
@@ -173,7 +173,7 @@ def _difference(reply: str, what: str) -> str:
 
 
 def _value(text: str) -> str:
-    """From how RabbitMQ writes it: `'topic'`, `''x-random''`, `the value '7' of type 'signedint'`, `none`."""
+    """The plain value. RabbitMQ writes `'topic'`, `''x-random''`, `the value '7' of type 'signedint'` or `none`."""
     quoted = re.search(r"'+([^']*)'", text)
     return quoted[1] if quoted else text.strip()
 

@@ -1,4 +1,5 @@
-"""A connection that is dead without saying so, and a channel without answers on one that lives."""
+"""Finds a connection that is dead although it is not closed, and a channel without answers on a connection that
+works."""
 
 from __future__ import annotations
 
@@ -15,22 +16,24 @@ __all__ = ["ConnectionWatch"]
 PATIENCE = 5.0
 """A channel that had no answer for this long is stuck, in seconds."""
 SILENCE = 2.0
-"""When nothing came in for so long after a hand-over, the connection is given up once the deadline has passed."""
+"""If nothing comes in for this long after messages were handed over, in seconds, the connection is dropped when their
+deadline has passed."""
 FIRST_LOOK = 0.05
-"""How long what has come in is read before a late timer, or a send after a silence, goes on, in seconds."""
+"""How long the event loop may read what has come in, in seconds, before a late timer or a send after a silence goes
+on."""
 STANDSTILL = 0.5
-"""A timer that is this late says that the event loop stood still, in seconds."""
+"""If a timer is this late, in seconds, the event loop stood still."""
 
 
 class ConnectionWatch:
     """One timer for what is in flight on a connection.
 
     Args:
-        heartbeat: That of the connection, in seconds.
+        heartbeat: The connection's heartbeat, in seconds.
         channels: The channels that may have something in flight.
         stuck: Called with a channel that had no answer for `PATIENCE`; again each second.
         look: Called each time, and gives the time after which it wants to be called again, in seconds, or None.
-        dead: Called when the connection does not live any more.
+        dead: Called when the connection is dead.
     """
 
     def __init__(
@@ -57,7 +60,7 @@ class ConnectionWatch:
         self._loop, self._session = asyncio.get_running_loop(), session
 
     def stop(self) -> None:
-        """There is no connection."""
+        """Stops watching: there is no connection."""
         self._session, self.paused = None, False
         if self._timer is not None:
             self._timer.cancel()

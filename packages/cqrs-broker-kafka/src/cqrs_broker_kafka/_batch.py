@@ -1,8 +1,8 @@
 """Record batches as bytes (Kafka protocol, record format v2).
 
-They are written here, not by aiokafka's compiled builder. That builder encodes the headers of every record anew, and
-takes longer (measured: 2.7 against 2.0 µs for a record of 500 bytes with two headers of its own, half a microsecond of
-which is the checksum).
+They are written here, not by aiokafka's compiled builder. That builder encodes the headers of every record again, and
+takes longer: 2.7 µs against 2.0 µs, measured for a record of 500 bytes with two headers. In both, the checksum takes
+0.5 µs.
 """
 
 from __future__ import annotations

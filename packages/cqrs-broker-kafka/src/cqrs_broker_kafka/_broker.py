@@ -19,8 +19,8 @@ class KafkaMessageBroker(Broker):
         observers: Told of outcomes and connection changes.
 
     Raises:
-        ConfigError: The adapter serves another broker or is none, a certificate file cannot be used, or there is no
-            such level.
+        ConfigError: The adapter serves another broker or is an object of another class, a certificate file cannot be
+            used, or there is no such log level.
     """
 
     def __init__(

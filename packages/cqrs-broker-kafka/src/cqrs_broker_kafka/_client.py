@@ -2,10 +2,10 @@
 
 `_inspection` makes requests of its own from aiokafka's documented classes.
 
-We use no client and no producer of aiokafka, only one connection at a time. The connection connects, negotiates
-versions and logs in. From then on, a connection for produce requests is ours. aiokafka's reader gets nothing from it
-any more, but still notices when it ends. Eight names that aiokafka does not document are used, all of
-`AIOKafkaConnection`:
+We use aiokafka's single connections, but not its client and not its producer. A connection of aiokafka connects,
+negotiates versions and logs in. From the first produce request on, we read and write on it ourselves. aiokafka's reader
+then gets no data, but still notices when the connection ends. Eight names that aiokafka does not document are used, all
+of `AIOKafkaConnection`:
 
 | name | used for |
 |---|---|
@@ -67,11 +67,12 @@ PRIVATE = (
 READ_AHEAD = 2**16
 """How many bytes a connection reads before somebody takes them."""
 LOOK_AT_BUFFER = 0.002
-"""How often a transport's buffer is looked at until it is empty, in seconds: asyncio does not tell it."""
+"""How often we look whether a transport's buffer is empty, in seconds. asyncio has no event for it."""
 SHARE_OF_TIMEOUT = 0.8
-"""One step of connecting may take so much of `connect_timeout`: what is cut off by that itself has no reason."""
+"""The share of `connect_timeout` that one step of connecting may take. A step that runs into `connect_timeout` itself
+is cut off without a reason for the error."""
 SHARE_OF_SESSION = 0.8
-"""A connection is replaced when so much of the time is over for which its login is good."""
+"""A connection is replaced after this share of the time for which its login is valid."""
 
 CODECS: dict[str, tuple[int, Callable[[bytes], bytes] | None]] = {
     "none": (0, None),
@@ -80,7 +81,7 @@ CODECS: dict[str, tuple[int, Callable[[bytes], bytes] | None]] = {
     "lz4": (3, lz4_encode),
     "zstd": (4, zstd_encode),
 }
-"""The number of a compression in a batch's attributes, and the function; by the option `compression_type`."""
+"""The compressions, by the value of `compression_type`: the number in a batch's attributes, and the function."""
 
 
 def why_unsupported(connection: type = AIOKafkaConnection) -> str | None:
@@ -103,14 +104,15 @@ class OldBrokerError(Exception):
 
 
 class TokenError(Exception):
-    """The token provider gave no token. Its own error may hold secrets, so it is no cause of this one."""
+    """The token provider gave no token. The provider's own error may hold secrets, so it is not the cause of this
+    error."""
 
 
 class _Protocol(AIOKafkaProtocol):  # type: ignore[misc]
     """Hands what arrives to aiokafka's reader, until the connection is used for produce requests.
 
-    From then on a response is read in the turn of the event loop in which it arrives. By way of aiokafka's reader,
-    which is a task, it would be two turns later.
+    From then on a response is read in the turn of the event loop in which it arrives. aiokafka's reader is a task, and
+    would read it two turns later.
     """
 
     answered: Callable[[list[bytes]], None] | None = None
@@ -130,14 +132,15 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
     """A connection to one host, made with `open`.
 
     Attributes:
-        replace_at: When its login ends soon, in the event loop's time; None: it does not end.
+        replace_at: From this time on the connection is replaced, because its login ends soon (event loop's time). None:
+            the login does not end.
     """
 
     replace_at: float | None = None
     _settings: KafkaSettings
     _protocol: _Protocol
     _socket: asyncio.Transport
-    """Without TLS that of the connection, else the one below."""
+    """The transport of the connection; with TLS, the one below the TLS transport."""
 
     @classmethod
     async def open(
@@ -146,12 +149,12 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
         """Connects, asks for the broker's versions and logs in.
 
         Args:
-            settings: How.
-            host: Where.
-            closed: Called when it was closed, by whomever.
+            settings: How to connect.
+            host: Where to connect to.
+            closed: Called when the connection was closed, by us or by the broker.
 
         Raises:
-            OSError, ssl.SSLError, KafkaError, TimeoutError, TokenError: It cannot.
+            OSError, ssl.SSLError, KafkaError, TimeoutError, TokenError: One of the steps failed.
         """
         on_close = None if closed is None else lambda connection, _: closed(connection)
         connection = cls(host.host, host.port, on_close=on_close, **settings.client_arguments())
@@ -160,7 +163,7 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
         return connection
 
     async def connect(self) -> None:
-        """As aiokafka's, over a socket that was connected with a look at all addresses of the host."""
+        """As aiokafka's method, but over a socket from `dial`, which tries all addresses of the host."""
         loop = asyncio.get_running_loop()
         options = self._settings.options
         tls = self._settings.ssl_context
@@ -191,11 +194,11 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
     # -- logging in ---------------------------------------------------------------------------------------------------
 
     def authenticator_oauth(self) -> Any:
-        """In place of aiokafka's, which does not look at the answer to a token."""
+        """Replaces aiokafka's method, which ignores the broker's answer to a token."""
         return _TokenLogin(self._settings)
 
     def send(self, request: Any, expect_response: bool = True) -> Any:
-        """As aiokafka's. It also remembers for how long a login is good."""
+        """As aiokafka's method. It also notes for how long a login is valid."""
         answer = super().send(request, expect_response)
         return self._logged_in(answer) if isinstance(request, SaslAuthenticateRequest) else answer
 
@@ -207,13 +210,13 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
         return response
 
     def login_ends(self) -> bool:
-        """Whether its login ends soon, so that another connection is needed."""
+        """Whether the login ends soon, so that a new connection is needed."""
         return self.replace_at is not None and asyncio.get_running_loop().time() >= self.replace_at
 
     # -- questions ----------------------------------------------------------------------------------------------------
 
     async def metadata(self, topics: list[str]) -> Any:
-        """Asks for the nodes and for these topics, which the broker may create.
+        """Asks for the nodes and for these topics. The broker may create a topic that is asked for.
 
         Raises:
             KafkaError, TimeoutError: There is no answer.
@@ -233,10 +236,10 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
     # -- produce requests ---------------------------------------------------------------------------------------------
 
     def check_version(self) -> None:
-        """Whether the broker understands our produce requests.
+        """Checks that the broker knows our version of the produce request.
 
         Raises:
-            OldBrokerError: It does not.
+            OldBrokerError: The broker does not know it.
         """
         oldest, newest = self._versions.get(produce.API_KEY, (0, 0))
         if not oldest <= produce.API_VERSION <= newest:
@@ -248,11 +251,12 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
         return dict(self._versions)
 
     def write(self, request: bytes, answered: Callable[[list[bytes]], None]) -> None:
-        """Writes a request. The connection is the caller's from then on: aiokafka is not asked to send on it any more.
+        """Writes a request. From then on only the caller uses the connection: aiokafka sends nothing on it any more.
 
         Args:
-            request: All of it.
-            answered: Gets every response from now on, without its size, as soon as it is there.
+            request: The whole request.
+            answered: Called with every response from now on, as soon as it has arrived. A response comes without the
+                size field before it.
 
         Raises:
             KafkaConnectionError: The connection is closed; nothing was written.
@@ -273,8 +277,8 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
         if writer is None:
             raise ConnectionResetError
         await writer.drain()
-        # It returns while some is left; and with TLS what is encrypted waits in the transport below.
-        while self._writer is writer and (  # noqa: ASYNC110 # no event tells it
+        # drain() may return while some bytes are left. With TLS, encrypted bytes also wait in the transport below.
+        while self._writer is writer and (  # noqa: ASYNC110 # there is no event for it
             writer.transport.get_write_buffer_size() or self._socket.get_write_buffer_size()
         ):
             await asyncio.sleep(LOOK_AT_BUFFER)
@@ -284,7 +288,8 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def drop(self) -> None:
-        """Closes it at once; whoever waits for an answer gets an error. Also when its event loop is closed."""
+        """Closes the connection at once, also when its event loop is closed. Whoever waits for an answer gets an
+        error."""
         writer: asyncio.StreamWriter | None = self._writer
         task = self._read_task
         if writer is None:
@@ -298,13 +303,13 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
         drop_transport(writer.transport)
 
     async def ended(self) -> None:
-        """Waits until its socket is closed, after `drop()`."""
+        """Waits after `drop()` until the socket is closed."""
         if self._closed_fut is not None:
             await asyncio.wait((self._closed_fut,), timeout=0.2)
 
 
 class _TokenLogin:
-    """OAUTHBEARER: a token goes out, and a refusal has a reason that the broker says when it is asked (RFC 7628)."""
+    """OAUTHBEARER (RFC 7628): sends a token. If the broker refuses it, asks the broker for the reason."""
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._provider: Any = settings.options.sasl_oauth_token_provider
@@ -312,7 +317,7 @@ class _TokenLogin:
         self._sent = False
 
     async def step(self, answer: bytes | None) -> tuple[bytes, bool] | None:
-        """What aiokafka sends next; None: that was all."""
+        """What aiokafka sends next. None: nothing more."""
         if self._sent:
             return (b"\x01", True) if answer else None  # the broker answers to it with an error
         self._sent = True

@@ -1,4 +1,4 @@
-"""The cluster that we are connected to: its nodes, who leads which partition, and our producer id."""
+"""The cluster that we are connected to: its nodes, the leaders of partitions, and our producer id."""
 
 from __future__ import annotations
 
@@ -34,29 +34,30 @@ if TYPE_CHECKING:
 __all__ = ["Cluster"]
 
 TOPIC_GRACE = 3.0
-"""A topic that the cluster does not know may just have been created: so long it is asked for again, in seconds."""
+"""How long we ask again for a topic that the cluster does not know, in seconds. The topic may just have been
+created."""
 TOPIC_GRACE_AGAIN = 0.3
-"""The same for a topic that was missing before."""
+"""As `TOPIC_GRACE`, for a topic that was missing before."""
 TOPIC_MISSING_FOR = 3.0
-"""How long a missing topic is remembered."""
+"""How long a topic counts as missing, in seconds, before we ask for it again."""
 ID_PAUSE = 0.1
 """Seconds before a producer id is asked for again."""
 _TOPIC_MISSING = "the topic does not exist and the cluster does not create topics by itself: create it"
 
 _TOPIC_FORBIDDEN = "the user may not use the topic: grant it WRITE and DESCRIBE on the topic"
 _ID_COMES_LATER = frozenset({7, 13, 14, 15, 16, 51})
-"""Codes of InitProducerId that pass: the coordinator is loading, moving or busy."""
+"""Error codes of InitProducerId that go away by themselves: the coordinator is loading, moving or busy."""
 
 
 class Cluster:
-    """One cluster, connected to once.
+    """One connection to a cluster. After `drop()` a new `Cluster` is made.
 
     Args:
         owner: The driver.
-        settings: Where and how.
+        settings: Where and how to connect.
 
     Attributes:
-        nodes: By their ids.
+        nodes: The nodes, by their ids.
         leaderless: Partitions that are READY and whose leader is not known.
     """
 
@@ -76,10 +77,10 @@ class Cluster:
         """Finds a bootstrap host that answers, reaches a node, and gets a producer id.
 
         Args:
-            trusted: The settings have worked before.
+            trusted: Whether the settings have worked before.
 
         Raises:
-            ConnectError: It cannot.
+            ConnectError: One of these steps failed.
         """
         unsupported = why_unsupported()
         if unsupported is not None:
@@ -145,10 +146,11 @@ class Cluster:
         )
 
     async def look_again(self) -> ConnectError | None:
-        """Asks the bootstrap servers whether the cluster is still there, because its nodes would be tried for ever.
+        """Asks the bootstrap servers whether the cluster is still there. Without this the nodes would be tried for
+        ever.
 
         Returns:
-            Why it cannot be used any more; None: it can.
+            Why the cluster cannot be used any more. None: it can.
 
         Raises:
             UnreachableError: Nobody answers at the moment.
@@ -160,7 +162,7 @@ class Cluster:
         except ConnectError as error:
             return error
         if greeting.nodes and greeting.nodes.isdisjoint(self._addresses()):
-            # Only nodes that are known are asked for metadata: nobody would hear of a new cluster.
+            # Only known nodes are asked for metadata, so we would never learn of a new cluster.
             return UnreachableError(f"{greeting.host} names other nodes now than when we connected")
         return None
 
@@ -168,14 +170,14 @@ class Cluster:
         """Asks any node for metadata.
 
         Raises:
-            OSError, KafkaError, TimeoutError: None answers.
+            OSError, KafkaError, TimeoutError: No node answers.
         """
         await self._metadata.ask([])
 
     # -- producer ids -------------------------------------------------------------------------------------------------
 
     def renew_id(self) -> None:
-        """Gets another producer id, and lets the partitions go on that wait for one."""
+        """Gets another producer id. Then the partitions that wait for one go on."""
         if not self._renewing:
             self._renewing = True
             self._tasks.spawn(self._renew_id())
@@ -302,7 +304,8 @@ class Cluster:
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def drop(self) -> list[Connection]:
-        """Ends it. What is in flight is lost, what waits goes on waiting, without a leader.
+        """Ends the connections and tasks. Batches in flight lose their answers (`Partition.lost`). Records that wait
+        stay in their partitions, which have no leader now.
 
         Returns:
             The connections whose sockets close now.

@@ -1,12 +1,14 @@
 """What a produce request's error code proves about the records of its batch.
 
-A code proves "not appended" only by a row of this table. Every number that has no row, also one that a later Kafka
-defines, leaves the batch in doubt. The sources are classes of Apache Kafka's broker (3.9 to 4.4), seen from a produce
-request: `ReplicaManager.appendRecords` asks for the partition and its leader, `Partition.appendRecordsToLeader` counts
-the in-sync replicas, `UnifiedLog.append` validates, and only then a byte is written.
+A code proves "not appended" only if a row of this table says so. A code without a row leaves the batch in doubt; so do
+codes that a later Kafka defines. The sources are classes of Apache Kafka's broker (3.9 to 4.4), in the order in which a
+produce request meets them: `ReplicaManager.appendRecords` asks for the partition and its leader,
+`Partition.appendRecordsToLeader` counts the in-sync replicas, `UnifiedLog.append` validates, and only then a byte is
+written.
 
-A row with `NOT_APPENDED` holds for an answer without a base offset. With a base offset the batch was appended, and the
-leader stepped down, or the topic was deleted, while the broker waited for its followers (`DelayedProduce.tryComplete`).
+A row that proves "not appended" (`WAIT`, `SPLIT`, `FAIL`) holds only for an answer without a base offset. With a base
+offset the batch was appended: the leader stepped down, or the topic was deleted, while the broker waited for its
+followers (`DelayedProduce.tryComplete`).
 """
 
 from __future__ import annotations
@@ -49,8 +51,8 @@ class Row(NamedTuple):
         then: What follows.
         error: The class of a record's error.
         text: What happened and what to do.
-        retryable: Whether the same call may succeed later without anybody changing anything; None: as its class says.
-        source: Where the broker answers so, which shows whether something was appended before.
+        retryable: Whether the same call may succeed later if nobody changes anything. None: as the error's class says.
+        source: Where in the broker this answer comes from. It shows whether something was appended before.
     """
 
     name: str
@@ -123,7 +125,7 @@ ROWS: dict[int, Row] = {
 
 
 def row_of(code: int) -> Row:
-    """The row of a code; for a number without one, what holds for every such number."""
+    """The row of a code. For a code without a row: one that gives the batch up as unknown."""
     row = ROWS.get(code)
     if row is None:
         text = f"the broker reported an error that the client does not know (code {code})"

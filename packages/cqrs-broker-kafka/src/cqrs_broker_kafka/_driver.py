@@ -1,9 +1,9 @@
 """The Kafka driver: messages to partitions, partitions to the nodes that lead them.
 
 Read in this order: `_records` (message to record), `_topic` (which partition), `_partition` (the state machine that
-makes outcomes true, with `_codes`), `_late` (what is said at a deadline), `_node` (requests in flight, with `_batch`
-and `_produce`), `_cluster` (who leads what, with `_metadata`), `_probe` (why there is no connection), `_client` (all
-that touches aiokafka).
+makes outcomes true, with `_codes`), `_late` (the error at a deadline), `_node` (requests in flight, with `_batch` and
+`_produce`), `_cluster` (who leads what, with `_metadata`), `_probe` (why there is no connection), `_client` (all that
+touches aiokafka).
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ if TYPE_CHECKING:
 __all__ = ["KafkaDriver"]
 
 WORTH_A_REQUEST = 500
-"""So many new messages leave at once, while others are still on their way to `submit`. With fewer, each partition would
-be busy with a small batch when the others come."""
+"""When this many new messages have come, a request is written at once, although more may be on their way to `submit`.
+With a smaller number, each partition would be busy with a small batch when the next messages come."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 """Seconds before a batch is tried again; doubled with each failure."""
 TICK = 0.5
 SILENCE = 3.0
-"""While messages wait and nothing is answered for so long, the bootstrap servers are asked why."""
+"""If messages wait and the cluster has answered nothing for this many seconds, the bootstrap servers are asked why."""
 
 
 class KafkaDriver(PipelinedDriver):
     """Publishes to Apache Kafka over aiokafka's connections.
 
     Args:
-        settings: Where and how.
+        settings: Where and how to connect.
     """
 
     def __init__(self, settings: KafkaSettings) -> None:
@@ -62,9 +62,9 @@ class KafkaDriver(PipelinedDriver):
         self._cluster: Cluster | None = None
         self._record = RecordMaker().record
         self._new_messages = 0
-        """Submitted since requests were last written."""
+        """How many messages were submitted since requests were last written."""
         self._unwritten = False
-        """A partition has become ready since."""
+        """Whether a partition has become ready since requests were last written."""
         self._linger = settings.options.linger_ms / 1000
         self._lingering: dict[Partition, None] = {}
         """READY partitions that wait for more messages (`linger_ms`)."""
@@ -75,9 +75,9 @@ class KafkaDriver(PipelinedDriver):
         self._reconnecting = False
         """`Broker` was told that we are reconnecting."""
         self._throttled_until = 0.0
-        """A node reads nothing from us until then; 0.0: none does that."""
+        """The time until which a node reads nothing from us. 0.0: no node throttles us."""
         self._throttling = -1
-        """Which node that is."""
+        """The number of that node."""
         self._trusted = False
         """These settings have worked."""
 
@@ -107,7 +107,7 @@ class KafkaDriver(PipelinedDriver):
     def destination(self, message: Message) -> str:
         """See `PipelinedDriver.destination`: a partition, as each has a leader of its own.
 
-        A message without a key goes to whichever partition goes on, so it is stuck only when its topic is.
+        A message without a key goes to any partition that goes on, so its destination is the topic.
         """
         topic = self.topics.get(message.topic)
         if topic is None or not topic.partitions or message.key is None:
@@ -142,7 +142,7 @@ class KafkaDriver(PipelinedDriver):
                 self._loop.call_soon(self.flush)
 
     def _keep(self, topic: Topic, record: Record) -> None:
-        """The topic is not open: the record waits, or there is no such topic."""
+        """The topic is not open: the record waits, or it fails because there is no such topic."""
         if topic.missing is not None and self._loop.time() < topic.missing_until:
             record[0].fail(topic.missing)
             return
@@ -179,7 +179,7 @@ class KafkaDriver(PipelinedDriver):
         self._queue(partition)
 
     def _queue(self, partition: Partition) -> None:
-        """The partition's node writes it when it has room."""
+        """Queues the partition at the node that leads it. The node writes its records when it has room."""
         node = partition.leader
         if node is not None:
             node.ready[partition] = None
@@ -190,7 +190,7 @@ class KafkaDriver(PipelinedDriver):
 
     def paused(self, partition: Partition, row: Row | None) -> None:
         """See `_partition.Producer`."""
-        if row is None:  # its connection was lost: its leader is connected to again
+        if row is None:  # the connection was lost: the node connects again
             self.request_metadata()
             partition.resume()
             return
@@ -225,7 +225,7 @@ class KafkaDriver(PipelinedDriver):
         return [partition for topic in self.topics.values() for partition in topic.all_partitions()]
 
     def request_metadata(self, *, at_once: bool = False) -> None:
-        """Something is not known, or has changed: see `Metadata.request`."""
+        """Asks for metadata, because something is not known or has changed. See `Metadata.request`."""
         if self._cluster is not None:
             self._cluster.request_metadata(at_once=at_once)
 
@@ -242,7 +242,7 @@ class KafkaDriver(PipelinedDriver):
                 the plugin knows.
             UnreachableError: No host, or none of the nodes they advertise, can be reached.
         """
-        from ._batch import batch_encoder  # imports aiokafka, as the next one
+        from ._batch import batch_encoder  # this import and the next one load aiokafka
         from ._cluster import Cluster
 
         self._loop = asyncio.get_running_loop()
@@ -274,7 +274,7 @@ class KafkaDriver(PipelinedDriver):
                 self._link.reconnecting(None)
 
     def throttled(self, node: Node, seconds: float) -> None:
-        """The node will not read from us for so long, because of a quota."""
+        """The node will not read from us for this many seconds, because of a quota."""
         until = self._loop.time() + seconds
         if until <= self._throttled_until:
             return
@@ -284,14 +284,14 @@ class KafkaDriver(PipelinedDriver):
         self._say_throttled()
 
     def _say_throttled(self) -> None:
-        """With what is left of the time."""
+        """Tells `Broker` that a node throttles us, with the seconds that are left."""
         left = self._throttled_until - self._loop.time()
         if self._link is not None and left > 0:
             text = f"node {self._throttling} reads nothing from this client for {left:.1f} s more (quota)"
             self._link.throttled(text)
 
     def _end_of_throttle(self) -> None:
-        """A new answer may have prolonged it meanwhile."""
+        """Tells `Broker` that the throttling has ended, unless a later answer has prolonged it."""
         if self._loop.time() < self._throttled_until - 0.001:
             self._loop.call_at(self._throttled_until, self._end_of_throttle)
             return
@@ -302,7 +302,8 @@ class KafkaDriver(PipelinedDriver):
     # -- watching -----------------------------------------------------------------------------------------------------
 
     def _tick(self) -> None:
-        """While something waits: lets go of what expired, and asks why when there is no answer for long."""
+        """Runs every `TICK` seconds while messages wait. Lets go of expired messages. Asks the bootstrap servers why,
+        if the cluster has been silent for long."""
         self._timer = None
         busy = False
         for topic in self.topics.values():
@@ -316,7 +317,8 @@ class KafkaDriver(PipelinedDriver):
             self.tasks.spawn(self._ask_why(self._cluster))
 
     async def _ask_why(self, cluster: Cluster) -> None:
-        """Nodes are tried for ever, also after credentials were changed: the bootstrap servers say what is wrong."""
+        """Asks the bootstrap servers what is wrong. Our nodes are tried for ever and cannot tell, for example after
+        credentials were changed."""
         try:
             dead = await cluster.look_again()
         except UnreachableError as error:
@@ -333,7 +335,8 @@ class KafkaDriver(PipelinedDriver):
             self._last_answer = self._loop.time()
 
     def _lose(self, cluster: Cluster, error: ConnectError) -> None:
-        """The cluster cannot be used any more, for that reason: what is in doubt is unknown, the rest waits."""
+        """Gives up a cluster that cannot be used any more. The outcome of a batch in doubt is unknown; the other
+        records wait."""
         self._cluster = None
         cluster.drop()
         for partition in self._partitions():
@@ -349,7 +352,7 @@ class KafkaDriver(PipelinedDriver):
         """Asks a node for metadata.
 
         Raises:
-            UnreachableError: None answers.
+            UnreachableError: No node answers.
         """
         if self._cluster is None:
             raise UnreachableError("the cluster is being connected to anew")
@@ -363,7 +366,8 @@ class KafkaDriver(PipelinedDriver):
     # -- the end ------------------------------------------------------------------------------------------------------
 
     async def _disconnect(self) -> None:
-        """Ends every connection and task; what is in flight is lost, and what waits goes on waiting."""
+        """Ends every connection and task. Batches in flight lose their answers (`Partition.lost`); records that wait
+        stay."""
         cluster, self._cluster = self._cluster, None
         closing = [] if cluster is None else cluster.drop()
         await self.tasks.end(0.3)
@@ -384,7 +388,7 @@ class KafkaDriver(PipelinedDriver):
         self.tasks.abort()
 
     def _forget(self) -> None:
-        """`Broker` has ended every delivery."""
+        """Forgets every record, because `Broker` has ended every delivery."""
         for topic in self.topics.values():
             topic.clear()
         self.topics.clear()

@@ -1,7 +1,7 @@
 """What `cqrs-brokers check` learns from Kafka: nodes, topics, and the settings of topics. It changes nothing there.
 
-Kafka shows a user what it may do with a topic (Metadata, version 8, KIP-430; aiokafka's own stops at 5), and the
-settings of a topic to those who may see them (DescribeConfigs).
+Kafka tells a user what that user may do with a topic (Metadata, version 8, KIP-430; aiokafka's own class stops at 5).
+It shows a topic's settings to users who may see them (DescribeConfigs).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _VERSIONS = {8: "2.4", 9: "2.8", 10: "3.7", 11: "3.8", 12: "4.0", 13: "4.1"}
 _TOPIC, _NODE = 2, 4
 """Kinds of resources in DescribeConfigs."""
 _WRITE = 1 << 4
-"""In the set of operations that are allowed, `AclOperation.WRITE`."""
+"""The bit of `AclOperation.WRITE` in the set of allowed operations."""
 _ID_PAUSE = 0.1
 """Seconds before a producer id is asked for again."""
 _QUOTAS = "quotas: Kafka shows a client that it is slowed down only when it sends"
@@ -41,7 +41,7 @@ _TOPIC_SETTINGS = [
     "max.message.bytes",
     "message.timestamp.after.max.ms",
     "message.timestamp.before.max.ms",
-    "message.timestamp.difference.max.ms",  # the name of both before Kafka 3.6
+    "message.timestamp.difference.max.ms",  # before Kafka 3.6 instead of "after" and "before"
     "message.timestamp.type",
     "min.insync.replicas",
     "unclean.leader.election.enable",
@@ -115,14 +115,14 @@ class KafkaInspection(Inspection):
     """See `Inspection`.
 
     Args:
-        settings: Where and how.
+        settings: Where and how to connect.
     """
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
         self._options = settings.options
         self._connections: list[Connection] = []
-        """To the nodes that can be reached; the first is asked about topics."""
+        """Connections to the nodes that can be reached. The first is used for questions about topics."""
         self._unreachable: set[int] = set()
         """Nodes that the cluster advertises and that cannot be reached."""
 
@@ -361,7 +361,7 @@ def _time_stamps(topic: str, settings: Mapping[str, str]) -> Finding:
         return Finding("topic", "warn", topic, text, "use CreateTime if consumers need the message's own time")
     limits = {
         name.removeprefix("message.timestamp."): int(value)
-        for name, value in settings.items()
+        for name, value in sorted(settings.items())  # each server has an order of its own
         if name.startswith("message.timestamp.") and name.endswith(".max.ms")
     }
     tight = {name: limit for name, limit in limits.items() if limit < _FOR_EVER and "after" not in name}
@@ -373,10 +373,10 @@ def _time_stamps(topic: str, settings: Mapping[str, str]) -> Finding:
 
 
 async def _answer(question: Any) -> Any:
-    """An answer.
+    """Waits for an answer.
 
     Raises:
-        UnreachableError: There is none.
+        UnreachableError: The node gave no answer.
     """
     try:
         return await question

@@ -1,7 +1,7 @@
 """Keeps credentials and content out of the log records of aiokafka's connections, whatever its loggers' levels are.
 
-At DEBUG aiokafka writes whole requests: SASL bytes with the password in clear. One filter per logger replaces what can
-hold such things by its type. Levels, handlers and propagation are left alone.
+At DEBUG aiokafka writes whole requests: SASL bytes with the password in clear. One filter per logger replaces each such
+argument of a log record with the name of the argument's class. Levels, handlers and propagation stay as they are.
 """
 
 import logging
@@ -27,7 +27,7 @@ def _shown(argument: object) -> object:
 
 
 def redact_client_logs() -> None:
-    """Puts the filter on aiokafka's loggers; again makes no difference."""
+    """Puts the filter on aiokafka's loggers. A second call does nothing."""
     for name in LOGGERS:
         logger = logging.getLogger(name)
         if not any(isinstance(existing, _Redaction) for existing in logger.filters):

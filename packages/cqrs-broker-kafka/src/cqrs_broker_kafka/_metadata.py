@@ -25,20 +25,21 @@ __all__ = ["Metadata"]
 logger = logging.getLogger("cqrs_broker_kafka.metadata")
 
 PATIENCE = 0.3
-"""A node that has not answered for so long, in seconds, need not: the next one is asked too."""
+"""If a node has not answered after this many seconds, the next one is asked too."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 0.5
-"""Seconds before it is asked again while something is missing, a leader or a topic; doubled each time."""
+"""Seconds before the next question while a leader or a topic is missing. Doubled each time."""
 
 
 class Metadata:
-    """Keeps what is known of the cluster fresh.
+    """Keeps the metadata of the cluster up to date.
 
     Args:
         settings: How to connect, and how old metadata may become.
-        tasks: Where its tasks are.
+        tasks: Owns the tasks that this class starts.
         nodes: The addresses of the nodes, as far as they are known.
         topics: Which topics to ask for.
-        learnt: Called with each answer; says whether anything is missing in it, so that it is asked for again soon.
+        learnt: Called with each answer. Returns whether something is missing in it; then the question is asked again
+            soon.
     """
 
     def __init__(
@@ -61,14 +62,14 @@ class Metadata:
         self._hurry = asyncio.Event()
 
     def start(self) -> None:
-        """Begins to keep it fresh."""
+        """Starts the task that keeps the metadata up to date."""
         self._task = self._tasks.spawn(self._keep_fresh())
 
     def request(self, *, at_once: bool = False) -> None:
-        """Something is not known, or has changed: it is asked for soon.
+        """Asks for metadata soon, because something is not known or has changed.
 
         Args:
-            at_once: Ask even if it was asked for a moment ago, because a topic is new.
+            at_once: Ask now, even if the last question was a moment ago, because a topic is new.
         """
         self._wanted.set()
         if at_once:
@@ -158,7 +159,7 @@ class Metadata:
         return answer
 
     def drop(self) -> Connection | None:
-        """Ends it.
+        """Ends the task and drops the connection.
 
         Returns:
             The connection whose socket closes now.

@@ -1,10 +1,10 @@
 """One node of the cluster: its connection for produce requests, and the requests in flight on it.
 
 A request leaves when a partition that the node leads has something to send and fewer than five requests are in flight.
-It takes along what all ready partitions have, at most one batch of each; what comes meanwhile makes the next batches
-larger by itself. At most one batch of each partition is in flight. The reason is that a broker accepts any first
-sequence number from a producer that it does not know on a partition. So a second batch could overtake the first one
-when the first one is refused.
+A request contains one batch of each ready partition. Records that come while a request is in flight make the next
+batches larger. At most one batch of each partition is in flight. The reason is that a broker accepts any first sequence
+number from a producer that it does not know on a partition. So a second batch could overtake the first one when the
+first one is refused.
 """
 
 from __future__ import annotations
@@ -32,15 +32,16 @@ __all__ = ["Node"]
 logger = logging.getLogger("cqrs_broker_kafka.node")
 
 MOST_IN_FLIGHT = 5
-"""Requests; brokers remember the last five batches of a producer."""
+"""The most requests in flight. Brokers remember the last five batches of a producer."""
 REQUEST_SIZE = 2**20
-"""A request with so many bytes takes no further batch along."""
+"""When a request has this many bytes, no further batch is added to it."""
 SHARE_FOR_REPLICAS = 0.9
-"""So much of `request_timeout_ms` the broker may wait for replicas: its own answer comes before ours is given up."""
+"""The share of `request_timeout_ms` that the broker may wait for replicas. So the broker's answer comes before we give
+the request up."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 """Seconds before a node that could not be reached is tried again; doubled each time."""
 IDLE_LIMIT = 540.0
-"""After so many seconds of silence a connection is made anew: the broker closes it after ten minutes."""
+"""After this many seconds of silence the connection is replaced. The broker would close it after ten minutes."""
 LOOK_AFTER = 5.0
 """After so many seconds of silence the event loop looks at the socket before anything is written to it."""
 
@@ -63,10 +64,10 @@ class Node:
         host: The address that it advertises.
 
     Attributes:
-        ready: Partitions that it leads and that have something to send, in the order in which they became so.
-        failure: Why it could not be reached at the last attempt; None: it could, or nobody has tried.
+        ready: Partitions that this node leads and that have records to send, in the order in which they became ready.
+        failure: Why the node could not be reached at the last attempt. None: it was reached, or there was no attempt.
         connection: The connection for produce requests; None: there is none now.
-        throttled_until: Until then it does not read from us (a quota), in the event loop's time.
+        throttled_until: The time until which the node does not read from us because of a quota (event loop's time).
     """
 
     def __init__(self, owner: KafkaDriver, settings: KafkaSettings, number: int, host: Host) -> None:
@@ -199,7 +200,7 @@ class Node:
         throttle = 0
         try:
             answers, throttle = read_answers(frame)
-        except Exception:  # a fault of its, or of ours: what is in flight must not wait for ever
+        except Exception:  # the node's fault, or ours: records in flight must not wait for ever
             logger.exception("node %d at %s gave an answer that cannot be read", self.number, self.host)
             answers = []
             self._drop_connection()
@@ -226,7 +227,8 @@ class Node:
     # -- time ---------------------------------------------------------------------------------------------------------
 
     def _check_time(self) -> None:
-        """A node that does not answer its oldest request in time is let go of, with all that is in flight."""
+        """Drops the connection if the node has not answered the oldest request in time. All requests in flight then
+        lose their answers."""
         self._timer = None
         if not self._in_flight:
             return
@@ -267,7 +269,7 @@ class Node:
     # -- the connection -----------------------------------------------------------------------------------------------
 
     def connect(self) -> None:
-        """Connects, and goes on trying while a partition is ready."""
+        """Starts to connect. Tries again for as long as a partition is ready."""
         if self._connecting is None or self._connecting.done():
             self._connecting = self._owner.tasks.spawn(self._keep_connecting())
 
@@ -289,7 +291,7 @@ class Node:
         """Connects.
 
         Raises:
-            OSError, ssl.SSLError, KafkaError, TimeoutError, TokenError, OldBrokerError: It cannot.
+            OSError, ssl.SSLError, KafkaError, TimeoutError, TokenError, OldBrokerError: The node cannot be used.
         """
         connection = await Connection.open(self._settings, self.host, self._closed)
         try:
@@ -308,7 +310,8 @@ class Node:
         return connection
 
     def _closed(self, connection: Connection) -> None:
-        """aiokafka is in the midst of closing it: what was in flight is told in a later turn of the event loop."""
+        """aiokafka calls it while it closes the connection. The partitions of the batches in flight are told in a later
+        turn of the event loop."""
         if self.connection is connection:
             self.connection = None
             lost, self._in_flight = self._in_flight, deque()
@@ -320,18 +323,18 @@ class Node:
             self.connection.drop()
 
     def moved(self, host: Host) -> None:
-        """It advertises another address now."""
+        """The node has another address now. Drops the connection to the old one."""
         self.host = host
         self._drop_connection()
 
     def abandon(self) -> None:
-        """Drops the connection: what is in flight is lost, in this turn of the event loop."""
+        """Drops the connection. Batches in flight lose their answers, in this turn of the event loop."""
         in_flight, self._in_flight = self._in_flight, deque()
         self._drop_connection()
         self._lost(in_flight)
 
     def drop(self) -> Connection | None:
-        """Ends it, without a word to its partitions.
+        """Drops the connection and forgets the requests. Its partitions are not told.
 
         Returns:
             The connection whose socket closes now.

@@ -15,7 +15,7 @@ __all__ = ["KafkaOptions"]
 
 
 class KafkaOptions(TLSOptions):
-    """What can stand behind the `?` of a config string, and what `KafkaProducerAdapter` takes by name."""
+    """The options behind the `?` of a config string. `KafkaProducerAdapter` takes them by name."""
 
     url_parts: ClassVar = frozenset({"hosts"})
     instead_of_parts: ClassVar = {
@@ -56,7 +56,7 @@ class KafkaOptions(TLSOptions):
         None, description="How to log in; none: PLAIN, or OAUTHBEARER when a token provider is given."
     )
     sasl_plain_username: str | None = option(None, min_length=1, description="User for PLAIN and SCRAM.")
-    sasl_plain_password: Secret | None = option(None, description="Its password.")
+    sasl_plain_password: Secret | None = option(None, description="Password for PLAIN and SCRAM.")
     sasl_oauth_token_provider: Any = option(
         None, keyword_only=True, description="An `aiokafka.abc.AbstractTokenProvider`, for OAUTHBEARER."
     )
@@ -94,7 +94,7 @@ class KafkaOptions(TLSOptions):
         if self.mechanism == "OAUTHBEARER":
             if provider is None:
                 return ["OAUTHBEARER needs sasl_oauth_token_provider="]
-            from aiokafka.abc import AbstractTokenProvider  # who has a provider has imported it
+            from aiokafka.abc import AbstractTokenProvider  # the application has imported it for its provider
 
             if not isinstance(provider, AbstractTokenProvider):
                 kind = type(provider).__name__

@@ -14,13 +14,13 @@
                               │ NO_ID │              │ PAUSED │ ◀─────────────┘
                               └───────┘              └────────┘
 
-The broker compares producer id, epoch and sequence numbers of a batch, never its content. So a number that is used
-again for other records would be a false receipt. These rules make an outcome true:
+The broker compares producer id, epoch and sequence numbers of a batch, never its content. So if a sequence number were
+used again for other records, their receipt would be false. These rules make an outcome true:
 
 1. One batch at most is in flight. Its sequence numbers are given when it is written, not before.
 2. A batch is *in doubt* when one of its attempts may have been appended. While a batch is not in doubt, every attempt
-   is proven not appended. Then its records are taken back and wait like all others (at their deadline they are not
-   delivered), and its numbers are used again.
+   is proven not appended. If such a batch is refused, its records are taken back and wait like all others (at their
+   deadline they are not delivered), and its sequence numbers are used again.
 3. A batch in doubt is repeated byte for byte, also when the deadlines of its records have passed.
 4. When a batch in doubt is given up, the next batch has a new epoch, or a new producer id, and begins at sequence 0.
    That also keeps the abandoned batch out of the log from then on: the broker refuses an older epoch.
@@ -54,7 +54,7 @@ LAST_EPOCH = 2**15 - 1
 LAST_SEQUENCE = 2**30
 """Sequence numbers begin anew before they can wrap (at 2**31)."""
 _ID_IS_SPENT = frozenset({47, 59})
-"""After these codes a higher epoch of the same producer id need not help."""
+"""After these codes a higher epoch of the same producer id may not help."""
 
 
 class State(Enum):
@@ -72,7 +72,7 @@ class Producer(Protocol):
 
     idempotent: bool
     producer_id: int
-    """-1: there is none."""
+    """-1: there is no producer id."""
     epoch: int
 
     batch_size: int
@@ -80,28 +80,28 @@ class Producer(Protocol):
 
     @property
     def encode(self) -> Encode:
-        """Makes the bytes of a batch: of records, producer id, epoch and first sequence number."""
+        """Makes the bytes of a batch, from records, producer id, epoch and first sequence number."""
 
     def ready(self, partition: Partition) -> None:
         """The partition is READY."""
 
     def paused(self, partition: Partition, row: Row | None) -> None:
-        """The partition is PAUSED because of that answer, or because the answer was lost: `resume()` it later."""
+        """The partition is PAUSED because of this answer (None: because the answer was lost). Call `resume()` later."""
 
     def spend_id(self, producer_id: int) -> None:
-        """A partition needs another producer id than this one: `resume()` it when there is one."""
+        """A partition needs another producer id than this one. Call `resume()` when there is one."""
 
     def left(self, partition: Partition, records: Sequence[Record]) -> None:
-        """The partition is gone and its last batch has ended. These records are proven not appended: they go where
-        their keys go now."""
+        """The partition is gone and its last batch has ended. These records are proven not appended. They go to the
+        partitions to which their keys belong now."""
 
 
 class Batch:
     """Records under sequence numbers, as bytes.
 
     Attributes:
-        partition: Whose.
-        records: What is in it.
+        partition: The partition of the records.
+        records: The records in it.
         data: Its bytes.
         in_doubt: An attempt may have been appended.
     """
@@ -125,12 +125,11 @@ class Partition:
 
     Attributes:
         pending: Records that are in no batch.
-        batch: What is in flight, or in doubt and to be repeated.
+        batch: The batch that is in flight, or that is in doubt and will be repeated.
         state: See the figure.
         leader: The node that leads it; None: not known. Kept by the driver.
         last: The broker's last answer, unless that was a receipt.
-        gone: The topic has fewer partitions now, or is gone itself.
-        limit: The topic refuses batches larger than this many bytes; None: no such limit is known.
+        gone: Whether the topic has fewer partitions now, or is gone itself.
     """
 
     def __init__(self, producer: Producer, topic: bytes, number: int) -> None:
@@ -144,19 +143,20 @@ class Partition:
         self.last: Row | None = None
         self.gone = False
         self._limit: int | None = None
+        """The topic refuses batches larger than this many bytes; None: no such limit is known."""
         self.failures = 0
         """How many attempts have failed since the last receipt."""
         self._producer_id = self._epoch = self._sequence = -1
         self._spent = -1
         """No batch goes out under this producer id any more."""
         self._suspects = 0
-        """So many records at the head were refused together, perhaps because of one of them …"""
+        """How many records at the head of `pending` were refused together, perhaps because of one of them."""
         self._group = 0
-        """… and go again in groups of so many, which are halved until one record is alone."""
+        """These records go again in groups of this size. The size is halved until one record is alone."""
 
     @property
     def stuck(self) -> bool:
-        """Whether its last attempt failed, or there is no leader that can be reached."""
+        """Whether the partition's last attempt failed, or it has no leader that can be reached."""
         return self.failures > 0 or self.leader is None or self.leader.failure is not None
 
     # -- from records to a batch in flight ----------------------------------------------------------------------------
@@ -184,9 +184,9 @@ class Partition:
             self._get_ready()
 
     def take(self) -> Batch | None:
-        """The batch to write now: the one in doubt again, or the next one. None: there is nothing to write.
+        """The batch to write now: the batch in doubt once more, or else the next one. None: there is nothing to write.
 
-        Called in READY. What it returns is in flight.
+        Called in READY. The returned batch is in flight then.
         """
         if self.batch is None and not self._number():
             self.state = State.NO_ID
@@ -198,10 +198,10 @@ class Partition:
         return self.batch
 
     def _number(self) -> bool:
-        """Lets the next batch have a producer id and an epoch under which nothing is in doubt.
+        """Gives the next batch a producer id and an epoch under which nothing is in doubt.
 
         Returns:
-            Whether there are.
+            Whether there is such a producer id now.
         """
         producer = self._producer
         if not producer.idempotent:
@@ -257,7 +257,7 @@ class Partition:
         return records
 
     def _take_back(self, records: Sequence[Record]) -> None:
-        """Proven not appended: they wait again, in their old places."""
+        """These records are proven not appended. They wait again, in their old places."""
         for record in records:
             record[0].returned()
         self.pending.extendleft(reversed(records))
@@ -289,7 +289,7 @@ class Partition:
         return None
 
     def lost(self, text: str) -> None:
-        """The batch in flight will have no answer: it was appended, or not.
+        """The batch in flight will have no answer. It is not known whether it was appended.
 
         Args:
             text: Why, for the error of records that are given up.
@@ -304,7 +304,7 @@ class Partition:
             self.give_up(ConnectionLostError(text))
 
     def _finish(self, batch: Batch) -> None:
-        """It is in the log."""
+        """The batch is in the log."""
         count = len(batch.records)
         if self._producer.idempotent:
             self._sequence += count
@@ -328,7 +328,7 @@ class Partition:
         if row.then is Then.WAIT or (self.gone and row.then is Then.SPLIT):
             self._take_back(records)
             if row.name == "UNKNOWN_TOPIC_OR_PARTITION" and self._producer.idempotent:
-                self._begin_epoch()  # if it is made anew, its new leader knows no sequence numbers
+                self._begin_epoch()  # a topic that is created again has a leader that knows no sequence numbers
             self._pause(row)
             return
         if row.then is Then.SPLIT and len(records) > 1:
@@ -340,7 +340,8 @@ class Partition:
         self._get_ready()
 
     def _blame(self, records: list[Record], row: Row, culprits: Sequence[int]) -> None:
-        """One record's fault: those that the broker names fail, or the batch goes again in halves."""
+        """The batch was refused because of single records. If the broker names them, they fail. If not, the batch goes
+        again in halves."""
         named = {place for place in culprits if 0 <= place < len(records)}
         if named:
             self._take_back([record for place, record in enumerate(records) if place not in named])
@@ -360,7 +361,7 @@ class Partition:
             self._limit = half if self._limit is None else min(self._limit, half)
 
     def _acquit(self, count: int) -> None:
-        """The head group has its outcome: those behind it are tried in larger groups again."""
+        """The first group has its outcome. The records behind it are tried in larger groups again."""
         self._suspects = max(0, self._suspects - count)
         self._group *= 2
 
@@ -372,7 +373,8 @@ class Partition:
             self._producer.paused(self, row)
 
     def give_up(self, error: DeliveryUnknownError | DeliveryError) -> None:
-        """The batch will not be repeated: its records are unknown, and what follows has other numbers."""
+        """The batch will not be repeated. The outcome of its records is unknown. The next batch has other sequence
+        numbers."""
         batch, self.batch = self.batch, None
         if batch is None:
             return
@@ -405,7 +407,8 @@ class Partition:
             self.pending = kept
 
     def leave(self) -> list[Record]:
-        """The partition is gone. What was never in doubt is returned, to go elsewhere; it takes no records any more."""
+        """The partition is gone and takes no records any more. Returns the records that were never in doubt: they go to
+        other partitions."""
         self.gone = True
         left, self.pending = list(self.pending), deque()
         self._suspects = 0
@@ -414,7 +417,7 @@ class Partition:
         return left
 
     def clear(self) -> None:
-        """Forgets everything: `Broker` has ended it."""
+        """Forgets everything, because `Broker` has ended every delivery."""
         self.pending.clear()
         self.batch = None
         self.state = State.IDLE

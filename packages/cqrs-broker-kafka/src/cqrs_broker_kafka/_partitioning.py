@@ -37,5 +37,5 @@ def murmur2(data: bytes) -> int:
 
 
 def partition_for(key: bytes, partitions: int) -> int:
-    """The index of the key's partition among so many."""
+    """The index of the key's partition, if the topic has this many partitions."""
     return (murmur2(key) & 0x7FFFFFFF) % partitions

@@ -28,9 +28,9 @@ __all__ = ["Finding", "Greeting", "first_that_answers", "judge_greeting"]
 
 AGAIN_AFTER = 0.3
 PATIENCE = 0.3
-"""A host that closes connections by itself does so within so many seconds."""
+"""A host that closes connections by itself does so within this many seconds."""
 LOOK_FOR = 1.0
-"""So long a host is looked at that closed the connection at once, in seconds."""
+"""How long we look at a host that closed the connection at once, in seconds."""
 _API_VERSIONS = b"\x00\x00\x00\x0a\x00\x12\x00\x00\x00\x00\x00\x01\xff\xff"
 """A whole request, ApiVersions 0, that every Kafka answers."""
 
@@ -53,14 +53,15 @@ class Greeting(NamedTuple):
 
 
 class _HungUpError(Exception):
-    """The peer let us in and closed the connection at the first request."""
+    """The host accepted the connection and closed it at the first request."""
 
 
 async def _greet(settings: KafkaSettings, host: Host) -> Greeting:
     """Connects to one host as the producer will, and asks for the nodes.
 
     Raises:
-        OSError, KafkaError, ssl.SSLError, TimeoutError, TokenError: Whatever went wrong; `judge_greeting` knows.
+        OSError, KafkaError, ssl.SSLError, TimeoutError, TokenError: One of the steps failed. `judge_greeting` says what
+            it means.
     """
     connection = await Connection.open(settings, host)
     try:
@@ -79,9 +80,9 @@ class Finding(NamedTuple):
 
     Attributes:
         error: The error.
-        inferred: The failure may mean something else: it looks the same when a node restarts, or when something between
-            us resets the connection.
-        host: Which one.
+        inferred: Whether the meaning is only a guess. The same failure occurs when a node restarts, or when a machine
+            on the way resets the connection.
+        host: The host.
     """
 
     error: ConnectError
@@ -95,12 +96,13 @@ async def first_that_answers(settings: KafkaSettings, *, timeout: float, trusted
     All are asked at once, so that a silent one delays nobody.
 
     Args:
-        settings: Where and how.
+        settings: Where and how to connect.
         timeout: Seconds, at most.
-        trusted: These settings have worked before. Then an error that is only inferred from a hang-up is not believed.
+        trusted: These settings have worked before. Then an error that is only inferred from a closed connection is not
+            believed.
 
     Raises:
-        ConnectError: None answers; the error of the host that says most.
+        ConnectError: No host answers. It is the error that says most about the reason.
     """
     until = asyncio.get_running_loop().time() + timeout
     outcome = await _ask_all(settings, until)
@@ -125,16 +127,17 @@ async def first_that_answers(settings: KafkaSettings, *, timeout: float, trusted
 
 
 async def _confirmed(finding: Finding, settings: KafkaSettings) -> Finding:
-    """Looks at the host once more: what was inferred from a hang-up is believed only when that confirms it.
+    """Looks at the host once more. An error that was inferred from a closed connection is believed only if this look
+    confirms it.
 
-    A host that closes connections before anything is sent is a forwarder whose broker is down.
+    If a host closes connections before anything is sent, it is a forwarder whose broker is down.
     """
     host, error = finding.host, finding.error
     if host is None or isinstance(error.__cause__, _HungUpError):
         return finding._replace(inferred=False)
     try:
         async with asyncio.timeout(LOOK_FOR):
-            if settings.options.tls:  # whatever fails, each connection begins with a handshake, if with anything
+            if settings.options.tls:  # a connection that gets anywhere begins with a TLS handshake
                 return finding._replace(inferred=await _says_hello(host) is None)
             start = await _says(host)
             if start is not None and start.startswith(b"AMQP"):
@@ -147,7 +150,8 @@ async def _confirmed(finding: Finding, settings: KafkaSettings) -> Finding:
 
 
 async def _says(host: Host) -> bytes | None:
-    """What the host says first to a request in plain text; None: it closed the connection before."""
+    """The first bytes that the host answers to a request in plain text. None: it closed the connection before the
+    request."""
     reader, writer = await asyncio.open_connection(sock=await _dial(host))
     try:
         if await _closes(reader):
@@ -159,7 +163,7 @@ async def _says(host: Host) -> bytes | None:
 
 
 async def _says_hello(host: Host) -> bool | None:
-    """Whether the host answers a TLS hello; None: it closed the connection before.
+    """Whether the host answers a TLS hello. None: it closed the connection before the hello.
 
     Nothing else is sent there, so its certificate does not matter.
     """

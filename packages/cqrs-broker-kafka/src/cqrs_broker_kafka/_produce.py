@@ -40,8 +40,8 @@ class Answer(NamedTuple):
         topic: The topic's name in UTF-8.
         partition: The partition's number.
         code: 0, or an error code.
-        offset: Where the first record is; -1: nowhere, or the broker does not know.
-        culprits: Which records of the batch it refuses, by their place; empty: it does not say.
+        offset: The offset of the first record. -1: it was not appended, or the broker does not know the offset.
+        culprits: The places of the records in the batch that the broker refuses. Empty: the broker does not say.
     """
 
     topic: bytes
@@ -110,7 +110,7 @@ def read_answers(frame: bytes) -> tuple[list[Answer], int]:
         The answers, and for how many milliseconds the broker throttles this connection.
 
     Raises:
-        struct.error: It is cut off.
+        struct.error: The response is cut off.
     """
     answers: list[Answer] = []
     (topics,) = _read_int32(frame, 4)
@@ -137,5 +137,5 @@ def read_answers(frame: bytes) -> tuple[list[Answer], int]:
 
 
 def _after_text(frame: bytes, at: int) -> int:
-    """Behind a nullable string, which is -1 when it is null."""
+    """The position behind a nullable string. The length of a null string is -1."""
     return at + 2 + max(0, int(_read_int16(frame, at)[0]))

@@ -1,4 +1,5 @@
-"""How a message becomes a Kafka record. The wire table of the documentation; golden vectors in the tests check it.
+"""How a message becomes a Kafka record. The tests check the following table, which is also in the documentation,
+against golden vectors.
 
 value = body, null for a tombstone; key = `key` in UTF-8, or none; timestamp = `timestamp` in milliseconds
 headers: message-id (UUID as text), message-name, content-type (but not of a tombstone that names none), then the user's
@@ -19,15 +20,17 @@ __all__ = ["Encode", "HEAD_SIZE", "PLACE_SIZE", "Record", "RecordMaker", "varint
 HEAD_SIZE = 61
 """The bytes of a batch before its records."""
 PLACE_SIZE = 21
-"""The most bytes that a record has in a batch besides `Record.rest`: length, attributes, two differences."""
+"""The most bytes that a record has in a batch besides `before`, `value` and `behind`: its length, its attributes, and
+its differences from the batch's first timestamp and offset."""
 _REMEMBERED = 1000
 _LONGEST_REMEMBERED = 256
-"""Longer headers are not kept, in bytes."""
+"""The longest header that is remembered, in bytes."""
 _new = tuple.__new__
 
 
 class Record(NamedTuple):
-    """A message as it goes on the wire, taken when it was submitted: the caller may change the message later."""
+    """A message in the form that goes on the wire. It is made when the message is submitted, because the caller may
+    change the message later."""
 
     delivery: Delivery
     timestamp: int
@@ -37,10 +40,10 @@ class Record(NamedTuple):
     """The key and the value's length, in the format of a record batch."""
     value: bytes
     behind: bytes
-    """The headers, likewise."""
+    """The headers, in the same format."""
 
     def size(self) -> int:
-        """The most bytes that it adds to a batch."""
+        """The most bytes that the record adds to a batch."""
         return PLACE_SIZE + len(self.before) + len(self.value) + len(self.behind)
 
 
@@ -109,7 +112,8 @@ class RecordMaker:
         return _new(Record, (delivery, timestamp_ms(message), key_bytes, before, body or b"", behind))
 
     def _remember(self, message: Message, content_type: str) -> tuple[bytes, bytes]:
-        """What all messages of that name and type have before and behind their id: count and names of headers."""
+        """The bytes before and behind the id, for all messages of that name and content type: the number of headers,
+        and our own headers."""
         if len(self._first) >= _REMEMBERED:
             self._first.clear()
         behind = self._known["message-name", message.message_name]

@@ -1,4 +1,4 @@
-"""Where to connect and how: from a config string or from `KafkaProducerAdapter`, the same for both."""
+"""Where and how to connect. A config string and a `KafkaProducerAdapter` both become these settings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class KafkaSettings:
 
     Args:
         url: Its hosts are the bootstrap servers.
-        options: Validated.
+        options: The validated options.
 
     Raises:
         ConfigError: No host, or a certificate file that cannot be used.
@@ -54,7 +54,7 @@ class KafkaSettings:
         return f"<KafkaSettings {','.join(map(str, self.hosts))} {self.options.security_protocol}>"
 
     def client_arguments(self) -> dict[str, Any]:
-        """What aiokafka's producer and its connections both take."""
+        """The arguments of aiokafka's connections."""
         options = self.options
         arguments: dict[str, Any] = {
             "request_timeout_ms": options.request_timeout_ms,
@@ -75,7 +75,8 @@ class KafkaSettings:
 
 
 class KafkaProducerAdapter(ConnectionAdapter[KafkaOptions, KafkaSettings]):
-    """Connection settings for one `KafkaMessageBroker`, under the names that python-cqrs documents. No I/O.
+    """Connection settings for one `KafkaMessageBroker`, under the names that python-cqrs documents. It reads only the
+    files and environment variables that options name.
 
     Args:
         bootstrap_servers: `host[:port]`, a list of them, or one text with commas.

@@ -14,7 +14,7 @@ __all__ = ["Topic", "why_illegal"]
 
 KEYS_REMEMBERED = 20_000
 STICKY_RECORDS = 64
-"""Keyless messages stay on a partition for one batch, or for so many messages while it is busy."""
+"""Messages without a key stay on one partition for one batch, or for this many messages while the partition is busy."""
 
 _LEGAL = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 _LONGEST = 249
@@ -43,9 +43,11 @@ class Topic:
         is_open: Records go to partitions now. They do not while the number of partitions is not known, and while a
             batch for a partition that is gone has no outcome: its records may have to go elsewhere, before later ones.
         waiting: Records that came while the topic was not open, in order.
-        unknown_since: When a node first said that there is no such topic; None: none has. In the event loop's time.
-        missing: The error of messages while the topic is taken for missing; None: it never was.
-        missing_until: Until then, in the event loop's time.
+        unknown_since: When a node first said that there is no such topic (event loop's time). None: no node has said
+            it.
+        missing: The error for messages while the topic counts as missing. None: it was never missing, or was found
+            since.
+        missing_until: Until this time the topic counts as missing (event loop's time).
     """
 
     def __init__(self, name: str, new_partition: Callable[[bytes, int], Partition]) -> None:
@@ -60,7 +62,7 @@ class Topic:
         self._partition_of: dict[bytes, Partition] = {}
         self._sticky = 0
         self._gone: dict[int, Partition] = {}
-        """Partitions that are not there any more: their sequence numbers hold if they come back."""
+        """Partitions that do not exist any more. Their sequence numbers are still valid if they come back."""
 
     def partition(self, key: bytes | None) -> Partition:
         """Where a message with that key goes."""
@@ -74,7 +76,8 @@ class Topic:
         return known
 
     def _keyless(self) -> Partition:
-        """The partition of the last keyless message, unless its batch has left, or it has enough, or is stuck."""
+        """The partition of the last message without a key. Another one, if that partition's batch has left, or it has
+        enough records, or it is stuck."""
         partition = self.partitions[self._sticky]
         if partition.pending and len(partition.pending) < STICKY_RECORDS and not partition.stuck:
             return partition
@@ -86,7 +89,8 @@ class Topic:
         return partition
 
     def find(self, key: bytes | None) -> Partition | None:
-        """The partition that most likely holds a message with that key. Without a key: any one that does not go on."""
+        """The partition that most likely holds a message with that key. Without a key: a partition that is stuck, if
+        there is one."""
         if not self.partitions:
             return None
         if key is not None:
@@ -94,7 +98,7 @@ class Topic:
         return next((each for each in self.partitions if each.stuck), None)
 
     def found(self, count: int) -> None:
-        """The topic has so many partitions.
+        """The topic has this many partitions.
 
         When the number has changed, keys map to other partitions from now on, as with every Kafka client. Messages that
         were waiting for a partition that is gone are mapped anew.
@@ -112,7 +116,8 @@ class Topic:
         self._open()
 
     def _open(self) -> None:
-        """Lets what waits go to partitions, unless records before it are on their way to a partition that is gone."""
+        """Gives the records that wait to their partitions. Not while earlier records are still in flight to a partition
+        that is gone."""
         self.is_open = bool(self.partitions) and not self.gone()
         if self.is_open:
             waiting, self.waiting = self.waiting, []
@@ -140,10 +145,11 @@ class Topic:
         return records
 
     def left(self, records: Sequence[Record]) -> None:
-        """A partition that is gone has nothing on its way any more.
+        """A partition that is gone has no batch in flight any more.
 
         Args:
-            records: Proven not appended: they go where their keys go now, before records that came later.
+            records: Records that are proven not appended. They go to the partitions to which their keys belong now,
+                before later records.
         """
         if self.missing is not None and not self.partitions:
             for record in records:
@@ -164,7 +170,7 @@ class Topic:
                 partition.purge()
 
     def gone(self) -> list[Partition]:
-        """Partitions that are not there any more but whose last batch has no outcome yet."""
+        """Partitions that do not exist any more, but whose last batch has no outcome yet."""
         return [each for each in self._gone.values() if each.state is not State.IDLE]
 
     def all_partitions(self) -> list[Partition]:
@@ -173,11 +179,11 @@ class Topic:
 
     @property
     def busy(self) -> bool:
-        """Whether something waits or is on its way."""
+        """Whether a record waits or is in flight."""
         return bool(self.waiting) or any(each.state is not State.IDLE for each in self.all_partitions())
 
     def clear(self) -> None:
-        """Forgets everything: `Broker` has ended it."""
+        """Forgets everything, because `Broker` has ended every delivery."""
         self.waiting.clear()
         for partition in self.all_partitions():
             partition.clear()

@@ -15,8 +15,8 @@ An application needs these names; `help(name)` shows each:
     DeliveryUnknownError             nobody knows: the message may be in the broker
     SyncBroker                       for code without an event loop
     lifespan                         for FastAPI and Starlette
-    Observer                         hears of every outcome
-    MessageBroker                    the base of a broker of your own
+    Observer                         is told of every outcome MessageBroker                    the base class of your
+    own broker
 
 For authors of plugins: `cqrs_brokers.driver` and `cqrs_brokers.hooks`.
 """

@@ -1,4 +1,4 @@
-"""`Broker`: what applications hold. It does everything that must be the same for every broker, once.
+"""`Broker`, the object that applications use. It does, in one place, everything that must be the same for every broker.
 
     message → validate and encode → window → driver → client → outcome
 
@@ -73,31 +73,33 @@ class Broker(MessageBroker):
     is not in the broker, and this call will not put it there) or a `DeliveryUnknownError` (the message may be in the
     broker).
 
-    It is made without I/O and without an event loop. The first send, `connect()` or `async with` connects it. It is
-    bound to the event loop in which it connects. When that loop is closed, it connects anew in the next one.
+    A `Broker` is made without I/O and without an event loop. The first send, `connect()` or `async with` connects it.
+    It belongs to the event loop in which it connects. When that loop is closed, the broker connects again in the next
+    one.
 
     Args:
         driver: A driver, or any `MessageBroker`.
         name: The broker's name in receipts. Default: the URL's scheme, else the driver's class name.
         url: Where the driver connects to; shown redacted.
         delivery_timeout: Seconds from the call to the outcome, at most.
-        connect_timeout: Seconds for `connect()` and for each attempt; it never extends a delivery's deadline.
+        connect_timeout: Seconds for `connect()` and for each attempt to connect. It never extends a send's deadline.
         close_timeout: Seconds that `close()` gives to what is in flight.
-        max_in_flight: How many messages the driver holds at most. While all destinations take messages, it holds at
-            most two fifths of them. When some destinations take nothing, these hold at most half, and the rest is for
-            the others. Further messages wait.
-        max_in_flight_bytes: How many bytes it holds at most, shared out in the same way.
+        max_in_flight: The most messages that the driver holds. While all destinations take messages, the driver holds
+            at most two fifths of this number. When some destinations take nothing, their messages are at most half of
+            it, and the rest is for the other destinations. Further messages wait.
+        max_in_flight_bytes: The most bytes that the driver holds, with the same shares.
         max_message_bytes: The largest message: body, key and headers together.
         encoder: Encodes payloads that come without `payload_bytes` and without a content type. Default: JSON. A
             function of the payload that returns bytes, or a `MessageEncoder`, which sees the message.
         observers: Who is told of every call's outcome and of the connection, and may add headers.
-        retry_count: After how many failed connection attempts in a row waiting sends fail. None: at their deadlines.
-        retry_delay: Seconds between connection attempts. None: 0.1 to 1, doubling, jittered.
+        retry_count: When this many attempts to connect have failed in a row, the waiting sends fail. None: they fail at
+            their deadlines.
+        retry_delay: Seconds between attempts to connect. None: 0.1 to 1, doubled after each failure, with jitter.
         options: The effective options with their origin, for `describe()`.
 
     Raises:
-        TypeError: The driver is a `Broker`, or no `MessageBroker`.
-        ConfigError: A number is out of range.
+        TypeError: The driver is a `Broker`, or is not a `MessageBroker`.
+        ConfigError: A number is too small, or `encoder` or `observers` is an object of a wrong type.
     """
 
     def __init__(
@@ -197,8 +199,8 @@ class Broker(MessageBroker):
     async def send_message(self, message: MessageLike, *, timeout: float | None = None) -> Receipt:
         """Sends one message and waits for its outcome.
 
-        Messages with the same topic and the same key keep the order of the calls; a call starts when its coroutine
-        first runs. Cancelling it while the message is with the client leaves the outcome unknown.
+        Messages with the same topic and the same key keep the order of the calls. A call begins when its coroutine
+        first runs. If the call is cancelled after the message was handed to the client, the outcome is unknown.
 
         Args:
             message: A `Message`, or anything with its attributes (python-cqrs' `Message`).
@@ -209,7 +211,7 @@ class Broker(MessageBroker):
 
         Raises:
             NotDeliveredError: The message is not in the broker, and this call will not put it there.
-            DeliveryUnknownError: It may be.
+            DeliveryUnknownError: The message may be in the broker.
         """
         loop = running_loop()
         if loop is None or self._bound.loop is not loop or self._closed:
@@ -224,7 +226,7 @@ class Broker(MessageBroker):
             raise
         except Exception as error:
             refusal = coercion.unreadable(error, message)
-        if refusal is not None:  # raised here, so that what the message's own code raised is not its context
+        if refusal is not None:  # raised here: an error of the message's own code must not become its context
             try:
                 raise self.refuse(message, refusal)
             finally:
@@ -244,14 +246,14 @@ class Broker(MessageBroker):
             self._want(loop)
         try:
             return await delivery
-        except CancelledError:  # nobody but the caller's own task can reach the delivery: it is genuine
+        except CancelledError:  # a genuine one: only the caller's own task can reach the delivery
             window.give_up(delivery)
             raise
 
     async def send_messages(
         self, messages: Iterable[MessageLike], *, timeout: float | None = None
     ) -> list[Receipt | DeliveryError]:
-        """Sends many messages; the cheapest way to send a batch. It may be larger than the window.
+        """Sends many messages. This is the cheapest way to send a batch, which may be larger than the window.
 
         Args:
             messages: The messages, in the order in which they are to be sent. All deadlines start with the call.
@@ -261,7 +263,7 @@ class Broker(MessageBroker):
             One outcome per message, in the same order. Errors are returned, not raised.
 
         Raises:
-            InvalidMessageError: What was passed is no iterable, or the timeout is no time.
+            InvalidMessageError: The argument is not iterable, or the timeout is not a number of seconds above 0.
         """
         given: object = messages
         if not isinstance(given, Iterable):
@@ -270,7 +272,7 @@ class Broker(MessageBroker):
                 "send_messages([message]), or send_message(message)"
             )
             raise self.refuse(given, refused)
-        messages = list(messages)  # all are there before the first is sent, or none is sent
+        messages = list(messages)  # reads every message before the first is sent: an iterable that raises sends none
         loop = running_loop()
         if loop is None or self._bound.loop is not loop or self._closed:
             try:
@@ -355,7 +357,7 @@ class Broker(MessageBroker):
             error: Why it is not.
 
         Returns:
-            The error to raise. It names the message and the broker now.
+            The error to raise. It now names the message and the broker.
         """
         if error.message_id is None:
             error = self._named(error, message)
@@ -366,7 +368,7 @@ class Broker(MessageBroker):
         """The timeout of a call.
 
         Raises:
-            InvalidMessageError: It is no number of seconds above 0.
+            InvalidMessageError: It is not a number of seconds above 0.
         """
         if isinstance(timeout, int | float) and not isinstance(timeout, bool) and 0 < timeout < math.inf:
             return timeout
@@ -383,12 +385,13 @@ class Broker(MessageBroker):
     # -- lifecycle ----------------------------------------------------------------------------------------------------
 
     async def connect(self) -> None:
-        """Connects now instead of at the first send: one pass over all hosts, so that start-up fails early.
+        """Connects now instead of at the first send, with one pass over all hosts. So a wrong setting shows at
+        start-up.
 
         Raises:
-            ConnectError: The pass failed; its class says why. Nothing is retried.
-            BrokerStateError: The broker is closed, or belongs to another event loop that still runs or to the process
-                that forked this one.
+            ConnectError: The pass failed. The class of the error says why. Nothing is retried.
+            BrokerStateError: The broker is closed. Or it belongs to another event loop that is not closed, or to the
+                process that forked this one.
         """
         await self._connection.connect(self._entered())
 
@@ -399,7 +402,7 @@ class Broker(MessageBroker):
             timeout: Seconds, at most. None: the messages' own deadlines bound it.
 
         Raises:
-            FlushTimeoutError: The time is over and messages are still without an outcome. They go on.
+            FlushTimeoutError: The time is over and some messages have no outcome yet. Their sends continue.
             BrokerStateError: As `connect`.
         """
         if self._bound.loop is None:
@@ -413,7 +416,7 @@ class Broker(MessageBroker):
             )
 
     async def health(self) -> Health:
-        """How the broker is, now. Never raises and never takes longer than `connect_timeout` (+1 s)."""
+        """The state of the broker now. Never raises, and never takes longer than `connect_timeout` plus 1 s."""
         started = monotonic()
         connection = self._connection
         try:
@@ -431,16 +434,18 @@ class Broker(MessageBroker):
         )
 
     async def close(self, timeout: float | None = None) -> None:
-        """Flushes what was accepted, then closes the connection; nothing of ours is left after it.
+        """Flushes the accepted messages, then closes the connection. No task and no socket of the broker is left.
 
-        May be called again, concurrently, before connecting and while the broker is down. A later, shorter timeout
-        shortens a close that is under way; a cancelled close ends at once, by force, before it raises.
+        It may be called more than once, by several tasks, before the first connection, and while the broker is down. A
+        later call with a shorter timeout shortens a close that is under way. A cancelled close first ends by force,
+        then raises.
 
         Args:
             timeout: Seconds for flushing and closing; default `close_timeout`. A forced end takes at most 1 s more.
 
         Raises:
-            BrokerStateError: It belongs to another event loop that still runs or to the process that forked this one.
+            BrokerStateError: The broker belongs to another event loop that is not closed, or to the process that forked
+                this one.
         """
         timeout = self._settings.close_timeout if timeout is None else timeout
         if self._closing is None:
@@ -494,9 +499,9 @@ class Broker(MessageBroker):
 
     @property
     def state(self) -> str:
-        """How the connection is: "idle", "connecting", "connected", "reconnecting" (the client does it by itself),
-        "blocked" (connected, but the broker takes no messages), "throttled" (it takes fewer), "failed" (for good, until
-        somebody changes something) or "closed"."""
+        """The state of the connection: "idle", "connecting", "connected", "reconnecting" (the client reconnects by
+        itself), "blocked" (connected, but the broker takes no messages), "throttled" (the broker takes fewer messages),
+        "failed" (trying again is useless until somebody changes something) or "closed"."""
         return "closed" if self._closed else self._connection.described
 
     @property
@@ -511,17 +516,18 @@ class Broker(MessageBroker):
 
     @property
     def oldest(self) -> tuple[str, float] | None:
-        """Topic and age, in seconds, of the message that has been without an outcome for longest; None: there is none.
+        """The topic and the age (in seconds) of the message that has waited longest for its outcome. None: no message
+        waits.
 
-        It shows what is stuck, where, and since when. While other destinations go on, the oldest message is one to the
-        destination that is stuck.
+        It shows what is stuck, where, and since when. If one destination is stuck and the others go on, the oldest
+        message goes to the stuck one.
         """
         loop, delivery = self._bound.loop, self._window.oldest(self._began)
         return None if loop is None or delivery is None else (delivery.topic, loop.time() - self._began(delivery))
 
     @property
     def contract_breaches(self) -> tuple[ContractBreach, ...]:
-        """What the driver did against its contract: the last 100, for the tests of drivers."""
+        """The last 100 breaches of the driver contract, for the tests of drivers."""
         return tuple(self._breaches.kept)
 
     def describe(self) -> dict[str, Any]:
@@ -548,14 +554,14 @@ class Broker(MessageBroker):
 
         Raises:
             BrokerClosedError: The broker is closed.
-            WrongLoopError: It is bound elsewhere.
+            WrongLoopError: The broker belongs to another event loop or process.
         """
         refusal = BrokerClosedError(CLOSED) if self._closed else self._bound.refusal(loop)
         if refusal is not None or loop is None:
             assert refusal is not None
             raise refusal
         before, self._bound.loop = self._bound.loop, loop
-        self._window.bind(loop)  # first: a closed loop would refuse to wake those whom the driver tells now
+        self._window.bind(loop)  # first: the driver may end deliveries below, and a closed loop wakes nobody
         if before is not None:
             self._connection.drop()
             self._warn_unclosed("its event loop was closed")
@@ -568,7 +574,7 @@ class Broker(MessageBroker):
             raise self.refuse(message, refusal)  # noqa: B904 - it is the same error, or a copy of it
 
     def _named(self, error: Refused, message: object) -> Refused:
-        """The error, for that message."""
+        """The error with the id and the topic of that message."""
         message_id = topic = None
         with contextlib.suppress(Exception):  # the message's own code
             message_id, topic = getattr(message, "message_id", None), getattr(message, "topic", None)
@@ -579,7 +585,7 @@ class Broker(MessageBroker):
         )
 
     def _entered(self) -> asyncio.AbstractEventLoop:
-        """`_enter` for every call that is no send."""
+        """`_enter` for every call except sends."""
         loop = running_loop()
         if loop is not None and self._bound.loop is loop and not self._closed:
             return loop
@@ -597,7 +603,7 @@ class Broker(MessageBroker):
         text = f"{self!r} was not closed ({what}): use `async with`, or await broker.close()"
         try:
             warnings.warn(text, ResourceWarning, source=self, stacklevel=2)
-        except ResourceWarning:  # warnings are errors: no reason to lose a message or to end a loop with a traceback
+        except ResourceWarning:  # warnings are errors here: that must not lose a message or break a loop
             logger.warning("%s", text)
 
     def __del__(self) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 __all__ = ["LOOK", "because_of_a_stall", "stalled_for", "wait_patiently"]
 
 _LATE = 0.2
-"""How late a timer is, in seconds, when the loop stood still; less is a busy loop."""
+"""A timer that is later than this, in seconds, means that the loop stood still. A shorter delay means only a busy
+loop."""
 LOOK = 0.25
 """How long the loop may look at what came in meanwhile, in seconds."""
 

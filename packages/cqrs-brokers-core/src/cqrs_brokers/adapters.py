@@ -10,8 +10,8 @@
             set_log_level(["acme"], acme_log_level, "acme_log_level")
             super().__init__(AcmeDriver(taken.settings), **taken.for_broker())
 
-It serves applications that name a class of a broker instead of a config string. Options and errors are those of the
-string.
+It is for applications that name a broker's class instead of a config string. Options and errors are the same as with a
+config string.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ class ConnectionAdapter(Generic[O, S]):
 
     Args:
         options_type: The plugin's options.
-        settings: Makes what the driver needs, from the URL and the options.
+        settings: Makes the driver's settings from the URL and the options.
         url: Where to connect to.
-        options: By name; each overrides the option of the URL.
+        options: The options by name. Each overrides the same option of the URL.
         value_serializer: Encodes payloads that come without bytes and without a content type. None: JSON.
         source: Where the URL came from, for example "dsn". Problems with its options begin with it.
 
@@ -94,7 +94,7 @@ class ConnectionAdapter(Generic[O, S]):
         """The settings, for the one broker that this adapter serves.
 
         Args:
-            **overrides: Options that the broker names itself.
+            **overrides: Options that the broker's own arguments set. They override those of the adapter.
 
         Raises:
             ConfigError: The adapter has a broker already, an option is wrong, or a file cannot be used.
@@ -133,7 +133,7 @@ def set_log_level(loggers: Iterable[str], level: str | int | None, option: str) 
     Args:
         loggers: Their names.
         level: A number, or a name of the logging module in upper or lower case. None: the loggers stay as they are.
-        option: What the application calls it, for the error.
+        option: The application's name for the argument, for the error.
 
     Raises:
         ConfigError: There is no such level.

@@ -1,6 +1,6 @@
-"""For commands that take config strings: complaints about a command line that quote nothing of it.
+"""For commands that take config strings: complaints about a command line that never quote a value of it.
 
-What was mistyped may be a string with a password, or a piece of one that a shell took apart.
+A mistyped argument may be a config string with a password, or a piece of such a string that a shell has split.
 """
 
 from __future__ import annotations

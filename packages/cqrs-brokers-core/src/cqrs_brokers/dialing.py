@@ -1,8 +1,9 @@
 """For plugin authors: from a host's name to a connected socket, without hanging on a dead address or a silent DNS.
 
-A name may have several addresses, and the first may be dead: addresses are tried a quarter of a second apart, the first
-that connects wins (RFC 8305, "Happy Eyeballs"). A name server may not answer: a name is looked up once at a time, in a
-thread of its own. The event loop's thread pool stays free for the application.
+A name may have several addresses, and the first may be dead. So addresses are tried a quarter of a second apart, and
+the first that connects is used (RFC 8305, "Happy Eyeballs"). A name server may be silent. So each look-up runs in a
+thread of its own, and the event loop's thread pool stays free for the application. The same name is not looked up twice
+at a time.
 
     raw = await dial("broker.example", 5672, timeout=10.0)
     await loop.create_connection(protocol_factory, sock=raw)  # with TLS also: ssl=context, server_hostname=host
@@ -89,13 +90,14 @@ async def look_up(host: str, port: int, *, timeout: float | None = None) -> list
         raise socket.gaierror(socket.EAI_AGAIN, text) from None
     error = answer.exception()
     if error is not None:
-        # Another waiter may get the same object: each traceback would grow in the other one.
+        # A new object: several waiters may share the error, and each raise would add its traceback to it.
         raise type(error)(*error.args)
     return answer.result()
 
 
 async def open_socket(addresses: Sequence[Address], *, timeout: float | None = None) -> socket.socket:
-    """Connects to the first address that answers; each next one is tried 0.25 s later, or when the last has failed.
+    """Connects to the first address that answers. The next address is tried after 0.25 s, or as soon as an earlier one
+    has failed.
 
     Args:
         addresses: What `look_up` gave.
@@ -105,8 +107,8 @@ async def open_socket(addresses: Sequence[Address], *, timeout: float | None = N
         A connected, non-blocking socket.
 
     Raises:
-        OSError: Why the first address could not be connected, when none could.
-        TimeoutError: None answered in time.
+        OSError: No address could be connected. The error is that of the first attempt that failed.
+        TimeoutError: No address answered in time.
     """
     loop = asyncio.get_running_loop()
     end = None if timeout is None else loop.time() + timeout
@@ -149,13 +151,14 @@ async def _connect(address: Address) -> socket.socket:
 
 
 def _close_result(attempt: asyncio.Task[socket.socket]) -> None:
-    """A second address connected in the very turn in which the first one won."""
+    """Closes the socket of an address that connected too late: another one had connected in the same turn of the
+    loop."""
     if not attempt.cancelled() and attempt.exception() is None:
         attempt.result().close()
 
 
 def _in_order(found: Sequence[tuple[Any, ...]]) -> list[Address]:
-    """Alternates between address families, in the resolver's order (RFC 8305, section 4), without doubles."""
+    """Alternates between address families, in the resolver's order (RFC 8305, section 4), without duplicates."""
     by_family: dict[int, dict[Address, None]] = {}
     for family, _, _, _, sockaddr in found:
         by_family.setdefault(family, {})[Address(family, sockaddr)] = None
@@ -165,7 +168,8 @@ def _in_order(found: Sequence[tuple[Any, ...]]) -> list[Address]:
 
 _lock = threading.Lock()
 _look_ups: dict[tuple[str, int, int], Future[list[Address]]] = {}
-"""Those that run, by name, port and process: a thread does not live on in a forked child."""
+"""The look-ups that run, by name, port and process. The process counts because a forked child does not have the
+thread."""
 
 
 def _running_look_up(host: str, port: int) -> Future[list[Address]]:

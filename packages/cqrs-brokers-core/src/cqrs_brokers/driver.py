@@ -1,17 +1,18 @@
 """For plugin authors: what a driver is, and what `Broker` gives it.
 
-A driver maps a `Message` to its broker and classifies its client's errors. Nothing else: validation, encoding,
-deadlines, the in-flight window, connecting once, reconnecting with backoff, draining and closing are `Broker`'s, the
-same for every driver.
+A driver maps a `Message` to its broker and classifies its client's errors. `Broker` does everything else, the same for
+every driver: validation, encoding, deadlines, the in-flight window, connecting once, reconnecting with backoff,
+draining and closing.
 
 | your broker | take |
 |---|---|
 | answers at once, in the process or through one call | `Driver` and its `send_message` |
 | is reached over a network | `PipelinedDriver`, on `cqrs_brokers.pipeline`: it can say what was written |
 
-What every driver of a networked broker must do, whichever client it stands on: one connection, not a pool (a pool
-reorders); the client's own retries off (they re-send what may have been written); notice a dead connection while idle;
-tell `Link.lost` only about the connection that is in use (a callback of an old one may come late).
+Every driver of a networked broker must follow these rules, whichever client it uses. Use one connection, not a pool: a
+pool reorders messages. Switch the client's own retries off: they send again what may have been written. Notice a dead
+connection while it is idle. Call `Link.lost` only for the connection in use: a callback of an old connection may come
+late.
 """
 
 from __future__ import annotations
@@ -51,8 +52,9 @@ class Link(Protocol):
         A permanent error stops the reconnecting. Report the loss of a working connection as `UnreachableError`,
         whatever the server sent last. If the cause persists, the next `connect()` will raise the specific error.
 
-        Before this the driver fails what it had handed over (`ConnectionLostError`) or proves it not written
-        (`returned()`). What it has not handed over it keeps, in order, and sends after the next `connect()`.
+        Before this call the driver ends the messages that it had handed over: with `fail(ConnectionLostError)`, or with
+        `returned()` for those that are proven not written. It keeps the other messages, in order, and sends them after
+        the next `connect()`.
         """
 
     def reconnecting(self, error: ConnectError | None) -> None:
@@ -69,7 +71,7 @@ class Link(Protocol):
         """The broker takes messages again."""
 
     def throttled(self, reason: str | None) -> None:
-        """The broker slows this client down, because of a quota; None: it does not any more.
+        """The broker slows this client down because of a quota. None: it has stopped slowing it down.
 
         `Broker` goes on submitting. `health()` gives the reason, and observers are told when it begins and ends.
         """
@@ -115,7 +117,7 @@ class Driver(MessageBroker):
         """Asks the broker whether it is alive, for `Broker.health()`.
 
         Raises:
-            ConnectError: It is not.
+            ConnectError: The broker is not alive.
         """
 
     async def close(self, grace: float) -> None:
@@ -148,8 +150,8 @@ class PipelinedDriver(Driver):
         """Takes messages, in order; returns at once, without I/O of its own.
 
         Called only while connected. The driver keeps the order of submission among messages with the same topic and
-        key (None: unordered), through its own reconnects too. For each delivery it owes `confirm`, `fail`, or
-        `handed_over` returning False.
+        key, also when its client reconnects. Messages without a key have no order. The driver must end each delivery
+        with `confirm`, `fail` or `release`, or get False from its `handed_over`.
         """
 
     def destination(self, message: Message) -> str:
@@ -161,7 +163,7 @@ class PipelinedDriver(Driver):
         return message.topic
 
     def why_late(self, delivery: Delivery, /, *, handed: bool) -> DeliveryError | None:
-        """Why a message has no outcome at its deadline, as far as the driver knows. None: it knows no reason.
+        """Says why a message has no outcome at its deadline. None: the driver knows no reason.
 
         `Broker` asks this while it is connected. The error then names what the broker said last about the message's
         destination, instead of "the broker did not take it". The driver keeps the message as before.

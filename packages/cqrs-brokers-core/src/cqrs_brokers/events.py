@@ -6,8 +6,8 @@
         def ordering_key(self) -> str | None:
             return self.payload.order_id
 
-Under python-cqrs use the bridge's classes (`cqrs_brokers_python_cqrs`), which are these and python-cqrs' own at once:
-its emitter drops the classes that it does not know.
+Under python-cqrs use the bridge's classes (`cqrs_brokers_python_cqrs`). They derive from these classes and from
+python-cqrs' own, because python-cqrs' emitter drops events of classes that it does not know.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _UTCDatetime = Annotated[AwareDatetime, AfterValidator(lambda moment: moment.ast
 
 
 class Event(BaseModel, Generic[P]):
-    """What both kinds have. Unknown keywords are an error: a misspelt `key=` would lose the order.
+    """The base of both kinds of events. Unknown keywords are an error: a misspelt `key=` would lose the order.
 
     Attributes:
         event_id: Identifies the event; becomes the message id.
@@ -73,9 +73,9 @@ class Event(BaseModel, Generic[P]):
         return self.key
 
     def to_dict(self) -> EventBody:
-        """The body: every field but `key` and `headers`, ready for JSON, in snake_case and with RFC 3339 times.
+        """The body: every field except `key` and `headers`, ready for JSON, in snake_case and with RFC 3339 times.
 
-        For an event made with `ECSTEvent.deleted`, it is what an outbox must store: it has `deleted` and the key.
+        An event made with `ECSTEvent.deleted` has a body too, with `deleted` and the key: an outbox must store it.
 
         Raises:
             InvalidMessageError: Something in it has no JSON form, or the event's own code raised.
@@ -91,11 +91,11 @@ class Event(BaseModel, Generic[P]):
             refused = self._refused(str(error), error.__cause__)
         else:
             return EventBody(body, event_name=self.event_name, ordering_key=key, headers=self.headers, deleted=deleted)
-        raise refused  # outside the handler: what was caught is no part of what is told
+        raise refused  # outside the handler: the error that was caught must not become its context
 
     @classmethod
     def from_dict(cls, **body: Any) -> Self:
-        """The event again, from what `to_dict` returned; an outbox rebuilds its rows with it.
+        """Rebuilds an event from what `to_dict` returned. An outbox uses it for the events in its rows.
 
         The body has neither `key` nor `headers`: an event that goes through an outbox must override `ordering_key()` to
         keep its order. Fields are found by their names and by their aliases. Inside the payload of an `ECSTEvent` both
@@ -131,7 +131,8 @@ class Event(BaseModel, Generic[P]):
         )
 
     def _message_key(self) -> str | None:
-        """`ordering_key()`, but of a tombstone the key that it was made with: there is no payload to derive it from."""
+        """`ordering_key()`. For a tombstone: the key that the event was made with, because it has no payload to derive
+        one from."""
         if self.payload is TOMBSTONE:
             return self.key
         try:
@@ -160,19 +161,19 @@ class NotificationEvent(Event[P], Generic[P]):
 class ECSTEvent(Event[P], Generic[P]):
     """Event-carried state transfer: brings the state along, so that consumers need not ask.
 
-    `deleted` makes the event that takes the state away again.
+    `deleted` makes the event that says that the state is gone.
     """
 
     @classmethod
     def deleted(cls, key: str, **fields: Any) -> Self:
-        """Says that what the key stands for is no more: a message with the key and no body.
+        """An event which says that what the key stands for was deleted. Its message has the key and no body.
 
         A compacted topic then forgets the key. Only a broker with the capability `tombstones` takes it. On every other
-        broker, publishing it raises an `InvalidMessageError`: send there an event that tells of the deletion.
+        broker, publishing it raises an `InvalidMessageError`. Send an ordinary event about the deletion there.
 
         Args:
             key: The ordering key of what is deleted.
-            **fields: Fields of the event but `payload` and `key`, such as `event_name` and `topic`.
+            **fields: Fields of the event, except `payload` and `key`: for example `event_name` and `topic`.
 
         Raises:
             pydantic.ValidationError: A field is wrong, or unknown.

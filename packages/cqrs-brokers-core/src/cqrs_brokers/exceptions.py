@@ -169,7 +169,7 @@ class BrokerStateError(BrokerError):
 
 
 class FlushTimeoutError(BrokerError, TimeoutError):
-    """`flush()` ran out of time. The messages go on, and each send still gets its own outcome."""
+    """`flush()` ran out of time. The sends continue, and each still gets its own outcome."""
 
 
 class ConnectError(BrokerError):
@@ -178,7 +178,7 @@ class ConnectError(BrokerError):
     Args:
         text: What happened.
         broker: See `BrokerError`.
-        remedy: What to do about it; "" when the text says it. `text` then ends with it, behind a colon.
+        remedy: What to do about it. The error's `text` ends with it, after a colon. "" when the text itself says it.
     """
 
     permanent: ClassVar[bool] = False
@@ -226,7 +226,7 @@ class TopologyError(ConnectError):
 
 
 class DeliveryError(BrokerError):
-    """A message was not, or perhaps not, delivered.
+    """A message was not delivered, or it is not known whether it was.
 
     A driver gives only the text; `Broker` fills in the message and the broker.
 
@@ -255,9 +255,10 @@ class DeliveryError(BrokerError):
         return f"{self.text} [{', '.join(about)}]" if about else self.text
 
     def about(self, message_id: UUID | None, topic: str | None, broker: str) -> Self:
-        """This error, for that message: itself when it names none yet, else a copy with the same cause.
+        """This error, with the details of a message. It is the same object if it names no message yet, else a copy with
+        the same cause.
 
-        A driver may fail many messages with one error object; each caller must get one of its own.
+        A driver may fail many messages with one error object, but each caller must get an object of its own.
         """
         error = self
         if self.message_id is not None and self.message_id is not message_id:
@@ -291,7 +292,7 @@ class InvalidMessageError(NotDeliveredError):
 
         Args:
             what: Whose code raised. It is the subject of the text's sentence.
-            error: What it raised. It becomes the cause, unless its text quotes the payload, or may.
+            error: What that code raised. It becomes the cause, unless its text quotes the payload or may quote it.
             content: What must not be quoted: the payload, or whatever holds it.
             message_id: The message's id, if known.
             topic: The message's topic, if known.
@@ -303,10 +304,10 @@ class InvalidMessageError(NotDeliveredError):
 
 
 def safe_cause(error: BaseException | None, content: object = None) -> BaseException | None:
-    """The error, or None when it, or what it came from, may quote the content.
+    """The error. None when the error, or one of its causes, may quote the content.
 
-    Errors of pydantic and Unicode errors always count as such. Another error counts when its text has a part of the
-    content in it.
+    It is None for every error of pydantic and for every Unicode error. For any other error it is None if the text of
+    the error contains a part of the content.
     """
     one, seen = error, set[int]()
     quotable = None
@@ -396,7 +397,7 @@ class BrokerBlockedError(NotDeliveredError):
 class NotConnectedError(NotDeliveredError):
     """There was no connection until the deadline, or connecting cannot succeed; `__cause__` is the `ConnectError`.
 
-    `retryable` is that of the cause: a wrong password does not heal by itself.
+    `retryable` is that of the cause: it is False for a wrong password, which stays wrong.
     """
 
     retryable = True
@@ -407,7 +408,7 @@ class BrokerClosedError(NotDeliveredError):
 
 
 class WrongLoopError(NotDeliveredError):
-    """The `Broker` belongs to another event loop that still runs, or to another process; or no asyncio loop runs."""
+    """The `Broker` belongs to another event loop that is not closed, or to another process; or no asyncio loop runs."""
 
 
 class DeliveryUnknownError(DeliveryError):

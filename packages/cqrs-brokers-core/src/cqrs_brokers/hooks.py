@@ -1,7 +1,7 @@
 """The pluggy hooks that a plugin implements for its schemes.
 
-A plugin is a module (or an object) that its distribution's entry point in the group `cqrs_brokers` names, under the
-scheme it owns:
+A plugin is a module or an object. Its distribution names it in an entry point of the group `cqrs_brokers`. The name of
+the entry point is the scheme:
 
     # pyproject.toml of cqrs-broker-acme
     [project.entry-points.cqrs_brokers]

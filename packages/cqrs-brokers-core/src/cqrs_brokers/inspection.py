@@ -1,8 +1,8 @@
 """For plugin authors: what only the plugin can find out about a config string, for `cqrs-brokers check`. Optional.
 
 The command itself looks at what is the same for every broker: the string, the plugin, the options, and, for each of the
-plugin's endpoints, the name, the TCP connection and the TLS handshake. The rest is the plugin's: the log-in, what the
-server is, and whether a message to a topic would be taken. The hook `inspect_broker` gives it:
+plugin's endpoints, the name, the TCP connection and the TLS handshake. The plugin does the rest: the log-in, what the
+server is, and whether a message to a topic would be taken. Its hook `inspect_broker` returns the object that does it:
 
     # cqrs_broker_acme/__init__.py
     @hookimpl
@@ -51,7 +51,8 @@ from .url import Host
 __all__ = ["Endpoint", "Finding", "Inspection", "Level", "Step"]
 
 Level = Literal["ok", "warn", "fail", "unseen"]
-"""Good; works, but look at it; does not work; nobody looked, and the text says why."""
+"""What was found. "ok": it is good. "warn": it works, but a person should look at it. "fail": it does not work.
+"unseen": it could not be looked at, and the text says why."""
 
 Step = Literal["string", "plugin", "options", "dns", "tcp", "tls", "login", "access", "server", "topic", "send"]
 """What was looked at, in this order. "access" is the permission to use the virtual host or the cluster."""
@@ -62,8 +63,8 @@ class Finding(NamedTuple):
 
     Attributes:
         step: Which part of the way from the string to the message.
-        level: How it is.
-        subject: Whom it is about: a host with its port, a virtual host, a topic; "" for the string as a whole.
+        level: How good it is; see `Level`.
+        subject: What it is about: a host with its port, a virtual host, a topic; "" for the string as a whole.
         text: What was found, without a secret.
         remedy: What to do about it; "" when there is nothing to do, or when the text says it.
     """
@@ -76,11 +77,12 @@ class Finding(NamedTuple):
 
     @classmethod
     def of(cls, error: BrokerError, subject: str) -> Self:
-        """The failure that an error means. The step follows from its class, the remedy from a `ConnectError`'s.
+        """The failure that an error stands for. The step follows from the class of the error. The remedy is the one of
+        a `ConnectError`.
 
         Args:
-            error: Such as a `ConnectError` of the driver.
-            subject: Whom it is about.
+            error: For example a `ConnectError` of the driver.
+            subject: What it is about.
         """
         remedy = error.remedy if isinstance(error, ConnectError) else ""
         return cls(_step_of(error), "fail", subject, error.text.removesuffix(f": {remedy}"), remedy)
@@ -117,7 +119,7 @@ class Inspection(ABC):
 
     The command iterates over `server()` first, then over `topic()` for each topic, then calls `close()`. It bounds the
     time until each next finding, and cancels what takes longer. A `BrokerError` that leaves an iterator becomes a
-    failure; of any other exception the command shows the class alone.
+    failure. For any other exception the command shows only the class.
     """
 
     @abstractmethod

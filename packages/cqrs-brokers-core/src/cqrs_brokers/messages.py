@@ -1,4 +1,4 @@
-"""Validate and encode a message now and send it later: for an outbox, a journal, a queue of one's own.
+"""Validate and encode a message now and send it later: for an outbox, a journal, or your own queue.
 
     ready = MessageValidator().ready(message)   # raises what Broker.send_message would raise, before any I/O
 """
@@ -23,7 +23,7 @@ _EVERYTHING = Capabilities(
     tombstones=True,
     header_types=frozenset({str, bytes, int, float, bool, type(None)}),
 )
-"""A broker that can do less refuses by itself."""
+"""All capabilities. A broker that has fewer refuses the message itself, when it is sent."""
 
 
 class MessageValidator:

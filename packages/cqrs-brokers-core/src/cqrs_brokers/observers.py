@@ -1,4 +1,4 @@
-"""Who is told what happens: metrics, tracing, tests. Costs nothing when there is nobody.
+"""Observers are told what happens: for metrics, tracing and tests. A broker without observers pays nothing for them.
 
     class Tenant(Observer):
         def before_send(self, message: Message) -> Mapping[str, HeaderValue]:
@@ -6,8 +6,8 @@
 
     broker = open_broker("kafka://localhost:9092", observers=[Tenant()])
 
-Observers never break a send. What one raises is logged with its traceback, at most once a minute for each method; the
-error's text is left out when it may quote the message.
+Observers never break a send. An exception of an observer is logged with its traceback, at most once a minute for each
+method. The text of the exception is left out when it may quote the message.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LOG_EVERY = 60.0
 
 
 class ObservedBroker(Protocol):
-    """What an observer may read of its `Broker`, at any time and without awaiting; see there."""
+    """What an observer may read of its `Broker`, at any time and without awaiting. `Broker` describes each."""
 
     @property
     def name(self) -> str: ...
@@ -50,71 +50,76 @@ class ObservedBroker(Protocol):
 
 
 class BatchObserver(Protocol):
-    """What `Observer.before_batch` returns: it is asked before the messages of one `send_messages`."""
+    """The object that `Observer.before_batch` returns. Its methods are called for the messages of one
+    `send_messages`."""
 
     def before_send(self, message: Message, /) -> Mapping[str, HeaderValue] | None:
-        """As `Observer.before_send`. For these messages this method is asked, and that one is not."""
+        """As `Observer.before_send`. For the messages of the batch this method is called instead of that one."""
 
     def complete(self) -> None:
-        """All messages of the batch were asked for. Their outcomes go to `Observer.sent`; some may have come before."""
+        """`before_send` was called for all messages of the batch. Their outcomes go to `Observer.sent`, some perhaps
+        before this call."""
 
 
 class Observer:
     """Is told what happens to the messages and to the connection of one broker. Derive from it and write what you need.
 
-    Its methods run in the event loop's thread and must not block. But for what a `SyncBroker` refuses, they are called
-    in the caller's thread. `before_send` runs in the context (`contextvars`) of the call, with `SyncBroker` too.
+    Its methods run in the event loop's thread and must not block. If a `SyncBroker` itself refuses a message, `sent` is
+    called in the caller's thread. `before_send` runs in the context (`contextvars`) of the call, with `SyncBroker` too.
     """
 
     def attached(self, broker: ObservedBroker) -> None:
-        """The broker is made, and this is one of its observers. The maker of the broker gets what this raises."""
+        """A broker with this observer was just made. An exception of this method reaches the code that makes the
+        broker."""
 
     def before_send(self, message: Message) -> Mapping[str, HeaderValue] | None:
-        """Asked before a message is sent, whichever way it is sent: it may add headers.
+        """Called before a message is sent, by whichever method it is sent. It may return headers to add.
 
         `sent` later gets each message that this method was asked about, once, and as the same object. The message is
         validated, encoded, and a copy; it must not be changed. A returned header replaces a header of the message that
-        has the same name. When this raises, or the message would be refused because of the headers (names, values,
-        size, a broker without headers), that is logged and the message goes without them.
+        has the same name. When this method raises, or the message would be refused because of the headers (names,
+        values, size, a broker without headers), that is logged, and the message is sent without them.
 
         Returns:
             Headers, or None.
         """
 
     def before_batch(self, count: int) -> BatchObserver | None:
-        """A `send_messages` begins. Runs in the context of the call, before any of its messages is asked for.
+        """A call of `send_messages` begins. This method runs in the context of the call, before `before_send` for any
+        of its messages.
 
         Args:
-            count: How many messages it was given. Those of them that are refused go to `sent`, and headers are not
-                asked for.
+            count: The number of messages. Messages that are refused go to `sent`, and `before_send` is not called for
+                them.
 
         Returns:
-            The object that is asked for headers of each of its messages. None: `before_send` is asked. `before_send` is
-            asked also when this method raises, which is logged.
+            The object whose `before_send` is called for each of these messages. None: the observer's own `before_send`
+            is called. It is also called when this method raises, which is logged.
         """
         return None
 
     def sent(self, message: Message, outcome: Receipt | DeliveryError, elapsed: float) -> None:
-        """A call has its outcome. Every call has one, once, at the latest at its deadline.
+        """A call has its outcome. This method is called once for each call, at the latest at the deadline.
 
-        It also gets the calls that were cancelled: a receipt or an error when it is known, else `NotDeliveredError`
-        (the message was not handed over) or `DeliveryUnknownError`. It also gets the calls that were refused here:
-        invalid, too large, a closed broker, another event loop or process.
+        It is called for cancelled calls too: with a receipt or an error when the outcome is known, else with
+        `NotDeliveredError` (the message was not handed over) or `DeliveryUnknownError`. And it is called for calls that
+        were refused before sending: an invalid or too large message, a closed broker, another event loop or process.
 
         Args:
-            message: The message. What was refused may be no `Message`, or have no text as topic or name. Then this is a
-                message without payload, and with the name, topic and id that could be read.
+            message: The message. A refused object may not be a `Message`, or may have a topic or a name that is not
+                text. Then this is a message without payload, with the name, topic and id that could be read.
             outcome: What the caller got, or would have got.
             elapsed: Seconds since the call; 0 for what was refused before it was sent.
         """
 
     def connection_changed(self, state: str, reason: str) -> None:
-        """The connection is connecting, connected, reconnecting, lost, failed, idle or closed; or it is connected, and
-        the broker began or ceased to take no messages (blocked, unblocked) or fewer (throttled, unthrottled)."""
+        """The connection has a new state: connecting, connected, reconnecting, lost, failed, idle or closed. While it
+        is connected there are four more: the broker takes no messages (blocked) or takes them again (unblocked), the
+        broker slows this client down (throttled) or has stopped that (unthrottled)."""
 
 
 Asked = list[tuple[Any, Callable[..., Any]]]
-"""The observers that may add headers, and what asks them."""
+"""The observers that may add headers, each with the function that asks it."""
 
 
 class AskedBatch(NamedTuple):
@@ -130,8 +135,9 @@ class Observers:
     """All observers of one broker; none of them can break a send.
 
     Args:
-        observers: The observers. If an object does not derive from `Observer`, those methods are called that it has.
-        replace_headers: Gives a validated message of a size other headers; returns its size with them.
+        observers: The observers. If an object does not derive from `Observer`, the methods that it has are called.
+        replace_headers: Gives other headers to a validated message. The last argument is the message's size; the result
+            is the new one.
     """
 
     def __init__(
@@ -148,10 +154,10 @@ class Observers:
         asked = {id(observer) for observer, _ in self._before}
         self._before += [(it, it.before_send) for it, _ in self._having("before_batch") if id(it) not in asked]
         self._logged: dict[tuple[int, str], float] = {}
-        """When a fault was logged, by observer and method."""
+        """When a fault was last logged, by observer and method."""
 
     def _having(self, name: str) -> list[tuple[Any, Callable[..., Any]]]:
-        """The observers that have the method, and theirs."""
+        """The observers that have the method, each with its method."""
         ours = getattr(Observer, name)
         found = [(observer, getattr(observer, name, None)) for observer in self._observers]
         return [(it, method) for it, method in found if method and getattr(method, "__func__", None) is not ours]
@@ -176,7 +182,8 @@ class Observers:
         return self._ask(self._before, message, size)
 
     def batch(self, count: int) -> AskedBatch:
-        """The same for the messages of one `send_messages`; see `Observer.before_batch`."""
+        """Begins one `send_messages`, and returns what is to be called for its messages. See
+        `Observer.before_batch`."""
         asked: Asked = []
         batches: list[tuple[object, BatchObserver]] = []
         for observer, before_send in self._before:

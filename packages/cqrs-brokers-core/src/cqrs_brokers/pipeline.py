@@ -35,9 +35,9 @@ C = TypeVar("C")
 LET_GO_AFTER: Final = 0.1
 """How long after a message's deadline the pipeline waits for an answer that is late, in seconds."""
 END_WITHIN: Final = 0.4
-"""How long the tasks of a connection get to end, in seconds."""
+"""How long the pipeline waits until the tasks of a connection have ended, in seconds."""
 LEAST_SHARE: Final = 0.1
-"""What a host gets of the time for a pass at least, in seconds."""
+"""The shortest time for one host of a pass, in seconds."""
 
 
 class Pipeline(Generic[T]):
@@ -52,12 +52,12 @@ class Pipeline(Generic[T]):
     Args:
         lost: Called once for each opened connection that broke, after everything that was handed over has failed. The
             driver then drops its connection and calls `link.lost` with the error, whose cause is the reason.
-        in_order: True: the broker answers in the order in which it got the messages, without saying which it means.
+        in_order: True: the broker answers in the order in which it got the messages, and its answers name no message.
             False: each answer says the number of the message (its token).
         batch_bytes: About how much is handed over and written at a time, in bytes: a batch ends with the message that
             reaches it. With 1 each batch is one message.
         ping_after: Seconds without a sign of life after which the broker is asked for one; `open` may say another time.
-        ping_timeout: Seconds that the broker has for it. Then the connection counts as broken.
+        ping_timeout: Seconds that the broker has for the sign of life. If none comes, the connection counts as broken.
     """
 
     def __init__(
@@ -80,7 +80,8 @@ class Pipeline(Generic[T]):
         self._write_to: Callable[[Sequence[tuple[int, T]]], Awaitable[None]] | None = None
         self._window: int | None = None
         self._unanswered: dict[int, Delivery | asyncio.Future[None] | None] = {}
-        """By token; None stands for a message that was let go, when its answer still counts or has its turn."""
+        """The messages and questions without an answer, by token. None stands for a message that was let go, if its
+        answer still has its turn, or its place in the window."""
         self._in_window = 0
         """How many of them are messages."""
         self._questions: set[asyncio.Future[None]] = set()
@@ -99,7 +100,7 @@ class Pipeline(Generic[T]):
     # -- from the Broker ----------------------------------------------------------------------------------------------
 
     def put(self, delivery: Delivery, item: T, size: int) -> None:
-        """Takes a message, to be written in its turn. To be called by `submit`.
+        """Takes a message that is to be written in its turn. The driver's `submit` calls it.
 
         Args:
             delivery: The message.
@@ -155,7 +156,8 @@ class Pipeline(Generic[T]):
             The delivery, to be confirmed or failed. None: it was let go, or there never was one.
 
         Raises:
-            ProtocolError: The broker answers what it was not asked. In `read` this ends the connection, as it must.
+            ProtocolError: The answer belongs to nothing that was written. Do not catch this error in `read`: the
+                connection must end.
         """
         found = self._take(token, question=False)
         return None if isinstance(found, asyncio.Future) else found
@@ -185,7 +187,7 @@ class Pipeline(Generic[T]):
         """Writes something that is no message, after what was written so far, and waits for its answer: a ping.
 
         It waits for no place in the window, nor for a `write` that waits for room in the client's buffer. It is behind
-        what that buffer holds, so bound the wait, as `Broker.health()` does.
+        what that buffer holds. So bound the wait yourself, as `Broker.health()` does.
 
         Raises:
             UnreachableError: There is no connection, or it broke meanwhile.
@@ -227,18 +229,20 @@ class Pipeline(Generic[T]):
     # -- the end ------------------------------------------------------------------------------------------------------
 
     async def end(self) -> None:
-        """Ends the tasks of the last connection, within 0.4 s, and keeps what waits: for the start of `connect`."""
+        """Ends the tasks of the last connection, within 0.4 s, and keeps what waits. Call it at the start of
+        `connect`."""
         self._opened = False
         await self._tasks.end(END_WITHIN)
 
     async def close(self) -> None:
-        """Ends the tasks, within 0.4 s, and forgets every message: for `close`, after the connection was dropped."""
+        """Ends the tasks, within 0.4 s, and forgets every message. Call it in `close`, after the connection was
+        dropped."""
         await self.end()
         self.abort()
         await asyncio.sleep(0)  # asyncio closes an aborted socket in the next round of its loop
 
     def abort(self) -> None:
-        """Drops everything without awaiting, also when the event loop is closed: for the driver's `abort`."""
+        """Drops everything without awaiting, also when the event loop is closed. Call it in the driver's `abort`."""
         self._opened = False
         self._tasks.abort()
         self._waiting.clear()
@@ -325,7 +329,8 @@ class Pipeline(Generic[T]):
         self._timer = asyncio.get_running_loop().call_at(when, self._let_go)
 
     def _let_go(self) -> None:
-        """Releases the messages whose callers have their outcome: at most once in 0.1 s, all that are due."""
+        """Releases all messages whose deadline has passed and whose callers have their outcome. Runs at most once in
+        0.1 s."""
         self._timer = None
         now = asyncio.get_running_loop().time()
         keep: deque[tuple[Delivery, T, int]] = deque()
@@ -383,7 +388,7 @@ async def connect_to_any(
 ) -> C:
     """Makes one pass over the hosts, in their order, and stops at the first that can be connected.
 
-    Each host gets an equal share of the time that is left, so that a silent one leaves some for the others.
+    Each host gets an equal share of the time that is left, so that a silent host leaves time for the others.
 
     Args:
         hosts: The hosts of the config string.
@@ -396,8 +401,8 @@ async def connect_to_any(
         What `connect` returned.
 
     Raises:
-        ConnectError: No host could be connected: the first permanent error, else the first one; its text names all. A
-            host that does not answer in its share of the time is an `UnreachableError`.
+        ConnectError: No host could be connected. It is the first permanent error, or else the first error, and its text
+            names all of them. A host that does not answer in its share of the time gives an `UnreachableError`.
     """
     loop = asyncio.get_running_loop()
     end = loop.time() + timeout
@@ -418,7 +423,8 @@ async def connect_to_any(
 
 
 async def _within(seconds: float, work: Coroutine[Any, Any, C], drop: Callable[[C], object]) -> C:
-    """As `asyncio.wait_for`, which forgets what a task returns that does not let itself be cancelled."""
+    """As `asyncio.wait_for`. But if the task swallows its cancellation and returns a connection later, that connection
+    is dropped."""
     task = asyncio.get_running_loop().create_task(work)
     try:
         await asyncio.wait((task,), timeout=seconds)

@@ -1,6 +1,6 @@
-"""What a message, a receipt and a message broker are. All that a custom broker must know.
+"""What a message, a receipt and a message broker are. The author of a custom broker needs only this module.
 
-Not here: how messages are validated (`validation`), encoded (`encoding`) or sent (`broker`).
+Not here: how messages are validated and encoded (`_message`) or sent (`_broker`).
 
 This file is longer than 400 lines because a good part of it is the documentation of the API.
 """
@@ -81,8 +81,8 @@ class Message:
         "_body",
     )
 
-    # What is made with a message is kept as it goes on the wire, the id as text and the time as nanoseconds. It becomes
-    # a `UUID` and a `datetime` when somebody asks; making those costs more than the rest of the message.
+    # A new id is kept as the text that goes on the wire, and the time of a new message as nanoseconds. They become a
+    # `UUID` and a `datetime` only when somebody reads them: making those costs more than the rest of the message.
 
     def __init__(
         self,
@@ -184,7 +184,7 @@ made_ns: Callable[[Message], int | None] = attrgetter("_made_ns")
 
 
 def encoded_anew(message: Message) -> bytes | None:
-    """The message's body; its payload may have been changed since it was sent before."""
+    """The message's body, encoded again: its payload may have changed since an earlier send."""
     message._body = None
     return message.body
 
@@ -305,7 +305,7 @@ Encoder = Callable[[object], bytes] | MessageEncoder
 class Receipt:
     """What is known about a message that was sent.
 
-    `to_dict()`, `dict(receipt)`, pydantic and FastAPI make JSON of it.
+    `to_dict()` and `dict(receipt)` give its fields, ready for JSON. pydantic and FastAPI can write and read it.
 
     Attributes:
         message_id: The message's id.
@@ -342,7 +342,7 @@ class Receipt:
         return known  # type: ignore[no-any-return]
 
     def to_dict(self) -> dict[str, str | int | bool | None]:
-        """All that is known, ready for JSON; the id as text."""
+        """The fields, ready for JSON. The id is text."""
         return {
             "message_id": str(self.message_id),
             "topic": self.topic,
@@ -387,12 +387,12 @@ class Capabilities:
         confirms: It confirms each message; a `Receipt` is then `confirmed=True`.
         ordering_key: Messages with the same topic and key keep their order.
         headers: Headers arrive.
-        header_types: Which types the values of headers may have, of str, bytes, int, float, bool and `type(None)`; each
-            arrives as what it is.
+        header_types: Which types the values of headers may have, of str, bytes, int, float, bool and `type(None)`. A
+            value arrives with its type.
         tombstones: A message can have no body at all, which is not the same as an empty one (`TOMBSTONE`).
         unroutable_detection: A message that no queue takes is reported, not dropped.
         durable: A confirmed message survives a restart of the broker.
-        max_message_bytes: The most a message may have, or None when the broker sets no limit of its own.
+        max_message_bytes: The most bytes that a message may have. None: the broker sets no limit of its own.
     """
 
     confirms: bool = False
@@ -419,5 +419,5 @@ class MessageBroker(ABC):
         """Sends one message.
 
         Returns:
-            A receipt, or None when nothing is known beyond that it was handed over.
+            A receipt. None: the message was handed over, and more is not known.
         """

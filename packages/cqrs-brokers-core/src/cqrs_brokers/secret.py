@@ -54,7 +54,8 @@ class Secret:
         The file must be a regular one, as Docker and Kubernetes mount it. A pipe or a device could block for ever.
 
         Raises:
-            ValueError: It cannot be read, is empty, too large, or not one line of text. Quotes neither path nor text.
+            ValueError: The file cannot be read, is empty, too large, or not one line of text. The error quotes neither
+                path nor text.
         """
         try:
             # Without O_NONBLOCK the call would wait for the other end of a pipe.
@@ -162,7 +163,7 @@ def _one_line(text: str, what: str) -> str:
 
 
 def secrets_in(values: Iterable[object]) -> frozenset[str]:
-    """The secrets among values, in clear and percent-encoded, to search text for.
+    """The secrets among values, in clear and percent-encoded, for a search in texts.
 
     Secrets of up to three characters are left out: text contains them by chance, and masking them would reveal them.
     """

@@ -16,7 +16,7 @@ __all__ = ["Tasks", "drop_task", "drop_transport", "retrieve_exception"]
 T = TypeVar("T")
 
 _CLOSE_ATTEMPTS = 10
-"""Each `finally` that awaits keeps a coroutine from closing once."""
+"""How often a coroutine is closed at most. Each `finally` in it that awaits makes one attempt fail."""
 
 
 def retrieve_exception(task: asyncio.Future[Any]) -> None:
@@ -79,8 +79,8 @@ class Tasks:
     """The tasks that one object has started and has to end.
 
     A task that ends leaves by itself. An error in a task is logged by asyncio, as always, until `end()` or `abort()`.
-    asyncio does not log that one of these tasks was destroyed while it was pending. That happens to every task of an
-    event loop that is closed without cancelling its tasks, and there `Broker` warns that it was not closed.
+    If an event loop is closed without cancelling its tasks, asyncio would log that each of them was destroyed while it
+    was pending. It does not log that for these tasks, because `Broker` itself warns when nobody has closed it.
     """
 
     def __init__(self) -> None:
@@ -106,7 +106,7 @@ class Tasks:
             timeout: How long it waits, in seconds.
 
         Returns:
-            Whether all tasks have ended. A task that has not stays here, for `abort()`.
+            Whether all tasks have ended. The others stay here, for `abort()`.
         """
         tasks = self._tasks - {asyncio.current_task()}
         for task in tasks:

@@ -89,7 +89,7 @@ class TLSContext:
     """The `ssl.SSLContext` for the next connection. Certificate files are read again when they have changed.
 
     Args:
-        options: The context is the one in `ssl_context`, or made of the files.
+        options: The context is the one in `ssl_context`, or is made from the certificate files.
         problems: Filled with a sentence for each file that cannot be used.
     """
 
@@ -118,7 +118,7 @@ class TLSContext:
         """Warns when the context does not verify the server.
 
         Warns:
-            InsecureTransportWarning: At the line of the application.
+            InsecureTransportWarning: It points at the line of the application that made the broker.
         """
         if self._context.verify_mode != ssl.CERT_REQUIRED or not self._context.check_hostname:
             which = "the ssl_context" if self._options.ssl_context is not None else "ssl_verify=false"
@@ -170,7 +170,7 @@ def _build(options: TLSOptions, problems: list[str]) -> ssl.SSLContext:
 
 
 class _Passphrase:
-    """Answers OpenSSL, which would otherwise ask on the terminal and wait."""
+    """Answers OpenSSL's question for the passphrase. Without it, OpenSSL would ask on the terminal and wait."""
 
     def __init__(self, secret: Secret | None) -> None:
         self._secret = secret

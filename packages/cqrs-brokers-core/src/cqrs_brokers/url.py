@@ -1,10 +1,10 @@
 """The config string: `scheme://[user[:password]@]host[:port][,host[:port]…][/path][?option=value&…]`.
 
-This module knows the grammar. `options` knows what an option means, and `discovery` who owns a scheme.
+This module has the grammar only. `options` has the meaning of options, and `_discovery` the owners of schemes.
 
-General parsers cannot read a list of hosts, accept ambiguous strings, and put passwords into their errors; so this one
-is our own. Its errors quote only the scheme and the names of options. They quote no name that comes after a secret:
-an unencoded `&` may have made a part of the secret look like a name.
+It has its own parser, for three reasons. General parsers cannot read a list of hosts. They accept ambiguous strings.
+They put passwords into their errors. The errors of this module quote only the scheme and the names of options. They
+quote no name that comes after a secret: an unencoded `&` may have made a part of the secret look like a name.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ _ZONE = r"[A-Za-z0-9._~-]{1,64}"
 _PORT = r"[0-9]{1,5}"
 _SECRET_WORDS = ("password", "passwd", "passphrase", "secret", "token", "credential")
 _HIDDEN_ELSEWHERE = r"pwd|jaas|api_?key|access_?key|(^|[_.-])(pass|pw)([_.-]|$)"
-"""Names that other clients use for secrets: a string may have one, and be shown before it is refused."""
+"""Names that other clients use for secrets. A config string may contain one, and it may be shown before it is
+refused."""
 _ENCODE = "percent-encode / ? # @ % and spaces in user names, passwords and values (@ is %40, / is %2F)"
 
 
@@ -60,7 +61,7 @@ class Host(NamedTuple):
     @property
     def is_loopback(self) -> bool:
         """Whether the host is this machine, by its name or address alone. Nothing is looked up."""
-        import ipaddress  # only who checks credentials needs it
+        import ipaddress  # imported here: only a check of credentials needs it
 
         if self.host.rstrip(".").lower() == "localhost":
             return True
@@ -131,7 +132,7 @@ class BrokerURL:
         password: str | Secret | None = None,
         path: str | None = None,
     ) -> BrokerURL:
-        """Makes one from parts that are not percent-encoded, by the same rules as `parse`.
+        """Makes a `BrokerURL` from parts that are not percent-encoded, by the same rules as `parse`.
 
         Args:
             hosts: `name`, `name:port` or `[IPv6]:port` each.
@@ -215,7 +216,8 @@ def _text(value: str | Secret) -> str:
 
 
 def _shown(query: Mapping[str, str | Secret]) -> dict[str, str]:
-    """What people may see: the options up to the first secret, and a mask under no name if there are more."""
+    """What people may see: the options up to the first secret. If there are more options, a mask without a name stands
+    for them."""
     shown: dict[str, str] = {}
     hidden = False
     for name, value in query.items():

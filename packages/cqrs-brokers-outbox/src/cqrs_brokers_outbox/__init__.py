@@ -1,4 +1,4 @@
-"""The outbox: from the database transaction to the broker, in order, with the outcome in the row.
+"""The outbox takes messages from a database transaction to the broker, in order, and writes the outcome into each row.
 
     outbox = Outbox()
     async with session.begin():                    # the application's own transaction

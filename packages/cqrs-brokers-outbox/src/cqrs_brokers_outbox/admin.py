@@ -1,4 +1,4 @@
-"""`OutboxAdmin`: what a person does with an outbox, also from the command line."""
+"""`OutboxAdmin`: what a person can do with an outbox. The command line uses it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LEASE = 15.0
 
 
 class OutboxAdmin:
-    """Looks at an outbox, and lets parked rows go. Works beside running relays.
+    """Shows what an outbox holds, and releases or deletes parked rows. It works beside running relays.
 
         async with OutboxAdmin(engine) as admin:
             for row in await admin.parked():
@@ -57,23 +57,23 @@ class OutboxAdmin:
         """The parked rows, in their order.
 
         Args:
-            limit: So many, at most.
+            limit: The most rows.
         """
         return await read_parked(self._store, limit)
 
     async def release(self, *positions: int) -> int:
-        """Lets parked rows be sent again, and those behind them.
+        """Makes parked rows ready to be sent again, and the rows behind them.
 
         Args:
-            positions: Their numbers; none: all that are parked.
+            positions: The numbers of the rows. Without numbers: all parked rows.
 
         Returns:
-            How many rows were parked and are not any more.
+            How many parked rows were released.
         """
         return await self._unpark(positions, delete=False)
 
     async def discard(self, *positions: int) -> int:
-        """Deletes parked rows and lets those behind them go. What was discarded is never sent.
+        """Deletes parked rows, which are never sent, and makes the rows behind them ready.
 
         Args:
             positions: Their numbers.
@@ -84,10 +84,10 @@ class OutboxAdmin:
         return await self._unpark(positions, delete=True) if positions else 0
 
     async def purge(self, keep: float = 0.0) -> int:
-        """Deletes rows that were sent. Relays do it by themselves, for what is older than their `keep`.
+        """Deletes rows that were sent. Relays do the same by themselves, for rows that are older than their `keep`.
 
         Args:
-            keep: Those of the last so many seconds stay.
+            keep: Rows that were sent in the last `keep` seconds stay.
 
         Returns:
             How many rows were deleted.
@@ -98,7 +98,8 @@ class OutboxAdmin:
         return deleted
 
     async def partitions(self, count: int, *, topics: Sequence[str] | None = None, timeout: float = 120.0) -> None:
-        """Changes the number of partitions: asks the relays for all of them, changes it, and gives them back.
+        """Changes the number of partitions: takes all partitions from the relays, changes their number, and gives them
+        back.
 
         Args:
             count: The new number.
@@ -128,7 +129,7 @@ class OutboxAdmin:
     # -- parts --------------------------------------------------------------------------------------------------------
 
     async def _take_all(self, leases: Leases) -> None:
-        """Takes every partition: relays let go of theirs when they see the name of whoever asks."""
+        """Takes every partition. Relays give theirs back when they see the name of this owner in the relay table."""
         s = self._store.statements
         while True:
             await leases.step(())
@@ -181,7 +182,7 @@ class OutboxAdmin:
         return len(rows)
 
     async def _lock(self, hashes: set[int]) -> None:
-        """Locks the leases of these keys: no relay may find them held up and let go at the same time."""
+        """Locks the leases of these keys, so that no relay can hold up a row that is made ready at the same time."""
         s = self._store.statements
         scopes: dict[str, int] = {}
         for row in await self._store.rows((f"SELECT scope, number FROM {s.lease} ORDER BY scope", {})):

@@ -1,4 +1,4 @@
-"""The command line. The URLs may come from the environment, where no list of processes shows their passwords."""
+"""The command line. The URLs may come from the environment, so that no list of processes shows their passwords."""
 
 from __future__ import annotations
 
@@ -73,7 +73,8 @@ def _engine(database: str) -> AsyncEngine:
     """The engine of a database's URL.
 
     Raises:
-        ConfigError: There is none; quotes nothing of the URL, which may have its password anywhere.
+        ConfigError: No engine can be made of it. The error quotes nothing of the URL, which may have its password
+            anywhere.
     """
     example = "it must look like postgresql+asyncpg://user@host/database, with an asynchronous driver"
     try:
@@ -86,7 +87,7 @@ def _engine(database: str) -> AsyncEngine:
 
 
 def _check_file(engine: AsyncEngine) -> None:
-    """SQLite makes a file that is not there, also for a path that was mistyped.
+    """Checks that a file of SQLite exists. SQLite would create a missing file, also for a mistyped path.
 
     Raises:
         ConfigError: The database is a file of SQLite that is not there.
@@ -200,7 +201,8 @@ async def _discard(options: Namespace, engine: AsyncEngine, outbox: Outbox) -> i
 
 
 def _ended(options: Namespace, what: str, found: int) -> int:
-    """Says for how many parked rows that was done. The exit code is 1 when not all that were named were parked."""
+    """Says for how many parked rows the command was done. The exit code is 1 if some of the named rows were not
+    parked."""
     _print(options, {what: found}, [f"{what} {found}"])
     asked = sorted(set(options.position))
     if found >= len(asked):

@@ -1,4 +1,4 @@
-"""The outbox's own errors. Those of messages and brokers are core's."""
+"""The outbox's own errors. Errors of messages and brokers are in `cqrs_brokers.exceptions`."""
 
 from cqrs_brokers import BrokerError
 

@@ -1,14 +1,16 @@
-"""The session's side: rows wait beside the session and are written last in its transaction.
+"""Keeps the rows of a session until its transaction commits, and writes them as the transaction's last statement.
 
-A row that is inserted before the lock of the aggregate it tells about makes the outbox's order differ from the order of
-changes; inserted after it, it does not. So the rows of a transaction are written at its commit, after the last flush.
+The order in the outbox must be the order of the changes. It may differ if a row is inserted before the transaction has
+locked the aggregate that the row is about. So the rows of a transaction are written at its commit, after the last
+flush.
 
-SQLAlchemy calls `before_commit` before the last flush, and also when a savepoint is released: `_Pending.before_commit`
-does nothing for a savepoint, flushes, then inserts. Where another listener was registered after ours and may still
-change something, the rows wait for the connection's own commit (or prepare, or release of the outermost savepoint).
+SQLAlchemy calls `before_commit` before the last flush, and also when a savepoint is released. `_Pending.before_commit`
+does nothing for a savepoint. At the commit it flushes, then inserts. Where another listener was registered after ours
+and may still change something, the rows wait for the connection's own commit (or prepare, or release of the outermost
+savepoint).
 
-The listeners are those of the class `Session`, from the first `add` on: one for each session would cost more than all
-the rest of `add`. Sessions without rows pass them at once.
+From the first `add` on, the listeners are registered on the class `Session`. To register them on each session would
+cost more than all the rest of `add`. They return at once for sessions without rows.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ Write = Callable[[Connection, Sequence[dict[str, Any]]], None]
 
 
 def add_row(session: Session, table: Table, row: dict[str, Any], write: Write) -> None:
-    """Lets a row be written when the session's transaction commits.
+    """Notes a row that is to be written when the session's transaction commits.
 
     Raises:
         OutboxSessionError: The session cannot hold outbox rows.
@@ -71,7 +73,7 @@ def _after_end(session: Session, transaction: SessionTransaction) -> None:
 
 
 def check_transactional(bind: Engine | Connection) -> None:
-    """Refuses what commits each statement by itself.
+    """Refuses an engine or a connection that commits each statement by itself.
 
     Raises:
         OutboxSessionError: The bind is in AUTOCOMMIT.
@@ -89,7 +91,8 @@ def check_transactional(bind: Engine | Connection) -> None:
 class _Pending:
     """The rows of one session that are not written yet.
 
-    Each row remembers the savepoints that were open when it was added: it goes with any of them that is rolled back.
+    Each row remembers the savepoints that were open when it was added. If one of them is rolled back, the row is
+    dropped.
     """
 
     def __init__(self, session: Session, table: Table, write: Write) -> None:

@@ -1,4 +1,4 @@
-"""`Inbox`: the other half. A consumer does a message's work once, though the message may come twice.
+"""`Inbox`: for consumers. With it a consumer does the work of a message once, although the message may come twice.
 
     async with session.begin():
         async with inbox.once(session, "billing", message_id) as fresh:
@@ -50,7 +50,8 @@ class Inbox:
 
     @asynccontextmanager
     async def once(self, session: AsyncSession, consumer: str, message_id: UUID | str) -> AsyncIterator[bool]:
-        """Tells whether a message is new to a consumer, and remembers it when the session's transaction commits.
+        """Tells whether a message is new to a consumer. The message counts as handled when the session's transaction
+        commits.
 
         A second consumer of the same message waits here until the first one's transaction has ended.
 
@@ -74,6 +75,7 @@ class Inbox:
         yield bool(cast("CursorResult[Any]", result).rowcount)
 
     async def purge(self, session: AsyncSession, older_than: float) -> None:
-        """Forgets messages that were handled more than so many seconds ago: longer than any repeat may take."""
+        """Forgets messages that were handled more than `older_than` seconds ago. Choose a time in which every repeat of
+        a message has come."""
         old = database_time() - int(older_than * 1_000_000)
         await session.execute(delete(self.table).where(self.table.c.handled_at < old))

@@ -1,4 +1,4 @@
-"""Who is told what a relay does: metrics, tracing, tests."""
+"""Observers of a relay are told what it does: for metrics, tracing and tests."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ class RelayObserver:
 
     The methods are called in the relay's event loop, between its statements and sends: they must not wait.
 
-    The writer's trace context, where there was one, is in the headers of the message (`traceparent`, `tracestate`,
-    `baggage`), so that a span of the send can be a child, or have a link, of the writer's.
+    If there was a trace context when the message was stored, it is in the headers of the message (`traceparent`,
+    `tracestate`, `baggage`). So a span of the send can be a child of the writer's span, or have a link to it.
     """
 
     def claimed(self, count: int) -> None:
-        """So many rows were claimed."""
+        """This many rows were claimed."""
 
     def sent(self, position: int, message: Message, outcome: Receipt | DeliveryError) -> None:
-        """The broker has answered, or has not in time: confirmed, not delivered, or unknown.
+        """A send has its outcome: confirmed, not delivered, or unknown.
 
         Args:
             position: The row's number.
             message: What was sent, with its headers.
-            outcome: What became of it.
+            outcome: The receipt or the error.
         """
 
     def parked(self, position: int, topic: str, error_class: str, error_text: str) -> None:
-        """A row waits for a person, and so says its mark in the database.
+        """A row was parked, and is marked so in the database: it waits for a person.
 
         Args:
             position: The row's number.
@@ -48,7 +48,8 @@ class RelayObserver:
         """
 
     def refused(self, topic: str, error_class: str, error_text: str) -> None:
-        """A topic is refused as a whole; told again whenever the row that stands for it was tried in vain.
+        """A topic is refused as a whole. Called again after each vain attempt to send the row that stands for the
+        topic.
 
         Args:
             topic: The topic.
@@ -57,19 +58,19 @@ class RelayObserver:
         """
 
     def fenced(self, count: int) -> None:
-        """So many marks were refused: another relay has the partition."""
+        """This many marks were refused, because another relay has the partition."""
 
     def lag(self, lag: Sequence[Lag]) -> None:
-        """What is not sent of the whole outbox, by topic and partition, the oldest first; every 10 s.
+        """The unsent rows of the whole outbox, by topic and partition, the oldest first. Called every 10 s.
 
-        Every relay of an outbox tells the same: take the largest of several, not the sum.
+        Every relay of an outbox reports the same numbers. Take the largest of them, not the sum.
         """
 
     def leases_changed(self, partitions: Sequence[int]) -> None:
         """The relay has these partitions now."""
 
     def ended(self) -> None:
-        """`Relay.run()` has ended: the relay has no partitions, and tells nothing more."""
+        """`Relay.run()` has ended. The relay has no partitions, and calls no method any more."""
 
     def trouble(self, what: str, reason: str) -> None:
         """The relay cannot claim, send, mark, lease, purge or read the lag; it tries again."""

@@ -1,4 +1,4 @@
-"""What is found out about a database before work begins: its dialect, its tables, their version."""
+"""Finds out about a database, before work begins: its dialect, its tables, their version."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ async def check_schema(store: Store, tables: Tables) -> None:
     """Checks that the tables are there, of this version, and can be used.
 
     Raises:
-        OutboxSchemaError: They are not; the text says what to do.
-        Exception: The database cannot be reached: what its driver raises, as SQLAlchemy passes it on.
+        OutboxSchemaError: Something of that is wrong. The text says what to do.
+        Exception: The database cannot be reached. It is the driver's error, as SQLAlchemy passes it on.
     """
     name = tables.messages.fullname
     s = store.statements

@@ -1,4 +1,4 @@
-"""`Outbox`: what the application holds. It puts messages into the application's own transaction."""
+"""`Outbox`: the object that applications use. It puts messages into the application's own transaction."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ AnySession = Session | AsyncSession | scoped_session[Any] | async_scoped_session
 
 
 class Outbox:
-    """Stores messages in the transaction that they tell about; a `Relay` sends them afterwards.
+    """Stores messages in the transaction with the change that they are about. A `Relay` sends them afterwards.
 
         outbox = Outbox()
         async with session.begin():
@@ -39,11 +39,11 @@ class Outbox:
     One object for the whole application; it holds no connection.
 
     Args:
-        table: The name of the table; those of leases, relays and the version begin with it.
-        schema: Their schema. Default: the connection's own.
+        table: The name of the table of messages. The names of the other tables (leases, relays, version) begin with it.
+        schema: The schema of the tables. Default: the connection's own.
         metadata: Registers the tables there, so that alembic sees them. Default: a `MetaData` of its own.
-        max_message_bytes: The largest message: body, key and headers together, 1 024 bytes for the relay's own headers
-            included. Not more than what the relay's broker allows.
+        max_message_bytes: The largest message: body, key and headers together. 1 024 bytes of it are for the relay's
+            own headers. It must not be more than the relay's broker allows.
         encoder: Encodes payloads that come without `payload_bytes` and without a content type. Default: JSON.
     """
 
@@ -60,7 +60,7 @@ class Outbox:
         self._validator = MessageValidator(max_message_bytes=max_message_bytes - RESERVED_BYTES, encoder=encoder)
         self._statement = _insert(self.tables.messages)
         self._places: WeakKeyDictionary[Transaction, int] = WeakKeyDictionary()
-        """Transaction → place of its next row."""
+        """Transaction → the place of its next row."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.tables.messages.fullname}>"
@@ -68,16 +68,17 @@ class Outbox:
     def add(self, session: AnySession, *messages: MessageLike | Event[Any]) -> None:
         """Adds messages to the session's transaction. No I/O: they are written when it commits, as the last statement.
 
-        Validated and encoded now; what becomes of the objects later changes nothing. Messages of a transaction keep the
-        order of the calls. They vanish with the transaction, or the savepoint, that is rolled back.
+        Messages are validated and encoded now, so later changes of the objects have no effect. The messages of a
+        transaction keep the order of the calls. If the transaction or the savepoint is rolled back, its messages are
+        not sent.
 
         Args:
             session: A `Session` or `AsyncSession`, or their scoped registries.
             messages: Events, `Message`s, or anything with a message's attributes.
 
         Raises:
-            InvalidMessageError: A message cannot be sent as it is. None of the call is added.
-            MessageTooLargeError: A message is larger than allowed. None of the call is added.
+            InvalidMessageError: A message cannot be sent as it is. No message of the call is added.
+            MessageTooLargeError: A message is larger than allowed. No message of the call is added.
             OutboxSessionError: The session is bound to several engines, or to one in AUTOCOMMIT.
         """
         rows = self._rows(messages)
@@ -94,16 +95,16 @@ class Outbox:
     ) -> Coroutine[Any, Any, None] | None:
         """Inserts messages on a connection, now: for transactions without a session.
 
-        Call it as the last statement before the commit: a row that is inserted before the lock of what it tells about
-        may be sent in another order than that of the changes.
+        Call it as the last statement before the commit. If a row is inserted before the transaction has locked what the
+        row is about, messages may be sent in another order than the changes were made.
 
         Args:
-            connection: A `Connection`, or an `AsyncConnection`: then await what is returned.
+            connection: A `Connection`, or an `AsyncConnection`. With the latter, await what this method returns.
             messages: As for `add`.
 
         Raises:
-            InvalidMessageError: A message cannot be sent as it is. None is inserted.
-            MessageTooLargeError: A message is larger than allowed. None is inserted.
+            InvalidMessageError: A message cannot be sent as it is. No message is inserted.
+            MessageTooLargeError: A message is larger than allowed. No message is inserted.
             OutboxSessionError: The connection is in AUTOCOMMIT.
         """
         rows = self._rows(messages)
@@ -119,10 +120,10 @@ class Outbox:
     @overload
     def create_table(self, engine: AsyncEngine) -> Coroutine[Any, Any, None]: ...
     def create_table(self, engine: Engine | Connection | AsyncEngine) -> Coroutine[Any, Any, None] | None:
-        """Creates the tables where they are missing: for demonstrations and tests. Applications migrate.
+        """Creates the tables that are missing: for demonstrations and tests. Applications use a migration.
 
         Args:
-            engine: An engine or a connection; for an `AsyncEngine` await what is returned.
+            engine: An engine or a connection. With an `AsyncEngine`, await what this method returns.
         """
         if isinstance(engine, AsyncEngine):
             return self._create_table_async(engine)
@@ -163,7 +164,8 @@ class Outbox:
 
 
 def _insert(table: Table) -> Insert:
-    """The insert of a row: all values are named, so that SQLAlchemy looks for no defaults while it runs."""
+    """The statement that inserts a row. It names all values, so that SQLAlchemy looks for no defaults at each
+    insert."""
     values: dict[str, Any] = {column: bindparam(column) for column in ("place", *COLUMNS)}
     for column in ("state", "attempts", "attempts_unknown"):
         values[column] = literal_column("0")
@@ -185,7 +187,7 @@ def _synchronous(session: AnySession) -> Session:
 
 
 def _trace_context() -> dict[str, str] | None:
-    """The current trace context, where the application uses OpenTelemetry; it travels in the row."""
+    """The current trace context, if the application uses OpenTelemetry. It is stored in the row."""
     if "opentelemetry.trace" not in sys.modules:  # whoever has a span has imported it
         return None
     carrier: dict[str, str] = {}

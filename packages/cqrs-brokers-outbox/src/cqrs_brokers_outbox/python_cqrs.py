@@ -1,4 +1,5 @@
-"""python-cqrs' outbox repository over our table: its handlers use it unchanged, and a `Relay` sends.
+"""python-cqrs' outbox repository over our table. python-cqrs' handlers use it unchanged, and a `Relay` sends the
+messages.
 
     from cqrs_brokers_outbox.python_cqrs import OutboxRepository
 
@@ -35,7 +36,7 @@ class OutboxRepository(cqrs.OutboxedEventRepository):
     Args:
         session: The handler's session.
         outbox: The tables. Default: `Outbox()`.
-        ordering_key: The key of an event that brings none itself (python-cqrs' own events). Default: none.
+        ordering_key: Gives the key of an event that has none itself (python-cqrs' own events). Default: no key.
     """
 
     def __init__(
@@ -52,8 +53,8 @@ class OutboxRepository(cqrs.OutboxedEventRepository):
     def add(self, event: Any) -> None:
         """Adds an event to the session's transaction.
 
-        The bridge's events, and those of core, bring their key. python-cqrs' own events go out as its emitter sends
-        them: named by `event_name`, with `to_dict()` as the body.
+        The events of core and of the bridge have their own key. python-cqrs' own events are stored as its emitter sends
+        them: with `event_name` as the name and `to_dict()` as the body.
 
         Raises:
             InvalidMessageError: The event cannot be sent as it is.
@@ -66,11 +67,11 @@ class OutboxRepository(cqrs.OutboxedEventRepository):
         self._outbox.add(self.session, message)
 
     async def commit(self) -> None:
-        """Commits the session: the changes and the events."""
+        """Commits the session, with the changes and the events."""
         await self.session.commit()
 
     async def rollback(self) -> None:
-        """Rolls the session back: neither the changes nor the events."""
+        """Rolls the session back: neither the changes nor the events are stored."""
         await self.session.rollback()
 
     async def get_many(self, batch_size: int = 100, topic: str | None = None) -> NoReturn:

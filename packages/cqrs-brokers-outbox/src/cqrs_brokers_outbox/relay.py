@@ -1,4 +1,5 @@
-"""`Relay`: takes messages from the outbox to the broker, in the application or alone, any number of them."""
+"""`Relay` takes messages from the outbox to the broker. It runs in the application or in a process of its own, and
+there may be any number of relays."""
 
 from __future__ import annotations
 
@@ -31,36 +32,38 @@ __all__ = ["Relay"]
 _LEAST_LEASE_OVER = MARGIN + 5.0
 _DEFAULT_LEASE_OVER = 30.0
 LONG = 5.0
-"""Seconds without a receipt of which `health()` speaks."""
+"""After this many seconds without a receipt for a topic, `health()` mentions the topic."""
 _NOT_SERVED = ("connecting", "reconnecting", "blocked", "failed", "closed")
 
 
 class Relay:
-    """Sends what an outbox holds to a broker, and writes into each row what became of it.
+    """Sends the messages of an outbox to a broker, and writes the outcome into each row.
 
         async with Relay(engine, broker, outbox):
             ...                                    # in the application; or: await relay.run()
 
-    Rows of one topic and key are sent in the order of their transactions, each when the one before it has its receipt.
-    Any number of relays, in any number of processes, share the work by partitions.
+    Rows with the same topic and key are sent in the order of their transactions. Each is sent when the row before it
+    has its receipt. Any number of relays, in any number of processes, share the work by partitions.
 
     Args:
         engine: The database.
-        broker: Where messages go. Not closed by the relay.
+        broker: Where messages go. The relay does not close it.
         outbox: The tables. Default: `Outbox()`.
         topics: Only these topics: two relays can serve two brokers from one table. Default: all.
-        pipeline_keys: Sends the rows of a key together. Much faster for a single busy key; but a row that is refused,
-            returned or nacked is then overtaken by those in flight.
-        when_parked: What becomes of a key whose row was parked: "stop" (it waits for a person) or "continue".
-        keep: Seconds for which sent rows are kept, with where they are in the broker; 0: they are deleted at once.
+        pipeline_keys: Sends the rows of a key together. This is much faster for a single busy key. But a row that is
+            refused, returned or nacked is then overtaken by the rows behind it that are in flight.
+        when_parked: What the rows behind a parked row of the same key do: "stop" (they wait for a person) or
+            "continue".
+        keep: Seconds for which sent rows are kept, with their partition and offset in the broker. 0: they are deleted
+            at once.
         batch: How many rows a claim brings, at most.
-        lease: Seconds for which a partition is taken. Without its relay a partition stays so long, and 2 s more, at
-            most. Default: the broker's `delivery_timeout` and 30 s.
+        lease: Seconds for which a relay takes a partition. If the relay dies, another one takes the partition over at
+            most 2 s after the lease has ended. Default: the broker's `delivery_timeout` plus 30 s.
         close_timeout: Seconds that stopping gives to what is in flight.
         observers: Who is told what happens.
 
     Raises:
-        ConfigError: A number is out of range, or the database is none that the outbox knows.
+        ConfigError: A number is out of range, or the outbox does not know this kind of database.
     """
 
     def __init__(
@@ -170,7 +173,8 @@ class Relay:
                 await store.close()
 
     def stop(self) -> None:
-        """Lets `run()` end in order, at once while it is starting. Safe in a signal handler of the event loop."""
+        """Lets `run()` finish what is in flight and end. While it is still starting, it ends at once. May be called in
+        a signal handler of the event loop."""
         self._stopped = True
         if self._worker is not None:
             self._worker.stop()
@@ -194,7 +198,7 @@ class Relay:
             raise error
 
     async def health(self) -> RelayHealth:
-        """How the relay is, now, and what the outbox holds. Never raises."""
+        """The state of the relay now, and what the outbox holds. Never raises."""
         reasons: list[str] = []
         waits: list[str] = []
         if self._worker is None:
@@ -254,7 +258,7 @@ async def check_schema_once(engine: AsyncEngine, statements: Statements, outbox:
 
 
 async def _shielded(leaving: object, timeout: float) -> None:
-    """Lets the leases be given back, also in a cancelled task, but not for ever."""
+    """Waits until the leases are given back, also in a cancelled task, but only for the timeout."""
     task = asyncio.ensure_future(leaving)  # type: ignore[call-overload]
     await asyncio.wait([task], timeout=max(1.0, min(timeout, 5.0)))
     if not task.done():

@@ -1,4 +1,4 @@
-"""A message as a row, and a row as a message again. What was stored is bytes: no class of the application is needed.
+"""A message as a row, and a row as a message again. The stored body is bytes, so no class of the application is needed.
 
 A header keeps its type: `{"name": ["s", "text"]}`, with "s" text, "b" bytes (Base64), "i" and "f" numbers, "t" a truth
 value, "n" nothing. A row that cannot be read raises `DamagedRow`, which says why and quotes nothing.
@@ -33,25 +33,25 @@ __all__ = [
 POSITION = "outbox-position"
 EVENT_TIME = "event-time"
 OWN_HEADERS = frozenset({POSITION, EVENT_TIME})
-"""Headers that the relay writes."""
+"""The headers that the relay adds."""
 
 TRACE_HEADERS = frozenset({"traceparent", "tracestate", "baggage"})
 RESERVED_BYTES = 1_024
-"""So much smaller than the limit must a message be, and so many headers fewer: the relay adds its own."""
+"""How many bytes of the largest message are left for the headers that the relay adds."""
 MAX_HEADERS = 100 - len(OWN_HEADERS) - len(TRACE_HEADERS)
 
 COLUMNS = (
     *("hash", "topic", "message_key", "message_name", "message_id", "body", "content_type", "headers", "made_at"),
     "trace",
 )
-"""What a message is in a row."""
+"""The columns of a row that hold a message."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 
 class ClaimedRow(NamedTuple):
-    """What a claim brings of a row. SQLAlchemy's rows take ten times as long to say what is in a column."""
+    """The columns that a claim reads. Reading a column of SQLAlchemy's own rows takes ten times as long."""
 
     id: int
     state: int
@@ -71,22 +71,23 @@ class ClaimedRow(NamedTuple):
 
 
 class DamagedRow(Exception):  # noqa: N818 - names what the row is
-    """A row that is no message."""
+    """The row does not hold a valid message."""
 
 
 def key_hash(topic: str, key: str | None, message_id: bytes = b"") -> int:
     """The 32-bit hash that decides a row's partition: CRC-32 (ISO 3309, as zlib has it).
 
-    Of the topic in UTF-8, a zero byte and the key in UTF-8; without a key, of the message id's text.
+    It is computed from the topic in UTF-8, a zero byte, and the key in UTF-8. Without a key, it is computed from the
+    text of the message id.
     """
     return zlib.crc32(message_id if key is None else topic.encode() + b"\0" + key.encode())
 
 
 def row_of(message: Message, trace: Mapping[str, str] | None) -> dict[str, Any]:
-    """The columns of a validated message, all but `place`.
+    """The columns of a validated message, except `place`.
 
     Raises:
-        InvalidMessageError: It has a header that the relay writes, or too many.
+        InvalidMessageError: The message has a header that the relay adds, or too many headers.
     """
     headers = message.headers
     if headers:
@@ -125,8 +126,8 @@ def message_of(row: Any, *, headers: bool, stamp: datetime | None) -> Message:
 
     Args:
         row: A row of the claim.
-        headers: Whether the broker carries headers; without, there are none of the relay's either.
-        stamp: The time of sending, as the message's timestamp; None: the event's own time.
+        headers: Whether the broker carries headers. If not, the relay adds none.
+        stamp: The time of sending, which becomes the message's timestamp. None: the message's own time.
 
     Raises:
         DamagedRow: The row cannot be read.

@@ -1,7 +1,7 @@
 """The tables, and what the numbers in them mean.
 
-Times are microseconds since 1970-01-01 UTC by the database's clock, in every database the same 64-bit number; `made_at`
-alone is the application's.
+Times are microseconds since 1970-01-01 UTC by the database's clock. They are 64-bit numbers in every database. Only
+`made_at` is by the application's clock.
 """
 
 from __future__ import annotations
@@ -36,20 +36,22 @@ SCHEMA_VERSION = 1
 
 
 class State(enum.IntEnum):
-    """What a row waits for."""
+    """The state of a row: what it waits for."""
 
     READY = 0
-    """To be claimed."""
+    """Waits to be claimed."""
     WAITING = 1
-    """For `not_before`, after a failure that may pass; the rows behind it in its key wait with it."""
+    """Waits until `not_before`, after a failure that may pass. The rows of its key behind it wait too."""
     PARKED = 2
-    """For a person: it cannot be delivered as it is."""
+    """Waits for a person: it cannot be delivered as it is."""
     BEHIND = 3
-    """For a row before it: one of its key that waits or is parked, or the refused one of its topic."""
+    """Waits for an earlier row: a row of its key that waits or is parked, or the row that stands for its refused
+    topic."""
     REFUSED = 4
-    """For `not_before`: its topic is refused as a whole, and this row will be tried for all of them."""
+    """Waits until `not_before`. Its topic is refused as a whole, and this row will be tried for all rows of the
+    topic."""
     SENT = 5
-    """For nothing: it has its receipt, and is kept for a while."""
+    """Waits for nothing: it has its receipt, and is kept for a while."""
 
 
 class database_time(FunctionElement[int]):  # noqa: N801 - a function of SQL
@@ -99,12 +101,12 @@ class Tables:
     Args:
         name: The name of the table of messages; the others begin with it.
         schema: Their schema, or None for the connection's own.
-        metadata: Where they are registered, so that alembic sees them.
+        metadata: The `MetaData` where the tables are registered, so that alembic sees them.
 
     Attributes:
         messages: A row for each message.
         lease: A row for each partition: who works on it, and until when.
-        relay: A row for each relay that lives.
+        relay: A row for each running relay.
         version: One row, the schema's version.
     """
 

@@ -19,9 +19,9 @@ class Lag:
 
     Attributes:
         topic: The topic.
-        partition: The partition, of the relays that serve all topics.
-        rows: How many.
-        oldest: Age of the oldest, in seconds.
+        partition: The partition, in the scope of relays that serve all topics.
+        rows: How many rows.
+        oldest: The age of the oldest row, in seconds.
         parked: How many of them wait for a person.
         refused: How many of them stand for a topic that is refused as a whole; more rows may wait behind each.
     """
@@ -39,10 +39,10 @@ class LeaseStatus:
     """A partition.
 
     Attributes:
-        scope: "*", or a digest of the topics of the relays that share it.
+        scope: "*" for relays that serve all topics. Else a digest of the topics of the relays that share the partition.
         partition: Its number.
         owner: The relay that has it, or None.
-        seconds: For how long it has it yet.
+        seconds: For how many more seconds that relay has it.
     """
 
     scope: str
@@ -56,13 +56,13 @@ class OutboxStatus:
     """What an outbox holds.
 
     Attributes:
-        unsent: Rows that are not sent, all of the following together.
+        unsent: All rows that are not sent: `ready`, `waiting` and `parked` together.
         ready: Rows to be claimed, or in flight.
-        waiting: Rows that wait: for another try, or behind one that does.
+        waiting: Rows that wait for another attempt, or behind another row.
         parked: Rows that wait for a person.
         refused_topics: Topics that are refused as a whole.
-        unattended: Rows that could be sent now, and whose partition no living relay has: start one.
-        possible_duplicates: Rows that may be in the broker twice; sent ones as long as they are kept.
+        unattended: Rows that could be sent now, but no relay has their partition: start a relay.
+        possible_duplicates: Rows that may be in the broker twice. Sent rows are counted for as long as they are kept.
         lag: The unsent rows by topic and partition, the oldest first.
         leases: The partitions.
     """
@@ -80,18 +80,18 @@ class OutboxStatus:
 
 @dataclass(frozen=True)
 class RelayHealth:
-    """How a relay is. For alerts; a probe that restarts the process asks `running`.
+    """The state of a relay, for alerts. A probe that restarts the process must look at `running`, not at `ok`.
 
     Attributes:
-        ok: It runs, the database and the broker answer, and no row waits for a person. False with a parked row and
-            with a refused topic, which a restart does not help. Rows that wait for another try, and topics that give no
-            receipt, leave it True: the relay goes on by itself.
-        reason: Why it is not ok, then what waits; "ok" when there is nothing to say.
-        running: It runs. False: only a new start helps.
-        partitions: Its partitions.
-        in_flight: Rows that it has claimed and not marked yet.
-        sent: Rows that it has sent since it was started.
-        fenced: Marks that were refused because another relay has the partition.
+        ok: It runs, the database and the broker answer, and no row waits for a person. It is False if a row is parked
+            or a topic is refused; a restart does not help then. It stays True while rows wait for another attempt, or a
+            topic gives no receipt: the relay goes on by itself.
+        reason: Why it is not ok, and then what waits. "ok" if there is neither.
+        running: Whether the relay runs. If not, only a new start helps.
+        partitions: The partitions that it has.
+        in_flight: How many rows it has claimed and not marked yet.
+        sent: How many rows it has sent since it was started.
+        fenced: How many marks were refused because another relay has the partition.
         status: What the outbox holds; None: the database does not answer.
     """
 
@@ -127,7 +127,7 @@ class ParkedRow:
 
 
 async def read_status(store: Store) -> OutboxStatus:
-    """Reads what an outbox holds, at one time."""
+    """Reads what an outbox holds, all at the same time."""
     async with store.transaction(snapshot=True):
         return await _read_status(store)
 

@@ -248,7 +248,7 @@ def drain_topic(
         bootstrap_servers: `host:port[,...]`, or a `kafka://` URL without user.
         topic: Name of the topic, which must exist.
         count: Wait until at least so many records are there. More than these are returned as well, if there are: that
-            is how a duplicate shows. None: only what is there now.
+            is how a duplicate shows. None: only what is there now, also when the topic goes on growing.
         timeout: Seconds for all of it.
         settings: Further settings of librdkafka, such as those of SASL and TLS.
 
@@ -280,6 +280,7 @@ def drain_topic(
     try:
         partitions = _partitions(confluent, consumer, topic, timeout)
         consumer.assign([confluent.TopicPartition(topic, partition, 0) for partition in partitions])
+        ends = {partition: _end(confluent, consumer, topic, partition, timeout) for partition in partitions}
         unread = set(partitions)
         while unread or len(records) < (count or 0):
             left = give_up - time.monotonic()
@@ -295,7 +296,10 @@ def drain_topic(
             problem = message.error()
             if problem is None:
                 records.append(_kafka_record(message))
-                unread.add(message.partition())  # it has grown since its end was reported
+                if count is not None:
+                    unread.add(message.partition())  # it has grown since its end was reported
+                elif message.offset() + 1 >= ends[message.partition()]:
+                    unread.discard(message.partition())  # of a partition that goes on growing no end is reported
             elif problem.code() == confluent.KafkaError._PARTITION_EOF:
                 unread.discard(message.partition())
             else:  # a broker is away, a leader moves: librdkafka goes on by itself
@@ -316,6 +320,12 @@ def _partitions(confluent: Any, consumer: Any, topic: str, timeout: float) -> li
             raise LookupError(f"there is no topic {topic!r}: create it first")
         raise TimeoutError(f"topic {topic!r} cannot be read: {found.error.str()}")
     return list(found.partitions)
+
+
+def _end(confluent: Any, consumer: Any, topic: str, partition: int, timeout: float) -> int:
+    """The offset after the partition's last committed record."""
+    _, end = consumer.get_watermark_offsets(confluent.TopicPartition(topic, partition), timeout=timeout)
+    return int(end)
 
 
 def _kafka_record(message: Any) -> Record:

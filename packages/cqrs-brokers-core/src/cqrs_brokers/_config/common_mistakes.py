@@ -1,6 +1,6 @@
-"""Recognises common mistakes in config strings that platforms and shells give, and says what to write instead.
+"""Recognises mistakes that platforms and shells often make in config strings, and says what to write instead.
 
-It is asked about strings that the parser has refused. The texts quote nothing of the string.
+The parser asks it about strings that it has refused. The sentences never quote the string.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final
 __all__ = ["FOREIGN_OPTIONS", "FOREIGN_SCHEMES", "MAX_LENGTH", "common_mistakes"]
 
 MAX_LENGTH: Final = 8192
-"""Of a config string, in characters."""
+"""The most characters of a config string."""
 
 _KAFKA_TLS = "write kafka://, and ?security_protocol=SSL (with a user: SASL_SSL)"
 _RABBITMQ_TLS = "write amqps://"
@@ -31,7 +31,8 @@ FOREIGN_SCHEMES: Final[Mapping[str, str]] = {
     "ssl": "write kafka:// and ?security_protocol=SSL, or amqps://",
     "tls": "write amqps://, or kafka:// and ?security_protocol=SSL",
 }
-"""Schemes that others use, and what is written here. A plugin that claims one comes first."""
+"""Schemes of other clients, with the advice what to write here instead. A plugin that claims such a scheme comes
+first."""
 
 FOREIGN_OPTIONS: Final[Mapping[str, str]] = {
     "ca_certs": "ssl_cafile",
@@ -54,11 +55,12 @@ FOREIGN_OPTIONS: Final[Mapping[str, str]] = {
     "tls": "security_protocol",
     "verify": "ssl_verify",
 }
-"""Options as other clients call them, with `_` for `-` and `.`, and what is written here, where the plugin has it."""
+"""Names of options in other clients (with `_` for `-` and `.`), and the name here. A name is suggested only if the
+plugin has that option."""
 
 
 def common_mistakes(text: object) -> list[str]:
-    """A sentence for each common mistake in the string. There is none for a value that is not text or is too long."""
+    """A sentence for each common mistake in the string. No sentence for a value that is not text or is too long."""
     if not isinstance(text, str) or len(text) > MAX_LENGTH:
         return []
     problems = []

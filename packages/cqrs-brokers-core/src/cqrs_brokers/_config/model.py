@@ -1,4 +1,4 @@
-"""The vocabulary of a plugin's author: `option` and `BrokerOptions`."""
+"""What the author of a plugin declares options with: `option` and `BrokerOptions`."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class BrokerOptions(BaseModel):
     nothing in a config string is silently ignored."""
 
     instead_of_parts: ClassVar[Mapping[str, str]] = {}
-    """What to write instead of a part that the plugin does not read; ends the error's sentence."""
+    """What to write instead of a part that the plugin does not read. The error ends with it."""
 
     delivery_timeout: Duration = option(
         **bounds("delivery_timeout"), description="A send has its outcome after this time at the latest."

@@ -80,7 +80,7 @@ class _Spec(NamedTuple):
 
     def effective(self, name: str, value: object, origin: Origin) -> EffectiveOption:
         default = "required" if self.default is PydanticUndefined else show(self.default, self.quantity)
-        # An object-only option is shown by its type, even when it happens to be text: it may be a token.
+        # A keyword-only option is shown by its type, even when it happens to be text: it may be a token.
         text = f"<{type(value).__name__}>" if self.keyword_only and value is not None else show(value, self.quantity)
         return EffectiveOption(name, text, default, origin, self.unit, self.description)
 
@@ -91,7 +91,7 @@ class _Given(NamedTuple):
     value: object
     origin: Origin
     suffix: Literal["", "_file", "_env"] = ""
-    """What the option's name was given with, when the value is a reference to a secret."""
+    """What follows the option's name, if the value is the name of a file or a variable with a secret."""
 
 
 _PASSWORD = _Spec(Secret, "Of the user in the URL.", secret=True, in_userinfo=True)
@@ -108,9 +108,8 @@ def resolve_options(
     """Makes a plugin's options from a URL's query and from keywords. A keyword overrides the string.
 
     `open_broker` and the documented adapters use it, so both say the same about the same mistake. It reads the files
-    and environment variables that `password_file=` and the like name, and does no other I/O.
-    When the plugin reads the userinfo, `password=` (keyword only), `password_file=` and `password_env=` give the
-    password of the URL's user.
+    and environment variables that options such as `password_file=` name, and does no other I/O. When the plugin reads
+    the userinfo, `password=` (keyword only), `password_file=` and `password_env=` give the password of the URL's user.
 
     Args:
         source: Where the URL came from, for example a variable's name. Problems of the URL begin with it.
@@ -221,7 +220,7 @@ def _specs(options_type: type[BrokerOptions]) -> Mapping[str, _Spec]:
 def _build(options_type: type[BrokerOptions]) -> None:
     """Builds the model's validator, which `defer_build` put off.
 
-    Before its first model pydantic looks for its own plugins in every installed distribution. A malformed
+    Before pydantic builds its first model, it looks for its own plugins in every installed distribution. A malformed
     entry_points.txt of any package then raises here. pydantic looks only once, so the second try shows whether the
     model itself is wrong.
     """
@@ -238,7 +237,7 @@ def _build(options_type: type[BrokerOptions]) -> None:
 def _layer(
     layer: Mapping[str, object], origin: Origin, specs: Mapping[str, _Spec], problems: list[str]
 ) -> dict[str, _Given]:
-    """One source of options, each under the name it is an option for."""
+    """The options of one source, by the name of the option without `_file` or `_env`."""
     known: dict[str, tuple[str, Literal["", "_file", "_env"]]] = {}
     for name, spec in specs.items():
         if spec.secret:
@@ -269,7 +268,7 @@ def _layer(
 
 
 def _unread_parts(url: BrokerURL, options_type: type[BrokerOptions]) -> list[str]:
-    """A problem for each part of the URL that the plugin does not read; a lone "/" is how many write no path."""
+    """A problem for each part of the URL that the plugin does not read. A lone "/" counts as no path."""
     problems = []
     parts = {"userinfo": ("user", url.username is not None), "hosts": ("hosts", url.hosts), "path": ("path", url.path)}
     for part, (name, present) in parts.items():

@@ -25,7 +25,7 @@ _BOUNDS: Final[dict[str, dict[str, float]]] = {
 
 @dataclass(frozen=True)
 class BrokerSettings:
-    """The settings that `Broker` itself uses. Its docstring says what each means.
+    """The settings that `Broker` itself uses. `Broker`'s docstring says what each means.
 
     Raises:
         ConfigError: A number is too small.
@@ -46,7 +46,7 @@ class BrokerSettings:
             value = getattr(self, name)
             if value is None and getattr(BrokerSettings, name) is None:
                 continue
-            # Negated, so that NaN is refused. Programs may exceed the upper bounds: those find mistakes in strings.
+            # Negated, so that NaN is refused. The upper bounds only find mistakes in strings; programs may exceed them.
             if "gt" in bound and not value > bound["gt"]:
                 problems.append(f"{name} must be above {bound['gt']}, not {value}")
             elif "ge" in bound and not value >= bound["ge"]:

@@ -112,7 +112,8 @@ _SIMPLE: dict[type, Converter] = {bool: _boolean, int: _integer, float: _number,
 
 
 def _choice(choices: dict[str, Any]) -> Converter:
-    """The choices are listed from the safest to the weakest. Only the first is ever suggested for another text."""
+    """The choices are listed from the safest to the weakest. An error suggests only the first one, so that no error
+    leads to a weaker choice."""
 
     def convert(text: str) -> Any:
         if text in choices:

@@ -1,4 +1,5 @@
-"""Closes a broker: flushes accepted messages, gives the rest a true outcome, leaves no task. Bounded in every state.
+"""Closes a broker: flushes accepted messages, gives the rest a true outcome, leaves no task. The time is always
+bounded.
 
 flush until the deadline → end what is left → stop the supervisor → close the driver → abort it when it is late
 """
@@ -25,8 +26,8 @@ logger = logging.getLogger("cqrs_brokers.closing")
 FORCED_CLOSE = 0.8
 """How long a driver's `close` may take beyond its grace, in seconds."""
 UNAWAITED = 1.0
-"""How long a close waits for messages whose callers were cancelled, in seconds: most are confirmed in that time, and a
-program that is interrupted ends soon all the same."""
+"""How long a close waits for messages whose callers were cancelled, in seconds. Most are confirmed in that time. An
+interrupted program still ends soon."""
 LOOK_AGAIN = 0.05
 """How often a flush looks whether its deadline was shortened, in seconds."""
 

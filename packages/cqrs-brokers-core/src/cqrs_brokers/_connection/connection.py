@@ -44,7 +44,8 @@ PROVEN_AFTER = 5.0
 MOST_LINES = 20
 """How many different reasons of one outage are logged."""
 OWN_TIMEOUT_SLACK = 0.5
-"""How much longer than connect_timeout an attempt may take, in seconds: a driver's own timeout gives a better hint."""
+"""How much longer than `connect_timeout` an attempt may take, in seconds. If the driver's own timeout ends the attempt,
+the error gives a better reason."""
 
 
 def _backoff(unproven: int) -> float:
@@ -61,7 +62,8 @@ class Connection:
         listener: Is told of every change.
         breaches: Records what the driver does against its contract.
         address: The broker's redacted URL, for errors and the log.
-        settings: `connect_timeout` bounds each attempt, `retry_count` and `retry_delay` the next ones.
+        settings: `connect_timeout` bounds each attempt. `retry_count` and `retry_delay` say how many attempts there
+            are, and when.
     """
 
     def __init__(
@@ -94,7 +96,7 @@ class Connection:
         self._passes: list[asyncio.Future[BrokerError | None]] = []
         self._retry_at = 0.0
         self._logged: set[str] = set()
-        """The lines of this outage."""
+        """The lines that were logged in this outage."""
         self._engaged = False
         """Whether the driver may hold a connection."""
         driver.bind(self)
@@ -159,7 +161,7 @@ class Connection:
         """Starts connecting for a message that waits, unless that is under way.
 
         Returns:
-            The error when waiting is useless because connecting failed for good a moment ago.
+            The error of the message, if connecting failed a moment ago with a permanent error. Then waiting is useless.
         """
         if self._task is None:
             if self.state is State.FAILED and loop.time() < self._retry_at:
@@ -190,7 +192,7 @@ class Connection:
         """Asks the connected broker whether it is alive.
 
         Raises:
-            ConnectError: It is not, or gives no answer within the timeout (in seconds).
+            ConnectError: It is not alive, or gives no answer within the timeout (in seconds).
         """
         error = await self._bounded("ping", self._driver.ping(), timeout, "it does not answer a ping")
         if error is not None:
@@ -286,7 +288,8 @@ class Connection:
     async def _bounded(
         self, method: str, work: Coroutine[Any, Any, None], timeout: float, silence: str
     ) -> ConnectError | None:
-        """Runs the driver's work in a task of its own: a client that cancels that task leaves the supervisor alone."""
+        """Runs the driver's work in a task of its own. So a client that cancels its current task does not cancel the
+        supervisor."""
         task = self._attempt = self._tasks.spawn(work)
         task.add_done_callback(retrieve_exception)
         try:
@@ -342,7 +345,7 @@ class Connection:
         self._end_passes(error)
 
     def _log(self, level: int, text: str, error: ConnectError) -> None:
-        """One line for each reason in an outage, however often it is tried."""
+        """Logs one line for each reason in an outage, however many attempts fail."""
         line = text % (self._address, error.text)
         if line not in self._logged and len(self._logged) < MOST_LINES:
             self._logged.add(line)

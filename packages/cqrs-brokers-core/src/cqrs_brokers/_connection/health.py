@@ -15,12 +15,13 @@ __all__ = ["Health", "whats_wrong"]
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """How a broker is, for readiness probes.
+    """The state of a broker, for readiness probes.
 
     Attributes:
         ok: Connected, answering, and taking messages.
-        reason: Why it is not ok; else "ok", or "throttled: …" while the broker slows this client down (a quota).
-        latency: How long finding out took, in seconds.
+        reason: Why it is not ok. If it is ok: "ok", or "throttled: …" while the broker slows this client down (a
+            quota).
+        latency: How long the check took, in seconds.
         last_error: Why the connection was lost or could not be made; None while connected.
         blocked: Connected, but the broker takes no messages (RabbitMQ: a memory or disk alarm).
         in_flight: How many messages the driver holds.
@@ -35,13 +36,13 @@ class Health:
 
 
 async def whats_wrong(connection: Connection, loop: AbstractEventLoop, timeout: float) -> str:
-    """Why the broker is not healthy, or nothing. Connects, or pings within the timeout (in seconds)."""
+    """Why the broker is not healthy; "" when it is. Connects, or pings within the timeout (in seconds)."""
     try:
         if connection.state in (State.IDLE, State.FAILED):
             await connection.connect(loop)
         elif connection.state is not State.READY:
             return "connecting" if connection.last_error is None else connection.last_error.text
-        elif connection.blocked_by is None:  # else it reads nothing: a ping would not be answered
+        elif connection.blocked_by is None:  # a blocked broker reads nothing, so it would not answer a ping
             await connection.ping(timeout)
     except (ConnectError, BrokerStateError) as error:
         reason = error.text

@@ -31,7 +31,7 @@ class LoopBinding:
         _bindings.add(self)
 
     def refusal(self, running: AbstractEventLoop | None) -> WrongLoopError | None:
-        """Why the running loop may not use the broker, or None when it may take it over."""
+        """Why the running loop may not use the broker. None: it may."""
         if self.forked:
             return WrongLoopError(FORKED)
         if running is None:
@@ -42,7 +42,7 @@ class LoopBinding:
 
 
 def running_loop() -> AbstractEventLoop | None:
-    """The running event loop, or None. It is None in a forked child too, inside a coroutine of the parent."""
+    """The running event loop, or None. It is also None in a child process that was forked inside a coroutine."""
     try:
         return get_running_loop()
     except RuntimeError:
@@ -51,7 +51,7 @@ def running_loop() -> AbstractEventLoop | None:
 
 _bindings: weakref.WeakSet[LoopBinding] = weakref.WeakSet()
 _PARENTS_LOOP: Any = object()
-"""Stands for the parent's event loop in a forked child: no running loop is ever this one."""
+"""Stands for the parent's event loop in a forked child. No running loop is equal to it."""
 
 
 def _mark_forked() -> None:

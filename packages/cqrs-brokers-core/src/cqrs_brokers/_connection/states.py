@@ -23,10 +23,10 @@ class ConnectionListener(NamedTuple):
     """Is told of changes of the connection, and says whether it is needed.
 
     Attributes:
-        opened: The driver takes messages from now on, or takes none.
+        opened: Whether the driver takes messages from now on.
         failed: Connecting failed, for good or too often: every message that was not handed over ends with this error.
         dropped: The event loop is ending without `close()`.
-        changed: For the observers: the new state, and why.
+        changed: Tells the observers the new state and the reason.
         is_needed: Whether a message is without its outcome.
         has_confirmed: Whether the broker has confirmed a message since the last call.
     """

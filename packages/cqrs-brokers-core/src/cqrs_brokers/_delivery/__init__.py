@@ -1,1 +1,1 @@
-"""What is on its way: the delivery's states, the in-flight window, and the outcomes of callers."""
+"""Messages between the call and the outcome: the states of a delivery, the in-flight window, what callers get."""

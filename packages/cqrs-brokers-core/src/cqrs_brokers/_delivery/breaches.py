@@ -1,4 +1,4 @@
-"""What a driver did against its contract: logged, and kept for the tests of drivers."""
+"""Breaches of the driver contract. They are logged, and kept for the tests of drivers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class ContractBreach(NamedTuple):
     Attributes:
         method: The method's name.
         what: What was wrong, without anything of the message.
-        message_id: The message that it was about, if it was about one.
+        message_id: The id of the message, if the breach concerns one.
     """
 
     method: str
@@ -38,7 +38,7 @@ class ContractBreaches:
     def __init__(self, address: str) -> None:
         self._address = address
         self.kept: collections.deque[ContractBreach] = collections.deque(maxlen=KEPT)
-        """The last ones."""
+        """The last 100 breaches."""
 
     def add(self, method: str, what: str, message_id: UUID | None = None, error: BaseException | None = None) -> None:
         """Logs a breach and keeps it. The broker goes on."""

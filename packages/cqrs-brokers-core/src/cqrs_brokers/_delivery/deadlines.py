@@ -1,4 +1,4 @@
-"""The deadlines of all messages, and what a caller is told when a deadline has passed.
+"""The deadlines of all messages, and the errors that callers get when a deadline has passed.
 
 One timer serves all messages. If all calls have the same timeout, the order of calls is the order of deadlines. While
 there are calls with timeouts of their own, the order may differ, and the timer looks at every message.
@@ -36,9 +36,9 @@ class Deadlines:
     Args:
         in_flight: The messages that the driver holds.
         waiting: The messages that wait for a place, in the order of calls.
-        why_not_taken: Why the broker takes nothing now, or None when it does.
-        why_late: What the driver knows about a message, and whether it was handed over.
-        why_stuck: Why a message had no room, if its destination takes nothing.
+        why_not_taken: Why the broker takes no messages now. None: it takes messages.
+        why_late: The driver's `why_late`: why a message has no outcome, as far as the driver knows.
+        why_stuck: Why a message had no room. None: its destination takes messages.
         timeout: The timeout of calls that have none of their own, in seconds.
     """
 
@@ -58,14 +58,16 @@ class Deadlines:
         self._why_stuck = why_stuck
         self._timeout = timeout
         self._in_order = True
-        """The order of calls is the order of deadlines."""
+        """Whether the order of calls is the order of deadlines."""
         self._loop: asyncio.AbstractEventLoop
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
         self._stalled = 0.0
-        """For how long the event loop stood still, while it looks at what came in meanwhile."""
+        """How long the event loop stood still, in seconds, while the loop still reads what came in meanwhile; else
+        0."""
         self.armed = False
-        """Whether there is a timer. `watch()` need not be called then; looking is cheaper than a call per message."""
+        """Whether there is a timer. If so, `watch()` need not be called: reading this attribute is cheaper than a call
+        per message."""
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
         """Starts anew in that event loop."""
@@ -76,7 +78,7 @@ class Deadlines:
         self._stalled = 0.0
 
     def watch(self, deadline: float) -> None:
-        """There is a message with this deadline (`loop.time()`, in seconds)."""
+        """Sets the timer for a message with this deadline (`loop.time()`, in seconds), if no timer is set."""
         if not self.armed:
             self.armed = True
             self._due = deadline
@@ -85,13 +87,13 @@ class Deadlines:
     def expect(self, deadline: float) -> None:
         """There will be a message with this deadline. It may be earlier than those of the messages before it."""
         self._in_order = False
-        when = min(deadline, self._loop.time() + self._timeout)  # calls without a timeout, from now on, are later
+        when = min(deadline, self._loop.time() + self._timeout)  # later calls without a timeout have later deadlines
         if self._timer is not None and when < self._timer.when():
             self.stop()
         self.watch(when)
 
     def stop(self) -> None:
-        """No timer any more."""
+        """Cancels the timer."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -135,11 +137,11 @@ class Deadlines:
             for delivery in everything:
                 (late if delivery.done or delivery.deadline <= now else waiting).append(delivery)
             if waiting:
-                self._in_flight.on_room()  # the first may have been what had no room
+                self._in_flight.on_room()  # perhaps only the first one had no room
         return late
 
     def _next(self, now: float) -> float | None:
-        """When the next deadline is, or None without a message."""
+        """The next deadline, or None without a message."""
         some = (self._in_flight.pending, self._waiting)
         if self._in_order:
             return min((next(iter(messages)).deadline for messages in some if messages), default=None)
@@ -151,7 +153,7 @@ class Deadlines:
         return max(min(first, now + self._timeout), now + 10 * (self._loop.time() + CLOCK_RESOLUTION - now))
 
     def _error(self, delivery: Sending, room: bool, stalled: float) -> DeliveryError:
-        """The first that applies."""
+        """The error of a message at its deadline: the first one that applies."""
         if delivery.state == HANDED:
             known = self._known(delivery, handed=True)
             if isinstance(known, DeliveryUnknownError):

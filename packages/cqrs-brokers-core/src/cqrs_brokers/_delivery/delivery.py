@@ -43,7 +43,7 @@ HANDED: Final = 2
 RELEASED: Final = 3
 """The driver has let go, or never had it."""
 SETTLED: Final = 4
-"""`Broker` took the place back: what the driver still says is late, and no fault of its."""
+"""`Broker` took the place back. Calls of the driver may still come late; they are not breaches."""
 
 
 @runtime_checkable
@@ -88,7 +88,7 @@ class Delivery(Protocol):
         """Lets go of a message that is over (`done`), whether or not it was handed over. Its place is free again."""
 
     def returned(self) -> None:
-        """Says that a message that was handed over is proven not written; it waits in the driver again."""
+        """Says that a message that was handed over was not written, which is proven. It waits in the driver again."""
 
     def confirm(self, *, partition: int | None = None, offset: int | None = None) -> None:
         """Says that the broker confirmed the message.
@@ -127,7 +127,7 @@ def confirm_all(deliveries: Iterable[Delivery], *, partition: int | None = None,
 
 
 class Sending:
-    """The delivery itself. Drivers see a `Delivery`; `outcomes` has the kinds, by who waits for the outcome.
+    """The implementation of `Delivery`. Its subclasses are in `outcomes`: one for each way to wait for the outcome.
 
     Attributes:
         size: The message's size, in bytes.
@@ -137,7 +137,7 @@ class Sending:
     __slots__ = ("message", "topic", "deadline", "done", "size", "state", "_id", "_in_flight")
 
     timeout: float | None = None
-    """The seconds that its call gave it; None: what `Broker` gives every message."""
+    """The timeout of its call, in seconds. None: the call has none, and the one of `Broker` counts."""
 
     def __init__(self, message: Message, deadline: float, size: int, in_flight: InFlight) -> None:
         self.message = message
@@ -180,7 +180,7 @@ class Sending:
         """See `Delivery`."""
         if self.state == HANDED:
             self.state = SUBMITTED
-            if self._in_flight.pending.get(self):  # its caller was cancelled: it does not go again
+            if self._in_flight.pending.get(self):  # its caller was cancelled: the message is not sent again
                 self.abandon()
         elif self.state < RELEASED:
             self._breach("returned", "before handed_over()")
@@ -233,13 +233,13 @@ class Sending:
     # -- Broker's side ------------------------------------------------------------------------------------------------
 
     def submitted(self) -> None:
-        """The driver gets the message, which takes its place."""
+        """The driver gets the message, and the message takes a place in flight."""
         self.state = SUBMITTED
         self._in_flight.pending[self] = False
         self._in_flight.bytes += self.size
 
     def keep(self) -> None:
-        """It has to wait: from here on the caller may change the message."""
+        """Copies the message, because it has to wait and the caller may change the original meanwhile."""
         self.message = snapshot(self.message)
 
     def end(self, error: DeliveryError) -> None:
@@ -251,8 +251,8 @@ class Sending:
         self._resolve(error)
 
     def abandon(self) -> None:
-        """The caller was cancelled. What was handed over may still arrive: observers get its outcome when it is known,
-        at the latest at its deadline. A message that was not handed over is over."""
+        """The caller was cancelled. A message that was handed over may still reach the broker. Observers get its
+        outcome when it is known, at the latest at its deadline. A message that was not handed over ends here."""
         places = self._in_flight
         if self.state == HANDED:
             logger.info(
@@ -280,7 +280,7 @@ class Sending:
     # -- parts --------------------------------------------------------------------------------------------------------
 
     def _finish(self, outcome: Receipt | DeliveryError) -> None:
-        """The driver ends it: outcome and place at once."""
+        """The driver ends the message: the caller gets the outcome, and the place is free."""
         self.done = True
         self.state = RELEASED
         places = self._in_flight
@@ -293,7 +293,7 @@ class Sending:
         self._resolve(outcome)
 
     def _detach(self) -> None:
-        """The caller will not be told any more; the driver may still have it."""
+        """The caller gets nothing more from this delivery. The driver may still hold the message."""
         self.done = True
         if self.state == QUEUED:
             self.state = RELEASED
@@ -302,7 +302,7 @@ class Sending:
             self._in_flight.ended[self] = None
 
     def _release(self) -> None:
-        """The driver lets go of one whose caller has its answer: its place is free."""
+        """The driver lets go of a message whose caller has the outcome already. The place is free."""
         self.state = RELEASED
         places = self._in_flight
         del places.ended[self]
@@ -311,7 +311,7 @@ class Sending:
             places.on_room()
 
     def _unanswered(self, why: str) -> DeliveryError:
-        """The outcome of a message for which nobody waits any more."""
+        """The outcome of a message whose caller does not wait any more."""
         error: DeliveryError
         if self.state == HANDED:
             error = DeliveryUnknownError(f"{why} after the message was handed over, and the broker has not answered")

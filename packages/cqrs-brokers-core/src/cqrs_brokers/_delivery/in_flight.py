@@ -1,7 +1,7 @@
 """What is in flight: the places that messages take while the driver holds them, and who is told of outcomes.
 
 A place is taken when a message is submitted to the driver. It is free when the *driver* lets go of the message, which
-may be later than the caller's outcome: so what a stalled client holds in memory stays bounded.
+may be later than the caller's outcome. So the memory that a stalled client holds is bounded.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class InFlight:
     Args:
         name: The broker's name, for receipts.
         address: The broker's redacted URL, for errors.
-        confirms: Whether the driver's `confirm()` means that the broker confirmed.
+        confirms: Whether the driver's `confirm()` means that the broker has confirmed the message.
         max_count: The most messages the driver holds at any time.
-        max_bytes: The most bytes it holds; one larger message may go alone.
+        max_bytes: The most bytes that the driver holds. One larger message may go alone.
         breaches: What the driver did against its contract.
         observe: Is told every outcome, also those of cancelled callers. None: nobody.
     """
@@ -49,10 +49,11 @@ class InFlight:
         self.max_count = max_count
         self.max_bytes = max_bytes
         self.limit = self.limit_bytes = 0
-        """How much the driver may hold before destinations are looked at; see `stuck`."""
+        """How much the driver may hold before the window looks at the destinations of messages; see `stuck`."""
         self.breaches = breaches
         self.pending: dict[Any, bool] = {}
-        """The deliveries without an outcome, in the order of their deadlines; whether their callers were cancelled."""
+        """The deliveries without an outcome, in the order in which they were submitted. The value: whether the caller
+        was cancelled."""
         self.ended: dict[Any, None] = {}
         """The deliveries whose callers have their outcome and that the driver still holds."""
         self.bytes = 0
@@ -76,7 +77,7 @@ class InFlight:
         return confirmed
 
     def clear(self) -> None:
-        """Forgets every delivery, and who waited for it: the driver will not be asked any more."""
+        """Forgets every delivery and every watcher, because the driver will not be used any more."""
         self.pending.clear()
         self.ended.clear()
         self.bytes = 0

@@ -29,7 +29,7 @@ class AwaitedDelivery(Sending):
     def __init__(self, message: Message, deadline: float, size: int, in_flight: InFlight, wakeups: Wakeups) -> None:
         Sending.__init__(self, message, deadline, size, in_flight)  # `super()` would more than double its cost
         self._wakeups = wakeups
-        self._asyncio_future_blocking = True  # yielded by `await`, as the task checks
+        self._asyncio_future_blocking = True  # asyncio's task checks it: the object was yielded by `await`
         self._callback: Callable[[Any], object] | None = None
         self._cancelled: tuple[object, ...] | None = None
         self._outcome: Receipt | DeliveryError | None = None
@@ -50,7 +50,7 @@ class AwaitedDelivery(Sending):
         if isinstance(outcome, DeliveryError):
             try:
                 raise outcome
-            finally:  # its traceback holds this frame: with the error in it, it would be a reference cycle
+            finally:  # the traceback of the error holds this frame; the frame must not hold the error (a cycle)
                 del outcome
         return outcome  # type: ignore[return-value] # there is one now
 
@@ -73,7 +73,7 @@ class AwaitedDelivery(Sending):
         return self._wakeups.loop
 
     def add_done_callback(self, callback: Callable[[Any], object], *, context: Context) -> None:
-        """Lets the task be woken."""
+        """Keeps the callback that wakes the task."""
         self._callback = callback
         self._context = context
 
@@ -106,14 +106,14 @@ class BulkOutcomes:
 
     def __init__(self, future: asyncio.Future[None], timeout: float | None = None) -> None:
         self.timeout = timeout
-        """The seconds that the call gave them; None: what `Broker` gives every message."""
+        """The timeout of the call, in seconds. None: the call has none, and the one of `Broker` counts."""
         self.outcomes: list[Any] = []
         self.left = 1
-        """How many have no outcome; and one for those that are still to come."""
+        """How many deliveries have no outcome, plus 1 while more deliveries may be added."""
         self.future = future
 
     def finish(self) -> None:
-        """None is left: wakes the caller, unless it was cancelled."""
+        """Every delivery has its outcome: wakes the caller, unless it was cancelled."""
         if not self.future.done():
             self.future.set_result(None)
 
@@ -132,7 +132,7 @@ class BulkDelivery(Sending):
 
     @property
     def timeout(self) -> float | None:  # type: ignore[override]
-        """The seconds that its call gave it."""
+        """The timeout of the call, in seconds."""
         return self._bulk.timeout
 
     def _resolve(self, outcome: Receipt | DeliveryError) -> None:

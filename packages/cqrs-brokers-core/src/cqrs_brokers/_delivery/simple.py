@@ -1,4 +1,4 @@
-"""Runs a broker that has only `send_message`, so that `Broker` can treat every driver as a pipelined one.
+"""Wraps a broker that has only `send_message`, so that `Broker` can treat every driver as a pipelined one.
 
 Each send is a task of ours. With the capability `ordering_key` at most one runs at a time per topic and key; messages
 without a key are not serialised.
@@ -22,7 +22,7 @@ __all__ = ["SimpleSender"]
 
 
 class SimpleSender(PipelinedDriver):
-    """A pipelined driver over one `send_message`."""
+    """A pipelined driver that calls one `send_message` for each message."""
 
     def __init__(self, broker: MessageBroker) -> None:
         self._broker = broker
@@ -114,7 +114,7 @@ class SimpleSender(PipelinedDriver):
 
 
 class _Undeclared(Driver):
-    """Stands for the lifecycle of a plain `MessageBroker`, which has none."""
+    """Stands in for the lifecycle methods that a plain `MessageBroker` does not have."""
 
     async def send_message(self, message: object) -> None:
         raise AssertionError("a plain MessageBroker is called directly")

@@ -1,27 +1,28 @@
 """Destinations that take nothing, and how much of the window they may hold: together at most half.
 
-What was handed over cannot be taken back. So the bound holds only if the driver never has more than that before it is
-known which destinations take nothing:
+A message that was handed over cannot be taken back. So the driver must not hold more than half of the window before it
+is known which destinations take nothing. The window has three parts:
 
 | part of the window | for |
 |---|---|
 | two fifths | every message, while all destinations take messages |
 | a tenth | trials: single messages for destinations that take nothing |
-| half | nobody, until some take nothing; then for those that go on |
+| half | no message, while all destinations take messages; then for the destinations that go on |
 
-When some destinations take nothing, the others get two fifths of what those left free, and not all of it. So there is
-still room when another destination stops later. The driver never holds more than the window, and there is always room
-for those that go on.
+When some destinations take nothing, the others get two fifths of the free places, not all of them. So there is still
+room when another destination stops later. The driver never holds more than the window, and there is always room for the
+destinations that go on.
 
-The window is looked at 0.1 s after messages begin to wait for room, and then once a second while some wait, or some
-destination takes nothing. A destination takes nothing when the driver has let go of none of its messages that it held
-at the previous look. Further messages for it wait outside the window, in the order of calls.
+The first look is 0.1 s after messages begin to wait for room. Then there is one look a second, while messages wait or a
+destination takes nothing. A destination takes nothing when the driver still holds all of the destination's messages
+that it held at the previous look. Further messages for it wait outside the window, in the order of calls.
 
-Of each such destination a few messages go to the driver all the same, one per key: its trials. The earlier messages of
-a destination may be caught behind those of another destination. Trials show when such a destination takes messages
-again. Without trials it would seem stuck until the deadlines of its earlier messages. The trials have several keys,
-because a driver may have to keep back the next message of a key whose earlier message was caught. Messages without a
-key wait for none: at each look one of them may be tried again, because the last trial may have been caught, too.
+A few messages for such a destination still go to the driver, one per key: the destination's *trials*. They are needed
+because a destination may only seem stuck: its messages wait behind those of another one. Trials show when such a
+destination takes messages again. Without trials the destination would seem stuck until the deadlines of its earlier
+messages. The trials have several keys, because a driver may have to keep back the next message of a key whose earlier
+message is stuck. A message without a key waits for no other one: at each look one of them may be tried again,
+because the last trial may be caught, too.
 """
 
 from __future__ import annotations
@@ -50,12 +51,12 @@ class StuckDestinations:
         self.clear()
 
     def clear(self) -> None:
-        """Nothing is known any more."""
+        """Forgets all that it knows about destinations."""
         self._before: dict[str, list[Sending]] = {}
         self._held: list[Sending] = []
         self._bytes = 0
         self._trials: dict[str, dict[object, Sending]] = {}
-        """By destination and key; those of earlier looks that have no key, by themselves."""
+        """The trials, by destination and key; those of earlier looks without a key, by themselves."""
         self.names: frozenset[str] = frozenset()
         """The destinations that take nothing."""
         self._set_limits()
@@ -93,14 +94,15 @@ class StuckDestinations:
         self.limit = min(places.max_count, held + max(1, _two_fifths(places.max_count - held)))
         """How many messages the driver may hold now."""
         self.limit_bytes = size + _two_fifths(places.max_bytes - size)
-        """How many bytes; one larger message may go alone."""
+        """How many bytes the driver may hold now. One larger message may go alone."""
         self._most = _most_with_trials(held, places.max_count)
         self._most_bytes = _most_with_trials(size, places.max_bytes)
         # While something is stuck, no message goes to the driver before its destination was looked at.
         places.limit, places.limit_bytes = (0, 0) if self.names else (self.limit, self.limit_bytes)
 
     def is_alone(self, delivery: Sending) -> bool:
-        """Whether a message larger than the limit may go, because the driver holds nothing but what is stuck."""
+        """Whether a message larger than the limit may go, because the driver holds only messages of stuck
+        destinations."""
         places = self._in_flight
         return places.bytes <= self._bytes and places.bytes + delivery.size <= places.max_bytes
 
@@ -140,7 +142,7 @@ class StuckDestinations:
             return None
         return (
             f"{name!r} took nothing until the deadline, and destinations that take nothing hold at most half of the "
-            "messages in flight: look after it; send again later, or raise delivery_timeout"
+            "messages in flight: check it; send again later, or raise delivery_timeout"
         )
 
 
@@ -150,7 +152,8 @@ def _that_count(trials: dict[object, Sending]) -> dict[object, Sending]:
 
 
 def _most_with_trials(held: int, window: int) -> int:
-    """How much stuck destinations may hold: half; or what they hold already, and a tenth of what is free."""
+    """How much stuck destinations may hold, with their trials: half of the window. If they hold more already: that,
+    plus a tenth of the rest."""
     half = window // 2
     return half if held <= half else held + (window - held) // 10
 

@@ -1,6 +1,7 @@
 """Callers of `send_message` are woken together: one callback wakes all whose outcomes came in one turn of the loop.
 
-`asyncio.Future` takes a callback for each. With 1 000 sends at a time this saves a tenth of what a message costs.
+`asyncio.Future` needs one callback for each caller. With 1 000 sends at a time this saves a tenth of what a message
+costs.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class Wakeups:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.due: list[_Sleeper] = []
-        """In this order. Whoever adds the first one asks the loop to call `wake()`."""
+        """The deliveries, in the order in which their tasks are woken. Whoever adds the first one asks the loop to call
+        `wake()`."""
 
     def wake(self) -> None:
         """Wakes the tasks."""

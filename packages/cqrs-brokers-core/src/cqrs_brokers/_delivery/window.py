@@ -1,4 +1,5 @@
-"""The in-flight window: which messages the driver gets, and which wait until there is room. In the order of calls.
+"""The in-flight window: which messages the driver gets, and which wait until there is room. It keeps the order of
+calls.
 
 admit / queue ──room──▶ submit to the driver ──▶ outcome
       └──no room──▶ waiting ──a place became free──▶ submit
@@ -25,7 +26,8 @@ __all__ = ["Window"]
 LOOK_EVERY = 1.0
 """How often the window looks for stuck destinations while messages wait for room, or some are stuck, in seconds."""
 FIRST_LOOK = 0.1
-"""When it looks for the first time: what the destinations hold then is what they must have taken by the next time."""
+"""When the window looks for the first time, in seconds. A destination that takes none of its messages between this look
+and the next one is stuck."""
 
 
 class Window:
@@ -36,9 +38,9 @@ class Window:
         submit: The driver's `submit`.
         copies: Whether messages that have to wait are copied, so that later changes by the caller have no effect. They
             are not copied if they are copies already, or if the driver gets the caller's own object.
-        why_not_taken: Why the broker takes nothing now, or None when it does.
-        why_late: The driver's.
-        destination: The driver's.
+        why_not_taken: Why the broker takes no messages now. None: it takes messages.
+        why_late: The driver's `why_late`.
+        destination: The driver's `destination`.
         timeout: The timeout of calls that have none of their own, in seconds.
     """
 
@@ -63,7 +65,8 @@ class Window:
         """The callers that are to be woken in this event loop."""
         self._stuck = StuckDestinations(in_flight, destination)
         self._aside: tuple[int, Sending] | None = None
-        """How many of the first that wait must go on waiting, until something stuck is let go of; the last of them."""
+        """The first waiting messages that cannot go before a stuck destination takes something: their number, and the
+        last one."""
         self._looking: asyncio.TimerHandle | None = None
         self._deadlines = Deadlines(in_flight, self._waiting, why_not_taken, why_late, self._stuck.reason, timeout)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -71,7 +74,7 @@ class Window:
         in_flight.on_room = self._refill_soon
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Starts anew in that event loop, forgetting what belonged to a closed one."""
+        """Starts again in that event loop, and forgets what belonged to a closed one."""
         self.forget()
         self._stuck.clear()
         self._looking = None
@@ -81,7 +84,8 @@ class Window:
         self.accepting = self._refill_due = False
 
     def forget(self) -> None:
-        """The event loop is closed, and with it every caller is gone; only observers get outcomes."""
+        """Forgets every message, because the event loop is closed and no caller waits any more. Only observers get
+        outcomes."""
         forgotten = (*self._in_flight.pending, *self._in_flight.ended, *self._waiting)
         self._in_flight.clear()
         self._waiting.clear()
@@ -114,7 +118,7 @@ class Window:
         if self._copies:
             delivery.keep()
         self._wait((delivery,))
-        if self._stuck.names:  # there may be room for it, behind those that must wait
+        if self._stuck.names:  # there may be room for this one, although earlier ones must wait
             self._refill_soon()
         return False
 
@@ -123,20 +127,22 @@ class Window:
         self._deadlines.expect(deadline)
 
     def queue(self, deliveries: Sequence[Sending]) -> None:
-        """Lets many wait their turn at once; `refill()` submits what has room, `keep()` is for the others."""
+        """Adds many messages to those that wait. Call `refill()` then, which submits those that have room, and `keep()`
+        for the others."""
         if deliveries:
             self._deadlines.watch(deliveries[0].deadline)
             self._wait(deliveries)
 
     def keep(self, deliveries: Sequence[Sending]) -> None:
-        """Keeps those that wait as they are. To be called before their caller gives way to others."""
+        """Copies the messages of those deliveries that still wait. Call it before the caller awaits, because other code
+        may then change the messages."""
         if self._copies and self._waiting:
             for delivery in deliveries:
                 if delivery.state == QUEUED:
                     delivery.keep()
 
     def open(self, accepting: bool) -> None:
-        """The driver takes messages from now on, or takes none."""
+        """Notes whether the driver takes messages from now on. If it does, submits what waits."""
         self.accepting = accepting
         if accepting:
             self.refill()
@@ -181,10 +187,11 @@ class Window:
                 self._not_submitted(batch, error)
 
     def _take_aside(self) -> int:
-        """Moves those that must wait, as was found before, behind all others; `refill` moves them back.
+        """Moves the messages that must wait (an earlier `refill` found them) behind all others. `refill` moves them
+        back.
 
         Returns:
-            How many they are.
+            The number of these messages.
         """
         aside, self._aside = self._aside, None
         if self._stuck.count() or aside is None or len(self._waiting) < aside[0]:
@@ -240,7 +247,7 @@ class Window:
             self._refill_soon()
 
     def end_not_handed(self, error: NotDeliveredError) -> None:
-        """Ends everything that was not handed over: connecting cannot succeed, or waiting has no more sense."""
+        """Ends every message that was not handed over, because connecting cannot succeed or waiting is useless."""
         for delivery in [d for d in self._in_flight.pending if d.state != HANDED]:
             delivery.end(error)
         while self._waiting:
@@ -252,7 +259,7 @@ class Window:
         """Ends everything, and takes every place back from a driver that will not be asked any more.
 
         Returns:
-            Those that had been handed over, and so are unknown.
+            The messages that had been handed over. Their outcome is unknown.
         """
         unknown = [d for d in self._in_flight.pending if d.state == HANDED]
         for delivery in unknown:
@@ -263,7 +270,7 @@ class Window:
         return unknown
 
     def stop(self) -> None:
-        """Submits nothing any more, and needs no timer."""
+        """Stops submitting, and cancels the timers."""
         self._deadlines.stop()
         if self._looking is not None:
             self._looking.cancel()
@@ -291,14 +298,14 @@ class Window:
 
     @property
     def is_awaited(self) -> bool:
-        """Whether a message has no outcome and a caller who waits for it."""
+        """Whether a caller still waits for the outcome of a message."""
         return not all(self._in_flight.pending.values()) or self.waiting > 0
 
     async def drained(self, timeout: float | None) -> bool:
         """Waits until everything that is here now has its outcome.
 
         Returns:
-            Whether it has, within the timeout (in seconds; None: the deadlines bound it).
+            Whether everything got its outcome within the timeout (in seconds; None: the deadlines bound it).
         """
         assert self._loop is not None
         pending = {d for d in (*self._in_flight.pending, *self._waiting) if not d.done}

@@ -69,9 +69,10 @@ def find_owner(scheme: str, distribution: str | None = None) -> Claim:
 
     Raises:
         ConfigError: `CQRS_BROKERS_PIN` is not of the form `scheme=distribution,…`.
-        PluginNotFoundError: Not installed, misspelt, or reserved for a distribution that is not installed.
+        PluginNotFoundError: The scheme is not installed, misspelt, or reserved for a distribution that is not
+            installed.
         AmbiguousPluginError: More than one distribution claims it, and none is pinned.
-        PluginLoadError: Its metadata is missing or broken, or it needs another version of core.
+        PluginLoadError: The distribution's metadata is missing or broken, or it needs another version of core.
     """
     table = installed()
     pin = distribution if distribution is not None else _pins().get(scheme)

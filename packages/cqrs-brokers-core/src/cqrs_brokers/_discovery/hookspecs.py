@@ -38,7 +38,7 @@ class BrokerHooks:
         """Makes the driver (or any other `MessageBroker`; not a `Broker`). Synchronous, no I/O.
 
         Args:
-            url: The config string. It has the password, even one that was given as a keyword, in a file or in a
+            url: The parsed config string. It has the password, even one that was given as a keyword, in a file or in a
                 variable. `url.hosts` has None for a port that the string leaves out.
             options: An instance of what `broker_options` returned, validated.
 

@@ -1,8 +1,8 @@
 """The table of installed plugins: which distribution claims which scheme. Imports no plugin.
 
 importlib-metadata reads the entry points, one distribution after the other: a malformed file breaks only its own
-scheme. It is imported at the first look-up, because the import replaces the standard library's finder of distributions
-in the whole process.
+scheme. importlib-metadata is imported at the first look-up, because the import replaces the standard library's finder
+of distributions in the whole process.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Installed(NamedTuple):
 
     Attributes:
         claims: In the order of `sys.path`.
-        core_version: Of the running core; None when it runs without being installed.
+        core_version: The version of the running core. None: core runs without being installed.
     """
 
     claims: tuple[Claim, ...]

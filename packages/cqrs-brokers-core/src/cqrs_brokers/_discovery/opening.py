@@ -31,7 +31,8 @@ def open_broker(
     encoder: Encoder | None = None,
     **options: object,
 ) -> Broker:
-    """Makes the `Broker` that a config string names. Synchronous, no I/O: the first send connects.
+    """Makes the `Broker` that a config string names. Synchronous; the first send connects. It reads only the files and
+    environment variables that options name.
 
     Args:
         url: `scheme://[user:password@]host[:port][,…][/path][?option=value&…]`. None: the environment variable

@@ -160,7 +160,7 @@ def register_plugin(schemes: str | Iterable[str], plugin: object, *, name: str |
         name: What errors call it; default: its module or class name.
 
     Raises:
-        ConfigError: Not a scheme, or one that another registered plugin has.
+        ConfigError: A name is not a scheme, or another registered plugin has the scheme.
         PluginContractError: It has no hooks, or wrong ones.
     """
     wanted = [schemes] if isinstance(schemes, str) else list(schemes)

@@ -15,7 +15,7 @@ def why_incompatible(requires: Iterable[str], core_version: str) -> tuple[str | 
 
     Args:
         requires: A distribution's requirements on core, as written.
-        core_version: Of the running core.
+        core_version: The version of the running core.
     """
     unsure = [line for line in requires if not plainly_holds(line, core_version)]
     if not unsure:

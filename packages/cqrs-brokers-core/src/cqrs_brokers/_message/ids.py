@@ -21,7 +21,7 @@ __all__ = ["from_text", "new_message_id", "new_text", "text_of"]
 
 _POOLED = 256
 _FRESH_NS = 5_000_000
-"""How long a pool is used, and what counts as a burst: another id is asked for within this time. In nanoseconds."""
+"""How long a pool is used, in nanoseconds. A second id that is asked for within this time begins a burst."""
 _TEXT = b"--------------4---------------------"  # 4: the version (RFC 9562, 4.2)
 _TEXTS = _TEXT * _POOLED
 _SIZE, _VERSION, _VARIANT = len(_TEXT), 14, 19
@@ -36,7 +36,7 @@ _VERSION_4 = 0x4000_8000_0000_0000_0000
 _RANDOM_BITS = 0xFFFFFFFF_FFFF_0FFF_3FFF_FFFFFFFFFFFF
 _pool: list[bytes] = []
 _made_ns = 0
-"""When the pool was made, or the last id that was made alone."""
+"""When the pool, or the last single id, was made."""
 
 
 def new_text(now: int) -> bytes:
@@ -72,7 +72,7 @@ if hasattr(os, "register_at_fork"):  # Windows has no fork
 
 
 def from_text(text: bytes) -> UUID:
-    """The id of a text."""
+    """The id that a text of 8-4-4-4-12 hex digits stands for."""
     return UUID(text.decode())
 
 

@@ -10,7 +10,7 @@
 | date, time, datetime | RFC 3339, with `Z` for UTC |
 
 Refused: NaN and infinities, bytes, sets, generators, keys that are no text, secrets, everything else. Each class is
-looked at once; a subclass is written as what it is, with all that it adds.
+looked at once. A value of a subclass is written with all that the subclass adds.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ WRITERS: dict[type, Writer] = {}
 
 
 class UnencodableError(TypeError, ValueError):
-    """A payload has no JSON form. The text names what has none by its path, never by its content."""
+    """A payload has no JSON form. The text names the part that has none by its path, never by its content."""
 
 
 class Refused(Exception):  # noqa: N818 - a signal inside this package, not an error that leaves it
@@ -97,7 +97,7 @@ def jsonable(value: object, root: str) -> Any:
     # Outside the handlers: the error that was caught may quote the payload, and would be the context.
     try:
         raise problem from cause
-    finally:  # no reference cycle by way of its traceback
+    finally:  # the traceback of the error holds this frame; the frame must not hold the error (a cycle)
         del problem, cause
 
 
@@ -121,7 +121,7 @@ def asked(function: Callable[..., Any], *arguments: Any) -> Any:
     """
     try:
         return function(*arguments)
-    except Refused:  # what it asked for
+    except Refused:  # of a value inside
         raise
     except Exception as error:
         cause = error
@@ -243,7 +243,7 @@ _LEAVES: dict[type, Writer] = {
     str: lambda value, depth: str.__str__(value),
     int: lambda value, depth: int.__pos__(value),
 }
-"""By class, in the order in which a subclass is looked for: a datetime is a date too."""
+"""Writers by class. A subclass is looked for in this order, because a datetime is a date too."""
 
 
 def writer_of(kind: type) -> Writer:
@@ -286,7 +286,7 @@ _TEXTS = {
     *("IPv4Address", "IPv4Network", "IPv6Address", "IPv6Network", "PurePath"),
     *("MultiHostUrl", "Url", "_BaseMultiHostUrl", "_BaseUrl"),
 }
-"""Addresses, paths and URLs: what they are is their text."""
+"""Classes that are written as their text: addresses, paths and URLs."""
 _SECRETS = {"Secret", "SecretBytes", "SecretStr", "_SecretBase"}
 _REMEDY = "convert it, or give its model a serializer for it, or the broker an encoder"
 _HIDDEN = "is a secret: give its model a serializer that says how it goes out, or leave it out"

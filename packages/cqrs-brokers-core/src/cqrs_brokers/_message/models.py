@@ -1,12 +1,12 @@
 """How pydantic models and pydantic's dataclasses become JSON: by their own serializers, else by the rule of `jsonable`.
 
-pydantic alone would write NaN as `null`, a secret as asterisks, and a key of 1 as "1". Of a subclass it would write
-only the fields of the declared class. So we read the fields of a model and write them as everything else. pydantic's
-schema of the class says, once, what the class asks for:
+pydantic alone would write NaN as `null`, a secret as asterisks, and a key of 1 as "1". It would write only those fields
+of a subclass that the declared class has. So we read the fields of a model and write them by the rule of `jsonable`.
+pydantic's schema of the class says, once, what the class asks for:
 
 * names: the fields'; with `serialize_by_alias` in the model's configuration, the serialization aliases;
 * `exclude=True`: left out; computed fields: written; extra fields (`extra="allow"`): written;
-* serializers of the model's own: called as in pydantic's JSON mode; what they return is held to the same rule;
+* serializers of the model's own: called as in pydantic's JSON mode; their results are written by the same rule;
 * serializers deeper inside a field's type, or pydantic's own (`Base64Bytes`): that field is written by pydantic.
 """
 
@@ -33,9 +33,9 @@ class _Field:
     Attributes:
         name: Its name in Python.
         key: Its name in JSON.
-        function: The serializer of its own, as pydantic's schema has it.
+        function: Its own serializer, as pydantic's schema describes it.
         by_pydantic: pydantic writes it.
-        skip: Says of a value whether it is left out.
+        skip: Whether a value is left out.
     """
 
     name: str
@@ -46,7 +46,7 @@ class _Field:
 
 
 class _Info:
-    """What a serializer may ask about the way in which it is called: pydantic's `FieldSerializationInfo`."""
+    """Stands for pydantic's `FieldSerializationInfo`: what a serializer may ask about its call."""
 
     mode = "json"
     by_alias = exclude_unset = exclude_defaults = exclude_none = exclude_computed_fields = False
@@ -91,7 +91,7 @@ def _models(schema: Any, kind: type) -> Iterator[Mapping[str, Any]]:
 
 
 def _fields(own: Mapping[str, Any], schema: Mapping[str, Any], kind: Any) -> tuple[list[_Field], bool]:
-    """The fields that are written, and whether the class is these and nothing else."""
+    """The fields that are written, and whether the class has nothing else to write."""
     inside: Any = own["schema"]
     while inside["type"] not in ("model-fields", "dataclass-args"):
         inside = inside["schema"]
@@ -129,7 +129,8 @@ def _field(name: str, field: Mapping[str, Any], schema: Mapping[str, Any], by_al
 
 
 def _serializers(schema: Any, whole: Mapping[str, Any], seen: set[str]) -> Iterator[Mapping[str, Any]]:
-    """The serializers in a field's type, except in models (which are asked themselves) and those that say nothing."""
+    """The serializers in a field's type. Left out are those inside models, which have their own writer, and those of
+    pydantic that the rule of `jsonable` replaces."""
     if isinstance(schema, list | tuple):
         for inner in schema:
             yield from _serializers(inner, whole, seen)
@@ -151,7 +152,8 @@ def _serializers(schema: Any, whole: Mapping[str, Any], seen: set[str]) -> Itera
 
 
 def _says_nothing(serializer: Mapping[str, Any]) -> bool:
-    """Whether it is pydantic's own, for a path, a deque or a secret's asterisks: the one rule writes these."""
+    """Whether the serializer is pydantic's own for a path, a deque or a secret's asterisks. The rule of `jsonable`
+    writes these."""
     function = serializer.get("function")
     module, name = getattr(function, "__module__", "") or "", getattr(function, "__qualname__", "")
     of_a_secret = module == "pydantic.types" and name.startswith("_serialize_secret")
@@ -162,7 +164,7 @@ def _says_nothing(serializer: Mapping[str, Any]) -> bool:
 
 
 def _plain(names: tuple[str, ...]) -> Writer:
-    """For a model that is its fields and nothing else, which most are."""
+    """The writer for a model that has only plain fields to write, as most models do."""
 
     def write_model(model: Any, depth: int) -> dict[str, Any]:
         if depth >= MAX_DEPTH:
@@ -188,7 +190,7 @@ def _plain(names: tuple[str, ...]) -> Writer:
 
 
 def _root(field: _Field, kind: Any) -> Writer:
-    """For a root model."""
+    """The writer for a root model."""
     write_fields = _mixed([field], kind)
 
     def write_root(model: Any, depth: int) -> Any:
@@ -203,9 +205,9 @@ def _root(field: _Field, kind: Any) -> Writer:
 
 
 def _mixed(fields: Sequence[_Field], kind: Any) -> Writer:
-    """For a class with serializers, aliases, computed or extra fields, or without a `__dict__`."""
+    """The writer for a class with serializers, aliases, computed or extra fields, or without a `__dict__`."""
     left_to_pydantic = {field.name for field in fields if field.by_pydantic}
-    # Its own serializer would write NaN as null; this one leaves it, for the one rule to refuse.
+    # The class's own serializer would write NaN as null. This one keeps NaN, so that `write` refuses it.
     pydantics = SchemaSerializer(kind.__pydantic_core_schema__, {"ser_json_inf_nan": "constants"})
 
     def by_pydantic(model: Any) -> dict[str, Any]:
@@ -247,7 +249,8 @@ def _mixed(fields: Sequence[_Field], kind: Any) -> Writer:
 
 
 def _by_model_serializer(function: Mapping[str, Any], write_fields: Writer) -> Writer:
-    """For a class with a `model_serializer`; what it wraps is written by the one rule."""
+    """The writer for a class with a `model_serializer`. What a wrapping serializer passes on is written by the rule of
+    `jsonable`."""
 
     def write_model(model: Any, depth: int) -> Any:
         arguments: list[Any] = [model]
@@ -273,7 +276,7 @@ def _serialized(function: Mapping[str, Any], model: Any, item: Any, name: str, d
 
 
 def _value(model: Any, name: str) -> Any:
-    """A field's value; for a computed field that is code of the application's own."""
+    """A field's value. For a computed field this runs code of the application."""
     try:
         return getattr(model, name)
     except AttributeError:

@@ -13,7 +13,7 @@ __all__ = ["schema"]
 
 
 def schema(cls: type[Receipt]) -> core_schema.CoreSchema:
-    """Takes a receipt as it is, or an object with its fields, as JSON has it. To JSON it writes `to_dict()`."""
+    """Accepts a receipt, or a JSON object with its fields. A receipt is written to JSON as `to_dict()`."""
     number = core_schema.nullable_schema(core_schema.int_schema())
     field = core_schema.typed_dict_field
     others = {

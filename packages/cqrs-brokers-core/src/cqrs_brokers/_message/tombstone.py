@@ -25,8 +25,8 @@ class Tombstone:
 
 _the_one: Tombstone = object.__new__(Tombstone)
 TOMBSTONE: Final = _the_one
-"""The payload of a message without a body: what its key stands for is deleted.
+"""The payload of a message without a body. The message says that what its key stands for is deleted.
 
-For compacted topics, where the newest message of a key is its state. It is no empty body and no JSON `null`; the
-message needs a key, and the broker the capability `tombstones`.
+It is for compacted topics, where the newest message of a key is the state of that key. It is not an empty body and not
+JSON's `null`. The message needs a key. The broker needs the capability `tombstones`.
 """

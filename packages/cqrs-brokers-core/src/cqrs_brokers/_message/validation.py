@@ -42,7 +42,7 @@ class Validator:
         address: The broker's redacted URL, for errors.
         capabilities: What its driver can do; a message that needs more is refused, not silently reduced. None: the
             broker declares nothing, and is given headers of text and no key.
-        refuse_topic: Why the broker cannot have a topic, or None.
+        refuse_topic: Says why the broker cannot have a topic; None: it can.
         max_message_bytes: The most that body, key and headers may have together.
     """
 
@@ -116,7 +116,7 @@ class Validator:
 
         Args:
             message: The message.
-            headers: What it is to have.
+            headers: The new headers.
             size: What `check` returned.
 
         Returns:
@@ -201,7 +201,7 @@ class Validator:
         return self._checked_name(self._known_topics, topic, message, "topic", MAX_NAME_BYTES)
 
     def _body(self, message: Message) -> bytes:
-        """What the message has as its body; nothing for a tombstone."""
+        """The bytes of the message's body; none for a tombstone."""
         if message.payload is TOMBSTONE:
             if not self._tombstones:
                 self._refuse(

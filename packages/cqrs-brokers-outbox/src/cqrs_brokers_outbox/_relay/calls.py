@@ -1,7 +1,9 @@
-"""The calls to the broker without an outcome, by topic: which topics are slow, so that they hold up no other.
+"""The calls to the broker that have no outcome yet, by topic. They show which topics are slow, so that these hold up no
+other topic.
 
-`send_messages` returns when its last message has its outcome. So a call has the rows of one topic, and while the topic
-is slow, the rows of one key: others of the topic may go to another partition of the broker, which takes messages.
+`send_messages` returns when its last message has its outcome. So a call has the rows of one topic only. While the topic
+is slow, it has the rows of one key only, because other keys of the topic may go to a partition of the broker that takes
+messages.
 """
 
 from __future__ import annotations
@@ -16,9 +18,10 @@ from .trouble import FIRST_PAUSE, LONGEST_PAUSE
 __all__ = ["Calls"]
 
 LATE = 1.0
-"""A topic is slow when a call has been without an outcome for longer, in seconds."""
+"""A topic is slow when one of its calls has been without an outcome for longer than this, in seconds."""
 LINGER = LONGEST_DELAY + 30.0
-"""It stays slow so long after such a call failed while others went on: its rows come again, after a delay."""
+"""How long the topic stays slow, in seconds, after such a call has failed while calls of other topics got receipts. In
+this time its rows come again, after their delay."""
 
 
 class Calls:
@@ -31,14 +34,14 @@ class Calls:
         self._last_receipt = 0.0
         self._slow_until: dict[str, float] = {}
         self._pauses: dict[str, tuple[float, float]] = {}
-        """Topic → how long it is not claimed, and until when."""
+        """Topic → the length of its last pause, and when the pause ends. A topic is not claimed in its pause."""
         self._without_receipt: dict[str, float] = {}
         """Topic → since when it has had calls and no receipt."""
         self._touched: dict[str, float] = {}
         """Topic without a receipt → when a call of it last ended."""
 
     def apart(self, items: Iterable[Item]) -> list[list[Item]]:
-        """The rows of each call, in their order: by topic, those of slow ones by key."""
+        """Divides rows into calls, in their order: one call for each topic, and for a slow topic one for each key."""
         slow = self.slow()
         calls: dict[object, list[Item]] = {}
         for item in items:
@@ -60,11 +63,11 @@ class Calls:
         Args:
             topic: The topic.
             number: The call's number.
-            sent: A row has a receipt.
-            failed: A row has to be sent again, and not because the topic is refused.
+            sent: Whether a row has a receipt.
+            failed: Whether a row has to be sent again for another reason than a refused topic.
 
         Returns:
-            Whether other calls got receipts meanwhile: then the broker works, and only this topic does not.
+            Whether other calls got receipts meanwhile. If so, the broker works, and only this topic does not.
         """
         now = monotonic()
         began = self._open[topic].pop(number)
@@ -87,7 +90,7 @@ class Calls:
         return others
 
     def pause(self, topic: str) -> None:
-        """The topic is not claimed for a while, longer each time, until it has a receipt."""
+        """Begins a pause in which the topic is not claimed. The pauses get longer until the topic has a receipt."""
         length = min(LONGEST_PAUSE, max(FIRST_PAUSE, self._pauses.get(topic, (0.0, 0.0))[0] * 2))
         self._pauses[topic] = length, monotonic() + length
 

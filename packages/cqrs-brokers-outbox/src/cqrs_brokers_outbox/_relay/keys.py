@@ -1,11 +1,12 @@
 """Rows in the relay's memory, by key: which may go to the broker now.
 
-Strict: a row goes when the one before it of its key has its receipt. When one fails, those behind it are forgotten:
-the database has them, and the claim brings them again when their time has come.
+A row goes to the broker only when the row before it with the same key has its receipt (unless `pipeline` is set). When
+a row fails, the rows behind it are forgotten here. The database has them, and a claim brings them again when they are
+due.
 
-A claim takes its time. What it read before a failure was marked says nothing about who has to wait: it may bring a row
-whose predecessor has just failed. So a key takes no claimed rows from its failure until the failure is marked and every
-claim that began before has ended.
+A claim takes its time. Rows that it read before a failure was marked may be out of date: it may bring a row whose
+predecessor has just failed. So a key takes no claimed rows from its failure until the failure is marked and every claim
+that began before has ended.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ class Item:
     """A claimed row.
 
     Attributes:
-        row: The columns.
+        row: The columns of the row.
         message: What is sent.
-        partition: Its partition.
+        partition: The row's partition.
         token: The token of its partition when it was claimed.
-        lane: What orders it: topic and key; without a key, itself.
+        lane: The topic and the key; rows with the same lane keep their order. Without a key: the row's own number.
     """
 
     row: Any
@@ -47,7 +48,7 @@ class Keys:
     """The claimed rows.
 
     Args:
-        pipeline: Rows of a key go together.
+        pipeline: Whether all waiting rows of a key go together.
 
     Attributes:
         busy: The numbers of all rows that the relay has, until they are marked.
@@ -62,9 +63,9 @@ class Keys:
         """Number of the row → its partition."""
         self._of_topics: Counter[str] = Counter()
         self._failed: Counter[Any] = Counter()
-        """Keys of which rows have an outcome other than a receipt that is not marked yet."""
+        """For each key: how many of its rows have an outcome that is not a receipt and is not marked yet."""
         self._settling: set[Any] = set()
-        """Keys of which all is marked, while a claim runs that began before."""
+        """Keys whose failures are all marked, while a claim still runs that began before the last mark."""
         self._claiming = False
 
     def add(self, items: Iterable[Item]) -> None:
@@ -81,7 +82,7 @@ class Keys:
                 rows.append(item)
 
     def have(self, item: Item) -> None:
-        """The row is the relay's until it is marked."""
+        """Notes that the relay has the row, until the row is marked."""
         self.busy[item.row.id] = item.partition
         self._of_topics[item.row.topic] += 1
 
@@ -94,7 +95,7 @@ class Keys:
         self._claiming = True
 
     def claim_ended(self) -> None:
-        """Its rows are taken in, or it failed."""
+        """The claim has ended: its rows were taken in, or it failed."""
         self._claiming = False
         self._settling.clear()
 
@@ -104,7 +105,7 @@ class Keys:
         return lane not in self._failed and lane not in self._settling
 
     def failed(self, item: Item) -> None:
-        """A row has another outcome than a receipt; until `marked` its key takes no claimed rows."""
+        """A row has an outcome that is not a receipt. Its key takes no claimed rows until `failure_marked`."""
         self._failed[item.lane] += 1
 
     def failure_marked(self, item: Item) -> None:
@@ -120,7 +121,7 @@ class Keys:
             self._settling.add(lane)
 
     def take(self) -> list[Item]:
-        """All rows that may go now; the keys of those are in flight until `landed`."""
+        """Takes out all rows that may go now. Their keys are in flight until `landed`."""
         items: list[Item] = []
         while self._ready:
             lane = self._ready.popleft()
@@ -144,10 +145,10 @@ class Keys:
 
         Args:
             item: The row.
-            sent: It has a receipt.
+            sent: Whether it has a receipt.
 
         Returns:
-            The rows behind it, which are forgotten when it was not sent.
+            The rows behind it, if it was not sent. They are forgotten here.
         """
         lane = item.lane
         self._flying.discard(lane)
@@ -161,7 +162,7 @@ class Keys:
         return list(rows)
 
     def forget_waiting(self, partitions: Iterable[int] | None = None) -> None:
-        """Forgets what is not in flight: of these partitions, or all."""
+        """Forgets the rows that are not in flight, of these partitions or of all."""
         gone = None if partitions is None else set(partitions)
         for lane, rows in list(self._waiting.items()):
             if gone is None or rows[0].partition in gone:
@@ -170,7 +171,7 @@ class Keys:
                 self._settle(lane)
 
     def marked(self, items: Iterable[Item]) -> None:
-        """The rows are marked in the database, or are as they were: the claim may bring them again."""
+        """The rows are marked in the database, or are to stay as they are. From now on a claim may bring them again."""
         for item in items:
             if self.busy.pop(item.row.id, None) is not None:
                 topic = item.row.topic
@@ -179,15 +180,15 @@ class Keys:
                     del self._of_topics[topic]
 
     def let_go(self, item: Item) -> None:
-        """A row that was to go does not, nor do those behind it: the partition is another relay's."""
+        """Drops a row that was to go, and the rows behind it, because another relay has the partition now."""
         self.marked([item, *self.landed(item, sent=False)])
         self._settle(item.lane)
 
     def crowded(self, limit: int) -> set[int]:
-        """Hashes of keys of which more rows wait than the limit: the claim need bring no more of them."""
+        """Hashes of the keys with more waiting rows than the limit. The next claim brings no rows of these keys."""
         return {rows[0].row.hash for rows in self._waiting.values() if len(rows) > limit}
 
     @property
     def waiting(self) -> bool:
-        """Whether something may go now."""
+        """Whether a row may go now."""
         return bool(self._ready)

@@ -1,10 +1,11 @@
 """Which partitions this relay works on, and until when.
 
-A lease ends by the database's clock. This relay counts from before it asked, on a clock of its own that goes on while
-the machine sleeps, so it always believes that a lease ends earlier than it does.
+A lease ends by the database's clock. This relay counts on a clock of its own, which goes on while the machine sleeps,
+and counts from the moment before it asked the database. So for the relay a lease always ends a little earlier than for
+the database.
 
-The partitions are shared evenly among the relays that live. Whoever takes over a partition counts every unmarked row
-up to the position that the relay before it had claimed as possibly sent.
+The relays share the partitions evenly. A relay that takes over a partition counts rows as possibly sent: all unmarked
+rows up to the last position that the previous relay had claimed.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from .store import CHUNK, Store
 __all__ = ["Leases", "REPARTITION", "monotonic"]
 
 REPARTITION = "partitions:"
-"""With this begins the name of who changes the number of partitions: relays let go of all while it lives."""
+"""The name of an owner that changes the number of partitions begins with this. While such an owner has a row in the
+relay table, relays give back all their partitions."""
 
 
 def monotonic() -> float:
@@ -33,7 +35,7 @@ def monotonic() -> float:
 
 
 def _scope_of(topics: Sequence[str] | None) -> str:
-    """The relays that share their partitions: those with the same topics."""
+    """The scope of a relay: relays with the same topics have the same scope, and share its partitions."""
     return "*" if topics is None else hashlib.sha256(json.dumps(sorted(topics)).encode()).hexdigest()[:32]
 
 
@@ -42,17 +44,17 @@ class Leases:
 
     Args:
         store: A connection.
-        owner: The relay's name, of no other relay.
+        owner: The relay's name. No other relay has the same.
         topics: The relay's topics; None: all.
-        lease: Seconds.
-        partitions: How many partitions there are when the table has none yet.
+        lease: How long a lease lasts, in seconds.
+        partitions: How many partitions are made if the table has none yet.
         broker: The broker's redacted URL.
 
     Attributes:
         tokens: The partitions that are held, with their tokens.
-        leaving: Those that are to be released once nothing of them is in flight.
+        leaving: The partitions that are to be released as soon as none of their rows is in flight.
         count: How many partitions there are.
-        living: How many relays there were at the last step.
+        living: How many relays there were at the last `step()`.
     """
 
     def __init__(
@@ -85,7 +87,7 @@ class Leases:
         """Makes the partitions where there are none.
 
         Raises:
-            OutboxError: Relays of other, overlapping topics are at work.
+            OutboxError: A relay with other topics is at work, and some topics are common to both.
         """
         s = self._statements
         others = await self._store.rows(
@@ -138,7 +140,8 @@ class Leases:
         await self.take(free[: max(0, share - len(self.tokens))])
 
     async def _renew(self) -> tuple[Sequence[Any], list[str]]:
-        """Statements of their own, not one transaction: an idle relay asks little, and each of them holds by itself."""
+        """Runs each statement by itself, not in one transaction, because none needs the others. So an idle relay costs
+        the database little."""
         s, scope = self._statements, {"scope": self.scope}
         renewal = {"owner": self._owner, "lease": self._lease, **scope}
         found = await self._store.change(
@@ -168,7 +171,7 @@ class Leases:
         return partitions, [row.owner for row in rows if row.number is None]
 
     async def take(self, free: Sequence[Any]) -> None:
-        """Takes partitions over, as far as nobody else did."""
+        """Takes over those of the partitions that no other relay has taken meanwhile."""
         if not free:
             return
         s = self._statements
@@ -206,12 +209,12 @@ class Leases:
         )
 
     async def free_those_behind_nobody(self, numbers: Collection[int]) -> None:
-        """Lets rows go on that wait for a row which no longer holds them up."""
+        """Makes rows ready that wait for a row which no longer holds them up."""
         s = self._statements
         await change_all(self._store, await self._store.rows(s.behind_nobody(list(numbers), self.count)), State.READY)
 
     async def release(self, numbers: Collection[int]) -> None:
-        """Gives partitions back of which nothing is in flight."""
+        """Gives back partitions. None of their rows may be in flight."""
         s = self._statements
         for number in numbers:
             token = self.tokens.pop(number, None)
@@ -225,7 +228,7 @@ class Leases:
                 )
 
     async def leave(self, in_use: Collection[int]) -> None:
-        """Gives back everything of which nothing is in flight; the rest ends by itself."""
+        """Gives back the partitions without rows in flight. The leases of the others end by themselves."""
         s = self._statements
         await self.release([number for number in list(self.tokens) if number not in in_use])
         await self._store.change((f"DELETE FROM {s.relay} WHERE owner = :owner", {"owner": self._owner}))

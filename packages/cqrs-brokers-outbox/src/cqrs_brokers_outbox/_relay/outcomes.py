@@ -3,14 +3,14 @@
 | outcome | the row |
 |---|---|
 | a receipt | is sent |
-| not delivered, and not for its own sake (no connection, blocked, closed) | stays as it is; the relay waits |
+| not delivered, whatever the row is (no connection, blocked, closed) | stays as it is; the relay waits |
 | not delivered, because of its topic | waits, and its topic with it |
 | not delivered, retryable | waits, and its key with it |
 | not delivered for good | is parked |
 | unknown | is counted and sent again, under the same message id |
 
-A receipt is a fact and is recorded by whoever has it. Every other mark needs the current token of the row's partition,
-whose row in the lease table is locked meanwhile.
+A receipt is a fact, so any relay that has one records it. For every other mark the relay must have the current token of
+the row's partition. The partition's row in the lease table is locked meanwhile.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _TEXT = 1000
 
 
 class Verdict(enum.Enum):
-    """What becomes of a row."""
+    """What happens to a row."""
 
     SENT = "sent"
     UNTOUCHED = "untouched"
@@ -56,7 +56,7 @@ class Verdict(enum.Enum):
     PARKED = "parked"
     UNKNOWN = "unknown"
     HELD = "held"
-    """It was not sent: a row before it holds it up."""
+    """The row was not sent, because a row before it holds it up."""
 
 
 @dataclass(slots=True)
@@ -157,7 +157,8 @@ class Marker:
         await self._free_topics(outcomes, count)
 
     async def _free_topics(self, outcomes: Sequence[Outcome], count: int) -> None:
-        """Lets topics go on whose row that stood for them has another end: the claim sees who still has to wait."""
+        """Makes the rows of topics ready if the row that stood for the topic has a new outcome. The next claim sees
+        which of them still have to wait."""
         s = self._statements
         topics = {(o.item.row.topic, o.item.partition) for o in outcomes if o.item.row.state == State.REFUSED}
         for topic, partition in topics:
@@ -177,7 +178,7 @@ class Marker:
         return failures
 
     async def _states(self, failures: Sequence[Outcome], count: int) -> list[State]:
-        """The states of rows that failed: of a refused topic one row stands for all, in each partition."""
+        """The states of rows that failed. In each partition, one row of a refused topic stands for all its rows."""
         standing: set[tuple[int, str]] = set()
         if any(outcome.verdict is Verdict.REFUSED for outcome in failures):
             rows = await self._store.rows(self._statements.refused_topics(count))
@@ -205,7 +206,7 @@ class Marker:
 
 
 def error_of(outcome: Outcome) -> tuple[str, str]:
-    """Class and text of what went wrong, as the row has them."""
+    """The class and the text of the error, as they are written into the row."""
     cause = outcome.cause
     text = cause.text if isinstance(cause, DeliveryError) else str(cause)
     return type(cause).__name__[:100], text[:_TEXT]

@@ -1,8 +1,8 @@
-"""What the relay says to each database. Statements and their dialects; who says them, and when, is `store`'s.
+"""The relay's SQL statements, in the dialect of each database. `store` runs them.
 
 Numbers of rows and partitions are written into the text where a database has no arrays: they are integers of ours.
 
-This file is longer than 400 lines because a statement stands beside its form in each dialect.
+This file is longer than 400 lines because it has each statement in the forms of all dialects.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Parameters = dict[str, Any]
 Statement = tuple[str, Parameters]
 
 UNMARKED = f"({State.READY}, {State.WAITING}, {State.REFUSED})"
-"""Rows of which one may have been sent without a mark."""
+"""The states of rows that may have been sent without a mark."""
 
 _MESSAGE = ", ".join(f"o.{name}" for name in ClaimedRow._fields if name != "held")
 
@@ -31,9 +31,9 @@ class Statements(ABC):
 
     Args:
         tables: The outbox's tables.
-        names: How the dialect writes their names: messages, lease, relay, version.
+        names: Their names as the dialect writes them: messages, lease, relay, version.
         topics: Only these topics; None: all.
-        continue_past_parked: Parked rows hold nobody up.
+        continue_past_parked: Whether the rows behind a parked row go on.
     """
 
     dialect: str
@@ -45,19 +45,19 @@ class Statements(ABC):
         self.messages, self.lease, self.relay, self.version = names
         self.now = DATABASE_TIME[self.dialect]
         self._topics = None if topics is None else {f"topic{place}": topic for place, topic in enumerate(topics)}
-        """Parameter → topic."""
+        """Name of a parameter → the topic it stands for."""
         holding = (State.WAITING,) if continue_past_parked else (State.WAITING, State.PARKED)
         self._holding = ", ".join(str(int(state)) for state in holding)
 
     # -- what the dialects say differently ----------------------------------------------------------------------------
 
     session: tuple[str, ...] = ()
-    """Said once on each connection."""
+    """Statements that are run once on each connection."""
     begin = "BEGIN"
     snapshot: tuple[str, ...] = ("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",)
-    """Begin a transaction whose queries all see the same."""
+    """Statements that begin a transaction in which all queries see the same data."""
     partitions = 16
-    """How many there are at first."""
+    """How many partitions are made at first."""
 
     @abstractmethod
     def among(self, column: str, name: str, numbers: Collection[int]) -> Statement:
@@ -74,7 +74,7 @@ class Statements(ABC):
         return f"({held})", {}
 
     def ready(self, columns: str, topic: str, conditions: str, limit: int) -> str:
-        """A query for the first rows that are ready, in their order: of all topics, or of one (a condition on it)."""
+        """A query for the first ready rows, in their order. `topic` is a condition for one topic, or empty for all."""
         where = f"o.state = {State.READY}{topic}{conditions}"
         return f"SELECT {columns} FROM {self.messages} o WHERE {where} ORDER BY o.id LIMIT {int(limit)}"
 
@@ -112,7 +112,8 @@ class Statements(ABC):
         return f" AND o.topic NOT IN ({', '.join(f':{name}' for name in names)})", names
 
     def _held(self, count: int) -> str:
-        """Whether a row before it holds the row `o` up: one of its key, or the refused one of its topic."""
+        """A condition: the row `o` is held up by an earlier row, either a row of its key or the row that stands for its
+        refused topic."""
         return (
             f"(EXISTS (SELECT 1 FROM {self.messages} b WHERE b.state IN ({self._holding}) AND b.hash = o.hash "
             f"AND b.topic = o.topic AND b.message_key = o.message_key AND b.id < o.id) "
@@ -121,7 +122,8 @@ class Statements(ABC):
         )
 
     def probe(self, scope: str, partitions: Collection[int], count: int) -> Statement:
-        """Whether there is anything to claim, anything to take over, and how many relays live: three numbers."""
+        """Three numbers: whether there is something to claim, whether there is something to take over, and how many
+        relays there are."""
         mine, parameters = self._mine(partitions, count)
         return (
             f"SELECT CASE WHEN EXISTS (SELECT 1 FROM {self.messages} o WHERE o.state = {State.READY}{mine}) "
@@ -148,9 +150,9 @@ class Statements(ABC):
         Args:
             partitions: The relay's own.
             count: How many partitions there are.
-            busy: Rows that the relay has already.
-            crowded: Hashes of keys of which it has enough.
-            limit: So many rows, at most.
+            busy: The numbers of rows that the relay has already.
+            crowded: Hashes of keys of which the relay has enough rows.
+            limit: The most rows.
             without: Topics that are left out.
         """
         mine, parameters = self._in_partitions(partitions, count)
@@ -181,7 +183,7 @@ class Statements(ABC):
         limit: int,
         without: Sequence[str] = (),
     ) -> Statement:
-        """Rows that waited long enough, and whether something before them holds them up all the same."""
+        """Rows that have waited long enough, and for each whether an earlier row still holds it up."""
         mine, parameters = self._mine(partitions, count)
         left_out, more = self._without_topics(without)
         parameters |= more
@@ -196,7 +198,8 @@ class Statements(ABC):
         )
 
     def position(self, scope: str, tokens: dict[int, int], position: int) -> Statement:
-        """Writes the highest claimed row into the leases that are still held; the count of rows says how many."""
+        """Writes the position of the last claimed row into the leases that are still held. The number of changed rows
+        is the number of these leases."""
         held, parameters = self.leases(tokens)
         return (
             f"UPDATE {self.lease} SET claimed_to = CASE WHEN claimed_to > :position THEN claimed_to ELSE :position END "
@@ -218,7 +221,7 @@ class Statements(ABC):
         return f"UPDATE {self.messages} SET state = {int(state)} WHERE {where}", parameters
 
     def failure(self) -> str:
-        """One row's failure; for many sets of parameters."""
+        """Writes the failure of one row. It is run with many sets of parameters."""
         return (
             f"UPDATE {self.messages} SET state = :state, attempts = attempts + 1, "
             f"attempts_unknown = attempts_unknown + :unknown, not_before = {self.now} + :delay, "
@@ -226,7 +229,7 @@ class Statements(ABC):
         )
 
     def held_now(self, ids: Collection[int], count: int) -> Statement:
-        """Which of these rows something holds up, now."""
+        """Those of the rows that an earlier row holds up now."""
         condition, parameters = self.among("o.id", "ids", ids)
         return (
             f"SELECT o.id FROM {self.messages} o WHERE {condition} AND {self._held(count)}",
@@ -254,7 +257,8 @@ class Statements(ABC):
         )
 
     def behind_nobody(self, partitions: Collection[int], count: int) -> Statement:
-        """Ids of rows that wait and have nobody before them any more: after another setting of `when_parked`."""
+        """Ids of rows that wait although no earlier row holds them up any more. That happens when `when_parked` was
+        changed."""
         mine, parameters = self._mine(partitions, count)
         return (
             f"SELECT o.id FROM {self.messages} o WHERE o.state = {State.BEHIND}{mine} AND NOT {self._held(count)}",
@@ -262,7 +266,7 @@ class Statements(ABC):
         )
 
     def perhaps_sent(self, partitions: Collection[int], count: int, position: int) -> Statement:
-        """Ids of rows that the relay before may have sent."""
+        """Ids of rows that the previous relay may have sent."""
         mine, parameters = self._mine(partitions, count)
         return (
             f"SELECT o.id FROM {self.messages} o WHERE o.state IN {UNMARKED} AND o.id <= :position{mine}",
@@ -290,7 +294,7 @@ class Statements(ABC):
 class _PostgreSQL(Statements):
     """PostgreSQL, with asyncpg or psycopg: arrays as parameters, so that the text stays the same.
 
-    An array goes as its text: asyncpg looks at each element of a list twice, which costs more than the statement.
+    An array is passed as text. asyncpg looks at each element of a list twice, which costs more than the statement.
     """
 
     dialect = "postgresql"

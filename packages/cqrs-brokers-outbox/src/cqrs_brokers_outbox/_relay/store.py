@@ -1,6 +1,7 @@
 """One connection to the database for one task of the relay: opened when it is needed, thrown away after an error.
 
-In AUTOCOMMIT: a single statement is a transaction of its own and costs one round trip; `transaction()` says BEGIN.
+The connection is in AUTOCOMMIT. So a single statement is a transaction of its own and costs one round trip.
+`transaction()` sends BEGIN.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from .statements import Parameters, Statements
 __all__ = ["CHUNK", "Store"]
 
 CHUNK = 1000
-"""So many rows are changed by one statement."""
+"""The most rows that one statement changes."""
 
 
 @lru_cache(maxsize=256)
@@ -27,11 +28,11 @@ def _clause(statement: str) -> TextClause:
 
 
 class Store:
-    """A connection of the relay. For one task at a time.
+    """A connection of the relay. Only one task may use it at a time.
 
     Args:
         engine: The database.
-        statements: What its dialect understands.
+        statements: The statements in its dialect.
     """
 
     def __init__(self, engine: AsyncEngine, statements: Statements) -> None:
@@ -59,10 +60,10 @@ class Store:
 
     @contextlib.asynccontextmanager
     async def transaction(self, *, snapshot: bool = False) -> AsyncIterator[None]:
-        """What is run within is committed together, or not at all.
+        """A block whose statements are committed together, or not at all.
 
         Args:
-            snapshot: Its queries all see the same; it only reads.
+            snapshot: The block only reads, and all its queries see the same data.
         """
         connection = await self._open()
         try:

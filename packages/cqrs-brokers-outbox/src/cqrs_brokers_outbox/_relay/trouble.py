@@ -1,4 +1,5 @@
-"""What keeps a relay from working: errors of the database and the broker. It waits, longer each time, and says so."""
+"""Errors of the database and the broker that keep a relay from working. The relay waits, longer each time, and tells
+its observers."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ class Trouble:
         self.reasons: dict[str, str] = {}
 
     async def tried(self, what: str, call: Callable[[], Awaitable[bool]]) -> bool:
-        """Calls; after an error of the database waits, the longer the more often it failed, and returns False."""
+        """Calls the function. After an error of the database it waits and returns False. It waits longer after each
+        failure in a row."""
         try:
             done = await call()
         except _DATABASE_ERRORS as error:
@@ -48,12 +50,12 @@ class Trouble:
         return done
 
     def began(self, what: str, reason: str) -> None:
-        """Something cannot be done; the same reason is told once."""
+        """Notes that something cannot be done. Observers are told the same reason only once."""
         if self.reasons.get(what) != reason:
             self.reasons[what] = reason
             logger.warning("outbox relay: cannot %s: %s", what, reason)
             self._observers.trouble(what, reason)
 
     def ended(self, what: str) -> None:
-        """It can be done again."""
+        """Notes that it can be done again."""
         self.reasons.pop(what, None)

@@ -1,4 +1,5 @@
-"""What a relay does beside sending: it deletes what was kept long enough, and tells its observers what waits."""
+"""What a relay does beside sending: it deletes sent rows that were kept long enough, and tells its observers what
+waits."""
 
 from __future__ import annotations
 
@@ -20,9 +21,9 @@ class Upkeep:
 
     Args:
         store: A connection.
-        keep: Seconds for which sent rows are kept; 0: there are none.
+        keep: Seconds for which sent rows are kept. 0: sent rows are not kept.
         observers: Who is told the lag.
-        trouble: Where errors of the database go.
+        trouble: Notes errors of the database.
     """
 
     def __init__(self, store: Store, *, keep: float, observers: RelayObservers, trouble: Trouble) -> None:

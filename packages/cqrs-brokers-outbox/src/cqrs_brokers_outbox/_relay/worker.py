@@ -1,12 +1,13 @@
-"""The relay at work: claim → keys → broker → marks, each in a task of its own, so that none waits for another.
+"""The loops of the relay: claim → keys → broker → marks. Each runs in a task of its own, so that none waits for
+another.
 
     claiming   reads the next rows while the last ones are at the broker
-    sending    a task for each call to the broker; what has its receipt lets the next of its key go
+    sending    a task for each call to the broker; a row with a receipt lets the next row of its key go
     marking    writes what happened, many rows at a time
     leasing    renews, takes and gives back partitions
 
-Every loop goes on after an error of the database or the broker: it waits a little, longer each time, and says so. A row
-stays in `Keys.busy` from its claim until its mark is committed, so that no claim brings it twice.
+Every loop goes on after an error of the database or the broker. It waits, longer each time, and tells the observers. A
+row stays in `Keys.busy` from its claim until its mark is committed, so that no claim brings it twice.
 
 This file is longer than 400 lines because the loops share one state: which keys are busy, and what waits to be marked.
 """
@@ -36,14 +37,15 @@ from .upkeep import Upkeep
 __all__ = ["CANCEL_STEP", "MARGIN", "Worker"]
 
 MARGIN = 5.0
-"""Sends end so many seconds before the lease does."""
+"""Sends must end this many seconds before the lease ends."""
 SHORTEST_POLL, LONGEST_POLL = 0.01, 0.28
 MOST_BATCHES = 8
-"""So many batches a relay has, at most; two of them of topics that are not slow."""
+"""The most batches that a relay has at a time. At most two of them are of topics that are not slow."""
 DUE_STEP = 0.05
-"""So long are rows that wait not asked for again."""
+"""Seconds before the relay asks again for rows that wait."""
 MARK_STEP = 0.05
-"""A receipt waits so long for others, unless there are many: a statement for some rows costs as much as for one."""
+"""How long a receipt waits for others, in seconds, so that one statement marks them all. It does not wait if there are
+many."""
 LEASE_STEP = 1.0
 CANCEL_STEP = 1.0
 _NUMBER = attrgetter("id")
@@ -58,10 +60,10 @@ class Worker:
         leases: The relay's partitions, with a connection of their own.
         claims: A connection for claims.
         marker: Marks rows, with a connection of its own.
-        upkeep: What runs beside.
+        upkeep: The purge and the lag.
         trouble: What the relay cannot do now.
         batch: How many rows a claim brings, at most.
-        pipeline: Rows of a key go together.
+        pipeline: Whether all waiting rows of a key go together.
         observers: Who is told.
     """
 
@@ -100,7 +102,7 @@ class Worker:
         self._pause = 0.0
         self._due_asked = 0.0
         self._more = False
-        """The last claim was full: there are more rows."""
+        """Whether the last claim was full, so that there are more rows."""
         self._left_out: set[int] = set()
         """Hashes of keys that the last claim left out."""
         self._most = batch * MOST_BATCHES
@@ -232,13 +234,13 @@ class Worker:
         )
 
     def _topics_left_out(self) -> list[str]:
-        """Topics of which the claim brings nothing: slow ones share two batches among them."""
+        """The topics whose rows the next claim leaves out. All slow topics together have at most two batches."""
         slow = self._calls.slow()
         full = {topic for topic in slow if self._keys.of_topic(topic) * len(slow) >= 2 * self._batch}
         return sorted(full | self._calls.paused())
 
     def _claim_if_useful(self) -> None:
-        """Wakes the claim when it would bring rows that are known to be there; it finds new ones by itself."""
+        """Wakes the claiming loop if rows are known to be there. It finds new rows by itself."""
         if self._has_room and (self._more or not self._left_out <= self._keys.crowded(self._crowd)):
             self._to_claim.set()
 
@@ -405,7 +407,8 @@ class Worker:
 
 
 async def _set_within(event: asyncio.Event, seconds: float) -> None:
-    """Waits for an event, but not longer. Not `asyncio.wait_for`, which in Python 3.11 may swallow a cancellation."""
+    """Waits for an event, at most this many seconds. It does not use `asyncio.wait_for`, which in Python 3.11 may
+    swallow a cancellation."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()
@@ -414,7 +417,8 @@ async def _set_within(event: asyncio.Event, seconds: float) -> None:
 async def _cancelled(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """Cancels tasks and waits for their end.
 
-    Again and again: in Python 3.11 `asyncio.wait_for`, by which database drivers connect, may swallow a cancellation.
+    It cancels them repeatedly. Database drivers connect with `asyncio.wait_for`, which in Python 3.11 may swallow a
+    cancellation.
     """
     waiting = {task for task in tasks if not task.done()}
     while waiting:

@@ -1,7 +1,7 @@
 """The tables of the outbox, version 1.
 
-The table's name and schema: `cqrs_brokers_outbox.table` (default: outbox) and `cqrs_brokers_outbox.schema` (default:
-none) in alembic.ini.
+The name and the schema of the table come from alembic.ini: `cqrs_brokers_outbox.table` (default: outbox) and
+`cqrs_brokers_outbox.schema` (default: none).
 """
 
 from typing import Any
