@@ -457,7 +457,11 @@ def header_name(text: str) -> str:
 
 
 def header_value(text: str) -> str:
-    """A header's value for brokers whose headers are lines: blanks, `%`, line breaks and what is not ASCII as `%XX`."""
+    """A header's value for brokers whose headers are lines: blanks, `%`, line breaks and what is not ASCII as `%XX`.
+
+    One byte may become three: the longest key or header value of a message, 32 767 bytes, has up to 98 301. Where your
+    broker takes less, refuse the message (`MessageTooLargeError`), or split the value; never cut it.
+    """
     return quote(text, safe=_IN_A_VALUE)
 
 

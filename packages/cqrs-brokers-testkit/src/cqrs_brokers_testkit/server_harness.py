@@ -105,6 +105,13 @@ class ServerHarness(Harness):
     def prepare(self) -> None:
         """Called when the main server has started: connects readers and administrators; see `server`."""
 
+    def server_started(self, server: RunningServer) -> None:
+        """Called whenever a server takes connections: at first, before `prepare`, and after each `restart`.
+
+        Until it returns nobody gets through the proxy. Set up what every server needs, those with certificates too, and
+        after a restart subscribe again with readers of a broker that keeps nothing for those who are away.
+        """
+
     async def read(self, topic: str) -> Sequence[Record]:
         """Everything that is in a topic now. Write this, or `read_back` where the reader is no asyncio client."""
         raise Unsupported("the harness has neither read nor read_back")
@@ -141,7 +148,13 @@ class ServerHarness(Harness):
         self._process.kill()
 
     def restart(self) -> None:
+        proxy = self._through()
+        listens = proxy.listens
+        proxy.refuse()
         self.server.start()
+        self.server_started(self.server)
+        if listens:
+            proxy.accept()
 
     def dismiss_clients(self) -> None:
         """Shuts the server down in good order, and starts it again."""
@@ -220,6 +233,7 @@ class ServerHarness(Harness):
         server.process = ServerProcess(self.program, command, environment=environment, folder=folder, log=log)
         self._stack.callback(server.process.kill)
         server.start()
+        self.server_started(server)
         return server
 
     def _program(self) -> str:

@@ -31,10 +31,10 @@ class _Forged:
         self.sends: list[asyncio.Future[Receipt | DeliveryError]] = []
 
     @classmethod
-    async def of(cls, ctx: Context) -> _Forged:
+    async def of(cls, ctx: Context, timeout: float = _DEADLINE) -> _Forged:
         """One whose connections are known, and were used."""
         before = set(ctx.proxy.connections)
-        broker, topic = ctx.open(delivery_timeout=_DEADLINE), await ctx.topic()
+        broker, topic = ctx.open(delivery_timeout=timeout), await ctx.topic()
         check_receipt(await outcome_of(broker.send_message(ctx.message(topic))))
         return cls(ctx, broker, topic, [each for each in ctx.proxy.connections if each not in before])
 
@@ -97,21 +97,18 @@ async def refusal_codes_are_no_confirms(ctx: Context) -> None:
 @case("delivery.pings-confirm-nothing", "fault", needs=["proxy", "read_back"], capability="confirms")
 async def pings_confirm_nothing(ctx: Context) -> None:
     """The answers to messages are lost, and those to pings come: no receipt."""
-    forged = await _Forged.of(ctx)
+    forged = await _Forged.of(ctx, 20.0)
     await forged.apply(ctx, await _losing_all_but_pings(ctx, forged))
     forged.send()
-    try:
-        await ctx.read(forged.topic, 2)  # at least one of them is there
-        health = await forged.broker.health()
-        await asyncio.sleep(0.2)
-        done = [send.result() for send in forged.sends if send.done()]
-        check(not any(isinstance(outcome, Receipt) for outcome in done), "only a ping was answered: a receipt")
-    finally:
-        await ctx.do(ctx.proxy.heal)
-    outcomes = await asyncio.gather(*forged.sends)
-    lied = any(isinstance(outcome, Receipt) for outcome in outcomes)
-    check(not lied, f"the answers to messages were lost (health: {health.reason or 'ok'}); got {tally(outcomes)}")
-    await forged.check_truth(ctx)
+    await ctx.read(forged.topic, 2)  # at least one of them is there
+    await asyncio.sleep(0.2)  # its answer, and the acknowledgements of others, have come and are lost
+    health = await forged.broker.health()
+    await asyncio.sleep(0.2)
+    done = [send.result() for send in forged.sends if send.done()]
+    lied = any(isinstance(outcome, Receipt) for outcome in done)
+    check(not lied, f"the answers to messages are lost (health: {health.reason or 'ok'}), and sends got {tally(done)}")
+    for send in forged.sends:
+        send.cancel()
 
 
 async def _losing_all_but_pings(ctx: Context, forged: _Forged) -> Callable[[ProxyConnection], object]:

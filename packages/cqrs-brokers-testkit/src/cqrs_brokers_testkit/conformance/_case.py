@@ -8,7 +8,7 @@ import threading
 import time
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -195,6 +195,22 @@ def check_order(messages: Sequence[Message], outcomes: Sequence[object], records
     check(None not in by_key, "messages with a key arrived without one")
 
 
+class _TimedOut(Exception):  # noqa: N818 - names what happened
+    """A `TimeoutError` of the harness, which is the cause."""
+
+
+def _kept(action: Callable[[], Any]) -> Any:
+    """What the action does, in a thread: asyncio would put a `TimeoutError` without traceback in the place of its."""
+    try:
+        return action()
+    except TimeoutError as error:
+        raise _TimedOut(str(error)) from error
+
+
+_NO_REFUSALS = (TypeError, AttributeError, NameError, LookupError, AssertionError, _TimedOut)
+"""Errors by which no broker refuses a topic's name."""
+
+
 @dataclass
 class Context:
     """What a case gets.
@@ -205,6 +221,7 @@ class Context:
         capabilities: What the driver declares.
         answers: What methods of the harness answered that are asked once in a run, by name.
         breaches: What the drivers of this case did that their contract forbids; a case with any has failed.
+        step: What of the harness runs, or ran last.
         lock: Held by `topic` and `do`: a harness need not be thread-safe, although cases run side by side.
     """
 
@@ -213,6 +230,7 @@ class Context:
     capabilities: Capabilities
     answers: dict[str, Any] = field(default_factory=dict)
     breaches: list[str] = field(default_factory=list)
+    step: str = ""
     lock: threading.Lock = field(default_factory=threading.Lock)
     _brokers: list[Broker] = field(default_factory=list)
 
@@ -257,7 +275,7 @@ class Context:
 
     async def read(self, topic: str, count: int) -> list[Record]:
         """`read_now`, without blocking the loop."""
-        return await asyncio.to_thread(self.read_now, topic, count)
+        return await asyncio.to_thread(_kept, lambda: self.read_now(topic, count))
 
     async def read_one(self, topic: str) -> Record:
         """The one message of a topic."""
@@ -281,9 +299,14 @@ class Context:
         return self.answers[name]
 
     async def try_to_create(self, topic: str) -> bool:
-        """Creates a topic with an odd name; False when the broker, or the harness, cannot."""
+        """Creates a topic with an odd name; False when the broker, or the harness, cannot.
+
+        Errors of another kind than a refusal are faults of the harness.
+        """
         try:
-            await asyncio.to_thread(self.harness.create_topic, topic)
+            await asyncio.to_thread(_kept, lambda: self.harness.create_topic(topic))
+        except _NO_REFUSALS:
+            raise
         except Exception:
             return False
         return True
@@ -293,6 +316,17 @@ class Context:
         """The harness' fault proxy; only for cases that need it."""
         assert self.harness.proxy is not None  # the runner has looked
         return self.harness.proxy
+
+    @contextlib.contextmanager
+    def spared_by_the_broker(self) -> Iterator[None]:
+        """For what follows a refusal: where the broker hangs up after it, its neighbours cannot have their answers."""
+        before = None if self.harness.proxy is None else self.harness.proxy.hung_up
+        try:
+            yield
+        except CaseFailed as failed:
+            if before is not None and self.proxy.hung_up > before:
+                raise NotApplicable(f"the broker hangs up when it refuses a message ({failed})") from failed
+            raise
 
     @contextlib.asynccontextmanager
     async def healed(self) -> AsyncIterator[FaultProxy]:
@@ -329,9 +363,10 @@ class Context:
 
         def locked() -> Any:
             with self.lock:
+                self.step = getattr(action, "__name__", "")
                 return action()
 
-        return await asyncio.to_thread(locked)
+        return await asyncio.to_thread(_kept, locked)
 
     @contextlib.asynccontextmanager
     async def entered(self, method: Callable[[], contextlib.AbstractContextManager[None]]) -> AsyncIterator[None]:

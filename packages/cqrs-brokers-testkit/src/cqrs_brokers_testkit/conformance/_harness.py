@@ -43,8 +43,9 @@ class Refusal(NamedTuple):
 
     Attributes:
         url: The config string.
-        topic: The topic of the message.
-        message: The message, which must be the first that is sent there.
+        topic: A topic that can be read back, to which the suite sends good messages beside the refused one.
+        message: The refused message. It must be the first that is sent with this config string. Its topic may be another
+            one, when the broker refuses by topic.
     """
 
     url: str
@@ -135,7 +136,10 @@ class Harness:
         return f"conformance-{uuid.uuid4().hex[:16]}"
 
     def create_topic(self, topic: str) -> None:
-        """Makes a topic ready to be published to and read back: a Kafka topic, an AMQP queue with its binding."""
+        """Makes a topic ready to be published to and read back: a Kafka topic, an AMQP queue with its binding.
+
+        For odd names it may raise what the broker's client raises when the broker cannot have such a topic.
+        """
 
     def delete_topic(self, topic: str) -> None:
         """Takes back what `create_topic` made; called for topics with odd names, such as `#`, that may catch others."""
@@ -162,7 +166,11 @@ class Harness:
         raise Unsupported
 
     def forbidden_destination(self) -> Target:
-        """A destination that exists, with credentials that may connect but not publish there."""
+        """A destination that exists, with credentials that may connect but not publish there.
+
+        They may publish to the topics of `create_topic`: the suite sends there, too, to see that the neighbours of a
+        refused message are spared.
+        """
         raise Unsupported
 
     def nacking_destination(self) -> Target:
@@ -173,7 +181,7 @@ class Harness:
         raise Unsupported
 
     def refuse_next(self) -> Refusal:
-        """A message that the broker refuses as a whole."""
+        """A message that the broker refuses as a whole, such as one above the size that this topic takes."""
         raise Unsupported
 
     def wrong_password_url(self) -> str:
@@ -217,7 +225,8 @@ class Harness:
     def dismiss_clients(self) -> None:
         """Lets the broker end all connections itself, with the farewell that its protocol has, as when it is shut down.
 
-        Returns when it takes connections again.
+        Returns when it takes connections again. Where the server does not do it on demand: `proxy.insert` what it would
+        say, and end the connections.
         """
         raise NotApplicable("the harness does not let the broker say farewell")
 
