@@ -41,7 +41,8 @@ _METADATA = "Metadata-Version: 2.1\nName: {name}\nVersion: 0.1.0\nRequires-Dist:
 
 def install(folder: Path) -> None:
     """Lays out the plugins as pip would: the modules, and the metadata of the distributions."""
-    (folder / "cqrs_broker_mutant.py").write_text((HERE / "mutants.py").read_text())
+    hooks = "MUTANTS, broker_options, open_message_broker, server"
+    (folder / "cqrs_broker_mutant.py").write_text(f"from tests.conformance.mutant_plugin import {hooks}\n")
     (folder / "cqrs_broker_wiremutant.py").write_text((HERE / "wire_mutants.py").read_text())
     hooks = "UNORDERED_MUTANTS, broker_options, open_message_broker"
     (folder / "cqrs_broker_unordered.py").write_text(f"from tests.conformance.unordered_plugin import {hooks}\n")

@@ -44,8 +44,8 @@ class Refusal(NamedTuple):
     Attributes:
         url: The config string.
         topic: A topic that can be read back, to which the suite sends good messages beside the refused one.
-        message: The refused message. It must be the first that is sent with this config string. Its topic may be another
-            one, when the broker refuses by topic.
+        message: The refused message. It must be the first that is sent with this config string. Where the broker
+            refuses by topic, its topic is another one.
     """
 
     url: str
