@@ -111,7 +111,7 @@ def _install(target: Target, interpreter: Path, root: DebianRoot | None, wheels:
     lines += [f"{name}=={version}" for name, version in oldest().items()] if target.oldest else []
     constraints.write_text("\n".join(lines) + "\n")
     groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
-    wanted = [*_OURS, *groups["test"]]
+    wanted = [*_OURS, *groups["test"], *groups["typing"]]  # some tests run mypy
     _run(_in(root, [str(python), *_PIP, "install", "-q", "-c", str(constraints), *wanted]))
     (place / _COMPLETE).touch()
 

@@ -26,7 +26,7 @@ def render(variant: str, name: str, target: Path) -> list[Path]:
         The files that were written.
 
     Raises:
-        ValueError: Not such a name or variant.
+        ValueError: The variant is unknown, or the name cannot be a scheme.
         FileExistsError: There is something in the folder.
     """
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):

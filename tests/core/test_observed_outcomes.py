@@ -5,6 +5,7 @@ import os
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
+from enum import StrEnum
 from random import Random
 from types import SimpleNamespace
 from typing import Any
@@ -33,7 +34,7 @@ from cqrs_brokers._delivery.delivery import HANDED, Sending
 from cqrs_brokers._delivery.window import Window
 from cqrs_brokers.driver import Delivery
 from cqrs_brokers.observers import Observers
-from cqrs_brokers.protocol import snapshot
+from cqrs_brokers.protocol import Capabilities, snapshot
 
 from .drivers import Scripted, message, settle, unreachable
 
@@ -548,6 +549,44 @@ async def test_headers_that_are_refused(added: Any, said: str, caplog: pytest.Lo
     assert "the headers that observer Adds adds are refused" in caplog.text
     assert said in caplog.text
     assert "xx" not in caplog.text
+
+
+class Text(StrEnum):
+    ACME = "acme"
+
+
+async def test_headers_that_repeat_are_what_they_were() -> None:
+    """Each message has its own; equal values of other types are told apart; a limit counts for each message."""
+    driver, adds = Scripted(automatic=True), Adds({"n": "acme"})
+    async with Broker(driver, observers=[adds], max_message_bytes=9) as broker:
+        await broker.send_message(message())
+        driver.seen[0].headers["n"] = "changed"  # type: ignore[index] # a driver must not, and may
+        await broker.send_message(message())
+        adds.added = {"n": Text.ACME}
+        await broker.send_message(message())
+        adds.added = {"n": "acme"}
+        await broker.send_message(Message("n", "t", b"too large"))
+        adds.added["n"] = "other"
+        await broker.send_message(message())
+    assert [dict(seen.headers) for seen in driver.seen] == [
+        {"n": "changed"},
+        {"n": "acme"},
+        {"n": "acme"},
+        {},
+        {"n": "other"},
+    ]
+    assert {type(value) for seen in driver.seen for value in seen.headers.values()} == {str}
+
+
+async def test_headers_of_equal_values_of_other_types() -> None:
+    """True, 1 and 1.0 are equal; a broker that carries only one of these types gets that one."""
+    carries = Capabilities(headers=True, header_types=frozenset({str, bool}))
+    driver, adds = Scripted(automatic=True, capabilities=carries), Adds({"n": True})
+    async with Broker(driver, observers=[adds]) as broker:
+        for value in (True, 1, 1.0, True):
+            adds.added = {"n": value}
+            await broker.send_message(Message("n", "t", b"{}"))
+    assert [dict(seen.headers) for seen in driver.seen] == [{"n": True}, {}, {}, {"n": True}]
 
 
 async def test_headers_count_as_bytes_in_flight() -> None:

@@ -108,10 +108,11 @@ def test_what_is_remembered_is_bounded() -> None:
     """Headers that are long, or that never come again, do not stay."""
     maker = RecordMaker()
     for number in range(5000):
-        headers = {"trace": str(number), "long": str(number) * 200}
+        headers = {"trace": str(number), "long": str(number) * 200, f"name-{number}": None}
         holder: Any = Holder(Message(f"E{number}", "t", {}, headers=headers))
         maker.record(holder)
     assert len(maker._known) <= 1000
+    assert len(maker._known._names) <= 1000
     assert len(maker._first) <= 1000
     assert max(map(len, maker._known.values())) <= 256
 

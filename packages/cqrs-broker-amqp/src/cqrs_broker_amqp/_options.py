@@ -1,4 +1,4 @@
-"""The options of `amqp://` and `amqps://`. Names are RabbitMQ's own where it has one."""
+"""The options of `amqp://` and `amqps://`. They have RabbitMQ's own names where RabbitMQ has one."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ class Publisher:
 
     Args:
         options: The exchange, and what is declared.
-        tasks: Where the work that takes time runs; ended by the owner when the session ends.
+        tasks: Owns the tasks that take time. The publisher's owner ends them when the session ends.
         lost: Called when the connection must be made anew.
     """
 
@@ -148,7 +148,7 @@ class Publisher:
         """Publishes on a channel.
 
         Args:
-            anew: What was declared may be gone.
+            anew: Whether declared queues may be gone, so that they are declared again.
         """
         self._channel = channel
         self._flush_at = self._let_go_at = None  # a callback of an event loop that was closed never runs

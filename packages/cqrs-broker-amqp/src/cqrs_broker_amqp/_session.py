@@ -324,7 +324,7 @@ async def connect(
         The session, its first channel, and the number of its host.
 
     Raises:
-        ConnectError: No host could be connected. The error is the one that a person must fix, if there is one.
+        ConnectError: No host could be connected. If one of the errors is one that a person must fix, it is that error.
     """
     loop = asyncio.get_running_loop()
     hosts = settings.hosts
@@ -363,7 +363,7 @@ def _twice(error: ConnectError, session: Session) -> TLSError:
 
 
 def _url(settings: AMQPSettings, host: tuple[str, int]) -> URL:
-    """What aiormq wants to know, in the form in which it wants it."""
+    """The URL that aiormq takes, with the options that it reads from it."""
     options = settings.options
     return URL.build(
         scheme="amqps" if settings.tls else "amqp",

@@ -103,7 +103,7 @@ async def declare_queue(channel: Any, options: AMQPOptions, topic: str) -> None:
     """Declares the durable queue of a topic and binds it to the exchange; the default exchange needs no binding.
 
     Raises:
-        Exception: aiormq's; `queue_error` says what it means.
+        Exception: An exception of aiormq. `queue_error` says what it means.
     """
     arguments = {"x-queue-type": options.queue_type} if options.queue_type is not None else None
     await channel.queue_declare(topic, durable=True, arguments=arguments)

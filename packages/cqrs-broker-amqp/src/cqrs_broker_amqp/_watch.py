@@ -32,7 +32,7 @@ class ConnectionWatch:
         heartbeat: The connection's heartbeat, in seconds.
         channels: The channels that may have something in flight.
         stuck: Called with a channel that had no answer for `PATIENCE`; again each second.
-        look: Called each time, and gives the time after which it wants to be called again, in seconds, or None.
+        look: Called each time the timer fires. Returns the seconds after which it is to be called again, or None.
         dead: Called when the connection is dead.
     """
 

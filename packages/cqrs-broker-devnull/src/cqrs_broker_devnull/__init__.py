@@ -4,7 +4,7 @@
 
     broker = devnull.DevnullMessageBroker()   # or open_broker("devnull://")
 
-Also the smallest complete plugin: options (`_options`), a driver (`_driver`) and the hooks below.
+It is also the smallest complete plugin: options (`_options`), a driver (`_driver`) and the hooks below.
 """
 
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ class DevnullMessageBroker(Broker):
         **options: The options of `devnull://`, as keywords.
 
     Raises:
-        ConfigError: An option is wrong, or this is production.
+        ConfigError: An option is wrong, or this is production (see `DevnullDriver`).
     """
 
     def __init__(self, *, observers: Sequence[Observer] = (), **options: object) -> None:

@@ -1,4 +1,4 @@
-"""Discards messages, and says so."""
+"""Discards messages, and warns that it does."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ _log = logging.getLogger("cqrs_broker_devnull")
 
 ENVIRONMENT_VARIABLE = "CQRS_BROKERS_ENV"
 LOGGED_EACH = 10
-"""So many messages get a warning each; after them there is at most one warning per `LOG_INTERVAL` seconds."""
+"""The first messages, up to this number, get a warning each. After them there is at most one warning per `LOG_INTERVAL`
+seconds."""
 LOG_INTERVAL = 1.0
 
 
 class DevnullDriver(Driver):
-    """Discards every message and warns, by name, id and topic.
+    """Discards every message, and warns with its name, id and topic.
 
     Attributes:
         discarded: How many messages there were.
@@ -44,7 +45,7 @@ class DevnullDriver(Driver):
 
     @property
     def capabilities(self) -> Capabilities:
-        """Nobody confirms and nothing lasts. Every message is taken, so that any application can run on it."""
+        """It confirms nothing and keeps nothing. It takes every message, so that any application can use it."""
         return Capabilities(
             ordering_key=True,
             headers=True,
@@ -53,7 +54,7 @@ class DevnullDriver(Driver):
         )
 
     async def send_message(self, message: Message) -> None:
-        """Discards it."""
+        """Discards the message."""
         self.discarded += 1
         if self.discarded <= LOGGED_EACH:
             self._warn("discarded", message)
@@ -62,7 +63,7 @@ class DevnullDriver(Driver):
             self._warn(f"discarded {self.discarded - self._logged} more, the last was", message)
 
     async def close(self, grace: float) -> None:
-        """Says how many messages there were."""
+        """Logs how many messages were discarded."""
         if self.discarded:
             noun = "message" if self.discarded == 1 else "messages"
             _log.warning("devnull:// discarded %d %s in all", self.discarded, noun)

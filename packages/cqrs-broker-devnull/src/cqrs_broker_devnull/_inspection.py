@@ -10,17 +10,17 @@ __all__ = ["DevnullInspection"]
 
 
 class DevnullInspection(Inspection):
-    """There is no server, and no message arrives."""
+    """The findings for `devnull://`: there is no server, and no message arrives."""
 
     def endpoints(self) -> Sequence[Endpoint]:
-        """None: nothing connects."""
+        """No endpoints: nothing connects."""
         return []
 
     async def server(self, endpoints: Sequence[Endpoint], /) -> AsyncIterator[Finding]:
-        """What it does."""
+        """What `devnull://` does."""
         text = "every message is discarded, with a warning in the log, and no receipt is confirmed"
         yield Finding("server", "warn", "", text, "name a real broker where a message must arrive")
 
     async def topic(self, topic: str, /) -> AsyncIterator[Finding]:
-        """Every topic is as good as another."""
+        """All topics have the same finding: messages are discarded."""
         yield Finding("topic", "warn", topic, "messages to it are discarded, as all others")

@@ -79,7 +79,7 @@ class KafkaDriver(PipelinedDriver):
         self._throttling = -1
         """The number of that node."""
         self._trusted = False
-        """These settings have worked."""
+        """Whether these settings have worked."""
 
     # -- what it is ---------------------------------------------------------------------------------------------------
 

@@ -43,7 +43,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 IDLE_LIMIT = 540.0
 """After this many seconds of silence the connection is replaced. The broker would close it after ten minutes."""
 LOOK_AFTER = 5.0
-"""After so many seconds of silence the event loop looks at the socket before anything is written to it."""
+"""After this many seconds of silence the event loop looks at the socket before anything is written to it."""
 
 
 class _Request(NamedTuple):
@@ -105,7 +105,7 @@ class Node:
     # -- requests -----------------------------------------------------------------------------------------------------
 
     def write(self) -> None:
-        """Writes requests while there is something to send and room."""
+        """Writes requests while partitions are ready and there is room for a request."""
         if not self.ready or len(self._in_flight) >= MOST_IN_FLIGHT:
             return
         connection = self._usable_connection()

@@ -71,20 +71,29 @@ _NULL = varints[-1]
 
 
 class _Headers(dict[tuple[str, Any], bytes]):
-    """Headers as bytes, by name and value; those that repeat are remembered."""
+    """Headers as bytes, by name and value. The first of them are remembered: those that repeat are mostly among them,
+    and those that never repeat, such as a trace's, would cost more to remember than to encode."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, bytes] = {}
 
     def __missing__(self, header: tuple[str, Any]) -> bytes:
         name, value = header
-        encoded = _sized(name.encode()) + _sized(value.encode() if isinstance(value, str) else value)
-        if len(encoded) <= _LONGEST_REMEMBERED:
-            if len(self) >= _REMEMBERED:
-                self.clear()
+        data = value.encode() if isinstance(value, str) else value
+        encoded = (self._names.get(name) or self._name(name)) + (_NULL if data is None else varints[len(data)] + data)
+        if len(self) < _REMEMBERED and len(encoded) <= _LONGEST_REMEMBERED:
             self[header] = encoded
         return encoded
 
+    def _name(self, name: str) -> bytes:
+        if len(self._names) >= _REMEMBERED:
+            self._names.clear()
+        encoded = self._names[name] = _sized(name.encode())
+        return encoded
 
-def _sized(data: bytes | None) -> bytes:
-    return _NULL if data is None else varints[len(data)] + data
+
+def _sized(data: bytes) -> bytes:
+    return varints[len(data)] + data
 
 
 class RecordMaker:

@@ -7,7 +7,7 @@
     published("orders").assert_once(topic="orders", name="OrderPlaced", key="1")
 
 Faults come from the config string: `memory://orders?fail=2&unknown=1&latency=50ms` (see `MemoryOptions`). Not for
-production: everything is gone with the process, and nobody consumes it.
+production: every message is lost when the process ends, and no consumer gets it.
 """
 
 from cqrs_brokers.exceptions import ConfigError

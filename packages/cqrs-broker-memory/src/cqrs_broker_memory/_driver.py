@@ -1,4 +1,4 @@
-"""Keeps messages in the process, after playing the scripted faults."""
+"""Keeps messages in the process, and plays the faults of a script."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class MemoryDriver(Driver):
     """Puts every message into `published(name)`; brokers of one process with the same name share it.
 
     Args:
-        name: Which one, as in `memory://name`.
+        name: The broker's name, as in `memory://name`.
         options: Size and faults.
     """
 
@@ -34,7 +34,7 @@ class MemoryDriver(Driver):
 
     @property
     def capabilities(self) -> Capabilities:
-        """It confirms each message, once it is kept; nothing survives the process."""
+        """Each message is confirmed when it is kept. Nothing is kept after the process has ended."""
         return Capabilities(
             confirms=True,
             ordering_key=True,
@@ -60,7 +60,7 @@ class MemoryDriver(Driver):
         self._script.ping()
 
     async def send_message(self, message: Message) -> Receipt:
-        """Keeps it, unless the script says otherwise.
+        """Keeps the message, unless the script says otherwise.
 
         Raises:
             NotDeliveredError: The script says so, or the broker is full. The message is not kept.

@@ -12,10 +12,10 @@ __all__ = ["MemoryInspection"]
 
 
 class MemoryInspection(Inspection):
-    """There is no server: it says what becomes of messages, and which faults the string plays.
+    """There is no server. The findings say what happens to messages, and which faults the string plays.
 
     Args:
-        name: Which one, as in `memory://name`.
+        name: The broker's name, as in `memory://name`.
         options: Size and faults.
     """
 
@@ -24,11 +24,11 @@ class MemoryInspection(Inspection):
         self._options = options
 
     def endpoints(self) -> Sequence[Endpoint]:
-        """None: nothing connects."""
+        """No endpoints: nothing connects."""
         return []
 
     async def server(self, endpoints: Sequence[Endpoint], /) -> AsyncIterator[Finding]:
-        """What it is, and its script of faults."""
+        """What the broker does with messages, and which faults the string plays."""
         text = (
             f"messages stay in the process that sends them, up to {self._options.capacity}, and are gone with it: "
             "nobody else reads them"

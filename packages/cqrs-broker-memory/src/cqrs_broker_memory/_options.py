@@ -17,8 +17,9 @@ _MOST = 10**6
 class MemoryOptions(BrokerOptions):
     """What can be set in `memory://name?…`, besides what every broker has.
 
-    The script is played once per opened broker, in the order of the calls: first `fail` messages, then `unknown`
-    messages, then all is well but for `fail_at`. `published(name).play(...)` puts another one in its place.
+    The script is played once per opened broker, in the order of the calls: first `fail` messages fail, then `unknown`
+    messages have an unknown outcome, then all messages are confirmed except those in `fail_at`.
+    `published(name).play(...)` replaces the script.
     """
 
     url_parts: ClassVar[frozenset[str]] = frozenset({"hosts"})

@@ -1,7 +1,7 @@
 """What was published to a `memory://` broker: the reading side, for tests.
 
-Kept by name for as long as the process lives, so that a test can look after its event loop has ended. May be used from
-any thread and without an event loop.
+The messages are kept by the broker's name until the process ends. So a test can look at them after its event loop has
+ended. They may be read from any thread and without an event loop.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from ._script import Faults, Script
 __all__ = ["DEFAULT_NAME", "Published", "Record", "published"]
 
 DEFAULT_NAME = "default"
-"""The name of `memory://` without one."""
+"""The broker's name if the string is only `memory://`."""
 
 
 class _Any:
-    """Stands for "whatever it is", where None has a meaning of its own (a message without a key)."""
+    """Stands for any value, where None has a meaning of its own (a message without a key)."""
 
     def __repr__(self) -> str:
         return "any"
@@ -92,13 +92,13 @@ class Record:
 class Published:
     """The messages of one `memory://name`, in the order in which they were kept.
 
-    Iterating, `len` and indexing see what is there at that moment.
+    Iterating, `len` and indexing see the records that are there at that moment.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.script: Script | None = None
-        """What `play` said; for the driver."""
+        """The script that `play` set, for the driver."""
         self._records: list[Record] = []
         self._lock = threading.Lock()
 
@@ -106,7 +106,7 @@ class Published:
         """Adds a record. Called by the driver.
 
         Returns:
-            False when `capacity` records are here already; then it is not added.
+            False: there are `capacity` records already, and this one was not added.
         """
         with self._lock:
             if len(self._records) >= capacity:
@@ -122,7 +122,7 @@ class Published:
         key: str | _Any | None = _ANY,
         headers: Mapping[str, HeaderValue] | None = None,
     ) -> list[Record]:
-        """The records that have all that is given.
+        """The records that match all given arguments.
 
         Args:
             topic: Exactly this topic.
@@ -140,14 +140,14 @@ class Published:
         key: str | _Any | None = _ANY,
         headers: Mapping[str, HeaderValue] | None = None,
     ) -> Record:
-        """Asserts that exactly one record has all that is given; the arguments are those of `find`.
+        """Asserts that exactly one record matches all given arguments, which are those of `find`.
 
         Returns:
             The record, for a look at its body.
 
         Raises:
-            AssertionError: There is none, or more than one. It lists what was published and, where that differs, both
-                values; of bodies only the size.
+            AssertionError: No record matches, or more than one. The text lists the published records, and both values
+                where they differ. It shows only the size of bodies.
         """
         found, listed = [], []
         for record in self:
@@ -168,12 +168,14 @@ class Published:
         """Lets every broker of this name play another script from now on, also those that are open.
 
         Args:
-            faults: The script, counted from now. None: each plays that of its own config string again, where it was.
+            faults: The script, counted from now. None: each broker goes on with the script of its own config string,
+                where it had stopped.
         """
         self.script = None if faults is None else Script(faults)
 
     def clear(self) -> None:
-        """Forgets all records and what `play` said, for the next test. Config strings' scripts go on where they are."""
+        """Forgets all records and the script of `play`, for the next test. The scripts of config strings go on where
+        they are."""
         self.script = None
         with self._lock:
             self._records.clear()
@@ -208,7 +210,7 @@ def _differences(
     key: str | _Any | None,
     headers: Mapping[str, HeaderValue] | None,
 ) -> list[str]:
-    """In what the record is not what is wanted, with both values."""
+    """The differences between the record and the wanted values, each with both values."""
     fields = (("topic", topic, record.topic), ("name", name, record.name), ("key", key, record.key))
     differences = [
         f"{what} is {there!r:.80}, not {wanted!r:.80}"

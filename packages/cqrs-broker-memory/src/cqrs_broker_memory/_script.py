@@ -1,4 +1,4 @@
-"""What a memory broker does wrong on purpose: a script of faults, counted from its beginning."""
+"""The faults that a memory broker plays: a script, counted from its beginning."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ ERRORS: Final[dict[str, type[DeliveryError]]] = {name: getattr(exceptions, name)
 
 @dataclass(frozen=True, kw_only=True)
 class Faults:
-    """A script of faults, for `Published.play`. All is well with what it does not name.
+    """A script of faults, for `Published.play`. All other messages and calls succeed.
 
     Attributes:
-        fail: So many messages fail first.
-        fail_at: And these: 1 is the first message.
-        error: How they fail. After an error that is unknown to the sender the message is kept.
-        unknown: So many messages after the first `fail` are kept but not confirmed.
-        fail_connect: So many attempts to connect fail.
-        fail_health: So many calls of `health()` say that the broker does not answer.
+        fail: The first `fail` messages fail.
+        fail_at: The messages with these numbers fail too. 1 is the first message.
+        error: The error with which they fail. If it is a `DeliveryUnknownError`, the message is kept.
+        unknown: This many messages after the first `fail` are kept but not confirmed.
+        fail_connect: The first `fail_connect` attempts to connect fail.
+        fail_health: In the first `fail_health` calls of `health()` the broker does not answer.
         latency: Seconds from handing a message over to its outcome.
     """
 

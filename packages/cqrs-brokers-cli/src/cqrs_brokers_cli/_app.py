@@ -1,4 +1,4 @@
-"""The command line: which commands and options there are, and what becomes of an error."""
+"""The command line: its commands and options, and what an error prints."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _quiet() -> None:
-    """Clients log and warn for applications; a command says itself what happened."""
+    """Silences logs and warnings. They are for applications; a command itself prints what happened."""
     logging.getLogger().addHandler(logging.NullHandler())
     warnings.simplefilter("ignore")
     for stream in (sys.stdout, sys.stderr):

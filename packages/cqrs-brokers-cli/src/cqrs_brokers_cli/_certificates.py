@@ -16,9 +16,10 @@ from cqrs_brokers.tls import TLSOptions, tls_error
 __all__ = ["look_at_tls", "speaks_tls"]
 
 FEW_DAYS = 14
-"""A certificate that ends so soon should have been renewed."""
+"""A certificate that ends within this many days should have been renewed."""
 AFTERTHOUGHT = 0.3
-"""With TLS 1.3 a server refuses a client's certificate after the handshake, within so many seconds."""
+"""With TLS 1.3 a server refuses a client's certificate only after the handshake. It does so within this many
+seconds."""
 _IGNORE_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME
 _NOT_TLS = {
     "WRONG_VERSION_NUMBER",
@@ -29,7 +30,7 @@ _NOT_TLS = {
 }
 
 Certificate = dict[str, Any]
-"""As `ssl.SSLSocket.getpeercert` gives it."""
+"""A certificate, as `ssl.SSLSocket.getpeercert` gives it."""
 
 
 async def look_at_tls(
@@ -38,14 +39,14 @@ async def look_at_tls(
     """Shakes hands as the driver would.
 
     Args:
-        endpoint: Where.
-        context: The driver's.
+        endpoint: Where to connect to.
+        context: The driver's TLS context.
         address: The address that takes connections.
-        options: They say which certificates are in use.
+        options: The options, for the certificates in use.
         timeout: Seconds, at most, for each handshake.
 
     Returns:
-        What was found; a failure when the driver cannot use the connection.
+        The finding. It is a failure if the driver cannot use the connection.
     """
     subject, name = str(endpoint), endpoint.host.host
     try:
@@ -68,10 +69,11 @@ async def look_at_tls(
 
 
 async def speaks_tls(endpoint: Endpoint, timeout: float) -> bool:
-    """Whether the port is one for TLS, for certain: it ends a handshake, or says in TLS why it does not.
+    """Whether the port certainly speaks TLS: the server completes a handshake, or sends a TLS alert that says why it
+    does not.
 
     Args:
-        endpoint: Where.
+        endpoint: Where to connect to.
         timeout: Seconds, at most.
     """
     name, port = endpoint.host
@@ -122,17 +124,17 @@ async def _shake_hands(
     """One handshake.
 
     Args:
-        address: Where.
-        context: With which certificates.
+        address: Where to connect to.
+        context: The TLS context, with the certificates.
         name: The host's name, which the certificate must have.
-        linger: Wait whether the server thinks better of it.
-        binary: Give the certificate as DER, which also works when it is not verified.
+        linger: Wait a little after the handshake, to see whether the server refuses the client's certificate.
+        binary: Return the certificate as DER. That also works for a certificate that is not verified.
 
     Returns:
         The version of TLS, and the certificate.
 
     Raises:
-        OSError, EOFError: Why it failed.
+        OSError, EOFError: The handshake failed.
     """
     raw = await open_socket([address])
     try:
@@ -154,9 +156,9 @@ async def _shake_hands(
 
 
 async def _unverified(address: Address, context: ssl.SSLContext, name: str, timeout: float) -> Certificate:
-    """What the certificate says, whoever signed it; nothing when that cannot be found out.
+    """The content of the certificate, whoever signed it. Empty if it cannot be read.
 
-    Only what was verified can be read with the standard library. So the certificate itself is trusted, in a context
+    The standard library reads only a certificate that was verified. So the certificate itself is trusted, in a context
     that is used for nothing else.
     """
     with contextlib.suppress(OSError, EOFError, ValueError):
@@ -179,7 +181,8 @@ def _context(mode: ssl.VerifyMode) -> ssl.SSLContext:
 
 
 def _facts(certificate: Certificate) -> str:
-    """For whom it is, who signed it, and how long it is good; begins with a colon."""
+    """A text that says whom the certificate is for, who signed it, and until when it is valid. It begins with a
+    colon."""
     facts = []
     names = [name for _, name in certificate.get("subjectAltName", ())]
     if names:

@@ -1,4 +1,5 @@
-"""`check`: from the string to a receipt, a finding for each step. What one broker alone knows its plugin says.
+"""`check`: from the string to a receipt, with a finding for each step. The plugin gives the findings that are special
+to its broker.
 
 Nothing is published without `send`, and every step is bounded in time.
 """
@@ -42,22 +43,23 @@ __all__ = ["Check", "URL_VARIABLE"]
 URL_VARIABLE = "CQRS_BROKER_URL"
 MESSAGE_NAME = "cqrs-brokers.check"
 SHARE_OF_STEP = 0.9
-"""So much of a step's time the plugin gets: its own error says more than ours."""
+"""The share of a step's time that the plugin gets. So the plugin's own error, which says more than ours, comes
+first."""
 
 
 class Check:
     """One run of `check`.
 
     Args:
-        text: The config string. None: that of `CQRS_BROKER_URL`.
+        text: The config string. None: the one in `CQRS_BROKER_URL`.
         topics: Which destinations to look at.
         send: Send one message to each.
         timeout: Seconds for each step, at most.
 
     Attributes:
-        url: The string, redacted; None until its options are known: before, a part of a password that was not encoded
-            could pass for the name of one.
-        outcomes: What became of each message, ready for JSON.
+        url: The string, redacted. None until its options are known: until then, a part of an unencoded password might
+            be taken for the name of an option, and be shown.
+        outcomes: The outcome of each message, ready for JSON.
     """
 
     def __init__(self, text: str | None, topics: Sequence[str], *, send: bool, timeout: float) -> None:
@@ -80,14 +82,14 @@ class Check:
 
     @property
     def exit_code(self) -> ExitCode:
-        """That of the first failure; a warning is none."""
+        """The exit code of the first failure. A warning is not a failure."""
         failed = [finding.step for finding in self._found if finding.level == "fail"]
         if not failed:
             return ExitCode.OK
         return ExitCode.UNKNOWN if failed[0] == "send" and self._unknown else code_of_step(failed[0])
 
     async def run(self) -> AsyncIterator[Finding]:
-        """Every step, until one fails without which the next ones mean nothing."""
+        """Runs every step. Stops if a step fails that the next steps need."""
         async with contextlib.aclosing(self._steps()) as steps:
             async for finding in steps:
                 # What a server or a plugin says may quote what it was given.
@@ -190,15 +192,16 @@ class Check:
     async def _hosts(
         self, endpoints: Sequence[Endpoint], options: BrokerOptions, usable: list[Endpoint]
     ) -> AsyncIterator[Finding]:
-        """All at once; the driver needs one of them, so the others' failures are warnings when one is usable."""
+        """Looks at all hosts at once. The driver needs only one of them. So if one is usable, the failures of the
+        others are warnings."""
         looked = await asyncio.gather(*(look_at(endpoint, options, self._timeout) for endpoint in endpoints))
         usable += [one.endpoint for one in looked if one.usable]
         for finding in _lenient(looked, bool(usable)):
             yield finding
 
     async def _explained(self, finding: Finding, endpoints: Sequence[Endpoint]) -> Finding:
-        """A server that ends a connection in plain text may be starting, or it has been spoken to on its TLS port: the
-        first passes, the second does not."""
+        """Explains a plain text connection that the server ends. The server may be starting, which passes. Or the port
+        may be the server's TLS port, which does not pass."""
         if finding.level != "fail" or finding.step not in ("tcp", "server"):
             return finding
         for endpoint in endpoints:
@@ -212,7 +215,7 @@ class Check:
     async def _bounded(
         self, findings: AsyncIterator[Finding], step: Step, subject: str, plugin: Plugin
     ) -> AsyncIterator[Finding]:
-        """The plugin's findings, whatever the plugin does."""
+        """The plugin's findings. An exception or a time-out of the plugin becomes a finding, too."""
         while True:
             limit = asyncio.timeout(self._timeout)
             try:
@@ -246,7 +249,7 @@ class Check:
     async def _without_inspection(
         self, plugin: Plugin, options: BrokerOptions, url: BrokerURL
     ) -> AsyncIterator[Finding]:
-        """What can be found out about any plugin: it connects, and says how it is."""
+        """The findings for a plugin without an inspection: connects, and asks for the broker's health."""
         endpoints = [Endpoint(host) for host in url.hosts if host.port is not None]
         for host in url.hosts:
             if host.port is None:
@@ -281,7 +284,7 @@ class Check:
             yield self._refusal(topic) or not_seen
 
     def _refusal(self, topic: str) -> Finding | None:
-        """The driver's own rule: such a topic cannot be."""
+        """The finding for a topic that the driver itself refuses."""
         reason = self._driver.refuse_topic(topic) if isinstance(self._driver, Driver) else None
         return None if reason is None else Finding("topic", "fail", topic, reason, "give the topic another name")
 
@@ -334,10 +337,10 @@ def _lenient(looked: Sequence[Looked], forgiving: bool) -> list[Finding]:
 
 
 def _open(url: BrokerURL) -> tuple[MessageBroker, list[str]]:
-    """The driver, and what opening the broker warns of; opening connects to nothing.
+    """The driver, and the warnings that came while the broker was opened. Opening makes no connection.
 
     Raises:
-        ConfigError: The options do not go together.
+        ConfigError: The options contradict each other.
         PluginError: The plugin does not keep its contract.
     """
     with warnings.catch_warnings(record=True) as caught:
@@ -350,7 +353,7 @@ def _open(url: BrokerURL) -> tuple[MessageBroker, list[str]]:
 def _inspection(
     plugin: Plugin, options_type: type[BrokerOptions], url: BrokerURL, patience: float
 ) -> Inspection | None:
-    """The plugin's, which gives up connecting after so many seconds, before we do."""
+    """The plugin's inspection. Its `connect_timeout` is set so that the plugin gives up before we do."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         resolved = resolve_options(options_type, url=url, keywords={"connect_timeout": patience})

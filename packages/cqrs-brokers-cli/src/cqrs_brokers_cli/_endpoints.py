@@ -1,4 +1,4 @@
-"""From a host's name to a TLS handshake: what can be looked at without knowing which broker it is."""
+"""From a host's name to a TLS handshake: the steps that are the same for every broker."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Looked(NamedTuple):
     """What was found at one endpoint.
 
     Attributes:
-        endpoint: Which one.
-        findings: In order.
+        endpoint: The endpoint.
+        findings: The findings, in order.
     """
 
     endpoint: Endpoint
@@ -32,12 +32,12 @@ class Looked(NamedTuple):
 
     @property
     def usable(self) -> bool:
-        """Whether the driver can go on from here."""
+        """Whether the driver can use the endpoint: no finding is a failure."""
         return all(finding.level != "fail" for finding in self.findings)
 
 
 class _Tried(NamedTuple):
-    """One address of a host: how long connecting took in seconds, or why it failed."""
+    """One address of a host, with the seconds that connecting took, or why it failed."""
 
     address: Address
     seconds: float
@@ -45,11 +45,11 @@ class _Tried(NamedTuple):
 
 
 async def look_at(endpoint: Endpoint, options: BrokerOptions, timeout: float) -> Looked:
-    """Looks up the name, connects to each of its addresses, and shakes hands when the driver would.
+    """Looks up the name, connects to each of its addresses, and makes the TLS handshake if the driver would.
 
     Args:
-        endpoint: Which one; its host has a port.
-        options: They say which certificates are in use.
+        endpoint: The endpoint. Its host has a port.
+        options: The options, for the certificates in use.
         timeout: Seconds for each step, at most.
     """
     findings: list[Finding] = []

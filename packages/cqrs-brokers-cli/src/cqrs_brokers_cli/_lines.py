@@ -1,4 +1,4 @@
-"""Lines of a file or of standard input, as they come, without blocking the event loop."""
+"""Reads the lines of a file or of standard input, as they come, without blocking the event loop."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ __all__ = ["Line", "Lines"]
 
 READ_SIZE = 65_536
 AHEAD = 4
-"""So many pieces are read before somebody takes them."""
+"""How many pieces are read ahead."""
 
 
 class Line(NamedTuple):
     """One line.
 
     Attributes:
-        number: From 1.
-        content: Without the line break.
+        number: The number of the line, from 1.
+        content: The line without its line break.
         end: How many bytes of the source have been read with it.
     """
 
@@ -33,7 +33,8 @@ class Lines:
     """Reads in a thread of its own. The thread may wait for input for ever, so nothing waits for it.
 
     Args:
-        descriptor: Where from. It is read with `os.read`: at the end of the process no lock of a buffer is held.
+        descriptor: The file descriptor to read from. It is read with `os.read`, so that no lock of a buffer is held at
+            the end of the process.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -45,10 +46,10 @@ class Lines:
         threading.Thread(target=self._read, name="lines", daemon=True).start()
 
     async def next(self) -> list[Line] | None:
-        """The lines that came with the next read; None at the end.
+        """The lines of the next read. None: there are no more.
 
         Raises:
-            OSError: It cannot be read.
+            OSError: The source cannot be read.
         """
         piece = await self._pieces.get()
         self._room.release()

@@ -1,4 +1,5 @@
-"""`new`: the project of a plugin, from the template that `examples/plugin-template` is, and that the wheel carries."""
+"""`new`: makes the project of a plugin, from the template in `examples/plugin-template`. The wheel contains the
+template."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ def new(name: str, variant: Variant, folder: Path, output: Output) -> ExitCode:
 
     Raises:
         ValueError: The name cannot be a scheme.
-        OSError: There is something in the folder, or it cannot be written to.
+        OSError: The folder is not empty, or it cannot be written to.
     """
     files = render(variant.value, name, folder)
     output.document({"folder": str(folder), "files": [str(file) for file in files]})

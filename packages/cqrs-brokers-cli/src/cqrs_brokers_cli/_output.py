@@ -1,6 +1,7 @@
-"""What a command prints: with ticks and colours on a terminal, plain lines elsewhere, or one JSON document.
+"""The output of a command: ticks and colours on a terminal, plain lines elsewhere, or one JSON document.
 
-`NO_COLOR` is rich's to obey. Texts of servers and plugins are shown as they are, without markup and control characters.
+rich obeys `NO_COLOR`. Texts of servers and plugins are shown as they are: rich's markup in them has no effect, and
+control characters are left out.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _STEP_WIDTH = 7
 
 
 def printable(text: str) -> str:
-    """The text in one line, without what could control a terminal."""
+    """The text in one line, without characters that could control a terminal."""
     return "".join(character if character.isprintable() else " " for character in text)
 
 
@@ -38,7 +39,7 @@ class Output:
 
     Args:
         as_json: Print nothing but one JSON document at the end.
-        file: Default: the process's stdout.
+        file: Where to print. Default: the process's stdout.
     """
 
     def __init__(self, *, as_json: bool = False, file: TextIO | None = None) -> None:
@@ -48,11 +49,11 @@ class Output:
         self._for_people = not as_json and self._console.is_terminal
 
     def waiting(self, text: str) -> AbstractContextManager[Any]:
-        """Shows on a terminal that something is being done."""
+        """Shows a text on a terminal while something is being done."""
         return self._console.status(text, spinner="line") if self._for_people else nullcontext()
 
     def line(self, text: str, style: str = "") -> None:
-        """A line for people; none in JSON."""
+        """Prints a line for people. With JSON it prints nothing."""
         if self._as_json:
             return
         if self._for_people:
@@ -61,7 +62,7 @@ class Output:
             self._write(printable(text))
 
     def finding(self, finding: Finding) -> None:
-        """A finding, as soon as it is known."""
+        """Prints a finding as soon as it is known."""
         if self._as_json:
             return
         about = "" if _names_its_subject(finding) else f"{finding.subject}: "
@@ -82,7 +83,8 @@ class Output:
         self._console.print(row)
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]], styles: Sequence[str] = ()) -> None:
-        """A table for people; columns with two spaces between them where nobody looks; none in JSON."""
+        """Prints a table for people. If the output is not a terminal, columns have two spaces between them. With JSON
+        it prints nothing."""
         if self._as_json:
             return
         listed = [[printable(cell) for cell in row] for row in rows]
@@ -99,7 +101,7 @@ class Output:
             self._write("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
     def document(self, content: Any) -> None:
-        """The JSON document, when that is what is wanted."""
+        """Prints the JSON document, if JSON is wanted."""
         if self._as_json:
             self._write(json.dumps(content, indent=2, ensure_ascii=True))
 
@@ -108,6 +110,7 @@ class Output:
 
 
 def _names_its_subject(finding: Finding) -> bool:
-    """A host is named only once. A topic always comes first: a short name is a part of many words."""
+    """Whether the text names the subject already, so that it is not named twice. For a topic only the beginning of the
+    text counts, because a short name is a part of many words."""
     text, subject = finding.text, finding.subject
     return text.startswith(subject) if finding.step in ("topic", "send") else subject in text

@@ -1,4 +1,4 @@
-"""`list` and `describe`: what is installed, and what a scheme can be told."""
+"""`list` and `describe`: what is installed, and the options of a scheme."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def describe(scheme: str, output: Output) -> ExitCode:
 
     Args:
         scheme: The scheme.
-        output: Where to.
+        output: Where to print.
 
     Raises:
         BrokerError: There is no such scheme, or its plugin is broken.
@@ -139,7 +139,8 @@ def _members(annotation: Any) -> list[Any]:
 
 
 def _capabilities(scheme: str) -> Capabilities | None:
-    """Those of a broker with the defaults. Some schemes need a host, a user or a path; nothing connects."""
+    """The capabilities of a broker with default options. Some schemes need a host, a user or a path for that. Nothing
+    connects."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for rest in ("", "localhost", "user:password@localhost/name"):

@@ -1,4 +1,4 @@
-"""What became of the messages of one `send`."""
+"""The outcomes of the messages of one `send`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ._output import Output
 __all__ = ["Report", "place_of", "reason_of"]
 
 SHOWN = 10
-"""So many lines that were not delivered are listed for people; of unknown ones all are."""
+"""How many lines that were not delivered are listed for people. Lines with an unknown outcome are all listed."""
 
 
 class _Unknown(NamedTuple):
@@ -23,7 +23,8 @@ class _Unknown(NamedTuple):
 
 
 class _Refused:
-    """Lines that are not in the broker for the same reason: the class of the error, or why they are no messages."""
+    """Lines that are not in the broker for the same reason. The reason is the class of the error, or why they are not
+    messages."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -34,8 +35,8 @@ class Report:
     """Counts outcomes.
 
     Attributes:
-        interrupted: It was stopped before the end of the input.
-        seconds: How long it took.
+        interrupted: Whether the command was stopped before the end of the input.
+        seconds: How long the command took.
     """
 
     def __init__(self) -> None:
@@ -49,13 +50,13 @@ class Report:
 
     @property
     def count(self) -> int:
-        """How many have an outcome."""
+        """How many messages have an outcome."""
         refused = sum(len(group.lines) for group in (*self._refused.values(), *self._invalid.values()))
         return self._confirmed + self._handed_over + len(self._unknown) + refused
 
     @property
     def exit_code(self) -> ExitCode:
-        """Interrupted, unknown, not delivered, well: in this order."""
+        """The code of the first of these that applies: interrupted, an unknown outcome, not delivered, success."""
         if self.interrupted:
             return ExitCode.INTERRUPTED
         if self._unknown:
@@ -63,11 +64,11 @@ class Report:
         return ExitCode.NOT_DELIVERED if self._refused or self._invalid else ExitCode.OK
 
     def invalid(self, line: int, why: str) -> None:
-        """A line that is no message."""
+        """Counts a line that is not a message."""
         self._invalid.setdefault(why, _Refused(why)).lines.append(line)
 
     def outcome(self, line: int, message: Message, outcome: Receipt | DeliveryError) -> None:
-        """What became of a message."""
+        """Counts the outcome of a message."""
         if isinstance(outcome, Receipt):
             self._receipt = outcome
             if outcome.confirmed:
@@ -81,7 +82,7 @@ class Report:
             self._refused.setdefault(name, _Refused(reason_of(outcome))).lines.append(line)
 
     def show(self, output: Output) -> None:
-        """Prints it."""
+        """Prints the report."""
         output.document(self._document())
         if self._receipt is not None and self.count == 1:
             what = "confirmed" if self._receipt.confirmed else "handed over, which nobody confirms"
@@ -121,13 +122,13 @@ class Report:
 
 
 def reason_of(error: DeliveryError) -> str:
-    """What the error says, and what its cause says."""
+    """The text of the error, and the text of its cause."""
     cause = getattr(error.__cause__, "text", "")
     return f"{error.text} ({cause})" if cause else error.text
 
 
 def place_of(receipt: Receipt) -> str:
-    """Which message it is, and where in the topic, as far as the broker says it."""
+    """The message's id, and its partition and offset as far as the broker gives them."""
     place = "" if receipt.partition is None else f", partition {receipt.partition}"
     place += "" if receipt.offset is None else f", offset {receipt.offset}"
     return f"message {receipt.message_id}{place}"

@@ -1,4 +1,4 @@
-"""`send`: one message, or a message for each line of NDJSON, and the truth about each."""
+"""`send`: sends one message, or a message for each line of NDJSON, and reports the outcome of each."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from ._report import Report
 __all__ = ["Input", "send_body", "send_lines"]
 
 AT_A_TIME = 250
-"""Messages of one `send_messages`."""
+"""How many messages one `send_messages` has."""
 MOST = 4
-"""So many of those are under way; together they fill the window."""
+"""How many calls of `send_messages` run at a time. Together they fill the window."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class Input:
         topic: Where it goes.
         name: Its message name.
         key: Its key.
-        key_field: The field of the body that is the key instead.
-        id_field: The field of the body that is its id, a UUID; None: each gets a new one.
+        key_field: A field of the body whose value is the key, instead of `key`.
+        id_field: A field of the body whose value is the message id, a UUID. None: each message gets a new id.
         headers: Its headers.
-        content_type: None: JSON, or text for a body that is no JSON.
+        content_type: The content type. None: that of JSON, or of text for a body that is not JSON.
     """
 
     topic: str
@@ -56,11 +56,11 @@ class Input:
         """The message with that body.
 
         Args:
-            body: As it will be sent.
-            lines: It is a line of NDJSON, and must be JSON.
+            body: The body as it will be sent.
+            lines: Whether the body is a line of NDJSON. Then it must be JSON.
 
         Raises:
-            ValueError: It is none, or a field is missing; does not quote it.
+            ValueError: A line is not JSON, or a field is missing or wrong. The error does not quote the body.
         """
         try:
             content: Any = json.loads(body)
@@ -100,7 +100,7 @@ async def send_body(broker: Broker, made: Input, body: bytes) -> Report:
 
     Raises:
         ConnectError: The broker cannot be connected to.
-        ValueError: The body has not what it must have.
+        ValueError: A field is missing in the body, or has a wrong value.
     """
     report, loop = Report(), asyncio.get_running_loop()
     began = loop.time()
@@ -113,11 +113,12 @@ async def send_body(broker: Broker, made: Input, body: bytes) -> Report:
 
 
 async def send_lines(broker: Broker, made: Input, descriptor: int, *, progress: bool) -> Report:
-    """Sends a message for each line. Ctrl-C ends the reading, and waits for what is under way; twice ends at once.
+    """Sends a message for each line. Ctrl-C ends the reading and waits for the messages that are under way. A second
+    Ctrl-C ends at once.
 
     Args:
-        broker: Where to.
-        made: How messages are made.
+        broker: The broker to send to.
+        made: Makes the messages.
         descriptor: Where lines are read from.
         progress: Show a bar on stderr.
 
@@ -150,7 +151,8 @@ class _Sending:
         self._began = self._loop.time()
 
     def stop(self) -> None:
-        """Reads no more; the second time what is under way ends at once, with the outcome that is true then."""
+        """Ends the reading. The second call ends the messages that are under way at once, with the outcome that is
+        known then."""
         if not self._stopped.is_set():
             self._stopped.set()
             self.report.interrupted = True
@@ -160,7 +162,7 @@ class _Sending:
             self._ending = self._loop.create_task(self._broker.close(0))
 
     async def run(self) -> None:
-        """Until the end of the input, or until it is stopped."""
+        """Runs until the end of the input, or until `stop()`."""
         lines = Lines(self._descriptor)
         stopped = self._loop.create_task(self._stopped.wait())
         try:
@@ -220,7 +222,7 @@ class _Sending:
 
 @contextlib.contextmanager
 def _interrupts(stop: Callable[[], None]) -> Iterator[None]:
-    """Ctrl-C, and the end of a container, stop the reading."""
+    """Calls `stop` on Ctrl-C, and when a container is ended (SIGTERM)."""
     loop, signals = asyncio.get_running_loop(), (signal.SIGINT, signal.SIGTERM)
     try:
         for number in signals:
@@ -237,7 +239,8 @@ def _interrupts(stop: Callable[[], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _bar(sending: _Sending, descriptor: int, *, wanted: bool) -> Iterator[None]:
-    """A progress bar: by bytes for a file, without an end for a pipe; with the count and the rate."""
+    """A progress bar with the count and the rate. For a file it shows the share of bytes that were read. For a pipe the
+    bar shows no share."""
     if not wanted:
         yield
         return

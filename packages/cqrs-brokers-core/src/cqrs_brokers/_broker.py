@@ -626,8 +626,9 @@ class Broker(MessageBroker):
         self._warn_unclosed("its event loop is ending")
 
     def _observe(self, delivery: Sending, outcome: Receipt | DeliveryError) -> None:
-        assert self._bound.loop is not None
-        self._observers.sent(delivery.message, outcome, self._bound.loop.time() - self._began(delivery))
+        loop = self._bound.loop
+        assert loop is not None
+        self._observers.sent(delivery.message, outcome, loop.time() - self._began(delivery))
 
     def _began(self, delivery: Sending) -> float:
         """When its call began, in the event loop's time."""

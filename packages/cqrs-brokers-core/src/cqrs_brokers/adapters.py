@@ -35,7 +35,7 @@ class Taken(NamedTuple, Generic[O, S]):
     """What an adapter hands to its broker.
 
     Attributes:
-        settings: For the driver.
+        settings: The settings for the driver.
         resolved: The options with their origin.
         value_serializer: The application's encoder, or None.
     """

@@ -103,7 +103,7 @@ class Endpoint(NamedTuple):
     """Where the driver connects to.
 
     Attributes:
-        host: With its port.
+        host: The host with its port.
         tls: The TLS context of the driver's connections; None: they use no TLS.
     """
 

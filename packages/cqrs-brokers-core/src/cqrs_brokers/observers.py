@@ -153,6 +153,8 @@ class Observers:
         self._before: Asked = self._having("before_send")
         asked = {id(observer) for observer, _ in self._before}
         self._before += [(it, it.before_send) for it, _ in self._having("before_batch") if id(it) not in asked]
+        self.before_send: Callable[[Message, int], tuple[Message, int]] = partial(self._ask, self._before)
+        """A copy of a validated message with what the observers add, and its size (in bytes)."""
         self._logged: dict[tuple[int, str], float] = {}
         """When a fault was last logged, by observer and method."""
 
@@ -176,10 +178,6 @@ class Observers:
         """See `Observer.attached`."""
         for _, attached in self._having("attached"):
             attached(broker)
-
-    def before_send(self, message: Message, size: int) -> tuple[Message, int]:
-        """A copy of a validated message with what the observers add, and its size (in bytes)."""
-        return self._ask(self._before, message, size)
 
     def batch(self, count: int) -> AskedBatch:
         """Begins one `send_messages`, and returns what is to be called for its messages. See
@@ -216,7 +214,8 @@ class Observers:
                 if type(added) is not dict and not isinstance(added, Mapping):
                     raise InvalidMessageError(f"it returned a {type(added).__name__}, not a mapping")
                 if added:
-                    size = self._replace_headers(message, {**(message.headers or {}), **added}, size)
+                    own = message.headers
+                    size = self._replace_headers(message, {**own, **added} if own else {**added}, size)
             except NotDeliveredError as refusal:
                 self._log(observer, "before_send", "the headers that observer %s adds are refused: %s", refusal.text)
             except (Exception, CancelledError) as error:

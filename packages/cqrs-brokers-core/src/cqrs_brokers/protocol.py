@@ -42,6 +42,7 @@ __all__ = [
 ]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_new = object.__new__
 
 
 class Message:
@@ -202,7 +203,7 @@ def timestamp_ms(message: Message) -> int:
 def snapshot(message: Message) -> Message:
     """A copy of a validated message, because the caller may change the original before the driver reads it."""
     headers = message.headers
-    kept = Message.__new__(Message) if type(message) is Message else copy.copy(message)
+    kept = _new(Message) if type(message) is Message else copy.copy(message)
     kept.message_name = message.message_name
     kept.topic = message.topic
     kept.payload = message.payload

@@ -16,7 +16,7 @@ __all__ = ["Tasks", "drop_task", "drop_transport", "retrieve_exception"]
 T = TypeVar("T")
 
 _CLOSE_ATTEMPTS = 10
-"""How often a coroutine is closed at most. Each `finally` in it that awaits makes one attempt fail."""
+"""The most attempts to close a coroutine. Each `finally` in it that awaits makes one attempt fail."""
 
 
 def retrieve_exception(task: asyncio.Future[Any]) -> None:

@@ -1,6 +1,6 @@
 """The config string: `scheme://[user[:password]@]host[:port][,host[:port]…][/path][?option=value&…]`.
 
-This module has the grammar only. `options` has the meaning of options, and `_discovery` the owners of schemes.
+This module has the grammar only. The meaning of options is in `options`, and the owners of schemes are in `_discovery`.
 
 It has its own parser, for three reasons. General parsers cannot read a list of hosts. They accept ambiguous strings.
 They put passwords into their errors. The errors of this module quote only the scheme and the names of options. They
@@ -87,10 +87,10 @@ class BrokerURL:
     no secret.
 
     Attributes:
-        scheme: In lower case.
-        username: Decoded, or None.
+        scheme: The scheme, in lower case.
+        username: The user name, decoded, or None.
         password: A `Secret`, or None.
-        hosts: In the order given; empty for `devnull://`.
+        hosts: The hosts, in the order given; empty for `devnull://`.
         path: Decoded text after the first `/` behind the hosts, or None when there is no `/`: `amqp://h/` has the path
             "", `amqp://h/%2F` has "/", `/a/b` and `/a%2Fb` both have "a/b".
         query: The options, decoded. A value is a `Secret` if its name says so (`names_a_secret`), or if other clients

@@ -2,7 +2,7 @@
 
     broker = open_broker("kafka://localhost:9092", observers=[OpenTelemetryObserver()])
 
-It uses OpenTelemetry's API only: which SDK, exporter, sampler and propagator there are, the application decides.
+It uses only OpenTelemetry's API. The application chooses the SDK, the exporter, the sampler and the propagator.
 `cqrs_brokers_opentelemetry.outbox` has the metrics of an outbox.
 """
 

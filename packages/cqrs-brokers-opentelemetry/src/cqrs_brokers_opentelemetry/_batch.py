@@ -1,4 +1,4 @@
-"""One `send_messages`: its span, and what is measured once for all its messages."""
+"""One `send_messages`: its span, and the measurements that are made once for all its messages."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ __all__ = ["Batch"]
 
 
 class Batch:
-    """The span of the call, with a link to each message's. Ends when all messages have their outcomes.
+    """The span of the call, with a link to the span of each message. It ends when all messages have their outcomes.
 
-    The sampler is asked once. If it drops the batch, its messages have no spans of their own: they carry the context of
-    the batch, as the conventions want it where no message has one. A message that carries a context already is asked
-    for by itself, because its trace is another one.
+    The sampler is asked once for the batch. If it drops the batch, the messages get no spans of their own. They carry
+    the context of the batch, as the conventions say for messages without spans. For a message that carries a context
+    already, the sampler is asked again, because the message belongs to another trace.
 
     Args:
         tracing: Starts spans.
-        outcomes: Measures.
-        pending: Where the observer looks up whom to tell of a message's outcome, by the message's identity.
+        outcomes: Measures the outcomes.
+        pending: The observer's table: which object to tell of a message's outcome, by the message's identity.
         count: How many messages the call was given.
     """
 
@@ -41,7 +41,7 @@ class Batch:
         self._link = Link(self._span.get_span_context())
         self._headers = None if self._recording else tracing.headers(self._context)
         self._spans: dict[int, Span] = {}
-        """The messages' spans that record."""
+        """The recording spans of messages."""
         self._topics: set[str] = set()
         self._unanswered = 0
         self._is_complete = False
@@ -75,15 +75,16 @@ class Batch:
             self._end()
 
     def sent(self, message: Message, series: Series, outcome: Receipt | DeliveryError, elapsed: float) -> None:
-        """One of its messages has its outcome."""
+        """One of the batch's messages has its outcome."""
         self._took[series] = elapsed  # all of them began together: the last one is the longest
         if self._recording:
             self._of_batch += 1
             if series.error_type:
                 self._failed[series.error_type] += 1
-        span = self._spans.pop(id(message), None) if self._spans else None
-        if span is not None:
-            end_message(span, outcome)
+        if self._spans:
+            span = self._spans.pop(id(message), None)
+            if span is not None:
+                end_message(span, outcome)
         self._unanswered -= 1
         if self._is_complete and not self._unanswered:
             self._end()

@@ -1,4 +1,5 @@
-"""Since when a destination has confirmed nothing: it goes on when a message has failed and the next one waits."""
+"""Since when a destination has confirmed nothing. The time also runs between a failed message and the outcome of the
+next one."""
 
 from __future__ import annotations
 
@@ -14,26 +15,28 @@ OF_THE_MESSAGE = (InvalidMessageError, MessageTooLargeError)
 
 
 class Failing:
-    """The destinations of one broker to which a message failed, and none was confirmed since."""
+    """The destinations of one broker for which a message failed and none was confirmed since.
+
+    Attributes:
+        topics: When the first message that failed was sent, by topic.
+    """
 
     def __init__(self) -> None:
-        self._since: dict[str, float] = {}
-        """When the first message that failed was sent, by topic."""
+        self.topics: dict[str, float] = {}
 
     def confirmed(self, topic: str) -> None:
         """A message was confirmed."""
-        if self._since:
-            self._since.pop(topic, None)
+        self.topics.pop(topic, None)
 
     def failed(self, topic: str, error: DeliveryError, elapsed: float) -> None:
-        """A message failed, so many seconds after the call. 0: it was refused before it was sent."""
+        """A message failed, `elapsed` seconds after the call. 0: it was refused before it was sent."""
         # What the message or its caller is to blame for says nothing about the destination.
         if not elapsed or type(error) is NotDeliveredError or isinstance(error, OF_THE_MESSAGE):
             return
-        if topic in self._since or len(self._since) < names.MOST_TOPICS:
-            self._since.setdefault(topic, monotonic() - elapsed)
+        if topic in self.topics or len(self.topics) < names.MOST_TOPICS:
+            self.topics.setdefault(topic, monotonic() - elapsed)
 
     def seconds(self) -> list[tuple[str, float]]:
-        """The topics, and for how long each has failed."""
+        """The topics, and for how many seconds each has failed."""
         now = monotonic()
-        return [(topic, now - since) for topic, since in self._since.copy().items()]
+        return [(topic, now - since) for topic, since in self.topics.copy().items()]

@@ -1,7 +1,7 @@
 """The instruments of one meter provider: they read all brokers that are observed with it.
 
-Brokers with the same attributes (system and server) are told together: counts are sums, ages are the largest. A closed
-broker leaves the gauges, and what it has sent stays counted.
+Brokers with the same attributes (system and server) are reported together: a count is the sum, an age is the largest. A
+closed broker disappears from the gauges. The messages that it has sent stay counted.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from threading import Lock
 from typing import NamedTuple
 from weakref import ref
 
-from opentelemetry.metrics import CallbackOptions, Meter, Observation
+from opentelemetry.metrics import CallbackOptions, Meter, NoOpHistogram, Observation
 
 from cqrs_brokers.observers import ObservedBroker
 
@@ -23,14 +23,15 @@ from ._tracing import Attributes
 __all__ = ["Instruments", "Series", "instruments"]
 
 BOUNDARIES = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 30)
-"""Of the histogram of durations, in seconds: those of the conventions, and the usual `delivery_timeout`."""
+"""The boundaries of the histogram of durations, in seconds: those of the conventions, and the default
+`delivery_timeout`."""
 
 
 class Series:
     """The messages of a topic with the same outcome.
 
     Attributes:
-        attributes: Of its metrics.
+        attributes: The attributes of its metrics.
         error_type: The class of the error; "" for receipts.
         count: How many there were.
     """
@@ -44,7 +45,7 @@ class Series:
 
 
 class _Observed(NamedTuple):
-    """A broker, which this does not keep alive, and what its metrics have in common."""
+    """A broker (a weak reference), and the attributes that its metrics have in common."""
 
     broker: ref[ObservedBroker]
     where: Attributes
@@ -55,12 +56,13 @@ class Instruments:
     """All instruments.
 
     Args:
-        meter: Makes them.
+        meter: Makes the instruments.
 
     Attributes:
         lock: Held while a series is counted.
         changes: Counts changes of connections.
         duration: Measures calls.
+        measures: Whether that does anything.
     """
 
     def __init__(self, meter: Meter) -> None:
@@ -68,7 +70,7 @@ class Instruments:
         self._observed: list[_Observed] = []
         self._series: dict[frozenset[tuple[str, str | int]], Series] = {}
         self._topics = {""}
-        """The topics that metrics tell apart."""
+        """The topics that have metrics of their own."""
         self.changes = meter.create_counter(
             names.CHANGES, unit="{change}", description="Changes of the connection, by what it changed to."
         )
@@ -78,6 +80,7 @@ class Instruments:
             description="Duration of messaging operation initiated by a producer or consumer client.",
             explicit_bucket_boundaries_advisory=BOUNDARIES,
         )
+        self.measures = not isinstance(self.duration, NoOpHistogram)
         meter.create_observable_counter(
             names.SENT_MESSAGES,
             [self._counted],
@@ -116,13 +119,13 @@ class Instruments:
         )
 
     def observe(self, broker: ObservedBroker, where: Attributes, failing: Failing) -> None:
-        """Reads a broker from now on, until it is closed or nobody has it."""
+        """Reads a broker from now on, until it is closed or garbage collected."""
         with self.lock:
             self._observed = [one for one in self._observed if one.broker() is not None]
             self._observed.append(_Observed(ref(broker), where, failing))
 
     def series(self, where: Attributes, topic: str, error_type: str) -> Series:
-        """The series of an outcome: for all brokers with these attributes the same."""
+        """The series of an outcome. All brokers with these attributes share it."""
         with self.lock:
             topic = self._told_apart(topic)
             attributes = {**where, names.OPERATION_NAME: names.SEND}
@@ -133,7 +136,7 @@ class Instruments:
             return self._series.setdefault(frozenset(attributes.items()), Series(attributes, error_type))
 
     def _told_apart(self, topic: str) -> str:
-        """The topic, or what stands for those that are too many."""
+        """The topic, or `OTHER` for topics beyond the limit."""
         if topic not in self._topics:
             if len(self._topics) > names.MOST_TOPICS:
                 return names.OTHER
@@ -177,4 +180,4 @@ class Instruments:
 
 
 instruments = PerProvider("cqrs_brokers", Instruments)
-"""Those of each provider."""
+"""The instruments of each provider."""

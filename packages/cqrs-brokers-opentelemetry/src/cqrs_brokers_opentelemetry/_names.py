@@ -1,8 +1,8 @@
 """Every name that leaves this package, in one table.
 
-Those of OpenTelemetry's messaging conventions are in development. They are written here, not imported: the package that
-has them, `opentelemetry-semantic-conventions`, is pinned to one version by each SDK, and pinning it here too would pin
-the application's SDK. The tests compare them with that package in the version `CONVENTIONS`.
+The names in OpenTelemetry's messaging conventions are not stable yet. They are written here, not imported: the package
+that has them, `opentelemetry-semantic-conventions`, is pinned to one version by each SDK, and pinning it here too would
+pin the application's SDK. The tests compare them with that package in the version `CONVENTIONS`.
 """
 
 from __future__ import annotations
@@ -55,11 +55,13 @@ OUTBOX_TROUBLE: Final = "cqrs_brokers.outbox.trouble"
 SEND: Final = "send"
 CREATE: Final = "create"
 OTHER: Final = "_OTHER"
-"""The destination of topics beyond those that metrics tell apart, and the error type of a batch with several."""
+"""The destination that stands for topics beyond `MOST_TOPICS`, and the error type of a batch with several error
+types."""
 MOST_TOPICS: Final = 1_000
-"""How many destinations metrics tell apart: routing keys may hold ids, and every series stays for ever."""
+"""How many destinations have metrics of their own. There is a limit because routing keys may contain ids, and a series
+is never removed."""
 SYSTEMS: Final = {"amqp": "rabbitmq"}
-"""What the conventions call the broker of a scheme, where that is not the scheme's own name."""
+"""The conventions' name for the broker of a scheme, if it is not the scheme's own name."""
 STATES: Final = (
     "idle",
     "connecting",
@@ -69,4 +71,4 @@ STATES: Final = (
     "throttled",
     "failed",
 )
-"""Of a broker that is open."""
+"""The states of a broker that is open."""

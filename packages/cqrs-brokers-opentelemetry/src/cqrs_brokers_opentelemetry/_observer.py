@@ -6,7 +6,7 @@
     attached      lets gauges read the broker's state when metrics are collected: see `_instruments`
 
 The context is that of the call: `before_send` and `before_batch` run in it. A message that carries a context already,
-for example from an outbox row, goes on with that trace; its span then links to the current one.
+for example from an outbox row, continues that trace. Its span then links to the current span.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ __all__ = ["OpenTelemetryObserver"]
 class OpenTelemetryObserver(Observer):
     """Makes a PRODUCER span for each message, puts its context into the message's headers, and keeps metrics.
 
-    One for each broker. Brokers of one meter provider share its instruments. Names follow OpenTelemetry's messaging
-    conventions.
+    Make one for each broker. The brokers that use one meter provider share its instruments. Names follow
+    OpenTelemetry's messaging conventions.
 
     Args:
-        tracer_provider: Default: the global one.
-        meter_provider: Default: the global one.
+        tracer_provider: The tracer provider. Default: the global one.
+        meter_provider: The meter provider. Default: the global one.
         propagator: Writes the context into headers. Default: the global one (W3C `traceparent` and `baggage`, unless
             the application, or `OTEL_PROPAGATORS`, says otherwise).
     """
@@ -60,8 +60,8 @@ class OpenTelemetryObserver(Observer):
         self._is_attached = False
         self._where: Attributes = {}
         self._pending: dict[int, Span | Batch] = {}
-        """The spans that record, and the batches, by the identity of their messages, until these have their outcomes.
-        A message of a batch has its batch here."""
+        """The recording spans and the batches, by the identity of a message, until the message has its outcome. A
+        message of a batch has the batch here."""
 
     # -- what the broker tells ----------------------------------------------------------------------------------------
 
@@ -69,7 +69,7 @@ class OpenTelemetryObserver(Observer):
         """See `Observer`.
 
         Raises:
-            ConfigError: It has a broker already.
+            ConfigError: The observer has a broker already.
         """
         if self._is_attached:
             raise ConfigError("an OpenTelemetryObserver serves one broker, and this one already has it: make another")
@@ -83,6 +83,9 @@ class OpenTelemetryObserver(Observer):
         """See `Observer`."""
         context, links = get_current(), None
         carried = self._tracing.carried(message.headers) if message.headers else None
+        unsampled = self._tracing.unsampled(context if carried is None else carried)
+        if unsampled is not None:
+            return unsampled
         if carried is not None:
             here = trace.get_current_span(context).get_span_context()
             context, links = carried, [Link(here)] if here.is_valid else None
@@ -92,13 +95,13 @@ class OpenTelemetryObserver(Observer):
         return headers
 
     def before_batch(self, count: int) -> Batch | None:
-        """See `Observer`. One message is no batch."""
+        """See `Observer`. For one message there is no batch."""
         return Batch(self._tracing, self._outcomes, self._pending, count) if count > 1 else None
 
     def sent(self, message: Message, outcome: Receipt | DeliveryError, elapsed: float) -> None:
         """See `Observer`."""
         series = self._outcomes.count(message, outcome, elapsed)
-        pending = self._pending.pop(id(message), None)
+        pending = self._pending.pop(id(message), None) if self._pending else None
         if isinstance(pending, Batch):
             pending.sent(message, series, outcome, elapsed)
             return
@@ -112,7 +115,7 @@ class OpenTelemetryObserver(Observer):
 
 
 def _server(url: str | None) -> Attributes:
-    """Host and port, or all hosts; nothing for a broker in the process."""
+    """The attributes for the host and its port, or for all hosts. No attributes for a broker in the process."""
     if url is None:
         return {}
     scheme, _, rest = url.partition("://")

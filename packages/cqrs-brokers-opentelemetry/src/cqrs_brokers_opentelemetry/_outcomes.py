@@ -1,4 +1,4 @@
-"""How many messages of one broker had which outcome, and how long it took."""
+"""Counts the outcomes of one broker's messages, and measures how long they took."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ from ._tracing import Attributes
 __all__ = ["Outcomes"]
 
 _NO_SPAN = trace.set_span_in_context(INVALID_SPAN, Context())
-"""Else the SDK takes the context that the driver's task began in, and with it some other message's span as exemplar."""
-MOST_REMEMBERED = 2_000
-"""Series that are found without asking for them: beyond it are topics that metrics do not tell apart."""
+"""The context for measurements without a span. Without it the SDK would take the context in which the driver's task
+began, and another message's span would become the exemplar."""
+MOST_REMEMBERED = 1_000
+"""How many series of receipts, and how many of errors, are remembered here. Further ones are looked up in `Instruments`
+each time."""
 
 
 class Outcomes:
     """Counts and measures outcomes.
 
     Args:
-        instruments: Those of the meter provider.
+        instruments: The instruments of the meter provider.
 
     Attributes:
-        common: The attributes that all have.
+        common: The attributes that all outcomes have.
         failing: The destinations that confirm nothing.
     """
 
@@ -36,27 +38,39 @@ class Outcomes:
         self.failing = Failing()
         self._instruments = instruments
         self._lock = instruments.lock
-        self._series: dict[tuple[str, str], Series] = {}
+        self._receipts: dict[str, Series] = {}
+        """The series of receipts, by topic."""
+        self._failures: dict[tuple[str, str], Series] = {}
+        """Those of errors, by topic and class."""
 
     def count(self, message: Message, outcome: Receipt | DeliveryError, elapsed: float) -> Series:
-        """Counts an outcome; reading the counter costs nothing for each message."""
+        """Counts an outcome, in a number of our own. OpenTelemetry reads it only when metrics are collected, so that a
+        message costs little."""
         topic = message.topic
         if isinstance(outcome, Receipt):
-            key = topic, ""
-            self.failing.confirmed(topic)
+            series = self._receipts.get(topic) or self._found(topic, "")
+            if self.failing.topics:
+                self.failing.confirmed(topic)
         else:
             key = "" if isinstance(outcome, InvalidMessageError) else topic, type(outcome).__name__
+            series = self._failures.get(key) or self._found(*key)
             self.failing.failed(topic, outcome, elapsed)
-        series = self._series.get(key)
-        if series is None:
-            series = self._instruments.series(self.common, *key)
-            if len(self._series) < MOST_REMEMBERED:
-                self._series[key] = series
         with self._lock:  # a SyncBroker refuses in the caller's thread
             series.count += 1
         return series
 
+    def _found(self, topic: str, error_type: str) -> Series:
+        """Asks for a series, and remembers it."""
+        series = self._instruments.series(self.common, topic, error_type)
+        if error_type and len(self._failures) < MOST_REMEMBERED:
+            self._failures[topic, error_type] = series
+        elif not error_type and len(self._receipts) < MOST_REMEMBERED:
+            self._receipts[topic] = series
+        return series
+
     def took(self, series: Series, seconds: float, span: Span | None) -> None:
         """Measures a call. The span, if it records, becomes the measurement's exemplar."""
+        if not self._instruments.measures:
+            return
         context = _NO_SPAN if span is None else trace.set_span_in_context(span, Context())
         self._instruments.duration.record(seconds, series.attributes, context)

@@ -1,7 +1,7 @@
-"""One set of instruments for each meter provider, whoever observes with it.
+"""One set of instruments for each meter provider, shared by all observers that use it.
 
-A meter makes an observable instrument once. The SDK drops the callbacks of a second one with the same name, and with
-them the metrics of a second broker. So observers share the instruments, which read all of them.
+A meter makes an observable instrument only once. The SDK drops the callbacks of a second instrument with the same name,
+and so the metrics of a second broker. So all observers share one set of instruments, which reads all their brokers.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ __all__ = ["PerProvider", "largest", "total"]
 T = TypeVar("T")
 N = TypeVar("N", int, float)
 PROXY = "_ProxyMeterProvider"
-"""What the API returns until the application sets a provider; it has no public name."""
+"""The class that the API returns until the application sets a provider. It has no public name."""
 
 
 class PerProvider(Generic[T]):
-    """What is made once for each meter provider. It lives as long as the provider does.
+    """Makes an object once for each meter provider, and keeps it as long as the provider exists.
 
     Args:
         scope: The name of the meter.
-        make: Makes it.
+        make: Makes the object.
     """
 
     def __init__(self, scope: str, make: Callable[[Meter], T]) -> None:
@@ -39,11 +39,12 @@ class PerProvider(Generic[T]):
         self._make = make
         self._made: WeakKeyDictionary[MeterProvider, T] = WeakKeyDictionary()
         self._early: T | None = None
-        """Made before the application set the global provider. Its instruments are that provider's once it is set."""
+        """The object that was made before the application set the global provider. When the provider is set, the
+        instruments become that provider's."""
         self._lock = Lock()
 
     def of(self, provider: MeterProvider | None) -> T:
-        """What belongs to the provider. None: the global one."""
+        """The object of a provider. None: of the global one."""
         with self._lock:
             current = metrics.get_meter_provider()
             provider = current if provider is None else provider
@@ -60,7 +61,7 @@ class PerProvider(Generic[T]):
 
 
 def total(values: Iterable[tuple[int, Attributes]]) -> list[Observation]:
-    """An observation for each set of attributes: the sum."""
+    """One observation for each set of attributes: the sum of the values."""
     return _joined(values, add)
 
 

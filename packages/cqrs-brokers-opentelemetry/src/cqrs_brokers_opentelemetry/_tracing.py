@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from opentelemetry import propagate, trace
 from opentelemetry.context import Context, get_current
@@ -24,34 +24,39 @@ from cqrs_brokers import DeliveryError, Message, Receipt
 from cqrs_brokers.protocol import HeaderValue
 
 from . import _names as names
+from ._unsampled import TRACEPARENT, Unsampled
 
 __all__ = ["Attributes", "Tracing", "end_message"]
 
 Attributes = Mapping[str, str | int]
-_TRACEPARENT = "traceparent"
+Unsampling = Callable[[Context], Mapping[str, HeaderValue] | None]
 MOST_REMEMBERED = 1_000
-"""Topics whose attributes are remembered."""
+"""How many topics' attributes are remembered."""
 
 
 class Tracing:
     """Starts spans and writes their contexts.
 
     Args:
-        tracer_provider: None: the global one.
-        propagator: None: the global one.
+        tracer_provider: The tracer provider. None: the global one.
+        propagator: Writes contexts into headers. None: the global one.
 
     Attributes:
-        common: What every span has, except for its operation.
+        common: The attributes that every span has, besides its operation.
+        unsampled: Returns the context of a new span as headers, if it is known that the SDK would drop the span. None:
+            ask the SDK, with `start`.
     """
 
     def __init__(self, tracer_provider: TracerProvider | None, propagator: TextMapPropagator | None) -> None:
         self.common: Attributes = {}
-        self._tracer = trace.get_tracer("cqrs_brokers", tracer_provider=tracer_provider, schema_url=names.SCHEMA_URL)
+        self._provider = tracer_provider
+        self._tracer = self._get_tracer()
         self._propagator = propagator or propagate.get_global_textmap()
         self._fields = frozenset(name.lower() for name in self._propagator.fields)
         self._is_w3c = _writes_w3c(self._propagator)
+        self.unsampled: Unsampling = self._settle if self._is_w3c else _unknown
         self._of_topic: dict[tuple[str, str], tuple[str, Attributes]] = {}
-        """Name and first attributes of a span, by operation and topic."""
+        """The name and the first attributes of a span, by operation and topic."""
 
     def carried(self, headers: Mapping[str, HeaderValue] | None) -> Context | None:
         """The context that a message carries already."""
@@ -74,7 +79,7 @@ class Tracing:
         if self._is_w3c and _has_at_most_a_span(context):
             here = span.get_span_context()
             if not here.trace_state and here.is_valid:
-                return span, {_TRACEPARENT: _w3c(here)}
+                return span, {TRACEPARENT: _w3c(here)}
         return span, self.headers(trace.set_span_in_context(span, context))
 
     def start_batch(self, count: int) -> tuple[Span, Context]:
@@ -91,6 +96,18 @@ class Tracing:
         self._propagator.inject(headers, context)
         return headers
 
+    def _settle(self, context: Context) -> Mapping[str, HeaderValue] | None:
+        """The first message tells which tracer there is: until then the application may set the global provider."""
+        if self._provider is None and isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+            return None
+        self._tracer = self._get_tracer()
+        known = Unsampled.of(self._tracer)
+        self.unsampled = _unknown if known is None else known.headers
+        return self.unsampled(context)
+
+    def _get_tracer(self) -> trace.Tracer:
+        return trace.get_tracer("cqrs_brokers", tracer_provider=self._provider, schema_url=names.SCHEMA_URL)
+
     def _remembered(self, operation: str, topic: str) -> tuple[str, Attributes]:
         if len(self._of_topic) >= MOST_REMEMBERED:
             self._of_topic.clear()
@@ -106,8 +123,12 @@ class Tracing:
         return found
 
 
+def _unknown(_: Context) -> None:
+    """The SDK is to be asked for each span."""
+
+
 def _has_at_most_a_span(context: Context) -> bool:
-    """No baggage, nothing of an application."""
+    """Whether the context has nothing else than a span: no baggage, nothing of an application."""
     return not context or (len(context) == 1 and trace.get_current_span(context) is not INVALID_SPAN)
 
 
@@ -116,14 +137,14 @@ def _w3c(here: SpanContext) -> str:
 
 
 def _writes_w3c(propagator: TextMapPropagator) -> bool:
-    """Whether a context without anything but a span becomes one header of W3C's, so that it can be written here: the
-    propagators take longer than all the rest that a message needs which is not sampled."""
-    if not propagator.fields <= {_TRACEPARENT, "tracestate", "baggage"}:
+    """Whether the propagator writes a context that has only a span as the one header of W3C. Then the header is written
+    here, because a propagator takes longer than all the rest of a message that is not sampled."""
+    if not propagator.fields <= {TRACEPARENT, "tracestate", "baggage"}:
         return False
     here = SpanContext(0xABC, 0xDEF, is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED))
     headers: dict[str, str] = {}
     propagator.inject(headers, trace.set_span_in_context(NonRecordingSpan(here), Context()))
-    return headers == {_TRACEPARENT: _w3c(here)}
+    return headers == {TRACEPARENT: _w3c(here)}
 
 
 def end_message(span: Span, outcome: Receipt | DeliveryError) -> None:
@@ -140,7 +161,7 @@ def end_message(span: Span, outcome: Receipt | DeliveryError) -> None:
 
 
 class _Headers(Getter[Mapping[str, HeaderValue]]):
-    """Reads headers of text; names without regard to case."""
+    """Reads headers of text. Upper and lower case in names make no difference."""
 
     def get(self, carrier: Mapping[str, HeaderValue], key: str) -> list[str] | None:
         found = [value for name, value in carrier.items() if name.lower() == key.lower() and isinstance(value, str)]

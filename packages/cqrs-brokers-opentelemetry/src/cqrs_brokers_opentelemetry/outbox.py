@@ -22,11 +22,11 @@ __all__ = ["OutboxObserver"]
 
 
 class _Told:
-    """What one relay has told last.
+    """The last numbers that one relay has reported.
 
     Attributes:
-        lag: Of the outbox.
-        partitions: How many the relay has.
+        lag: The lag of the outbox.
+        partitions: How many partitions the relay has.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class _Instruments:
     """The instruments of one meter provider: for all relays that are observed with it.
 
     Args:
-        meter: Makes them.
+        meter: Makes the instruments.
     """
 
     def __init__(self, meter: Meter) -> None:
@@ -85,7 +85,7 @@ class _Instruments:
         )
 
     def observe(self, told: _Told) -> None:
-        """Reads what a relay tells, as long as its observer lives."""
+        """Reads the numbers of a relay until its observer is garbage collected."""
         with self._lock:
             self._relays.add(told)
 
@@ -106,7 +106,7 @@ class _Instruments:
         return self._rows(lambda lag: lag.refused)
 
     def _rows(self, number: Callable[[Lag], int]) -> list[Observation]:
-        """Relays of one outbox tell the same rows: the largest number of each partition counts."""
+        """Relays of one outbox report the same rows. So the largest number of each partition counts."""
         rows: dict[tuple[str, int], int] = {}
         for told in self._all():
             for lag in told.lag:
@@ -121,12 +121,13 @@ _instruments = PerProvider("cqrs_brokers_outbox", _Instruments)
 class OutboxObserver(RelayObserver):
     """Keeps the metrics of one relay, and of the outbox that it reads.
 
-    Relays of one meter provider share its instruments. Those of two outboxes are told apart by their topics alone.
+    The relays that use one meter provider share its instruments. Only their topics distinguish the rows of two
+    outboxes.
 
-    The spans are those of the broker's `OpenTelemetryObserver`: the writer's context travels in the row.
+    The broker's `OpenTelemetryObserver` makes the spans. The writer's context is stored in the row.
 
     Args:
-        meter_provider: Default: the global one.
+        meter_provider: The meter provider. Default: the global one.
     """
 
     def __init__(self, *, meter_provider: MeterProvider | None = None) -> None:

@@ -62,7 +62,7 @@ class OutboxAdmin:
         return await read_parked(self._store, limit)
 
     async def release(self, *positions: int) -> int:
-        """Makes parked rows ready to be sent again, and the rows behind them.
+        """Makes parked rows, and the rows behind them, ready to be sent again.
 
         Args:
             positions: The numbers of the rows. Without numbers: all parked rows.
@@ -104,10 +104,10 @@ class OutboxAdmin:
         Args:
             count: The new number.
             topics: The topics of the relays that share the partitions; None: relays of all topics.
-            timeout: Seconds for the relays to let go.
+            timeout: Seconds in which the relays must give back their partitions.
 
         Raises:
-            OutboxError: The number is out of range, or the relays did not let go in time.
+            OutboxError: The number is out of range, or the relays did not give back their partitions in time.
         """
         if not 1 <= count <= 1024:
             raise OutboxError(f"the number of partitions must be 1 to 1024, not {count}")

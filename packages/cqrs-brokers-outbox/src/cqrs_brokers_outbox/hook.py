@@ -137,7 +137,7 @@ class _Pending:
         self._rows = [(row, savepoints) for row, savepoints in self._rows if transaction not in savepoints]
 
     def after_end(self) -> None:
-        """The session's transaction has ended, one way or another."""
+        """The session's transaction has ended, committed or not."""
         self._rows.clear()
         self._committing = self._at_the_end = False
 

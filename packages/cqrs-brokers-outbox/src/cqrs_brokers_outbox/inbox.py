@@ -44,7 +44,7 @@ class Inbox:
         )
 
     async def create_table(self, engine: AsyncEngine) -> None:
-        """Creates the table where it is missing: for demonstrations and tests. Applications migrate."""
+        """Creates the table where it is missing: for demonstrations and tests. Applications use a migration."""
         async with engine.begin() as connection:
             await connection.run_sync(self.table.create, checkfirst=True)
 
@@ -75,7 +75,7 @@ class Inbox:
         yield bool(cast("CursorResult[Any]", result).rowcount)
 
     async def purge(self, session: AsyncSession, older_than: float) -> None:
-        """Forgets messages that were handled more than `older_than` seconds ago. Choose a time in which every repeat of
-        a message has come."""
+        """Forgets messages that were handled more than `older_than` seconds ago. Choose a time after which no message
+        is repeated any more."""
         old = database_time() - int(older_than * 1_000_000)
         await session.execute(delete(self.table).where(self.table.c.handled_at < old))

@@ -48,8 +48,7 @@ class RelayObserver:
         """
 
     def refused(self, topic: str, error_class: str, error_text: str) -> None:
-        """A topic is refused as a whole. Called again after each vain attempt to send the row that stands for the
-        topic.
+        """A topic is refused as a whole. Called again each time the row that stands for the topic is tried and refused.
 
         Args:
             topic: The topic.

@@ -39,7 +39,7 @@ async def check_schema(store: Store, tables: Tables) -> None:
     """Checks that the tables are there, of this version, and can be used.
 
     Raises:
-        OutboxSchemaError: Something of that is wrong. The text says what to do.
+        OutboxSchemaError: A table is missing, has another version, or cannot be used. The text says what to do.
         Exception: The database cannot be reached. It is the driver's error, as SQLAlchemy passes it on.
     """
     name = tables.messages.fullname

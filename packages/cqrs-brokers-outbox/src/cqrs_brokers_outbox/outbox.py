@@ -43,7 +43,7 @@ class Outbox:
         schema: The schema of the tables. Default: the connection's own.
         metadata: Registers the tables there, so that alembic sees them. Default: a `MetaData` of its own.
         max_message_bytes: The largest message: body, key and headers together. 1 024 bytes of it are for the relay's
-            own headers. It must not be more than the relay's broker allows.
+            own headers. `max_message_bytes` must not be more than the relay's broker allows.
         encoder: Encodes payloads that come without `payload_bytes` and without a content type. Default: JSON.
     """
 
@@ -66,7 +66,8 @@ class Outbox:
         return f"<{type(self).__name__} {self.tables.messages.fullname}>"
 
     def add(self, session: AnySession, *messages: MessageLike | Event[Any]) -> None:
-        """Adds messages to the session's transaction. No I/O: they are written when it commits, as the last statement.
+        """Adds messages to the session's transaction. This does no I/O: the messages are written when the transaction
+        commits, as its last statement.
 
         Messages are validated and encoded now, so later changes of the objects have no effect. The messages of a
         transaction keep the order of the calls. If the transaction or the savepoint is rolled back, its messages are
@@ -100,7 +101,7 @@ class Outbox:
 
         Args:
             connection: A `Connection`, or an `AsyncConnection`. With the latter, await what this method returns.
-            messages: As for `add`.
+            messages: The messages, in the forms that `add` takes.
 
         Raises:
             InvalidMessageError: A message cannot be sent as it is. No message is inserted.

@@ -75,7 +75,7 @@ class OutboxRepository(cqrs.OutboxedEventRepository):
         await self.session.rollback()
 
     async def get_many(self, batch_size: int = 100, topic: str | None = None) -> NoReturn:
-        """Not for this table.
+        """Not possible with this table.
 
         Raises:
             NotImplementedError: Always: run a Relay.
@@ -83,7 +83,7 @@ class OutboxRepository(cqrs.OutboxedEventRepository):
         raise NotImplementedError(_RUN_A_RELAY)
 
     async def update_status(self, outboxed_event_id: int, new_status: Any) -> NoReturn:
-        """Not for this table.
+        """Not possible with this table.
 
         Raises:
             NotImplementedError: Always: run a Relay.

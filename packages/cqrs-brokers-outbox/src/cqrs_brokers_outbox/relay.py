@@ -59,7 +59,7 @@ class Relay:
         batch: How many rows a claim brings, at most.
         lease: Seconds for which a relay takes a partition. If the relay dies, another one takes the partition over at
             most 2 s after the lease has ended. Default: the broker's `delivery_timeout` plus 30 s.
-        close_timeout: Seconds that stopping gives to what is in flight.
+        close_timeout: Seconds for which a relay that stops waits for what is in flight.
         observers: Who is told what happens.
 
     Raises:
@@ -258,7 +258,7 @@ async def check_schema_once(engine: AsyncEngine, statements: Statements, outbox:
 
 
 async def _shielded(leaving: object, timeout: float) -> None:
-    """Waits until the leases are given back, also in a cancelled task, but only for the timeout."""
+    """Waits until the leases are given back, also in a cancelled task, but not longer than the timeout."""
     task = asyncio.ensure_future(leaving)  # type: ignore[call-overload]
     await asyncio.wait([task], timeout=max(1.0, min(timeout, 5.0)))
     if not task.done():

@@ -1,7 +1,7 @@
 """The tables, and what the numbers in them mean.
 
 Times are microseconds since 1970-01-01 UTC by the database's clock. They are 64-bit numbers in every database. Only
-`made_at` is by the application's clock.
+`made_at` is a time of the application's clock.
 """
 
 from __future__ import annotations

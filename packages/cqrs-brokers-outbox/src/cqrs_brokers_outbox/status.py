@@ -83,10 +83,10 @@ class RelayHealth:
     """The state of a relay, for alerts. A probe that restarts the process must look at `running`, not at `ok`.
 
     Attributes:
-        ok: It runs, the database and the broker answer, and no row waits for a person. It is False if a row is parked
-            or a topic is refused; a restart does not help then. It stays True while rows wait for another attempt, or a
-            topic gives no receipt: the relay goes on by itself.
-        reason: Why it is not ok, and then what waits. "ok" if there is neither.
+        ok: Whether the relay runs, the database and the broker answer, and no row waits for a person. `ok` is False if
+            a row is parked or a topic is refused; a restart does not help then. It stays True while rows wait for
+            another attempt, or a topic gives no receipt: the relay goes on by itself.
+        reason: Why the relay is not ok, and after that what waits. "ok": there is nothing of either kind.
         running: Whether the relay runs. If not, only a new start helps.
         partitions: The partitions that it has.
         in_flight: How many rows it has claimed and not marked yet.
@@ -127,7 +127,7 @@ class ParkedRow:
 
 
 async def read_status(store: Store) -> OutboxStatus:
-    """Reads what an outbox holds, all at the same time."""
+    """Reads what an outbox holds, all from one snapshot."""
     async with store.transaction(snapshot=True):
         return await _read_status(store)
 

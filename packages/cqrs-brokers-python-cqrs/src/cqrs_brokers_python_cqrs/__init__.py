@@ -6,8 +6,8 @@
     broker = message_broker("kafka://localhost:9092")
     mediator = bootstrap(di_container=container, commands_mapper=commands_mapper, message_broker=broker)
 
-What it adds to python-cqrs: `_adapter` (its `MessageBroker`, over ours) and `_events` (its event classes, and ours, at
-once). There is no bootstrap here: python-cqrs' own is used.
+The parts: `_adapter` (a `MessageBroker` of python-cqrs that sends through a `Broker`) and `_events` (event classes that
+are core's and python-cqrs' at once). There is no bootstrap here: use python-cqrs' own.
 """
 
 from ._adapter import BrokerAdapter, OrderingKey, lifespan, message_broker

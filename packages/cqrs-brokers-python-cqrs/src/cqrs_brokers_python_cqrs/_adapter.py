@@ -26,18 +26,19 @@ __all__ = ["BrokerAdapter", "OrderingKey", "lifespan", "message_broker"]
 T = TypeVar("T")
 
 OrderingKey = Callable[[protocol.Message], str | None]
-"""Says which key a message of one of python-cqrs' own events has; None: unordered."""
+"""Gives the ordering key for a message of one of python-cqrs' own events. None: the message has no order."""
 
 
 class BrokerAdapter(protocol.MessageBroker):
     """Sends python-cqrs' messages through a `Broker`.
 
     Pass it as `message_broker=` to python-cqrs' `bootstrap` functions and to its `EventProducer`. It may be made before
-    an event loop runs; the first message connects, or `async with`, which also closes it.
+    an event loop runs. The first message or `async with` connects it. `async with` also closes it.
 
     Args:
         broker: Where the messages go.
-        ordering_key: The key of messages that do not come from core's or the bridge's events (these say it themselves).
+        ordering_key: Gives the key of messages that do not come from core's or the bridge's events. Those events have
+            their own.
     """
 
     def __init__(self, broker: Broker, /, *, ordering_key: OrderingKey | None = None) -> None:
@@ -53,12 +54,12 @@ class BrokerAdapter(protocol.MessageBroker):
     async def send_message(self, message: protocol.Message) -> None:
         """Sends one message and waits for its outcome.
 
-        The body is what python-cqrs' own brokers would send, byte for byte. The name is the event's `event_name` for
-        core's and the bridge's events, else the one that python-cqrs gave.
+        The body is what python-cqrs' own brokers would send, byte for byte. For core's and the bridge's events the name
+        is the event's `event_name`. For others it is the one that python-cqrs gave.
 
         Raises:
             NotDeliveredError: The message is not in the broker, and this call will not put it there.
-            DeliveryUnknownError: It may be.
+            DeliveryUnknownError: The message may be in the broker.
         """
         refused: InvalidMessageError
         try:
@@ -136,7 +137,8 @@ class BrokerAdapter(protocol.MessageBroker):
         return {**payload.headers, **codecs}
 
     def _asked(self, message: protocol.Message, function: Callable[[protocol.Message], T], what: str) -> T:
-        """What the function says. The errors of python-cqrs' encoder are no cause: they may quote the payload."""
+        """The result of the function. An error of python-cqrs' encoder does not become the cause, because it may quote
+        the payload."""
         try:
             return function(message)
         except Exception as error:
@@ -160,14 +162,14 @@ def message_broker(
 ) -> BrokerAdapter:
     """Makes the message broker that python-cqrs' bootstrap functions and its `EventProducer` take.
 
-    Synchronous and without I/O, as they need it.
+    Synchronous, as those functions need it. It reads only the files and environment variables that options name.
 
     Args:
         url_or_broker: A config string, or a `Broker` that is already there. None: the environment variable
             `CQRS_BROKER_URL`.
         ordering_key: Called with each message that does not come from core's or the bridge's events; returns its
             ordering key, or None.
-        options: As for `open_broker`; they override the string's.
+        options: The same options as those of `open_broker`. Each overrides the same option of the string.
 
     Raises:
         ConfigError: The string or an option is wrong, there is no string, or options were given beside a `Broker`.

@@ -6,9 +6,9 @@
         def ordering_key(self) -> str | None:
             return self.payload.order_id
 
-A type checker and python-cqrs' emitter take them for its `INotificationEvent`; its outbox rebuilds them with
-`from_dict`; `Broker` sends them under their `event_name` and their ordering key. Importing this module also makes
-python-cqrs' emitter accept core's own classes, which it would otherwise drop without a word.
+For a type checker and for python-cqrs' emitter these events are python-cqrs' `INotificationEvent`. python-cqrs' outbox
+rebuilds them with `from_dict`. `Broker` sends them with their `event_name` and their ordering key. Importing this
+module also makes python-cqrs' emitter accept core's own classes. Otherwise it would drop them silently.
 
 Not here: python-cqrs' own event classes. They work unchanged; their ordering key comes from `message_broker`.
 """
@@ -36,14 +36,14 @@ take_aware_times()
 
 
 class _OutboxEvent(core.Event[P], INotificationEvent[P], Generic[P]):
-    """What python-cqrs asks of an event beyond what core's has."""
+    """What an event of python-cqrs needs, and core's event does not have."""
 
     def to_dict(self) -> EventBody:
-        """The body, as core's events have it; python-cqrs' encoder can write it.
+        """The body, as that of core's events. python-cqrs' encoder can write it.
 
         Raises:
-            InvalidMessageError: Something in it has no JSON form, or none that python-cqrs' encoder writes (an integer
-                of more than 64 bits, a lone surrogate); or the event's own code raised.
+            InvalidMessageError: Something in it has no JSON form, or python-cqrs' encoder cannot write it (an integer
+                of more than 64 bits, a lone surrogate). Or the event's own code raised.
         """
         body = super().to_dict()
         try:

@@ -1,8 +1,8 @@
 """Lets python-cqrs' outbox take the times of core's and the bridge's events.
 
 Its column `created_at` has no time zone, and an event's `event_timestamp` has one. asyncpg refuses the row, psycopg
-stores the session's local time, and MariaDB's clients drop the offset. So an aware time that is set on the model
-becomes the naive time in UTC that it stands for. The body keeps the time as it is.
+stores the session's local time, and MariaDB's clients drop the offset. So a time with a zone that is set on the model
+becomes the same time in UTC, without a zone. The body keeps the time as it is.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _MODELS = {"sqlalchemy": "cqrs.outbox.sqlalchemy", "sqlmodel": "cqrs.outbox.sqlm
 
 
 def take_aware_times() -> None:
-    """Prepares python-cqrs' own models, as far as what they need is installed; models derived from them too."""
+    """Prepares those of python-cqrs' own models whose requirements are installed, and the models derived from them."""
     for needed, module in _MODELS.items():
         if find_spec(needed) is None:
             continue

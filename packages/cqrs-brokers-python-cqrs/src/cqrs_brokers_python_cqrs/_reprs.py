@@ -1,7 +1,7 @@
-"""Tells of payloads that python-cqrs turned into the text of their repr.
+"""Warns of payloads that python-cqrs has turned into the text of their repr.
 
-python-cqrs' own `NotificationEvent` is a dataclass; what it cannot take apart, a pydantic model above all, it writes as
-`str(payload)`. That is valid JSON, it is confirmed, and no consumer can read it.
+python-cqrs' own `NotificationEvent` is a dataclass. It writes a payload that it cannot convert, above all a pydantic
+model, as `str(payload)`. That is valid JSON and gets confirmed, but no consumer can read it.
 """
 
 from __future__ import annotations

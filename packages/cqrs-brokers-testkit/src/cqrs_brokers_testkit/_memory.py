@@ -6,7 +6,7 @@
         published.assert_once(topic="orders", name="OrderPlaced", key="order-1")
 
 Faults are options of the config string: `f"{memory_broker_url}?fail=2&unknown=1&latency=50ms"`. The fixtures need
-cqrs-broker-memory. Not for testing a plugin: that is `conformance`.
+cqrs-broker-memory. To test a plugin, use `conformance` instead.
 """
 
 import uuid
@@ -34,7 +34,8 @@ def memory_broker_url() -> str:
 
 @pytest.fixture
 def published(memory_broker_url: str) -> "Iterator[Published]":
-    """What was published to `memory_broker_url`, however many brokers were opened with it; forgotten after the test.
+    """The messages that were published to `memory_broker_url`, by any number of brokers. They are forgotten after the
+    test.
 
     `published.assert_once(topic=…, name=…, key=…, headers=…)`, `published.find(…)`, `len(published)`.
     """

@@ -12,7 +12,7 @@ def require(module: str, *, extra: str) -> Any:
     """Return a module that belongs to the extra `extra` of cqrs-brokers-testkit.
 
     Raises:
-        MissingExtra: It cannot be imported.
+        MissingExtra: The module cannot be imported.
     """
     try:
         return importlib.import_module(module)

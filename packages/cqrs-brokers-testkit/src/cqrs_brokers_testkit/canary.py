@@ -1,4 +1,5 @@
-"""Finds out whether a secret shows: plants recognisable texts and looks for them wherever people and tools look.
+"""Finds out whether a secret is shown somewhere. Plants texts that nothing else contains, and looks for them in
+everything that people and tools read.
 
     password = Canary("password")
     scanner = CanaryScanner(password)
@@ -11,8 +12,8 @@
             scanner.error("a wrong password", error)
     scanner.check()
 
-It looks at what is printed, logged, copied, pickled or dumped. Not at the attributes of foreign objects, nor at
-tracebacks with local variables: who prints those prints everything.
+It looks at what is printed, logged, copied, pickled or dumped. It does not look at the attributes of other libraries'
+objects, nor at tracebacks with local variables, because code that prints those prints everything.
 """
 
 from __future__ import annotations
@@ -45,14 +46,15 @@ class Canary:
     """A text that nothing else contains.
 
     `str` gives the text, for f-strings. Its token has only letters and digits, so that percent-encoding, JSON and the
-    repr of bytes leave it as it is, and stands twice in the text, so that a text that is cut in two is found too.
+    repr of bytes do not change it. The text contains the token twice, so that it is found even if the text is cut in
+    two.
 
     Args:
-        place: Where it is planted; what a hit is reported as.
-        between: What stands between the two tokens: the characters that parsers stumble over.
+        place: Where it is planted. Hits are reported under this name.
+        between: The text between the two tokens, for example characters that parsers often handle wrongly.
 
     Attributes:
-        place: As given.
+        place: Where it is planted.
         text: What to plant.
         token: What is looked for.
     """
@@ -69,15 +71,15 @@ class Canary:
         return f"Canary({self.place!r})"
 
     def forms(self) -> dict[str, str]:
-        """What to look for, by the name of the form."""
+        """The texts to look for, by the name of their form."""
         return forms_of(self.token)
 
 
 def forms_of(text: str) -> dict[str, str]:
-    """How a text looks on a page, by the name of the form: as it is, in hexadecimal, in base64.
+    """The forms of a text, by name: as it is, in hexadecimal, in base64.
 
-    In base64 a text looks in three ways, depending on how many bytes stand before it, and its first and last character
-    may depend on its neighbours.
+    In base64 a text has three forms, depending on how many bytes come before it. Its first and its last character may
+    depend on the bytes beside it.
     """
     data = text.encode()
     forms = {"as it is": text}
@@ -93,7 +95,7 @@ def forms_of(text: str) -> dict[str, str]:
 
 
 def shown(secrets: Mapping[str, str], texts: Iterable[str]) -> list[str]:
-    """Which of these secrets, by their names, can be read in the texts, and in which form."""
+    """The names of the secrets that can be read in the texts, each with its form."""
     known = list(texts)
     return sorted(
         f"{name} {how}"
@@ -108,8 +110,8 @@ class Hit(NamedTuple):
 
     Attributes:
         canary: The place where it was planted.
-        where: Where it showed.
-        form: In which form. The text around it is not kept: it may hold more.
+        where: Where it was found.
+        form: The form in which it was found. The text around it is not kept, because it may hold more secrets.
     """
 
     canary: str
@@ -121,7 +123,7 @@ class Hit(NamedTuple):
 
 
 class CanaryFound(AssertionError):  # noqa: N818 - names what happened
-    """At least one canary showed, or nothing was looked at. The text lists the hits.
+    """At least one canary was found, or nothing was looked at. The text lists the hits.
 
     Attributes:
         hits: What was found.
@@ -151,10 +153,10 @@ class CanaryScanner:
         self._forms = [(canary.place, name, form) for canary in canaries for name, form in canary.forms().items()]
 
     def check(self) -> None:
-        """Says whether all is well.
+        """Checks that no canary was found.
 
         Raises:
-            CanaryFound: A canary was found, or nothing was looked at, which proves nothing.
+            CanaryFound: A canary was found. Or nothing was looked at, so that nothing is proven.
         """
         if self.hits or not self.texts:
             raise CanaryFound(self.hits)
@@ -170,8 +172,8 @@ class CanaryScanner:
     def value(self, where: str, value: object) -> None:
         """Looks at a public object: as text, its attributes, its copies, its pickle and its dumps.
 
-        What carries a message on purpose (`Message`, `Delivery`) is only looked at as text: a copy of it without its
-        body would be of no use.
+        An object that contains a message on purpose (`Message`, `Delivery`) is only looked at as text, because its
+        copies must have the body.
         """
         self._as_text(where, value)
         if isinstance(value, Message | Delivery):
@@ -189,7 +191,8 @@ class CanaryScanner:
                 self._attempt(f"{method}() of {where}", methodcaller(method), value, self._as_text)
 
     def error(self, where: str, error: BaseException) -> None:
-        """Looks at an exception, its traceback and everything that led to it; one of ours also as a public object."""
+        """Looks at an exception, its traceback, its causes and contexts. An exception of this library is also looked at
+        as a public object."""
         self.text(f"traceback of {where}", "".join(traceback.format_exception(error)))
         for each in chain(error):
             name = f"{type(each).__name__} of {where}"
@@ -227,11 +230,11 @@ class CanaryScanner:
             self.text("a log line or warning", text)
 
     def observer(self) -> ScanningObserver:
-        """An observer of a `Broker` that looks at everything it is told."""
+        """An observer for a `Broker`. It looks at everything that it is told."""
         return ScanningObserver(self)
 
     def record(self, record: logging.LogRecord) -> None:
-        """Looks at a log record: its text, and all that a handler that writes JSON would take from it."""
+        """Looks at a log record: its text, and all its attributes that a handler could write as JSON."""
         where = f"a record of {record.name}"
         self._attempt(where, lambda it: it.getMessage(), record, self.text)
         self.text(f"the attributes of {where}", repr(vars(record)))
@@ -249,7 +252,7 @@ class CanaryScanner:
             self.text(f"bytes of {where}", value)
 
     def _attempt(self, where: str, make: Callable[[Any], Any], value: object, look: Callable[[str, Any], None]) -> None:
-        """Looks at what comes out; an object may refuse, and then at how it refuses."""
+        """Looks at the result of `make`. If the object refuses with an exception, looks at the exception."""
         try:
             made = make(value)
         except Exception as error:
@@ -262,7 +265,7 @@ class ScanningObserver(Observer):
     """See `CanaryScanner.observer`.
 
     Attributes:
-        told: How often it was told something.
+        told: How many times it was called.
     """
 
     def __init__(self, scanner: CanaryScanner) -> None:
@@ -295,7 +298,8 @@ class _Records(logging.Handler):
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """The exception, its causes, contexts and members, each once; also a context that a traceback would leave out."""
+    """The exception, its causes, contexts and members, each once. A context that a traceback would not show is
+    included."""
     found: dict[int, BaseException] = {}
     waiting = [error]
     while waiting:

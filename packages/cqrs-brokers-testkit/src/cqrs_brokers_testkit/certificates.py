@@ -1,4 +1,4 @@
-"""Throw-away certificates for TLS tests, made with the `openssl` program. Not for anything else than tests."""
+"""Throw-away certificates for TLS tests, made with the `openssl` program. Use them only for tests."""
 
 import subprocess
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ def make_certificates(folder: Path | str) -> Certificates:
 
     Raises:
         FileNotFoundError: There is no `openssl` program.
-        RuntimeError: It failed; with what it printed.
+        RuntimeError: `openssl` failed. The text has its output.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
 """librdkafka's mock Kafka cluster, for error codes that a real broker won't give on demand.
 
 It comes with confluent-kafka's wheel, runs inside this process and listens at random ports on loopback. It checks no
-sequence numbers and stores little: use a real broker for everything else. Its C functions are no documented Python API:
-confluent-kafka 2.16.1 is known to work.
+sequence numbers and stores little: use a real broker for everything else. Its C functions are not a documented Python
+API. confluent-kafka 2.16.1 is known to work.
 """
 
 import ctypes
@@ -70,11 +70,11 @@ class KafkaMock:
         self._call("rd_kafka_mock_topic_create", name.encode(), partitions, replication)
 
     def push_errors(self, api: int, *codes: int) -> None:
-        """Let the next requests fail, one per code.
+        """Make the next requests fail, one request for each code.
 
         Args:
             api: Kafka's API key, such as `PRODUCE`.
-            codes: Kafka's error codes; 0: this one succeeds.
+            codes: Kafka's error codes. With 0 the request succeeds.
         """
         self._call("rd_kafka_mock_push_request_errors_array", api, len(codes), (_I * len(codes))(*codes))
 
@@ -83,7 +83,7 @@ class KafkaMock:
         self._call("rd_kafka_mock_clear_request_errors", api)
 
     def set_topic_error(self, topic: str, code: int) -> None:
-        """Let metadata say that a topic has an error; 0 takes it back."""
+        """Make metadata report an error for a topic. 0 removes the error."""
         self._call("rd_kafka_mock_topic_set_error", topic.encode(), code)
 
     def down(self, node: int = 1) -> None:

@@ -4,7 +4,7 @@
         async with open_broker(url) as broker:
             ...
 
-Warnings are not its business: run tests with `-W error`.
+It does not look at warnings: run tests with `-W error`.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ class Leak(AssertionError):  # noqa: N818 - names what was found
     """Something was left behind. The text lists it.
 
     Attributes:
-        found: One line for each.
+        found: One line for each thing that was left.
     """
 
     def __init__(self, found: list[str]) -> None:
@@ -48,7 +48,7 @@ class Resources:
 
     @classmethod
     def now(cls) -> Self:
-        """Take stock."""
+        """List what this process holds now."""
         try:
             tasks = asyncio.all_tasks()
         except RuntimeError:  # no running loop
@@ -71,11 +71,11 @@ async def no_leaks(settle: float = 1.0, *, ignore: Callable[[str], bool] = lambd
     """Check that the block leaves no task, thread, socket or file descriptor behind.
 
     Args:
-        settle: Seconds that things may take to go away.
-        ignore: Told each finding's line; true: it is no leak.
+        settle: Seconds to wait until tasks, threads and sockets have ended.
+        ignore: Called with the line of each finding. True: it is not a leak.
 
     Raises:
-        Leak: Something was left. Not raised over an exception of the block.
+        Leak: Something was left. It is not raised if the block itself raises an exception.
     """
     before = Resources.now()
     yield
@@ -109,7 +109,7 @@ def _descriptors() -> Iterator[tuple[int, str]]:
 
 
 def _addresses() -> dict[str, str]:
-    """Say from where to where each TCP socket goes, by its "socket:[inode]" (Linux)."""
+    """The local and the remote address of each TCP socket, by its "socket:[inode]" (Linux)."""
     found = {}
     for table in ("tcp", "tcp6"):
         with contextlib.suppress(OSError):

@@ -1,7 +1,8 @@
 """A TCP proxy on loopback that breaks what passes through it.
 
 Put it between a client under test and a server, then stall, cut, delay or garble. "up" is the way from the client to
-the server, "down" the way back. It knows no protocol; for Kafka the broker must advertise the proxy's address:
+the server, "down" the way back. It does not depend on a protocol. For Kafka, the broker must advertise the proxy's
+address:
 
     with FaultProxy() as proxy, kafka(advertised=(proxy.host, proxy.port)) as server:
         proxy.target = ("127.0.0.1", server.nodes[0].ports["PLAINTEXT"])
@@ -35,7 +36,7 @@ _QUEUED_CHUNKS = 64  # what may be on its way while it is delayed
 
 @dataclass
 class _Faults:
-    """What one direction suffers."""
+    """The faults of one direction."""
 
     stalled: bool = False
     delay: float = 0.0
@@ -71,7 +72,7 @@ class _Lane:
             self._writer.write(data)
 
     def finish(self) -> None:
-        """Send FIN; what comes later in this direction is thrown away."""
+        """Send FIN. Bytes that come later in this direction are thrown away."""
         if not self._finished:
             self._finished = True
             with contextlib.suppress(OSError):
@@ -106,7 +107,7 @@ class _Lane:
                 data = await self._pass_on(data)
 
     async def _pass_on(self, data: bytes) -> bytes:
-        """Write the beginning of `data` as the faults demand it and return the rest."""
+        """Write as much of `data` as the faults allow, and return the rest."""
         faults = self.faults
         self.held -= len(data)  # the rest is added again at the end
         size = len(data) if faults.rate is None else max(1, int(faults.rate / 50))
@@ -145,19 +146,20 @@ class _Breakable:
             action(connection)
 
     def stall(self, way: Way = "both") -> None:
-        """Let no byte pass; connections stay open. What the sockets and the proxy can buffer is still taken in."""
+        """Let no byte pass. Connections stay open, and the sockets and the proxy still take in as much as they can
+        buffer."""
         self._change(way, stalled=True)
 
     def resume(self, way: Way = "both") -> None:
-        """End a stall: what was held back goes on, in order."""
+        """End a stall. Bytes that were held back are passed on, in order."""
         self._change(way, stalled=False)
 
     def delay(self, seconds: float, *, jitter: float = 0.0, way: Way = "both") -> None:
-        """Make every byte late by `seconds`, plus up to `jitter` seconds at random; the order of bytes is kept."""
+        """Delay every byte by `seconds`, plus up to `jitter` seconds at random. The order of bytes is kept."""
         self._change(way, delay=seconds, jitter=jitter)
 
     def throttle(self, bytes_per_second: float | None, *, way: Way = "both") -> None:
-        """Let bytes pass at this rate in each direction of each connection; None: freely."""
+        """Let bytes pass at this rate in each direction of each connection. None: without a limit."""
         self._change(way, rate=bytes_per_second)
 
     def swallow(self, way: Way = "down") -> None:
@@ -189,7 +191,7 @@ class _Breakable:
         self._change(way, cut_after=count, cut_by=by)
 
     def heal(self) -> None:
-        """Take away every fault; what was held back goes on."""
+        """Remove every fault. Bytes that were held back are passed on."""
         self._change("both", **vars(_Faults()))
 
     def reset(self) -> None:
@@ -197,7 +199,7 @@ class _Breakable:
         self._proxy._do(lambda: self._each(ProxyConnection._reset))
 
     def close_connections(self) -> None:
-        """End connections with FIN on both sides, now; what was held back is lost."""
+        """End connections with FIN on both sides, now. Bytes that were held back are lost."""
         self._proxy._do(lambda: self._each(ProxyConnection._close))
 
     def half_close(self, way: Literal["up", "down"] = "down") -> None:
@@ -206,7 +208,7 @@ class _Breakable:
 
 
 class ProxyConnection(_Breakable):
-    """One client's connection through the proxy; its faults are its own."""
+    """One client's connection through the proxy, with its own faults."""
 
     def __init__(self, proxy: "FaultProxy") -> None:
         self._proxy = proxy
@@ -300,17 +302,17 @@ class ProxyConnection(_Breakable):
 
 
 class FaultProxy(_Breakable):
-    """The proxy. Faults set on it apply to all connections, those to come included, until `heal()`;
-    `refuse()` holds until `accept()`.
+    """The proxy. Its faults apply to all connections, also to new ones, until `heal()`. `refuse()` holds until
+    `accept()`.
 
     Args:
         target: Host and port of the server. None: connections are reset until `target` is set.
 
     Attributes:
-        target: May be changed at any time, for connections to come.
+        target: Host and port of the server. It may be changed at any time; new connections use it.
         host: 127.0.0.1.
-        port: Its port, known before it starts and the same for its whole life.
-        connections: Those that are open, oldest first.
+        port: The proxy's port. It is known before the proxy starts, and never changes.
+        connections: The open connections, oldest first.
         accepted: How many connections reached the server so far.
         hung_up: How many of them the server ended, before the client did.
         on_connection: Called with each new connection before anything passes, to set faults of its own.
@@ -332,7 +334,8 @@ class FaultProxy(_Breakable):
 
     @property
     def bytes_held(self) -> int:
-        """How many bytes the proxy has taken in and not passed on yet, for who measures the memory of this process."""
+        """How many bytes the proxy has taken in and not passed on yet. For tests that measure the memory of this
+        process."""
         return sum(lane.held for connection in self.connections for lane in connection._lanes.values())
 
     @property
@@ -346,7 +349,7 @@ class FaultProxy(_Breakable):
         return f"{self.host}:{self.port}"
 
     def refuse(self) -> None:
-        """Stop listening: new connections are refused, open ones live on."""
+        """Stop listening. New connections are refused; open connections go on."""
         self._do(self._stop_listening)
 
     def accept(self) -> None:
@@ -469,7 +472,7 @@ class FaultProxy(_Breakable):
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
-    """Close at once, with RST instead of FIN, which is what a zero linger time means."""
+    """Close at once, with RST instead of FIN: that is the effect of a zero linger time."""
     connection = writer.get_extra_info("socket")
     with contextlib.suppress(OSError):
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -477,7 +480,7 @@ def _reset(writer: asyncio.StreamWriter) -> None:
 
 
 async def _close(*writers: asyncio.StreamWriter) -> None:
-    """Close in order; after half a second (a peer that reads nothing) at once."""
+    """Close with FIN. If the peer has read nothing after half a second, close at once."""
     for writer in writers:
         writer.close()
     try:

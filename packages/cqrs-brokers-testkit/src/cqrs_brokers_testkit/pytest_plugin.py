@@ -1,7 +1,8 @@
 """pytest fixtures of the test kit, loaded by pytest itself once `cqrs-brokers-testkit[pytest]` is installed.
 
-A server starts when the first test asks for it. Where it cannot be had, tests that need it are skipped with the command
-that would help, and the run's summary ends with a line about them; with `CI=true` in the environment they fail instead.
+A server starts when the first test asks for it. If it is not available, the tests that need it are skipped. The reason
+names the command that would help, and the run's summary ends with a line about them. With `CI=true` in the environment
+they fail instead.
 """
 
 import contextlib
@@ -52,10 +53,10 @@ class UniqueName(Protocol):
 
 @contextlib.contextmanager
 def available(server: "contextlib.AbstractContextManager[_T]") -> Iterator[_T]:
-    """Enter a server's context; where the server cannot be had, skip the test, or fail it with `CI=true`.
+    """Enter a server's context. If the server is not available, skip the test. With `CI=true`, fail it.
 
     Args:
-        server: Such as `rabbitmq(...)` or `qpid(...)` of `cqrs_brokers_testkit.servers`.
+        server: A context manager such as `rabbitmq(...)` or `qpid(...)` of `cqrs_brokers_testkit.servers`.
     """
     from cqrs_brokers_testkit.servers import ServerUnavailable
 
@@ -208,7 +209,8 @@ def pytest_runtest_makereport(
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """End the summary with what was skipped for want of a server, and the command that would help."""
+    """End the summary with the tests that were skipped because a server was missing, and the command that would
+    help."""
     skipped: dict[str, int] = {}
     for report in terminalreporter.stats.get("skipped", []):
         text = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""

@@ -25,7 +25,7 @@ class TooFewRecords(TimeoutError):  # noqa: N818 - names what happened
     """Fewer messages arrived in time than the test waited for.
 
     Attributes:
-        records: Those that did.
+        records: The messages that arrived.
     """
 
     def __init__(self, where: str, wanted: int, timeout: float, records: "list[Record]") -> None:
@@ -51,7 +51,7 @@ class Record:
         exchange: AMQP's exchange.
         raw_headers: All headers as the client gave them: (name, bytes) pairs for Kafka, items of the table for AMQP.
         properties: All AMQP properties that were set, such as `delivery_mode`; for Kafka the raw `key`.
-        tombstone: There is no value at all; `body` is then empty.
+        tombstone: Whether there is no value at all. `body` is then empty.
     """
 
     topic: str
@@ -80,16 +80,16 @@ class Record:
         decode: Callable[[str], str] = str,
         offset: int | None = None,
     ) -> "Record":
-        """Return the record of a message whose metadata are headers of text, named as in the wire format.
+        """Return the record of a message whose metadata are text headers, with the names of the wire format.
 
         Args:
             topic: Where it was found.
             headers: All headers, as they are on the wire. `message-id`, `message-name`, `content-type`, `ordering-key`
-                and `timestamp` become fields of the record; the others are the user's, who may call one as he likes.
+                and `timestamp` become fields of the record. All others are the user's headers, whatever their names.
             body: The body.
-            prefix: What stands before the names of the user's headers; taken away.
-            decode: What gives back the text of a value, and the name of a user's header.
-            offset: Its place in the broker, where that has offsets.
+            prefix: A text before the names of the user's headers. It is removed.
+            decode: A function that decodes the value of a header, and the name of a user's header.
+            offset: The message's offset, if the broker has offsets.
         """
         texts = {name: decode(value) for name, value in headers.items()}
         fields = {name: texts.pop(name, None) for name in (*_NOT_USER_HEADERS, "timestamp")}
@@ -173,8 +173,8 @@ def drain_queue(
     Args:
         url: AMQP URL; what follows a "?" is ignored.
         queue: Name of the queue, which must exist.
-        count: Wait until at least so many messages came. More than these are returned as well, if there are: that is
-            how a duplicate shows. None: only what is there now.
+        count: Wait until at least this many messages have come. If there are more, they are returned too, so that a
+            duplicate is seen. None: return only what is there now.
         timeout: Seconds to wait for `count`.
         cafile: For `amqps`: the authority's certificate.
 
@@ -247,9 +247,9 @@ def drain_topic(
     Args:
         bootstrap_servers: `host:port[,...]`, or a `kafka://` URL without user.
         topic: Name of the topic, which must exist.
-        count: Wait until at least so many records are there. More than these are returned as well, if there are: that
-            is how a duplicate shows. None: only what is there now, also when the topic goes on growing.
-        timeout: Seconds for all of it.
+        count: Wait until at least this many records are there. If there are more, they are returned too, so that a
+            duplicate is seen. None: return only what is there now, even if the topic goes on growing.
+        timeout: Seconds for the whole call.
         settings: Further settings of librdkafka, such as those of SASL and TLS.
 
     Returns:

@@ -38,9 +38,9 @@ class RunningServer:
     """One process of the broker on loopback.
 
     Attributes:
-        folder: Its own, for data, configuration and log.
+        folder: The server's own folder, for data, configuration and log.
         port: Where it listens.
-        certificates: The certificates it serves; None: it speaks plain text.
+        certificates: The certificates that it uses. None: it uses no TLS.
     """
 
     def __init__(self, folder: Path, port: int, certificates: Certificates | None) -> None:
@@ -57,17 +57,19 @@ class RunningServer:
 
 
 class ServerHarness(Harness):
-    """Finds the program, gives each server a folder and a port, and ends all of them; the main one behind a proxy.
+    """Finds the program, gives each server a folder and a port, and ends all servers. The main server is behind a
+    proxy.
 
-    A subclass sets `program` and writes `configure`, `read` or `read_back`, and, where the broker has it, `client_url`
-    for users and TLS. From these come `start`, `stop`, `kill`, `restart`, `pause`, and what is asked about TLS and
+    A subclass sets `program` and writes `configure`, `read` or `read_back`, and, if the broker has users or TLS,
+    `client_url`. The class then provides `start`, `stop`, `kill`, `restart`, `pause`, and the methods about TLS and
     logins. The servers with certificates are started when a case first asks for them.
 
     Attributes:
         program: The server's program.
         install: What to run where the program is missing.
         search: Folders to look into besides those on the PATH; `~` is the home folder.
-        has_tls: The broker, and the plugin, can encrypt: `configure` is then also asked for servers with certificates.
+        has_tls: Whether the broker and the plugin can use TLS. If so, `configure` is also called for servers with
+            certificates.
         login: User and password for `url`; None: none.
     """
 
@@ -90,7 +92,7 @@ class ServerHarness(Harness):
         """Writes the server's configuration into its folder.
 
         Args:
-            server: Its folder, its port on 127.0.0.1, and its certificates.
+            server: The server, with its folder, its port on 127.0.0.1, and its certificates.
 
         Returns:
             The arguments of the program. It must stay in the foreground and write its log to stdout or stderr.
@@ -103,7 +105,7 @@ class ServerHarness(Harness):
         return f"{self.url.partition('://')[0]}://{userinfo}{host}:{port}"
 
     def prepare(self) -> None:
-        """Called when the main server has started: connects readers and administrators; see `server`."""
+        """Called when the main server has started. Override it to connect readers and administrators to `server`."""
 
     def server_started(self, server: RunningServer) -> None:
         """Called whenever a server takes connections: at first, before `prepare`, and after each `restart`.
@@ -113,7 +115,8 @@ class ServerHarness(Harness):
         """
 
     async def read(self, topic: str) -> Sequence[Record]:
-        """Everything that is in a topic now. Write this, or `read_back` where the reader is no asyncio client."""
+        """Everything that is in a topic now. Override this method, or `read_back` if the reader is not an asyncio
+        client."""
         raise Unsupported("the harness has neither read nor read_back")
 
     # -- what comes from it -------------------------------------------------------------------------------------------
@@ -128,7 +131,7 @@ class ServerHarness(Harness):
         self._stack.close()
 
     def at_end(self, action: Callable[[], object]) -> None:
-        """Does this in `stop()`, before the servers end: closing a reader's client."""
+        """Notes a function that `stop()` calls before the servers end, for example to close a reader's client."""
         self._stack.callback(action)
 
     def url_for(self, login: tuple[str, str] | None) -> str:

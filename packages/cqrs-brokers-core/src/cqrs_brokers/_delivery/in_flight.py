@@ -63,8 +63,7 @@ class InFlight:
         """Whether `on_room` is to be called when a place becomes free."""
         self.on_room: Callable[[], None]
         self._observers = () if observe is None else (observe,)
-        self._watchers: list[Watcher] = list(self._observers)
-        self.watched = bool(self._watchers)
+        self._set_watchers(self._observers)
 
     @property
     def count(self) -> int:
@@ -82,23 +81,24 @@ class InFlight:
         self.ended.clear()
         self.bytes = 0
         self.room_is_wanted = False
-        self._watchers = list(self._observers)
-        self.watched = bool(self._watchers)
+        self._set_watchers(self._observers)
 
     # -- who watches --------------------------------------------------------------------------------------------------
 
     def watch(self, watcher: Watcher) -> None:
         """Calls the watcher for each outcome, until `unwatch` or `clear`."""
-        self._watchers.append(watcher)
-        self.watched = True
+        self._set_watchers((*self._watchers, watcher))
 
     def unwatch(self, watcher: Watcher) -> None:
         """Stops calling the watcher."""
-        if watcher in self._watchers:
-            self._watchers.remove(watcher)
-            self.watched = bool(self._watchers)
+        self._set_watchers(tuple(other for other in self._watchers if other != watcher))
 
-    def notify(self, delivery: Any, outcome: Receipt | DeliveryError) -> None:
-        """Calls every watcher. Callers look at `watched` first: that is cheaper than a call for each message."""
-        for watcher in tuple(self._watchers):
+    def _set_watchers(self, watchers: tuple[Watcher, ...]) -> None:
+        self._watchers = watchers
+        self.watched = bool(watchers)
+        self.notify: Watcher = watchers[0] if len(watchers) == 1 else self._notify_all
+        """Tells all who watch. Callers look at `watched` first: that is cheaper than a call for each message."""
+
+    def _notify_all(self, delivery: Any, outcome: Receipt | DeliveryError) -> None:
+        for watcher in self._watchers:
             watcher(delivery, outcome)

@@ -56,9 +56,9 @@ class BrokerHooks:
 
         Args:
             url: As in `open_message_broker`.
-            options: As there.
+            options: As in `open_message_broker`.
 
         Raises:
-            ConfigError: As there.
+            ConfigError: As in `open_message_broker`.
         """
         raise NotImplementedError

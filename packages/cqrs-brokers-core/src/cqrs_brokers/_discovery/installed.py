@@ -58,7 +58,7 @@ class Installed(NamedTuple):
     """The table.
 
     Attributes:
-        claims: In the order of `sys.path`.
+        claims: The claims, in the order of `sys.path`.
         core_version: The version of the running core. None: core runs without being installed.
     """
 

@@ -243,7 +243,7 @@ _LEAVES: dict[type, Writer] = {
     str: lambda value, depth: str.__str__(value),
     int: lambda value, depth: int.__pos__(value),
 }
-"""Writers by class. A subclass is looked for in this order, because a datetime is a date too."""
+"""Writers by class. For a subclass the first class that matches counts: a datetime is a date too."""
 
 
 def writer_of(kind: type) -> Writer:

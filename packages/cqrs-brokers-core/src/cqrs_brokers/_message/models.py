@@ -129,8 +129,8 @@ def _field(name: str, field: Mapping[str, Any], schema: Mapping[str, Any], by_al
 
 
 def _serializers(schema: Any, whole: Mapping[str, Any], seen: set[str]) -> Iterator[Mapping[str, Any]]:
-    """The serializers in a field's type. Left out are those inside models, which have their own writer, and those of
-    pydantic that the rule of `jsonable` replaces."""
+    """The serializers in a field's type. Serializers inside models are left out, because models have their own writer.
+    So are those of pydantic that the rule of `jsonable` replaces."""
     if isinstance(schema, list | tuple):
         for inner in schema:
             yield from _serializers(inner, whole, seen)

@@ -66,6 +66,10 @@ class Validator:
         self._known_names: set[str] = set()
         self._known_types: set[str] = set()
         self._known_headers: set[str] = set()
+        self._texts: dict[str, HeaderValue] = {}
+        """The headers that a message was given last, if all were text. (Of other types, 1 and True are equal.)"""
+        self._texts_size = 0
+        self._are_typed = False
 
     def check(self, message: Message) -> int:
         """Checks the message.
@@ -130,8 +134,16 @@ class Validator:
         if before:
             size -= self._check_headers(message, before)
         try:
-            message.headers = headers
-            size += self._check_headers(message, headers)
+            if headers == self._texts:  # all messages of a batch get the same
+                message.headers = self._texts.copy()
+                size += self._texts_size
+            else:
+                message.headers = headers
+                self._are_typed = False
+                added = self._check_headers(message, headers)
+                size += added
+                if not self._are_typed:
+                    self._texts, self._texts_size = dict(message.headers), added
             if size > self._max:
                 self._refuse_size(message, size)
         except Exception:
@@ -278,6 +290,7 @@ class Validator:
 
     def _check_typed(self, message: Message, name: str, value: object) -> int:
         """The size of a header value that is no text: a number has 8 bytes, bool 1, None none."""
+        self._are_typed = True
         kind = type(value)
         if kind not in self._header_types:
             what = "None" if value is None else f"of type {kind.__name__}"

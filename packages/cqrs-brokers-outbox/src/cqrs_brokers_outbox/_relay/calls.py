@@ -1,8 +1,8 @@
-"""The calls to the broker that have no outcome yet, by topic. They show which topics are slow, so that these hold up no
-other topic.
+"""The calls to the broker that have no outcome yet, by topic. These calls show which topics are slow, so that a slow
+topic holds up no other topic.
 
-`send_messages` returns when its last message has its outcome. So a call has the rows of one topic only. While the topic
-is slow, it has the rows of one key only, because other keys of the topic may go to a partition of the broker that takes
+`send_messages` returns when its last message has its outcome. So a call has the rows of one topic only. A call for a
+slow topic has the rows of one key only, because other keys of the topic may go to a partition of the broker that takes
 messages.
 """
 
@@ -21,7 +21,7 @@ LATE = 1.0
 """A topic is slow when one of its calls has been without an outcome for longer than this, in seconds."""
 LINGER = LONGEST_DELAY + 30.0
 """How long the topic stays slow, in seconds, after such a call has failed while calls of other topics got receipts. In
-this time its rows come again, after their delay."""
+this time the failed rows become due again, after their delay."""
 
 
 class Calls:
@@ -108,7 +108,8 @@ class Calls:
         return {topic for topic, (_, until) in self._pauses.items() if until > now}
 
     def unanswered(self, seconds: float) -> dict[str, float]:
-        """Topic → for how long it has had rows at the broker and no receipt, if for longer than that."""
+        """Topic → for how long it has had rows at the broker and no receipt. Topics with less than `seconds` are left
+        out."""
         now = monotonic()
         for topic, when in list(self._touched.items()):
             if topic not in self._open and now - when > LINGER:  # another relay may have its rows

@@ -1,12 +1,12 @@
-"""Rows in the relay's memory, by key: which may go to the broker now.
+"""The rows in the relay's memory, by key. Decides which of them may go to the broker now.
 
 A row goes to the broker only when the row before it with the same key has its receipt (unless `pipeline` is set). When
 a row fails, the rows behind it are forgotten here. The database has them, and a claim brings them again when they are
 due.
 
-A claim takes its time. Rows that it read before a failure was marked may be out of date: it may bring a row whose
-predecessor has just failed. So a key takes no claimed rows from its failure until the failure is marked and every claim
-that began before has ended.
+A claim takes some time. Rows that it read before a failure was marked may be out of date: the claim may bring a row
+whose predecessor has just failed. So after a failure a key takes no claimed rows until the failure is marked and every
+claim that began before the mark has ended.
 """
 
 from __future__ import annotations
@@ -180,7 +180,8 @@ class Keys:
                     del self._of_topics[topic]
 
     def let_go(self, item: Item) -> None:
-        """Drops a row that was to go, and the rows behind it, because another relay has the partition now."""
+        """Drops a row that was about to be sent, and the rows behind it, because another relay has the partition
+        now."""
         self.marked([item, *self.landed(item, sent=False)])
         self._settle(item.lane)
 

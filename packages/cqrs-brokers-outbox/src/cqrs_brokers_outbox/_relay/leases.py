@@ -123,7 +123,7 @@ class Leases:
         """Renews what is held, releases what is too much, takes what is free.
 
         Args:
-            in_use: Partitions of which rows are in flight or not marked yet.
+            in_use: Partitions with rows that are in flight or not marked yet.
         """
         before = monotonic()
         rows, living = await self._renew()

@@ -1,9 +1,9 @@
-"""What an outcome means for a row, and how it is marked.
+"""What an outcome means for a row, and how the row is marked.
 
 | outcome | the row |
 |---|---|
 | a receipt | is sent |
-| not delivered, whatever the row is (no connection, blocked, closed) | stays as it is; the relay waits |
+| not delivered, because of the broker (no connection, blocked, closed) | stays as it is; the relay waits |
 | not delivered, because of its topic | waits, and its topic with it |
 | not delivered, retryable | waits, and its key with it |
 | not delivered for good | is parked |

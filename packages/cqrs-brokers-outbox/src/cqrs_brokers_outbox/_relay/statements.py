@@ -1,6 +1,7 @@
 """The relay's SQL statements, in the dialect of each database. `store` runs them.
 
-Numbers of rows and partitions are written into the text where a database has no arrays: they are integers of ours.
+Numbers of rows and partitions are written into the text where a database has no arrays: they are integers that this
+package made.
 
 This file is longer than 400 lines because it has each statement in the forms of all dialects.
 """
@@ -88,7 +89,7 @@ class Statements(ABC):
 
     @abstractmethod
     def insert_or_ignore(self, table: str, columns: str, values: str) -> str:
-        """An insert that does nothing where the row is there."""
+        """An insert that does nothing if the row exists."""
 
     # -- claiming -----------------------------------------------------------------------------------------------------
 
@@ -145,10 +146,10 @@ class Statements(ABC):
         limit: int,
         without: Sequence[str] = (),
     ) -> Statement:
-        """Rows that are ready, in their order, and whether something holds each up.
+        """Rows that are ready, in their order, and for each whether an earlier row holds it up.
 
         Args:
-            partitions: The relay's own.
+            partitions: The relay's own partitions.
             count: How many partitions there are.
             busy: The numbers of rows that the relay has already.
             crowded: Hashes of keys of which the relay has enough rows.
@@ -221,7 +222,7 @@ class Statements(ABC):
         return f"UPDATE {self.messages} SET state = {int(state)} WHERE {where}", parameters
 
     def failure(self) -> str:
-        """Writes the failure of one row. It is run with many sets of parameters."""
+        """Writes the failure of one row. The statement is run with many sets of parameters."""
         return (
             f"UPDATE {self.messages} SET state = :state, attempts = attempts + 1, "
             f"attempts_unknown = attempts_unknown + :unknown, not_before = {self.now} + :delay, "
@@ -360,7 +361,7 @@ def _array_text(values: Iterable[int | None]) -> str:
 
 
 class _MariaDB(Statements):
-    """MariaDB: READ COMMITTED, no locking reads, marks by primary key."""
+    """MariaDB, in READ COMMITTED. It uses no locking reads, and marks rows by primary key."""
 
     dialect = "mysql"
     session = ("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",)

@@ -44,8 +44,8 @@ MOST_BATCHES = 8
 DUE_STEP = 0.05
 """Seconds before the relay asks again for rows that wait."""
 MARK_STEP = 0.05
-"""How long a receipt waits for others, in seconds, so that one statement marks them all. It does not wait if there are
-many."""
+"""How long a receipt waits for others, in seconds, so that one statement marks them all. It does not wait if many
+receipts wait, a row has failed, or the relay stops."""
 LEASE_STEP = 1.0
 CANCEL_STEP = 1.0
 _NUMBER = attrgetter("id")
@@ -149,7 +149,7 @@ class Worker:
 
     @property
     def in_use(self) -> set[int]:
-        """Partitions of which rows are in flight, or not marked yet."""
+        """Partitions with rows that are in flight or not marked yet."""
         return set(self._keys.busy.values())
 
     @property
@@ -158,7 +158,8 @@ class Worker:
         return len(self._keys.busy)
 
     def unanswered(self, seconds: float) -> dict[str, float]:
-        """Topic → for how long it has had rows at the broker and no receipt, if for longer than that."""
+        """Topic → for how long it has had rows at the broker and no receipt. Topics with less than `seconds` are left
+        out."""
         return self._calls.unanswered(seconds)
 
     async def _finish(self) -> None:
@@ -240,7 +241,7 @@ class Worker:
         return sorted(full | self._calls.paused())
 
     def _claim_if_useful(self) -> None:
-        """Wakes the claiming loop if rows are known to be there. It finds new rows by itself."""
+        """Wakes the claiming loop if rows are known to be there. The loop finds new rows by itself."""
         if self._has_room and (self._more or not self._left_out <= self._keys.crowded(self._crowd)):
             self._to_claim.set()
 

@@ -1,4 +1,5 @@
-"""What a case is, and what it gets: the registry, the checks, and the context that opens brokers and reads back."""
+"""What a case is, and what it uses: the registry, the checks, and the context that opens brokers and reads messages
+back."""
 
 from __future__ import annotations
 
@@ -38,16 +39,17 @@ class Case:
 
     Attributes:
         id: `section.what-holds`.
-        kind: static: needs no server; live: needs one; fault: breaks it or the way to it.
+        kind: "static": it needs no server. "live": it needs one. "fault": it breaks the server or the connection to it.
         function: The check. A plain function runs its own event loops.
         needs: What the harness must offer: names of its methods or attributes.
-        capability: It belongs to the profile of this capability; None: to `core`.
-        without: It holds for drivers that do not declare this capability.
-        waivable: The harness may say that the broker has no such thing (`Harness.not_applicable`).
-        like: Waived with this case, which is about the same thing.
-        limit: Seconds after which it has failed.
-        waits: It mostly waits, and touches nothing that another case uses: it runs beside others of this kind. What it
-            asks of the harness must be quick, because the others wait for their turn.
+        capability: The capability whose profile it belongs to. None: it belongs to `core`.
+        without: A capability. The case is for drivers that do not declare it.
+        waivable: Whether the harness may say that the broker does not have what the case is about
+            (`Harness.not_applicable`).
+        like: Another case about the same thing. If that case is waived, this one is too.
+        limit: After this many seconds the case has failed.
+        waits: It mostly waits, and uses nothing that another case uses. So it runs at the same time as others of this
+            kind. Its calls of the harness must be quick, because the others wait for their turn.
     """
 
     id: str
@@ -63,7 +65,7 @@ class Case:
 
     @property
     def title(self) -> str:
-        """What holds, in a sentence."""
+        """The statement that the case proves, as a sentence."""
         return (self.function.__doc__ or "").strip().splitlines()[0]
 
     @property
@@ -128,7 +130,7 @@ def tally(outcomes: Iterable[object]) -> str:
 
 
 def check_receipt(outcome: object, what: str = "a good message") -> None:
-    """The outcome is a receipt; `what` says of what."""
+    """Demands that the outcome is a receipt. `what` names the message, for the failure's text."""
     check(isinstance(outcome, Receipt), f"{what} got {show(outcome)}")
 
 
@@ -141,7 +143,8 @@ async def outcome_of(sending: Awaitable[Receipt]) -> Receipt | DeliveryError:
 
 
 async def send_from_tasks(broker: Broker, messages: Sequence[Message], tasks: int) -> list[Receipt | DeliveryError]:
-    """Sends from so many tasks, each its share one after the other; one outcome per message, in their order."""
+    """Sends from this many tasks. Each task sends its share, one message after the other. Returns one outcome per
+    message, in the order of the messages."""
     outcomes: list[Any] = [None] * len(messages)
 
     async def work(first: int) -> None:
@@ -159,13 +162,14 @@ def breach_text(breach: ContractBreach) -> str:
 
 
 def check_all_receipts(outcomes: Sequence[object]) -> None:
-    """Every outcome is a receipt."""
+    """Demands that every outcome is a receipt."""
     wrong = [outcome for outcome in outcomes if not isinstance(outcome, Receipt)]
     check(not wrong, f"{len(outcomes)} good messages were sent and got {tally(outcomes)}")
 
 
 def check_truth(messages: Sequence[Message], outcomes: Sequence[object], records: Sequence[Record]) -> None:
-    """Receipts are there, "not delivered" is absent, and nothing is there twice."""
+    """Demands that messages with a receipt are in the broker, that messages that were "not delivered" are not, and that
+    no message is there twice."""
     seen = Counter(record.message_id for record in records)
     twice = [message_id for message_id, times in seen.items() if times > 1]
     check(not twice, f"{len(twice)} of {len(messages)} messages are in the broker more than once ({twice[:3]})")
@@ -181,7 +185,7 @@ def check_truth(messages: Sequence[Message], outcomes: Sequence[object], records
 
 
 def check_order(messages: Sequence[Message], outcomes: Sequence[object], records: Sequence[Record]) -> None:
-    """Those with a receipt are in the log in the order of the calls, key by key."""
+    """Demands that the messages of each key with a receipt are in the broker in the order of the calls."""
     place = {str(message.message_id): number for number, message in enumerate(messages)}
     confirmed = {
         str(message.message_id) for message, o in zip(messages, outcomes, strict=True) if isinstance(o, Receipt)
@@ -213,14 +217,14 @@ _NO_REFUSALS = (TypeError, AttributeError, NameError, LookupError, AssertionErro
 
 @dataclass
 class Context:
-    """What a case gets.
+    """What a case works with.
 
     Attributes:
-        harness: The author's.
+        harness: The harness of the plugin's author.
         url: The config string.
         capabilities: What the driver declares.
-        answers: What methods of the harness answered that are asked once in a run, by name.
-        breaches: What the drivers of this case did that their contract forbids; a case with any has failed.
+        answers: Results of those methods of the harness that are called only once in a run, by name.
+        breaches: The breaches of the driver contract in this case. A case with a breach has failed.
         step: What of the harness runs, or ran last.
         lock: Held by `topic` and `do`: a harness need not be thread-safe, although cases run side by side.
     """
@@ -235,7 +239,7 @@ class Context:
     _brokers: list[Broker] = field(default_factory=list)
 
     def count(self, full: int, least: int = 20) -> int:
-        """How many messages: `full` at the harness' scale 1."""
+        """How many messages to send: `full` at the harness' scale 1, fewer at a smaller scale."""
         return max(min(full, least), int(full * self.harness.scale))
 
     def open(self, url: str | None = None, /, **options: Any) -> Broker:
@@ -247,7 +251,7 @@ class Context:
         return broker
 
     def open_unowned(self, url: str | None = None, /, **options: Any) -> Broker:
-        """A broker that the case closes itself, inside the block that looks for what is left."""
+        """Opens a broker that the case itself closes, inside a block that demands that nothing is left."""
         broker = self.open(url, **options)
         self._brokers.remove(broker)
         return broker
@@ -267,7 +271,8 @@ class Context:
         return Message("ConformanceEvent", topic, {"n": uuid.uuid4().hex} if payload is None else payload, **fields)
 
     def read_now(self, topic: str, count: int) -> list[Record]:
-        """Everything in a topic, after waiting for `count` messages; fewer when they do not come."""
+        """Waits for `count` messages and returns everything in the topic. If they do not all come, it returns what is
+        there."""
         try:
             return list(self.harness.read_back(topic, count))
         except TooFewRecords as error:
@@ -284,7 +289,7 @@ class Context:
         return records[0]
 
     def read_held(self, topic: str) -> list[Record]:
-        """What is in a topic now, while the event loop is held: nothing can reach the driver meanwhile.
+        """The messages in a topic now. The event loop is blocked meanwhile, so that nothing can reach the driver.
 
         The harness reads in another thread, so that it may use asyncio.
         """
@@ -292,14 +297,15 @@ class Context:
             return pool.submit(self.read_now, topic, 0).result()
 
     async def once(self, action: Callable[[], Any]) -> Any:
-        """What a method of the harness answers, asked once in a run: it may make users and servers."""
+        """The result of a method of the harness. The method is called only once in a run, because it may make users and
+        servers."""
         name = action.__name__
         if name not in self.answers:
             self.answers[name] = await self.do(action)
         return self.answers[name]
 
     async def try_to_create(self, topic: str) -> bool:
-        """Creates a topic with an odd name; False when the broker, or the harness, cannot.
+        """Creates a topic with an odd name; Returns False if the broker or the harness cannot.
 
         Errors of another kind than a refusal are faults of the harness.
         """
@@ -330,7 +336,7 @@ class Context:
 
     @contextlib.asynccontextmanager
     async def healed(self) -> AsyncIterator[FaultProxy]:
-        """The proxy, healed at the end and its connections ended."""
+        """Yields the proxy. At the end it heals the proxy and ends its connections."""
         try:
             yield self.proxy
         finally:
@@ -338,16 +344,16 @@ class Context:
             await self.do(self.proxy.reset)
 
     async def wait_for(self, holds: Callable[[], Awaitable[bool]], within: float, otherwise: str) -> None:
-        """Fails the case with this text when the condition does not hold within so many seconds."""
+        """Fails the case with this text if the condition does not hold within this many seconds."""
         give_up = time.monotonic() + within
         while not await holds():
             check(time.monotonic() < give_up, otherwise)
             await asyncio.sleep(0.05)
 
     async def works_again(self, broker: Broker, topic: str, within: float = 8.0) -> None:
-        """Demands that sends succeed again within so many seconds.
+        """Demands that sends succeed again within this many seconds.
 
-        After an error that looks permanent `Broker` tries again only 5 s later.
+        After a permanent error `Broker` tries again only after 5 s.
         """
         give_up = time.monotonic() + within
         outcome: object = None

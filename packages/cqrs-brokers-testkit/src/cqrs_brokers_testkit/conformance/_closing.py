@@ -14,10 +14,8 @@ from cqrs_brokers_testkit.leaks import Resources
 _GRACE = 1.0
 _SMALL = (20, 5_000)
 _LARGE = (30, 700_000)
-"""So many messages, of so many bytes, are more than the sockets on the way can hold: the rest waits in the client.
-
-They are few, because a broker may take only some that it has not answered.
-"""
+"""The number and the size of messages that are more than the sockets on the way can hold. So the rest waits in the
+client. They are few, because a broker may take only some that it has not answered."""
 
 
 async def _closes(
@@ -61,7 +59,8 @@ async def _in_time(ctx: Context, broker: Broker, topic: str, what: tuple[int, in
 
 
 def _mend(ctx: Context) -> Callable[[], None]:
-    """Heals the proxy, and ends the connections that it keeps: they would look like something that is left."""
+    """Heals the proxy, and ends the connections that it keeps. They would otherwise look like something that the driver
+    has left."""
 
     def mend() -> None:
         ctx.proxy.heal()

@@ -68,12 +68,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _harness_given(harness: Harness) -> bool:
-    """Whether somebody wrote a harness; else only what needs none can run."""
+    """Whether a harness was written for the plugin. If not, only cases that need no harness can run."""
     return type(harness) is not Harness
 
 
 def _imported(module: str) -> ModuleType:
-    """A module by name or file, with its folder on the path as pytest puts it there: it may import its neighbours."""
+    """Imports a module by its name or file. Its folder is put on the path, as pytest does, so that it can import the
+    modules beside it."""
     file = Path(module if module.endswith(".py") else f"{module.replace('.', '/')}.py")
     if not file.exists():
         return importlib.import_module(module)

@@ -41,7 +41,7 @@ def own_address(ctx: Context) -> tuple[str, int]:
     """Where the harness' broker is.
 
     Raises:
-        NotApplicable: Its config string does not say it.
+        NotApplicable: The config string does not name a host and a port.
     """
     hosts = BrokerURL.parse(ctx.url).hosts
     if not hosts or hosts[0].port is None:
@@ -53,7 +53,7 @@ async def open_at(ctx: Context, *hosts: Host, **options: object) -> Broker:
     """Opens a broker at these hosts.
 
     Raises:
-        NotApplicable: Its config string does not take them.
+        NotApplicable: The config string does not take hosts.
     """
     url = await ctx.do(lambda: ctx.harness.hosts_url(hosts))
     try:
@@ -153,11 +153,11 @@ async def wrong_permission(ctx: Context) -> None:
 
 
 async def check_permanent(ctx: Context, urls: Mapping[str, str], expected: type[ConnectError]) -> None:
-    """Demands this class from `connect()` and from a waiting send, at once, and no further connection.
+    """Demands that `connect()` and a waiting send raise this class at once, and that no further connection is made.
 
     Args:
-        ctx: The case's.
-        urls: Config strings by what is wrong with each; "" where the case says it.
+        ctx: The case's context.
+        urls: Config strings, by what is wrong with each. "" if the case's title says it.
         expected: The class.
     """
     for what, url in urls.items():

@@ -35,7 +35,7 @@ from cqrs_brokers_testkit.conformance._case import (
 
 _MIB = 2**20
 _GRACE = 1.0
-"""By contract an outcome comes at the latest so many seconds after the deadline."""
+"""By contract an outcome comes at most this many seconds after the deadline."""
 
 # -- receipts ----------------------------------------------------------------------------------------------------------
 

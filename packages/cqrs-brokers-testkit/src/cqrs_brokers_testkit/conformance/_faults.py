@@ -28,9 +28,10 @@ from cqrs_brokers_testkit.conformance._peers import peer
 _MIB = 2**20
 _GRACE = 1.0
 _ROUNDS = 18
-"""So often a window full of messages is sent into a slow link: more than the sockets on the way can hold."""
+"""How many times a window full of messages is sent over a slow link. Together they are more than the sockets on the way
+can hold."""
 _HALF_AN_HOUR = 1800
-"""Seconds. Brokers may refuse messages from farther in the future."""
+"""How far the wall clock is set, in seconds. Brokers may refuse messages whose time is farther in the future."""
 
 
 # -- restarts ----------------------------------------------------------------------------------------------------------
@@ -108,7 +109,8 @@ async def down_for_a_while(ctx: Context) -> None:
 
 @contextlib.contextmanager
 def _wall_clock() -> Iterator[Callable[[int], None]]:
-    """Yields what sets this process's wall clock to so many seconds from the true time; the monotonic one stays."""
+    """Yields a function that sets this process's wall clock to this many seconds from the true time. The monotonic
+    clock does not change."""
     wall, wall_ns = time.time, time.time_ns
     ahead = 0
 
@@ -262,7 +264,8 @@ _TICK = 0.02
 
 @contextlib.asynccontextmanager
 async def _loop_watched() -> AsyncIterator[list[int]]:
-    """Yields how often a thread could tick during each turn of the event loop: a busy machine holds up both."""
+    """Yields how many times a thread could tick in each turn of the event loop. A busy machine slows both down, so it
+    does not count as a blocked loop."""
     turns, ticks, over = [0], 0, threading.Event()
 
     def tick() -> None:

@@ -1,4 +1,5 @@
-"""The one class that a plugin's author writes: where the broker is, how to read it back, how to break it."""
+"""The one class that a plugin's author writes. It says where the broker is, how to read messages back, and how to break
+the broker."""
 
 from __future__ import annotations
 
@@ -20,9 +21,10 @@ class Unsupported(Exception):  # noqa: N818 - names what it says
 
 
 class NotApplicable(Exception):  # noqa: N818 - names what it says
-    """The broker has no such thing as the case is about. The text is the reason, for a user of the plugin.
+    """The broker does not have the thing that the case is about. The text is the reason, written for a user of the
+    plugin.
 
-    A method of a harness may raise it, and a case that finds out only when it runs.
+    A method of a harness may raise it. So may a case that finds it out only when it runs.
     """
 
 
@@ -39,7 +41,7 @@ class Target(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """A message that passes `Broker`'s own checks and that the broker refuses, while it takes others.
+    """A message that passes the checks of `Broker`, but that the broker refuses, while it takes other messages.
 
     Attributes:
         url: The config string.
@@ -76,28 +78,31 @@ _OF_A_WIRE = {"proxy", "hosts_url", "peer_url", "unreachable_url", "restart", "k
 class Harness:
     """Tells the suite about one plugin. Subclass it, set `url`, and override what your broker can do.
 
-    All methods may block, and may use asyncio: none is called in a thread with an event loop. What is not overridden
-    makes the cases that need it "not run", and a report with such cases is not a pass.
+    All methods may block, and may use asyncio: none is called in a thread with an event loop. If a method is not
+    overridden, the cases that need it are "not run". A report with such cases is not a pass.
 
     Attributes:
-        url: The config string. With a `proxy`, it leads through the proxy. May be set by `start()`.
+        url: The config string. If there is a `proxy`, the string names the proxy's address. `start()` may set it.
         distribution: Which distribution is meant, when several claim the scheme.
         options: Options for every broker that is opened, besides those that a case sets.
         variants: Further sets of options with which receipts must be as true: those that change how messages are
             written or answers are read. Each costs a few seconds.
         most_unanswered: How many messages the broker takes that it has not answered; None: the protocol has no limit.
-        scale: How many messages the big cases send; 1: thousands. Less is for mutants and slow machines.
-        wire: False: there is no socket between driver and broker (an object in this process). The cases about
-            connections do not apply then, and another case proves that no socket is opened.
-        discards: True: the broker keeps nothing, so nothing can be read back. Then it must not confirm anything.
+        scale: A factor for the number of messages that the big cases send. With 1 they send thousands. Use less for
+            mutants and slow machines.
+        wire: Whether there is a socket between driver and broker. If not (the broker is an object in this process), the
+            cases about connections do not apply, and another case proves that no socket is opened.
+        discards: Whether the broker keeps nothing, so that nothing can be read back. If so, it must not confirm
+            anything.
         illegal_topics: Topics that this broker cannot have, besides those that no broker has.
         not_applicable: Reasons, by case id, why a case has no meaning for this broker. Only for cases that are
             waivable: refusals, permissions, credentials and TLS that a broker may not have.
         proxy: The fault proxy in front of the broker, started by `start()`; None: there is none.
-        connect_within: Seconds in which a refused connection must be reported; 2 in the contract.
-        reconnect_within: Seconds from the server's return in which 95 % of the waiting sends must be through.
-        notices_within: Seconds in which the plugin, with the harness' options, notices a connection that is dead while
-            new ones work, and lets go of a message that is never answered. Say it in the plugin's README.
+        connect_within: Seconds in which a refused connection must be reported. The contract says 2.
+        reconnect_within: Seconds after the server's return in which 95 % of the waiting sends must have succeeded.
+        notices_within: Seconds in which the plugin notices a dead connection while new ones work. In the same time it
+            releases a message that is never answered. Both are with the harness' options. State this time in the
+            plugin's README.
     """
 
     url: str = ""
@@ -136,13 +141,15 @@ class Harness:
         return f"conformance-{uuid.uuid4().hex[:16]}"
 
     def create_topic(self, topic: str) -> None:
-        """Makes a topic ready to be published to and read back: a Kafka topic, an AMQP queue with its binding.
+        """Makes a topic ready to be published to and read back: for example a Kafka topic, or an AMQP queue with its
+        binding.
 
         For odd names it may raise what the broker's client raises when the broker cannot have such a topic.
         """
 
     def delete_topic(self, topic: str) -> None:
-        """Takes back what `create_topic` made; called for topics with odd names, such as `#`, that may catch others."""
+        """Deletes what `create_topic` made. Called for topics with odd names, such as `#`, which may catch the messages
+        of other topics."""
 
     def read_back(self, topic: str, count: int) -> Sequence[Record]:
         """Everything that was ever published to a topic that `create_topic` made, in the order in which it came.
@@ -151,14 +158,15 @@ class Harness:
 
         Args:
             topic: The topic.
-            count: Wait until at least so many are there, 10 s at most; then return all there are, fewer or more.
+            count: Wait until at least this many messages are there, 10 s at most. Then return all that are there, fewer
+                or more.
         """
         raise Unsupported
 
     # -- what the broker refuses --------------------------------------------------------------------------------------
 
     def make_unroutable(self) -> Target:
-        """A destination that the broker takes messages for and routes nowhere."""
+        """A destination for which the broker takes messages, but has no queue."""
         raise Unsupported
 
     def missing_destination(self) -> Target:
@@ -176,7 +184,8 @@ class Harness:
     def nacking_destination(self) -> Target:
         """A destination where the broker answers every message with a nack although one copy is kept.
 
-        For RabbitMQ: one queue that is full and rejects, one that is free. `read_back(topic)` reads the free one.
+        For RabbitMQ: one queue is full and rejects messages, another one is free. `read_back(topic)` reads the free
+        one.
         """
         raise Unsupported
 
@@ -201,9 +210,9 @@ class Harness:
         raise Unsupported
 
     def foreign_answers(self) -> Target:
-        """A destination where something else than the broker's confirm is answered: another subscriber, a proxy.
+        """A destination where something else than the broker answers, for example another subscriber or a proxy.
 
-        Without it the case about such answers does not apply: most protocols have no room for them.
+        If it is not overridden, the case about such answers does not apply. Most protocols have no place for them.
         """
         raise NotApplicable("nobody but the broker can answer")
 
@@ -231,7 +240,7 @@ class Harness:
         raise NotApplicable("the harness does not let the broker say farewell")
 
     def blocked(self) -> contextlib.AbstractContextManager[None]:
-        """While it is entered the broker takes no messages but keeps its connections."""
+        """A context manager. While it is entered, the broker takes no messages, but keeps its connections."""
         raise Unsupported
 
     # -- faults -------------------------------------------------------------------------------------------------------
@@ -257,11 +266,11 @@ class Harness:
         self._through().reset()
 
     def lose_answers(self) -> None:
-        """Lets messages reach the broker, but none of its answers the driver, until `resume()`."""
+        """Until `resume()`, messages reach the broker, but none of its answers reaches the driver."""
         self._through().stall("down")
 
     def connections_made(self) -> int:
-        """How many connections were made so far, ever."""
+        """How many connections have been made since the harness was started."""
         return self._through().accepted
 
     def hosts_url(self, hosts: Sequence[Host]) -> str:
@@ -273,7 +282,7 @@ class Harness:
         return self.hosts_url((Host("127.0.0.1", port),))
 
     def url_with_credentials(self, user: str, password: str) -> str:
-        """The config string with this user and password, which need not be right.
+        """The config string with this user and password. They need not be valid.
 
         Override it when credentials need further options.
         """
@@ -295,7 +304,7 @@ class Harness:
     # -- what it offers (for the runner) ------------------------------------------------------------------------------
 
     def lacks(self, need: str) -> str | None:
-        """Why a case with this need cannot run or does not apply, or None when it can run."""
+        """Why a case with this need cannot run or does not apply. None: it can run."""
         if need == "read_back" and self.discards:
             return "n/a: the broker discards what it takes, so nothing can be read back"
         if self._offers(need):

@@ -32,9 +32,9 @@ from cqrs_brokers_testkit.conformance._case import (
 from cqrs_brokers_testkit.conformance._watching import io_watched, logger_levels, logs_at_debug, nothing_left
 
 _GRACE = 1.0
-"""By contract `close()` takes so many seconds more than its timeout, at most."""
+"""By contract `close()` takes at most this many seconds more than its timeout."""
 _TURNS_OF_AN_ATTEMPT = 12
-"""In so many turns of the event loop an attempt to connect where nobody listens has failed."""
+"""After this many turns of the event loop, an attempt to connect to a port where nobody listens has failed."""
 
 # -- connecting --------------------------------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from cqrs_brokers_testkit.conformance._watching import logs_at_debug
 from cqrs_brokers_testkit.proxy import FaultProxy
 
 _LONGEST = 32_767
-"""Bytes that a key or a header's value may have."""
+"""The most bytes of a key or a header's value."""
 _PATIENCE = 16.0
 """Seconds. Clients give up after 5, 10, 12 or 15."""
 _SENT = 20_000

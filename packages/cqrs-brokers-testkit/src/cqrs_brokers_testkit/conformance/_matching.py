@@ -146,7 +146,7 @@ ODD_NAMES = (
     "x" * 255,
     "ü" * 127,
 )
-"""Names that some brokers have and others cannot have. Where two look alike, one of them may take the other's place."""
+"""Names of topics that some brokers can have and others cannot. Some look alike, because a broker may confuse them."""
 
 
 @case("refusals.odd-topics-arrive-or-are-refused", "live", needs=["read_back"], limit=120.0)

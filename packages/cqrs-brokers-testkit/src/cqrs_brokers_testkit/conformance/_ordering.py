@@ -34,9 +34,10 @@ async def many_tasks_lose_nothing(ctx: Context) -> None:
 
 
 def _keyed_messages(ctx: Context, topic: str, count: int) -> list[Message]:
-    """Every ninth one is large, every fifth one has headers: a driver may write those in another way.
+    """Messages with keys. Every ninth one is large and every fifth one has headers, because a driver may write such
+    messages in another way.
 
-    Four in a row have one key, so that neighbours that change places are seen.
+    Four messages in a row have the same key, so that it is seen if two of them change places.
     """
     sizes = [20_000 if n % 9 == 0 else 1 for n in range(count)]
     headers = [{"n": str(n)} if n % 5 == 0 and ctx.capabilities.headers else {} for n in range(count)]

@@ -1,4 +1,4 @@
-"""A peer on loopback that is no broker: it says nothing, or something else."""
+"""A peer on loopback that is not a broker. It says nothing, or speaks another protocol."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Peer:
-    """Where it listens, how many connections it has taken so far (with TLS: handshakes), and what was written to it."""
+    """A peer: where it listens, how many connections it has taken so far (with TLS: handshakes), and what was written
+    to it."""
 
     port: int
     accepted: int = 0
@@ -24,7 +25,8 @@ class Peer:
 async def peer(
     answer: bytes = b"", *, tls: ssl.SSLContext | None = None, hangs_up: bool = False, resets: bool = False
 ) -> AsyncIterator[Peer]:
-    """A server that answers whatever is written to it, once, and then says nothing more, hangs up, or resets."""
+    """A server that answers once, whatever is written to it. Then it says nothing more, or closes or resets the
+    connection."""
     here = Peer(0)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

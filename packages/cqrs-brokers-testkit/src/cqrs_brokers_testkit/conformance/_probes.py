@@ -133,14 +133,14 @@ class Probed(NamedTuple):
 
 
 _ENDS_WITHIN = 15.0
-"""Seconds, most of which a machine needs that is busy with something else."""
+"""How many seconds a program may take. Only a busy machine needs most of them."""
 
 
 def probe(program: str, *arguments: str, flags: tuple[str, ...] = ()) -> Probed:
     """Runs a program with this interpreter and this `sys.path`.
 
     Raises:
-        CaseFailed: It did not end.
+        CaseFailed: The program did not end.
     """
     environment = {
         **os.environ,

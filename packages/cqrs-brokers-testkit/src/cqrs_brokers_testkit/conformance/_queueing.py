@@ -23,7 +23,7 @@ _LARGE = 40_000
 _LARGEST = 700_000
 _KEYS = 4
 _SETTLE = 1.0
-"""Seconds in which what was in a socket arrives after a fault."""
+"""Seconds in which the bytes that were in a socket arrive after a fault."""
 
 
 def _large_messages(ctx: Context, topic: str, count: int, size: int = _LARGE) -> list[Message]:
@@ -37,7 +37,8 @@ def _large_messages(ctx: Context, topic: str, count: int, size: int = _LARGE) ->
 async def _stalled_with_a_full_queue(
     ctx: Context, broker: Broker, messages: list[Message], wait: float
 ) -> list[asyncio.Future[Receipt | NotDeliveredError | DeliveryUnknownError]]:
-    """Stalls the way to the broker and sends; then some are with the client and some still with the driver."""
+    """Stalls the connection to the broker and sends messages. Then the client has some of them, and the driver still
+    has the others."""
     await ctx.do(lambda: ctx.proxy.stall("up"))
     sends = [asyncio.ensure_future(outcome_of(broker.send_message(message))) for message in messages]
     await asyncio.sleep(wait)
@@ -208,16 +209,16 @@ class _Patient:
 
     @classmethod
     async def of(cls, ctx: Context, timeout: float) -> _Patient:
-        """One that is connected, to a topic of its own that it knows."""
+        """Makes a connected broker that has a topic of its own and has sent to it."""
         patient = cls(ctx, ctx.open(delivery_timeout=timeout), await ctx.topic())
         first = ctx.message(patient.topic)
         check_receipt(await outcome_of(patient.broker.send_message(first)))
         return patient
 
     def send(self) -> None:
-        """Sends them, from as many tasks."""
+        """Sends the messages, each from a task of its own."""
         self._sends = [asyncio.ensure_future(outcome_of(self.broker.send_message(each))) for each in self.messages]
 
     async def outcomes(self) -> list[Receipt | DeliveryError]:
-        """What came of them."""
+        """The outcomes of the messages."""
         return await asyncio.gather(*self._sends)

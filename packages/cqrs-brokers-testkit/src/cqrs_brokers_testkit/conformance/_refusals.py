@@ -11,7 +11,8 @@ from cqrs_brokers_testkit.conformance._case import Context, case, check, check_r
 
 
 async def _refused(ctx: Context, expected: type[DeliveryError], bad: Iterable[tuple[str, Message]]) -> None:
-    """Demands this class for each, no connection, and that a good message goes through afterwards."""
+    """Demands this class of error for each message, that no connection was made, and that a good message succeeds
+    afterwards."""
     broker = ctx.open()
     for what, message in bad:
         outcome = await outcome_of(broker.send_message(message))

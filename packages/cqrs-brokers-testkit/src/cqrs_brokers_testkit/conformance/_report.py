@@ -1,4 +1,4 @@
-"""What a run found: as data (`conformance.json`) and as a table. A run that left anything out is never a pass."""
+"""The result of a run, as data (`conformance.json`) and as a table. A run that left out a case is never a pass."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 SCHEMA = 1
-"""Version of the form of `conformance.json`; changes when a reader of the old form would misread the new one."""
+"""The version of the format of `conformance.json`. It changes when a reader of the old format would misread the new
+one."""
 
 NOT_CHOSEN = "not chosen"
 """The reason of a case that `only` left out."""
@@ -29,8 +30,8 @@ class CaseResult:
         id: The case.
         kind: static, live or fault.
         profile: `core`, or the capability it belongs to.
-        status: "passed"; "failed"; "not run": it could not be, so the report is no pass; "not applicable": the broker
-            has no such thing, and says so.
+        status: "passed", "failed", "not run" (it could not be run, so the report is not a pass), or "not applicable"
+            (the broker does not have what the case is about).
         reason: Why it is not "passed".
         seconds: How long it took.
         detail: For a failure: the traceback.
@@ -53,13 +54,13 @@ class Report:
         suite: Version of the test kit.
         core: Version of cqrs-brokers-core.
         python: Version of Python.
-        scheme: What was tested.
+        scheme: The scheme that was tested.
         plugin: Its distribution and version, or how it was registered.
         capabilities: What the driver declares.
         server: Name and version of the server, as the harness says them.
         cases: One result per case of the suite.
-        notes: What is no failure but should be known, such as a capability that works and is not declared.
-        filtered: Cases were chosen by hand.
+        notes: Facts that are not failures but should be known, for example a capability that works and is not declared.
+        filtered: Whether cases were chosen by hand.
     """
 
     suite: str
@@ -79,17 +80,17 @@ class Report:
         return sorted(ran, key=lambda result: -result.seconds)[:count]
 
     def with_status(self, status: Status) -> list[CaseResult]:
-        """The cases that ended so."""
+        """The cases with this status."""
         return [result for result in self.cases if result.status == status]
 
     @property
     def complete(self) -> bool:
-        """Every case ran or does not apply, and none was filtered out."""
+        """Whether every case was run or does not apply, and none was filtered out."""
         return not self.filtered and bool(self.cases) and not self.with_status("not run")
 
     @property
     def passed(self) -> bool:
-        """The run is complete and no case failed."""
+        """Whether the run is complete and no case failed."""
         return self.complete and not self.with_status("failed")
 
     @property
@@ -117,10 +118,10 @@ class Report:
         return verdicts
 
     def raise_for_failures(self) -> None:
-        """Returns when the run is a pass.
+        """Returns if the run is a pass.
 
         Raises:
-            ConformanceFailed: It is not, be it that a case failed or that one was not run.
+            ConformanceFailed: A case failed, or was not run.
         """
         if self.passed:
             return
@@ -131,7 +132,7 @@ class Report:
 
     @property
     def summary(self) -> str:
-        """How many cases ended in which way."""
+        """The number of cases with each status."""
         counts = Counter(result.status for result in self.cases)
         text = ", ".join(f"{counts[s]} {s}" for s in ("passed", "failed", "not run", "not applicable") if counts[s])
         return text + (" (only some cases were chosen)" if self.filtered else "")

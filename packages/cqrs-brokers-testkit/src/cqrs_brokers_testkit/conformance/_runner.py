@@ -1,4 +1,4 @@
-"""Runs the cases against one harness, each bounded in time, and reports. Knows nothing of pytest."""
+"""Runs the cases against one harness, each with a time limit, and makes the report. It does not depend on pytest."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ _CLEAN_UP = 6.0  # seconds that a case may take, after its limit, to be cancelle
 
 
 def _to_stderr(text: str) -> None:
-    """The default progress: each piece at once."""
+    """The default `progress`: prints each piece at once."""
     sys.stderr.write(text)
     sys.stderr.flush()
 
@@ -81,7 +81,7 @@ def run(harness: Harness, *, only: Iterable[str] = (), progress: Progress = _to_
         harness: What to test.
         only: Run only the cases whose id is one of these, or starts with one of these and a dot. The report is then
             "incomplete", never a pass.
-        progress: Is given the text of the progress, piece by piece.
+        progress: Called with the text of the progress, piece by piece.
 
     Raises:
         LookupError: `only` names no case.
@@ -93,7 +93,7 @@ def run(harness: Harness, *, only: Iterable[str] = (), progress: Progress = _to_
 
 @contextmanager
 def session(harness: Harness, *, progress: Progress = _to_stderr) -> Iterator[Session]:
-    """Starts the harness, for running single cases; `run` is this with all of them."""
+    """Starts the harness, for running single cases. `run` uses it to run all of them."""
     for case_id in harness.not_applicable:
         if case_id not in CASES:
             raise ValueError(f"not_applicable names {case_id!r}, and there is no such case")
@@ -145,7 +145,8 @@ class Session:
         return self.report
 
     def run_case(self, case: Case) -> CaseResult:
-        """Runs one case, unless it cannot be run or does not apply; with it, those that may run beside it."""
+        """Runs one case, unless it cannot be run or does not apply. Cases that may run at the same time are run
+        together with it."""
         if case.waits and case.id not in self._results:
             self._run_side_by_side([CASES[each] for each in self.chosen if CASES[each].waits])
         return self._add(self._results.pop(case.id) if case.id in self._results else self._result_of(case))
@@ -226,7 +227,7 @@ class Session:
     # -- running ------------------------------------------------------------------------------------------------------
 
     def _execute(self, case: Case) -> CaseResult:
-        """Runs a case in a thread of its own, which is given up when the case does not end."""
+        """Runs a case in a thread of its own. The thread is abandoned if the case does not end."""
         ended: list[BaseException | None] = []
         context = Context(
             self.harness, self.harness.url, self._capabilities or Capabilities(), self._answers, lock=self._lock
@@ -279,7 +280,7 @@ class Session:
 
 
 def _outcome(case: Case, context: Context) -> BaseException | None:
-    """How the case ended: None when it holds."""
+    """The failure of the case. None: the case holds."""
     try:
         if inspect.iscoroutinefunction(case.function):
             asyncio.run(_bounded(case, context))
@@ -327,7 +328,7 @@ async def _bounded(case: Case, context: Context) -> None:
 
 
 def _where(error: BaseException) -> str:
-    """The line of the suite at which a case was when its time was over."""
+    """The line of the suite that the case had reached when its time was over."""
     cause: BaseException | None = error
     while cause is not None:
         ours = [each for each in traceback.extract_tb(cause.__traceback__) if Path(each.filename).parent == _HERE]
@@ -364,7 +365,8 @@ class _HarnessFaults:
 class _Unhandled(logging.Handler):
     """Collects what asyncio found unhandled: exceptions that nobody retrieved, tasks that were destroyed.
 
-    A complaint belongs to the case in whose thread it was made; one made in another thread, to all that run.
+    A complaint belongs to the case in whose thread it was made. If it was made in another thread, it belongs to all
+    running cases.
     """
 
     def __init__(self) -> None:

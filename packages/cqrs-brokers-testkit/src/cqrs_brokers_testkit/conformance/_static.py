@@ -34,7 +34,8 @@ def _scheme(ctx: Context) -> str:
 
 
 def openable_url(harness: Harness) -> str:
-    """The harness' config string. For a scheme alone, the shortest that its plugin takes: some need a host."""
+    """The harness' config string. If that is only a scheme, the shortest string that the plugin takes, because some
+    plugins need a host."""
     if "://" in harness.url:
         return harness.url
     candidates = [f"{harness.url}://", f"{harness.url}://localhost", f"{harness.url}://user:password@localhost/name"]

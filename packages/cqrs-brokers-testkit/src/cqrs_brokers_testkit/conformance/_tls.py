@@ -133,7 +133,7 @@ def _certificates() -> Iterator[Certificates]:
 
 @contextlib.asynccontextmanager
 async def _tls_peer(certificate: Path, key: Path) -> AsyncIterator[Peer]:
-    """A peer that shows this certificate and then says nothing."""
+    """A peer that presents this certificate and then says nothing."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate, key)
     async with peer(tls=context) as there:
@@ -193,7 +193,7 @@ async def _error_at(
     *,
     within: float = 6.0,
 ) -> ConnectError | None:
-    """What `connect()` raises with these hosts, this authority, and perhaps a certificate of the client's own."""
+    """The error of `connect()` with these hosts, this authority, and perhaps a client certificate."""
     text, _, query = known.replace(hosts=hosts).render(reveal=True).partition("?")
     options = [option for option in query.split("&") if option and not option.startswith("ssl_")]
     options.append(f"ssl_cafile={authority}")
@@ -255,7 +255,8 @@ async def _leaves_nothing(ctx: Context, proxy: FaultProxy, url: str, topic: str)
 
 
 async def _is_verified_again(ctx: Context, proxy: FaultProxy, broker: Broker, known: BrokerURL, topic: str) -> None:
-    """At the same address there is now a peer that is not the server: it gets nothing."""
+    """Demands that a peer which is not the server, but now listens at the same address, gets no login and no
+    message."""
     server = proxy.target
     with _certificates() as made:
         async with _tls_peer(made.server, made.server_key) as other, peer() as plain:

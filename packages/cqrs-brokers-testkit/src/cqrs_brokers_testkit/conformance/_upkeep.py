@@ -79,7 +79,7 @@ _OF_A_DELIVERY = ("handed_over", "confirm", "fail", "release", "message")
 
 
 async def _deliveries() -> int:
-    """How many deliveries there are in this process, whoever holds them."""
+    """How many `Delivery` objects exist in this process, whoever holds them."""
     gc.collect()
     classes = {kind for kind in {type(each) for each in gc.get_objects()} if _is_a_delivery(kind)}
     return sum(type(each) in classes for each in gc.get_objects())
@@ -148,7 +148,7 @@ async def nothing_confidential_is_told_in_trouble(ctx: Context) -> None:
 
 
 def _everything(outcome: object) -> str:
-    """What an error says, with its causes."""
+    """The text of an error, with those of its causes."""
     led_to_it = chain(outcome) if isinstance(outcome, BaseException) else ()
     return "\n".join([show(outcome), *(f"{each!r} {each}" for each in led_to_it)])
 

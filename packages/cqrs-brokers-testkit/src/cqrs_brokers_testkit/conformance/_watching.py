@@ -1,5 +1,5 @@
-"""Sees what a piece of code does to the world: I/O by Python's audit events, log records, logger levels, warnings, and
-what it leaves behind."""
+"""Watches a piece of code: its I/O (by Python's audit events), its log records, logger levels and warnings, and what it
+leaves behind."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class _Texts(logging.Handler):
 def logs_at_debug() -> Iterator[list[str]]:
     """Lists everything that is logged or warned, by anybody, at any level, without showing it.
 
-    Sets the level of the root logger and of those that have one, and puts all back.
+    Sets the level of the root logger and of loggers with a level of their own. Restores all levels at the end.
     """
     root, handler = logging.getLogger(), _Texts()
     levels = {logger: logger.level for logger in [root, *_loggers().values()] if logger is root or logger.level}
@@ -108,10 +108,10 @@ def _loggers() -> dict[str, logging.Logger]:
 
 @contextlib.asynccontextmanager
 async def nothing_left(after: str) -> AsyncIterator[None]:
-    """Demands that what runs within leaves no task, thread, socket or file descriptor.
+    """Demands that the block leaves no task, thread, socket or file descriptor.
 
     Args:
-        after: What it was, for the failure's text.
+        after: What was done in the block, for the failure's text.
     """
     try:
         async with no_leaks():

@@ -51,7 +51,7 @@ class AMQPHarness(Harness, Generic[Server]):
     @property
     @abstractmethod
     def _reader_url(self) -> str:
-        """The URL for what reads back and binds queues, past the proxy."""
+        """The server's URL without the proxy, for reading back and for binding queues."""
 
     def start(self) -> None:
         folder = Path(self._stack.enter_context(TemporaryDirectory()))

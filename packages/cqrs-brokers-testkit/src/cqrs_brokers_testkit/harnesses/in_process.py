@@ -31,7 +31,7 @@ class MemoryHarness(Harness):
     }
 
     def read_back(self, topic: str, count: int) -> Sequence[Record]:
-        """What `published` kept, of all names."""
+        """The records that `published` has, of all message names."""
         return [
             Record(
                 topic=record.topic,
@@ -56,7 +56,7 @@ class MemoryHarness(Harness):
 
 
 class DevnullHarness(Harness):
-    """`devnull://` keeps nothing: what can be proven is what it does not promise."""
+    """`devnull://` keeps nothing. So the suite can only prove that it promises nothing."""
 
     url = "devnull://"
     wire = False

@@ -3,7 +3,7 @@
     with rabbitmq() as server:
         print(server.url)
 
-Not for production, and not for measuring speed: the servers run small.
+Not for production, and not for measuring speed: the servers are configured to use few resources.
 """
 
 from cqrs_brokers_testkit.servers._database import DatabaseNode, DatabaseServer

@@ -1,9 +1,9 @@
-"""Find RabbitMQ, Apache Kafka and Apache Qpid on this machine, or install them where that needs nobody's leave.
+"""Find RabbitMQ, Apache Kafka and Apache Qpid on this machine, or install them if that needs no further permission.
 
-Order for each: what the caller or the environment names, a local installation, a package manager (Maven for Kafka and
-Qpid, into the user's cache folder; apt for RabbitMQ, only when this process is root already), Docker if its daemon
-answers. `CQRS_TEST_INSTALL=0` forbids the package managers. If nothing works, `ServerUnavailable` says which command to
-run. This module starts no server: see `rabbitmq`, `kafka` and `qpid`.
+For each, this is the order: what the caller or the environment names; a local installation; a package manager (Maven
+for Kafka and Qpid, into the user's cache folder; apt for RabbitMQ, only if this process is root already); Docker, if
+its daemon answers. `CQRS_TEST_INSTALL=0` forbids the package managers. If nothing works, `ServerUnavailable` says which
+command to run. This module starts no server: see `rabbitmq`, `kafka` and `qpid`.
 """
 
 import os
@@ -50,8 +50,8 @@ class RabbitMQInstallation:
         ctl: `rabbitmqctl`.
         epmd: Erlang's port mapper.
         version: RabbitMQ's version, or "unknown".
-        image: Docker image in which these paths are; None: they are not in one.
-        root: Root of another Debian suite in which these paths are; None: they are not in one.
+        image: Docker image in which these paths are. None: they are not in an image.
+        root: Root folder of another Debian suite in which these paths are. None: they are not in such a root.
     """
 
     server: Path
@@ -62,7 +62,8 @@ class RabbitMQInstallation:
     root: DebianRoot | None = None
 
     def command(self, *command: str) -> list[str]:
-        """Return the command that runs a program of this installation (but for Docker's)."""
+        """Return the command that runs a program of this installation. It is not for an installation in a Docker
+        image."""
         return self.root.command(command) if self.root else list(command)
 
 
@@ -104,7 +105,8 @@ def rabbitmq_installation(progress: Progress, home: str | Path | None = None) ->
     Args:
         progress: Called with each line of progress.
         home: Which RabbitMQ: a folder that has `sbin/rabbitmq-server`, as its own archives have, or `debian:SUITE` for
-            the one of another Debian suite. None: `CQRS_TEST_RABBITMQ_HOME` says it, else this machine's own.
+            the one of another Debian suite. None: the one that `CQRS_TEST_RABBITMQ_HOME` names, else this machine's
+                own.
 
     Raises:
         ServerUnavailable: There is none and none can be installed.
@@ -149,8 +151,8 @@ def kafka_installation(progress: Progress, version: str | None = None) -> KafkaI
 
     Args:
         progress: Called with each line of progress.
-        version: Such as "3.9.1". None: `CQRS_TEST_KAFKA_VERSION` says it, else what `$KAFKA_HOME/libs` has, else
-            `KAFKA_VERSION`.
+        version: Such as "3.9.1". None: the version in `CQRS_TEST_KAFKA_VERSION`, else the one that `$KAFKA_HOME/libs`
+            has, else `KAFKA_VERSION`.
 
     Raises:
         ServerUnavailable: There is none and none can be installed.
@@ -251,7 +253,8 @@ def _rabbitmq_command() -> str:
 
 
 def _maven_command(java: Path | None) -> str | None:
-    """The command that installs what is missing of Java and Maven; None: no package manager, or nothing is missing."""
+    """The command that installs Java or Maven, whichever is missing. None: nothing is missing, or there is no package
+    manager."""
     # default-jre-headless: each Debian names its own Java by it (17 in Debian 12, 21 in Debian 13).
     needed = (["default-jre-headless"] if java is None else []) + ([] if shutil.which("mvn") else ["maven"])
     if shutil.which("apt-get") and needed:

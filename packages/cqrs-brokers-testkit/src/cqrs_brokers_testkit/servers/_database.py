@@ -13,7 +13,7 @@ _CLIENT_TIMEOUT = 60.0
 
 
 class DatabaseServer:
-    """A database that tests may use; perhaps not ours, so without controls.
+    """A database server that tests may use. It may not be a private one, so it has no methods to stop or break it.
 
     Args:
         url: URL with user, password and database, such as `postgresql://postgres@127.0.0.1:5432/postgres`.
@@ -50,7 +50,7 @@ class DatabaseServer:
         return f"<{type(self).__name__} {self.host}:{self.port}>"
 
     def log_tail(self, lines: int = 30) -> str:
-        """Return the last lines of the server's log, when it is ours."""
+        """Return the last lines of the server's log, if it is a private server."""
         return "(not our server: its log is not here)"
 
 
@@ -79,7 +79,7 @@ class DatabaseNode(PrivateServer, DatabaseServer):
 
     @abstractmethod
     def _prepare(self) -> None:
-        """Make the data folder, once."""
+        """Make the data folder, if it is not there."""
 
     @abstractmethod
     def _client(self, database: str | None) -> list[str]:
@@ -145,7 +145,7 @@ def make_data(command: list[str], folder: Path, environment: Mapping[str, str]) 
     """Run the program that makes a data folder.
 
     Raises:
-        ServerFailed: It failed.
+        ServerFailed: The program failed.
     """
     done = subprocess.run(  # noqa: S603
         command, cwd=folder, env=dict(environment), capture_output=True, text=True, timeout=START_TIMEOUT, check=False

@@ -1,4 +1,4 @@
-"""Find PostgreSQL and MariaDB on this machine, or install Debian's packages where that needs nobody's leave.
+"""Find PostgreSQL and MariaDB on this machine, or install Debian's packages if that needs no further permission.
 
 apt is used only when this process is root already, and `CQRS_TEST_INSTALL=0` forbids it. If nothing works,
 `ServerUnavailable` says which command to run. This module starts no server: see `postgresql` and `mariadb`.

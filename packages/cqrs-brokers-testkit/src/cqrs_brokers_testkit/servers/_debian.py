@@ -1,8 +1,8 @@
 """Roots of other Debian suites: their packages, unpacked into the cache, and a way to run programs in there.
 
-A newer RabbitMQ needs a newer Erlang, and that a newer C library, so the programs of another suite run in a root of
-their own. It has the same processes, network and temporary folder as this machine. Nothing is installed here: apt works
-with a configuration of its own, and the maintainers' scripts are not run. Only root may enter such a root.
+A newer RabbitMQ needs a newer Erlang, which needs a newer C library. So the programs of another suite run in a root
+folder of their own. It has the same processes, network and temporary folder as this machine. Nothing is installed here:
+apt works with a configuration of its own, and the maintainers' scripts are not run. Only root may enter such a root.
 """
 
 import os
@@ -38,7 +38,7 @@ _BASE = (
     "procps",
     "sed",
 )
-"""What start scripts take for granted."""
+"""Packages that the start scripts of servers need, although no package declares that."""
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 # `unshare` has made a mount namespace, so the mounts end with the program.
 _ENTER = """root=$1; shift
@@ -68,7 +68,7 @@ class DebianRoot:
 
         Args:
             command: Program and arguments, as paths within the root.
-            folders: Folders of this machine, besides the temporary one, that are to be there under the same path.
+            folders: Folders of this machine, besides the temporary folder, that the root must have under the same path.
         """
         shared = ["/dev", "/proc", "/sys", tempfile.gettempdir(), *map(str, folders)]
         start = ["unshare", "--mount", "--propagation", "private", "sh", "-c", _ENTER, "enter", str(self.folder)]
@@ -122,7 +122,7 @@ def _unpack(suite: str, packages: Sequence[str], folder: Path) -> None:
 
 
 def _apt(work: Path, suite: str) -> list[str]:
-    """apt with lists, cache and status of its own: for it nothing is installed."""
+    """The apt command with lists, cache and status of its own, so that for apt no package is installed."""
     for path in ("state/lists/partial", "cache/archives/partial"):
         (work / path).mkdir(parents=True)
     (work / "status").touch()
@@ -147,7 +147,7 @@ def _archive() -> str:
     """The archive that this machine takes its own packages from.
 
     Raises:
-        FileNotFoundError: It has none of Debian's.
+        FileNotFoundError: This machine takes no packages from a Debian archive.
     """
     listing = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages", "Origin: Debian"]
     done = subprocess.run(listing, capture_output=True, text=True, timeout=60, check=True)  # noqa: S603
@@ -158,7 +158,7 @@ def _archive() -> str:
 
 
 def _settle(root: Path) -> None:
-    """Does what the maintainers' scripts would have done, as far as start scripts need it."""
+    """Does those steps of the maintainers' scripts that start scripts need."""
     (root / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/bash\n")
     (root / "etc/group").write_text("root:x:0:\n")
     for name in ("hosts", "resolv.conf", "hostname"):

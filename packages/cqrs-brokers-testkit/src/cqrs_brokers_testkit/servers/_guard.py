@@ -1,4 +1,5 @@
-"""A small process that outlives a test process to end the servers it started: run as a script, standard library only.
+"""A small process that outlives a test process, to end the servers that the test process started. It is run as a
+script, and uses only the standard library.
 
 The test process writes lines to its standard input: "+GROUP" for a process group it started, "-GROUP" for one that
 has ended; likewise "+FOLDER" and "-FOLDER" (absolute paths), "+CONTAINER" and "-CONTAINER" (Docker's). When the input

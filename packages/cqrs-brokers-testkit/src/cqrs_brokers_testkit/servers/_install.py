@@ -1,6 +1,6 @@
-"""What every way of getting a server needs: the cache folder, its lock, apt, and the error when nothing works.
+"""What every way to get a server needs: the cache folder, its lock, apt, and the error for the case that nothing works.
 
-`CQRS_TEST_INSTALL=0` forbids to install anything. See `brokers` and `databases`.
+`CQRS_TEST_INSTALL=0` forbids to install anything. See `_brokers` and `_databases`.
 """
 
 import contextlib
@@ -43,11 +43,11 @@ def apt_installed(package: str, find: Callable[[], _T | None], progress: Progres
 
     Args:
         package: The package's name.
-        find: Looks for what the package brings.
+        find: Looks for the programs of the package.
         progress: Is told before apt starts.
 
     Returns:
-        What `find` found then, or None; and why apt failed, or "".
+        The result of `find` after that, or None; and why apt failed, or "".
     """
     if not (may_install() and hasattr(os, "geteuid") and os.geteuid() == 0 and shutil.which("apt-get")):
         return None, ""
@@ -81,7 +81,7 @@ def may_install() -> bool:
 
 @contextlib.contextmanager
 def install_lock() -> Iterator[None]:
-    """Hold the lock that lets one process of this user install at a time; waits for others, with a limit."""
+    """Hold the lock that lets only one process of this user install at a time. Waits for others, for a limited time."""
     import fcntl  # not on Windows, where this module must still be importable
 
     folder = cache_folder()

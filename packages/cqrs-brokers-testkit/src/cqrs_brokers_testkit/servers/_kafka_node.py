@@ -55,21 +55,22 @@ class KafkaNode(PrivateServer):
         """Start the node, with the data and ports that it had.
 
         Args:
-            wait: Return when the node takes part in the cluster. False: at once (the first node of several cannot get
-                ready before the others run); then call `KafkaCluster.wait_ready()`.
+            wait: Return when the node takes part in the cluster. False: return at once, because the first node of
+                several cannot get ready before the others run. Then call `KafkaCluster.wait_ready()`.
 
         Raises:
-            ServerFailed: It ended or was not ready after 60 seconds; with the end of its log.
+            ServerFailed: It ended or was not ready after 60 seconds. The text has the end of its log.
         """
         self._process.start()
         if wait:
             self.wait_ready()
 
     def wait_ready(self, nodes: int = 1) -> None:
-        """Wait until the node answers, knows itself and at least `nodes` live nodes in all, and every port is open.
+        """Wait until the node answers and every port is open. The node must see at least `nodes` live nodes, itself
+        among them.
 
         Raises:
-            ServerFailed: It ended or was not ready after 60 seconds; with the end of its log.
+            ServerFailed: It ended or was not ready after 60 seconds. The text has the end of its log.
         """
 
         def ready() -> bool:
@@ -80,9 +81,9 @@ class KafkaNode(PrivateServer):
 
 
 def live_nodes(port: int) -> set[int]:
-    """Ask the broker at a loopback port which nodes are alive; empty: it does not answer, or knows none.
+    """Ask the broker at a loopback port which nodes are alive. Empty: it does not answer, or knows no node.
 
-    This speaks Kafka's Metadata request, version 0, itself: it must not wait, log or reconnect like a client.
+    It makes Kafka's Metadata request, version 0, without a client, because a client would wait, log and reconnect.
     """
     client = b"cqrs-brokers-testkit"
     request = struct.pack(f">hhih{len(client)}si", 3, 0, 1, len(client), client, 0)

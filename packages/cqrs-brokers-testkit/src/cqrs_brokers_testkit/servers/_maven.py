@@ -1,4 +1,4 @@
-"""Java, and jars from Maven Central: how Apache Kafka and Apache Qpid come to this machine."""
+"""Java, and jars from Maven Central: the way to get Apache Kafka and Apache Qpid onto this machine."""
 
 import os
 import re
@@ -38,10 +38,10 @@ def jars(
     *,
     without: Sequence[str] = (),
 ) -> tuple[Path | None, str]:
-    """Fetch jars with all that they depend on, where that is possible and allowed and not done yet.
+    """Fetch jars with all their dependencies, if that is possible and allowed, and was not done before.
 
     Args:
-        title: What they are, for progress.
+        title: The name of the software, for progress.
         coordinates: Version by `group:artifact`.
         libs: The folder for the jars; it appears whole or not at all.
         progress: Called with each line of progress.

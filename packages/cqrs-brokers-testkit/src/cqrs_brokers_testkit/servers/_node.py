@@ -1,4 +1,4 @@
-"""What every private server has in common: one process, and the controls that fault tests need."""
+"""What every private server has: one process, and the methods that fault tests need."""
 
 import contextlib
 import time
@@ -22,7 +22,7 @@ class PrivateServer(ABC):
 
     @property
     def running(self) -> bool:
-        """Whether the server's process runs (a paused one does)."""
+        """Whether the server's process runs. A paused process counts as running."""
         return self._process.running
 
     @property
@@ -39,7 +39,7 @@ class PrivateServer(ABC):
         """Start the server, with the ports that it had and the data that it kept, and wait until it is ready.
 
         Raises:
-            ServerFailed: It ended or was not ready after 60 seconds; with the end of its log.
+            ServerFailed: It ended or was not ready after 60 seconds. The text has the end of its log.
         """
 
     def kill(self) -> None:
@@ -51,11 +51,11 @@ class PrivateServer(ABC):
         self.kill()
 
     def terminate(self, timeout: float = 20.0) -> None:
-        """End the server in order (SIGTERM); with SIGKILL after `timeout` seconds."""
+        """Shut the server down (SIGTERM). After `timeout` seconds, end it with SIGKILL."""
         self._process.terminate(timeout)
 
     def restart(self) -> None:
-        """End the server in order and start it again on the same ports."""
+        """Shut the server down and start it again on the same ports."""
         self.terminate()
         self.start()
 

@@ -1,7 +1,7 @@
 """Processes of private servers: start, watch, signal and end them; ports, folders and logs for them.
 
-Knows nothing of RabbitMQ or Kafka. Every process runs in a session of its own and is ended by its process group, and a
-guard process ends it when this process dies, even by SIGKILL. POSIX only.
+This module does not depend on RabbitMQ or Kafka. Every process runs in a session of its own and is ended by its process
+group. A guard process ends it if this process dies, even by SIGKILL. POSIX only.
 """
 
 import contextlib
@@ -40,8 +40,8 @@ def report(line: str) -> None:
 def free_port() -> int:
     """Return a loopback port that is free now, outside the range from which the system takes client ports.
 
-    A server that is restarted must find its port free. One from the ephemeral range may by then serve a client that
-    tries to reconnect as its own source port (on loopback it can even connect to itself).
+    A server that is restarted must find its port free. A port from the ephemeral range may by then be the source port
+    of a client that tries to reconnect. On loopback such a client can even connect to itself.
     """
     with _lock:
         for _ in range(1000):
@@ -83,8 +83,8 @@ def accepts(port: int) -> bool:
 def server_folder(kind: str, progress: Progress, *, in_memory: bool = False) -> Iterator[Path]:
     """Make a temporary folder for a server's data and logs, and remove it.
 
-    With `in_memory` it is on a file system that needs no disk, where there is one: what is in it outlives the server's
-    processes all the same, and nothing waits for a disk.
+    With `in_memory` the folder is on a file system in memory, if there is one. Its content still outlives the server's
+    processes, and nothing waits for a disk.
 
     If the block raises, the folder is kept and `progress` says where it is. With `CQRS_TEST_LOG_DIR` set, all log files
     (*.log) are copied there in any case.
@@ -150,12 +150,12 @@ class ServerProcess:
 
     @property
     def running(self) -> bool:
-        """Whether the process has been started and has not ended (a paused one runs)."""
+        """Whether the process has been started and has not ended. A paused process counts as running."""
         return self._process is not None and self._process.poll() is None
 
     @property
     def pid(self) -> int:
-        """Process id, which is its process group's too.
+        """The process id. The process group has the same id.
 
         Raises:
             ServerFailed: It does not run.
@@ -214,7 +214,7 @@ class ServerProcess:
             _guard().tell(f"-{self.container}")
 
     def terminate(self, timeout: float = 20.0) -> None:
-        """End the process with SIGTERM, an orderly shutdown; with SIGKILL after `timeout` seconds."""
+        """Shut the process down with SIGTERM. After `timeout` seconds, end it with SIGKILL."""
         if self._process is None:
             return
         self.resume()
@@ -235,7 +235,7 @@ class ServerProcess:
         self.paused = True
 
     def resume(self) -> None:
-        """Let a paused process go on; without effect on others."""
+        """Let a paused process go on. A process that is not paused is not affected."""
         if self.paused:
             self._signal(signal.SIGCONT)
             self.paused = False

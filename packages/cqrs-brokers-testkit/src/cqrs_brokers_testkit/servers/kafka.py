@@ -1,8 +1,8 @@
 """Private Apache Kafka brokers (KRaft, one or several nodes) on loopback, with the controls that fault tests need.
 
-Each node is broker and controller in one process with a small heap. Besides the listener for clients under test every
-node has one of its own for the brokers among themselves, for readers and for administration: what a test does to the
-clients' way (a proxy, a wrong advertised address) does not touch it.
+Each node is broker and controller in one process with a small heap. Besides the listener for clients under test, every
+node has another listener for the other brokers, for readers and for administration. A proxy or a wrong advertised
+address for the clients does not affect that listener.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ _ADMIN_TIMEOUT = 20.0
 
 
 class KafkaServer:
-    """An Apache Kafka that tests may publish to; perhaps not ours, so without controls over its processes.
+    """An Apache Kafka that tests may publish to. It may not be a private one, so it has no methods to stop or break it.
 
     Args:
         bootstrap_servers: `host:port[,host:port...]`.
@@ -126,7 +126,7 @@ class KafkaServer:
         return sorted(self._partition(topic, partition).isrs)
 
     def _partition(self, topic: str, number: int) -> Any:
-        """What a node knows of a partition. A node may hear of a new topic later than the one that created it."""
+        """What a node knows of a partition. A node may learn of a new topic later than the node that created it."""
         give_up = time.monotonic() + _ADMIN_TIMEOUT
         while time.monotonic() < give_up:
             found = self._admin().list_topics(topic, timeout=_ADMIN_TIMEOUT).topics[topic].partitions.get(number)
@@ -151,7 +151,7 @@ class KafkaServer:
 class KafkaCluster(KafkaServer):
     """Private nodes, started by `kafka()` or `kafka_cluster()`.
 
-    The methods that end, freeze and start act on all nodes; those of one are in `nodes`.
+    The methods that end, freeze and start act on all nodes. Use the objects in `nodes` for a single node.
 
     Attributes:
         nodes: The nodes; `nodes[0]` has id 1.
@@ -185,7 +185,7 @@ class KafkaCluster(KafkaServer):
         """Start the nodes that do not run and wait until all of them form a cluster.
 
         Raises:
-            ServerFailed: One ended or was not ready after 60 seconds; with the end of its log.
+            ServerFailed: One ended or was not ready after 60 seconds. The text has the end of its log.
         """
         began = time.monotonic()
         count = len(self.nodes)
@@ -201,7 +201,7 @@ class KafkaCluster(KafkaServer):
         """Wait until every node answers and knows all the others.
 
         Raises:
-            ServerFailed: One ended or was not ready after 60 seconds; with the end of its log.
+            ServerFailed: One ended or was not ready after 60 seconds. The text has the end of its log.
         """
         for node in self.nodes:
             node.wait_ready(len(self.nodes))
@@ -212,12 +212,13 @@ class KafkaCluster(KafkaServer):
             node.kill()
 
     def terminate(self, timeout: float = 5.0) -> None:
-        """End all nodes in order (SIGTERM), each with SIGKILL after `timeout` seconds; their data stay."""
+        """Shut the nodes down one after another (SIGTERM). End a node with SIGKILL if it runs after `timeout` seconds.
+        Their data stay."""
         for node in self.nodes:
             node.terminate(timeout)
 
     def restart(self) -> None:
-        """End all nodes in order and start them again on the same ports with the same data."""
+        """Shut all nodes down, and start them again on the same ports with the same data."""
         self.terminate()
         self.start()
 
@@ -259,9 +260,9 @@ def kafka(
     """Run a private Kafka of one node for the length of a `with` block.
 
     Args:
-        shared: The server named by `CQRS_TEST_KAFKA_URL` will do, if that is set. For tests that break nothing.
-        version: Which Kafka to start, such as "3.9.1". None: `CQRS_TEST_KAFKA_VERSION` says it, else what `$KAFKA_HOME`
-            has, else 4.4.0.
+        shared: Use the server named by `CQRS_TEST_KAFKA_URL`, if that is set. For tests that break nothing.
+        version: Which Kafka to start, such as "3.9.1". None: the version in `CQRS_TEST_KAFKA_VERSION`, else the one
+            that `$KAFKA_HOME` has, else 4.4.0.
         advertised: Host and port that the PLAINTEXT listener tells clients to connect to: a proxy's, or a wrong one.
         sasl_users: Passwords by user. Opens a SASL_PLAINTEXT listener with PLAIN, SCRAM-SHA-256 and SCRAM-SHA-512.
         certificates: Opens an SSL listener, and a SASL_SSL one if there are `sasl_users`.
@@ -305,7 +306,7 @@ def kafka_cluster(
     """Run a private Kafka of several nodes for the length of a `with` block.
 
     Args:
-        nodes: How many.
+        nodes: How many nodes.
         version: As in `kafka()`.
         advertised: Host and port for the PLAINTEXT listener of each node, as in `kafka()`.
         sasl_users: As in `kafka()`.

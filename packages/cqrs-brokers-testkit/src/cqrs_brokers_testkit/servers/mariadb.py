@@ -1,6 +1,7 @@
 """A private MariaDB on loopback, with the controls that fault tests need.
 
-It does not wait for the disk at each commit: what is committed survives the end of the server, not that of the machine.
+It does not wait for the disk at each commit. Committed data survive the end of the server, but not a crash of the
+machine.
 """
 
 import contextlib
@@ -29,7 +30,7 @@ _SETTINGS = {
 
 
 class MariaDBServer(DatabaseServer):
-    """A MariaDB that tests may use; perhaps not ours, so without controls."""
+    """A MariaDB that tests may use. It may not be a private one, so it has no methods to stop or break it."""
 
 
 class MariaDBNode(DatabaseNode, MariaDBServer):
@@ -86,7 +87,7 @@ def mariadb(
     """Run a private MariaDB for the length of a `with` block.
 
     Args:
-        shared: The server named by `CQRS_TEST_MARIADB_URL` (`mysql://user@host:port/database`) will do, if that is set.
+        shared: Use the server named by `CQRS_TEST_MARIADB_URL` (`mysql://user@host:port/database`), if that is set.
         settings: Options of mariadbd, which win over the defaults, such as `{"innodb-lock-wait-timeout": "1"}`.
         progress: Called with each line of progress; by default they go to stderr.
 

@@ -1,7 +1,8 @@
 """A private PostgreSQL on loopback, with the controls that fault tests need.
 
-It runs as the user of this process, or, because it refuses to run as root, as the user `postgres` (else `nobody`). It
-does not wait for the disk (`fsync=off`): what is committed survives the end of the server, not that of the machine.
+It runs as the user of this process. It refuses to run as root, so for root it runs as the user `postgres`, or else
+`nobody`. It does not wait for the disk (`fsync=off`). Committed data survive the end of the server, but not a crash of
+the machine.
 """
 
 import contextlib
@@ -34,7 +35,7 @@ _SETTINGS = {
 
 
 class PostgreSQLServer(DatabaseServer):
-    """A PostgreSQL that tests may use; perhaps not ours, so without controls."""
+    """A PostgreSQL that tests may use. It may not be a private one, so it has no methods to stop or break it."""
 
 
 class PostgreSQLNode(DatabaseNode, PostgreSQLServer):
@@ -91,7 +92,7 @@ class PostgreSQLNode(DatabaseNode, PostgreSQLServer):
 
 
 def _processes_in(folder: Path) -> list[int]:
-    """Processes that work in a folder, where the system tells (Linux)."""
+    """The processes whose working directory is this folder, on systems that show it (Linux)."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -101,7 +102,7 @@ def _processes_in(folder: Path) -> list[int]:
 
 
 def _as_ordinary_user(folder: Path) -> list[str]:
-    """The words before a command that make it run as somebody who is not root; and the folder becomes theirs."""
+    """The words before a command that make it run as a user other than root. The folder is given to that user."""
     if os.geteuid() != 0:
         return []
     setpriv = shutil.which("setpriv")
@@ -130,7 +131,7 @@ def postgresql(
     """Run a private PostgreSQL for the length of a `with` block.
 
     Args:
-        shared: The server named by `CQRS_TEST_POSTGRESQL_URL` will do, if that is set.
+        shared: Use the server named by `CQRS_TEST_POSTGRESQL_URL`, if that is set.
         settings: Settings of postgresql.conf, which win over the defaults, such as `{"fsync": "on"}`.
         progress: Called with each line of progress; by default they go to stderr.
 

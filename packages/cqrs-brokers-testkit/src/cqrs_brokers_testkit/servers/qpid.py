@@ -29,7 +29,7 @@ class QpidServer(PrivateServer):
 
     Attributes:
         port: AMQP port on 127.0.0.1 with the mechanisms that Qpid has by default: SCRAM and CRAM-MD5, no PLAIN.
-        plain_port: AMQP port that also has PLAIN, for readers which know nothing else.
+        plain_port: AMQP port that also has PLAIN, for readers that know no other mechanism.
         tls_port: AMQP port with TLS, when there are certificates.
         version: Version of Qpid Broker-J.
         folder: Its configuration and log.
@@ -118,7 +118,7 @@ class QpidServer(PrivateServer):
         """Start the broker on its ports and wait until it is ready.
 
         Raises:
-            ServerFailed: It ended or was not ready after 60 seconds; with the end of its log.
+            ServerFailed: It ended or was not ready after 60 seconds. The text has the end of its log.
         """
         before = self._log.stat().st_size if self._log.exists() else 0
         # It listens before its virtual host is there.
@@ -136,9 +136,9 @@ def qpid(
     """Run a private Apache Qpid Broker-J for the length of a `with` block.
 
     Args:
-        certificates: For a further port with TLS. Default: none.
+        certificates: The certificates for a further port with TLS. None: there is no such port.
         users: Passwords by the names of further users.
-        rules: Rules of access, as Qpid's provider "RuleBased" has them in its configuration. What no rule is about is
+        rules: Access rules, in the form of Qpid's provider "RuleBased". An action for which there is no rule is
             allowed.
         progress: Called with each line of progress; by default they go to stderr.
 

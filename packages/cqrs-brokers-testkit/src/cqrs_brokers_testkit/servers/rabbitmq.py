@@ -1,7 +1,7 @@
 """A private RabbitMQ node on loopback, with the controls that fault tests need.
 
 The node has its own ports, data, Erlang cookie and port mapper (epmd), so any number of nodes run side by side and next
-to a RabbitMQ of the system. No plugins, one scheduler, a few seconds to start.
+to a RabbitMQ of the system. It has no plugins and one scheduler, and takes a few seconds to start.
 """
 
 import contextlib
@@ -32,11 +32,11 @@ __all__ = ["RabbitMQNode", "RabbitMQServer", "rabbitmq"]
 
 _CTL_TIMEOUT = 60.0
 _ROOT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-"""The PATH in the root of another Debian suite; this machine's may name folders that are not there."""
+"""The PATH in the root of another Debian suite. This machine's PATH may name folders that do not exist there."""
 
 
 class RabbitMQServer:
-    """A RabbitMQ that tests may publish to; perhaps not ours, so without controls.
+    """A RabbitMQ that tests may publish to. It may not be a private one, so it has no methods to stop or break it.
 
     Args:
         url: AMQP URL with user and password, such as `amqp://guest:guest@127.0.0.1:5672/%2F`.
@@ -196,7 +196,7 @@ class RabbitMQNode(PrivateServer, RabbitMQServer):
         """Start the node, with the data and ports that it had, and wait until it takes connections on each port.
 
         Raises:
-            ServerFailed: It ended or was not ready after 60 seconds; with the end of its log.
+            ServerFailed: It ended or was not ready after 60 seconds. The text has the end of its log.
         """
         if not self._epmd.running and self._container is None:
             self._epmd.start()
@@ -253,7 +253,7 @@ class RabbitMQNode(PrivateServer, RabbitMQServer):
         return done.stdout
 
     def stop_app(self) -> None:
-        """Stop RabbitMQ inside the node: it closes its connections in order and refuses new ones."""
+        """Stop RabbitMQ inside the node. RabbitMQ closes its connections properly and refuses new ones."""
         self.ctl("stop_app")
 
     def start_app(self) -> None:
@@ -261,7 +261,7 @@ class RabbitMQNode(PrivateServer, RabbitMQServer):
         self.ctl("start_app")
 
     def add_user(self, user: str, password: str, *, vhost: str | None = "/") -> None:
-        """Add a user, with all permissions on `vhost` unless that is None."""
+        """Add a user with all permissions on `vhost`. None: without permissions."""
         self.ctl("add_user", user, password)
         if vhost is not None:
             self.set_permissions(user, vhost=vhost)
@@ -277,11 +277,11 @@ class RabbitMQNode(PrivateServer, RabbitMQServer):
         self.ctl("set_permissions", "-p", vhost, user, configure, write, read)
 
     def clear_permissions(self, user: str, *, vhost: str = "/") -> None:
-        """Take a user's access to a virtual host."""
+        """Remove a user's access to a virtual host."""
         self.ctl("clear_permissions", "-p", vhost, user)
 
     def add_vhost(self, vhost: str, *, user: str | None = "guest") -> None:
-        """Add a virtual host, with all permissions for `user` unless that is None."""
+        """Add a virtual host with all permissions for `user`. None: without permissions."""
         self.ctl("add_vhost", vhost)
         if user is not None:
             self.set_permissions(user, vhost=vhost)
@@ -322,10 +322,10 @@ def rabbitmq(
     """Run a private RabbitMQ node for the length of a `with` block.
 
     Args:
-        shared: The server named by `CQRS_TEST_AMQP_URL` will do, if that is set. For tests that break nothing.
+        shared: Use the server named by `CQRS_TEST_AMQP_URL`, if that is set. For tests that break nothing.
         home: Which RabbitMQ to start: a folder that has `sbin/rabbitmq-server`, or `"debian:SUITE"` for the one of
-            another Debian suite, such as `"debian:trixie"` (fetched into the cache; only root can run it). None:
-            `CQRS_TEST_RABBITMQ_HOME` says it, else this machine's own.
+            another Debian suite, such as `"debian:trixie"` (fetched into the cache; only root can run it). None: the
+            one that `CQRS_TEST_RABBITMQ_HOME` names, else this machine's own.
         certificates: Opens a TLS listener as well, with these certificates (see `cqrs_brokers_testkit.certificates`).
         settings: Further lines of rabbitmq.conf, which win over the defaults, such as `{"heartbeat": "2"}`.
         progress: Called with each line of progress; by default they go to stderr.
