@@ -106,8 +106,8 @@ class ServerHarness(Harness):
         return f"{self.url.partition('://')[0]}://{userinfo}{host}:{port}"
 
     def prepare(self) -> None:
-        """Called when the main server has started, and again after `dismiss_clients`. Override it to connect readers and
-        administrators to `server`."""
+        """Called when the main server has started, and again after `dismiss_clients`. Override it to connect readers
+        and administrators to `server`."""
 
     def server_started(self, server: RunningServer) -> None:
         """Called whenever a server takes connections: at first, before `prepare`, and after each `restart`.
