@@ -412,6 +412,12 @@ def test_the_last_line_says_no_more_than_was_seen(install: Install, listening: i
     assert said.out.splitlines()[-1] == last
 
 
+def test_one_finding_is_one() -> None:
+    """A string that cannot be read has no other."""
+    last = run("check", "amqp://shop:pass@word@h").out.splitlines()[-1]
+    assert last == "1 of 1 finding failed; 0 to look at, 0 not looked at"
+
+
 @pytest.mark.parametrize("topic", ["o", "orders", "message"])
 def test_a_finding_about_a_topic_names_it_first(topic: str) -> None:
     """Of a failed send too, and though the topic's name is a part of the text's words."""

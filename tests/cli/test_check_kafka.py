@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -239,7 +240,8 @@ def test_what_a_user_may_not_see_or_do(cluster: KafkaCluster, unique_name: Name)
 
 @pytest.mark.fault
 def test_replicas_that_are_away(kafka_nodes: KafkaCluster, unique_name: Name) -> None:
-    """Enough, just enough, and too few in-sync replicas: all is well, a warning, a failure."""
+    """Enough, just enough, and too few in-sync replicas: all is well, a warning, a failure; so is a leader that is
+    away."""
     topic, thin = unique_name("topic"), unique_name("thin")
     kafka_nodes.create_topic(topic, replication=3, config={"min.insync.replicas": "2"})
     kafka_nodes.create_topic(thin, replication=3)
@@ -247,10 +249,17 @@ def test_replicas_that_are_away(kafka_nodes: KafkaCluster, unique_name: Name) ->
     assert said.code == 0
     assert "3 of 3 replicas in sync, min.insync.replicas=2" in texts(said, "ok")
     assert "a confirmed message may be on one node only" in texts(said, "warn")
+    alone = unique_name("alone")
+    kafka_nodes.create_topic(alone, partitions=3)
     away = kafka_nodes.nodes[2]
     away.kill()
     try:
         wait_for_replicas(kafka_nodes, topic, 2)
+        said = check(kafka_nodes.url, "-t", alone)
+        assert said.code == 9
+        (led,) = [finding for finding in said.findings("topic", "fail") if "leader" in finding["text"]]
+        assert re.fullmatch("partition [012] is without a leader: messages for it wait", led["text"])
+        assert led["remedy"] == "see which nodes of the cluster are away"
         said = check(kafka_nodes.url, "-t", topic)
         assert said.code == 0
         assert "when one more node is away, the topic refuses messages" in texts(said, "warn")

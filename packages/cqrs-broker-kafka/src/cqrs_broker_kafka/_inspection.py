@@ -279,18 +279,19 @@ class KafkaInspection(Inspection):
         for numbers, text, remedy in (
             (
                 [number for _, number, leader, *_ in partitions if leader < 0],
-                "without a leader: messages for them wait",
+                "without a leader: messages for {} wait",
                 "see which nodes of the cluster are away",
             ),
             (
                 [number for _, number, leader, *_ in partitions if leader in self._unreachable],
-                "led by a node that cannot be reached: messages for them wait",
+                "led by a node that cannot be reached: messages for {} wait",
                 "check the node's advertised.listeners, and DNS and network from here",
             ),
         ):
             if numbers:
-                which = "partition {} is" if len(numbers) == 1 else "partitions {} are"
-                yield Finding("topic", "fail", topic, f"{which.format(_listed(numbers))} {text}", remedy)
+                one = len(numbers) == 1
+                which = f"partition {numbers[0]} is" if one else f"partitions {_listed(numbers)} are"
+                yield Finding("topic", "fail", topic, f"{which} {text.format('it' if one else 'them')}", remedy)
 
     def _durability(self, topic: str, partitions: Sequence[Any], settings: Mapping[str, str]) -> Iterator[Finding]:
         needed = int(settings.get("min.insync.replicas", 1))

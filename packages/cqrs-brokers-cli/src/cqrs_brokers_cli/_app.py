@@ -245,7 +245,8 @@ async def _run_check(check: Check, output: Output) -> int:
     output.document(document)
     failed, warned, unseen = counts.values()
     if failed:
-        verdict, style = f"{failed} of {len(check.found)} findings failed", "bold red"
+        all_of_them = f"{len(check.found)} findings" if len(check.found) > 1 else "1 finding"
+        verdict, style = f"{failed} of {all_of_them} failed", "bold red"
     elif warned or unseen:
         verdict, style = "no failure", "bold yellow"
     else:
