@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from uuid import UUID
 
 from ._config.settings import BrokerSettings
-from ._connection.closing import Closing
+from ._connection.closing import Closing, checked_timeout
 from ._connection.connection import Connection
 from ._connection.health import Health, whats_wrong
 from ._connection.loops import LoopBinding, running_loop
@@ -446,7 +446,10 @@ class Broker(MessageBroker):
         Raises:
             BrokerStateError: The broker belongs to another event loop that is not closed, or to the process that forked
                 this one.
+            TypeError: The timeout is not a number.
+            ValueError: The timeout is NaN.
         """
+        checked_timeout(timeout)
         timeout = self._settings.close_timeout if timeout is None else timeout
         if self._closing is None:
             loop = self._entered()
