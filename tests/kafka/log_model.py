@@ -137,7 +137,7 @@ class Around:
 
     def encode(self, records: Sequence[Record], producer_id: int, epoch: int, sequence: int) -> Any:
         """A `Written` in place of bytes."""
-        return Written(producer_id, epoch, sequence, tuple(made.value for made in records))
+        return Written(producer_id, epoch, sequence, tuple(made.content for made in records))
 
     def ready(self, partition: Partition) -> None:
         self.ready_now = True
@@ -158,7 +158,7 @@ class Around:
 def record(number: int) -> Record:
     """A record whose content is its number."""
     delivery: Any = Delivery(b"%06d" % number)
-    return Record(delivery, 0, None, b"", delivery.name, b"")
+    return Record(delivery, 0, None, delivery.name)
 
 
 def answer(batch: Batch, code: int, offset: int = -1, culprits: tuple[int, ...] = ()) -> Answer:

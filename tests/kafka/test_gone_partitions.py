@@ -32,7 +32,7 @@ class Owner(Around):
     def submit(self, name: bytes) -> Delivery:
         """As `KafkaDriver.submit`."""
         delivery: Any = Delivery(name)
-        record = Record(delivery, 0, KEY, b"", name, b"")
+        record = Record(delivery, 0, KEY, name)
         if self.topic.is_open:
             self.topic.partition(KEY).add(record)
         else:

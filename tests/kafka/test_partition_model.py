@@ -140,7 +140,7 @@ class World:
             self.confirm(partition.answered(answer(batch, code, -1, culprits)), -1)
             return
         if what != "answered":
-            self.in_doubt.update(made.value for made in batch.records)
+            self.in_doubt.update(made.content for made in batch.records)
         if what == "written, then a code":
             self.deliver(batch)
             self.confirm(partition.answered(answer(batch, code)), -1)

@@ -1,8 +1,9 @@
 """Record batches as bytes (Kafka protocol, record format v2).
 
-They are written here, not by aiokafka's compiled builder. That builder encodes the headers of every record again, and
-takes longer: 2.7 µs against 2.0 µs, measured for a record of 500 bytes with two headers. In both, the checksum takes
-0.5 µs.
+They are written here, not by aiokafka's compiled builder. That builder takes the headers of each record as a list of
+pairs. Alone it is as fast (1.9 against 1.8 µs for making and writing a record of 500 bytes with two headers of its own,
+0.4 µs of which is the checksum). But these lists are three more objects per message for the garbage collector, and
+the collector takes a fifth of the time of a gather of 1 000.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ _checked = Struct(">hiqqqhii").pack
 # attributes, last offset, first and largest timestamp, producer id, its epoch, first sequence number, number of records
 
 
+_NOW = b"\0" + varints[0]
+"""The attributes of a record, and the difference 0: its timestamp is that of the first record."""
+
+
 def batch_encoder(compression: str) -> Encode:
     """Encodes batches.
 
@@ -33,22 +38,24 @@ def batch_encoder(compression: str) -> Encode:
     codec, compress = CODECS[compression]
 
     def encode(records: Sequence[Record], producer_id: int, epoch: int, sequence: int) -> bytes:
-        first = newest = records[0][1]
-        parts: list[bytes] = []
-        offset = 0
-        for _, timestamp, _, before, value, behind in records:
-            if timestamp > newest:
-                newest = timestamp
-            since, place = varints[timestamp - first], varints[offset]
-            size = 1 + len(since) + len(place) + len(before) + len(value) + len(behind)
-            parts += (varints[size], b"\0", since, place, before, value, behind)
-            offset += 1
-        attributes, body = 0, b"".join(parts)
+        first = newest = last = records[0][1]
+        since = _NOW
+        parts = [b""]
+        for place, (_, timestamp, _, content) in enumerate(records):
+            if timestamp != last:
+                last, since = timestamp, b"\0" + varints[timestamp - first]
+                newest = max(newest, timestamp)
+            at = varints[place]
+            parts += (varints[len(since) + len(at) + len(content)], since, at, content)
+        count = len(records)
+        attributes = 0
         if compress is not None:
+            body = b"".join(parts)
             smaller = compress(body)
             if len(smaller) < len(body):
-                attributes, body = codec, smaller
-        checked = _checked(attributes, offset - 1, first, newest, producer_id, epoch, sequence, offset) + body
+                attributes, parts = codec, [b"", smaller]
+        parts[0] = _checked(attributes, count - 1, first, newest, producer_id, epoch, sequence, count)
+        checked = b"".join(parts)
         return _head(0, len(checked) + 9, -1, 2, crc32c(checked)) + checked
 
     return encode

@@ -6,8 +6,7 @@ headers: message-id (UUID as text), message-name, content-type (but not of a tom
 own: text in UTF-8, bytes as they are, None as null
 
 A record is encoded once, when its message is submitted: all but the few bytes that depend on its place in a batch
-(Kafka protocol, record format v2). Its value is copied only into the batch. Headers repeat, so their bytes are
-remembered.
+(Kafka protocol, record format v2). Headers repeat, so their bytes are remembered.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,8 +19,8 @@ __all__ = ["Encode", "HEAD_SIZE", "PLACE_SIZE", "Record", "RecordMaker", "varint
 HEAD_SIZE = 61
 """The bytes of a batch before its records."""
 PLACE_SIZE = 21
-"""The most bytes that a record has in a batch besides `before`, `value` and `behind`: its length, its attributes, and
-its differences from the batch's first timestamp and offset."""
+"""The most bytes that a record has in a batch besides `content`: its length, its attributes, and its
+differences from the batch's first timestamp and offset."""
 _REMEMBERED = 1000
 _LONGEST_REMEMBERED = 256
 """The longest header that is remembered, in bytes."""
@@ -36,15 +35,12 @@ class Record(NamedTuple):
     timestamp: int
     """Milliseconds since 1970-01-01 UTC."""
     key: bytes | None
-    before: bytes
-    """The key and the value's length, in the format of a record batch."""
-    value: bytes
-    behind: bytes
-    """The headers, in the same format."""
+    content: bytes
+    """Key, value and headers, in the format of a record batch."""
 
     def size(self) -> int:
         """The most bytes that the record adds to a batch."""
-        return PLACE_SIZE + len(self.before) + len(self.value) + len(self.behind)
+        return PLACE_SIZE + len(self.content)
 
 
 Encode = Callable[[Sequence[Record], int, int, int], bytes]
@@ -111,14 +107,19 @@ class RecordMaker:
         around_id = self._first.get((message.message_name, content_type, len(own)))
         if around_id is None:
             around_id = self._remember(message, content_type)
-        body = message.payload_bytes or message.body
         key_bytes = None if key is None else key.encode()
-        if key_bytes is None:
-            before = _NULL + (_NULL if body is None else varints[len(body)])
-        else:
-            before = varints[len(key_bytes)] + key_bytes + (_NULL if body is None else varints[len(body)])
-        behind = b"".join((around_id[0], id_text(message), around_id[1], *map(self._known.__getitem__, own.items())))
-        return _new(Record, (delivery, timestamp_ms(message), key_bytes, before, body or b"", behind))
+        body = message.payload_bytes or message.body
+        content = (
+            _NULL if key_bytes is None else varints[len(key_bytes)],
+            key_bytes or b"",
+            _NULL if body is None else varints[len(body)],
+            body or b"",
+            around_id[0],
+            id_text(message),
+            around_id[1],
+            *map(self._known.__getitem__, own.items()),
+        )
+        return _new(Record, (delivery, timestamp_ms(message), key_bytes, b"".join(content)))
 
     def _remember(self, message: Message, content_type: str) -> tuple[bytes, bytes]:
         """The bytes before and behind the id, for all messages of that name and content type: the number of headers,

@@ -84,7 +84,7 @@ class OutboxAdmin:
         return await self._unpark(positions, delete=True) if positions else 0
 
     async def purge(self, keep: float = 0.0) -> int:
-        """Deletes rows that were sent. Relays do the same by themselves, for rows that are older than their `keep`.
+        """Deletes rows that were sent. A relay does the same by itself, for rows that are older than its `keep`.
 
         Args:
             keep: Rows that were sent in the last `keep` seconds stay.

@@ -173,7 +173,7 @@ class Relay:
                 await store.close()
 
     def stop(self) -> None:
-        """Lets `run()` finish what is in flight and end. While it is still starting, it ends at once. May be called in
+        """Lets `run()` finish what is in flight and end. A relay that is still starting ends at once. May be called in
         a signal handler of the event loop."""
         self._stopped = True
         if self._worker is not None:

@@ -293,7 +293,7 @@ class Statements(ABC):
 
 
 class _PostgreSQL(Statements):
-    """PostgreSQL, with asyncpg or psycopg: arrays as parameters, so that the text stays the same.
+    """PostgreSQL, with asyncpg or psycopg. Arrays are parameters, so that the text of a statement stays the same.
 
     An array is passed as text. asyncpg looks at each element of a list twice, which costs more than the statement.
     """

@@ -102,7 +102,7 @@ class Worker:
         self._pause = 0.0
         self._due_asked = 0.0
         self._more = False
-        """Whether the last claim was full, so that there are more rows."""
+        """Whether there may be more rows: the last claim was full, or left out a topic."""
         self._left_out: set[int] = set()
         """Hashes of keys that the last claim left out."""
         self._most = batch * MOST_BATCHES
