@@ -17,6 +17,7 @@ from cqrs_brokers import (
     Broker,
     BrokerClosedError,
     ClosedWhilePendingError,
+    ConfigError,
     ConnectionLostError,
     DeliveryError,
     DeliveryTimeoutError,
@@ -919,3 +920,10 @@ async def test_the_random_calls_find(name: str, monkeypatch: pytest.MonkeyPatch)
     owner, method, replacement = MUTANTS[name]
     monkeypatch.setattr(owner, method, replacement)
     assert await fails(calls_at_random)
+
+
+@pytest.mark.parametrize("wrong", ["abc", {}, b"x", [None], [object()], [lambda: 1], [Observer]])
+def test_what_is_no_observer_is_refused(wrong: Any) -> None:
+    """A broker that would tell nobody is not made."""
+    with pytest.raises(ConfigError, match="observer"):
+        Broker(Scripted(), observers=wrong)
