@@ -3,6 +3,7 @@
 import asyncio
 import contextvars
 import time
+from random import Random
 
 import pytest
 
@@ -47,6 +48,37 @@ async def test_a_later_call_goes_behind_the_whole_batch() -> None:
         await asyncio.gather(first_call, broker.send_message(single), broker.send_messages(second))
     sent = [message.message_id for message in driver.seen]
     assert sent == [message.message_id for message in [*first, single, *second]]
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_calls_keep_their_order(seed: int) -> None:
+    """Batches and single messages, called by tasks in any turn of the event loop, some of them cancelled."""
+    random, called = Random(seed), list[Message]()
+
+    async def call(messages: list[Message], after: int) -> None:
+        for _ in range(after):
+            await asyncio.sleep(0)
+        called.extend(messages)
+        await (broker.send_messages(messages) if len(messages) > 1 else broker.send_message(messages[0]))
+
+    driver = Scripted(automatic=True)
+    async with Broker(driver) as broker:
+        sizes = [random.choice([1, 1, 600, 900]) for _ in range(12)]
+        calls = [
+            asyncio.create_task(call([Message("A", "orders", {}, key="k") for _ in range(size)], random.randrange(12)))
+            for size in sizes
+        ]
+        for _ in range(random.randrange(8)):
+            await asyncio.sleep(0)
+        if seed % 2:
+            random.choice(calls).cancel()
+        await asyncio.wait(calls)
+    seen = {message.message_id for message in driver.seen}
+    assert [message.message_id for message in driver.seen] == [
+        message.message_id for message in called if message.message_id in seen
+    ]
+    if not seed % 2:
+        assert len(seen) == sum(sizes)
 
 
 async def test_a_close_flushes_the_whole_batch() -> None:

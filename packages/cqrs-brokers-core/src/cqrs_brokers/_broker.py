@@ -306,12 +306,15 @@ class Broker(MessageBroker):
         context = copy_context() if self._are_asked else None
         try:
             for _ in preparing:
-                self._preparing = preparing, context
+                mine = self._preparing = preparing, context
                 await asyncio.sleep(0)
+                if self._preparing is not mine:  # another call has made the rest ready; it may be a batch itself
+                    break
                 self._preparing = None
             await bulk.future
         except CancelledError:
-            self._preparing = None
+            if self._preparing is not None and self._preparing[0] is preparing:
+                self._preparing = None
             preparing.close()
             for delivery in deliveries:
                 self._window.give_up(delivery)
