@@ -39,7 +39,10 @@ def render(variant: str, name: str, target: Path) -> list[Path]:
         "name": name,
         "module": name.replace("-", "_"),
         "Class": "".join(part.capitalize() for part in name.split("-")),
+        "tls_scheme": "",
     }
+    if variant == "networked":
+        values["tls_scheme"] = f'\n"{name}+tls" = "cqrs_broker_{values["module"]}"'
     written = []
     folders = (HERE / "project", HERE / "variants" / variant)
     sources = [(path, folder) for folder in folders for path in folder.rglob(f"*{SUFFIX}") if path.is_file()]

@@ -18,7 +18,7 @@ from cqrs_brokers_testkit.conformance import CASES, Harness, run
 from cqrs_brokers_testkit.harnesses.in_process import DevnullHarness, MemoryHarness
 from cqrs_brokers_testkit.harnesses.kafka import KafkaHarness
 from cqrs_brokers_testkit.harnesses.rabbitmq import RabbitMQHarness
-from tests.conformance import mutants, unordered_plugin, wire_mutants
+from tests.conformance import mutant_plugin, unordered_plugin, wire_mutants
 from tests.conformance.mutant_runs import ROOT, run_many
 
 HARNESSES: Mapping[str, type[Harness]] = {
@@ -65,7 +65,7 @@ UNCAUGHT: Mapping[str, str] = {
 
 def expected() -> dict[str, tuple[str, tuple[str, ...]]]:
     """Of each mutant its defect and the cases that must catch it."""
-    found = {name: (mutant.defect, mutant.caught_by) for name, mutant in mutants.MUTANTS.items()}
+    found = {name: (mutant.defect, mutant.caught_by) for name, mutant in mutant_plugin.MUTANTS.items()}
     on_a_wire: dict[str, type] = {**wire_mutants.WIRE_MUTANTS, **unordered_plugin.UNORDERED_MUTANTS}
     for name, driver in on_a_wire.items():
         found[name] = ((driver.__doc__ or "").strip().splitlines()[0], driver.caught_by)  # type: ignore[attr-defined]

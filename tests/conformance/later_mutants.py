@@ -155,10 +155,15 @@ class EndIsNotDelivered(Concluding):
         delivery.fail(NotDeliveredError("the broker closed the connection"))
 
 
+def deliveries_of(pipeline: Pipeline[bytes]) -> list[Delivery]:
+    """What is written and has no answer."""
+    found = pipeline._unanswered.values()
+    return [each for each in found if each is not None and not isinstance(each, asyncio.Future)]
+
+
 def unanswered(driver: UnorderedSound) -> list[Delivery]:
     """What is written and has no answer."""
-    found = driver.pipeline._unanswered.values()
-    return [each for each in found if each is not None and not isinstance(each, asyncio.Future)]
+    return deliveries_of(driver.pipeline)
 
 
 class Resender(UnorderedSound):

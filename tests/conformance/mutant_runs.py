@@ -22,13 +22,14 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from cqrs_brokers import Message
 from cqrs_brokers_testkit.certificates import Certificates, make_certificates
-from cqrs_brokers_testkit.conformance import Harness, Record, Refusal, Target
+from cqrs_brokers_testkit.conformance import Forgery, Harness, Record, Refusal, Target
+from cqrs_brokers_testkit.frames import each_line
 from cqrs_brokers_testkit.proxy import FaultProxy
-from tests.conformance.unordered import UnorderedServer
+from tests.conformance.unordered import MOST_UNANSWERED, UnorderedServer
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -40,7 +41,8 @@ _METADATA = "Metadata-Version: 2.1\nName: {name}\nVersion: 0.1.0\nRequires-Dist:
 
 def install(folder: Path) -> None:
     """Lays out the plugins as pip would: the modules, and the metadata of the distributions."""
-    (folder / "cqrs_broker_mutant.py").write_text((HERE / "mutants.py").read_text())
+    hooks = "MUTANTS, broker_options, open_message_broker, server"
+    (folder / "cqrs_broker_mutant.py").write_text(f"from tests.conformance.mutant_plugin import {hooks}\n")
     (folder / "cqrs_broker_wiremutant.py").write_text((HERE / "wire_mutants.py").read_text())
     hooks = "UNORDERED_MUTANTS, broker_options, open_message_broker"
     (folder / "cqrs_broker_unordered.py").write_text(f"from tests.conformance.unordered_plugin import {hooks}\n")
@@ -207,6 +209,8 @@ def unordered_harness() -> Harness:
         scale = 0.04
         notices_within = 8.0
         options: Mapping[str, Any] = {"delivery_timeout": 4.0, "connect_timeout": 2.0, "close_timeout": 4.0}
+        variants = ({"label": "orders"},)
+        most_unanswered = MOST_UNANSWERED
         not_applicable: Mapping[str, str] = {
             "delivery.nack-is-not-success": "it never nacks",
             "delivery.refused-is-not-delivered": "it refuses topics, no messages",
@@ -246,6 +250,27 @@ def unordered_harness() -> Harness:
 
         def foreign_answers(self) -> Target:
             return Target(self.url, f"seen-{self.new_topic_name()}")
+
+        def stuck_destination(self) -> Target:
+            return Target(self.url, f"stuck-{self.new_topic_name()}")
+
+        def forged_answers(self) -> Mapping[str, Forgery]:
+            def forged(meaning: Literal["refused", "unknown"], form: bytes) -> Forgery:
+                def change(line: bytes) -> bytes:
+                    word, *rest = line.split()
+                    return form.replace(b"<token>", rest[0]) + b"\n" if word in (b"OK", b"DUP") else line
+
+                return Forgery(meaning, lambda connection: connection.rewrite(each_line(change)))
+
+            return {
+                "busy": forged("refused", b"BUSY <token>"),
+                "full": forged("refused", b"FULL <token>"),
+                "an unknown word": forged("unknown", b"HUM <token> 0"),
+                "an unknown token": forged("unknown", b"OK 987654321 0"),
+            }
+
+        def dismiss_clients(self) -> None:
+            server.dismiss()
 
         def wrong_password_url(self) -> str:
             return self.url_with_credentials("app", "wrong")

@@ -13,7 +13,7 @@ from unittest import mock
 
 import pytest
 
-from cqrs_brokers import BackpressureError, Broker, ConnectionLostError
+from cqrs_brokers import BackpressureError, Broker, Capabilities, ConnectionLostError
 from cqrs_brokers.driver import ContractBreach
 from cqrs_brokers_testkit.conformance import (
     CASES,
@@ -31,6 +31,7 @@ from cqrs_brokers_testkit.conformance._command import main
 from cqrs_brokers_testkit.conformance._probes import probe
 from cqrs_brokers_testkit.conformance._runner import session
 from cqrs_brokers_testkit.harnesses.in_process import DevnullHarness, MemoryHarness
+from cqrs_brokers_testkit.proxy import FaultProxy
 
 QUICK = ["static.broker-is-true", "messages.identity-arrives", "delivery.nack-is-not-success"]
 
@@ -377,3 +378,52 @@ def test_a_process_that_does_not_end_shows_no_config_string(monkeypatch: pytest.
     with pytest.raises(CaseFailed, match=r"did not end within 0\.5 s") as failed:
         probe("import time; time.sleep(30)", url)
     assert "canary" not in "".join(traceback.format_exception(failed.value))
+
+
+def test_a_harness_that_fails_again_and_again_ends_the_run() -> None:
+    """The same method, six cases in a row: the rest is not run, and says why; the static cases are."""
+    calls = []
+
+    class Faulty(MemoryHarness):
+        def create_topic(self, topic: str) -> None:
+            calls.append(topic)
+            raise TimeoutError("the server does not answer")
+
+    report = run(Faulty(), only=["messages", "delivery", "static"], progress=quiet)
+    assert len(calls) == 6
+    left = [result for result in report.with_status("not run") if result.reason.startswith("the harness failed")]
+    assert len(left) > 20
+    assert "6 times in a row: a fault in the harness, in create_topic(): TimeoutError" in left[0].reason
+    assert status(report, "static.broker-is-true") == "passed"
+
+
+@pytest.mark.parametrize(("error", "expected"), [(ValueError, "passed"), (AttributeError, "failed")])
+def test_only_a_refusal_says_that_the_broker_cannot_have_a_topic(error: type[Exception], expected: str) -> None:
+    """An error by which no broker refuses a name is a fault of the harness."""
+
+    class Refusing(MemoryHarness):
+        def create_topic(self, topic: str) -> None:
+            if topic == "*":
+                raise error("no such topic")
+
+    case_id = "refusals.odd-topics-arrive-or-are-refused"
+    report = run(Refusing(), only=[case_id], progress=quiet)
+    reason = next(result.reason for result in report.cases if result.id == case_id)
+    assert ("a fault in the harness, in create_topic()" in reason) is (expected == "failed")
+
+
+def test_a_broker_that_hangs_up_after_a_refusal_cannot_spare_the_neighbours() -> None:
+    """Where the server ended the connection the case does not apply; else the neighbours' failure is the driver's."""
+    proxy = FaultProxy()
+    harness = Harness("memory://x")
+    harness.proxy = proxy
+    context = Context(harness, harness.url, Capabilities())
+    with pytest.raises(CaseFailed), context.spared_by_the_broker():
+        raise CaseFailed("20 ConnectionLostError")
+
+    def hung_up() -> None:
+        proxy.hung_up += 1
+        raise CaseFailed("20 ConnectionLostError")
+
+    with pytest.raises(NotApplicable, match="hangs up"), context.spared_by_the_broker():
+        hung_up()

@@ -6,10 +6,12 @@ The protocol, in lines: the client begins with `HELLO user:password`, the server
 * `OK <token> <offset>`: it is stored;
 * `DUP <token> <offset>`: a record with the same deduplication id is stored there already;
 * `SEEN <token>`: somebody else says that it has seen it (topics `seen-…`); nothing is stored;
+* `BUSY <token>` or `FULL <token>`: it was not taken;
 * `NO <topic>`: the user must not publish there (topics `forbidden-…`); it names no message;
 
-and `PING` by `PONG`. There is a port with TLS beside the plain one, also at
-127.0.0.2, for which its certificate is not.
+and `PING` by `PONG`. What goes to topics `stuck-…` is neither stored nor answered. A client has at most 100 messages
+without an answer. Before the server ends a connection it says `BYE`. There is a port with TLS beside the plain one,
+also at 127.0.0.2, for which its certificate is not.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import threading
 from typing import Any
 
 LIMIT = 2**24
+MOST_UNANSWERED = 100
 LATEST_ANSWER = 0.01
 """Answers come after up to so many seconds, each for itself: in any order."""
 
@@ -69,6 +72,16 @@ class UnorderedServer:
 
         asyncio.run_coroutine_threadsafe(end(), self._loop).result(5.0)
 
+    def dismiss(self) -> None:
+        """Ends all connections in good order."""
+
+        async def end() -> None:
+            for writer in list(self._connections):
+                _tell(writer, b"BYE\n")
+                writer.close()
+
+        asyncio.run_coroutine_threadsafe(end(), self._loop).result(5.0)
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._connections.add(writer)
         try:
@@ -81,6 +94,8 @@ class UnorderedServer:
             while (line := await reader.readline()).endswith(b"\n"):
                 word, _, rest = line.partition(b" ")
                 answer = b"PONG\n" if word == b"PING\n" else self._store(rest)
+                if answer is None:
+                    continue
                 later = random.random() * LATEST_ANSWER if word == b"PUB" else 0
                 self._loop.call_later(later, _tell, writer, answer)
         except (OSError, ValueError):
@@ -89,12 +104,14 @@ class UnorderedServer:
             self._connections.discard(writer)
             writer.close()
 
-    def _store(self, request: bytes) -> bytes:
+    def _store(self, request: bytes) -> bytes | None:
         number, _, text = request.partition(b" ")
         record = json.loads(text)
         topic = record["topic"]
         if topic.startswith("forbidden-"):
             return b"NO %s\n" % topic.encode()
+        if topic.startswith("stuck-"):
+            return None
         if topic.startswith("seen-"):
             return b"SEEN %s\n" % number
         known = self._by_id.get((topic, record["dedup"]))

@@ -21,6 +21,7 @@ from cqrs_brokers.exceptions import (
     DeliveryUnknownError,
     ProtocolError,
     PublishForbiddenError,
+    RejectedError,
     TLSError,
     UnreachableError,
 )
@@ -29,6 +30,7 @@ from cqrs_brokers.pipeline import Pipeline, connect_to_any
 from cqrs_brokers.tasks import drop_transport
 from cqrs_brokers.tls import TLSContext, TLSOptions
 from cqrs_brokers.url import BrokerURL, Host
+from tests.conformance.unordered import MOST_UNANSWERED
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -37,6 +39,7 @@ class UnorderedOptions(TLSOptions):
     """Where it is, and TLS."""
 
     url_parts: ClassVar[frozenset[str]] = frozenset({"userinfo", "hosts"})
+    label: str = option("", description="What the server's log calls this client.")
     tls: bool = option(False, description="Encrypt.")
     ping_after: float = option(2.0, gt=0, description="Seconds of silence before a ping, and for its answer.")
 
@@ -44,6 +47,7 @@ class UnorderedOptions(TLSOptions):
 class UnorderedSound(PipelinedDriver):
     """Keeps every rule."""
 
+    WINDOW = MOST_UNANSWERED
     pipeline_type: ClassVar[type[Pipeline[bytes]]] = Pipeline
 
     def __init__(self, url: BrokerURL, options: UnorderedOptions) -> None:
@@ -66,7 +70,7 @@ class UnorderedSound(PipelinedDriver):
         reader, writer = await self.pass_over_hosts(self._url.hosts)
         self._writer = writer
         self._pongs.clear()
-        self.pipeline.open(self.writer_of(writer), read=self.read(reader), ping=self.pinger())
+        self.pipeline.open(self.writer_of(writer), read=self.read(reader), ping=self.pinger(), window=self.WINDOW)
 
     def writer_of(self, writer: asyncio.StreamWriter) -> Callable[[Sequence[tuple[int, bytes]]], Awaitable[None]]:
         async def write(batch: Sequence[tuple[int, bytes]]) -> None:
@@ -150,6 +154,8 @@ class UnorderedSound(PipelinedDriver):
                 pong = self._pongs.popleft()
                 if not pong.done():
                     pong.set_result(None)
+            elif word == b"BYE":
+                self.dismissed()
             elif word == b"NO":
                 self.forbidden(rest.decode())
             else:
@@ -157,15 +163,20 @@ class UnorderedSound(PipelinedDriver):
                 self.answered(word, int(token), offset)
 
     def answered(self, word: bytes, token: int, offset: bytes) -> None:
-        if word not in (b"OK", b"DUP", b"SEEN"):
+        if word not in (b"OK", b"DUP", b"SEEN", b"BUSY", b"FULL"):
             raise ProtocolError("an answer that is none")
         delivery = self.pipeline.answered(token)
         if delivery is None:
             return
         if word == b"SEEN":
             delivery.fail(DeliveryUnknownError("somebody else than the broker answered"))
+        elif word in (b"BUSY", b"FULL"):
+            delivery.fail(RejectedError("the broker does not take it now"))
         else:  # DUP: the deduplication id has the body's digest in it, so this very message is stored
             delivery.confirm(offset=int(offset))
+
+    def dismissed(self) -> None:
+        """The server will end the connection."""
 
     def forbidden(self, topic: str) -> None:
         token = self.pipeline.oldest(lambda delivery: delivery.topic == topic)

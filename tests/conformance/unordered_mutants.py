@@ -80,14 +80,18 @@ class LatePipeline(Pipeline[bytes]):
                 size += its_size
         return batch
 
-    async def _write(self, write: Any) -> None:
+    async def _write(self) -> None:
+        write = self._write_to
+        assert write is not None
+
         async def drained(batch: Any) -> None:
             written = self.written
             await write(batch)
             for delivery in written:
                 delivery.handed_over()
 
-        await super()._write(drained)
+        self._write_to = drained
+        await super()._write()
 
 
 class HandsOverLate(UnorderedSound):

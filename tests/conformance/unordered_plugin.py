@@ -10,6 +10,7 @@ from cqrs_brokers.hooks import hookimpl
 from cqrs_brokers.options import BrokerOptions
 from cqrs_brokers.url import BrokerURL
 from tests.conformance import (  # noqa: F401 - their classes are found as subclasses
+    answer_mutants,
     connection_mutants,
     later_mutants,
     limit_mutants,

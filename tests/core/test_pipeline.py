@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -17,7 +18,15 @@ from cqrs_brokers.url import Host
 class Wire(PipelinedDriver):
     """A driver whose broker is the test: what is written is in `written`, and the test answers."""
 
-    def __init__(self, *, in_order: bool = False, ping_after: float = 60.0) -> None:
+    def __init__(
+        self,
+        *,
+        in_order: bool = False,
+        ping_after: float = 60.0,
+        window: int | None = None,
+        this_ping_after: float | None = None,
+    ) -> None:
+        self.limits: dict[str, Any] = {"window": window, "ping_after": this_ping_after}
         self.pipeline = Pipeline[bytes](
             self.lost, in_order=in_order, batch_bytes=100, ping_after=ping_after, ping_timeout=0.1
         )
@@ -35,7 +44,7 @@ class Wire(PipelinedDriver):
 
     async def connect(self) -> None:
         await self.pipeline.end()
-        self.pipeline.open(self.write, ping=self.ping)
+        self.pipeline.open(self.write, ping=self.ping, **self.limits)
 
     async def ping(self) -> None:
         if self.silent:
@@ -176,6 +185,88 @@ async def test_a_silent_connection_that_answers_no_ping_is_broken() -> None:
         wire.silent = True
         with pytest.raises(ConnectionLostError):
             await broker.send_message(message(b"1"))
+
+
+async def test_a_connection_may_have_a_time_of_its_own_until_it_is_asked() -> None:
+    """What the broker demands of this connection is kept, whatever the driver wanted."""
+    wire = Wire(this_ping_after=0.1)
+    async with Broker(wire) as broker:
+        wire.silent = True
+        with pytest.raises(ConnectionLostError):
+            await broker.send_message(message(b"1"), timeout=5.0)
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+async def test_no_more_is_written_than_the_window_takes(in_order: bool) -> None:
+    """The rest waits for answers, is not handed over, and goes in its order; a question waits for nobody."""
+    wire = Wire(in_order=in_order, window=2)
+    async with Broker(wire) as broker:
+        sending = asyncio.ensure_future(broker.send_messages([message(b"%d" % n) for n in range(5)]))
+        await settled()
+        assert [body for _, body in wire.written] == [b"0", b"1"]
+        asking = asyncio.ensure_future(wire.pipeline.ask(b"?"))
+        await settled()
+        assert wire.written[-1][1] == b"?"
+        wire.confirm(None if in_order else wire.written[0][0])
+        await settled()
+        assert [body for _, body in wire.written] == [b"0", b"1", b"?", b"2"]
+        for token, body in wire.written[1:]:
+            (wire.pipeline.answered_question if body == b"?" else wire.confirm)(None if in_order else token)
+        await asking
+        await settled()
+        assert [body for _, body in wire.written][4:] == [b"3", b"4"]
+        for token, _ in wire.written[4:]:
+            wire.confirm(token)
+        assert all(isinstance(outcome, Receipt) for outcome in await sending)
+
+
+async def test_what_was_let_go_keeps_its_place_in_the_window() -> None:
+    """The broker still counts it; its late answer makes room."""
+    wire = Wire(window=1)
+    async with Broker(wire, delivery_timeout=0.1) as broker:
+        with pytest.raises(DeliveryTimeoutError):
+            await broker.send_message(message(b"late"))
+        await asyncio.sleep(0.15)
+        send = asyncio.ensure_future(broker.send_message(message(b"next"), timeout=5.0))
+        await settled()
+        assert [body for _, body in wire.written] == [b"late"]
+        wire.confirm(wire.written[0][0])
+        await settled()
+        wire.confirm(wire.written[1][0])
+        assert (await send).confirmed
+
+
+async def test_a_question_passes_a_write_that_waits_for_room() -> None:
+    """It is written behind what the client's buffer holds, and nobody who is cancelled ends the write."""
+    wire = Wire()
+    async with Broker(wire) as broker:
+        await broker.connect()
+        wire.room.clear()
+        send = asyncio.ensure_future(broker.send_message(message(b"1" * 200)))
+        await settled()
+        hasty = asyncio.ensure_future(wire.pipeline.ask(b"hasty"))
+        asking = asyncio.ensure_future(wire.pipeline.ask(b"?"))
+        await settled()
+        hasty.cancel()
+        await settled()
+        assert [body[:5] for _, body in wire.written] == [b"11111", b"hasty", b"?"]
+        wire.pipeline.answered_question(wire.written[2][0])
+        await asking
+        wire.room.set()
+        wire.confirm(wire.written[0][0])
+        assert (await send).confirmed
+
+
+async def test_a_question_that_is_not_yet_written_ends_with_the_connection() -> None:
+    """Nobody waits for ever for an answer that cannot come."""
+    wire = Wire()
+    async with Broker(wire) as broker:
+        await broker.connect()
+        asking = asyncio.ensure_future(wire.pipeline.ask(b"?"))
+        await asyncio.sleep(0)
+        wire.pipeline.broken(ConnectionResetError())
+        with pytest.raises(UnreachableError):
+            await asyncio.wait_for(asking, 1.0)
 
 
 async def test_each_host_gets_a_share_of_the_time() -> None:

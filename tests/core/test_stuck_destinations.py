@@ -98,6 +98,22 @@ async def test_a_destination_that_was_caught_behind_dead_ones_goes_on() -> None:
     await outcomes(stuck)
 
 
+async def test_a_destination_whose_trial_was_caught_is_tried_again() -> None:
+    """A message without a key waits for no earlier one: the next look tries another one."""
+    driver = Dead("dead", "caught")
+    async with Broker(driver, max_in_flight=40, delivery_timeout=30, close_timeout=0) as broker:
+        stuck = [asyncio.ensure_future(broker.send_message(message(("dead", "caught")[n % 2]))) for n in range(60)]
+        await asyncio.sleep(1.5)  # both were tried
+        driver.dead.remove("caught")
+        tried = {delivery for delivery in driver.held if delivery.topic == "caught"}
+        driver.held = [delivery for delivery in driver.held if delivery not in tried]  # the trial, too, has no answer
+        await asyncio.sleep(2.5)
+        assert sum(send.done() for send in stuck[1::2]) == 30 - len(tried)
+        assert (await broker.send_message(message("caught"))).confirmed
+        assert driver.most_dead <= 20
+    await outcomes(stuck)
+
+
 async def test_a_destination_that_lives_again_gets_its_messages_in_their_order() -> None:
     """What waited outside goes in the order of calls, before what is sent later."""
     driver = Dead("sick")

@@ -238,6 +238,41 @@ async def test_cut_after_can_stall(proxy: FaultProxy, client: Client, echo: tupl
     assert await asyncio.wait_for(client.reader.readexactly(3), 2) == b"def"
 
 
+async def test_it_knows_which_side_hung_up(echo: tuple[Echo, tuple[str, int]], proxy: FaultProxy) -> None:
+    """What the server ended before the client did is counted; what the client ended is not."""
+    reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
+    await Client(reader, writer).echo(b"1")
+    writer.close()
+    await asyncio.sleep(SHORT)
+    assert proxy.hung_up == 0
+
+    async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as rude:
+        proxy.target = rude.sockets[0].getsockname()[:2]
+        reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
+        assert await asyncio.wait_for(reader.read(), 2) == b""
+        assert proxy.hung_up == 1
+        writer.close()
+
+
+async def test_what_is_inserted_comes_between_what_passes(proxy: FaultProxy, client: Client) -> None:
+    """The client gets what nobody sent, and the connection works on."""
+    assert await client.echo(b"1") == b"1"
+    proxy.insert(b"bye")
+    assert await asyncio.wait_for(client.reader.readexactly(3), 2) == b"bye"
+    assert await client.echo(b"2") == b"2"
+
+
+async def test_a_new_connection_may_have_its_own_fault_from_the_beginning(proxy: FaultProxy) -> None:
+    """`on_connection` is called before anything passes."""
+    proxy.on_connection = lambda connection: connection.rewrite(bytes.upper)
+    reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
+    assert await Client(reader, writer).echo(b"abc") == b"ABC"
+    writer.close()
+
+
 async def test_refuse_turns_new_connections_away_and_keeps_old_ones(proxy: FaultProxy, client: Client) -> None:
     """New connections are refused; the open one works; after accept() new ones work at the same port."""
     proxy.refuse()

@@ -20,13 +20,12 @@ class NatsHarness(ServerHarness):
     }
 
     def configure(self, server):
-        user = {"user": "app", "password": "app-password", "permissions": {"publish": {"deny": "forbidden.>"}}}
-        settings = {"host": "127.0.0.1", "port": server.port, "authorization": {"users": [user]}}
-        settings["jetstream"] = {"store_dir": str(server.folder)}
+        users = [{"user": "app", "password": "app-password", "permissions": {"publish": {"deny": "forbidden.>"}}}]
+        settings = {"port": server.port, "authorization": {"users": users}}
         if (known := server.certificates) is not None:
             settings["tls"] = {"cert_file": str(known.server), "key_file": str(known.server_key)}
         (server.folder / "nats.conf").write_text(json.dumps(settings))
-        return ["-c", "nats.conf"]
+        return ["-a", "127.0.0.1", "-js", "-sd", str(server.folder), "-c", "nats.conf"]
 
     def client_url(self, host, port, login, cafile, tls):
         query = f"?declare=stream&stream=all&subjects=*&ssl_cafile={cafile}" if cafile else ""
@@ -58,9 +57,12 @@ class NatsHarness(ServerHarness):
         return Target(self.url, "forbidden.orders")
 
     def refuse_next(self):
-        topic = self.new_topic_name()
-        self.create_topic(topic, max_msg_size=20_000)
+        self.create_topic(topic := self.new_topic_name(), max_msg_size=20_000)
         return Refusal(self.url, topic, Message("Refused", topic, bytes(50_000)))
+
+    def stuck_destination(self):
+        self.create_topic(topic := self.new_topic_name(), no_ack=True)  # its stream never answers
+        return Target(self.url, topic)
 
     def foreign_answers(self):
         async def answer(message):

@@ -2,7 +2,7 @@
 
 import time
 
-from cqrs_brokers_testkit.conformance import Record, Target
+from cqrs_brokers_testkit.conformance import NotApplicable, Record, Target
 from cqrs_brokers_testkit.server_harness import ServerHarness
 from redis import Redis
 
@@ -55,6 +55,9 @@ class RedisHarness(ServerHarness):
 
     def forbidden_destination(self):
         return Target(self.url_for(("reader", "reader-password")), "orders")
+
+    def stuck_destination(self):
+        raise NotApplicable("Redis runs one command after the other: all streams take messages, or none")
 
     def wrong_permission_url(self):
         return self.url_for(("nobody", "nobody-password"))

@@ -56,7 +56,7 @@ class Pipeline(Generic[T]):
             False: each answer says the number of the message (its token).
         batch_bytes: About how much is handed over and written at a time, in bytes: a batch ends with the message that
             reaches it. With 1 each batch is one message.
-        ping_after: Seconds without a sign of life after which the broker is asked for one.
+        ping_after: Seconds without a sign of life after which the broker is asked for one; `open` may say another time.
         ping_timeout: Seconds that the broker has for the sign of life. If none comes, the connection counts as broken.
     """
 
@@ -72,16 +72,20 @@ class Pipeline(Generic[T]):
         self._lost = lost
         self._in_order = in_order
         self._batch_bytes = batch_bytes
-        self._ping_after = ping_after
+        self._usual_ping_after = self._ping_after = ping_after
         self._ping_timeout = ping_timeout
         self._tasks = Tasks()
         self._opened = False
         self._waiting: deque[tuple[Delivery, T, int]] = deque()
-        self._questions: deque[tuple[asyncio.Future[None], T]] = deque()
-        """What `ask` writes among the messages; each has an answer of its own."""
+        self._write_to: Callable[[Sequence[tuple[int, T]]], Awaitable[None]] | None = None
+        self._window: int | None = None
         self._unanswered: dict[int, Delivery | asyncio.Future[None] | None] = {}
-        """The messages and questions without an answer, by token. With answers in order, None stands for a message that
-        was let go."""
+        """The messages and questions without an answer, by token. None stands for a message that was let go, if its
+        answer still has its turn, or its place in the window."""
+        self._in_window = 0
+        """How many of them are messages."""
+        self._questions: set[asyncio.Future[None]] = set()
+        """Those of `ask` without an answer, also when they are not yet written."""
         self._token = 0
         self._heard_at = 0.0
         self._more = asyncio.Event()
@@ -115,20 +119,28 @@ class Pipeline(Generic[T]):
         *,
         read: Coroutine[Any, Any, None] | None = None,
         ping: Callable[[], Awaitable[None]] | None = None,
+        window: int | None = None,
+        ping_after: float | None = None,
     ) -> None:
         """Starts to write to a new connection, beginning with what waited.
 
         Args:
-            write: Writes a batch of tokens and items, in order. It must return only when the client's own buffer has
-                room again (`drain()`), because what it is given counts as handed over.
+            write: Writes a batch of tokens and items, in order, before it first waits. It must return only when the
+                client's own buffer has room again (`drain()`), because what it is given counts as handed over. While
+                it waits for room it may be called again, with what `ask` writes.
             read: Reads answers until the connection ends, where the client has no task of its own for that.
             ping: Asks the broker for a sign of life, and returns when it came.
+            window: How many messages this broker takes that it has not answered (MQTT's Receive Maximum, credit); the
+                rest waits. A message that was let go keeps its place until it is answered. None: any number.
+            ping_after: Seconds for this connection, where the broker has a say. None: those of the pipeline.
         """
+        self._write_to, self._window, self._in_window = write, window, 0
+        self._ping_after = self._usual_ping_after if ping_after is None else ping_after
         self._opened = True
         self._heard_at = asyncio.get_running_loop().time()
         self._more, self._doubt = asyncio.Event(), asyncio.Event()
         self._more.set()
-        self._tasks.spawn(self._until_broken(self._write(write)))
+        self._tasks.spawn(self._until_broken(self._write()))
         if read is not None:
             self._tasks.spawn(self._until_broken(read))
         if ping is not None:
@@ -174,7 +186,8 @@ class Pipeline(Generic[T]):
     async def ask(self, item: T) -> None:
         """Writes something that is no message, after what was written so far, and waits for its answer: a ping.
 
-        It is not written while `write` waits for room. So bound the wait yourself, as `Broker.health()` does.
+        It waits for no place in the window, nor for a `write` that waits for room in the client's buffer. It is behind
+        what that buffer holds. So bound the wait yourself, as `Broker.health()` does.
 
         Raises:
             UnreachableError: There is no connection, or it broke meanwhile.
@@ -183,8 +196,9 @@ class Pipeline(Generic[T]):
             raise UnreachableError("there is no connection")
         answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         answer.add_done_callback(retrieve_exception)
-        self._questions.append((answer, item))
-        self._more.set()
+        self._questions.add(answer)
+        # In a task of the pipeline: a client may end the connection when a write of it is cancelled.
+        self._tasks.spawn(self._write_question(answer, item))
         await answer
 
     def broken(self, error: Exception) -> None:
@@ -199,13 +213,12 @@ class Pipeline(Generic[T]):
             if task is not asyncio.current_task():
                 drop_task(task)
         unanswered, self._unanswered = self._unanswered, {}
-        questions = [*unanswered.values(), *(question for question, _ in self._questions)]
-        self._questions.clear()
-        for found in questions:
-            if isinstance(found, asyncio.Future):
-                if not found.done():
-                    found.set_exception(UnreachableError("the connection was lost before the broker answered"))
-            elif found is not None:
+        questions, self._questions = self._questions, set()
+        for question in questions:
+            if not question.done():
+                question.set_exception(UnreachableError("the connection was lost before the broker answered"))
+        for found in unanswered.values():
+            if found is not None and not isinstance(found, asyncio.Future):
                 lost = ConnectionLostError("the connection was lost before the broker answered")
                 lost.__cause__ = error
                 found.fail(lost)
@@ -249,26 +262,35 @@ class Pipeline(Generic[T]):
         else:
             self.broken(ConnectionResetError("the broker closed the connection"))
 
-    async def _write(self, write: Callable[[Sequence[tuple[int, T]]], Awaitable[None]]) -> None:
+    async def _write(self) -> None:
+        assert self._write_to is not None
         while True:
             await self._more.wait()
             batch = self._next_batch()
-            if not self._waiting:
+            if not self._waiting or self._is_full():
                 self._more.clear()
             if batch:
-                await write(batch)
+                await self._write_to(batch)
+
+    async def _write_question(self, answer: asyncio.Future[None], item: T) -> None:
+        assert self._write_to is not None
+        try:
+            await self._write_to([(self._number(answer), item)])
+        except Exception as error:
+            self.broken(error)
+
+    def _is_full(self) -> bool:
+        return self._window is not None and self._in_window >= self._window
 
     def _next_batch(self) -> list[tuple[int, T]]:
         """Hands over what fits. The rest stays: until it is handed over, it is certainly not delivered."""
         batch: list[tuple[int, T]] = []
-        while self._questions:
-            question, item = self._questions.popleft()
-            batch.append((self._number(question), item))
         size = 0
-        while self._waiting and size < self._batch_bytes:
+        while self._waiting and size < self._batch_bytes and not self._is_full():
             delivery, item, its_size = self._waiting.popleft()
             if delivery.handed_over():
                 batch.append((self._number(delivery), item))
+                self._in_window += 1
                 size += its_size
         return batch
 
@@ -279,14 +301,22 @@ class Pipeline(Generic[T]):
 
     def _take(self, token: int | None, *, question: bool) -> Delivery | asyncio.Future[None] | None:
         self.heard()
-        if token is not None:
-            return self._unanswered.pop(token, None)
-        oldest = next(iter(self._unanswered), None)
-        found = None if oldest is None else self._unanswered[oldest]
-        if oldest is None or isinstance(found, asyncio.Future) is not question:
-            # The message stays. It fails when the connection ends, as it must now.
-            raise ProtocolError("the broker's answers are out of step: this one belongs to nothing that was written")
-        return self._unanswered.pop(oldest)
+        if token is None:
+            token = next(iter(self._unanswered), None)
+            if token is None or isinstance(self._unanswered[token], asyncio.Future) is not question:
+                # The message stays. It fails when the connection ends, as it must now.
+                text = "the broker's answers are out of step: this one belongs to nothing that was written"
+                raise ProtocolError(text)
+        elif token not in self._unanswered:
+            return None
+        found = self._unanswered.pop(token)
+        if isinstance(found, asyncio.Future):
+            self._questions.discard(found)
+        else:
+            self._in_window -= 1
+            if self._waiting:
+                self._more.set()  # for what waited for room
+        return found
 
     # -- what is never answered ---------------------------------------------------------------------------------------
 
@@ -319,10 +349,11 @@ class Pipeline(Generic[T]):
             if found.done and found.deadline <= now:
                 found.release()
                 self._doubt.set()
-                if self._in_order:
+                if self._in_order or self._window is not None:
                     self._unanswered[token] = None
                 else:
                     del self._unanswered[token]
+                    self._in_window -= 1
         due = [found.deadline for _, found in handed if not found.done or found.deadline > now]
         due += [entry[0].deadline for entry in keep]
         if due:
@@ -426,7 +457,11 @@ def header_name(text: str) -> str:
 
 
 def header_value(text: str) -> str:
-    """A header's value for brokers whose headers are lines: blanks, `%`, line breaks and what is not ASCII as `%XX`."""
+    """A header's value for brokers whose headers are lines: blanks, `%`, line breaks and what is not ASCII as `%XX`.
+
+    One byte may become three: the longest key or header value of a message, 32 767 bytes, has up to 98 301. Where your
+    broker takes less, refuse the message (`MessageTooLargeError`), or split the value; never cut it.
+    """
     return quote(text, safe=_IN_A_VALUE)
 
 

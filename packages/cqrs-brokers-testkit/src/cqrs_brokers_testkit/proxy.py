@@ -67,6 +67,10 @@ class _Lane:
     def changed(self) -> None:
         (self.flowing.clear if self.faults.stalled else self.flowing.set)()
 
+    def insert(self, data: bytes) -> None:
+        if not self._finished:
+            self._writer.write(data)
+
     def finish(self) -> None:
         """Send FIN. Bytes that come later in this direction are thrown away."""
         if not self._finished:
@@ -78,7 +82,13 @@ class _Lane:
         loop, data = asyncio.get_running_loop(), b"-"
         while data:
             await self.flowing.wait()
-            data = await self._reader.read(_CHUNK)
+            try:
+                data = await self._reader.read(_CHUNK)
+            except OSError:
+                self._connection.ended_from(self)
+                raise
+            if not data:
+                self._connection.ended_from(self)
             faults = self.faults
             self.held += len(data)
             await self._queue.put((loop.time() + faults.delay + random.random() * faults.jitter, data))  # noqa: S311
@@ -164,6 +174,10 @@ class _Breakable:
         """Pass every chunk through a function. Where chunks begin and end is up to TCP."""
         self._change(way, rewrite=function)
 
+    def insert(self, data: bytes, way: Literal["up", "down"] = "down") -> None:
+        """Write bytes of your own, now, between what passes: an answer that nobody gave, a farewell."""
+        self._proxy._do(lambda: self._each(lambda connection: connection._lanes[way].insert(data)))
+
     def cut_after(self, count: int, way: Way = "down", *, by: Ending = "reset") -> None:
         """Let `count` more bytes pass in each connection, then reset, close or stall it.
 
@@ -199,6 +213,7 @@ class ProxyConnection(_Breakable):
     def __init__(self, proxy: "FaultProxy") -> None:
         self._proxy = proxy
         self._task: asyncio.Task[None] | None = None
+        self._ended = False
         self._lanes: dict[str, _Lane] = {}
         self._writers: dict[str, asyncio.StreamWriter] = {}
 
@@ -223,6 +238,12 @@ class ProxyConnection(_Breakable):
 
     def _chosen(self) -> "list[ProxyConnection]":
         return [self]
+
+    def ended_from(self, lane: _Lane) -> None:
+        """One side has ended its direction."""
+        if not self._ended:
+            self._ended = True
+            self._proxy.hung_up += lane is self._lanes["down"]
 
     def end_by(self, ending: Ending, lane: _Lane) -> None:
         """End the connection, or stall one lane of it."""
@@ -265,6 +286,8 @@ class ProxyConnection(_Breakable):
         }
         self._proxy.connections.append(self)
         self._proxy.accepted += 1
+        if self._proxy.on_connection is not None:
+            self._proxy.on_connection(self)
         try:
             async with asyncio.TaskGroup() as group:
                 for lane in self._lanes.values():
@@ -291,6 +314,8 @@ class FaultProxy(_Breakable):
         port: The proxy's port. It is known before the proxy starts, and never changes.
         connections: The open connections, oldest first.
         accepted: How many connections reached the server so far.
+        hung_up: How many of them the server ended, before the client did.
+        on_connection: Called with each new connection before anything passes, to set faults of its own.
     """
 
     def __init__(self, target: tuple[str, int] | None = None) -> None:
@@ -298,7 +323,8 @@ class FaultProxy(_Breakable):
         self.host = LOOPBACK
         self.port = free_port()
         self.connections: list[ProxyConnection] = []
-        self.accepted = 0
+        self.accepted = self.hung_up = 0
+        self.on_connection: Callable[[ProxyConnection], object] | None = None
         self._proxy = self
         self._faults = {"up": _Faults(), "down": _Faults()}
         self._listener: socket.socket | None = None
@@ -311,6 +337,11 @@ class FaultProxy(_Breakable):
         """How many bytes the proxy has taken in and not passed on yet. For tests that measure the memory of this
         process."""
         return sum(lane.held for connection in self.connections for lane in connection._lanes.values())
+
+    @property
+    def listens(self) -> bool:
+        """Whether it takes new connections: it runs, and was not told to `refuse()`."""
+        return self._listener is not None
 
     @property
     def address(self) -> str:

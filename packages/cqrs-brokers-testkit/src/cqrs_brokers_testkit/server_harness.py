@@ -107,6 +107,13 @@ class ServerHarness(Harness):
     def prepare(self) -> None:
         """Called when the main server has started. Override it to connect readers and administrators to `server`."""
 
+    def server_started(self, server: RunningServer) -> None:
+        """Called whenever a server takes connections: at first, before `prepare`, and after each `restart`.
+
+        Until it returns nobody gets through the proxy. Set up what every server needs, those with certificates too, and
+        after a restart subscribe again with readers of a broker that keeps nothing for those who are away.
+        """
+
     async def read(self, topic: str) -> Sequence[Record]:
         """Everything that is in a topic now. Override this method, or `read_back` if the reader is not an asyncio
         client."""
@@ -144,7 +151,18 @@ class ServerHarness(Harness):
         self._process.kill()
 
     def restart(self) -> None:
+        proxy = self._through()
+        listens = proxy.listens
+        proxy.refuse()
         self.server.start()
+        self.server_started(self.server)
+        if listens:
+            proxy.accept()
+
+    def dismiss_clients(self) -> None:
+        """Shuts the server down in good order, and starts it again."""
+        self._process.terminate()
+        self.restart()
 
     def pause(self) -> None:
         """Freezes the server: its sockets stay open, nobody answers. `resume_server` lets it go on."""
@@ -218,6 +236,7 @@ class ServerHarness(Harness):
         server.process = ServerProcess(self.program, command, environment=environment, folder=folder, log=log)
         self._stack.callback(server.process.kill)
         server.start()
+        self.server_started(server)
         return server
 
     def _program(self) -> str:

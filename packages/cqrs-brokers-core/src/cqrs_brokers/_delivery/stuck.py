@@ -21,7 +21,8 @@ A few messages for such a destination still go to the driver, one per key: the d
 because a destination may only seem stuck: its messages wait behind those of another one. Trials show when such a
 destination takes messages again. Without trials the destination would seem stuck until the deadlines of its earlier
 messages. The trials have several keys, because a driver may have to keep back the next message of a key whose earlier
-message is stuck.
+message is stuck. A message without a key waits for no other one: at each look one of them may be tried again,
+because the last trial may be caught, too.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ class StuckDestinations:
         self._before: dict[str, list[Sending]] = {}
         self._held: list[Sending] = []
         self._bytes = 0
-        self._trials: dict[str, dict[str | None, Sending]] = {}
-        """The trials, by destination and key."""
+        self._trials: dict[str, dict[object, Sending]] = {}
+        """The trials, by destination and key; those of earlier looks without a key, by themselves."""
         self.names: frozenset[str] = frozenset()
         """The destinations that take nothing."""
         self._set_limits()
@@ -71,10 +72,7 @@ class StuckDestinations:
         )
         self._held = [delivery for name in self.names for delivery in now[name]]
         self._bytes = sum(delivery.size for delivery in self._held)
-        self._trials = {
-            name: {key: trial for key, trial in self._trials.get(name, {}).items() if trial.state < RELEASED}
-            for name in self.names
-        }
+        self._trials = {name: _that_count(self._trials.get(name, {})) for name in self.names}
         self._set_limits()
 
     def count(self) -> bool:
@@ -146,6 +144,11 @@ class StuckDestinations:
             f"{name!r} took nothing until the deadline, and destinations that take nothing hold at most half of the "
             "messages in flight: check it; send again later, or raise delivery_timeout"
         )
+
+
+def _that_count(trials: dict[object, Sending]) -> dict[object, Sending]:
+    """Those without an outcome, and behind which another message without a key may be tried."""
+    return {trial if key is None else key: trial for key, trial in trials.items() if trial.state < RELEASED}
 
 
 def _most_with_trials(held: int, window: int) -> int:

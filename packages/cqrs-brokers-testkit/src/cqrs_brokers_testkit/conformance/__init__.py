@@ -7,7 +7,7 @@ Or `python -m cqrs_brokers_testkit my-scheme`, or in pytest a subclass of `pytes
 """
 
 from cqrs_brokers_testkit.conformance._case import CASES, Case
-from cqrs_brokers_testkit.conformance._harness import Harness, NotApplicable, Refusal, Target, Unsupported
+from cqrs_brokers_testkit.conformance._harness import Forgery, Harness, NotApplicable, Refusal, Target, Unsupported
 from cqrs_brokers_testkit.conformance._report import CaseResult, ConformanceFailed, Report
 from cqrs_brokers_testkit.conformance._runner import run
 from cqrs_brokers_testkit.readers import Record
@@ -17,6 +17,7 @@ __all__ = [
     "Case",
     "CaseResult",
     "ConformanceFailed",
+    "Forgery",
     "Harness",
     "NotApplicable",
     "Record",

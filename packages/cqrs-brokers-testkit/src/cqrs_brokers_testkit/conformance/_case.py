@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -199,6 +199,22 @@ def check_order(messages: Sequence[Message], outcomes: Sequence[object], records
     check(None not in by_key, "messages with a key arrived without one")
 
 
+class _TimedOut(Exception):  # noqa: N818 - names what happened
+    """A `TimeoutError` of the harness, which is the cause."""
+
+
+def _kept(action: Callable[[], Any]) -> Any:
+    """What the action does, in a thread: asyncio would put a `TimeoutError` without traceback in the place of its."""
+    try:
+        return action()
+    except TimeoutError as error:
+        raise _TimedOut(str(error)) from error
+
+
+_NO_REFUSALS = (TypeError, AttributeError, NameError, LookupError, AssertionError, _TimedOut)
+"""Errors by which no broker refuses a topic's name."""
+
+
 @dataclass
 class Context:
     """What a case works with.
@@ -209,6 +225,7 @@ class Context:
         capabilities: What the driver declares.
         answers: Results of those methods of the harness that are called only once in a run, by name.
         breaches: The breaches of the driver contract in this case. A case with a breach has failed.
+        step: What of the harness runs, or ran last.
         lock: Held by `topic` and `do`: a harness need not be thread-safe, although cases run side by side.
     """
 
@@ -217,6 +234,7 @@ class Context:
     capabilities: Capabilities
     answers: dict[str, Any] = field(default_factory=dict)
     breaches: list[str] = field(default_factory=list)
+    step: str = ""
     lock: threading.Lock = field(default_factory=threading.Lock)
     _brokers: list[Broker] = field(default_factory=list)
 
@@ -262,7 +280,7 @@ class Context:
 
     async def read(self, topic: str, count: int) -> list[Record]:
         """`read_now`, without blocking the loop."""
-        return await asyncio.to_thread(self.read_now, topic, count)
+        return await asyncio.to_thread(_kept, lambda: self.read_now(topic, count))
 
     async def read_one(self, topic: str) -> Record:
         """The one message of a topic."""
@@ -287,9 +305,14 @@ class Context:
         return self.answers[name]
 
     async def try_to_create(self, topic: str) -> bool:
-        """Creates a topic with an odd name. Returns False if the broker or the harness cannot."""
+        """Creates a topic with an odd name; Returns False if the broker or the harness cannot.
+
+        Errors of another kind than a refusal are faults of the harness.
+        """
         try:
-            await asyncio.to_thread(self.harness.create_topic, topic)
+            await asyncio.to_thread(_kept, lambda: self.harness.create_topic(topic))
+        except _NO_REFUSALS:
+            raise
         except Exception:
             return False
         return True
@@ -299,6 +322,17 @@ class Context:
         """The harness' fault proxy; only for cases that need it."""
         assert self.harness.proxy is not None  # the runner has looked
         return self.harness.proxy
+
+    @contextlib.contextmanager
+    def spared_by_the_broker(self) -> Iterator[None]:
+        """For what follows a refusal: where the broker hangs up after it, its neighbours cannot have their answers."""
+        before = None if self.harness.proxy is None else self.harness.proxy.hung_up
+        try:
+            yield
+        except CaseFailed as failed:
+            if before is not None and self.proxy.hung_up > before:
+                raise NotApplicable(f"the broker hangs up when it refuses a message ({failed})") from failed
+            raise
 
     @contextlib.asynccontextmanager
     async def healed(self) -> AsyncIterator[FaultProxy]:
@@ -335,9 +369,10 @@ class Context:
 
         def locked() -> Any:
             with self.lock:
+                self.step = getattr(action, "__name__", "")
                 return action()
 
-        return await asyncio.to_thread(locked)
+        return await asyncio.to_thread(_kept, locked)
 
     @contextlib.asynccontextmanager
     async def entered(self, method: Callable[[], contextlib.AbstractContextManager[None]]) -> AsyncIterator[None]:

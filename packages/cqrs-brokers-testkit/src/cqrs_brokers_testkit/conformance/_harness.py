@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 from urllib.parse import quote
 
 from cqrs_brokers import Message
 from cqrs_brokers.url import BrokerURL, Host
-from cqrs_brokers_testkit.proxy import FaultProxy
+from cqrs_brokers_testkit.proxy import FaultProxy, ProxyConnection
 from cqrs_brokers_testkit.readers import Record
 from cqrs_brokers_testkit.servers import free_port
 
@@ -45,8 +45,9 @@ class Refusal(NamedTuple):
 
     Attributes:
         url: The config string.
-        topic: The topic of the message.
-        message: The message, which must be the first that is sent there.
+        topic: A topic that can be read back, to which the suite sends good messages beside the refused one.
+        message: The refused message. It must be the first that is sent with this config string. Where the broker
+            refuses by topic, its topic is another one.
     """
 
     url: str
@@ -54,6 +55,22 @@ class Refusal(NamedTuple):
     message: Message
 
 
+class Forgery(NamedTuple):
+    """What a broker's answers to messages are turned into, on their way to the driver.
+
+    Attributes:
+        meaning: `lost`: they do not come, and all other answers do, such as those to a ping. `refused`: they say that
+            the message was refused. `unknown`: they say what nobody can know: a number that no message has, a reason
+            code that the protocol does not have.
+        apply: Begins with it on one connection, until the connection ends. `cqrs_brokers_testkit.frames` helps.
+    """
+
+    meaning: Literal["lost", "refused", "unknown"]
+    apply: Callable[[ProxyConnection], object]
+
+
+_OPTIONAL = {"foreign_answers", "forged_answers", "stuck_destination", "dismiss_clients"}
+"""What a harness need not offer: by itself it raises `NotApplicable`."""
 _BY_PROXY = {"stall", "resume", "reset", "lose_answers", "connections_made"}
 _OF_A_WIRE = {"proxy", "hosts_url", "peer_url", "unreachable_url", "restart", "kill", *_BY_PROXY}
 
@@ -68,6 +85,9 @@ class Harness:
         url: The config string. If there is a `proxy`, the string names the proxy's address. `start()` may set it.
         distribution: Which distribution is meant, when several claim the scheme.
         options: Options for every broker that is opened, besides those that a case sets.
+        variants: Further sets of options with which receipts must be as true: those that change how messages are
+            written or answers are read. Each costs a few seconds.
+        most_unanswered: How many messages the broker takes that it has not answered; None: the protocol has no limit.
         scale: A factor for the number of messages that the big cases send. With 1 they send thousands. Use less for
             mutants and slow machines.
         wire: Whether there is a socket between driver and broker. If not (the broker is an object in this process), the
@@ -88,6 +108,8 @@ class Harness:
     url: str = ""
     distribution: str | None = None
     options: Mapping[str, Any] = {}
+    variants: Sequence[Mapping[str, Any]] = ()
+    most_unanswered: int | None = None
     scale: float = 1.0
     wire: bool = True
     discards: bool = False
@@ -120,7 +142,10 @@ class Harness:
 
     def create_topic(self, topic: str) -> None:
         """Makes a topic ready to be published to and read back: for example a Kafka topic, or an AMQP queue with its
-        binding."""
+        binding.
+
+        For odd names it may raise what the broker's client raises when the broker cannot have such a topic.
+        """
 
     def delete_topic(self, topic: str) -> None:
         """Deletes what `create_topic` made. Called for topics with odd names, such as `#`, which may catch the messages
@@ -149,7 +174,11 @@ class Harness:
         raise Unsupported
 
     def forbidden_destination(self) -> Target:
-        """A destination that exists, with credentials that may connect but not publish there."""
+        """A destination that exists, with credentials that may connect but not publish there.
+
+        They may publish to the topics of `create_topic`: the suite sends there, too, to see that the neighbours of a
+        refused message are spared.
+        """
         raise Unsupported
 
     def nacking_destination(self) -> Target:
@@ -161,7 +190,7 @@ class Harness:
         raise Unsupported
 
     def refuse_next(self) -> Refusal:
-        """A message that the broker refuses as a whole."""
+        """A message that the broker refuses as a whole, such as one above the size that this topic takes."""
         raise Unsupported
 
     def wrong_password_url(self) -> str:
@@ -186,6 +215,29 @@ class Harness:
         If it is not overridden, the case about such answers does not apply. Most protocols have no place for them.
         """
         raise NotApplicable("nobody but the broker can answer")
+
+    def forged_answers(self) -> Mapping[str, Forgery]:
+        """Forged answers, by what they say. Each is tried with a broker and a connection of its own, through `proxy`.
+
+        Without it the cases about single answers do not apply, except that a ping's answers are found without help
+        where they are always the same bytes.
+        """
+        raise NotApplicable("the harness forges no answers")
+
+    def stuck_destination(self) -> Target:
+        """A destination that takes no message, while others do, until `resume()`.
+
+        For RabbitMQ: a quorum queue whose leader does not answer; for Kafka: a topic without enough replicas.
+        """
+        raise NotApplicable("the harness has no destination that takes nothing while others do")
+
+    def dismiss_clients(self) -> None:
+        """Lets the broker end all connections itself, with the farewell that its protocol has, as when it is shut down.
+
+        Returns when it takes connections again. Where the server does not do it on demand: `proxy.insert` what it would
+        say, and end the connections.
+        """
+        raise NotApplicable("the harness does not let the broker say farewell")
 
     def blocked(self) -> contextlib.AbstractContextManager[None]:
         """A context manager. While it is entered, the broker takes no messages, but keeps its connections."""
@@ -265,7 +317,7 @@ class Harness:
         if need == "proxy":
             return self.proxy is not None
         overridden = getattr(type(self), need) is not getattr(Harness, need)
-        if need == "foreign_answers":
+        if need in _OPTIONAL:
             return True
         if need in ("hosts_url", "peer_url", "unreachable_url"):
             return overridden or (self.wire and bool(BrokerURL.parse(self.url).hosts))

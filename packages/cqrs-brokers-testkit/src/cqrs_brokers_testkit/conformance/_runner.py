@@ -20,6 +20,7 @@ from typing import Any
 
 from cqrs_brokers import Capabilities, available_brokers, open_broker
 from cqrs_brokers_testkit.conformance import (
+    _answers,
     _closing,
     _connecting,
     _contract,
@@ -35,9 +36,11 @@ from cqrs_brokers_testkit.conformance import (
     _queueing,
     _refusals,
     _static,
+    _stuck,
     _tls,
     _upkeep,
     _values,
+    _variants,
 )
 from cqrs_brokers_testkit.conformance._case import CASES, Case, CaseFailed, Context
 from cqrs_brokers_testkit.conformance._harness import Harness, NotApplicable, Unsupported
@@ -47,6 +50,7 @@ Progress = Callable[[str], None]
 
 _MODULES = (
     *(_static, _messages, _values, _refusals, _delivery, _matching, _connecting, _tls, _later, _limits),
+    *(_answers, _variants, _stuck),
     *(_ordering, _lifecycle, _processes, _faults, _closing, _queueing, _upkeep, _contract),
 )
 _SECTIONS = ("static", "messages", "refusals", "delivery", "ordering", "lifecycle", "faults", "contract")
@@ -57,6 +61,9 @@ for _section in _SECTIONS:  # in this order, whatever the order of the imports a
                 CASES[_id] = CASES.pop(_id)
 
 _HERE = Path(__file__).parent
+_FAULT = "a fault in the harness, in "
+_MOST_FAULTS = 6
+"""So often one after the other may a method of the harness fail: each time can cost seconds."""
 _SIDE_BY_SIDE = 8  # cases that only wait
 _CLEAN_UP = 6.0  # seconds that a case may take, after its limit, to be cancelled and to close what it opened
 
@@ -112,6 +119,7 @@ class Session:
         self._capabilities_problem = ""
         self._answers: dict[str, Any] = {}
         self._lock = threading.Lock()  # for what the harness does
+        self._faults = _HarnessFaults()
         self._results: dict[str, CaseResult] = {}  # of cases that ran beside others and were not yet asked for
         self.chosen: Collection[str] = CASES  # what runs in this session: the cases that may run beside one of them
         self.report = self._empty_report()
@@ -150,7 +158,11 @@ class Session:
             self._results = {result.id: result for result in pool.map(self._result_of, cases)}
 
     def _result_of(self, case: Case) -> CaseResult:
-        return self._judge(case) or self._execute(case)
+        if case.kind != "static" and self._faults.most >= _MOST_FAULTS:
+            return _result(case, "not run", f"the harness failed {_MOST_FAULTS} times in a row: {self._faults.text}")
+        result = self._judge(case) or self._execute(case)
+        self._faults.note(result)
+        return result
 
     def _add(self, result: CaseResult) -> CaseResult:
         self.report.cases.append(result)
@@ -234,7 +246,8 @@ class Session:
             stack = traceback.extract_stack(sys._current_frames()[thread.ident or 0])
             at = f", in {Path(stack[-1].filename).name}:{stack[-1].lineno}: {stack[-1].line}" if stack else ""
             detail = "".join(traceback.format_list(stack))
-            return _result(case, "failed", f"still running after {seconds:.0f} s{at}", seconds, detail)
+            step = f"; the last step of the harness was {context.step}()" if context.step.isidentifier() else ""
+            return _result(case, "failed", f"still running after {seconds:.0f} s{at}{step}", seconds, detail)
         error = ended[0]
         breaches = [*context.breaches, *complaints]
         if isinstance(error, Unsupported):
@@ -289,12 +302,14 @@ def _named(error: BaseException) -> str:
 
 def _in_harness(error: BaseException, harness: Harness) -> str | None:
     """Says which method of the harness failed, and where; None when the error is not the harness' own."""
+    if isinstance(error.__cause__, TimeoutError):
+        error = error.__cause__
     frames = list(traceback.walk_tb(error.__traceback__))
     for frame, _ in frames:
         if frame.f_locals.get("self") is harness:
             last, line = frames[-1]
             where = f"{Path(last.f_code.co_filename).name}:{line} in {last.f_code.co_name}"
-            return f"a fault in the harness, in {frame.f_code.co_name}(): {_named(error)} ({where})"
+            return f"{_FAULT}{frame.f_code.co_name}(): {_named(error)} ({where})"
     return None
 
 
@@ -330,6 +345,21 @@ def _result(case: Case, status: Status, reason: str = "", seconds: float = 0.0, 
 
 def _chosen(case_id: str, only: tuple[str, ...]) -> bool:
     return any(case_id == name or case_id.startswith(f"{name}.") for name in only)
+
+
+class _HarnessFaults:
+    """Counts how often, one case after the other, the same method of the harness failed."""
+
+    def __init__(self) -> None:
+        self.most = 0
+        self.text = ""
+
+    def note(self, result: CaseResult) -> None:
+        """A case has ended."""
+        if result.status in ("passed", "failed"):
+            method = result.reason.partition("(): ")[0] if result.reason.startswith(_FAULT) else ""
+            self.most = self.most + 1 if method and self.text.startswith(method) else int(bool(method))
+            self.text = result.reason if method else ""
 
 
 class _Unhandled(logging.Handler):

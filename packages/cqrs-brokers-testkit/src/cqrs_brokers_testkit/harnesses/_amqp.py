@@ -13,11 +13,13 @@ from tempfile import TemporaryDirectory
 from typing import Any, Generic, TypeVar
 
 from cqrs_brokers_testkit.certificates import Certificates, make_certificates
-from cqrs_brokers_testkit.conformance import Harness, Record, Target
+from cqrs_brokers_testkit.conformance import Forgery, Harness, Record, Target
 from cqrs_brokers_testkit.proxy import FaultProxy
 from cqrs_brokers_testkit.readers import delete_queue, drain_queue
 from cqrs_brokers_testkit.servers import QpidServer, RabbitMQNode
 from cqrs_brokers_testkit.servers._processes import LOOPBACK
+
+from ._amqp_answers import FORGED
 
 __all__ = ["AMQPHarness"]
 
@@ -79,6 +81,9 @@ class AMQPHarness(Harness, Generic[Server]):
 
     def wrong_password_url(self) -> str:
         return self._url("guest", "wrong")
+
+    def forged_answers(self) -> Mapping[str, Forgery]:
+        return FORGED
 
     def kill(self) -> None:
         self._server.kill()

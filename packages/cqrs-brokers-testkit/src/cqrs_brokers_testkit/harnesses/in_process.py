@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from cqrs_brokers import Message
 from cqrs_brokers_testkit._optional import require
-from cqrs_brokers_testkit.conformance import Harness, Record, Refusal
+from cqrs_brokers_testkit.conformance import Harness, NotApplicable, Record, Refusal, Target
 
 __all__ = ["DevnullHarness", "MemoryHarness"]
 
@@ -45,6 +45,9 @@ class MemoryHarness(Harness):
             )
             for record in require("cqrs_broker_memory", extra="memory").published("conformance").find(topic=topic)
         ]
+
+    def stuck_destination(self) -> Target:
+        raise NotApplicable("it takes every message at once")
 
     def refuse_next(self) -> Refusal:
         """The script refuses the first message of a broker."""

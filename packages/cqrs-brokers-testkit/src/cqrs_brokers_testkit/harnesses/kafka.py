@@ -10,11 +10,13 @@ from tempfile import TemporaryDirectory
 from cqrs_brokers import Message
 from cqrs_brokers_testkit._optional import require
 from cqrs_brokers_testkit.certificates import make_certificates
-from cqrs_brokers_testkit.conformance import Harness, Record, Refusal, Target
+from cqrs_brokers_testkit.conformance import Forgery, Harness, NotApplicable, Record, Refusal, Target
 from cqrs_brokers_testkit.proxy import FaultProxy
 from cqrs_brokers_testkit.readers import drain_topic
 from cqrs_brokers_testkit.servers import KafkaCluster, kafka
 from cqrs_brokers_testkit.servers._processes import LOOPBACK
+
+from ._kafka_answers import FORGED, without_replicas
 
 __all__ = ["KafkaHarness"]
 
@@ -28,6 +30,7 @@ class KafkaHarness(Harness):
         "delivery.nack-is-not-success": "Kafka has no nack: it answers with error codes",
         "delivery.blocked-is-waited-out": "Kafka has no state in which it takes no messages but keeps connections",
     }
+    variants = ({"compression_type": "gzip", "linger_ms": 5},)
     users: Mapping[str, str] = {"app": "app-secret", "writer": "writer-secret", "nobody": "nobody-secret"}
 
     def __init__(self) -> None:
@@ -71,6 +74,23 @@ class KafkaHarness(Harness):
         topic = self.new_topic_name()
         self._cluster.create_topic(topic, config={"max.message.bytes": "20000"})
         return Refusal(self.url, topic, Message("Refused", topic, bytes(50_000)))
+
+    def stuck_destination(self) -> Target:
+        topic = self.new_topic_name()
+        self._cluster.create_topic(topic)
+        self._through().on_connection = without_replicas(topic)
+        self.reset()
+        return Target(self.url, topic)
+
+    def resume(self) -> None:
+        super().resume()
+        self._through().on_connection = None
+
+    def forged_answers(self) -> Mapping[str, Forgery]:
+        return FORGED
+
+    def dismiss_clients(self) -> None:
+        raise NotApplicable("Kafka has no farewell: a node that is shut down closes its sockets")
 
     def missing_destination(self) -> Target:
         return Target(self.url, self.new_topic_name())

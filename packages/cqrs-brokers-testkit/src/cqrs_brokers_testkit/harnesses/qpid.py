@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cqrs_brokers import Message
-from cqrs_brokers_testkit.conformance import Refusal, Target
+from cqrs_brokers_testkit.conformance import NotApplicable, Refusal, Target
 from cqrs_brokers_testkit.readers import bind_queue
 from cqrs_brokers_testkit.servers import QpidServer, qpid
 from cqrs_brokers_testkit.servers._processes import LOOPBACK
@@ -57,6 +57,9 @@ class QpidHarness(AMQPHarness[QpidServer]):
         limits: dict[str, Any] = {"qpid.policy_type": "REJECT", "qpid.max_size": 4096}
         self._queues[topic] = bind_queue(self._reader_url, "events", topic, queue, **limits)
         return Refusal(self.url, topic, Message("E", topic, b"x" * 8192))
+
+    def stuck_destination(self) -> Target:
+        raise NotApplicable("a queue of Qpid's that cannot take a message refuses it")
 
     def wrong_permission_url(self) -> str:
         return self._url("stranger", "secret")

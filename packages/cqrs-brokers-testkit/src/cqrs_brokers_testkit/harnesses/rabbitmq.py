@@ -23,6 +23,12 @@ class RabbitMQHarness(AMQPHarness[RabbitMQNode]):
         "delivery.refused-spares-its-neighbours": "RabbitMQ refuses no single message but with a nack",
     }
 
+    variants = ({"queue_type": "quorum", "declare": "queue"},)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._suspended: list[str] = []
+
     def _serve(self) -> contextlib.AbstractContextManager[RabbitMQNode]:
         return rabbitmq(certificates=self._certificates)
 
@@ -46,6 +52,25 @@ class RabbitMQHarness(AMQPHarness[RabbitMQNode]):
         full: dict[str, Any] = {"x-max-length": 0, "x-overflow": "reject-publish", "x-expires": 600_000}
         bind_queue(self._reader_url, "events", topic, f"full-{topic}", **full)
         return Target(self.url, topic)
+
+    def stuck_destination(self) -> Target:
+        topic = f"stuck-{self.new_topic_name()}"
+        bind_queue(self._reader_url, "events", topic, topic, **{"x-queue-type": "quorum"})
+        self._quorum_queue("suspend", topic)
+        self._suspended.append(topic)
+        return Target(self.url, topic)
+
+    def resume(self) -> None:
+        super().resume()
+        while self._suspended:
+            self._quorum_queue("resume", self._suspended.pop())
+
+    def _quorum_queue(self, what: str, topic: str) -> None:
+        """Suspends the process that leads it, or lets it go on: as without a majority, it answers nobody meanwhile."""
+        self._server.ctl("eval", f"sys:{what}({{'%2F_{topic}', node()}}).")
+
+    def dismiss_clients(self) -> None:
+        self._server.close_all_connections()
 
     def wrong_permission_url(self) -> str:
         self._server.add_vhost("locked", user=None)

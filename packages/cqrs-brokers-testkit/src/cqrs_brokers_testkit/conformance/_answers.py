@@ -1,0 +1,158 @@
+"""Cases about single answers: forged, lost beside others that come, and a farewell that is no answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from cqrs_brokers import Broker, DeliveryError, DeliveryUnknownError, Message, Receipt
+from cqrs_brokers_testkit.conformance._case import (
+    Context,
+    NotApplicable,
+    case,
+    check,
+    check_receipt,
+    check_truth,
+    outcome_of,
+    tally,
+)
+from cqrs_brokers_testkit.conformance._harness import Forgery
+from cqrs_brokers_testkit.proxy import ProxyConnection
+
+_DEADLINE = 3.0
+
+
+class _Forged:
+    """A broker whose answers to messages are forged, and what it has sent."""
+
+    def __init__(self, ctx: Context, broker: Broker, topic: str, connections: Sequence[ProxyConnection]) -> None:
+        self.broker, self.topic, self.connections = broker, topic, connections
+        self.messages = [ctx.message(topic) for _ in range(3)]
+        self.sends: list[asyncio.Future[Receipt | DeliveryError]] = []
+
+    @classmethod
+    async def of(cls, ctx: Context, timeout: float = _DEADLINE) -> _Forged:
+        """One whose connections are known, and were used."""
+        before = set(ctx.proxy.connections)
+        broker, topic = ctx.open(delivery_timeout=timeout), await ctx.topic()
+        check_receipt(await outcome_of(broker.send_message(ctx.message(topic))))
+        return cls(ctx, broker, topic, [each for each in ctx.proxy.connections if each not in before])
+
+    def send(self) -> None:
+        self.sends = [asyncio.ensure_future(outcome_of(self.broker.send_message(each))) for each in self.messages]
+
+    async def check_truth(self, ctx: Context) -> None:
+        """What was not written because the answer to the one before it did not come, is not delivered."""
+        sent = {str(message.message_id) for message in self.messages}
+        records = [record for record in await ctx.read(self.topic, 2) if record.message_id in sent]
+        check_truth(self.messages, [send.result() for send in self.sends], records)
+
+    async def apply(self, ctx: Context, change: Callable[[ProxyConnection], object]) -> None:
+        for connection in self.connections:
+            await ctx.do(lambda connection=connection: change(connection))  # type: ignore[misc]
+
+
+async def _tried(ctx: Context, meaning: str) -> dict[str, _Forged]:
+    """What became of messages whose answers are forged so, by what the forged answer says."""
+    forgeries: dict[str, Forgery] = await ctx.once(ctx.harness.forged_answers)
+    tried = {}
+    for says, forgery in forgeries.items():
+        if forgery.meaning == meaning:
+            tried[says] = await _Forged.of(ctx)
+            await tried[says].apply(ctx, forgery.apply)
+    if not tried:
+        raise NotApplicable(f"the harness has no forged answer whose meaning is {meaning!r}")
+    for forged in tried.values():
+        forged.send()
+    for forged in tried.values():
+        await asyncio.gather(*forged.sends)
+    return tried
+
+
+@case(
+    "delivery.unknown-answers-prove-nothing",
+    "fault",
+    needs=["proxy", "forged_answers", "read_back"],
+    capability="confirms",
+)
+async def unknown_answers_prove_nothing(ctx: Context) -> None:
+    """An answer with a number or code that does not exist proves nothing: neither a receipt nor "not delivered"."""
+    for says, forged in (await _tried(ctx, "unknown")).items():
+        outcomes = [send.result() for send in forged.sends]
+        unknown = any(isinstance(outcome, DeliveryUnknownError) for outcome in outcomes)
+        lied = any(isinstance(outcome, Receipt) for outcome in outcomes)
+        check(unknown and not lied, f"the broker's answers were turned into {says}, and sends got {tally(outcomes)}")
+        await forged.check_truth(ctx)
+
+
+@case("delivery.refusal-codes-are-no-confirms", "fault", needs=["proxy", "forged_answers"], capability="confirms")
+async def refusal_codes_are_no_confirms(ctx: Context) -> None:
+    """An answer that says no, with any of its codes, gives no receipt."""
+    for says, forged in (await _tried(ctx, "refused")).items():
+        outcomes = [send.result() for send in forged.sends]
+        lied = any(isinstance(outcome, Receipt) for outcome in outcomes)
+        check(not lied, f"the broker's answers were turned into {says}, and sends got {tally(outcomes)}")
+
+
+@case("delivery.pings-confirm-nothing", "fault", needs=["proxy", "read_back"], capability="confirms")
+async def pings_confirm_nothing(ctx: Context) -> None:
+    """The answers to messages are lost, and those to pings come: no receipt."""
+    forged = await _Forged.of(ctx, 20.0)
+    await forged.apply(ctx, await _losing_all_but_pings(ctx, forged))
+    forged.send()
+    await ctx.read(forged.topic, 2)  # at least one of them is there
+    await asyncio.sleep(0.2)  # its answer, and the acknowledgements of others, have come and are lost
+    health = await forged.broker.health()
+    await asyncio.sleep(0.2)
+    done = [send.result() for send in forged.sends if send.done()]
+    lied = any(isinstance(outcome, Receipt) for outcome in done)
+    check(not lied, f"the answers to messages are lost (health: {health.reason or 'ok'}), and sends got {tally(done)}")
+    for send in forged.sends:
+        send.cancel()
+
+
+async def _losing_all_but_pings(ctx: Context, forged: _Forged) -> Callable[[ProxyConnection], object]:
+    """By the harness; without it, what a ping brings is let through, if it is the same each time."""
+    try:
+        forgeries: dict[str, Forgery] = await ctx.once(ctx.harness.forged_answers)
+        lost = [forgery.apply for forgery in forgeries.values() if forgery.meaning == "lost"]
+    except NotApplicable:
+        lost = []
+    if lost:
+        return lost[0]
+    brought: list[bytes] = []
+    learning = True
+
+    def rewrite(data: bytes) -> bytes:
+        if learning:
+            brought.append(data)
+            return data
+        return data if data in brought else b""
+
+    await forged.apply(ctx, lambda connection: connection.rewrite(rewrite))
+    for _ in range(3):
+        health = await forged.broker.health()
+        check(health.ok, f"health() of a broker that works: {health}")
+    if len(set(brought)) != 1:
+        raise NotApplicable("the answers to its pings differ, and the harness forges no answers")
+    learning = False
+    return lambda _: None
+
+
+@case("delivery.farewells-confirm-nothing", "fault", needs=["proxy", "dismiss_clients", "read_back"], limit=90.0)
+async def farewells_confirm_nothing(ctx: Context) -> None:
+    """The broker ends the connection in good order, and messages on their way do not reach it: no outcome lies."""
+    broker, topic = ctx.open(delivery_timeout=20.0), await ctx.topic()
+    check_receipt(await outcome_of(broker.send_message(ctx.message(topic))))
+    messages: list[Message] = [ctx.message(topic) for _ in range(20)]
+    async with ctx.healed() as proxy:
+        for connection in list(proxy.connections):
+            await ctx.do(lambda connection=connection: connection.stall("up"))  # type: ignore[misc]
+        sends = [asyncio.ensure_future(outcome_of(broker.send_message(message))) for message in messages]
+        await asyncio.sleep(0.3)
+        await ctx.do(ctx.harness.dismiss_clients)
+    outcomes = await asyncio.gather(*sends)
+    await ctx.works_again(broker, await ctx.topic(), 20.0)
+    records = await ctx.read(topic, sum(isinstance(outcome, Receipt) for outcome in outcomes))
+    sent = {str(message.message_id) for message in messages}
+    check_truth(messages, outcomes, [record for record in records if record.message_id in sent])
