@@ -116,3 +116,30 @@ async def test_a_broker_that_throttles_is_seen() -> None:
         assert (await broker.health()).reason == "ok"
     told = [state for state in states.seen if "throttled" in state[0]]
     assert told == [("throttled", "a quota, 1 s"), ("unthrottled", "")]
+
+
+@pytest.mark.parametrize("outage", ["lost", "blocked"])
+async def test_a_broker_that_takes_messages_again_shortly_before_a_deadline(outage: str) -> None:
+    """The error names the time before as the reason; the topic is not to blame."""
+    driver = Scripted()
+    async with Broker(driver, delivery_timeout=1.0, retry_delay=0.01) as broker:
+        if outage == "lost":
+            driver.connect_delay = 0.8
+            driver.link.lost(unreachable())
+        else:
+            driver.link.blocked("an alarm")
+            asyncio.get_running_loop().call_later(0.8, driver.link.unblocked)
+        with pytest.raises(BackpressureError, match="took no messages until shortly before the deadline"):
+            await broker.send_message(message())
+        assert broker.state == "connected"
+        driver.hand_over_all()
+
+
+async def test_a_topic_that_takes_nothing_long_after_an_outage() -> None:
+    """The outage is not to blame then."""
+    driver = Scripted()
+    async with Broker(driver, delivery_timeout=1.0, retry_delay=0.01) as broker:
+        driver.link.lost(unreachable())
+        with pytest.raises(BackpressureError, match="takes nothing for this topic"):
+            await broker.send_message(message())
+        driver.hand_over_all()

@@ -299,12 +299,13 @@ class KafkaInspection(Inspection):
         said = f"{in_sync} of {_counted(replicas, 'replica')} in sync, min.insync.replicas={needed}"
         if self._options.acks != "all":
             yield Finding("topic", "warn", topic, f"{said}, and acks={self._options.acks} waits for none of that")
-        elif replicas < needed:
-            text = f"{said}: the topic can never have so many, and refuses every message"
-            yield Finding("topic", "fail", topic, text, "add replicas, or lower min.insync.replicas")
-        elif in_sync < needed:
+        elif in_sync < min(needed, replicas):
             text = f"{said}: the topic refuses messages until more replicas are in sync"
             yield Finding("topic", "fail", topic, text, "bring the other nodes back")
+        elif replicas < needed:  # Kafka's `Partition.effectiveMinIsr`
+            nodes = "one node" if replicas == 1 else f"{replicas} nodes"
+            text = f"{said}: only the replicas that exist count, so a message is confirmed that is on {nodes} only"
+            yield Finding("topic", "warn", topic, text, f"give the topic more than {needed} replicas")
         elif replicas == 1:
             text = f"{said}: messages are on one node only"
             yield Finding("topic", "warn", topic, text, "give the topic 3 replicas and min.insync.replicas=2")

@@ -215,7 +215,7 @@ class Observers:
                     raise InvalidMessageError(f"it returned a {type(added).__name__}, not a mapping")
                 if added:
                     own = message.headers
-                    size = self._replace_headers(message, {**own, **added} if own else {**added}, size)
+                    size = self._replace_headers(message, {**own, **added} if own else added, size)
             except NotDeliveredError as refusal:
                 self._log(observer, "before_send", "the headers that observer %s adds are refused: %s", refusal.text)
             except (Exception, CancelledError) as error:

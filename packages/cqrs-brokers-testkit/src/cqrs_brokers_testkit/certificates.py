@@ -55,7 +55,7 @@ def make_certificates(folder: Path | str) -> Certificates:
         FileNotFoundError: There is no `openssl` program.
         RuntimeError: `openssl` failed. The text has its output.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()  # servers run in folders of their own
     folder.mkdir(parents=True, exist_ok=True)
     loopback = "DNS:localhost,IP:127.0.0.1,IP:::1"
     ca, ca_key = _authority(folder, "ca")

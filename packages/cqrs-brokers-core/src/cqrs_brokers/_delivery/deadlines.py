@@ -68,6 +68,8 @@ class Deadlines:
         self.armed = False
         """Whether there is a timer. If so, `watch()` need not be called: reading this attribute is cheaper than a call
         per message."""
+        self._opened = 0.0
+        """When the driver began to take messages, in the event loop's time."""
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
         """Starts anew in that event loop."""
@@ -76,6 +78,10 @@ class Deadlines:
         self.armed = False
         self._in_order = True
         self._stalled = 0.0
+
+    def opened(self) -> None:
+        """The driver takes messages from now on."""
+        self._opened = self._loop.time()
 
     def watch(self, deadline: float) -> None:
         """Sets the timer for a message with this deadline (`loop.time()`, in seconds), if no timer is set."""
@@ -165,8 +171,14 @@ class Deadlines:
         if isinstance(reason, NotDeliveredError):
             return reason
         text = self._why_stuck(delivery) if delivery.state == QUEUED else None
+        began = delivery.deadline - (self._timeout if delivery.timeout is None else delivery.timeout)
         if text is not None:
             pass
+        elif delivery.deadline - self._opened < self._opened - began:
+            text = (
+                "the broker took no messages until shortly before the deadline: there was no connection, or the broker "
+                "was blocked; send again, or raise delivery_timeout"
+            )
         elif room:
             text = (
                 "the broker did not take it until the deadline: it takes nothing for this topic, or part of it, at the "

@@ -145,6 +145,7 @@ class Window:
         """Notes whether the driver takes messages from now on. If it does, submits what waits."""
         self.accepting = accepting
         if accepting:
+            self._deadlines.opened()
             self.refill()
 
     def refill(self) -> None:

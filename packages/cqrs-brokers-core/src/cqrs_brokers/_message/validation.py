@@ -66,7 +66,7 @@ class Validator:
         self._known_names: set[str] = set()
         self._known_types: set[str] = set()
         self._known_headers: set[str] = set()
-        self._texts: dict[str, HeaderValue] = {}
+        self._texts: Mapping[str, HeaderValue] = {}
         """The headers that a message was given last, if all were text. (Of other types, 1 and True are equal.)"""
         self._texts_size = 0
         self._are_typed = False
@@ -135,15 +135,15 @@ class Validator:
             size -= self._check_headers(message, before)
         try:
             if headers == self._texts:  # all messages of a batch get the same
-                message.headers = self._texts.copy()
+                message.headers = dict(self._texts)
                 size += self._texts_size
             else:
-                message.headers = headers
+                message.headers = dict(headers)
                 self._are_typed = False
-                added = self._check_headers(message, headers)
+                added = self._check_headers(message, message.headers)
                 size += added
                 if not self._are_typed:
-                    self._texts, self._texts_size = dict(message.headers), added
+                    self._texts, self._texts_size = message.headers, added
             if size > self._max:
                 self._refuse_size(message, size)
         except Exception:
