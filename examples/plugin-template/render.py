@@ -52,7 +52,7 @@ def render(variant: str, name: str, target: Path) -> list[Path]:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(fill(source.read_text(encoding="utf-8"), values), encoding="utf-8")
         written.append(file)
-    return written
+    return list(dict.fromkeys(written))  # a variant may replace a file of the project
 
 
 def fill(text: str, values: dict[str, str]) -> str:

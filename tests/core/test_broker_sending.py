@@ -428,6 +428,17 @@ async def test_needs_that_the_driver_does_not_declare_are_refused() -> None:
             await broker.send_message(bad)
 
 
+async def test_the_largest_message_is_said() -> None:
+    """It is the option, or the broker's own limit if that is lower; a message of one byte more is refused."""
+    for own, option, limit in ((None, 100, 100), (50, 100, 50), (200, 100, 100)):
+        driver = Scripted(capabilities=Capabilities(confirms=True, max_message_bytes=own), automatic=True)
+        async with Broker(driver, max_message_bytes=option) as broker:
+            assert broker.max_message_bytes == limit
+            assert (await broker.send_message(Message("n", "t", b"x" * limit))).confirmed
+            with pytest.raises(MessageTooLargeError):
+                await broker.send_message(Message("n", "t", b"x" * (limit + 1)))
+
+
 async def test_bad_messages_are_refused_before_any_io() -> None:
     """Nothing connects for a message that cannot be sent, and a good one works afterwards."""
     driver = Scripted(automatic=True)

@@ -234,6 +234,58 @@ async def test_numbers_that_are_no_parked_rows(database: Database, capsys: pytes
     assert await asyncio.to_thread(run, capsys, "release", *where) == (0, "released 0\n", "")
 
 
+@pytest.mark.parametrize("position", [0, -1, 2**63, 10**19, "1", 1.0, True])
+async def test_numbers_that_no_row_can_have(database: Database, position: Any) -> None:
+    """release and discard refuse them and say what a number looks like; the largest possible one is that of no row."""
+    async with OutboxAdmin(database.main, database.outbox) as admin:
+        for call in (admin.release, admin.discard):
+            with pytest.raises(OutboxError, match=r"is a whole number from 1 to 9223372036854775807, not "):
+                await call(position)
+            assert await call(2**63 - 1) == 0
+
+
+async def test_purge_and_parked_refuse_what_has_no_meaning(database: Database) -> None:
+    """purge with seconds below 0, parked without a limit of rows; rows that are kept for ever stay."""
+    await store(database, numbered(0, "a"))
+    async with relay(database, ScriptedBroker()), OutboxAdmin(database.main, database.outbox) as admin:
+        await until(all_in(State.SENT, database))
+        for keep in (-1, -0.001, float("nan"), float("-inf")):
+            with pytest.raises(OutboxError, match="keep must be 0 or more seconds"):
+                await admin.purge(keep)
+        for limit in (0, -1, 2**63):
+            with pytest.raises(OutboxError, match="the limit must be a whole number from 1 to"):
+                await admin.parked(limit)
+        assert await admin.purge(float("inf")) == await admin.purge(1e30) == 0
+        assert await admin.purge(0) == 1
+
+
+async def test_the_commands_refuse_such_numbers_in_a_line(
+    database: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without SQL, with the exit code 1."""
+    where = ["--database", database.url, "--table", database.outbox.tables.name]
+    for command in (("discard", "10000000000000000000"), ("release", "0"), ("parked", "--limit", "-1")):
+        code, out, err = await asyncio.to_thread(run, capsys, command[0], *where, *command[1:])
+        assert (code, out) == (1, "")
+        assert "must be a whole number from 1 to" in err or "is a whole number from 1 to" in err
+        assert err.count("\n") == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is Linux's")
+async def test_output_that_cannot_be_printed_goes_to_stderr(database: Database, tmp_path: Path) -> None:
+    """What the command did stays done, so its exit code stays too."""
+    where = ["--database", database.url, "--table", database.outbox.tables.name]
+    command = [sys.executable, "-m", "cqrs_brokers_outbox", "release", *where]
+    for arguments in ('"$@" >/dev/full', '"$@" >&-'):
+        process = await asyncio.create_subprocess_exec(
+            "bash", "-c", arguments, "bash", *command, stderr=asyncio.subprocess.PIPE
+        )
+        _, err = await process.communicate()
+        assert process.returncode == 0
+        assert err.decode().startswith("stdout cannot be written to (")
+        assert err.decode().endswith("this is the output:\nreleased 0\n")
+
+
 async def test_one_json_document(database: Database, capsys: pytest.CaptureFixture[str]) -> None:
     """Every command but relay prints one with --json, with the same exit code."""
     where = ["--json", "--database", database.url, "--table", database.outbox.tables.name]

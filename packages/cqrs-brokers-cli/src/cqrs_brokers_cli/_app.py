@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -20,19 +20,19 @@ from cqrs_brokers.arguments import without_values
 from ._check import URL_VARIABLE, Check
 from ._exit_codes import ExitCode, code_of_error
 from ._new import Variant, new
-from ._output import Output, printable
+from ._output import Output, UnwritableError, printable, say, why_unwritable
 from ._plugins import describe, list_schemes
 from ._report import Report
 from ._send import Input, send_body, send_lines
 
-__all__ = ["main"]
+__all__ = ["run"]
 
 PROGRAM = "cqrs-brokers"
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def run(arguments: Sequence[str] | None = None) -> int:
     """Runs a command.
 
     Args:
@@ -58,11 +58,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokerError as error:
         _complain(error.text)
         return code_of_error(error)
-    except Exception as error:
-        # Its text may quote a config string that nobody could read, so only its place is shown.
-        _complain(f"an unexpected {type(error).__name__}: this is a mistake of cqrs-brokers-cli")
-        print("".join(traceback.format_tb(error.__traceback__)), end="", file=sys.stderr)
+    except UnwritableError as error:
+        if str(error):
+            _complain(f"stdout cannot be written to: {error}")
         return ExitCode.BUG
+    except Exception as error:
+        if isinstance(error, OSError) and (reason := why_unwritable(sys.stdout)) is not None:  # such as --help
+            _complain(f"stdout cannot be written to: {reason}")
+            return ExitCode.BUG
+        return _unexpected(error)
+
+
+def _unexpected(error: Exception) -> ExitCode:
+    """Says where a mistake is. Its text may quote a config string that nobody could read, so it is not shown."""
+    _complain(f"an unexpected {type(error).__name__}: this is a mistake of cqrs-brokers-cli")
+    say("".join(traceback.format_tb(error.__traceback__)).rstrip())
+    return ExitCode.BUG
 
 
 def _quiet() -> None:
@@ -77,13 +88,18 @@ def _quiet() -> None:
 
 def _complain(text: str) -> None:
     for line in text.splitlines():
-        print(f"{PROGRAM}: {printable(line)}", file=sys.stderr)
+        say(f"{PROGRAM}: {printable(line)}")
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    """Whether a person is there. A stream is None if the process was started with it closed."""
+    return stream is not None and stream.isatty()
 
 
 def _app() -> typer.Typer:
     app = typer.Typer(
         add_completion=False,
-        rich_markup_mode="rich" if sys.stdout.isatty() else None,
+        rich_markup_mode="rich" if _is_terminal(sys.stdout) else None,
         help="Says what is installed and what is wrong with a config string, and sends messages.",
     )
 
@@ -114,13 +130,13 @@ def _show_version(wanted: bool) -> None:
 
 
 def _list(as_json: Json = False) -> int:
-    return list_schemes(Output(as_json=as_json))
+    return list_schemes(Output(as_json=as_json, repeatable=True))
 
 
 def _describe(
     scheme: Annotated[str, typer.Argument(metavar="SCHEME", help="Such as kafka.")], as_json: Json = False
 ) -> int:
-    return describe(scheme, Output(as_json=as_json))
+    return describe(scheme, Output(as_json=as_json, repeatable=True))
 
 
 def _check(
@@ -167,7 +183,7 @@ def _send(
         raise typer.BadParameter("give a body or --file, not both")
     if key is not None and key_field is not None:
         raise typer.BadParameter("give --key or --key-field, not both")
-    if body is None and file is None and sys.stdin.isatty():
+    if body is None and file is None and (sys.stdin is None or sys.stdin.isatty()):
         raise typer.BadParameter("give a body, --file, or lines on standard input")
     headers = {}
     for item in header or []:
@@ -183,15 +199,24 @@ def _send(
     for warning in caught:
         _complain(f"warning: {warning.message}")
     try:
-        report = asyncio.run(_run_send(broker, made, body, file, progress=not as_json and sys.stderr.isatty()))
+        report = asyncio.run(_run_send(broker, made, body, file, progress=not as_json and _is_terminal(sys.stderr)))
     except BrokerError:
         raise
     except (ValueError, OSError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        _complain(f"{'the body' if body is not None else 'the input'} cannot be sent: {reason}")
-        return ExitCode.USAGE
+        return _unsendable("the body" if body is not None else "the input", error)
     report.show(output)
+    if isinstance(report.failure, BrokerError):
+        _complain(report.failure.text)
+    elif isinstance(report.failure, OSError):
+        _unsendable("the rest of the input", report.failure)
+    elif report.failure is not None:
+        _unexpected(report.failure)
     return report.exit_code
+
+
+def _unsendable(what: str, error: ValueError | OSError) -> ExitCode:
+    _complain(f"{what} cannot be sent: {error.strerror if isinstance(error, OSError) else error}")
+    return ExitCode.USAGE
 
 
 async def _run_send(broker: Broker, made: Input, body: bytes | None, file: Path | None, *, progress: bool) -> Report:

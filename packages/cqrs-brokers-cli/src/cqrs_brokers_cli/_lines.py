@@ -20,12 +20,12 @@ class Line(NamedTuple):
 
     Attributes:
         number: The number of the line, from 1.
-        content: The line without its line break.
+        content: The line without its line break. None: it has more bytes than the limit, and is not kept.
         end: How many bytes of the source have been read with it.
     """
 
     number: int
-    content: bytes
+    content: bytes | None
     end: int
 
 
@@ -35,14 +35,17 @@ class Lines:
     Args:
         descriptor: The file descriptor to read from. It is read with `os.read`, so that no lock of a buffer is held at
             the end of the process.
+        limit: The most bytes of a line, without its line break. Of a longer line no more is held in memory.
     """
 
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+    def __init__(self, descriptor: int, limit: int) -> None:
+        self._descriptor, self._limit = descriptor, limit
         self._loop = asyncio.get_running_loop()
         self._pieces: asyncio.Queue[list[Line] | OSError | None] = asyncio.Queue()
         self._room = threading.Semaphore(AHEAD)
         self._number = self._end = 0
+        self._parts: list[bytes] = []
+        self._size = 0
         threading.Thread(target=self._read, name="lines", daemon=True).start()
 
     async def next(self) -> list[Line] | None:
@@ -58,23 +61,41 @@ class Lines:
         return piece
 
     def _read(self) -> None:
-        rest = b""
         try:
             while data := os.read(self._descriptor, READ_SIZE):
-                *whole, rest = (rest + data).split(b"\n")
-                if whole:
-                    self._give([self._line(content, 1) for content in whole])
-            if rest:
-                self._give([self._line(rest, 0)])
+                *ends, rest = data.split(b"\n")
+                lines = []
+                for end in ends:
+                    self._keep(end)
+                    lines.append(self._line(1))
+                self._keep(rest)
+                if lines:
+                    self._give(lines)
+            if self._size:
+                self._give([self._line(0)])
         except OSError as error:
             self._give(error)
         else:
             self._give(None)
 
-    def _line(self, content: bytes, breaks: int) -> Line:
+    def _keep(self, part: bytes) -> None:
+        """Takes a part of the line that is being read. Parts are joined once, at the end of the line."""
+        self._size += len(part)
+        if self._size > self._limit + 1:  # one more for a carriage return
+            self._parts.clear()
+        elif part:
+            self._parts.append(part)
+
+    def _line(self, breaks: int) -> Line:
+        """The line whose parts are all here."""
         self._number += 1
-        self._end += len(content) + breaks
-        return Line(self._number, content.removesuffix(b"\r"), self._end)
+        self._end += self._size + breaks
+        content: bytes | None = b"".join(self._parts).removesuffix(b"\r")
+        if self._size > self._limit + 1 or (content is not None and len(content) > self._limit):
+            content = None
+        self._parts.clear()
+        self._size = 0
+        return Line(self._number, content, self._end)
 
     def _give(self, piece: list[Line] | OSError | None) -> None:
         self._room.acquire()

@@ -1,5 +1,8 @@
 """The output of a command: ticks and colours on a terminal, plain lines elsewhere, or one JSON document.
 
+If stdout takes nothing (a full disk, a pipe that nobody reads any more), no command fails for that when it has done
+something: the whole output goes to stderr instead.
+
 rich obeys `NO_COLOR`. Texts of servers and plugins are shown as they are: rich's markup in them has no effect, and
 control characters are left out.
 """
@@ -7,18 +10,19 @@ control characters are left out.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, TextIO
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from cqrs_brokers.inspection import Finding, Level
 
-__all__ = ["Output", "printable"]
+__all__ = ["Output", "UnwritableError", "printable", "say", "why_unwritable"]
 
 _MARKS: dict[Level, tuple[str, str]] = {
     "ok": ("✓", "green"),
@@ -34,16 +38,58 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else " " for character in text)
 
 
+class UnwritableError(Exception):
+    """Stdout takes no output. The text says why; it is empty if the reader of a pipe has gone away, which is usual."""
+
+
+def say(text: str) -> None:
+    """Prints to stderr. If stderr takes nothing, the text is lost: no command fails for that."""
+    if sys.stderr is None:
+        return
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        _give_up(sys.stderr)
+
+
+def why_unwritable(file: TextIO | None) -> str | None:
+    """Why the file takes nothing. It is tried with an empty line. None: it has taken that."""
+    if file is None:
+        return "it is closed"
+    try:
+        print(file=file, flush=True)
+    except (OSError, ValueError) as error:
+        _give_up(file)
+        return _reason(error)
+    return None
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def _give_up(file: TextIO) -> None:
+    """What its buffer still holds must not fail once more at the end of the process."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, file.fileno())
+        os.close(nowhere)
+
+
 class Output:
     """Where results go.
 
     Args:
         as_json: Print nothing but one JSON document at the end.
+        repeatable: The command only shows something, so that it may fail when stdout takes no output. Otherwise the
+            output goes to stderr then, from its beginning.
         file: Where to print. Default: the process's stdout.
     """
 
-    def __init__(self, *, as_json: bool = False, file: TextIO | None = None) -> None:
-        self._as_json = as_json
+    def __init__(self, *, as_json: bool = False, repeatable: bool = False, file: TextIO | None = None) -> None:
+        self._as_json, self._repeatable = as_json, repeatable
+        self._printed: list[str] = []
+        self._is_redirected = False
         self._file = sys.stdout if file is None else file
         self._console = Console(file=self._file, highlight=False, soft_wrap=False)
         self._for_people = not as_json and self._console.is_terminal
@@ -56,20 +102,15 @@ class Output:
         """Prints a line for people. With JSON it prints nothing."""
         if self._as_json:
             return
-        if self._for_people:
-            self._console.print(Text(printable(text), style=style))
-        else:
-            self._write(printable(text))
+        self._put(printable(text), Text(printable(text), style=style))
 
     def finding(self, finding: Finding) -> None:
         """Prints a finding as soon as it is known."""
         if self._as_json:
             return
         about = "" if _names_its_subject(finding) else f"{finding.subject}: "
-        if not self._for_people:
-            remedy = f" -> {finding.remedy}" if finding.remedy else ""
-            self._write(f"{finding.level:6} {finding.step:{_STEP_WIDTH}} {printable(about + finding.text + remedy)}")
-            return
+        remedy = f" -> {finding.remedy}" if finding.remedy else ""
+        plain = f"{finding.level:6} {finding.step:{_STEP_WIDTH}} {printable(about + finding.text + remedy)}"
         mark, style = _MARKS[finding.level]
         text = Text(printable(about), style="bold")
         text.append(printable(finding.text), style="not bold" if finding.level != "unseen" else "not bold dim")
@@ -80,7 +121,7 @@ class Output:
         row.add_row(Text(mark, style=style), Text(finding.step, style="cyan"), text)
         if finding.remedy:
             row.add_row("", "", Text(f"→ {printable(finding.remedy)}", style=style if style != "dim" else ""))
-        self._console.print(row)
+        self._put(plain, row)
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]], styles: Sequence[str] = ()) -> None:
         """Prints a table for people. If the output is not a terminal, columns have two spaces between them. With JSON
@@ -88,25 +129,46 @@ class Output:
         if self._as_json:
             return
         listed = [[printable(cell) for cell in row] for row in rows]
-        if self._for_people:
-            table = Table(box=None, pad_edge=False, header_style="bold")
-            for number, column in enumerate(columns):
-                table.add_column(column, style=styles[number] if number < len(styles) else "", overflow="fold")
-            for row in listed:
-                table.add_row(*(Text(cell) for cell in row))
-            self._console.print(table)
-            return
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for number, column in enumerate(columns):
+            table.add_column(column, style=styles[number] if number < len(styles) else "", overflow="fold")
+        for row in listed:
+            table.add_row(*(Text(cell) for cell in row))
         widths = [max(map(len, cells)) for cells in zip(columns, *listed, strict=True)]
-        for row in [list(columns), *listed]:
-            self._write("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in [list(columns), *listed]
+        ]
+        self._put("\n".join(lines), table)
 
     def document(self, content: Any) -> None:
         """Prints the JSON document, if JSON is wanted."""
         if self._as_json:
-            self._write(json.dumps(content, indent=2, ensure_ascii=True))
+            self._put(json.dumps(content, indent=2, ensure_ascii=True))
 
-    def _write(self, text: str) -> None:
-        print(text, file=self._file, flush=True)
+    def _put(self, plain: str, drawn: RenderableType | None = None) -> None:
+        self._printed.append(plain)
+        if self._is_redirected:
+            say(plain)
+        elif self._file is None:
+            self._redirect("it is closed")
+        else:
+            try:
+                if self._for_people and drawn is not None:
+                    self._console.print(drawn)
+                else:
+                    print(plain, file=self._file, flush=True)
+            except (OSError, ValueError) as error:
+                _give_up(self._file)
+                self._redirect("" if self._repeatable and isinstance(error, BrokenPipeError) else _reason(error))
+
+    def _redirect(self, reason: str) -> None:
+        if self._repeatable:
+            raise UnwritableError(reason)
+        self._is_redirected = True
+        say(f"cqrs-brokers: stdout cannot be written to ({reason}); this is the output:")
+        for text in self._printed:
+            say(text)
 
 
 def _names_its_subject(finding: Finding) -> bool:

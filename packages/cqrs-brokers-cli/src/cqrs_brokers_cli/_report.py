@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from cqrs_brokers import DeliveryError, DeliveryUnknownError, Message, Receipt
+from cqrs_brokers import BrokerError, DeliveryError, DeliveryUnknownError, Message, Receipt
 
-from ._exit_codes import ExitCode
+from ._exit_codes import ExitCode, code_of_error
 from ._output import Output
 
 __all__ = ["Report", "place_of", "reason_of"]
@@ -37,11 +37,13 @@ class Report:
     Attributes:
         interrupted: Whether the command was stopped before the end of the input.
         seconds: How long the command took.
+        failure: What ended the command although messages had been sent. None: nothing did.
     """
 
     def __init__(self) -> None:
         self.interrupted = False
         self.seconds = 0.0
+        self.failure: Exception | None = None
         self._confirmed = self._handed_over = 0
         self._receipt: Receipt | None = None
         self._unknown: list[_Unknown] = []
@@ -56,16 +58,25 @@ class Report:
 
     @property
     def exit_code(self) -> ExitCode:
-        """The code of the first of these that applies: interrupted, an unknown outcome, not delivered, success."""
+        """The code of the first of these that applies: interrupted, an unknown outcome, what ended the command, not
+        delivered, success."""
         if self.interrupted:
             return ExitCode.INTERRUPTED
         if self._unknown:
             return ExitCode.UNKNOWN
+        if isinstance(self.failure, BrokerError):
+            return code_of_error(self.failure)
+        if self.failure is not None:
+            return ExitCode.USAGE if isinstance(self.failure, OSError) else ExitCode.BUG
         return ExitCode.NOT_DELIVERED if self._refused or self._invalid else ExitCode.OK
 
     def invalid(self, line: int, why: str) -> None:
         """Counts a line that is not a message."""
         self._invalid.setdefault(why, _Refused(why)).lines.append(line)
+
+    def lost(self, line: int, message: Message, error: Exception) -> None:
+        """Counts a message whose outcome was not said, because of this error."""
+        self._unknown.append(_Unknown(line, str(message.message_id), type(error).__name__))
 
     def outcome(self, line: int, message: Message, outcome: Receipt | DeliveryError) -> None:
         """Counts the outcome of a message."""

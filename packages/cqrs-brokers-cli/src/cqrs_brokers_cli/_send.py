@@ -8,8 +8,7 @@ import json
 import os
 import signal
 import stat
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -20,6 +19,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from cqrs_brokers import Broker, Message
 
 from ._lines import Line, Lines
+from ._output import say
 from ._report import Report
 
 __all__ = ["Input", "send_body", "send_lines"]
@@ -60,11 +60,14 @@ class Input:
             lines: Whether the body is a line of NDJSON. Then it must be JSON.
 
         Raises:
-            ValueError: A line is not JSON, or a field is missing or wrong. The error does not quote the body.
+            ValueError: A line is not JSON, or a field is missing or wrong, or the body nests too deeply. The error does
+                not quote the body.
         """
         try:
             content: Any = json.loads(body)
             content_type = "application/json"
+        except RecursionError:
+            raise ValueError("it nests too deeply to be read as JSON") from None
         except ValueError:
             if lines:
                 raise ValueError("it is no JSON") from None
@@ -96,20 +99,16 @@ def _field(content: Any, name: str) -> str:
 
 
 async def send_body(broker: Broker, made: Input, body: bytes) -> Report:
-    """Sends one message.
+    """Sends one message. Ctrl-C waits for its outcome. A second Ctrl-C ends at once.
 
     Raises:
         ConnectError: The broker cannot be connected to.
         ValueError: A field is missing in the body, or has a wrong value.
     """
-    report, loop = Report(), asyncio.get_running_loop()
-    began = loop.time()
     message = made.message(body, lines=False)
-    async with broker:
-        (outcome,) = await broker.send_messages([message])
-    report.outcome(1, message, outcome)
-    report.seconds = loop.time() - began
-    return report
+    async with _sending(broker, made) as sending:
+        await sending.one(message)
+    return sending.report
 
 
 async def send_lines(broker: Broker, made: Input, descriptor: int, *, progress: bool) -> Report:
@@ -124,29 +123,45 @@ async def send_lines(broker: Broker, made: Input, descriptor: int, *, progress: 
 
     Raises:
         ConnectError: The broker cannot be connected to.
-        OSError: The input cannot be read.
+        OSError: Nothing of the input can be read.
     """
-    await broker.connect()
-    sending = _Sending(broker, made, descriptor)
-    try:
-        with _interrupts(sending.stop), _bar(sending, descriptor, wanted=progress):
-            await sending.run()
-    finally:
-        await broker.close()
+    async with _sending(broker, made) as sending:
+        with _bar(sending, descriptor, wanted=progress):
+            await sending.run(descriptor)
     return sending.report
+
+
+@contextlib.asynccontextmanager
+async def _sending(broker: Broker, made: Input) -> AsyncIterator[_Sending]:
+    """Connects, and closes at the end. An error is noted in the report if messages have outcomes already: those must be
+    shown, whatever happens."""
+    await broker.connect()
+    sending = _Sending(broker, made)
+    with _interrupts(sending.stop):
+        try:
+            try:
+                yield sending
+            finally:
+                await sending.close()
+        except Exception as error:
+            if not sending.report.count:
+                raise
+            sending.report.failure = error
 
 
 class _Sending:
     """Reads, sends, counts."""
 
-    def __init__(self, broker: Broker, made: Input, descriptor: int) -> None:
+    def __init__(self, broker: Broker, made: Input) -> None:
         self.report = Report()
         self.read_bytes = 0
-        self._broker, self._made, self._descriptor = broker, made, descriptor
+        self._broker, self._made = broker, made
+        self._limit = broker.max_message_bytes
+        self._all_read = False
         self._stopped = asyncio.Event()
         self._running: set[asyncio.Task[None]] = set()
         self._ending: asyncio.Task[None] | None = None
-        self._failure: BaseException | None = None
+        self._failure: Exception | None = None
         self._loop = asyncio.get_running_loop()
         self._began = self._loop.time()
 
@@ -155,39 +170,57 @@ class _Sending:
         known then."""
         if not self._stopped.is_set():
             self._stopped.set()
-            self.report.interrupted = True
-            text = "waiting for the messages that are under way; Ctrl-C again ends at once"
-            print(f"\ncqrs-brokers: {text}", file=sys.stderr, flush=True)
+            self.report.interrupted = not self._all_read
+            say("\ncqrs-brokers: waiting for the messages that are under way; Ctrl-C again ends at once")
         elif self._ending is None:
             self._ending = self._loop.create_task(self._broker.close(0))
 
-    async def run(self) -> None:
-        """Runs until the end of the input, or until `stop()`."""
-        lines = Lines(self._descriptor)
+    async def one(self, message: Message) -> None:
+        """Sends one message."""
+        self._all_read = True
+        try:
+            await self._outcomes([1], [message])
+        finally:
+            self.report.seconds = self._loop.time() - self._began
+
+    async def run(self, descriptor: int) -> None:
+        """Runs until the end of the input, or until `stop()`. What is under way has its outcome then, also when the
+        input cannot be read to its end."""
         stopped = self._loop.create_task(self._stopped.wait())
         try:
-            while not stopped.done():
-                reading = self._loop.create_task(lines.next())
-                await asyncio.wait((reading, stopped), return_when=asyncio.FIRST_COMPLETED)
-                if not reading.done():
-                    reading.cancel()
-                    break
-                piece = reading.result()
-                if piece is None:
-                    self.report.interrupted = False
-                    break
-                await self._send(piece, stopped)
-            if self._running:
-                await asyncio.wait(self._running)
+            try:
+                await self._read(descriptor, stopped)
+            finally:
+                if self._running:
+                    await asyncio.wait(self._running)
             if self._failure is not None:
                 raise self._failure
         finally:
             stopped.cancel()
             for task in self._running:
                 task.cancel()
-            if self._ending is not None:
-                await self._ending
-        self.report.seconds = self._loop.time() - self._began
+            self.report.seconds = self._loop.time() - self._began
+
+    async def close(self) -> None:
+        """Closes the broker."""
+        if self._ending is not None:
+            await self._ending
+        await self._broker.close()
+
+    async def _read(self, descriptor: int, stopped: asyncio.Task[Any]) -> None:
+        lines = Lines(descriptor, self._limit)
+        while not stopped.done() and self._failure is None:
+            reading = self._loop.create_task(lines.next())
+            await asyncio.wait((reading, stopped), return_when=asyncio.FIRST_COMPLETED)
+            if not reading.done():
+                reading.cancel()
+                break
+            piece = reading.result()
+            if piece is None:
+                self._all_read = True
+                self.report.interrupted = False
+                break
+            await self._send(piece, stopped)
 
     async def _send(self, piece: list[Line], stopped: asyncio.Task[Any]) -> None:
         for start in range(0, len(piece), AT_A_TIME):
@@ -201,12 +234,16 @@ class _Sending:
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            self._failure = task.exception()
+        failure = None if task.cancelled() else task.exception()
+        if isinstance(failure, Exception) and self._failure is None:
+            self._failure = failure
 
     async def _deliver(self, lines: list[Line]) -> None:
         numbers, messages = [], []
         for line in lines:
+            if line.content is None:
+                self.report.invalid(line.number, f"it has more than the {self._limit:,} bytes of max_message_bytes")
+                continue
             if not line.content.strip():
                 continue
             try:
@@ -214,10 +251,18 @@ class _Sending:
                 numbers.append(line.number)
             except ValueError as error:
                 self.report.invalid(line.number, str(error))
-        outcomes = await self._broker.send_messages(messages)
+        await self._outcomes(numbers, messages)
+        self.read_bytes = max(self.read_bytes, lines[-1].end)
+
+    async def _outcomes(self, numbers: list[int], messages: list[Message]) -> None:
+        try:
+            outcomes = await self._broker.send_messages(messages)
+        except Exception as error:
+            for number, message in zip(numbers, messages, strict=True):
+                self.report.lost(number, message, error)
+            raise
         for number, message, outcome in zip(numbers, messages, outcomes, strict=True):
             self.report.outcome(number, message, outcome)
-        self.read_bytes = max(self.read_bytes, lines[-1].end)
 
 
 @contextlib.contextmanager

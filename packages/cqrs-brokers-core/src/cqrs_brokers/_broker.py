@@ -160,7 +160,7 @@ class Broker(MessageBroker):
             address=self._address,
             capabilities=self._capabilities if simple is None else simple.declared,
             refuse_topic=self._sender.refuse_topic,
-            max_message_bytes=min(max_message_bytes, self._capabilities.max_message_bytes or max_message_bytes),
+            max_message_bytes=self.max_message_bytes,
         )
         self._observers = Observers(observers, self._validator.replace_headers)
         self._are_asked = self._observers.are_asked
@@ -554,6 +554,13 @@ class Broker(MessageBroker):
     def delivery_timeout(self) -> float:
         """Seconds from a call to its outcome, at most."""
         return self._settings.delivery_timeout
+
+    @property
+    def max_message_bytes(self) -> int:
+        """The largest message, in bytes: body, key and headers together. It is the option of that name, or the broker's
+        own limit if that is lower."""
+        option = self._settings.max_message_bytes
+        return min(option, self._capabilities.max_message_bytes or option)
 
     @property
     def url(self) -> str | None:

@@ -20,6 +20,8 @@ from .status import OutboxStatus, ParkedRow, read_parked, read_status
 __all__ = ["OutboxAdmin"]
 
 _LEASE = 15.0
+_LAST_POSITION = 2**63 - 1
+"""The columns have 64 bits."""
 
 
 class OutboxAdmin:
@@ -58,7 +60,12 @@ class OutboxAdmin:
 
         Args:
             limit: The most rows.
+
+        Raises:
+            OutboxError: The limit is not a whole number from 1 to 2**63 - 1.
         """
+        if type(limit) is not int or not 1 <= limit <= _LAST_POSITION:
+            raise OutboxError(f"the limit must be a whole number from 1 to {_LAST_POSITION}, not {limit!r}")
         return await read_parked(self._store, limit)
 
     async def release(self, *positions: int) -> int:
@@ -69,6 +76,9 @@ class OutboxAdmin:
 
         Returns:
             How many parked rows were released.
+
+        Raises:
+            OutboxError: A number cannot be that of a row: it is not a whole number from 1 to 2**63 - 1.
         """
         return await self._unpark(positions, delete=False)
 
@@ -80,6 +90,9 @@ class OutboxAdmin:
 
         Returns:
             How many rows were deleted.
+
+        Raises:
+            OutboxError: A number cannot be that of a row: it is not a whole number from 1 to 2**63 - 1.
         """
         return await self._unpark(positions, delete=True) if positions else 0
 
@@ -91,7 +104,12 @@ class OutboxAdmin:
 
         Returns:
             How many rows were deleted.
+
+        Raises:
+            OutboxError: `keep` is below 0.
         """
+        if not keep >= 0:
+            raise OutboxError(f"keep must be 0 or more seconds, not {keep}")
         deleted = 0
         while rows := await self._store.rows(self._store.statements.old(keep, CHUNK)):
             deleted += await self._store.change(self._store.statements.delete([row.id for row in rows]))
@@ -104,7 +122,7 @@ class OutboxAdmin:
         Args:
             count: The new number.
             topics: The topics of the relays that share the partitions; None: relays of all topics.
-            timeout: Seconds in which the relays must give back their partitions.
+            timeout: Seconds in which the relays must give back their partitions. Above 0.
 
         Raises:
             OutboxError: The number is out of range, or the relays did not give back their partitions in time.
@@ -166,6 +184,12 @@ class OutboxAdmin:
 
     async def _unpark(self, positions: Sequence[int], *, delete: bool) -> int:
         s = self._store.statements
+        for position in positions:
+            if type(position) is not int or not 1 <= position <= _LAST_POSITION:
+                raise OutboxError(
+                    f"the number of a row is a whole number from 1 to {_LAST_POSITION}, not {position!r}: parked rows "
+                    "have theirs in `position`, and the command `parked` lists them"
+                )
         async with self._store.transaction():
             where = f"state = {State.PARKED}"
             parameters: dict[str, Any] = {}

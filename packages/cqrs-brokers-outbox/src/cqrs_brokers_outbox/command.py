@@ -12,8 +12,9 @@ import sys
 import traceback
 from argparse import Namespace
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from sqlalchemy.exc import ArgumentError, InterfaceError, InvalidRequestError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -29,6 +30,7 @@ from .status import OutboxStatus
 __all__ = ["main"]
 
 DATABASE = "CQRS_OUTBOX_DATABASE"
+INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None, *, program: str = "python -m cqrs_brokers_outbox") -> int:
@@ -40,21 +42,23 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "python -m cq
 
     Returns:
         The exit code: 0, or 1 when it failed; `status` returns 2 when somebody must look:
-        rows are parked, a topic is refused, or rows could be sent and no relay works on them.
+        rows are parked, a topic is refused, or rows could be sent and no relay works on them. 130: interrupted.
     """
     options = _parser(program).parse_args(arguments)
     database = options.database or os.environ.get(DATABASE)
     if not database:
-        print(f"no database: pass --database URL, or set {DATABASE}", file=sys.stderr)
+        _say(f"no database: pass --database URL, or set {DATABASE}")
         return 1
     try:
         return asyncio.run(_run(options, database))
     except (BrokerError, SQLAlchemyError, OSError) as error:
-        print(_text(error), file=sys.stderr)
+        _say(_text(error))
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except Exception as error:  # its text may quote a piece of the database's URL, so only its place is shown
-        print("".join(traceback.format_tb(error.__traceback__)), end="", file=sys.stderr)
+        _say("".join(traceback.format_tb(error.__traceback__)).rstrip())
         text = "if its place is in the database's driver, look at what the URL has after its question mark"
-        print(f"an unexpected {type(error).__name__}: {text}", file=sys.stderr)
+        _say(f"an unexpected {type(error).__name__}: {text}")
     return 1
 
 
@@ -143,9 +147,34 @@ def _admin(engine: AsyncEngine, outbox: Outbox) -> OutboxAdmin:
 
 
 def _print(options: Namespace, document: Any, lines: Sequence[str]) -> None:
-    """Prints lines, or with --json one document."""
-    for line in [json.dumps(document)] if options.json else lines:
-        print(line)
+    """Prints lines, or with --json one document. What the command has done stays done when stdout cannot be written to:
+    the output goes to stderr then."""
+    text = json.dumps(document) if options.json else "\n".join(lines)
+    if not text:
+        return
+    reason = _unwritten(sys.stdout, text)
+    if reason is not None:
+        _say(f"stdout cannot be written to ({reason}); this is the output:\n{text}")
+
+
+def _say(text: str) -> None:
+    """Prints to stderr. If stderr takes nothing, the text is lost."""
+    _unwritten(sys.stderr, text)
+
+
+def _unwritten(file: TextIO | None, text: str) -> str | None:
+    """Prints a text. Returns why that was not possible, or None."""
+    if file is None:
+        return "it is closed"
+    try:
+        print(text, file=file, flush=True)
+    except (OSError, ValueError) as error:
+        with suppress(OSError, ValueError):  # what the buffer holds must not fail again at the end of the process
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, file.fileno())
+            os.close(nowhere)
+        return (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return None
 
 
 async def _status(options: Namespace, engine: AsyncEngine, outbox: Outbox) -> int:
@@ -209,7 +238,7 @@ def _ended(options: Namespace, what: str, found: int) -> int:
         return 0
     numbers = ", ".join(map(str, asked))
     text = f"there is no parked row {numbers}" if not found else f"{len(asked) - found} of {numbers} are no parked rows"
-    print(f"{text}: `parked` lists the numbers of those that there are", file=sys.stderr)
+    _say(f"{text}: `parked` lists the numbers of those that there are")
     return 1
 
 

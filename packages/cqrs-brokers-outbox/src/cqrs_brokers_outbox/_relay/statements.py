@@ -24,6 +24,9 @@ Statement = tuple[str, Parameters]
 UNMARKED = f"({State.READY}, {State.WAITING}, {State.REFUSED})"
 """The states of rows that may have been sent without a mark."""
 
+FOR_EVER = 10.0**9
+"""Seconds, 31 years: more makes no difference, and its microseconds may not have place in 64 bits."""
+
 _MESSAGE = ", ".join(f"o.{name}" for name in ClaimedRow._fields if name != "held")
 
 
@@ -288,7 +291,7 @@ class Statements(ABC):
         return (
             f"SELECT id FROM {self.messages} WHERE state = {State.SENT} AND sent_at < {self.now} - :keep "
             f"LIMIT {int(limit)}",
-            {"keep": int(keep * 1_000_000)},
+            {"keep": int(min(keep, FOR_EVER) * 1_000_000)},
         )
 
 
