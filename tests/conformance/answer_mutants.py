@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 
+from cqrs_brokers.driver import Delivery
+from cqrs_brokers.exceptions import RejectedError
 from cqrs_brokers.pipeline import Pipeline
 from tests.conformance.later_mutants import Batch, Hasty, deliveries_of
 from tests.conformance.unordered_driver import UnorderedSound
@@ -38,6 +41,25 @@ class BusyIsAConfirm(UnorderedSound):
 
     def answered(self, word: bytes, token: int, offset: bytes) -> None:
         super().answered(b"OK" if word == b"BUSY" else word, token, offset or b"0")
+
+
+class QuotesWhatIsRefused(UnorderedSound):
+    """Says which key a message has that was refused."""
+
+    caught_by = ("delivery.refusal-codes-are-no-confirms",)
+
+    def submit(self, deliveries: Sequence[Delivery], /) -> None:
+        super().submit(deliveries)
+        self.key = deliveries[-1].message.key
+
+    key: str | None = None
+
+    def answered(self, word: bytes, token: int, offset: bytes) -> None:
+        delivery = self.pipeline.answered(token) if word == b"FULL" else None
+        if delivery is not None:
+            delivery.fail(RejectedError(f"the broker is full: no message of {self.key}"))
+        else:
+            super().answered(word, token, offset)
 
 
 def confirm_all(driver: UnorderedSound) -> None:

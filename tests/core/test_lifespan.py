@@ -1,6 +1,7 @@
 """`lifespan`: the broker of an ASGI application."""
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from fastapi import FastAPI, Request
@@ -76,4 +77,23 @@ async def test_a_broker_object_cannot_be_started_twice() -> None:
         pass
     with pytest.raises(BrokerStateError, match="closed"):
         async with start(None):
+            pass
+
+
+async def not_a_function() -> Broker:
+    return Broker(Scripted(automatic=True))
+
+
+@pytest.mark.parametrize("wrong", [not_a_function, None, "memory://x"])
+def test_what_makes_no_broker_is_refused_at_once(wrong: Any) -> None:
+    """The error says what to write."""
+    with pytest.raises(TypeError, match="write lifespan"):
+        lifespan(wrong)
+
+
+@pytest.mark.parametrize("wrong", [lambda: None, lambda: not_a_function()])
+async def test_a_function_that_makes_no_broker_stops_the_start(wrong: Any) -> None:
+    """The error says what to write, and no coroutine is left."""
+    with pytest.raises(TypeError, match=r"must return a Broker, not a .*write lifespan"):
+        async with lifespan(wrong)(None):
             pass

@@ -2,18 +2,24 @@
 
 import asyncio
 import os
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from cqrs_brokers import (
     Broker,
     BrokerClosedError,
+    BrokerStateError,
+    DeliveryError,
     DeliveryTimeoutError,
     InvalidMessageError,
     Message,
+    NotConnectedError,
+    Observer,
     Receipt,
     SyncBroker,
     WrongLoopError,
@@ -28,6 +34,39 @@ class Silent(Scripted):
     def submit(self, deliveries: Sequence[Delivery], /) -> None:
         super().submit(deliveries)
         self.hand_over_all()
+
+
+class Reacts(Observer):
+    """Calls something when a call has its outcome, once, and keeps what that raised."""
+
+    def __init__(self) -> None:
+        self.react: Callable[[], object] | None = None
+        self.raised: BaseException | None = None
+
+    def sent(self, message: Message, outcome: Receipt | DeliveryError, elapsed: float) -> None:
+        react, self.react = self.react, None
+        if react is not None:
+            try:
+                react()
+            except Exception as error:
+                self.raised = error
+
+
+def within_seconds(call: Callable[[], object]) -> object:
+    """What the call returns or raises, in a thread of its own, which may hang."""
+    results: list[object] = []
+
+    def run() -> None:
+        try:
+            results.append(call())
+        except Exception as error:
+            results.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert results, "it hangs"
+    return results[0]
 
 
 def test_a_thread_sends_and_gets_a_receipt() -> None:
@@ -124,3 +163,111 @@ def test_a_forked_child_is_told_so() -> None:
     assert used.send(Message("A", "orders", {})).confirmed
     used.close()
     unused.close()
+
+
+def test_a_send_in_its_own_thread_is_refused() -> None:
+    """An observer that sends gets a WrongLoopError at once; it would wait for itself otherwise."""
+    observer = Reacts()
+    broker = SyncBroker(Broker(Scripted(automatic=True), observers=[observer]))
+    observer.react = lambda: broker.send(Message("B", "orders", {}))
+    assert isinstance(within_seconds(lambda: broker.send(Message("A", "orders", {}))), Receipt)
+    assert isinstance(observer.raised, WrongLoopError)
+    assert "another thread" in str(observer.raised)
+    assert isinstance(within_seconds(lambda: broker.send(Message("A", "orders", {}))), Receipt)
+    broker.close()
+
+
+def test_a_close_in_its_own_thread_is_refused() -> None:
+    """An observer that closes gets a BrokerStateError at once, and the broker stays open."""
+    observer = Reacts()
+    broker = SyncBroker(Broker(Scripted(automatic=True), observers=[observer]))
+    observer.react = broker.close
+    assert isinstance(within_seconds(lambda: broker.send(Message("A", "orders", {}))), Receipt)
+    assert isinstance(observer.raised, BrokerStateError)
+    assert "another thread" in str(observer.raised)
+    assert isinstance(within_seconds(lambda: broker.send(Message("A", "orders", {}))), Receipt)
+    broker.close()
+
+
+def test_an_observer_that_always_sends_ends() -> None:
+    """Its refused sends are observed, too, and do not go on for ever."""
+
+    class Audits(Observer):
+        def sent(self, message: Message, outcome: Receipt | DeliveryError, elapsed: float) -> None:
+            broker.send(Message("Audit", "audit", {}))
+
+    broker = SyncBroker(Broker(Scripted(automatic=True), observers=[Audits()]))
+    assert isinstance(within_seconds(lambda: broker.send(Message("A", "orders", {}))), Receipt)
+    broker.close()
+
+
+def test_an_observer_of_a_refusal_may_use_the_broker() -> None:
+    """It is told in the caller's thread, and it may close the broker or send."""
+    observer = Reacts()
+    broker = SyncBroker(Broker(Scripted(automatic=True), observers=[observer]))
+    broker.close()
+    for react in (broker.close, lambda: broker.send(Message("B", "orders", {}))):
+        observer.react = react
+        refused = within_seconds(lambda: broker.send(Message("A", "orders", {})))
+        assert isinstance(refused, BrokerClosedError)
+    assert isinstance(observer.raised, BrokerClosedError)
+
+
+def test_a_thread_that_cannot_start_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The send is a NotConnectedError, and the next one tries again."""
+    broker = SyncBroker(Broker(Scripted(automatic=True)))
+
+    def cannot(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", cannot)
+        with pytest.raises(NotConnectedError, match="can't start new thread"):
+            broker.send(Message("A", "orders", {}))
+    assert isinstance(within_seconds(lambda: broker.send(Message("A", "orders", {}))), Receipt)
+    within_seconds(broker.close)
+
+
+def test_an_event_loop_that_cannot_be_made_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the process has no file descriptors left."""
+    broker = SyncBroker(Broker(Scripted(automatic=True)))
+
+    def cannot() -> asyncio.AbstractEventLoop:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(asyncio, "new_event_loop", cannot)
+        with pytest.raises(NotConnectedError, match="Too many open files"):
+            broker.send(Message("A", "orders", {}))
+    assert isinstance(within_seconds(lambda: broker.send(Message("A", "orders", {}))), Receipt)
+    within_seconds(broker.close)
+
+
+@pytest.mark.parametrize(("timeout", "kind"), [("1", TypeError), (True, TypeError), (float("nan"), ValueError)])
+def test_a_wrong_timeout_of_close_closes_nothing(timeout: float, kind: type[Exception]) -> None:
+    """It is refused in the caller's thread; the broker still sends, and can be closed."""
+    broker = SyncBroker(Broker(Scripted(automatic=True)))
+    broker.send(Message("A", "orders", {}))
+    with pytest.raises(kind, match="nothing was closed"):
+        broker.close(timeout)
+    assert broker.send(Message("A", "orders", {})).confirmed
+    broker.close()
+
+
+def test_a_broker_that_nobody_closed_warns_at_the_end() -> None:
+    """A program that forgets close() ends, with a ResourceWarning."""
+    program = (
+        "from cqrs_brokers import Broker, Message, SyncBroker\n"
+        "from tests.core.drivers import Scripted\n"
+        "broker = SyncBroker(Broker(Scripted(automatic=True)))\n"
+        "broker.send(Message('A', 'orders', {}))\n"
+    )
+    command = [sys.executable, "-W", "default", "-c"]
+
+    def told(text: str) -> str:
+        return subprocess.run([*command, text], capture_output=True, text=True, timeout=60, check=True).stderr
+
+    forgets = told(program)
+    assert "ResourceWarning" in forgets
+    assert "call close()" in forgets
+    assert "ResourceWarning" not in told(program + "broker.close()")

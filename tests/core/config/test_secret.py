@@ -134,3 +134,10 @@ def test_an_environment_variable_gives_its_value(monkeypatch):
     monkeypatch.delenv("PW")
     with pytest.raises(ValueError, match="is not set"):
         Secret.from_environment("PW")
+
+
+def test_the_byte_order_mark_of_a_file_is_no_part_of_the_secret(tmp_path):
+    """As Windows' editors write it."""
+    path = tmp_path / "pw"
+    path.write_bytes(b"\xef\xbb\xbf" + CANARY.encode() + b"\r\n")
+    assert Secret.from_file(str(path)).reveal() == CANARY

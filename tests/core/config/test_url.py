@@ -6,6 +6,7 @@ import traceback
 
 import pytest
 
+from cqrs_brokers import open_broker
 from cqrs_brokers.exceptions import ConfigError
 from cqrs_brokers.secret import MASK, Secret
 from cqrs_brokers.url import BrokerURL, Host
@@ -146,6 +147,9 @@ NASTY = [
     ("kafka://h:-1", "the port of host 1"),
     ("kafka://h:\uff11", "the port of host 1"),
     ("kafka://h:1,h:1", "host 2 is listed twice"),
+    ("kafka://h1,H1", "host 2 is listed twice"),
+    ("kafka://h,h.", "host 2 is listed twice"),
+    ("kafka://[::1],[0:0::1]", "host 2 is listed twice"),
     ("kafka://::1", "an IPv6 address needs brackets"),
     ("kafka://[::1", "not an IPv6 address in brackets"),
     ("kafka://[::1]x", "not an IPv6 address in brackets"),
@@ -247,3 +251,10 @@ def test_replace_changes_only_the_named_parts():
     """How a password from a file gets in."""
     url = parse("amqp://u@h/v?x=1").replace(password=Secret("p"))
     assert url == parse("amqp://u:p@h/v?x=1")
+
+
+@pytest.mark.parametrize("url", ["kafka://h1,h1:9092", "amqp://u:p@h1:5672,H1", "amqps://u:p@h1,h2,h1:5671"])
+def test_a_host_is_listed_twice_with_the_default_port(url):
+    """The plugin knows the port that a host leaves out."""
+    with pytest.raises(ConfigError, match="is listed twice"):
+        open_broker(url)

@@ -8,7 +8,8 @@ import types
 
 import pytest
 
-from cqrs_brokers import Broker, Message, MessageBroker, open_broker
+from cqrs_brokers import Broker, Capabilities, Message, MessageBroker, open_broker
+from cqrs_brokers.driver import Driver
 from cqrs_brokers.exceptions import (
     BrokerError,
     ConfigError,
@@ -299,3 +300,75 @@ def test_opening_needs_no_event_loop(plugin):
     plugin(open_message_broker=hookimpl(lambda: Null()))
     broker = open_broker("acme://")
     asyncio.run(broker.close())
+
+
+class Declares(MessageBroker):
+    """A plain broker, whose class declares what the test says."""
+
+    async def send_message(self, message: Message) -> None: ...
+
+
+def _raises(self):
+    raise RuntimeError(CANARY)
+
+
+def _exits(self):
+    raise SystemExit(0)
+
+
+@pytest.mark.parametrize("base", [Declares, Driver])
+@pytest.mark.parametrize(
+    ("declared", "problem"),
+    [
+        (property(_raises), "capabilities of acme-plugin raised RuntimeError"),
+        (property(_exits), "capabilities of acme-plugin raised SystemExit"),
+        ({"confirms": True}, "capabilities of acme-plugin must be Capabilities, not a dict"),
+        (Capabilities(confirms="yes"), "capabilities of acme-plugin are wrong: confirms must be True or False"),
+        (Capabilities(max_message_bytes=-5), "max_message_bytes must be None or a whole number above 0"),
+        (Capabilities(max_message_bytes=True), "max_message_bytes must be None or a whole number above 0"),
+        (Capabilities(header_types="str"), "header_types must be a frozenset of types"),
+    ],
+)
+def test_wrong_capabilities_break_the_contract(plugin, base, declared, problem):
+    """The error names the plugin and the field, before a broker is made."""
+    members = {"capabilities": declared, "send_message": Declares.send_message}
+    driver = type("Wrong", (base,), members)
+    plugin(broker_options=hookimpl(lambda: SecretOptions), open_message_broker=hookimpl(lambda: driver()))
+    with pytest.raises(PluginContractError) as caught:
+        open_broker(f"acme://u:{CANARY}@h")
+    assert problem in str(caught.value)
+    printed = "".join(traceback.format_exception(caught.value)).replace(f"u:{CANARY}@h", "")
+    assert CANARY not in printed + repr(caught.value.__context__)
+
+
+@pytest.mark.parametrize("hook", ["broker_options", "open_message_broker"])
+def test_a_hook_that_exits_breaks_the_contract(plugin, hook):
+    """`SystemExit` of a hook does not end the program, as at import."""
+
+    def leave():
+        raise SystemExit(0)
+
+    members = {"open_message_broker": hookimpl(lambda: Declares()), hook: hookimpl(leave)}
+    plugin(**members)
+    with pytest.raises(PluginContractError, match=f"{hook} of acme-plugin raised SystemExit"):
+        open_broker("acme://")
+
+
+@pytest.mark.parametrize("chained", [False, True])
+def test_what_an_import_raises_shows_no_secret(install, monkeypatch, chained):
+    """A plugin that quotes a config string of the environment, or the password of the URL."""
+    monkeypatch.setenv("ACME_URL", f"acme://u:{CANARY}@h")
+    leak = "import os\n" + (
+        "try: 1/0\nexcept ZeroDivisionError: raise ValueError('no') from ValueError(os.environ['ACME_URL'])"
+        if chained
+        else "raise ValueError('could not read ' + os.environ['ACME_URL'])"
+    )
+    installed_plugin(install, leak)
+    monkeypatch.setenv("OTHER_PASSWORD", CANARY)
+    quotes = "import os\nraise ValueError('password ' + os.environ['OTHER_PASSWORD'])"
+    installed_plugin(install, quotes, scheme="other")
+    for url in ("acme://", f"other://u:{CANARY}@h"):
+        with pytest.raises(PluginLoadError, match="ValueError") as caught:
+            open_broker(url)
+        printed = "".join(traceback.format_exception(caught.value)).replace(url, "")
+        assert CANARY not in printed + repr(caught.value.__context__)

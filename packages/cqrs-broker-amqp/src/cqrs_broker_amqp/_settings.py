@@ -57,7 +57,7 @@ class AMQPSettings:
         Raises:
             ConfigError: The URL or an option is wrong, or a certificate file cannot be used. It has all problems.
         """
-        problems: list[str] = []
+        problems = url.repeated_hosts(PORTS[url.scheme])
         hosts = tuple((host.host, host.port or PORTS[url.scheme]) for host in url.hosts)
         local = all(host.is_loopback for host in url.hosts)
         if not hosts:

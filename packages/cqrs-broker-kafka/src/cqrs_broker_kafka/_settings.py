@@ -30,7 +30,7 @@ class KafkaSettings:
     """
 
     def __init__(self, url: BrokerURL, options: KafkaOptions) -> None:
-        problems: list[str] = []
+        problems = url.repeated_hosts(DEFAULT_PORT)
         if not url.hosts:
             problems.append("there is no host: kafka://host[:port][,host[:port]…]")
         self.hosts = [Host(host, DEFAULT_PORT if port is None else port) for host, port in url.hosts]

@@ -11,18 +11,20 @@ This file is longer than 400 lines because the docstrings of its one class are t
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import logging
 import math
 import warnings
 from asyncio import CancelledError
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextvars import Context, copy_context
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from uuid import UUID
 
 from ._config.settings import BrokerSettings
-from ._connection.closing import Closing
+from ._connection.closing import Closing, checked_timeout
 from ._connection.connection import Connection
 from ._connection.health import Health, whats_wrong
 from ._connection.loops import LoopBinding, running_loop
@@ -37,6 +39,7 @@ from ._message.coercion import Coercion
 from ._message.validation import Validator
 from .driver import PipelinedDriver
 from .exceptions import (
+    BackpressureError,
     BrokerClosedError,
     BrokerStateError,
     ConfigError,
@@ -64,6 +67,12 @@ logger = logging.getLogger("cqrs_brokers.broker")
 CLOSED = "the broker is closed and does not open again: make a new Broker, also for each run of a lifespan"
 BURST = 250
 """How many messages of a `send_messages` go to the driver at a time."""
+TURN = 0.005
+"""How long a `send_messages` makes messages ready before the event loop gets a turn, in seconds."""
+LATE = (
+    "the deadline passed before this message of the batch was made ready: send fewer messages at a time, or raise the "
+    "timeout"
+)
 
 
 class Broker(MessageBroker):
@@ -189,6 +198,8 @@ class Broker(MessageBroker):
             timeout=delivery_timeout,
         )
         self._bound = LoopBinding()
+        self._preparing: tuple[Generator[None, None, None], Context | None] | None = None
+        """The `send_messages` that is made ready, while the event loop has a turn."""
         self._closing: Closing | None = None
         self._closed = False
         self._unclosed = False
@@ -216,6 +227,8 @@ class Broker(MessageBroker):
         loop = running_loop()
         if loop is None or self._bound.loop is not loop or self._closed:
             loop = self._enter_to_send(loop, message)
+        if self._preparing is not None:
+            self._finish_preparing()
         coercion = self._coercion
         refusal: InvalidMessageError | None = None
         try:
@@ -255,6 +268,9 @@ class Broker(MessageBroker):
     ) -> list[Receipt | DeliveryError]:
         """Sends many messages. This is the cheapest way to send a batch, which may be larger than the window.
 
+        A large batch is made ready in several turns of the event loop. Do not change its messages before the call ends.
+        Another call of this broker meanwhile goes behind the whole batch: then the rest of it is made ready at once.
+
         Args:
             messages: The messages, in the order in which they are to be sent. All deadlines start with the call.
             timeout: Seconds from the call to the last outcome, at most. None: the broker's `delivery_timeout`.
@@ -279,56 +295,98 @@ class Broker(MessageBroker):
                 loop = self._enter(loop)
             except NotDeliveredError as refusal:
                 return [self.refuse(message, type(refusal)(refusal.text)) for message in messages]
-        window, coercion, validator, observers = self._window, self._coercion, self._validator, self._observers
+        self._finish_preparing()
         seconds = self._settings.delivery_timeout if timeout is None else self._checked_timeout(timeout, *messages)
-        batch = observers.batch(len(messages)) if self._are_asked else None
-        bulk = BulkOutcomes(loop.create_future(), timeout)
-        outcomes = bulk.outcomes
-        deliveries: list[Sending] = []
         deadline = loop.time() + seconds
         if timeout is not None:
-            window.expect(deadline)
-        queued = 0
-        for index, message in enumerate(messages):
-            try:
-                ready: Any = message if type(message) is coercion.unchanged_type else coercion.message(message)
-                size = validator.check(ready)
-            except DeliveryError as error:
-                observers.refused(message, error)
-                outcomes.append(error.with_traceback(None))
-                continue
-            except Exception as error:
-                outcomes.append(self.refuse(message, coercion.unreadable(error, message)))
-                continue
-            if batch is not None:
-                ready, size = batch.before_send(ready, size)
-            deliveries.append(BulkDelivery(ready, deadline, size, self._in_flight, bulk, index))
-            outcomes.append(None)
-            bulk.left += 1
-            if len(deliveries) - queued == BURST:  # the broker works on the first while the last are made ready
-                window.queue(deliveries[queued:])
-                queued += BURST
-                window.refill()
-        if batch is not None:
-            batch.complete()
-        if not deliveries:
-            return outcomes
-        window.queue(deliveries[queued:])
-        if window.accepting:
-            window.refill()
-        else:
-            self._want(loop)
-        window.keep(deliveries)
+            self._window.expect(deadline)
+        bulk = BulkOutcomes(loop.create_future(), timeout)
+        deliveries: list[Sending] = []
+        preparing = self._prepare(messages, deliveries, bulk, deadline, loop)
+        context = copy_context() if self._are_asked else None
+        try:
+            for _ in preparing:
+                mine = self._preparing = preparing, context
+                await asyncio.sleep(0)
+                if self._preparing is not mine:  # another call has made the rest ready; it may be a batch itself
+                    break
+                self._preparing = None
+            await bulk.future
+        except CancelledError:
+            if self._preparing is not None and self._preparing[0] is preparing:
+                self._preparing = None
+            preparing.close()
+            for delivery in deliveries:
+                self._window.give_up(delivery)
+            if self._observers.are_told:
+                for message in messages[len(bulk.outcomes) :]:
+                    self.refuse(message, NotDeliveredError("its caller was cancelled before it was made ready"))
+            raise
+        return bulk.outcomes
+
+    def _prepare(
+        self,
+        messages: Sequence[MessageLike],
+        deliveries: list[Sending],
+        bulk: BulkOutcomes,
+        deadline: float,
+        loop: asyncio.AbstractEventLoop,
+    ) -> Generator[None, None, None]:
+        """Makes the messages of a `send_messages` ready and hands them to the window, in bursts. It yields when the
+        event loop should have a turn."""
+        window, coercion, validator, observers = self._window, self._coercion, self._validator, self._observers
+        batch = observers.batch(len(messages)) if self._are_asked else None
+        outcomes = bulk.outcomes
+        turn = loop.time()
+        for first in range(0, len(messages), BURST):  # the broker works on the first while the last are made ready
+            burst: list[Sending] = []
+            late = loop.time() >= deadline
+            for index, message in enumerate(messages[first : first + BURST], first):
+                if late:
+                    outcomes.append(self.refuse(message, BackpressureError(LATE)))
+                    continue
+                try:
+                    ready: Any = message if type(message) is coercion.unchanged_type else coercion.message(message)
+                    size = validator.check(ready)
+                except DeliveryError as error:
+                    observers.refused(message, error)
+                    outcomes.append(error.with_traceback(None))
+                    continue
+                except Exception as error:
+                    outcomes.append(self.refuse(message, coercion.unreadable(error, message)))
+                    continue
+                if batch is not None:
+                    ready, size = batch.before_send(ready, size)
+                burst.append(BulkDelivery(ready, deadline, size, self._in_flight, bulk, index))
+                outcomes.append(None)
+            is_last = first + BURST >= len(messages)
+            if is_last and batch is not None:
+                batch.complete()
+            if burst:
+                bulk.left += len(burst)
+                deliveries += burst
+                window.queue(burst)
+                if window.accepting:
+                    window.refill()
+                else:
+                    self._want(loop)
+                window.keep(burst)
+            if not is_last and loop.time() - turn >= TURN:
+                yield
+                turn = loop.time()
         bulk.left -= 1
         if not bulk.left:
             bulk.finish()
-        try:
-            await bulk.future
-        except CancelledError:
-            for delivery in deliveries:
-                window.give_up(delivery)
-            raise
-        return outcomes
+
+    def _finish_preparing(self) -> None:
+        """Another call begins while a `send_messages` is made ready. Its messages go first, so the order of calls
+        holds, and a flush or a close knows them."""
+        if self._preparing is not None:
+            (preparing, context), self._preparing = self._preparing, None
+            if context is None:
+                collections.deque(preparing, 0)
+            else:
+                context.run(collections.deque, preparing, 0)
 
     async def publish(self, event: Event[Any], *, timeout: float | None = None) -> Receipt:
         """Sends an event as a message: its name, topic, id, time, key and headers, and `to_dict()` as the body.
@@ -408,6 +466,7 @@ class Broker(MessageBroker):
         if self._bound.loop is None:
             return
         self._entered()
+        self._finish_preparing()
         if not await self._window.drained(timeout):
             raise FlushTimeoutError(
                 f"flush() ended after {timeout:g} s with messages still in flight: wait for their sends, or give it "
@@ -446,10 +505,14 @@ class Broker(MessageBroker):
         Raises:
             BrokerStateError: The broker belongs to another event loop that is not closed, or to the process that forked
                 this one.
+            TypeError: The timeout is not a number.
+            ValueError: The timeout is NaN.
         """
+        checked_timeout(timeout)
         timeout = self._settings.close_timeout if timeout is None else timeout
         if self._closing is None:
             loop = self._entered()
+            self._finish_preparing()
             self._closed = True
             self._closing = Closing(
                 loop, self._window, self._connection, self._sender, self._breaches, self._address, timeout
@@ -561,6 +624,7 @@ class Broker(MessageBroker):
             assert refusal is not None
             raise refusal
         before, self._bound.loop = self._bound.loop, loop
+        self._preparing = None
         self._window.bind(loop)  # first: the driver may end deliveries below, and a closed loop wakes nobody
         if before is not None:
             self._connection.drop()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from ._broker import Broker
 
 __all__ = ["lifespan"]
+
+EXAMPLE = "write lifespan(lambda: open_broker(…)), or a function that returns what open_broker gives"
 
 
 def lifespan(
@@ -29,11 +32,18 @@ def lifespan(
 
     Returns:
         What frameworks take as `lifespan=`. The broker is in the application's state as `broker`.
+
+    Raises:
+        TypeError: The argument is neither a broker nor a function that is not async; at start-up: the function did not
+            return a broker.
     """
+    if not isinstance(broker, Broker) and (not callable(broker) or inspect.iscoroutinefunction(broker)):
+        what = "an async function" if callable(broker) else f"a {type(broker).__name__}"
+        raise TypeError(f"lifespan() takes a Broker or a function that is not async, not {what}: {EXAMPLE}")
 
     @asynccontextmanager
     async def connected(_application: object) -> AsyncIterator[dict[str, Broker]]:
-        opened = broker if isinstance(broker, Broker) else broker()
+        opened = broker if isinstance(broker, Broker) else _checked(broker())
         try:
             if connect:
                 await opened.connect()
@@ -42,3 +52,11 @@ def lifespan(
             await opened.close()
 
     return connected
+
+
+def _checked(made: object) -> Broker:
+    if inspect.iscoroutine(made):
+        made.close()
+    if not isinstance(made, Broker):
+        raise TypeError(f"the function of lifespan() must return a Broker, not a {type(made).__name__}: {EXAMPLE}")
+    return made

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import threading
-from types import TracebackType
+import warnings
 from typing import Self
 
 from ._broker import Broker
-from .exceptions import BrokerClosedError, WrongLoopError
+from ._connection.closing import checked_timeout
+from .exceptions import BrokerClosedError, BrokerStateError, NotConnectedError, WrongLoopError
 from .protocol import MessageLike, Receipt
 
 __all__ = ["SyncBroker"]
+
+FORKED = "this process was forked from the one that connected the broker: make a new SyncBroker after the fork"
+OWN_THREAD = (
+    "{} was called in the SyncBroker's own thread, by an observer or a logging handler: it would wait for itself "
+    "forever. Call it in another thread"
+)
 
 
 class SyncBroker:
@@ -49,20 +57,28 @@ class SyncBroker:
 
         Raises:
             NotDeliveredError: The message is not in the broker, and this call will not put it there.
-                `BrokerClosedError` after `close()`; `WrongLoopError` in a process that was forked after the first send.
+                `BrokerClosedError` after `close()`. `WrongLoopError` in a process that was forked after the first send,
+                and in the SyncBroker's own thread, in which observers are called. `NotConnectedError` when the thread
+                cannot start; the next send tries again.
             DeliveryUnknownError: The message may be in the broker.
         """
         if self._forked:  # before the lock, which another thread may have held at the fork
-            refusal = WrongLoopError(
-                "this process was forked from the one that connected the broker: make a new SyncBroker after the fork"
-            )
-            raise self._broker.refuse(message, refusal)
+            raise self._broker.refuse(message, WrongLoopError(FORKED))
+        if threading.current_thread() is self._thread:
+            raise self._broker.refuse(message, WrongLoopError(OWN_THREAD.format("send()")))
+        sending, cause = None, None
         with self._lock:
-            if self._closed:
-                raise self._broker.refuse(message, BrokerClosedError("the broker is closed: make a new SyncBroker"))
-            if self._thread is None:
-                self._start()
-            sending = asyncio.run_coroutine_threadsafe(self._broker.send_message(message, timeout=timeout), self._loop)
+            try:
+                if not self._closed:
+                    loop = self._running()
+                    sends = self._broker.send_message(message, timeout=timeout)
+                    sending = asyncio.run_coroutine_threadsafe(sends, loop)
+            except (RuntimeError, OSError) as error:  # no thread, or no file descriptors for an event loop
+                cause = error
+        if sending is None:  # outside the lock, because observers are told, and they may use this object
+            closed = BrokerClosedError("the broker is closed: make a new SyncBroker")
+            failed = NotConnectedError(f"the SyncBroker's thread cannot start: {cause}. Send again later")
+            raise self._broker.refuse(message, failed if cause else closed) from cause
         try:
             return sending.result()
         except KeyboardInterrupt:
@@ -74,40 +90,63 @@ class SyncBroker:
 
         Args:
             timeout: Seconds for flushing and closing. None: the broker's `close_timeout`.
+
+        Raises:
+            BrokerStateError: It was called in the SyncBroker's own thread, in which observers are called.
+            TypeError: The timeout is not a number.
+            ValueError: The timeout is NaN.
         """
         if self._forked:  # the connection and its thread are the parent's
             return
+        if threading.current_thread() is self._thread:
+            raise BrokerStateError(OWN_THREAD.format("close()"), broker=self._broker.url or self._broker.name)
+        checked_timeout(timeout)
         with self._lock:
             thread, first, self._closed = self._thread, not self._closed, True
         if thread is None:
             return
-        if first:
+        if first and thread.is_alive():
             self._loop.call_soon_threadsafe(self._stop.set_result, timeout)
         thread.join()
+        atexit.unregister(self._warn)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @property
     def _forked(self) -> bool:
         return self._pid not in (0, os.getpid())
 
-    def _start(self) -> None:
-        started = threading.Event()
+    def _running(self) -> asyncio.AbstractEventLoop:
+        """The event loop of the thread, which starts if it does not run."""
+        if self._thread is not None and self._thread.is_alive():
+            return self._loop
+        self._loop = loop = asyncio.new_event_loop()
+        self._stop = loop.create_future()
 
         async def live() -> None:
-            self._loop = asyncio.get_running_loop()
-            self._stop = self._loop.create_future()
-            started.set()
             await self._broker.close(await self._stop)
 
-        self._pid = os.getpid()
-        # A daemon: a program that forgets close() still ends. The broker then warns that it was not closed.
-        self._thread = threading.Thread(target=lambda: asyncio.run(live()), name="cqrs-brokers", daemon=True)
-        self._thread.start()
-        started.wait()
+        def run() -> None:
+            with asyncio.Runner(loop_factory=lambda: loop) as runner:
+                runner.run(live())
+
+        # A daemon: a program that forgets close() still ends, with a warning.
+        thread = threading.Thread(target=run, name="cqrs-brokers", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            loop.close()
+            raise
+        self._pid, self._thread = os.getpid(), thread
+        atexit.unregister(self._warn)
+        atexit.register(self._warn)
+        return loop
+
+    def _warn(self) -> None:
+        if not (self._closed or self._forked):
+            text = f"{self._broker!r} was not closed: use `with SyncBroker(…)`, or call close()"
+            warnings.warn(text, ResourceWarning, source=self, stacklevel=2)

@@ -118,6 +118,9 @@ class Observer:
         broker slows this client down (throttled) or has stopped that (unthrottled)."""
 
 
+METHODS = ("attached", "before_send", "before_batch", "sent", "connection_changed")
+"""An observer has at least one of these methods."""
+
 Asked = list[tuple[Any, Callable[..., Any]]]
 """The observers that may add headers, each with the function that asks it."""
 
@@ -143,9 +146,19 @@ class Observers:
     def __init__(
         self, observers: Sequence[Observer], replace_headers: Callable[[Message, Mapping[str, HeaderValue], int], int]
     ) -> None:
+        if isinstance(observers, str | bytes | Mapping):
+            raise ConfigError(f"observers takes a sequence of observers, not a {type(observers).__name__}")
         if not isinstance(observers, Iterable):
             raise ConfigError(f"observers takes a sequence: observers=[{type(observers).__name__}(…)]")
         self._observers = tuple(observers)
+        for observer in self._observers:
+            if isinstance(observer, type):
+                raise ConfigError(f"observers takes objects, not classes: observers=[{observer.__name__}(…)]")
+            if not any(callable(getattr(observer, name, None)) for name in METHODS):
+                raise ConfigError(
+                    f"a {type(observer).__name__} is no observer: derive from Observer, or write {', '.join(METHODS)}, "
+                    "or some of them"
+                )
         self._replace_headers = replace_headers
         self._sent = self._having("sent")
         self._changed = self._having("connection_changed")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from codecs import BOM_UTF8
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, final
 from urllib.parse import quote
@@ -49,7 +50,7 @@ class Secret:
 
     @classmethod
     def from_file(cls, path: str | bytes) -> Secret:
-        """The text of a file, without the newline at its end.
+        """The text of a file, without the newline at its end and without the byte order mark of UTF-8 at its start.
 
         The file must be a regular one, as Docker and Kubernetes mount it. A pipe or a device could block for ever.
 
@@ -74,7 +75,7 @@ class Secret:
         if len(data) > MAX_FILE_BYTES:
             raise ValueError(f"the file is larger than {MAX_FILE_BYTES} bytes")
         try:
-            text = data.decode()
+            text = data.removeprefix(BOM_UTF8).decode()
         except UnicodeDecodeError:
             text = "\0"  # refused below: an error raised here would have the one that holds the bytes as its context
         return cls(_one_line(text.removesuffix("\n").removesuffix("\r"), "the file"))

@@ -70,6 +70,15 @@ class Host(NamedTuple):
         except ValueError:
             return False
 
+    @property
+    def normal(self) -> Host:
+        """The same host in the one spelling that can be compared: lower case, without the dot at the end of a name, and
+        the short form of an IPv6 address."""
+        address, percent, zone = self.host.partition("%")
+        if ":" in address:
+            address = socket.inet_ntop(socket.AF_INET6, socket.inet_pton(socket.AF_INET6, address))
+        return Host(address.lower().rstrip(".") + percent + zone, self.port)
+
     def __str__(self) -> str:
         host = f"[{self.host.replace('%', '%25')}]" if ":" in self.host else self.host
         return host if self.port is None else f"{host}:{self.port}"
@@ -150,6 +159,15 @@ class BrokerURL:
             userinfo += ":" + _encode(Secret(password).reveal())
         authority = (f"{userinfo}@" if username is not None else "") + ",".join(listed)
         return cls.parse(f"{scheme}://{authority}" + ("" if path is None else "/" + _encode(path)))
+
+    def repeated_hosts(self, default_port: int) -> list[str]:
+        """The problems of hosts that are the same when the port that a host leaves out is the default: `h,h:9092`.
+
+        Args:
+            default_port: The plugin's.
+        """
+        hosts = [(host if host.port else host._replace(port=default_port)).normal for host in self.hosts]
+        return [f"host {n} is listed twice" for n, host in enumerate(hosts, 1) if host in hosts[: n - 1]]
 
     def replace(self, *, hosts: Iterable[str | Host] | None = None, password: str | Secret | None = None) -> BrokerURL:
         """A copy with other hosts or another password. An argument that is None changes nothing.
@@ -317,16 +335,18 @@ def _hosts(text: str, problems: list[str]) -> tuple[Host, ...]:
     if len(items) > MAX_HOSTS:
         problems.append(f"more than {MAX_HOSTS} hosts")
         return ()
-    hosts: dict[Host, None] = {}
+    hosts: list[Host] = []
+    known = set[Host]()
     for number, item in enumerate(items, 1):
         try:
             host = _host(item, f"host {number}")
         except ValueError as error:
             problems.append(str(error))
             continue
-        if host in hosts:
+        if host.normal in known:
             problems.append(f"host {number} is listed twice")
-        hosts[host] = None
+        hosts.append(host)
+        known.add(host.normal)
     return tuple(hosts)
 
 

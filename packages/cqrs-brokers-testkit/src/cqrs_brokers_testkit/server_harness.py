@@ -82,6 +82,7 @@ class ServerHarness(Harness):
     def __init__(self, url: str | None = None) -> None:
         super().__init__(url)
         self._stack = contextlib.ExitStack()
+        self._clients = contextlib.ExitStack()
         self._extra: dict[str, RunningServer] = {}
         self._all_certificates: Certificates | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -105,7 +106,8 @@ class ServerHarness(Harness):
         return f"{self.url.partition('://')[0]}://{userinfo}{host}:{port}"
 
     def prepare(self) -> None:
-        """Called when the main server has started. Override it to connect readers and administrators to `server`."""
+        """Called when the main server has started, and again after `dismiss_clients`. Override it to connect readers
+        and administrators to `server`."""
 
     def server_started(self, server: RunningServer) -> None:
         """Called whenever a server takes connections: at first, before `prepare`, and after each `restart`.
@@ -128,11 +130,13 @@ class ServerHarness(Harness):
         self.prepare()
 
     def stop(self) -> None:
+        self._clients.close()
         self._stack.close()
 
     def at_end(self, action: Callable[[], object]) -> None:
-        """Notes a function that `stop()` calls before the servers end, for example to close a reader's client."""
-        self._stack.callback(action)
+        """Notes a function that `stop()` and `dismiss_clients()` call before they end a server, for example to close a
+        reader's client."""
+        self._clients.callback(action)
 
     def url_for(self, login: tuple[str, str] | None) -> str:
         """The config string of the main server through the proxy, for this user."""
@@ -160,9 +164,11 @@ class ServerHarness(Harness):
             proxy.accept()
 
     def dismiss_clients(self) -> None:
-        """Shuts the server down in good order, and starts it again."""
+        """Shuts the server down in good order, and starts it again. The harness's own clients are closed before."""
+        self._clients.close()
         self._process.terminate()
         self.restart()
+        self.prepare()
 
     def pause(self) -> None:
         """Freezes the server: its sockets stay open, nobody answers. `resume_server` lets it go on."""

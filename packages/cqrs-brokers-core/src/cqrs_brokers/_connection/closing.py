@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 
 from cqrs_brokers._delivery.breaches import ContractBreaches
 from cqrs_brokers._delivery.window import Window
@@ -19,7 +20,7 @@ from cqrs_brokers.tasks import retrieve_exception
 from .connection import Connection
 from .states import State
 
-__all__ = ["Closing"]
+__all__ = ["Closing", "checked_timeout"]
 
 logger = logging.getLogger("cqrs_brokers.closing")
 
@@ -30,6 +31,21 @@ UNAWAITED = 1.0
 interrupted program still ends soon."""
 LOOK_AGAIN = 0.05
 """How often a flush looks whether its deadline was shortened, in seconds."""
+
+
+def checked_timeout(timeout: float | None) -> None:
+    """Checks the timeout of a `close()`, before anything is closed. Below 0 it means 0.
+
+    Raises:
+        TypeError: It is not a number.
+        ValueError: It is NaN.
+    """
+    if timeout is None:
+        return
+    if not isinstance(timeout, int | float) or isinstance(timeout, bool):
+        raise TypeError(f"close() takes a timeout in seconds, not a {type(timeout).__name__}: nothing was closed")
+    if math.isnan(timeout):
+        raise ValueError("close() takes a timeout in seconds, not NaN: nothing was closed")
 
 
 class Closing:

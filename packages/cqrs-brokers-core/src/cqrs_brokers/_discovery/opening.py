@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from cqrs_brokers._broker import Broker
 from cqrs_brokers.exceptions import ConfigError, PluginNotFoundError
 from cqrs_brokers.options import resolve_options
+from cqrs_brokers.secret import secrets_in
 from cqrs_brokers.url import BrokerURL
 
 from .plugins import load_plugin
@@ -53,7 +54,8 @@ def open_broker(
             raise ConfigError(f"no config string: pass one to open_broker, or set {URL_VARIABLE}")
     parsed = BrokerURL.parse(url, source=source)
     try:
-        plugin = load_plugin(parsed.scheme, distribution)
+        secrets = secrets_in([parsed.password, *parsed.query.values()])
+        plugin = load_plugin(parsed.scheme, distribution, secrets=secrets)
     except PluginNotFoundError as error:
         if not source:
             raise

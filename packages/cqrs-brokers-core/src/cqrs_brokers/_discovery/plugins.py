@@ -9,14 +9,16 @@ import importlib
 import inspect
 import re
 from collections.abc import Iterable
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import pluggy
 
 from cqrs_brokers._broker import Broker
+from cqrs_brokers.driver import Driver, PipelinedDriver
 from cqrs_brokers.exceptions import BrokerError, ConfigError, PluginContractError, PluginLoadError
 from cqrs_brokers.options import BrokerOptions
-from cqrs_brokers.protocol import MessageBroker
+from cqrs_brokers.protocol import Capabilities, MessageBroker
 from cqrs_brokers.secret import masked, secrets_in
 from cqrs_brokers.url import SCHEME, BrokerURL
 
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from cqrs_brokers.inspection import Inspection
 
 __all__ = ["Plugin", "load_plugin", "register_plugin", "unregister_plugin"]
+
+URL_WITH_USER = r"://\S*@"
 
 _manager = pluggy.PluginManager(PROJECT)
 _manager.add_hookspecs(BrokerHooks)
@@ -67,7 +71,8 @@ class Plugin(NamedTuple):
 
         Raises:
             ConfigError: From the plugin.
-            PluginContractError: It raised something else, or gave no `MessageBroker`.
+            PluginContractError: It raised something else, or gave no `MessageBroker`, or one whose `capabilities` are
+                wrong.
         """
         driver = self._made("open_message_broker", url, options)
         if inspect.iscoroutine(driver):
@@ -78,6 +83,7 @@ class Plugin(NamedTuple):
             raise PluginContractError(
                 f"open_message_broker of {self.title} must return a MessageBroker, not {_kind(driver)}"
             )
+        self._check_capabilities(driver, url, options)
         return driver
 
     def inspection(self, url: BrokerURL, options: BrokerOptions) -> Inspection | None:
@@ -96,6 +102,31 @@ class Plugin(NamedTuple):
             raise PluginContractError(f"inspect_broker of {self.title} must return an Inspection, not {_kind(made)}")
         return made
 
+    def _check_capabilities(self, driver: MessageBroker, url: BrokerURL, options: BrokerOptions) -> None:
+        said, problem = None, None
+        try:
+            said = getattr(driver, "capabilities", None)
+        except (Exception, SystemExit) as error:
+            problem = error
+        if problem is not None:  # raised here: the error must not become the context of ours
+            self._failed("capabilities", problem, url, options)
+        if said is None and not isinstance(driver, Driver | PipelinedDriver):
+            return  # a plain MessageBroker need not say anything
+        if not isinstance(said, Capabilities):
+            raise PluginContractError(f"capabilities of {self.title} must be Capabilities, not {_kind(said)}")
+        for field in fields(said):
+            value = getattr(said, field.name)
+            if field.name == "max_message_bytes":
+                fits = value is None or (type(value) is int and value > 0)
+                wanted = "None or a whole number above 0"
+            elif field.name == "header_types":
+                fits = isinstance(value, frozenset) and all(isinstance(kind, type) for kind in value)
+                wanted = "a frozenset of types"
+            else:
+                fits, wanted = isinstance(value, bool), "True or False"
+            if not fits:
+                raise PluginContractError(f"capabilities of {self.title} are wrong: {field.name} must be {wanted}")
+
     def _made(self, hook: str, url: BrokerURL, options: BrokerOptions) -> Any:
         """What a hook makes of a URL and its options."""
         made, problem = self._ask(hook, url=url, options=options)
@@ -103,16 +134,16 @@ class Plugin(NamedTuple):
             self._failed(hook, problem, url, options)
         return made
 
-    def _ask(self, name: str, **arguments: object) -> tuple[Any, Exception | None]:
+    def _ask(self, name: str, **arguments: object) -> tuple[Any, BaseException | None]:
         """What a hook of this plugin returned, or what it raised."""
         # A plain call would be answered by whichever plugin was registered last.
         others = [plugin for plugin in _manager.get_plugins() if plugin is not self.implementation]
         try:
             return _manager.subset_hook_caller(name, others)(**arguments), None
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # KeyboardInterrupt passes: it is the user's, not the plugin's
             return None, error
 
-    def _failed(self, hook: str, error: Exception, url: BrokerURL, options: BrokerOptions) -> NoReturn:
+    def _failed(self, hook: str, error: BaseException, url: BrokerURL, options: BrokerOptions) -> NoReturn:
         """Raises the plugin's error without the secrets that the plugin was given.
 
         The text of a client library's error, or of its cause, may quote them. Then the cause is left out.
@@ -131,11 +162,12 @@ class Plugin(NamedTuple):
         raise PluginContractError(text) from (error if clean else None)
 
 
-def load_plugin(scheme: str, distribution: str | None = None) -> Plugin:
+def load_plugin(scheme: str, distribution: str | None = None, *, secrets: Iterable[str] = ()) -> Plugin:
     """The plugin that owns the scheme. Imports it if necessary, and no other plugin.
 
     Args:
         distribution: Only this installed distribution may provide the scheme.
+        secrets: Texts that no error may show.
 
     Raises:
         PluginError: The scheme is not installed, misspelt, broken, incompatible or claimed twice, or the plugin breaks
@@ -144,7 +176,7 @@ def load_plugin(scheme: str, distribution: str | None = None) -> Plugin:
     if distribution is None and scheme in _in_process:
         return _in_process[scheme]
     claim = find_owner(scheme, distribution)
-    implementation = _import(claim)
+    implementation = _import(claim, secrets)
     _register(implementation, claim.distribution, claim.title)
     return Plugin(claim.title, implementation)
 
@@ -185,20 +217,21 @@ def unregister_plugin(plugin: object) -> None:
         _manager.unregister(plugin)
 
 
-def _import(claim: Claim) -> object:
+def _import(claim: Claim, secrets: Iterable[str]) -> object:
     module, _, attribute = claim.value.partition("[")[0].partition(":")
     try:
         found: object = importlib.import_module(module.strip())
         for part in filter(None, attribute.strip().split(".")):
             found = getattr(found, part)
-    except (Exception, SystemExit) as error:
-        # KeyboardInterrupt passes: it is the user's, not the plugin's.
-        reason = f"{type(error).__name__}: {error}"
-        raise PluginLoadError(
-            f"{claim.scheme}:// is provided by {claim.title}, which is installed but broken: importing {claim.value} "
-            f"failed with {reason:.300}: reinstall or upgrade {claim.distribution}"
-        ) from error
-    return found
+        return found
+    except (Exception, SystemExit) as error:  # KeyboardInterrupt passes: it is the user's, not the plugin's
+        problem = error
+    clean = not _shows(problem, secrets)
+    reason = type(problem).__name__ + (f": {problem}" if clean else ", whose text may show a secret")
+    raise PluginLoadError(  # raised here: the error must not become the context of ours
+        f"{claim.scheme}:// is provided by {claim.title}, which is installed but broken: importing {claim.value} "
+        f"failed with {reason:.300}: reinstall or upgrade {claim.distribution}"
+    ) from (problem if clean else None)
 
 
 def _register(plugin: object, name: str, title: str) -> None:
@@ -231,7 +264,8 @@ def _register(plugin: object, name: str, title: str) -> None:
 
 
 def _shows(error: BaseException, secrets: Iterable[str]) -> bool:
-    """Whether a printed traceback would show a secret, or holds pydantic's error, which carries the input."""
+    """Whether a printed traceback would show a secret, or a URL with a user, which may be a config string. Or it holds
+    pydantic's error, which carries the input."""
     from traceback import TracebackException
 
     from pydantic import ValidationError
@@ -243,7 +277,9 @@ def _shows(error: BaseException, secrets: Iterable[str]) -> bool:
             continue
         seen.add(id(current))
         text = "".join(TracebackException.from_exception(current).format_exception_only()) + repr(current)
-        if isinstance(current, ValidationError) or any(secret in text for secret in secrets):
+        if isinstance(current, ValidationError) or re.search(URL_WITH_USER, text):
+            return True
+        if any(secret in text for secret in secrets):
             return True
         pending += [linked for linked in (current.__cause__, current.__context__) if linked is not None]
     return False

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from cqrs_brokers import Broker, DeliveryError, DeliveryUnknownError, Message, Receipt
+from cqrs_brokers_testkit.canary import chain, shown
 from cqrs_brokers_testkit.conformance._case import (
     Context,
     NotApplicable,
@@ -20,6 +22,7 @@ from cqrs_brokers_testkit.conformance._harness import Forgery
 from cqrs_brokers_testkit.proxy import ProxyConnection
 
 _DEADLINE = 3.0
+_CANARIES = {"the body": "canary-body-71", "the key": "canary-key-72", "a header": "canary-header-73"}
 
 
 class _Forged:
@@ -27,7 +30,10 @@ class _Forged:
 
     def __init__(self, ctx: Context, broker: Broker, topic: str, connections: Sequence[ProxyConnection]) -> None:
         self.broker, self.topic, self.connections = broker, topic, connections
-        self.messages = [ctx.message(topic) for _ in range(3)]
+        fields: dict[str, Any] = {"key": _CANARIES["the key"]} if ctx.capabilities.ordering_key else {}
+        if ctx.capabilities.headers:
+            fields["headers"] = {"h": _CANARIES["a header"]}
+        self.messages = [ctx.message(topic, {"b": _CANARIES["the body"]}, **fields) for _ in range(3)]
         self.sends: list[asyncio.Future[Receipt | DeliveryError]] = []
 
     @classmethod
@@ -87,11 +93,14 @@ async def unknown_answers_prove_nothing(ctx: Context) -> None:
 
 @case("delivery.refusal-codes-are-no-confirms", "fault", needs=["proxy", "forged_answers"], capability="confirms")
 async def refusal_codes_are_no_confirms(ctx: Context) -> None:
-    """An answer that says no, with any of its codes, gives no receipt."""
+    """An answer that says no, with any of its codes, gives no receipt, and an error that quotes nothing."""
     for says, forged in (await _tried(ctx, "refused")).items():
         outcomes = [send.result() for send in forged.sends]
         lied = any(isinstance(outcome, Receipt) for outcome in outcomes)
         check(not lied, f"the broker's answers were turned into {says}, and sends got {tally(outcomes)}")
+        errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        leaks = shown(_CANARIES, [f"{each} {each!r}" for error in errors for each in chain(error)])
+        check(not leaks, f"{' and '.join(leaks)} can be read in the error after {says}")
 
 
 @case("delivery.pings-confirm-nothing", "fault", needs=["proxy", "read_back"], capability="confirms")
