@@ -280,7 +280,7 @@ def drain_topic(
     try:
         partitions = _partitions(confluent, consumer, topic, timeout)
         consumer.assign([confluent.TopicPartition(topic, partition, 0) for partition in partitions])
-        ends = {partition: _end(confluent, consumer, topic, partition, timeout) for partition in partitions}
+        ends = {partition: _end(confluent, consumer, topic, partition, give_up) for partition in partitions}
         unread = set(partitions)
         while unread or len(records) < (count or 0):
             left = give_up - time.monotonic()
@@ -322,10 +322,16 @@ def _partitions(confluent: Any, consumer: Any, topic: str, timeout: float) -> li
     return list(found.partitions)
 
 
-def _end(confluent: Any, consumer: Any, topic: str, partition: int, timeout: float) -> int:
+def _end(confluent: Any, consumer: Any, topic: str, partition: int, give_up: float) -> int:
     """The offset after the partition's last committed record."""
-    _, end = consumer.get_watermark_offsets(confluent.TopicPartition(topic, partition), timeout=timeout)
-    return int(end)
+    while True:
+        try:
+            _, end = consumer.get_watermark_offsets(confluent.TopicPartition(topic, partition), timeout=5)
+            return int(end)
+        except confluent.KafkaException as error:  # after a restart a node does not lead its partitions at once
+            if time.monotonic() > give_up:
+                raise TimeoutError(f"the end of topic {topic!r} is not known: {error.args[0].str()}") from error
+            time.sleep(0.05)
 
 
 def _kafka_record(message: Any) -> Record:
