@@ -180,8 +180,14 @@ raw_id: Callable[[Message], Any] = attrgetter("_id")
 """The message's id as the message keeps it: the text of an id of our own, or what the caller set."""
 
 
-made_ns: Callable[[Message], int | None] = attrgetter("_made_ns")
-"""When the message was made, in nanoseconds; None when the caller set its time stamp."""
+def has_own_time(message: Message) -> bool:
+    """Whether its time stamp is when it was made; else the caller set it."""
+    return message._made_ns is not None
+
+
+def has_own_id_and_time(message: Message) -> bool:
+    """Whether its id and its time stamp were made with it, and so need no check."""
+    return type(message._id) is bytes and message._made_ns is not None
 
 
 def encoded_anew(message: Message) -> bytes | None:

@@ -232,12 +232,6 @@ class Sending:
 
     # -- Broker's side ------------------------------------------------------------------------------------------------
 
-    def submitted(self) -> None:
-        """The driver gets the message, and the message takes a place in flight."""
-        self.state = SUBMITTED
-        self._in_flight.pending[self] = False
-        self._in_flight.bytes += self.size
-
     def keep(self) -> None:
         """Copies the message, because it has to wait and the caller may change the original meanwhile."""
         self.message = snapshot(self.message)

@@ -7,16 +7,23 @@ costs.
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+from collections.abc import Callable
+from contextvars import Context
+from typing import Any, Protocol
 
 __all__ = ["Wakeups"]
 
 
 class _Sleeper(Protocol):
-    """A delivery that a task awaits."""
+    """A delivery that a task awaits.
 
-    def wake(self) -> None:
-        """Lets the task go on, now."""
+    Attributes:
+        callback: Lets the task go on. None: it was called.
+        context: The context in which it is called.
+    """
+
+    callback: Callable[[Any], object] | None
+    context: Context
 
     def wake_soon(self) -> None:
         """Lets the task go on in the loop's next turn, after those that were to be woken before."""
@@ -41,7 +48,8 @@ class Wakeups:
         waking = iter(due)
         try:
             for sleeper in waking:
-                sleeper.wake()
+                callback, sleeper.callback = sleeper.callback, None
+                sleeper.context.run(callback, sleeper)  # type: ignore[arg-type] # it is woken because it has one
         finally:  # a task that raises KeyboardInterrupt or SystemExit ends the loop's turn, not the others' wait
             for sleeper in waking:
                 sleeper.wake_soon()

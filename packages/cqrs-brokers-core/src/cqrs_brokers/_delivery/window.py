@@ -109,7 +109,10 @@ class Window:
             and len(places.pending) + len(places.ended) < places.limit
             and (places.bytes + delivery.size <= places.limit_bytes or not places.bytes)
         ):
-            delivery.submitted()
+            # The message takes a place: here and in `refill`, because a call for each message costs more.
+            delivery.state = SUBMITTED
+            places.pending[delivery] = False
+            places.bytes += delivery.size
             try:
                 self._submit((delivery,))
             except Exception as error:
@@ -155,21 +158,26 @@ class Window:
             return
         waiting, places, stuck = self._waiting, self._in_flight, self._stuck
         batch: list[Sending] = []
-        aside = self._take_aside() if stuck.names else 0
+        are_stuck, pending = bool(stuck.names), places.pending
+        aside = self._take_aside() if are_stuck else 0
         left = len(waiting) - aside
         room, most_bytes = stuck.limit - places.count, stuck.limit_bytes
         while left and room > 0:
             delivery = waiting[0]
             if not delivery.done:
-                if stuck.names and stuck.must_wait(delivery):
+                if are_stuck and stuck.must_wait(delivery):
                     waiting.rotate(-1)  # behind those that were put aside before
                     aside += 1
                     left -= 1
                     continue
-                if places.bytes + delivery.size > most_bytes and places.bytes and not stuck.is_alone(delivery):
+                held = places.bytes
+                if held + delivery.size > most_bytes and held and not stuck.is_alone(delivery):
                     break
-                delivery.submitted()
-                if stuck.names:
+                # The message takes a place: here and in `admit`, because a call for each message costs more.
+                delivery.state = SUBMITTED
+                pending[delivery] = False
+                places.bytes = held + delivery.size
+                if are_stuck:
                     stuck.took(delivery)
                 room -= 1
                 batch.append(delivery)

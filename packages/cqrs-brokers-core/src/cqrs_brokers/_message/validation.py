@@ -17,7 +17,15 @@ from typing import Any, NoReturn
 from uuid import UUID
 
 from cqrs_brokers.exceptions import InvalidMessageError, MessageTooLargeError
-from cqrs_brokers.protocol import TOMBSTONE, Capabilities, HeaderValue, Message, encoded_anew, made_ns, raw_id
+from cqrs_brokers.protocol import (
+    TOMBSTONE,
+    Capabilities,
+    HeaderValue,
+    Message,
+    encoded_anew,
+    has_own_id_and_time,
+    has_own_time,
+)
 
 from .jsonable import UnencodableError
 
@@ -62,10 +70,11 @@ class Validator:
         self._tombstones = capabilities is not None and capabilities.tombstones
         self._refuse_topic = refuse_topic
         self._max = max_message_bytes
-        self._known_topics: set[str] = set()
-        self._known_names: set[str] = set()
-        self._known_types: set[str] = set()
-        self._known_headers: set[str] = set()
+        # Texts that were checked, with their sizes in bytes.
+        self._known_topics: dict[str, int] = {}
+        self._known_names: dict[str, int] = {}
+        self._known_types: dict[str, int] = {}
+        self._known_headers: dict[str, int] = {}
         self._texts: Mapping[str, HeaderValue] = {}
         """The headers that a message was given last, if all were text. (Of other types, 1 and True are equal.)"""
         self._texts_size = 0
@@ -92,11 +101,8 @@ class Validator:
             message.content_type = self._checked_name(
                 self._known_types, content_type, message, "content_type", MAX_NAME_BYTES
             )
-        known = raw_id(message)
-        if type(known) is not bytes and not isinstance(known, UUID):  # bytes: it is ours
-            self._refuse(message, "message_id must be a UUID")
-        if made_ns(message) is None:  # else it is ours
-            self._check_timestamp(message, message.timestamp)
+        if not has_own_id_and_time(message):
+            self._check_id_and_time(message)
         body = message.payload_bytes
         if body is None:
             body = self._body(message)
@@ -171,7 +177,7 @@ class Validator:
             broker=self._address,
         )
 
-    def _checked_name(self, known: set[str], text: Any, message: Message, what: str, limit: int) -> str:
+    def _checked_name(self, known: dict[str, int], text: Any, message: Message, what: str, limit: int) -> str:
         text = plain = self._plain(message, text, what)
         if text in known:
             return plain
@@ -179,19 +185,31 @@ class Validator:
             self._refuse(message, f"{what} is empty")
         if not text.isprintable():
             self._refuse(message, f"{what} has characters that are not printable")
-        if len(text.encode(errors="replace")) > limit:
+        size = len(text.encode(errors="replace"))
+        if size > limit:
             self._refuse(message, f"{what} is longer than {limit} bytes")
         if len(known) >= _REMEMBERED:
             known.clear()
-        known.add(plain)
+        known[plain] = size
         return plain
+
+    def _checked_header_name(self, message: Message, name: Any) -> str:
+        name = self._plain(message, name, "a header name")
+        if name.lower() in RESERVED_HEADERS:
+            self._refuse(message, f"header {name.lower()!r} is reserved: it carries a field of the message")
+        return self._checked_name(self._known_headers, name, message, "a header name", MAX_HEADER_NAME_BYTES)
 
     def _plain(self, message: Message, text: Any, what: str) -> str:
         if not isinstance(text, str):
             self._refuse(message, f"{what} must be text, not {type(text).__name__}")
         return str.__str__(text)
 
-    def _check_timestamp(self, message: Message, timestamp: Any) -> None:
+    def _check_id_and_time(self, message: Message) -> None:
+        if not isinstance(message.message_id, UUID):
+            self._refuse(message, "message_id must be a UUID")
+        if has_own_time(message):
+            return
+        timestamp: Any = message.timestamp
         if not isinstance(timestamp, datetime) or timestamp.tzinfo is None:
             self._refuse(message, "timestamp must be a timezone-aware datetime: use datetime.now(UTC)")
         if timestamp.year <= 1970 and timestamp < _EPOCH:  # the year is cheap to ask; no zone is a year off
@@ -265,14 +283,12 @@ class Validator:
         known = self._known_headers
         plain = True
         for name, value in headers.items():
-            if type(name) is not str or name not in known:
-                text = self._plain(message, name, "a header name")
+            name_size = known.get(name)
+            if name_size is None or type(name) is not str:
+                text = self._checked_header_name(message, name)
                 plain = plain and text is name
-                name = text
-                if name.lower() in RESERVED_HEADERS:
-                    self._refuse(message, f"header {name.lower()!r} is reserved: it carries a field of the message")
-                self._checked_name(known, name, message, "a header name", MAX_HEADER_NAME_BYTES)
-            size += len(name) if name.isascii() else len(name.encode())
+                name, name_size = text, known[text]
+            size += name_size
             if type(value) is str and value.isascii() and len(value) <= MAX_TEXT_BYTES:
                 size += len(value)
             elif isinstance(value, str):
