@@ -319,29 +319,33 @@ class Broker(MessageBroker):
             for delivery in deliveries:
                 self._window.give_up(delivery)
             if self._observers.are_told:
-                for message in messages[len(bulk.outcomes) :]:
+                for message in reversed(messages):  # those that are left
                     self.refuse(message, NotDeliveredError("its caller was cancelled before it was made ready"))
             raise
         return bulk.outcomes
 
     def _prepare(
         self,
-        messages: Sequence[MessageLike],
+        messages: list[MessageLike],
         deliveries: list[Sending],
         bulk: BulkOutcomes,
         deadline: float,
         loop: asyncio.AbstractEventLoop,
     ) -> Generator[None, None, None]:
         """Makes the messages of a `send_messages` ready and hands them to the window, in bursts. It yields when the
-        event loop should have a turn."""
+        event loop should have a turn. What is ready is taken out of the list, which then is in the reverse order: so
+        the messages live no longer than they must."""
         window, coercion, validator, observers = self._window, self._coercion, self._validator, self._observers
         batch = observers.batch(len(messages)) if self._are_asked else None
         outcomes = bulk.outcomes
         turn = loop.time()
-        for first in range(0, len(messages), BURST):  # the broker works on the first while the last are made ready
+        messages.reverse()
+        while messages:  # the broker works on the first while the last are made ready
+            taken = messages[-BURST:]
+            del messages[-BURST:]
             burst: list[Sending] = []
             late = loop.time() >= deadline
-            for index, message in enumerate(messages[first : first + BURST], first):
+            for index, message in enumerate(reversed(taken), len(outcomes)):
                 if late:
                     outcomes.append(self.refuse(message, BackpressureError(LATE)))
                     continue
@@ -359,8 +363,7 @@ class Broker(MessageBroker):
                     ready, size = batch.before_send(ready, size)
                 burst.append(BulkDelivery(ready, deadline, size, self._in_flight, bulk, index))
                 outcomes.append(None)
-            is_last = first + BURST >= len(messages)
-            if is_last and batch is not None:
+            if not messages and batch is not None:
                 batch.complete()
             if burst:
                 bulk.left += len(burst)
@@ -371,8 +374,13 @@ class Broker(MessageBroker):
                 else:
                     self._want(loop)
                 window.keep(burst)
-            if not is_last and loop.time() - turn >= TURN:
-                yield
+            if messages and loop.time() - turn >= TURN:
+                try:
+                    yield
+                except GeneratorExit:  # the call was cancelled
+                    if batch is not None:
+                        batch.complete()
+                    raise
                 turn = loop.time()
         bulk.left -= 1
         if not bulk.left:
