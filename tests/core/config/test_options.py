@@ -178,6 +178,13 @@ def test_an_unknown_option_after_a_secret_is_not_named():
     assert problem.startswith("unknown option after 'key_password'; its name is not shown")
 
 
+@pytest.mark.parametrize("size", [1, 999, 1_234_567, 1_048_577, 80 * 2**20, 123_456_789_012, 10**12])
+def test_a_size_is_shown_with_every_digit(size: int) -> None:
+    """Read back, it is the same size."""
+    shown = resolve(buffer=size).effective["buffer"].value
+    assert resolve(f"x://h?buffer={shown}").options.buffer == size
+
+
 def test_keywords_override_the_string_and_every_option_knows_its_origin(tmp_path, monkeypatch):
     """Default, string, keyword, file and environment."""
     (tmp_path / "pw").write_text(f"{CANARY}\n")

@@ -39,7 +39,7 @@ class Quantity:
         for unit in reversed(self._units):
             count = value / self._units[unit]
             if count >= 1 and count == round(count, 3):
-                return f"{count:g}{unit}"
+                return f"{count:.3f}".rstrip("0").rstrip(".") + unit
         return f"{value}{self.unit}"
 
 
