@@ -45,7 +45,7 @@ def main() -> int:
         results[target.name] = result
         keep = partial(save, kept, results)
         try:
-            environment = make(target, given.wheels, given.folder / "environments", _say, again=not taken_up)
+            environment = make(target, given.wheels.resolve(), given.folder.resolve() / "environments", _say, again=not taken_up)
             run(target, environment, result, given.folder / "logs", _say, keep)
         except NotHad as error:
             result.not_tried = str(error)
