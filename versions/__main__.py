@@ -45,7 +45,8 @@ def main() -> int:
         results[target.name] = result
         keep = partial(save, kept, results)
         try:
-            environment = make(target, given.wheels.resolve(), given.folder.resolve() / "environments", _say, again=not taken_up)
+            place = given.folder.resolve() / "environments"
+            environment = make(target, given.wheels.resolve(), place, _say, again=not taken_up)
             run(target, environment, result, given.folder / "logs", _say, keep)
         except NotHad as error:
             result.not_tried = str(error)
