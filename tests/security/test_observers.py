@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from cqrs_brokers import Broker, DeliveryError, Message, Observer, Receipt, UnroutableError, observers
-from cqrs_brokers._delivery.in_flight import InFlight
 from cqrs_brokers.observers import Observers
 from tests.core.drivers import Scripted, message, settle
 
@@ -18,11 +17,11 @@ async def test_nothing_is_called_when_there_are_none(monkeypatch: pytest.MonkeyP
     def called(*_: object) -> None:
         raise AssertionError("called without an observer")
 
-    monkeypatch.setattr(InFlight, "notify", called)
     monkeypatch.setattr(Observers, "sent", called)
-    monkeypatch.setattr(Observers, "before_send", called)
     monkeypatch.setattr(Broker, "_observe", called)
     broker = Broker(Scripted(automatic=True))
+    monkeypatch.setattr(broker._in_flight, "notify", called)
+    monkeypatch.setattr(broker._observers, "before_send", called)
     assert not broker._in_flight.watched
     assert (await broker.send_message(message())).confirmed
     outcomes = await broker.send_messages([message(), message(topic="")])
