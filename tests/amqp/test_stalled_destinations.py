@@ -6,6 +6,7 @@ holds up the channel exactly as without a majority, and goes on when the process
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
 import pytest
@@ -215,7 +216,11 @@ async def test_what_waits_outside_the_window_names_the_stuck_queue(
             assert isinstance(told, Receipt)
             assert after < 1
             ended = [told for told, _ in await asyncio.gather(*sends)]
-    assert {type(told) for told in ended} == {DeliveryTimeoutError, BackpressureError}
+    classes = Counter(type(told) for told in ended)
+    lost = classes.pop(ConnectionLostError, 0)
+    assert set(classes) == {DeliveryTimeoutError, BackpressureError}
+    # At most two channels are left at a time: a trial on a third one is unknown when that channel is closed.
+    assert lost <= len(dead)
     assert all(f"{dead[n % 3]!r}" in told.text for n, told in enumerate(ended) if isinstance(told, BackpressureError))
     # Half of the 300 places, trials included, were theirs.
     assert sum(isinstance(told, BackpressureError) for told in ended) >= 1050
