@@ -17,8 +17,9 @@ import logging
 import math
 import warnings
 from asyncio import CancelledError
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextvars import Context, copy_context
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextvars import copy_context
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from uuid import UUID
@@ -198,8 +199,8 @@ class Broker(MessageBroker):
             timeout=delivery_timeout,
         )
         self._bound = LoopBinding()
-        self._preparing: tuple[Generator[None, None, None], Context | None] | None = None
-        """The `send_messages` that is made ready, while the event loop has a turn."""
+        self._make_ready: Callable[[], object] | None = None
+        """Makes the rest of a `send_messages` ready, while the event loop has a turn before it is."""
         self._closing: Closing | None = None
         self._closed = False
         self._unclosed = False
@@ -227,7 +228,7 @@ class Broker(MessageBroker):
         loop = running_loop()
         if loop is None or self._bound.loop is not loop or self._closed:
             loop = self._enter_to_send(loop, message)
-        if self._preparing is not None:
+        if self._make_ready is not None:
             self._finish_preparing()
         coercion = self._coercion
         refusal: InvalidMessageError | None = None
@@ -303,18 +304,20 @@ class Broker(MessageBroker):
         bulk = BulkOutcomes(loop.create_future(), timeout)
         deliveries: list[Sending] = []
         preparing = self._prepare(messages, deliveries, bulk, deadline, loop)
-        context = copy_context() if self._are_asked else None
+        make_ready: Callable[[], object] = partial(collections.deque, preparing, 0)
+        if self._are_asked:  # another call may do it, and observers are asked in the context of this one
+            make_ready = partial(copy_context().run, make_ready)
         try:
             for _ in preparing:
-                mine = self._preparing = preparing, context
+                self._make_ready = make_ready
                 await asyncio.sleep(0)
-                if self._preparing is not mine:  # another call has made the rest ready; it may be a batch itself
+                if self._make_ready is not make_ready:  # another call has done it; it may be a batch itself
                     break
-                self._preparing = None
+                self._make_ready = None
             await bulk.future
         except CancelledError:
-            if self._preparing is not None and self._preparing[0] is preparing:
-                self._preparing = None
+            if self._make_ready is make_ready:
+                self._make_ready = None
             preparing.close()
             for delivery in deliveries:
                 self._window.give_up(delivery)
@@ -389,12 +392,9 @@ class Broker(MessageBroker):
     def _finish_preparing(self) -> None:
         """Another call begins while a `send_messages` is made ready. Its messages go first, so the order of calls
         holds, and a flush or a close knows them."""
-        if self._preparing is not None:
-            (preparing, context), self._preparing = self._preparing, None
-            if context is None:
-                collections.deque(preparing, 0)
-            else:
-                context.run(collections.deque, preparing, 0)
+        make_ready, self._make_ready = self._make_ready, None
+        if make_ready is not None:
+            make_ready()
 
     async def publish(self, event: Event[Any], *, timeout: float | None = None) -> Receipt:
         """Sends an event as a message: its name, topic, id, time, key and headers, and `to_dict()` as the body.
@@ -639,7 +639,7 @@ class Broker(MessageBroker):
             assert refusal is not None
             raise refusal
         before, self._bound.loop = self._bound.loop, loop
-        self._preparing = None
+        self._make_ready = None
         self._window.bind(loop)  # first: the driver may end deliveries below, and a closed loop wakes nobody
         if before is not None:
             self._connection.drop()
