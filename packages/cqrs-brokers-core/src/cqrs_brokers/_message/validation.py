@@ -25,6 +25,7 @@ from cqrs_brokers.protocol import (
     encoded_anew,
     has_own_id_and_time,
     has_own_time,
+    raw_id,
 )
 
 from .jsonable import UnencodableError
@@ -205,7 +206,8 @@ class Validator:
         return str.__str__(text)
 
     def _check_id_and_time(self, message: Message) -> None:
-        if not isinstance(message.message_id, UUID):
+        known = raw_id(message)
+        if type(known) is not bytes and not isinstance(known, UUID):  # bytes: it is ours
             self._refuse(message, "message_id must be a UUID")
         if has_own_time(message):
             return
