@@ -280,7 +280,9 @@ def drain_topic(
     try:
         partitions = _partitions(confluent, consumer, topic, timeout)
         consumer.assign([confluent.TopicPartition(topic, partition, 0) for partition in partitions])
-        ends = {partition: _end(confluent, consumer, topic, partition, give_up) for partition in partitions}
+        ends: dict[int, int] = {}
+        if count is None:
+            ends = {partition: _end(confluent, consumer, topic, partition, give_up) for partition in partitions}
         unread = set(partitions)
         while unread or len(records) < (count or 0):
             left = give_up - time.monotonic()
