@@ -305,7 +305,7 @@ class Context:
         return self.answers[name]
 
     async def try_to_create(self, topic: str) -> bool:
-        """Creates a topic with an odd name; Returns False if the broker or the harness cannot.
+        """Creates a topic with an odd name. Returns False if the broker or the harness cannot.
 
         Errors of another kind than a refusal are faults of the harness.
         """
