@@ -49,8 +49,7 @@ class _Forged:
 
     async def check_truth(self, ctx: Context) -> None:
         """What was not written because the answer to the one before it did not come, is not delivered."""
-        sent = {str(message.message_id) for message in self.messages}
-        records = [record for record in await ctx.read(self.topic, 2) if record.message_id in sent]
+        records = await ctx.read_those_of(self.messages, self.topic, 2)
         check_truth(self.messages, [send.result() for send in self.sends], records)
 
     async def apply(self, ctx: Context, change: Callable[[ProxyConnection], object]) -> None:
@@ -162,6 +161,5 @@ async def farewells_confirm_nothing(ctx: Context) -> None:
         await ctx.do(ctx.harness.dismiss_clients)
     outcomes = await asyncio.gather(*sends)
     await ctx.works_again(broker, await ctx.topic(), 20.0)
-    records = await ctx.read(topic, sum(isinstance(outcome, Receipt) for outcome in outcomes))
-    sent = {str(message.message_id) for message in messages}
-    check_truth(messages, outcomes, [record for record in records if record.message_id in sent])
+    received = sum(isinstance(outcome, Receipt) for outcome in outcomes)
+    check_truth(messages, outcomes, await ctx.read_those_of(messages, topic, received))

@@ -282,6 +282,11 @@ class Context:
         """`read_now`, without blocking the loop."""
         return await asyncio.to_thread(_kept, lambda: self.read_now(topic, count))
 
+    async def read_those_of(self, messages: Iterable[Message], topic: str, count: int) -> list[Record]:
+        """`read`, without what else is in the topic."""
+        sent = {str(message.message_id) for message in messages}
+        return [record for record in await self.read(topic, count) if record.message_id in sent]
+
     async def read_one(self, topic: str) -> Record:
         """The one message of a topic."""
         records = await self.read(topic, 1)

@@ -80,8 +80,7 @@ async def stuck_destination_holds_up_no_other(ctx: Context) -> None:
         outcomes = await asyncio.gather(*sends[topic])
         received = sum(isinstance(outcome, Receipt) for outcome in outcomes)
         check(received > len(outcomes) / 4, f"another destination takes everything, and sends got {tally(outcomes)}")
-        sent = {str(message.message_id) for message in messages[topic]}
-        records = [record for record in await ctx.read(topic, received) if record.message_id in sent]
+        records = await ctx.read_those_of(messages[topic], topic, received)
         check_truth(messages[topic], outcomes, records)
         if keyed:
             with_key = [n for n, message in enumerate(messages[topic]) if message.key is not None]
