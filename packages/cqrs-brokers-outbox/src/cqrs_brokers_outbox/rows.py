@@ -11,6 +11,7 @@ import json
 import zlib
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -133,14 +134,16 @@ def message_of(row: Any, *, headers: bool, stamp: datetime | None) -> Message:
         DamagedRow: The row cannot be read.
     """
     try:
-        event_time = _EPOCH + timedelta(microseconds=row.made_at)
+        made_at = row.made_at
         all_headers: dict[str, Any] = _headers_of(row.headers) if row.headers else {}
         if headers:
             if row.trace:
                 given = {name.lower() for name in all_headers}
                 all_headers.update({name: value for name, value in _trace_of(row.trace).items() if name not in given})
             all_headers[POSITION] = str(row.id)
-            all_headers[EVENT_TIME] = event_time.isoformat()
+            second, microseconds = divmod(made_at, 1_000_000)
+            fraction = f".{microseconds:06d}" if microseconds else ""
+            all_headers[EVENT_TIME] = f"{_second(second)}{fraction}+00:00"
         return Message(
             row.message_name,
             row.topic,
@@ -149,12 +152,18 @@ def message_of(row: Any, *, headers: bool, stamp: datetime | None) -> Message:
             key=None if row.message_key is None else bytes(row.message_key).decode(),
             headers=all_headers,
             content_type=row.content_type,
-            timestamp=stamp or event_time,
+            timestamp=stamp or _EPOCH + timedelta(microseconds=made_at),
             payload_bytes=None if row.body is None else bytes(row.body),
         )
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         reason = f"the row cannot be read as a message ({type(error).__name__})"
     raise DamagedRow(reason)
+
+
+@lru_cache(maxsize=64)
+def _second(second: int) -> str:
+    """A time in whole seconds since 1970, in the form of RFC 3339 without the zone. Rows of one time come together."""
+    return (_EPOCH + timedelta(seconds=second)).replace(tzinfo=None).isoformat()
 
 
 def _headers_text(headers: Mapping[str, Any]) -> str:

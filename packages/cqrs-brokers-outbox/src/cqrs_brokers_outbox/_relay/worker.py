@@ -39,13 +39,14 @@ __all__ = ["CANCEL_STEP", "MARGIN", "Worker"]
 MARGIN = 5.0
 """Sends must end this many seconds before the lease ends."""
 SHORTEST_POLL, LONGEST_POLL = 0.01, 0.28
-MOST_BATCHES = 8
-"""The most batches that a relay has at a time. At most two of them are of topics that are not slow."""
+MOST_BATCHES, BATCHES = 8, 3
+"""The most batches that a relay has at a time, and the most of topics that are not slow: one is at the broker, one is
+being marked, one is being claimed."""
 DUE_STEP = 0.05
 """Seconds before the relay asks again for rows that wait."""
 MARK_STEP = 0.05
 """How long a receipt waits for others, in seconds, so that one statement marks them all. It does not wait if many
-receipts wait, a row has failed, or the relay stops."""
+receipts wait, no row is at the broker any more, a row has failed, or the relay stops."""
 LEASE_STEP = 1.0
 CANCEL_STEP = 1.0
 _NUMBER = attrgetter("id")
@@ -230,8 +231,9 @@ class Worker:
     @property
     def _has_room(self) -> bool:
         busy = len(self._keys.busy)
-        return busy < 2 * self._batch or (
-            busy < self._most and busy - sum(map(self._keys.of_topic, self._calls.slow())) < 2 * self._batch
+        most = BATCHES * self._batch
+        return busy < most or (
+            busy < self._most and busy - sum(map(self._keys.of_topic, self._calls.slow())) < most
         )
 
     def _topics_left_out(self) -> list[str]:
@@ -252,7 +254,7 @@ class Worker:
         held: set[Any] = set()
         for row in rows:
             partition = row.hash % count
-            item = Item(row, None, partition, tokens[partition])  # type: ignore[arg-type] # it gets one, or is not sent
+            item = Item(row, partition, tokens[partition])
             if not self._keys.accepts(item):
                 continue
             if row.held or item.lane in held:
@@ -277,7 +279,10 @@ class Worker:
     # -- sending ------------------------------------------------------------------------------------------------------
 
     def _send_what_may_go(self) -> None:
-        for items in self._calls.apart(self._what_may_go()):
+        self._begin(self._calls.apart(self._what_may_go()))
+
+    def _begin(self, calls: Iterable[list[Item]]) -> None:
+        for items in calls:
             task = asyncio.create_task(self._send(items))
             self._sending.add(task)
             task.add_done_callback(self._sending.discard)
@@ -297,24 +302,42 @@ class Worker:
         return items
 
     async def _send(self, items: list[Item]) -> None:
-        topic = items[0].row.topic
-        call = self._calls.began(topic)
-        sent = failed = others = False
+        """Makes a call to the broker, and then the next one with rows that may go meanwhile. In one task, because a
+        task for each call would cost the rows of a hot key a turn of the event loop each."""
+        while items:
+            topic = items[0].row.topic
+            call = self._calls.began(topic)
+            sent = failed = others = False
+            try:
+                outcomes = await self._delivered(items)
+                ended: list[Outcome] = []
+                for item, outcome in zip(items, outcomes, strict=True):
+                    verdict = verdict_of(outcome)
+                    ended.append(Outcome(item, verdict, outcome))
+                    if verdict is Verdict.SENT:
+                        sent = True
+                        self._keys.landed(item, True)
+                        continue
+                    failed = failed or verdict in _AGAIN
+                    ended.extend(Outcome(one, Verdict.UNTOUCHED) for one in self._keys.landed(item, False))
+            finally:
+                others = self._calls.ended(topic, call, sent=sent, failed=failed)
+            self._observe(topic, ended, others_go_on=others)
+            self._ended(ended)
+            # A receipt lets the next of its key go; its mark need not be there.
+            calls = self._calls.apart(self._what_may_go())
+            items = calls.pop(0) if calls else []
+            self._begin(calls)
+        if not self._calls:
+            self._mark_now.set()
+
+    async def _delivered(self, items: list[Item]) -> Sequence[Receipt | DeliveryError]:
+        if len(items) > 1:
+            return await self._broker.send_messages([item.message for item in items])
         try:
-            outcomes = await self._broker.send_messages([item.message for item in items])
-            ended: list[Outcome] = []
-            for item, outcome in zip(items, outcomes, strict=True):
-                verdict = verdict_of(outcome)
-                sent = sent or verdict is Verdict.SENT
-                failed = failed or verdict in _AGAIN
-                ended.append(Outcome(item, verdict, outcome))
-                behind = self._keys.landed(item, verdict is Verdict.SENT)
-                ended.extend(Outcome(one, Verdict.UNTOUCHED) for one in behind)
-        finally:
-            others = self._calls.ended(topic, call, sent=sent, failed=failed)
-        self._observe(topic, ended, others_go_on=others)
-        self._ended(ended)
-        self._send_what_may_go()  # a receipt lets the next of its key go; its mark need not be there
+            return [await self._broker.send_message(items[0].message)]
+        except DeliveryError as error:
+            return [error.with_traceback(None)]
 
     def _observe(self, topic: str, ended: Iterable[Outcome], *, others_go_on: bool) -> None:
         broker_down = None
@@ -322,10 +345,11 @@ class Worker:
             cause = outcome.cause
             if isinstance(cause, Receipt):
                 self.sent += 1
-            if isinstance(cause, Receipt | DeliveryError):
-                self._observers.sent(outcome.item.row.id, outcome.item.message, cause)
-            if outcome.verdict is Verdict.UNTOUCHED and isinstance(cause, DeliveryError):
+            elif not isinstance(cause, DeliveryError):
+                continue
+            elif outcome.verdict is Verdict.UNTOUCHED:
                 broker_down = cause
+            self._observers.sent(outcome.item.row.id, outcome.item.message, cause)
         if broker_down is not None and others_go_on:
             self._calls.pause(topic)
             return
