@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import zlib
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from cqrs_brokers import TOMBSTONE, InvalidMessageError, Message
-from cqrs_brokers.protocol import id_text
+from cqrs_brokers.protocol import id_text, set_id_text
 
 __all__ = [
     "COLUMNS",
@@ -49,6 +50,8 @@ COLUMNS = (
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_is_id_text = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}").fullmatch
+_ID_FOLLOWS = UUID(int=0)
 
 
 class ClaimedRow(NamedTuple):
@@ -144,17 +147,22 @@ def message_of(row: Any, *, headers: bool, stamp: datetime | None) -> Message:
             second, microseconds = divmod(made_at, 1_000_000)
             fraction = f".{microseconds:06d}" if microseconds else ""
             all_headers[EVENT_TIME] = f"{_second(second)}{fraction}+00:00"
-        return Message(
+        identity, body, key = row.message_id, row.body, row.message_key
+        is_text = _is_id_text(identity)  # then it need not be a `UUID` on its way to the broker
+        message = Message(
             row.message_name,
             row.topic,
-            TOMBSTONE if row.body is None else b"",
-            UUID(row.message_id),
-            key=None if row.message_key is None else bytes(row.message_key).decode(),
-            headers=all_headers,
-            content_type=row.content_type,
-            timestamp=stamp or _EPOCH + timedelta(microseconds=made_at),
-            payload_bytes=None if row.body is None else bytes(row.body),
+            TOMBSTONE if body is None else b"",
+            _ID_FOLLOWS if is_text else UUID(identity),
+            None if key is None else bytes(key).decode(),
+            all_headers,
+            row.content_type,
+            stamp or _EPOCH + timedelta(microseconds=made_at),
+            None if body is None else bytes(body),
         )
+        if is_text:
+            set_id_text(message, identity.encode())
+        return message
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         reason = f"the row cannot be read as a message ({type(error).__name__})"
     raise DamagedRow(reason)
