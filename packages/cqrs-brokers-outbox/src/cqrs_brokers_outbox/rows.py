@@ -125,13 +125,13 @@ def row_of(message: Message, trace: Mapping[str, str] | None) -> dict[str, Any]:
     return dict(zip(COLUMNS, values, strict=True))
 
 
-def message_of(row: Any, *, headers: bool, stamp: datetime | None) -> Message:
+def message_of(row: Any, *, headers: bool, stamped: bool) -> Message:
     """The message of a row, with the relay's headers.
 
     Args:
         row: A row of the claim.
         headers: Whether the broker carries headers. If not, the relay adds none.
-        stamp: The time of sending, which becomes the message's timestamp. None: the message's own time.
+        stamped: Whether the message's timestamp is the time of sending, which is now. If not, it is the event's time.
 
     Raises:
         DamagedRow: The row cannot be read.
@@ -157,7 +157,7 @@ def message_of(row: Any, *, headers: bool, stamp: datetime | None) -> Message:
             None if key is None else bytes(key).decode(),
             all_headers,
             row.content_type,
-            stamp or _EPOCH + timedelta(microseconds=made_at),
+            None if stamped else _EPOCH + timedelta(microseconds=made_at),
             None if body is None else bytes(body),
         )
         if is_text:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
 from operator import attrgetter
 from typing import Any
 
@@ -248,7 +247,6 @@ class Worker:
             self._to_claim.set()
 
     def _take_in(self, rows: Sequence[Any], tokens: dict[int, int], count: int) -> bool:
-        stamp = datetime.now(UTC) if self._stamps else None
         items: list[Item] = []
         ended: list[Outcome] = []
         held: set[Any] = set()
@@ -262,7 +260,7 @@ class Worker:
                 ended.append(Outcome(item, Verdict.HELD))
                 continue
             try:
-                item.message = message_of(row, headers=self._headers, stamp=stamp)
+                item.message = message_of(row, headers=self._headers, stamped=self._stamps)
             except DamagedRow as damage:
                 held.add(item.lane)
                 ended.append(Outcome(item, Verdict.PARKED, damage))
@@ -271,7 +269,7 @@ class Worker:
         for outcome in ended:
             self._keys.have(outcome.item)
         self._keys.add(items)
-        self._ended(ended)
+        self._ended(ended, ended)
         self._observers.claimed(len(items))
         self._send_what_may_go()
         return bool(items or ended)
@@ -311,19 +309,26 @@ class Worker:
             try:
                 outcomes = await self._delivered(items)
                 ended: list[Outcome] = []
-                for item, outcome in zip(items, outcomes, strict=True):
-                    verdict = verdict_of(outcome)
-                    ended.append(Outcome(item, verdict, outcome))
-                    if verdict is Verdict.SENT:
-                        sent = True
+                without: list[Outcome] = []
+                for item, cause in zip(items, outcomes, strict=True):
+                    outcome = Outcome(item, verdict_of(cause), cause)
+                    ended.append(outcome)
+                    if outcome.verdict is Verdict.SENT:
                         self._keys.landed(item, True)
                         continue
-                    failed = failed or verdict in _AGAIN
-                    ended.extend(Outcome(one, Verdict.UNTOUCHED) for one in self._keys.landed(item, False))
+                    failed = failed or outcome.verdict in _AGAIN
+                    behind = [Outcome(one, Verdict.UNTOUCHED) for one in self._keys.landed(item, False)]
+                    ended += behind
+                    without += [outcome, *behind]
+                receipts = len(ended) - len(without)
+                self.sent += receipts
+                sent = receipts > 0
             finally:
                 others = self._calls.ended(topic, call, sent=sent, failed=failed)
-            self._observe(topic, ended, others_go_on=others)
-            self._ended(ended)
+            if self._observers:
+                self._tell(ended)
+            self._look_at(topic, without, others_go_on=others)
+            self._ended(ended, without)
             # A receipt lets the next of its key go; its mark need not be there.
             calls = self._calls.apart(self._what_may_go())
             items = calls.pop(0) if calls else []
@@ -339,17 +344,18 @@ class Worker:
         except DeliveryError as error:
             return [error.with_traceback(None)]
 
-    def _observe(self, topic: str, ended: Iterable[Outcome], *, others_go_on: bool) -> None:
-        broker_down = None
+    def _tell(self, ended: Iterable[Outcome]) -> None:
         for outcome in ended:
             cause = outcome.cause
-            if isinstance(cause, Receipt):
-                self.sent += 1
-            elif not isinstance(cause, DeliveryError):
-                continue
-            elif outcome.verdict is Verdict.UNTOUCHED:
-                broker_down = cause
-            self._observers.sent(outcome.item.row.id, outcome.item.message, cause)
+            if isinstance(cause, Receipt | DeliveryError):
+                self._observers.sent(outcome.item.row.id, outcome.item.message, cause)
+
+    def _look_at(self, topic: str, without: Iterable[Outcome], *, others_go_on: bool) -> None:
+        """Looks whether the broker is gone, by the outcomes of a call that are no receipts."""
+        broker_down = None
+        for outcome in without:
+            if outcome.verdict is Verdict.UNTOUCHED and isinstance(outcome.cause, DeliveryError):
+                broker_down = outcome.cause
         if broker_down is not None and others_go_on:
             self._calls.pause(topic)
             return
@@ -363,16 +369,14 @@ class Worker:
 
     # -- marking ------------------------------------------------------------------------------------------------------
 
-    def _ended(self, outcomes: Sequence[Outcome]) -> None:
-        urgent = self._stopping.is_set()
-        for outcome in outcomes:
-            if outcome.verdict is not Verdict.SENT:
-                self._keys.failed(outcome.item)
-                urgent = True
+    def _ended(self, outcomes: Sequence[Outcome], without: Sequence[Outcome]) -> None:
+        """Rows have their outcomes: all of them, and those that are no receipts."""
+        for outcome in without:
+            self._keys.failed(outcome.item)
         if outcomes:
             self._outcomes.extend(outcomes)
             self._to_mark.set()
-            if urgent or len(self._outcomes) >= self._batch // 2:
+            if without or self._stopping.is_set() or len(self._outcomes) >= self._batch // 2:
                 self._mark_now.set()
 
     async def _marking(self) -> None:
