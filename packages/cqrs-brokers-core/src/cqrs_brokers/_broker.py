@@ -302,8 +302,7 @@ class Broker(MessageBroker):
         if timeout is not None:
             self._window.expect(deadline)
         bulk = BulkOutcomes(loop.create_future(), timeout)
-        deliveries: list[Sending] = []
-        preparing = self._prepare(messages, deliveries, bulk, deadline, loop)
+        preparing = self._prepare(messages, bulk, deadline, loop)
         make_ready: Callable[[], object] = partial(collections.deque, preparing, 0)
         if self._are_asked:  # another call may do it, and observers are asked in the context of this one
             make_ready = partial(copy_context().run, make_ready)
@@ -319,8 +318,7 @@ class Broker(MessageBroker):
             if self._make_ready is make_ready:
                 self._make_ready = None
             preparing.close()
-            for delivery in deliveries:
-                self._window.give_up(delivery)
+            self._window.give_up_all(bulk)
             if self._observers.are_told:
                 for message in reversed(messages):  # those that are left
                     self.refuse(message, NotDeliveredError("its caller was cancelled before it was made ready"))
@@ -330,7 +328,6 @@ class Broker(MessageBroker):
     def _prepare(
         self,
         messages: list[MessageLike],
-        deliveries: list[Sending],
         bulk: BulkOutcomes,
         deadline: float,
         loop: asyncio.AbstractEventLoop,
@@ -370,7 +367,6 @@ class Broker(MessageBroker):
                 batch.complete()
             if burst:
                 bulk.left += len(burst)
-                deliveries += burst
                 window.queue(burst)
                 if window.accepting:
                     window.refill()
