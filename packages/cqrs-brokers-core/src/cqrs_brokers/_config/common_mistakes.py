@@ -60,7 +60,7 @@ plugin has that option."""
 
 
 def common_mistakes(text: object) -> list[str]:
-    """A sentence for each common mistake in the string. No sentence for a value that is not text or is too long."""
+    """A sentence for each common mistake in the string. A value that is not text, or is too long, gives none."""
     if not isinstance(text, str) or len(text) > MAX_LENGTH:
         return []
     problems = []

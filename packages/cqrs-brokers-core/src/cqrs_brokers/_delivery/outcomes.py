@@ -90,7 +90,8 @@ class AwaitedDelivery(Sending):
             raise asyncio.CancelledError(*self._cancelled)
 
     def cancel(self, msg: object = None) -> bool:
-        """The task is cancelled; wakes it, unless there is an outcome or it was cancelled before."""
+        """Wakes the task, because it is cancelled. Does nothing if there is an outcome, or if it was cancelled
+        before."""
         if self._outcome is not None or self._cancelled is not None:
             return False
         self._cancelled = () if msg is None else (msg,)
@@ -120,7 +121,7 @@ class BulkOutcomes:
         self.future = future
 
     def finish(self) -> None:
-        """Every delivery has its outcome: wakes the caller, unless it was cancelled."""
+        """Wakes the caller, because every delivery has its outcome. Does nothing if the caller was cancelled."""
         if not self.future.done():
             self.future.set_result(None)
 

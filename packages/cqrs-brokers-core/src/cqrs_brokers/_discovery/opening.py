@@ -32,8 +32,8 @@ def open_broker(
     encoder: Encoder | None = None,
     **options: object,
 ) -> Broker:
-    """Makes the `Broker` that a config string names. Synchronous; the first send connects. It reads only the files and
-    environment variables that options name.
+    """Makes the `Broker` that a config string names. It does no network I/O: the first send connects. It reads the
+    metadata of installed distributions, and the files and environment variables that options name.
 
     Args:
         url: `scheme://[user:password@]host[:port][,…][/path][?option=value&…]`. None: the environment variable
