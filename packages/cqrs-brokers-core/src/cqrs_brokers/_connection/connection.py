@@ -246,8 +246,7 @@ class Connection:
         failures = 0
         """Failed attempts in a row."""
         unproven = 0
-        """Attempts since the last connection that proved good: it lasted for `PROVEN_AFTER`, or the broker confirmed a
-        message on it."""
+        """Attempts since the last good connection: it lasted, or the broker confirmed a message on it."""
         while True:
             self.state = State.CONNECTING
             self._listener.changed("connecting", "")
