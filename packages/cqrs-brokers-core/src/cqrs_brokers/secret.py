@@ -66,7 +66,7 @@ class Secret:
             raise ValueError(f"the file cannot be read ({reason or 'not a path'})") from None
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise ValueError("is not a regular file")
+                raise ValueError("the file is not a regular file")
             data = os.read(descriptor, MAX_FILE_BYTES + 1)
         except OSError as error:
             raise ValueError(f"the file cannot be read ({error.strerror})") from None

@@ -153,7 +153,7 @@ class BrokerURL:
         if any(not host or re.search(r"[@/?#,]", host) for host in listed):
             raise ConfigError("a host is a name or an address, with an optional port, and nothing else")
         if password is not None and username is None:
-            raise ConfigError("a password without a user name")
+            raise ConfigError("there is a password without a user name")
         userinfo = "" if username is None else _encode(username)
         if password is not None:
             userinfo += ":" + _encode(Secret(password).reveal())

@@ -141,8 +141,8 @@ class StuckDestinations:
         if name not in self.names:
             return None
         return (
-            f"{name!r} took nothing until the deadline, and destinations that take nothing hold at most half of the "
-            "messages in flight: check it; send again later, or raise delivery_timeout"
+            f"{name!r} took nothing until the deadline, and most places in flight are kept for other destinations: "
+            "check it; send again later, or raise delivery_timeout"
         )
 
 
