@@ -356,7 +356,7 @@ class KafkaDriver(PipelinedDriver):
             UnreachableError: No node answers.
         """
         if self._cluster is None:
-            raise UnreachableError("the cluster is being connected to anew")
+            raise UnreachableError("the driver is connecting to the cluster again")
         try:
             await self._cluster.ping()
         except Exception as error:
