@@ -273,7 +273,7 @@ class _Returns:
         self._returned = returned
 
     def pop(self, tag: int, default: object = None) -> _Return:
-        """What stands for the message's future."""
+        """The object that stands for the message's future."""
         return _Return(self._returned, tag)
 
     def __setitem__(self, tag: int, value: object) -> None:

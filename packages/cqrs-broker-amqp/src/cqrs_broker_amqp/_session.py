@@ -1,6 +1,6 @@
 """One pass over the hosts: from nothing to an open confirm channel on one of them.
 
-Not here: when to try again (`Broker`), what is in flight (`_publisher`).
+`Broker` decides when to try again, and `_publisher` knows what is in flight.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ class ConnectionWatch:
         stood still, the news that RabbitMQ closed the connection may be in the socket. So the socket is read first.
 
         Returns:
-            None: yes. Else the seconds after which to ask again.
+            None: it may. Otherwise the seconds after which to ask again.
         """
         session = self._session
         if session is None or now - session.last_inbound <= self._heartbeat:

@@ -288,7 +288,7 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def drop(self) -> None:
-        """Closes the connection at once, also when its event loop is closed. Whoever waits for an answer gets an
+        """Closes the connection at once, also when its event loop is closed. A request without an answer gets an
         error."""
         writer: asyncio.StreamWriter | None = self._writer
         task = self._read_task

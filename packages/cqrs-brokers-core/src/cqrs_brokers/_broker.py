@@ -83,9 +83,9 @@ class Broker(MessageBroker):
     is not in the broker, and this call will not put it there) or a `DeliveryUnknownError` (the message may be in the
     broker).
 
-    A `Broker` is made without I/O and without an event loop. The first send, `connect()` or `async with` connects it.
-    It belongs to the event loop in which it connects. When that loop is closed, the broker connects again in the next
-    one.
+    A `Broker` is made without I/O and without an event loop. The first send, `connect()`, `health()` or `async with`
+    connects it. It belongs to the event loop in which it connects. When that loop is closed, the broker connects again
+    in the next one.
 
     Args:
         driver: A driver, or any `MessageBroker`.
@@ -665,7 +665,7 @@ class Broker(MessageBroker):
         )
 
     def _entered(self) -> asyncio.AbstractEventLoop:
-        """`_enter` for every call except sends."""
+        """Does the work of `_enter` for every call except sends."""
         loop = running_loop()
         if loop is not None and self._bound.loop is loop and not self._closed:
             return loop

@@ -45,9 +45,9 @@ class Pipeline(Generic[T]):
 
     The driver puts in each delivery together with its form on the wire (`put`), opens the pipeline with each new
     connection (`open`), and says what the broker answers (`answered`). `answered` returns the delivery, which the
-    driver confirms or fails. The pipeline does the rest: it hands over as much as the client takes and no more, fails
-    what had no answer when the connection broke, keeps what waited, lets go of what is never answered, and asks a
-    silent broker for a sign of life.
+    driver confirms or fails. The pipeline does the rest. It hands over as much as the client takes, and no more. When
+    the connection breaks, it fails the messages without an answer and keeps those that wait. It lets go of messages
+    that are never answered, and asks a silent broker for a sign of life.
 
     Args:
         lost: Called once for each opened connection that broke, after everything that was handed over has failed. The

@@ -1,6 +1,6 @@
 """What a message, a receipt and a message broker are. The author of a custom broker needs only this module.
 
-Not here: how messages are validated and encoded (`_message`) or sent (`_broker`).
+Other modules validate and encode messages (`_message`) and send them (`_broker`).
 
 This file is longer than 400 lines because a good part of it is the documentation of the API.
 """

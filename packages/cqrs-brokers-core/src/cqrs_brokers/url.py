@@ -87,7 +87,7 @@ class Host(NamedTuple):
 @final
 @dataclass(frozen=True, slots=True, repr=False)
 class BrokerURL:
-    """A parsed config string. Immutable. `str` and `repr` show no secret.
+    """A parsed config string, which cannot be changed. `str` and `repr` show no secret.
 
     They also do not show the options behind the first one that is a secret: an unencoded `&` may have made a part of
     the secret look like an option.

@@ -138,7 +138,7 @@ class Sending:
     __slots__ = ("message", "topic", "deadline", "done", "size", "state", "_id", "_in_flight")
 
     timeout: float | None = None
-    """The timeout of its call, in seconds. None: the call has none, and the one of `Broker` counts."""
+    """The timeout of its call, in seconds. None: the call has none, so that of `Broker` applies."""
 
     def __init__(self, message: Message, deadline: float, size: int, in_flight: InFlight) -> None:
         self.message = message

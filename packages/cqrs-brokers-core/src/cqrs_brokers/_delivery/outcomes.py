@@ -114,7 +114,7 @@ class BulkOutcomes:
 
     def __init__(self, future: asyncio.Future[None], timeout: float | None = None) -> None:
         self.timeout = timeout
-        """The timeout of the call, in seconds. None: the call has none, and the one of `Broker` counts."""
+        """The timeout of the call, in seconds. None: the call has none, so that of `Broker` applies."""
         self.outcomes: list[Any] = []
         self.left = 1
         """How many deliveries have no outcome, plus 1 while more deliveries may be added."""

@@ -95,7 +95,7 @@ class Window:
     # -- in -----------------------------------------------------------------------------------------------------------
 
     def admit(self, delivery: Sending) -> bool:
-        """Submits at once if there is room and nobody waits; otherwise the delivery waits its turn.
+        """Submits at once if there is room and no message waits; otherwise the delivery waits its turn.
 
         Returns:
             Whether the driver has it.

@@ -44,7 +44,8 @@ def open_broker(
         **options: The scheme's options; each overrides the same option of the string.
 
     Raises:
-        ConfigError: The string or an option is wrong, or there is no string at all. Reports every problem.
+        ConfigError: The string or an option is wrong, or there is no string at all. Reports all problems of the grammar
+            at once, or else all problems of the options.
         PluginError: The scheme is not installed, misspelt, broken, incompatible, or claimed twice.
     """
     source = ""
