@@ -1,4 +1,4 @@
-"""A channel in confirm mode that nobody else publishes on: the fast way through aiormq.
+"""A channel in confirm mode that nobody else publishes on. It is several times faster than aiormq's documented way.
 
 `FastChannel` uses these undocumented parts of aiormq. Each has a test in tests/amqp/test_channels.py:
 
@@ -73,8 +73,8 @@ class ConfirmChannel:
         self.alone = True
         """Whether the channel is new. Then messages are sent one at a time, until one has its answer."""
         self.quiet_since = 0.0
-        """The time of the last answer, or of the first message that was sent after all had answers (event loop's
-        time)."""
+        """The time of the last answer (event loop's time). If every message had its answer then, it is the time of the
+        next message that was sent."""
         self._failed = failed
         self._on_answer = answered
         self._question: asyncio.Task[Any] | None = None
@@ -225,7 +225,7 @@ class FastChannel(ConfirmChannel):
             self._nacked[tag] = self.channel.loop.call_later(NACK_HOLD, self._release_nacks)
 
     def _release_nacks(self, tags: Sequence[int] = ()) -> None:
-        """Reports the nacks that were held, and these: no return has followed them."""
+        """Fails the messages of these tags, and of the nacks that were held, because no return has followed."""
         held, self._nacked = self._nacked, {}
         for timer in held.values():
             timer.cancel()
@@ -273,7 +273,7 @@ class _Returns:
         self._returned = returned
 
     def pop(self, tag: int, default: object = None) -> _Return:
-        """What stands for the message's future."""
+        """The object that stands for the message's future."""
         return _Return(self._returned, tag)
 
     def __setitem__(self, tag: int, value: object) -> None:
