@@ -247,6 +247,7 @@ class Broker(MessageBroker):
                 del refusal
         if self._are_asked:
             ready, size = self._observers.before_send(ready, size)
+            message = ready  # the original is not kept while the copy is in flight: the garbage collector has less work
         window = self._window
         if timeout is None:
             deadline = loop.time() + self._settings.delivery_timeout
