@@ -163,7 +163,7 @@ class Broker(MessageBroker):
             refuse_topic=self._sender.refuse_topic,
             max_message_bytes=self.max_message_bytes,
         )
-        self._observers = Observers(observers, self._validator.replace_headers)
+        self._observers = Observers(observers, self._validator.add_headers)
         self._are_asked = self._observers.are_asked
         self._coercion = Coercion(address=self._address, encoder=encoder)
         self._in_flight = InFlight(
