@@ -231,9 +231,7 @@ class Worker:
     def _has_room(self) -> bool:
         busy = len(self._keys.busy)
         most = BATCHES * self._batch
-        return busy < most or (
-            busy < self._most and busy - sum(map(self._keys.of_topic, self._calls.slow())) < most
-        )
+        return busy < most or (busy < self._most and busy - sum(map(self._keys.of_topic, self._calls.slow())) < most)
 
     def _topics_left_out(self) -> list[str]:
         """The topics whose rows the next claim leaves out. All slow topics together have at most two batches."""
