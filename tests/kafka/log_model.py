@@ -148,7 +148,7 @@ class Around:
         self.wants_id = True
 
     def left(self, partition: Partition, records: Records) -> None:
-        self.rerouted.extend(records)
+        self.rerouted.parts += records.parts
 
     def new_id(self) -> None:
         self.producer_id += 1
@@ -161,7 +161,7 @@ def new_delivery(number: int) -> Any:
 
 def add(partition: Partition, delivery: Any) -> None:
     """As `KafkaDriver.submit`: queues a record, whose content is the delivery's name."""
-    partition.pending.append(delivery, 0, delivery.name)
+    partition.pending.parts += (delivery, 0, delivery.name)
     partition.filled()
 
 

@@ -34,10 +34,10 @@ class Owner(Around):
         delivery: Any = Delivery(name)
         content = varints[len(KEY)] + KEY.encode() + name
         if self.topic.is_open:
-            self.topic.partition(KEY).pending.append(delivery, 0, content)
+            self.topic.partition(KEY).pending.parts += (delivery, 0, content)
             self.topic.partition(KEY).filled()
         else:
-            self.topic.waiting.append(delivery, 0, content)
+            self.topic.waiting.parts += (delivery, 0, content)
         return delivery
 
     def written(self, number: int) -> tuple[Batch, list[bytes]]:

@@ -335,7 +335,7 @@ def forgets_the_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
     def take_back(self: Partition, records: Any) -> None:
         for delivery in records.deliveries:
             delivery.returned()
-        self.pending.extend(records)
+        self.pending.parts += records.parts
 
     monkeypatch.setattr(Partition, "_take_back", take_back)
 

@@ -133,8 +133,8 @@ def test_timestamp_is_rounded_down_to_the_millisecond(when: datetime) -> None:
 @example("k" * 70_000)
 def test_the_key_of_a_record(key: str | None) -> None:
     """The key can be read from a record, so that the record can go to another partition."""
-    (content,) = records_of(Message("E", "t", {}, key=key)).contents
-    assert key_of(content) == key
+    (record,) = records_of(Message("E", "t", {}, key=key)).each()
+    assert key_of(record) == key
 
 
 @given(st.integers(-(2**62), 2**62))

@@ -33,7 +33,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from enum import Enum
-from itertools import islice
 from typing import Any, Protocol
 
 from cqrs_brokers.driver import Delivery
@@ -47,7 +46,7 @@ from cqrs_brokers.exceptions import (
 
 from ._codes import DUPLICATE_SEQUENCE_NUMBER, Row, Then, error_of, row_of
 from ._produce import Answer
-from ._records import HEAD_SIZE, PLACE_SIZE, Encode, Records
+from ._records import HEAD_SIZE, Encode, Records
 
 __all__ = ["Batch", "Partition", "Producer", "State"]
 
@@ -172,7 +171,7 @@ class Partition:
             self.state = State.IDLE
             left, self.pending = self.pending, Records()
             self._producer.left(self, left)
-        elif self.batch is None and not self.pending.deliveries:
+        elif self.batch is None and not self.pending.parts:
             self.state = State.IDLE
         else:
             self.state = State.READY
@@ -222,14 +221,14 @@ class Partition:
             self._spent = self._producer_id
 
     def _next_batch(self) -> Batch | None:
-        while self.pending.deliveries:
+        while self.pending.parts:
             records = self._take_records()
-            if not records.deliveries:
+            if not records.parts:
                 continue
             try:
                 data = self._producer.encode(records, self._producer_id, self._epoch, self._sequence)
             except Exception as error:
-                refusal = InvalidMessageError(f"the client cannot write them as a batch ({type(error).__name__})")
+                refusal = InvalidMessageError(f"the client cannot write it into a batch ({type(error).__name__})")
                 refusal.__cause__ = error
                 self._suspects = max(0, self._suspects - len(records))
                 self._fail(records.deliveries, refusal)
@@ -240,18 +239,11 @@ class Partition:
     def _take_records(self) -> Records:
         """Hands over records from the head, as many as go into one batch. Those that have expired, were cancelled, or
         are closed are left out."""
-        contents = self.pending.contents
-        most = min(self._group, self._suspects) if self._suspects else len(contents)
+        most = min(self._group, self._suspects) if self._suspects else len(self.pending)
         room = self._producer.batch_size - HEAD_SIZE
         if self._limit is not None:
             room = min(room, self._limit)
-        count = 0
-        for content in islice(contents, most):
-            room -= PLACE_SIZE + len(content)
-            if room < 0 and count:
-                break
-            count += 1
-        records = self.pending.take(count)
+        records = self.pending.take(self.pending.fitting(most, room))
         handed = [delivery.handed_over() for delivery in records.deliveries]
         if False in handed:
             records = records.only(handed)
@@ -262,7 +254,7 @@ class Partition:
         """These records are proven not appended. They wait again, in their old places."""
         for delivery in records.deliveries:
             delivery.returned()
-        self.pending.put_first(records)
+        self.pending.parts[:0] = records.parts
 
     # -- what became of it --------------------------------------------------------------------------------------------
 
@@ -294,7 +286,7 @@ class Partition:
         """The batch in flight will have no answer. It is not known whether it was appended.
 
         Args:
-            text: Why, for the error of records that are given up.
+            text: The reason, for the error of records that are given up.
         """
         batch = self.batch
         assert batch is not None
@@ -307,7 +299,7 @@ class Partition:
 
     def _finish(self, batch: Batch) -> None:
         """The batch is in the log."""
-        count = len(batch.records.deliveries)
+        count = len(batch.records)
         if self._producer.idempotent:
             self._sequence += count
         self.batch = None
@@ -375,8 +367,8 @@ class Partition:
             self._producer.paused(self, row)
 
     def give_up(self, error: DeliveryUnknownError | DeliveryError) -> None:
-        """The batch will not be repeated. The outcome of its records is unknown. The next batch has other sequence
-        numbers."""
+        """The batch will not be repeated. The outcome of its records is unknown. An idempotent producer begins a new
+        epoch for the next batch."""
         batch, self.batch = self.batch, None
         if batch is None:
             return

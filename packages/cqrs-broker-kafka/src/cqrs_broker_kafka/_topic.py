@@ -40,8 +40,9 @@ class Topic:
 
     Attributes:
         partitions: Empty while their number is not known.
-        is_open: Records go to partitions now. They do not while the number of partitions is not known, and while a
-            batch for a partition that is gone has no outcome: its records may have to go elsewhere, before later ones.
+        is_open: Records go to partitions now. They wait while the number of partitions is not known. They also wait
+            while a batch for a partition that is gone has no outcome, because its records may have to go elsewhere,
+            before later ones.
         waiting: Records that came while the topic was not open, in order.
         unknown_since: When a node first said that there is no such topic (event loop's time). None: no node has said
             it.
@@ -77,10 +78,10 @@ class Topic:
         return known
 
     def _keyless(self) -> Partition:
-        """The partition of the last message without a key. Another one, if that partition's batch has left, or it has
-        enough records, or it is stuck."""
+        """The partition of the last message without a key. It is another one if that partition's batch has left, or if
+        the partition has enough records, or is stuck."""
         partition = self.partitions[self._sticky]
-        if partition.pending and len(partition.pending) < STICKY_RECORDS and not partition.stuck:
+        if partition.pending.parts and len(partition.pending) < STICKY_RECORDS and not partition.stuck:
             return partition
         turn = self.partitions[self._sticky + 1 :] + self.partitions[: self._sticky + 1]
         idle = (each for each in turn if each.state is State.IDLE and not each.stuck)
@@ -108,7 +109,7 @@ class Topic:
         if count != len(self.partitions):
             self._partition_of.clear()
             self._sticky = 0
-            self.waiting.put_first(self._leave(self.partitions[count:]))
+            self.waiting.parts[:0] = self._leave(self.partitions[count:]).parts
             del self.partitions[count:]
             for number in range(len(self.partitions), count):
                 partition = self._gone.pop(number, None) or self._new_partition(self.name.encode(), number)
@@ -117,14 +118,14 @@ class Topic:
         self._open()
 
     def _open(self) -> None:
-        """Gives the records that wait to their partitions. Not while earlier records are still in flight to a partition
-        that is gone."""
+        """Gives the records that wait to their partitions. It does not while earlier records are still in flight to a
+        partition that is gone."""
         self.is_open = bool(self.partitions) and not self.gone()
         if self.is_open:
             waiting, self.waiting = self.waiting, Records()
-            for delivery, timestamp, content in waiting.each():
-                partition = self.partition(key_of(content))
-                partition.pending.append(delivery, timestamp, content)
+            for record in waiting.each():
+                partition = self.partition(key_of(record))
+                partition.pending.parts += record
                 partition.filled()
 
     def not_found(self, error: DeliveryError, until: float) -> None:
@@ -135,7 +136,7 @@ class Topic:
         left, self.partitions = self.partitions, []
         self.is_open = False
         records = self._leave(left)
-        records.extend(self.waiting)
+        records.parts += self.waiting.parts
         self._partition_of.clear()
         self.waiting = Records()
         for delivery in records.deliveries:
@@ -145,7 +146,7 @@ class Topic:
         records = Records()
         for partition in partitions:
             self._gone[partition.number] = partition
-            records.extend(partition.leave())
+            records.parts += partition.leave().parts
         return records
 
     def left(self, records: Records) -> None:
@@ -159,7 +160,7 @@ class Topic:
             for delivery in records.deliveries:
                 delivery.fail(self.missing)
         else:
-            self.waiting.put_first(records)
+            self.waiting.parts[:0] = records.parts
             self._open()
 
     def purge(self) -> None:

@@ -11,7 +11,7 @@
             if problems:
                 raise ConfigError(problems)
 
-A driver calls `TLSContext.current()` for each connection, so that certificates that were replaced are used.
+A driver calls `TLSContext.current()` for each connection, so that it uses the newest certificate files.
 """
 
 from __future__ import annotations
