@@ -7,7 +7,7 @@ in a coroutine call them with `asyncio.to_thread`. They need the extras `[amqp]`
 import json
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -78,6 +78,7 @@ class Record:
         *,
         prefix: str = "",
         decode: Callable[[str], str] = str,
+        without: Collection[str] = (),
         offset: int | None = None,
     ) -> "Record":
         """Return the record of a message whose metadata are text headers, with the names of the wire format.
@@ -89,9 +90,10 @@ class Record:
             body: The body.
             prefix: A text before the names of the user's headers. It is removed.
             decode: A function that decodes the value of a header, and the name of a user's header.
+            without: Headers that are neither fields nor the user's, such as one for the broker's deduplication.
             offset: The message's offset, if the broker has offsets.
         """
-        texts = {name: decode(value) for name, value in headers.items()}
+        texts = {name: decode(value) for name, value in headers.items() if name not in without}
         fields = {name: texts.pop(name, None) for name in (*_NOT_USER_HEADERS, "timestamp")}
         time_of_message = fields["timestamp"]
         return cls(
