@@ -26,10 +26,10 @@ from typing import Any, NamedTuple
 
 from cqrs_brokers import Message
 from cqrs_brokers_testkit.certificates import Certificates, make_certificates
-from cqrs_brokers_testkit.conformance import Forgery, Harness, Record, Refusal, Target
+from cqrs_brokers_testkit.conformance import Forgery, Harness, Record, Refusal, SizeLimit, Target
 from cqrs_brokers_testkit.frames import forgeries, line_length
 from cqrs_brokers_testkit.proxy import FaultProxy
-from tests.conformance.unordered import MOST_UNANSWERED, UnorderedServer
+from tests.conformance.unordered import MOST_UNANSWERED, SMALL, UnorderedServer
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -250,6 +250,9 @@ def unordered_harness() -> Harness:
 
         def foreign_answers(self) -> Target:
             return Target(self.url, f"seen-{self.new_topic_name()}")
+
+        def limited_size(self) -> SizeLimit:
+            return SizeLimit(f"unordered://127.0.0.1:{server.limited_port}", self.new_topic_name(), SMALL)
 
         def stuck_destination(self) -> Target:
             return Target(self.url, f"stuck-{self.new_topic_name()}")

@@ -18,6 +18,7 @@ from cqrs_brokers_testkit._optional import MissingExtra, require
 
 __all__ = ["MissingExtra", "Record", "TooFewRecords", "bind_queue", "delete_queue", "drain_queue", "drain_topic"]
 
+_AMQP_FIELDS = {"headers", "type", "message_id", "content_type", "timestamp"}
 _NOT_USER_HEADERS = {"message-id", "message-name", "content-type", "ordering-key"}
 
 
@@ -51,6 +52,8 @@ class Record:
         exchange: AMQP's exchange.
         raw_headers: All headers as the client gave them: (name, bytes) pairs for Kafka, items of the table for AMQP.
         properties: All AMQP properties that were set, such as `delivery_mode`; for Kafka the raw `key`.
+        flags: What the broker says of the message besides all this, such as AMQP's `delivery_mode` and `expiration`,
+            or MQTT's flag to retain it. The suite demands that a plugin's messages have the same.
         tombstone: Whether there is no value at all. `body` is then empty.
     """
 
@@ -67,6 +70,7 @@ class Record:
     exchange: str | None = None
     raw_headers: Sequence[tuple[str, Any]] = field(default=())
     properties: Mapping[str, Any] = field(default_factory=dict)
+    flags: Mapping[str, Any] = field(default_factory=dict)
     tombstone: bool = False
 
     @classmethod
@@ -230,6 +234,7 @@ def _amqp_record(method: Any, properties: Any, body: bytes) -> Record:
         exchange=method.exchange,
         raw_headers=tuple(table.items()),
         properties=set_properties,
+        flags={name: value for name, value in set_properties.items() if name not in _AMQP_FIELDS},
     )
 
 
