@@ -13,10 +13,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Sequence
 
 from cqrs_brokers.driver import Delivery
-from cqrs_brokers.exceptions import (
-    NotDeliveredError,
-    UnreachableError,
-)
+from cqrs_brokers.exceptions import NotDeliveredError, UnreachableError
 from cqrs_brokers.pipeline import Pipeline
 from cqrs_brokers.url import Host
 from tests.conformance.unordered_driver import Streams, UnorderedSound
