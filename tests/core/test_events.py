@@ -67,6 +67,11 @@ def test_names_and_keys_by_hand() -> None:
     assert "key" not in body
 
 
+def test_ordering_key_decides() -> None:
+    """An event whose `ordering_key()` is overridden goes out under that key, also when `key=` was given."""
+    assert OrderPlaced(payload=Order(order_id="o1", total=1), key="other").to_message().key == "o1"
+
+
 def test_timestamps_are_aware() -> None:
     """The default is UTC; a naive one is refused."""
     assert UserLeft(payload={}).event_timestamp.tzinfo is not None

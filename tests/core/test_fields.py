@@ -84,6 +84,20 @@ async def test_a_name_and_a_topic_that_are_swapped_are_told() -> None:
         assert ("if the two are swapped" in caught.value.text) is told
 
 
+async def test_a_driver_is_asked_about_topics_before_their_form_is_checked() -> None:
+    """Once about a topic that it accepts, never about an empty one; after a refusal about the message's name, too."""
+    asked: list[str] = []
+
+    class Asked(Scripted):
+        def refuse_topic(self, topic: str) -> str | None:
+            asked.append(topic)
+            return "refused here" if topic == "refused" else None
+
+    async with Broker(Asked(automatic=True)) as broker:
+        await broker.send_messages(Message("name", topic, {}) for topic in ("t", "t", "\t", "x" * 256, "", "refused"))
+    assert asked == ["t", "\t", "x" * 256, "refused", "name"]
+
+
 async def test_headers_arrive_with_their_types() -> None:
     """Where the broker carries them, and nothing is made of them on the way."""
     headers = {"s": "text", "b": b"\x00\xff", "i": -(2**63), "f": 0.1, "t": True, "n": None}

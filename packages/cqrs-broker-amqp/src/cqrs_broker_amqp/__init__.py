@@ -12,7 +12,7 @@ connection), `_publisher` (what waits and what is in flight), `_leaving` (a chan
 hosts), `_topology` (what is declared), `_rendering` (a message as bytes), `_errors` (which error means what),
 `_foreign` (is the server a Kafka?), `_scram` (a log-in without TLS), `_logs` (nothing secret in aiormq's log), `_watch`
 (dead connections), `_reopening` (a closed channel), `_inspection` (`cqrs-brokers check`), `_fallback` (aiormq's
-documented way), and `_client` and `_channels`, the only modules that use undocumented parts of aiormq.
+documented way), and `_client` and `_channels` (the undocumented parts of aiormq).
 """
 
 from cqrs_brokers.driver import PipelinedDriver

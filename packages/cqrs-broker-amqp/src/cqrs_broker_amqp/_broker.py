@@ -42,7 +42,7 @@ class AMQPMessageBroker(Broker):
         overrides = {}
         if exchange_name is not None:
             if publisher.given("exchange") not in (None, exchange_name):
-                raise ConfigError("exchange_name contradicts the exchange of the adapter: give one")
+                raise ConfigError("exchange_name contradicts the exchange of the adapter: give only one of them")
             overrides["exchange"] = exchange_name
         taken = publisher.take(**overrides)
         set_log_level(["aiormq", "aio_pika"], pika_log_level, "pika_log_level")

@@ -1,4 +1,4 @@
-"""A channel in confirm mode that nobody else publishes on: the fast way through aiormq.
+"""A channel in confirm mode that nobody else publishes on. It is several times faster than aiormq's documented way.
 
 `FastChannel` uses these undocumented parts of aiormq. Each has a test in tests/amqp/test_channels.py:
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import aiormq
@@ -36,6 +37,8 @@ NACK_HOLD = 0.2
 Entry = tuple[Delivery, bytes, bytes, bytes, "str | None", bool]
 """A rendered message: the delivery, its id, its frames, its body when that is not among them, its ordering key, and
 whether it was returned before."""
+
+_delivery_of = itemgetter(0)
 
 Failed = Callable[["ConfirmChannel", Entry, BaseException], None]
 
@@ -70,8 +73,8 @@ class ConfirmChannel:
         self.alone = True
         """Whether the channel is new. Then messages are sent one at a time, until one has its answer."""
         self.quiet_since = 0.0
-        """The time of the last answer, or of the first message that was sent after all had answers (event loop's
-        time)."""
+        """The time of the last answer (event loop's time). If every message had its answer then, it is the time of the
+        next message that was sent."""
         self._failed = failed
         self._on_answer = answered
         self._question: asyncio.Task[Any] | None = None
@@ -183,18 +186,15 @@ class FastChannel(ConfirmChannel):
         if not acked and self._nacks_first:
             self._hold_nacks([tag for tag in tags if tag in handed])
             return
-        in_flight, find, watched = self.in_flight, handed.pop, self.watched
+        in_flight, find = self.in_flight, handed.pop
         answered: list[Entry] = []
-        deliveries: list[Delivery] = []
         for tag in tags:
             entry = find(tag, None)
             if entry is not None:  # else it was returned, or has its answer
                 del in_flight[entry[1]]
-                deliveries.append(entry[0])
-                if watched or not acked:
-                    answered.append(entry)
+                answered.append(entry)
         if acked:
-            confirm_all(deliveries)
+            confirm_all(list(map(_delivery_of, answered)))
         else:
             for entry in answered:
                 self._failed(self, entry, aiormq.exceptions.DeliveryError(None, frame))
@@ -225,7 +225,7 @@ class FastChannel(ConfirmChannel):
             self._nacked[tag] = self.channel.loop.call_later(NACK_HOLD, self._release_nacks)
 
     def _release_nacks(self, tags: Sequence[int] = ()) -> None:
-        """Reports the nacks that were held, and these: no return has followed them."""
+        """Fails the messages of these tags, and of the nacks that were held, because no return has followed."""
         held, self._nacked = self._nacked, {}
         for timer in held.values():
             timer.cancel()
@@ -273,7 +273,7 @@ class _Returns:
         self._returned = returned
 
     def pop(self, tag: int, default: object = None) -> _Return:
-        """What stands for the message's future."""
+        """The object that stands for the message's future."""
         return _Return(self._returned, tag)
 
     def __setitem__(self, tag: int, value: object) -> None:

@@ -1,6 +1,6 @@
-"""aiormq's connection from the inside. Only this module and `_channels` use what aiormq does not document.
+"""aiormq's connection from the inside. This module and `_channels` use what aiormq does not document.
 
-These undocumented parts are used. Each has a test in tests/amqp/test_client.py, so that a new aiormq fails in a test
+These undocumented parts are used. Each has a test in tests/amqp/test_channels.py, so that a new aiormq fails in a test
 and not for a user:
 
     Connection._rpc                       to see the code with which the server refuses a handshake; to answer SCRAM
@@ -51,8 +51,8 @@ class _Reader(asyncio.StreamReader):
     """How many pieces of data came."""
 
     def readexactly(self, n: int) -> Coroutine[Any, Any, bytes]:
-        """As StreamReader's method. Bytes that are not AMQP may look like the size of a huge frame, and aiormq would
-        wait for it."""
+        """As StreamReader's method, but refuses a huge frame. Bytes that are not AMQP may look like the size of one,
+        and aiormq would wait for it."""
         if n > LARGEST_FRAME:
             raise NotAMQPError(f"a frame of {n} bytes is announced: this is not AMQP")
         return super().readexactly(n)
@@ -134,8 +134,8 @@ class Sockets(TransportFactory):
         return self._transport is not None and not self._transport.is_closing()
 
     def on_drained(self, drained: Callable[[], None]) -> None:
-        """Sets a function that is called each time when the operating system has taken the rest of what was written. It
-        is not called for a write that is taken at once."""
+        """Sets the function that is called when the operating system has taken the rest of what was written. It is not
+        called for a write that is taken at once."""
         if self._protocol is not None:
             self._protocol.drained = drained
 
@@ -158,8 +158,8 @@ class Sockets(TransportFactory):
 def close_without_waiting(channel: Any) -> None:
     """Sends Channel.Close and does not wait for the answer; the number is free again when the answer comes.
 
-    aiormq's own close() would send Channel.Close a second time when the answer takes longer than a heartbeat or the
-    wait is cancelled, and then RabbitMQ closes the whole connection.
+    aiormq's own close() would send a second Channel.Close if the answer takes longer than a heartbeat, or if the wait
+    is cancelled. RabbitMQ then closes the whole connection.
     """
     if channel.connection.channels.get(channel.number) is channel:
         close = commands.Channel.Close(reply_code=200, class_id=0, method_id=0)
@@ -236,7 +236,7 @@ class Connection(aiormq.Connection):
 
     def _on_reader_done(self, task: Any) -> None:
         """Replaces aiormq's method, which tries to close a lost connection properly and may take minutes. The listener
-        drops the socket and our tasks."""
+        drops the socket and aiormq's tasks."""
         if self._listener is not None:
             self._listener.ended(asyncio.CancelledError() if task.cancelled() else task.exception())
 

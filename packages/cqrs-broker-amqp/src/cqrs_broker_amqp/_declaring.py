@@ -1,7 +1,8 @@
 """`declare=queue`: messages wait here, by topic and in order, until their topic's queue is declared.
 
-Other topics do not wait. Messages whose declaration failed, or that are dropped here, are handled by the publisher. A
-few channels do all the declaring; each is used until RabbitMQ closes it, which it does when a declaration fails.
+Other topics do not wait. The publisher handles the messages whose declaration failed, and those that are dropped here.
+A few channels do all the declaring. Each is used again until a declaration fails on it, because RabbitMQ then closes
+it.
 """
 
 from __future__ import annotations
@@ -140,7 +141,7 @@ class Declarations:
             self._tasks.spawn(self._work(session))
 
     async def _work(self, session: Session) -> None:
-        """Declares what is to be declared, one queue after the other, on one channel."""
+        """Declares the queues that messages wait for, one after the other, on one channel."""
         channel = self._idle.pop() if self._idle else None
         while self._todo and session is self._session and not self._paused:
             channel = await self._declare(session, channel, self._todo.popleft())

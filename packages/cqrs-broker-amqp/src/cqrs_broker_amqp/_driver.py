@@ -201,8 +201,8 @@ class AMQPDriver(PipelinedDriver):
             self._link.unblocked()
 
     def lost(self, error: ConnectError) -> None:
-        """The outcome of messages that were handed over is unknown. The others wait, in order, for the next
-        connection."""
+        """The connection is lost. The outcome of messages that were handed over is unknown. The others wait, in order,
+        for the next connection."""
         unanswered = self._publisher.stop()
         self._drop_session()
         if unanswered:

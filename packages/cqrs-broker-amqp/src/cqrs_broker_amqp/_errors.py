@@ -115,7 +115,7 @@ class NotAMQPError(ConnectionError):
 
 
 def scrubbed(error: BaseException | None) -> BaseException | None:
-    """An exception of the client as it may be shown as a cause: of the same class, without quoted bytes.
+    """An exception of the client that may be shown as a cause: it has the same class, and quotes no bytes.
 
     pamqp quotes a frame that it cannot read, and RabbitMQ quotes a frame of ours that it cannot read.
     """

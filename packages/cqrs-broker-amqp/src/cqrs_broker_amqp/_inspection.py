@@ -113,7 +113,7 @@ class AMQPInspection(Inspection):
             yield await self._declared(session, subject)
         else:
             yield Finding("topic", "ok", subject, "is there")
-            text = "its type and its alternate exchange: AMQP shows them to nobody who does not declare it"
+            text = "its type and its alternate exchange: AMQP shows them only to somebody who declares it"
             yield Finding("topic", "unseen", subject, text, _with(session, "list_exchanges name type arguments"))
         yield await self._write_permission(session, subject)
 

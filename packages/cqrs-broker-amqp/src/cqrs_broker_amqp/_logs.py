@@ -36,8 +36,8 @@ def safe_reply(text: str) -> str:
     """A reply text of RabbitMQ as it may be shown.
 
     Some texts, such as the one of `FRAME_ERROR` (501), quote the bytes that came over the wire, which may be a body.
-    Texts of the kinds that contain only names and limits are shown whole. Of any other text only the name of its kind
-    is shown.
+    Texts of the kinds that contain only names and limits are shown whole. Of a text of another kind only the name of
+    the kind is shown. A text that begins with no kind is shown whole.
     """
     found = _REPLY.match(text)
     if found is None or found[1] in _QUOTES_NOTHING:
@@ -46,7 +46,7 @@ def safe_reply(text: str) -> str:
 
 
 class _Redacted(logging.Filter):
-    """Replaces frames, messages and exceptions in a record by what may be seen of them."""
+    """Replaces frames, messages and exceptions in a log record by their type and size."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if isinstance(record.args, tuple):

@@ -4,13 +4,14 @@
        │        ▲  └─ held while its destination is stuck (`_stalled`)
        └────────┴─ until the topic's queue is declared (`_declaring`)
 
-One flush hands over all messages that are ready, as one write ("group commit"). It comes at the end of the event loop's
-turn. In a burst it comes earlier, so that the server works while the rest is rendered. The next flush waits until the
-operating system has taken the write. So few messages are handed over to a connection that stalls, and the rest is
-proven not sent.
+One flush hands over the messages that are ready, up to about `FLUSH_BYTES`, as one write ("group commit"). It comes at
+the end of the event loop's turn. In a burst it comes earlier, so that the server works while the rest is rendered. The
+next flush waits until the operating system has taken the write. So few messages are handed over to a connection that
+stalls, and the rest is proven not sent.
 
 A new channel is first tried with a single message: RabbitMQ answers a wrong exchange or a missing permission by closing
-the channel without naming a message. A message is known to be the cause only if it was alone on the channel.
+the channel without naming a message. A message is known to be the cause if it was alone on the channel. Otherwise the
+size or the topic in RabbitMQ's text must fit only one message (`culprit`).
 
 This file is longer than 400 lines because each answer may move messages back to the outbox, whose order is kept here.
 """
@@ -59,8 +60,8 @@ from ._watch import ConnectionWatch
 __all__ = ["Publisher"]
 
 FLUSH_BYTES = 512 * 1024
-"""The most bytes of one write. A stalled connection holds this much in memory, besides the operating system's
-buffers."""
+"""About how many bytes one write has: it ends with the message that reaches this size. A stalled connection holds this
+much in memory, besides the operating system's buffers."""
 BURST = 128
 """After this many messages in one turn of the event loop, a write does not wait for the end of the turn."""
 
@@ -74,7 +75,7 @@ class State(enum.Enum):
 
 
 class Publisher:
-    """Publishes what it is given, over whatever session there is.
+    """Publishes messages over the current session.
 
     Args:
         options: The exchange, and what is declared.
@@ -213,8 +214,10 @@ class Publisher:
         if channel is not None and not channel.in_flight:  # a single message does not wait a turn
             self._flush()
         else:
-            self._flush_soon()
-            self._let_go_later()
+            if self._flush_at is None:
+                self._flush_soon()
+            if self._let_go_at is None:
+                self._let_go_later()
 
     def _let_go_later(self) -> None:
         if self._outbox and self._let_go_at is None and self._loop is not None:
@@ -368,7 +371,8 @@ class Publisher:
         return None
 
     def block(self, alarm: str) -> None:
-        """RabbitMQ has an alarm. It reads only later what is written now, so nothing is written until `unblock()`."""
+        """RabbitMQ has an alarm. It reads what is written now only after the alarm. So nothing is written until
+        `unblock()`."""
         self._state, self._alarm = State.BLOCKED, alarm
         self._watch.paused = True
 

@@ -5,7 +5,7 @@ sizes, the headers and the body are put in for each message. That makes publishi
 costs more than all the rest of a send.
 
     property        from
-    content_type    content_type, else application/octet-stream for bytes, application/json
+    content_type    content_type; without one application/octet-stream for a bytes payload, else application/json
     headers         "ordering-key": key, a long string, and the message's headers; by type: long string, byte array,
                     64-bit integer, double, boolean, void
     delivery_mode   2 (persistent)
@@ -58,19 +58,19 @@ class _Route(NamedTuple):
     """What is the same for all messages of a topic, a name and a content type."""
 
     start: bytes
-    """Without headers: from the method frame to before the size of the body."""
+    """Without headers: the bytes from the method frame up to the size of the body."""
     before_id: bytes
-    """Without headers: from after the size of the body."""
+    """Without headers: the bytes behind the size of the body, up to the id."""
     end: bytes
-    """From after the timestamp."""
+    """The bytes behind the timestamp."""
     end_and_body: bytes
-    """The same, and the start of a body frame."""
+    """The same bytes, and the start of a body frame."""
     fixed: int
-    """With headers: the size of the header frame without their table."""
+    """With headers: the size of the header frame, without the table of headers."""
     rich_start: bytes
-    """With headers: from the method frame to before the size of the header frame."""
+    """With headers: the bytes from the method frame up to the size of the header frame."""
     rich_type: bytes
-    """With headers: from after the size of the body to before the table."""
+    """With headers: the bytes behind the size of the body, up to the table."""
 
 
 class Renderer:
@@ -165,18 +165,20 @@ class Renderer:
             fields += (_ORDERING_KEY, _long(len(text)), text)
         names = self._names
         for name, value in headers.items():
+            text_name = names.get(name) or self._text_name(name)
             if type(value) is str:
                 text = value.encode()
-                fields += (names.get(name) or self._name(name), _long(len(text)), text)
+                fields += (text_name, _long(len(text)), text)
             else:
-                fields += (_short(name), _typed(value))
-            if name in _RABBITMQS_OWN:
-                raise InvalidMessageError(
-                    f"the header {name!r} is RabbitMQ's own, for further routing keys: give yours another name"
-                )
+                fields += (text_name[:-1], _typed(value))
         return b"".join(fields)
 
-    def _name(self, name: str) -> bytes:
+    def _text_name(self, name: str) -> bytes:
+        """The name of a header as a short string, and the type of a long string."""
+        if name in _RABBITMQS_OWN:
+            raise InvalidMessageError(
+                f"the header {name!r} is RabbitMQ's own, for further routing keys: give yours another name"
+            )
         if len(self._names) >= _REMEMBERED:
             self._names.clear()
         known = self._names[name] = _short(name) + b"S"

@@ -1,6 +1,6 @@
 """One pass over the hosts: from nothing to an open confirm channel on one of them.
 
-Not here: when to try again (`Broker`), what is in flight (`_publisher`).
+`Broker` decides when to try again, and `_publisher` knows what is in flight.
 """
 
 from __future__ import annotations
@@ -192,8 +192,8 @@ class Session:
         Args:
             work: The coroutine.
             timeout: Seconds, at most.
-            declaring: Whether the coroutine begins with the declaration of the exchange. Then a refusal is explained as
-                one of the declaration.
+            declaring: Whether the coroutine begins with the declaration of the exchange. If so, a refusal is explained
+                as a refusal of the declaration.
 
         Raises:
             ConnectError: The coroutine failed or took too long.
@@ -324,7 +324,7 @@ async def connect(
         The session, its first channel, and the number of its host.
 
     Raises:
-        ConnectError: No host could be connected. If one of the errors is one that a person must fix, it is that error.
+        ConnectError: No host could be connected. It is the first error that a person must fix, or else the first error.
     """
     loop = asyncio.get_running_loop()
     hosts = settings.hosts

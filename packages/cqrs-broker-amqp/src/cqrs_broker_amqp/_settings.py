@@ -51,8 +51,8 @@ class AMQPSettings:
         """Makes the settings from a URL and its options.
 
         Warns:
-            InsecureTransportWarning: Credentials would travel in plain text, or to a peer that is not verified, to a
-                host that is not loopback.
+            InsecureTransportWarning: Credentials would travel in plain text to a host that is not loopback, or the
+                server's certificate is not verified.
 
         Raises:
             ConfigError: The URL or an option is wrong, or a certificate file cannot be used. It has all problems.
@@ -82,10 +82,9 @@ class AMQPPublisherAdapter(ConnectionAdapter[AMQPOptions, AMQPSettings]):
     Args:
         dsn: A config string: `amqp://user:password@host/vhost?exchange=events`.
         value_serializer: Encodes payloads that come without `payload_bytes` and without a content type. Default: JSON.
-        **options: Every option of the config string by its name, and `ssl_context`. They override the string's.
-            `retry_count` (default: unbounded) and `retry_delay` (seconds) are about passes over all hosts. When
-            `retry_count` passes have failed in a row, the waiting sends get `NotConnectedError`, and the next send
-            starts again.
+        **options: Every option of the config string by its name, and `ssl_context`. They override the string's. When
+            `retry_count` passes over all hosts have failed in a row (default: unbounded), the waiting sends get
+            `NotConnectedError`, and the next send starts again. `retry_delay` is the time between passes, in seconds.
 
     Raises:
         ConfigError: The string or an option is wrong.

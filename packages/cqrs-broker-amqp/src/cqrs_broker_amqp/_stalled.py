@@ -1,4 +1,4 @@
-"""Destinations that take nothing while others do: a quorum queue without a majority, for one.
+"""Destinations that take nothing while others do, for example a quorum queue without a majority.
 
 RabbitMQ works on the messages of a channel one after the other. So a message that it cannot put into a queue holds up
 all messages behind it. A channel without an answer is *left* for a fresh one. The routing keys of its messages without
@@ -54,7 +54,7 @@ class StalledDestinations:
         """Routing keys, and whether one is silent: a message that was alone on its channel had no answer."""
         self._held: collections.deque[Entry] = collections.deque()
         self._busy: set[tuple[str, str]] = set()
-        """The pairs of routing and ordering key with a message that has no outcome or waits."""
+        """The pairs of routing key and ordering key for which a message waits or has no outcome."""
 
     @property
     def channels(self) -> list[ConfirmChannel]:
@@ -133,8 +133,8 @@ class StalledDestinations:
         self._held = collections.deque(entry for entry in self._held if not over(entry))
 
     def look(self, now: float) -> None:
-        """Looks what has changed, and sends the messages that need not wait any more. Call it a few times a second, and
-        after answers."""
+        """Finds out what has changed, and sends the messages that need not wait any more. Call it a few times a second,
+        and after answers."""
         for channel in list(self._left):
             if all(entry[0].done for entry in channel.entries()):
                 self._left.remove(channel)

@@ -16,11 +16,11 @@ __all__ = ["ConnectionWatch"]
 PATIENCE = 5.0
 """A channel that had no answer for this long is stuck, in seconds."""
 SILENCE = 2.0
-"""If nothing comes in for this long after messages were handed over, in seconds, the connection is dropped when their
-deadline has passed."""
+"""After this many seconds without an answer or other input, the connection is dropped as soon as the deadline of the
+oldest message in flight has passed."""
 FIRST_LOOK = 0.05
-"""How long the event loop may read what has come in, in seconds, before a late timer or a send after a silence goes
-on."""
+"""How long the event loop gets to read what has come in, in seconds: when a timer is late, and before a send after a
+silence."""
 STANDSTILL = 0.5
 """If a timer is this late, in seconds, the event loop stood still."""
 
@@ -67,7 +67,7 @@ class ConnectionWatch:
             self._timer = None
 
     def expect(self, deadline: float) -> None:
-        """Something is in flight; its deadline is in the loop's time."""
+        """Watches what is in flight. The deadline is in the loop's time."""
         if self._timer is None and self._loop is not None:
             self._at(min(deadline, self._loop.time() + PATIENCE))
 
@@ -78,7 +78,7 @@ class ConnectionWatch:
         stood still, the news that RabbitMQ closed the connection may be in the socket. So the socket is read first.
 
         Returns:
-            None: yes. Else the seconds after which to ask again.
+            None: it may. Otherwise the seconds after which to ask again.
         """
         session = self._session
         if session is None or now - session.last_inbound <= self._heartbeat:

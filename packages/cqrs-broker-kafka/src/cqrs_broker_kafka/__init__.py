@@ -2,7 +2,7 @@
 
     broker = open_broker("kafka://localhost:9092?client_id=my-app")
 
-This module is also the plugin: the entry point names it. aiokafka is imported when a broker is made, not before.
+This module is also the plugin: the entry point names it. aiokafka is imported when the broker connects, not before.
 """
 
 from cqrs_brokers.driver import PipelinedDriver

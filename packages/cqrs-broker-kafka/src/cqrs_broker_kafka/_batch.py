@@ -1,9 +1,9 @@
 """Record batches as bytes (Kafka protocol, record format v2).
 
 They are written here, not by aiokafka's compiled builder. That builder takes the headers of each record as a list of
-pairs. Alone it is as fast (1.9 against 1.8 µs for making and writing a record of 500 bytes with two headers of its own,
-0.4 µs of which is the checksum). But these lists are three more objects per message for the garbage collector, and
-the collector takes a fifth of the time of a gather of 1 000.
+pairs. Measured alone, it is as fast: making and writing a record of 500 bytes with two headers of its own takes 1.8 or
+1.9 µs, 0.4 µs of it for the checksum. But these lists are three more objects per message for the garbage collector, and
+the collector takes a fifth of the time when 1 000 messages are sent at a time.
 """
 
 from __future__ import annotations

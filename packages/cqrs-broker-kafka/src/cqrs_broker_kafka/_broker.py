@@ -11,7 +11,8 @@ __all__ = ["KafkaMessageBroker"]
 
 
 class KafkaMessageBroker(Broker):
-    """Publishes to Apache Kafka. The same as `open_broker("kafka://…")`, from an adapter instead of a config string.
+    """Publishes to Apache Kafka. It does the same as the broker of `open_broker("kafka://…")`, with an adapter instead
+    of a config string.
 
     Args:
         producer: The connection settings; they serve this broker only.

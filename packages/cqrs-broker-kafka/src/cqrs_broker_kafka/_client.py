@@ -69,8 +69,8 @@ READ_AHEAD = 2**16
 LOOK_AT_BUFFER = 0.002
 """How often we look whether a transport's buffer is empty, in seconds. asyncio has no event for it."""
 SHARE_OF_TIMEOUT = 0.8
-"""The share of `connect_timeout` that one step of connecting may take. A step that runs into `connect_timeout` itself
-is cut off without a reason for the error."""
+"""The share of `connect_timeout` that one step of connecting may take. If a step took all of `connect_timeout`, it
+would be cut off, and the error would give no reason."""
 SHARE_OF_SESSION = 0.8
 """A connection is replaced after this share of the time for which its login is valid."""
 
@@ -288,7 +288,7 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def drop(self) -> None:
-        """Closes the connection at once, also when its event loop is closed. Whoever waits for an answer gets an
+        """Closes the connection at once, also when its event loop is closed. A request without an answer gets an
         error."""
         writer: asyncio.StreamWriter | None = self._writer
         task = self._read_task

@@ -50,7 +50,7 @@ _ID_COMES_LATER = frozenset({7, 13, 14, 15, 16, 51})
 
 
 class Cluster:
-    """One connection to a cluster. After `drop()` a new `Cluster` is made.
+    """The nodes of a cluster and our connections to them. After `drop()` a new `Cluster` is made.
 
     Args:
         owner: The driver.

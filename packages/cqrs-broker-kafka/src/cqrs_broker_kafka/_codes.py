@@ -1,10 +1,9 @@
 """What a produce request's error code proves about the records of its batch.
 
-A code proves "not appended" only if a row of this table says so. A code without a row leaves the batch in doubt; so do
-codes that a later Kafka defines. The sources are classes of Apache Kafka's broker (3.9 to 4.4), in the order in which a
-produce request meets them: `ReplicaManager.appendRecords` asks for the partition and its leader,
-`Partition.appendRecordsToLeader` counts the in-sync replicas, `UnifiedLog.append` validates, and only then a byte is
-written.
+A code proves "not appended" only if a row of this table says so. A code without a row, such as one of a later Kafka,
+leaves the batch in doubt. The sources are classes of Apache Kafka's broker (3.9 to 4.4). A produce request meets them
+in this order: `ReplicaManager.appendRecords` asks for the partition and its leader, `Partition.appendRecordsToLeader`
+counts the in-sync replicas, `UnifiedLog.append` validates, and then writes the first byte.
 
 A row that proves "not appended" (`WAIT`, `SPLIT`, `FAIL`) holds only for an answer without a base offset. With a base
 offset the batch was appended: the leader stepped down, or the topic was deleted, while the broker waited for its

@@ -55,7 +55,8 @@ class KafkaDriver(PipelinedDriver):
         self.batch_size = settings.options.max_batch_size
         self.encode: Encode
         self.alone = True
-        """The last request had one record, it is answered, and nothing came meanwhile: somebody sends one by one."""
+        """Whether the last request had one record and is answered, and no message came meanwhile: then messages are
+        sent one by one."""
         self._settings = settings
         self._link: Link | None = None
         self._loop: asyncio.AbstractEventLoop
@@ -107,7 +108,7 @@ class KafkaDriver(PipelinedDriver):
     def destination(self, message: Message) -> str:
         """See `PipelinedDriver.destination`: a partition, as each has a leader of its own.
 
-        A message without a key goes to any partition that goes on, so its destination is the topic.
+        A message without a key goes to any partition that takes messages, so its destination is the topic.
         """
         topic = self.topics.get(message.topic)
         if topic is None or not topic.partitions or message.key is None:
@@ -302,8 +303,8 @@ class KafkaDriver(PipelinedDriver):
     # -- watching -----------------------------------------------------------------------------------------------------
 
     def _tick(self) -> None:
-        """Runs every `TICK` seconds while messages wait. Lets go of expired messages. Asks the bootstrap servers why,
-        if the cluster has been silent for long."""
+        """Runs every `TICK` seconds while messages wait or are in flight. Lets go of expired messages. Asks the
+        bootstrap servers why, if the cluster has been silent for long."""
         self._timer = None
         busy = False
         for topic in self.topics.values():
@@ -317,7 +318,7 @@ class KafkaDriver(PipelinedDriver):
             self.tasks.spawn(self._ask_why(self._cluster))
 
     async def _ask_why(self, cluster: Cluster) -> None:
-        """Asks the bootstrap servers what is wrong. Our nodes are tried for ever and cannot tell, for example after
+        """Asks the bootstrap servers what is wrong. The nodes themselves would be tried for ever, for example after the
         credentials were changed."""
         try:
             dead = await cluster.look_again()
@@ -355,7 +356,7 @@ class KafkaDriver(PipelinedDriver):
             UnreachableError: No node answers.
         """
         if self._cluster is None:
-            raise UnreachableError("the cluster is being connected to anew")
+            raise UnreachableError("the driver is connecting to the cluster again")
         try:
             await self._cluster.ping()
         except Exception as error:

@@ -32,7 +32,7 @@ __all__ = ["Node"]
 logger = logging.getLogger("cqrs_broker_kafka.node")
 
 MOST_IN_FLIGHT = 5
-"""The most requests in flight. Brokers remember the last five batches of a producer."""
+"""The most requests in flight. Brokers remember the last five batches of a producer on each partition."""
 REQUEST_SIZE = 2**20
 """When a request has this many bytes, no further batch is added to it."""
 SHARE_FOR_REPLICAS = 0.9
@@ -41,9 +41,10 @@ the request up."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 """Seconds before a node that could not be reached is tried again; doubled each time."""
 IDLE_LIMIT = 540.0
-"""After this many seconds of silence the connection is replaced. The broker would close it after ten minutes."""
+"""After this many seconds of silence the connection is replaced. By default the broker would close it after ten
+minutes."""
 LOOK_AFTER = 5.0
-"""After this many seconds of silence the event loop looks at the socket before anything is written to it."""
+"""After this many seconds of silence the event loop gets a turn to read the socket before anything is written to it."""
 
 
 class _Request(NamedTuple):

@@ -38,7 +38,11 @@ class KafkaOptions(TLSOptions):
         "none", description="Compression of batches; all but gzip need the extra of the same name."
     )
     request_timeout_ms: int = option(
-        15_000, ge=100, le=600_000, unit="ms", description="A request without an answer for so long is repeated."
+        15_000,
+        ge=100,
+        le=600_000,
+        unit="ms",
+        description="How long a request waits for its answer; an idempotent producer then repeats it.",
     )
     max_batch_size: Size = option(
         131_072, ge=1_024, le=16 * 2**20, description="The largest batch of records for one partition."

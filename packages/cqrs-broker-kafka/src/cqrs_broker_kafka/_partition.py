@@ -227,7 +227,7 @@ class Partition:
             try:
                 data = self._producer.encode(records, self._producer_id, self._epoch, self._sequence)
             except Exception as error:
-                refusal = InvalidMessageError(f"the client cannot write them as a batch ({type(error).__name__})")
+                refusal = InvalidMessageError(f"the client cannot write it into a batch ({type(error).__name__})")
                 refusal.__cause__ = error
                 self._suspects = max(0, self._suspects - len(records))
                 self._fail(records, refusal)
@@ -292,7 +292,7 @@ class Partition:
         """The batch in flight will have no answer. It is not known whether it was appended.
 
         Args:
-            text: Why, for the error of records that are given up.
+            text: The reason, for the error of records that are given up.
         """
         batch = self.batch
         assert batch is not None
@@ -373,8 +373,8 @@ class Partition:
             self._producer.paused(self, row)
 
     def give_up(self, error: DeliveryUnknownError | DeliveryError) -> None:
-        """The batch will not be repeated. The outcome of its records is unknown. The next batch has other sequence
-        numbers."""
+        """The batch will not be repeated. The outcome of its records is unknown. An idempotent producer begins a new
+        epoch for the next batch."""
         batch, self.batch = self.batch, None
         if batch is None:
             return

@@ -61,7 +61,7 @@ async def _greet(settings: KafkaSettings, host: Host) -> Greeting:
 
     Raises:
         OSError, KafkaError, ssl.SSLError, TimeoutError, TokenError: One of the steps failed. `judge_greeting` says what
-            it means.
+            the error means.
     """
     connection = await Connection.open(settings, host)
     try:

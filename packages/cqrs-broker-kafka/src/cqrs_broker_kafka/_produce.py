@@ -83,7 +83,7 @@ def request_of(
 def split_frames(data: bytes) -> tuple[list[bytes], bytes]:
     """The whole responses in what has arrived, without their sizes, and the rest.
 
-    If a size is one that no response has, the split ends, and the last response is an empty one.
+    If a size is impossible for a response, the split ends there, with an empty response as the last one.
     """
     frames: list[bytes] = []
     at = 0

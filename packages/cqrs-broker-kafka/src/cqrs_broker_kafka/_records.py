@@ -67,8 +67,8 @@ _NULL = varints[-1]
 
 
 class _Headers(dict[tuple[str, Any], bytes]):
-    """Headers as bytes, by name and value. The first of them are remembered: those that repeat are mostly among them,
-    and those that never repeat, such as a trace's, would cost more to remember than to encode."""
+    """Headers as bytes, by name and value. The first 1 000 are remembered, and most headers that repeat are among them.
+    Headers that never repeat, such as those of a trace, would cost more to remember than to encode."""
 
     def __init__(self) -> None:
         self._names: dict[str, bytes] = {}

@@ -40,8 +40,9 @@ class Topic:
 
     Attributes:
         partitions: Empty while their number is not known.
-        is_open: Records go to partitions now. They do not while the number of partitions is not known, and while a
-            batch for a partition that is gone has no outcome: its records may have to go elsewhere, before later ones.
+        is_open: Records go to partitions now. They wait while the number of partitions is not known. They also wait
+            while a batch for a partition that is gone has no outcome, because its records may have to go elsewhere,
+            before later ones.
         waiting: Records that came while the topic was not open, in order.
         unknown_since: When a node first said that there is no such topic (event loop's time). None: no node has said
             it.
@@ -76,8 +77,8 @@ class Topic:
         return known
 
     def _keyless(self) -> Partition:
-        """The partition of the last message without a key. Another one, if that partition's batch has left, or it has
-        enough records, or it is stuck."""
+        """The partition of the last message without a key. It is another one if that partition's batch has left, or if
+        the partition has enough records, or is stuck."""
         partition = self.partitions[self._sticky]
         if partition.pending and len(partition.pending) < STICKY_RECORDS and not partition.stuck:
             return partition
@@ -116,8 +117,8 @@ class Topic:
         self._open()
 
     def _open(self) -> None:
-        """Gives the records that wait to their partitions. Not while earlier records are still in flight to a partition
-        that is gone."""
+        """Gives the records that wait to their partitions. It does not while earlier records are still in flight to a
+        partition that is gone."""
         self.is_open = bool(self.partitions) and not self.gone()
         if self.is_open:
             waiting, self.waiting = self.waiting, []

@@ -15,10 +15,10 @@ An application needs these names; `help(name)` shows each:
     DeliveryUnknownError             nobody knows: the message may be in the broker
     SyncBroker                       for code without an event loop
     lifespan                         for FastAPI and Starlette
-    Observer                         is told of every outcome MessageBroker                    the base class of your
-    own broker
+    Observer                         is told of every outcome
+    MessageBroker                    the base class of your own broker
 
-For authors of plugins: `cqrs_brokers.driver` and `cqrs_brokers.hooks`.
+Authors of plugins begin with `cqrs_brokers.driver` and `cqrs_brokers.hooks`.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -83,9 +83,9 @@ class Broker(MessageBroker):
     is not in the broker, and this call will not put it there) or a `DeliveryUnknownError` (the message may be in the
     broker).
 
-    A `Broker` is made without I/O and without an event loop. The first send, `connect()` or `async with` connects it.
-    It belongs to the event loop in which it connects. When that loop is closed, the broker connects again in the next
-    one.
+    A `Broker` is made without I/O and without an event loop. The first send, `connect()`, `health()` or `async with`
+    connects it. It belongs to the event loop in which it connects. When that loop is closed, the broker connects again
+    in the next one.
 
     Args:
         driver: A driver, or any `MessageBroker`.
@@ -95,13 +95,13 @@ class Broker(MessageBroker):
         connect_timeout: Seconds for `connect()` and for each attempt to connect. It never extends a send's deadline.
         close_timeout: Seconds that `close()` gives to what is in flight.
         max_in_flight: The most messages that the driver holds. While all destinations take messages, the driver holds
-            at most two fifths of this number. When some destinations take nothing, their messages are at most half of
-            it, and the rest is for the other destinations. Further messages wait.
+            at most two fifths of this number. When some destinations take nothing, the driver gets few further messages
+            for them: most of the free places are kept for the other destinations. Further messages wait.
         max_in_flight_bytes: The most bytes that the driver holds, with the same shares.
         max_message_bytes: The largest message: body, key and headers together.
         encoder: Encodes payloads that come without `payload_bytes` and without a content type. Default: JSON. A
             function of the payload that returns bytes, or a `MessageEncoder`, which sees the message.
-        observers: Who is told of every call's outcome and of the connection, and may add headers.
+        observers: They are told of every message's outcome and of the connection, and may add headers.
         retry_count: When this many attempts to connect have failed in a row, the waiting sends fail. None: they fail at
             their deadlines.
         retry_delay: Seconds between attempts to connect. None: 0.1 to 1, doubled after each failure, with jitter.
@@ -200,7 +200,7 @@ class Broker(MessageBroker):
         )
         self._bound = LoopBinding()
         self._make_ready: Callable[[], object] | None = None
-        """Makes the rest of a `send_messages` ready, while the event loop has a turn before it is."""
+        """Makes the rest of a `send_messages` ready. It is set only while that call gives the event loop a turn."""
         self._closing: Closing | None = None
         self._closed = False
         self._unclosed = False
@@ -270,7 +270,8 @@ class Broker(MessageBroker):
         """Sends many messages. This is the cheapest way to send a batch, which may be larger than the window.
 
         A large batch is made ready in several turns of the event loop. Do not change its messages before the call ends.
-        Another call of this broker meanwhile goes behind the whole batch: then the rest of it is made ready at once.
+        If another call of this broker begins meanwhile, the rest of the batch is made ready at once. The other call's
+        messages go behind it.
 
         Args:
             messages: The messages, in the order in which they are to be sent. All deadlines start with the call.
@@ -302,8 +303,7 @@ class Broker(MessageBroker):
         if timeout is not None:
             self._window.expect(deadline)
         bulk = BulkOutcomes(loop.create_future(), timeout)
-        deliveries: list[Sending] = []
-        preparing = self._prepare(messages, deliveries, bulk, deadline, loop)
+        preparing = self._prepare(messages, bulk, deadline, loop)
         make_ready: Callable[[], object] = partial(collections.deque, preparing, 0)
         if self._are_asked:  # another call may do it, and observers are asked in the context of this one
             make_ready = partial(copy_context().run, make_ready)
@@ -319,8 +319,7 @@ class Broker(MessageBroker):
             if self._make_ready is make_ready:
                 self._make_ready = None
             preparing.close()
-            for delivery in deliveries:
-                self._window.give_up(delivery)
+            self._window.give_up_all(bulk)
             if self._observers.are_told:
                 for message in reversed(messages):  # those that are left
                     self.refuse(message, NotDeliveredError("its caller was cancelled before it was made ready"))
@@ -330,14 +329,13 @@ class Broker(MessageBroker):
     def _prepare(
         self,
         messages: list[MessageLike],
-        deliveries: list[Sending],
         bulk: BulkOutcomes,
         deadline: float,
         loop: asyncio.AbstractEventLoop,
     ) -> Generator[None, None, None]:
         """Makes the messages of a `send_messages` ready and hands them to the window, in bursts. It yields when the
-        event loop should have a turn. What is ready is taken out of the list, which then is in the reverse order: so
-        the messages live no longer than they must."""
+        event loop should have a turn. Messages that are ready are taken out of the list, so that they live no longer
+        than they must. The list is reversed for that."""
         window, coercion, validator, observers = self._window, self._coercion, self._validator, self._observers
         batch = observers.batch(len(messages)) if self._are_asked else None
         outcomes = bulk.outcomes
@@ -370,7 +368,6 @@ class Broker(MessageBroker):
                 batch.complete()
             if burst:
                 bulk.left += len(burst)
-                deliveries += burst
                 window.queue(burst)
                 if window.accepting:
                     window.refill()
@@ -390,8 +387,8 @@ class Broker(MessageBroker):
             bulk.finish()
 
     def _finish_preparing(self) -> None:
-        """Another call begins while a `send_messages` is made ready. Its messages go first, so the order of calls
-        holds, and a flush or a close knows them."""
+        """Makes the rest of a `send_messages` ready, because another call begins. The messages of the batch go first.
+        So the order of calls holds, and a flush or a close knows all of them."""
         make_ready, self._make_ready = self._make_ready, None
         if make_ready is not None:
             make_ready()
@@ -456,7 +453,7 @@ class Broker(MessageBroker):
 
         Raises:
             ConnectError: The pass failed. The class of the error says why. Nothing is retried.
-            BrokerStateError: The broker is closed. Or it belongs to another event loop that is not closed, or to the
+            BrokerStateError: The broker is closed, or it belongs to another event loop that is not closed, or to the
                 process that forked this one.
         """
         await self._connection.connect(self._entered())
@@ -508,7 +505,7 @@ class Broker(MessageBroker):
         then raises.
 
         Args:
-            timeout: Seconds for flushing and closing; default `close_timeout`. A forced end takes at most 1 s more.
+            timeout: Seconds for flushing and closing; default `close_timeout`. A forced end takes at most 1.5 s more.
 
         Raises:
             BrokerStateError: The broker belongs to another event loop that is not closed, or to the process that forked
@@ -577,7 +574,7 @@ class Broker(MessageBroker):
 
     @property
     def state(self) -> str:
-        """The state of the connection: "idle", "connecting", "connected", "reconnecting" (the client reconnects by
+        """The state of the connection: "idle", "connecting", "connected", "reconnecting" (the driver reconnects by
         itself), "blocked" (connected, but the broker takes no messages), "throttled" (the broker takes fewer messages),
         "failed" (trying again is useless until somebody changes something) or "closed"."""
         return "closed" if self._closed else self._connection.described
@@ -664,7 +661,7 @@ class Broker(MessageBroker):
         )
 
     def _entered(self) -> asyncio.AbstractEventLoop:
-        """`_enter` for every call except sends."""
+        """Does the work of `_enter` for every call except sends."""
         loop = running_loop()
         if loop is not None and self._bound.loop is loop and not self._closed:
             return loop

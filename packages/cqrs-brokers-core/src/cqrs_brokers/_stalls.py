@@ -1,8 +1,8 @@
-"""A timer that fires late: the event loop stood still, and what came in meanwhile has not been read yet.
+"""What to do when a timer fires late because the event loop stood still.
 
-A laptop that slept, a virtual machine or function that was frozen, a blocking call: when the loop goes on, timers fire
-at once, while the broker's answers still wait in the socket. So the loop gets a moment to read them before a timeout
-counts.
+The loop stands still while a laptop sleeps, while a virtual machine or function is frozen, and during a blocking call.
+When it goes on, timers fire at once, while the broker's answers still wait in the socket. So the loop gets a moment to
+read them before a timeout counts.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _LATE = 0.2
 """A timer that is later than this, in seconds, means that the loop stood still. A shorter delay means only a busy
 loop."""
 LOOK = 0.25
-"""How long the loop may look at what came in meanwhile, in seconds."""
+"""How long the loop gets to read what came in meanwhile, in seconds."""
 
 
 def stalled_for(due: float, now: float) -> float:

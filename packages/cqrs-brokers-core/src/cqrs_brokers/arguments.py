@@ -1,4 +1,4 @@
-"""For commands that take config strings: complaints about a command line that never quote a value of it.
+"""For commands that take config strings: errors about a command line that quote none of its values.
 
 A mistyped argument may be a config string with a password, or a piece of such a string that a shell has split.
 """

@@ -10,9 +10,9 @@ draining and closing.
 | is reached over a network | `PipelinedDriver`, on `cqrs_brokers.pipeline`: it can say what was written |
 
 Every driver of a networked broker must follow these rules, whichever client it uses. Use one connection, not a pool: a
-pool reorders messages. Switch the client's own retries off: they send again what may have been written. Notice a dead
-connection while it is idle. Call `Link.lost` only for the connection in use: a callback of an old connection may come
-late.
+pool reorders messages. (In a cluster such as Kafka, use one for each node that owns destinations.) Switch the client's
+own retries off: they send again what may have been written. Notice a dead connection while it is idle. Call `Link.lost`
+only for the connection in use: a callback of an old connection may come late.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Link(Protocol):
         """
 
     def reconnecting(self, error: ConnectError | None) -> None:
-        """The client lost the broker and reconnects by itself, as aiokafka does; None: it is connected again.
+        """The driver lost the broker and reconnects by itself, as the Kafka driver does. None: it is connected again.
 
         `Broker` goes on submitting. A message that is not handed over by its deadline fails with a `NotConnectedError`
         whose cause is this error. `health()` gives it as the reason.
@@ -92,13 +92,16 @@ class Driver(MessageBroker):
         return Capabilities()
 
     def bind(self, link: Link) -> None:
-        """Called once, before anything else. Keep the link if the driver notices lost connections by itself."""
+        """`Broker` calls it once, before every other method. Only `capabilities` may be read before. Keep the link if
+        the driver notices lost connections by itself."""
         return
 
     def refuse_topic(self, topic: str) -> str | None:
-        """Why this broker cannot have such a topic, or None when it can. Asked once per topic, before any I/O.
+        """Why this broker cannot have such a topic, or None when it can.
 
-        `Broker` has already refused topics that are empty, not printable or longer than 255 bytes.
+        `Broker` asks before any I/O, and remembers the topics that the broker can have. The text is not empty. It may
+        be longer than 255 bytes or have characters that are not printable: `Broker` refuses such topics afterwards.
+        After a refusal `Broker` also asks about the name of the message, because name and topic may be swapped.
         """
         return None
 
@@ -107,7 +110,7 @@ class Driver(MessageBroker):
 
         It first drops what is left of an earlier connection.
 
-        `Broker` bounds it by `connect_timeout`.
+        `Broker` bounds it by `connect_timeout` plus 0.5 s, so that the driver's own, better error comes first.
 
         Raises:
             ConnectError: Why it failed; a permanent one stops the reconnecting.
@@ -128,7 +131,7 @@ class Driver(MessageBroker):
         """
 
     def abort(self) -> None:
-        """Drops the connection at once, without awaiting; also when the event loop is closed. The last resort.
+        """Drops the connection at once, without awaiting; also when the event loop is closed. It is the last resort.
 
         Deliveries need no answer any more: `Broker` ends them itself.
         """
@@ -138,7 +141,7 @@ class PipelinedDriver(Driver):
     """A driver that takes many messages in flight."""
 
     async def send_message(self, message: Message) -> NoReturn:
-        """Not how a pipelined driver is used.
+        """Raises an error: a pipelined driver gets its messages by `submit`.
 
         Raises:
             TypeError: Always: pass the driver to a `Broker` and send through that.
@@ -150,14 +153,15 @@ class PipelinedDriver(Driver):
         """Takes messages, in order; returns at once, without I/O of its own.
 
         Called only while connected. The driver keeps the order of submission among messages with the same topic and
-        key, also when its client reconnects. Messages without a key have no order. The driver must end each delivery
-        with `confirm`, `fail` or `release`, or get False from its `handed_over`.
+        key, also when its client reconnects. Messages without a key have no order. The driver must end each delivery:
+        with `confirm`, `fail` or `release`, or with a `handed_over` that returns False.
         """
 
     def destination(self, message: Message) -> str:
         """The place where the message goes. One place can be stuck while others are not. Errors name it.
 
-        While destinations take nothing, `Broker` lets them hold, all together, at most half of the messages in flight.
+        While a place takes nothing, `Broker` submits few further messages for it, and keeps room in flight for the
+        others.
         Default: the topic.
         """
         return message.topic
@@ -165,8 +169,9 @@ class PipelinedDriver(Driver):
     def why_late(self, delivery: Delivery, /, *, handed: bool) -> DeliveryError | None:
         """Says why a message has no outcome at its deadline. None: the driver knows no reason.
 
-        `Broker` asks this while it is connected. The error then names what the broker said last about the message's
-        destination, instead of "the broker did not take it". The driver keeps the message as before.
+        `Broker` asks about a message that is not handed over only while it is connected and not blocked. The error then
+        names what the broker said last about the message's destination, instead of "the broker did not take it". The
+        driver keeps the message as before.
 
         Args:
             delivery: The message; the driver may not have been given it yet.

@@ -47,7 +47,7 @@ class Event(BaseModel, Generic[P]):
         event_name: What happened; becomes the message name. Default: the class name.
         topic: Where it goes.
         payload: What it says.
-        key: Events with the same topic and key keep their order. Default: `ordering_key()`.
+        key: What `ordering_key()` returns if it is not overridden. Events with the same topic and key keep their order.
         headers: Headers of the message; no part of the body.
     """
 
@@ -75,7 +75,8 @@ class Event(BaseModel, Generic[P]):
     def to_dict(self) -> EventBody:
         """The body: every field except `key` and `headers`, ready for JSON, in snake_case and with RFC 3339 times.
 
-        An event made with `ECSTEvent.deleted` has a body too, with `deleted` and the key: an outbox must store it.
+        The body of an event made with `ECSTEvent.deleted` also has `deleted` and the key, so that an outbox can store
+        it.
 
         Raises:
             InvalidMessageError: Something in it has no JSON form, or the event's own code raised.
@@ -97,9 +98,10 @@ class Event(BaseModel, Generic[P]):
     def from_dict(cls, **body: Any) -> Self:
         """Rebuilds an event from what `to_dict` returned. An outbox uses it for the events in its rows.
 
-        The body has neither `key` nor `headers`: an event that goes through an outbox must override `ordering_key()` to
-        keep its order. Fields are found by their names and by their aliases. Inside the payload of an `ECSTEvent` both
-        work with pydantic 2.14; with another pydantic the payload's class decides. Computed fields are made anew.
+        The body has no `headers`, and it has a `key` only for a deletion. So an event that goes through an outbox must
+        override `ordering_key()` to keep its order. Fields are found by their names and by their aliases. Inside the
+        payload of an `ECSTEvent` both work from pydantic 2.14 on; before, the payload's class decides. Computed fields
+        are computed again.
 
         Raises:
             pydantic.ValidationError: A field is missing, wrong or unknown.
@@ -161,18 +163,18 @@ class NotificationEvent(Event[P], Generic[P]):
 class ECSTEvent(Event[P], Generic[P]):
     """Event-carried state transfer: brings the state along, so that consumers need not ask.
 
-    `deleted` makes the event that says that the state is gone.
+    `deleted` makes an event which reports a deletion.
     """
 
     @classmethod
     def deleted(cls, key: str, **fields: Any) -> Self:
-        """An event which says that what the key stands for was deleted. Its message has the key and no body.
+        """Makes the event which reports that the object with this key was deleted. Its message has the key and no body.
 
         A compacted topic then forgets the key. Only a broker with the capability `tombstones` takes it. On every other
         broker, publishing it raises an `InvalidMessageError`. Send an ordinary event about the deletion there.
 
         Args:
-            key: The ordering key of what is deleted.
+            key: The ordering key of the deleted object.
             **fields: Fields of the event, except `payload` and `key`: for example `event_name` and `topic`.
 
         Raises:

@@ -36,9 +36,10 @@
           ├─ ReturnedError               the broker returned it, which proves nothing for this exchange
           └─ ClosedWhilePendingError
 
-`retryable` says whether the same call may succeed later if nobody changes anything.
-A send ends in a `Receipt`, a `NotDeliveredError` or a `DeliveryUnknownError`; nothing else. `connect()`, `flush()`,
-`close()` and `async with` never raise a `DeliveryError`: they raise the errors above it. `health()` raises nothing.
+`retryable` says whether the same call may succeed later if nobody changes anything. A send ends in a `Receipt`, a
+`NotDeliveredError` or a `DeliveryUnknownError`; nothing else. `connect()`, `flush()`, `close()` and `async with` never
+raise a `DeliveryError`; of these errors they raise `ConnectError`, `FlushTimeoutError` and `BrokerStateError`.
+`health()` raises nothing.
 
 This file is longer than 400 lines because all errors are one tree, each with its documentation.
 """
@@ -91,7 +92,8 @@ __all__ = [
 
 
 class InsecureTransportWarning(UserWarning):
-    """Credentials or messages travel without TLS, or to an unverified peer, to a host that is not loopback."""
+    """The transport is not secure: credentials or messages go to a host that is not loopback without TLS, or the
+    server's certificate is not verified."""
 
 
 class BrokerError(Exception):
@@ -255,8 +257,8 @@ class DeliveryError(BrokerError):
         return f"{self.text} [{', '.join(about)}]" if about else self.text
 
     def about(self, message_id: UUID | None, topic: str | None, broker: str) -> Self:
-        """This error, with the details of a message. It is the same object if it names no message yet, else a copy with
-        the same cause.
+        """This error, with the details of a message. It is the same object if it names no other message yet, else a
+        copy with the same cause.
 
         A driver may fail many messages with one error object, but each caller must get an object of its own.
         """
@@ -327,7 +329,7 @@ def safe_cause(error: BaseException | None, content: object = None) -> BaseExcep
 
 
 _SHORTEST = 3
-"""Shorter texts occur in any sentence by chance."""
+"""The length of the shortest text that counts as a quotation. Shorter ones occur in any sentence by chance."""
 _MOST = 10_000
 _WORD = re.compile(r"\w{8,}")
 
@@ -395,9 +397,10 @@ class BrokerBlockedError(NotDeliveredError):
 
 
 class NotConnectedError(NotDeliveredError):
-    """There was no connection until the deadline, or connecting cannot succeed; `__cause__` is the `ConnectError`.
+    """There was no connection until the deadline, or connecting cannot succeed. `__cause__` is the last `ConnectError`,
+    if there was one.
 
-    `retryable` is that of the cause: it is False for a wrong password, which stays wrong.
+    `retryable` is that of the cause: False for a wrong password, for example, which stays wrong.
     """
 
     retryable = True

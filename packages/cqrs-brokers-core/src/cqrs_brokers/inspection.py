@@ -1,8 +1,9 @@
 """For plugin authors: what only the plugin can find out about a config string, for `cqrs-brokers check`. Optional.
 
-The command itself looks at what is the same for every broker: the string, the plugin, the options, and, for each of the
-plugin's endpoints, the name, the TCP connection and the TLS handshake. The plugin does the rest: the log-in, what the
-server is, and whether a message to a topic would be taken. Its hook `inspect_broker` returns the object that does it:
+The command itself looks at what is the same for every broker: the string, the plugin and the options. For each of the
+plugin's endpoints it looks at the name, the TCP connection and the TLS handshake. The plugin does the rest: the log-in,
+what the server is, and whether a message to a topic would be taken. Its hook `inspect_broker` returns the object that
+does it:
 
     # cqrs_broker_acme/__init__.py
     @hookimpl
@@ -124,7 +125,8 @@ class Inspection(ABC):
 
     @abstractmethod
     def endpoints(self) -> Sequence[Endpoint]:
-        """Where the driver connects to, in the order of the string, each with its port, even a default one. No I/O."""
+        """Where the driver connects to, in the order of the string, each with its port, even a default one. It does no
+        I/O."""
 
     @abstractmethod
     def server(self, endpoints: Sequence[Endpoint], /) -> AsyncIterator[Finding]:

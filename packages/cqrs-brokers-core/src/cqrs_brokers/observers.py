@@ -1,4 +1,4 @@
-"""Observers are told what happens: for metrics, tracing and tests. A broker without observers pays nothing for them.
+"""Observers are told what happens: for metrics, tracing and tests. A broker without observers does no work for them.
 
     class Tenant(Observer):
         def before_send(self, message: Message) -> Mapping[str, HeaderValue]:
@@ -57,8 +57,8 @@ class BatchObserver(Protocol):
         """As `Observer.before_send`. For the messages of the batch this method is called instead of that one."""
 
     def complete(self) -> None:
-        """`before_send` was called for all messages of the batch. Their outcomes go to `Observer.sent`, some perhaps
-        before this call."""
+        """`before_send` is not called any more: all messages of the batch are ready, or the call was cancelled. The
+        outcomes go to `Observer.sent`, some perhaps before this call."""
 
 
 class Observer:
@@ -77,8 +77,8 @@ class Observer:
 
         `sent` later gets each message that this method was asked about, once, and as the same object. The message is
         validated, encoded, and a copy; it must not be changed. A returned header replaces a header of the message that
-        has the same name. When this method raises, or the message would be refused because of the headers (names,
-        values, size, a broker without headers), that is logged, and the message is sent without them.
+        has the same name. If this method raises, that is logged, and the message is sent without the headers. The same
+        happens if the message would be refused because of them (names, values, size, a broker without headers).
 
         Returns:
             Headers, or None.
@@ -99,11 +99,13 @@ class Observer:
         return None
 
     def sent(self, message: Message, outcome: Receipt | DeliveryError, elapsed: float) -> None:
-        """A call has its outcome. This method is called once for each call, at the latest at the deadline.
+        """A message has its outcome. This method is called once for each message of each call, at the latest at the
+        deadline.
 
         It is called for cancelled calls too: with a receipt or an error when the outcome is known, else with
-        `NotDeliveredError` (the message was not handed over) or `DeliveryUnknownError`. And it is called for calls that
-        were refused before sending: an invalid or too large message, a closed broker, another event loop or process.
+        `NotDeliveredError` (the message was not handed over) or `DeliveryUnknownError`. It is also called for messages
+        that were refused before sending: the message is invalid or too large, the broker is closed, or it belongs to
+        another event loop or process.
 
         Args:
             message: The message. A refused object may not be a `Message`, or may have a topic or a name that is not
@@ -113,9 +115,9 @@ class Observer:
         """
 
     def connection_changed(self, state: str, reason: str) -> None:
-        """The connection has a new state: connecting, connected, reconnecting, lost, failed, idle or closed. While it
-        is connected there are four more: the broker takes no messages (blocked) or takes them again (unblocked), the
-        broker slows this client down (throttled) or has stopped that (unthrottled)."""
+        """The connection has a new state: connecting, connected, reconnecting, lost, failed, idle or closed. This
+        method is also called when the connected broker takes no messages (blocked), takes them again (unblocked), slows
+        this client down (throttled) or stops that (unthrottled)."""
 
 
 METHODS = ("attached", "before_send", "before_batch", "sent", "connection_changed")
@@ -275,7 +277,7 @@ class Observers:
 
 
 def _readable(candidate: Any, error: DeliveryError) -> Message:
-    """The message as observers are told of it: name and topic are text, and the id is an id."""
+    """The message as observers are told of it: its name and topic are text, and its id is a UUID."""
     found: list[Any] = []
     for name, kind in (("message_name", str), ("topic", str), ("message_id", UUID)):
         try:

@@ -2,11 +2,11 @@
 
 A plugin declares its options:
 
-    class KafkaOptions(BrokerOptions):
+    class AcmeOptions(BrokerOptions):
         url_parts = frozenset({"userinfo", "hosts"})
         client_id: str = option("cqrs-brokers", description="Name shown in the broker's logs.")
         acks: Literal["all", "1", "0"] = option("all", description="Who must have the record before the receipt.")
-        ssl_keyfile_password: Secret | None = option(None, description="Opens `ssl_keyfile`.")
+        ssl_key_password: Secret | None = option(None, description="Decrypts the private key.")
         ssl_context: ssl.SSLContext | None = option(None, description="Replaces the ssl_* options.", keyword_only=True)
 
 and gets an instance, validated, in `open_message_broker(url, options)`. Names, types, defaults, ranges, units and

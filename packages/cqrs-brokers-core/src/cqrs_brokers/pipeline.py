@@ -9,7 +9,7 @@
 * `connect_to_any`: one pass over the hosts, with a share of the time for each.
 * `header_name`, `header_value`, `header_text`: percent-encoding, for brokers whose headers are lines of text.
 
-Not here: what a connection is, how a message looks on the wire, what an answer means. Those are the driver's.
+The driver knows what a connection is, how a message looks on the wire, and what an answer means.
 
 This file is longer than 400 lines because its docstrings are the documentation of the API for plugin authors.
 """
@@ -45,9 +45,9 @@ class Pipeline(Generic[T]):
 
     The driver puts in each delivery together with its form on the wire (`put`), opens the pipeline with each new
     connection (`open`), and says what the broker answers (`answered`). `answered` returns the delivery, which the
-    driver confirms or fails. The pipeline does the rest: it hands over as much as the client takes and no more, fails
-    what had no answer when the connection broke, keeps what waited, lets go of what is never answered, and asks a
-    silent broker for a sign of life.
+    driver confirms or fails. The pipeline does the rest. It hands over as much as the client takes, and no more. When
+    the connection breaks, it fails the messages without an answer and keeps those that wait. It lets go of messages
+    that are never answered, and asks a silent broker for a sign of life.
 
     Args:
         lost: Called once for each opened connection that broke, after everything that was handed over has failed. The
@@ -80,12 +80,12 @@ class Pipeline(Generic[T]):
         self._write_to: Callable[[Sequence[tuple[int, T]]], Awaitable[None]] | None = None
         self._window: int | None = None
         self._unanswered: dict[int, Delivery | asyncio.Future[None] | None] = {}
-        """The messages and questions without an answer, by token. None stands for a message that was let go, if its
-        answer still has its turn, or its place in the window."""
+        """The messages and questions without an answer, by token. None: the message was let go. It is kept if the
+        answers come in order, or if it holds a place in the window."""
         self._in_window = 0
-        """How many of them are messages."""
+        """How many of the unanswered are messages."""
         self._questions: set[asyncio.Future[None]] = set()
-        """Those of `ask` without an answer, also when they are not yet written."""
+        """The questions of `ask` without an answer, also those that are not yet written."""
         self._token = 0
         self._heard_at = 0.0
         self._more = asyncio.Event()
@@ -104,7 +104,7 @@ class Pipeline(Generic[T]):
 
         Args:
             delivery: The message.
-            item: What `write` is to be given for it. Made now, because the caller may change the message later.
+            item: What `write` gets for it. It is made now, because the caller may change the message later.
             size: About how many bytes it is on the wire.
         """
         self._waiting.append((delivery, item, size))
@@ -125,14 +125,14 @@ class Pipeline(Generic[T]):
         """Starts to write to a new connection, beginning with what waited.
 
         Args:
-            write: Writes a batch of tokens and items, in order, before it first waits. It must return only when the
-                client's own buffer has room again (`drain()`), because what it is given counts as handed over. While
-                it waits for room it may be called again, with what `ask` writes.
+            write: Writes a batch of tokens and items, in order. It must write the whole batch before it first awaits.
+                It must return only when the client's own buffer has room again (`drain()`), because what it is given
+                counts as handed over. While it waits for room it may be called again, with what `ask` writes.
             read: Reads answers until the connection ends, where the client has no task of its own for that.
             ping: Asks the broker for a sign of life, and returns when it came.
-            window: How many messages this broker takes that it has not answered (MQTT's Receive Maximum, credit); the
-                rest waits. A message that was let go keeps its place until it is answered. None: any number.
-            ping_after: Seconds for this connection, where the broker has a say. None: those of the pipeline.
+            window: How many messages without an answer the broker takes (MQTT's Receive Maximum, credit); further ones
+                wait. A message that was let go keeps its place until it is answered. None: any number.
+            ping_after: Seconds for this connection, if the broker sets them. None: those of the pipeline.
         """
         self._write_to, self._window, self._in_window = write, window, 0
         self._ping_after = self._usual_ping_after if ping_after is None else ping_after
@@ -184,10 +184,11 @@ class Pipeline(Generic[T]):
         self._heard_at = asyncio.get_running_loop().time()
 
     async def ask(self, item: T) -> None:
-        """Writes something that is no message, after what was written so far, and waits for its answer: a ping.
+        """Writes a question that is no message, such as a ping, and waits for its answer.
 
-        It waits for no place in the window, nor for a `write` that waits for room in the client's buffer. It is behind
-        what that buffer holds. So bound the wait yourself, as `Broker.health()` does.
+        The question needs no place in the window, and does not wait for a `write` that waits for room in the client's
+        buffer. But it goes out behind all that is in this buffer. So bound the wait yourself, as `Broker.health()`
+        does.
 
         Raises:
             UnreachableError: There is no connection, or it broke meanwhile.
@@ -394,8 +395,8 @@ async def connect_to_any(
         hosts: The hosts of the config string.
         connect: Connects to one host. It must leave nothing open when it fails or is cancelled.
         timeout: Seconds for the pass: the option `connect_timeout`.
-        drop: Drops, without awaiting, a connection that was made when nobody waited any more: a client may swallow the
-            cancellation of its `connect`.
+        drop: Drops a connection without awaiting. It is called for a connection that was made when nobody waited for it
+            any more, because a client may swallow the cancellation of its `connect`.
 
     Returns:
         What `connect` returned.

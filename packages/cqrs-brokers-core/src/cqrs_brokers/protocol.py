@@ -1,6 +1,6 @@
 """What a message, a receipt and a message broker are. The author of a custom broker needs only this module.
 
-Not here: how messages are validated and encoded (`_message`) or sent (`_broker`).
+Other modules validate and encode messages (`_message`) and send them (`_broker`).
 
 This file is longer than 400 lines because a good part of it is the documentation of the API.
 """
@@ -60,12 +60,12 @@ class Message:
             (no body at all: deletes what the key stands for in a compacted topic).
         message_id: Identifies the message for consumers that must recognise a duplicate. Default: a new random UUID.
         key: Messages with the same topic and key keep their order. None: unordered.
-        headers: Values by name, for the transport. Every broker with headers carries text; which other types a broker
-            carries is in its `capabilities.header_types`.
-        content_type: MIME type of the body. None: `application/octet-stream` for a bytes payload, else
-            `application/json`.
+        headers: Values by name, for the transport. Every broker with headers carries text; `capabilities.header_types`
+            says which other types a broker carries.
+        content_type: MIME type of the body. None: `application/octet-stream` for a bytes payload, none for a tombstone,
+            else `application/json`.
         timestamp: When it was made, timezone-aware. Default: now.
-        payload_bytes: The body, when it is already encoded; then the payload is not looked at.
+        payload_bytes: The body, if it is already encoded. Then the payload only decides the default content type.
     """
 
     __slots__ = (
@@ -181,7 +181,7 @@ raw_id: Callable[[Message], Any] = attrgetter("_id")
 
 
 def has_own_time(message: Message) -> bool:
-    """Whether its time stamp is when it was made; else the caller set it."""
+    """Whether its time stamp was made with it. If not, the caller set it."""
     return message._made_ns is not None
 
 
@@ -227,8 +227,8 @@ def snapshot(message: Message) -> Message:
 class EventBody(dict[str, Any]):
     """A JSON-ready mapping that knows the event it came from.
 
-    Frameworks pass on only what an event's `to_dict()` returned. The attributes carry the rest of the event through
-    them, to `Broker`; they are never part of the body.
+    Frameworks pass on only what an event's `to_dict()` returned. The attributes carry the rest of the event to
+    `Broker`, through such a framework. They are never part of the body.
 
     Attributes:
         event_name: The event's name.
@@ -288,7 +288,7 @@ class Encoded(NamedTuple):
 
     Attributes:
         body: The bytes that go on the wire.
-        content_type: Their MIME type. None: that of the payload, as without an encoder.
+        content_type: Their MIME type. None: the same as without an encoder.
         headers: Headers that consumers need to read the body; they are added to the message's own.
     """
 
@@ -396,7 +396,7 @@ class Capabilities:
         headers: Headers arrive.
         header_types: Which types the values of headers may have, of str, bytes, int, float, bool and `type(None)`. A
             value arrives with its type.
-        tombstones: A message can have no body at all, which is not the same as an empty one (`TOMBSTONE`).
+        tombstones: A message can have no body at all (`TOMBSTONE`). That is not the same as an empty body.
         unroutable_detection: A message that no queue takes is reported, not dropped.
         durable: A confirmed message survives a restart of the broker.
         max_message_bytes: The most bytes that a message may have. None: the broker sets no limit of its own.

@@ -27,9 +27,9 @@ _UNFIT = "[\x00-\x1f\x7f-\x9f\ud800-\udfff]"  # control characters and broken UT
 class Secret:
     """A password, passphrase or token that shows itself only through `reveal()`.
 
-    `str`, `repr`, `format` and JSON by pydantic give the mask; `json.dumps` and `pickle` refuse it, because a pickled
-    secret would be in clear text and a pickled mask would be used as a password later. A copy is the same object. It is
-    not a dataclass, because `dataclasses.asdict` of an object that holds it would give the text.
+    `str`, `repr`, `format` and JSON by pydantic give the mask. `json.dumps` and `pickle` refuse it: a pickled secret
+    would be in clear text, and a pickled mask would later be used as a password. A copy is the same object. It is not a
+    dataclass, because `dataclasses.asdict` of an object that holds it would give the text.
 
     Args:
         value: The secret text, or another `Secret`.
@@ -66,7 +66,7 @@ class Secret:
             raise ValueError(f"the file cannot be read ({reason or 'not a path'})") from None
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise ValueError("is not a regular file")
+                raise ValueError("the file is not a regular file")
             data = os.read(descriptor, MAX_FILE_BYTES + 1)
         except OSError as error:
             raise ValueError(f"the file cannot be read ({error.strerror})") from None

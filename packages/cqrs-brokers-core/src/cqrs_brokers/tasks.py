@@ -20,7 +20,8 @@ _CLOSE_ATTEMPTS = 10
 
 
 def retrieve_exception(task: asyncio.Future[Any]) -> None:
-    """A done callback for a task whose error does not matter: asyncio would log that nobody retrieved it.
+    """A done callback for a task whose error does not matter. Without it asyncio would log that nobody retrieved the
+    error.
 
     Args:
         task: The task or future that is done.
@@ -78,7 +79,7 @@ def drop_transport(transport: asyncio.BaseTransport | None) -> None:
 class Tasks:
     """The tasks that one object has started and has to end.
 
-    A task that ends leaves by itself. An error in a task is logged by asyncio, as always, until `end()` or `abort()`.
+    A task that has ended is forgotten. An error in a task is logged by asyncio, as always, until `end()` or `abort()`.
     If an event loop is closed without cancelling its tasks, asyncio would log that each of them was destroyed while it
     was pending. It does not log that for these tasks, because `Broker` itself warns when nobody has closed it.
     """

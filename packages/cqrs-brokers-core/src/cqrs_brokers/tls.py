@@ -10,7 +10,7 @@
         tls = TLSContext.for_url(url, options, problems, secure=secure, secret=secret, instead="write acmes://")
         return AcmeDriver(url, options, tls)
 
-A driver calls `TLSContext.current()` for each connection, so that certificates that were replaced are used.
+A driver calls `TLSContext.current()` for each connection, so that it uses the newest certificate files.
 """
 
 from __future__ import annotations

@@ -36,8 +36,8 @@ _ZONE = r"[A-Za-z0-9._~-]{1,64}"
 _PORT = r"[0-9]{1,5}"
 _SECRET_WORDS = ("password", "passwd", "passphrase", "secret", "token", "credential")
 _HIDDEN_ELSEWHERE = r"pwd|jaas|api_?key|access_?key|(^|[_.-])(pass|pw)([_.-]|$)"
-"""Names that other clients use for secrets. A config string may contain one, and it may be shown before it is
-refused."""
+"""Names that other clients use for secrets. A config string may contain such an option, and may be shown before the
+option is refused."""
 _ENCODE = "percent-encode / ? # @ % and spaces in user names, passwords and values (@ is %40, / is %2F)"
 
 
@@ -87,7 +87,7 @@ class Host(NamedTuple):
 @final
 @dataclass(frozen=True, slots=True, repr=False)
 class BrokerURL:
-    """A parsed config string. Immutable. `str` and `repr` show no secret.
+    """A parsed config string, which cannot be changed. `str` and `repr` show no secret.
 
     They also do not show the options behind the first one that is a secret: an unencoded `&` may have made a part of
     the secret look like an option.
@@ -153,7 +153,7 @@ class BrokerURL:
         if any(not host or re.search(r"[@/?#,]", host) for host in listed):
             raise ConfigError("a host is a name or an address, with an optional port, and nothing else")
         if password is not None and username is None:
-            raise ConfigError("a password without a user name")
+            raise ConfigError("there is a password without a user name")
         userinfo = "" if username is None else _encode(username)
         if password is not None:
             userinfo += ":" + _encode(Secret(password).reveal())
@@ -161,10 +161,10 @@ class BrokerURL:
         return cls.parse(f"{scheme}://{authority}" + ("" if path is None else "/" + _encode(path)))
 
     def repeated_hosts(self, default_port: int) -> list[str]:
-        """The problems of hosts that are the same when the port that a host leaves out is the default: `h,h:9092`.
+        """Says which hosts are listed twice if a missing port means the default one: `h,h:9092`.
 
         Args:
-            default_port: The plugin's.
+            default_port: The plugin's default port.
         """
         hosts = [(host if host.port else host._replace(port=default_port)).normal for host in self.hosts]
         return [f"host {n} is listed twice" for n, host in enumerate(hosts, 1) if host in hosts[: n - 1]]
@@ -307,7 +307,8 @@ def _parse(text: object) -> dict[str, Any]:
 
 
 def _decode(text: str, what: str, problems: list[str]) -> str | None:
-    """The percent-decoded text. Escapes must be complete, UTF-8, and no control characters. `+` is a plus."""
+    """The percent-decoded text. Escapes must be complete, and must give UTF-8 without control characters. `+` is a
+    plus."""
     if text.count("%") != len(re.findall(_ESCAPE, text)):
         problems.append(f"{what} contains a '%' that starts no escape: write %25")
         return None

@@ -9,7 +9,7 @@ __all__ = ["warn_caller"]
 
 
 def warn_caller(text: str, category: type[Warning]) -> None:
-    """Warns at the nearest frame that belongs neither to this project, nor to a plugin, nor to pluggy."""
+    """Warns at the nearest frame outside core, the bridge, the plugins (`cqrs_broker_…`) and pluggy."""
     level = 1
     frame = inspect.currentframe()
     while frame is not None and _is_inside(str(frame.f_globals.get("__name__", ""))):

@@ -31,8 +31,7 @@ FOREIGN_SCHEMES: Final[Mapping[str, str]] = {
     "ssl": "write kafka:// and ?security_protocol=SSL, or amqps://",
     "tls": "write amqps://, or kafka:// and ?security_protocol=SSL",
 }
-"""Schemes of other clients, with the advice what to write here instead. A plugin that claims such a scheme comes
-first."""
+"""Schemes of other clients, and what to write here instead. A plugin that claims such a scheme comes first."""
 
 FOREIGN_OPTIONS: Final[Mapping[str, str]] = {
     "ca_certs": "ssl_cafile",
@@ -60,7 +59,7 @@ plugin has that option."""
 
 
 def common_mistakes(text: object) -> list[str]:
-    """A sentence for each common mistake in the string. No sentence for a value that is not text or is too long."""
+    """A sentence for each common mistake in the string. A value that is not text, or is too long, gives none."""
     if not isinstance(text, str) or len(text) > MAX_LENGTH:
         return []
     problems = []

@@ -1,4 +1,4 @@
-"""What the author of a plugin declares options with: `option` and `BrokerOptions`."""
+"""`option` and `BrokerOptions`: with them the author of a plugin declares its options."""
 
 from __future__ import annotations
 

@@ -180,7 +180,7 @@ def describe_options(options_type: type[BrokerOptions]) -> list[EffectiveOption]
 
 @lru_cache(maxsize=256)
 def _specs(options_type: type[BrokerOptions]) -> Mapping[str, _Spec]:
-    """The model's fields; checks the rules that hold for every plugin's model."""
+    """What is known about each field of the model. Checks the rules that hold for every plugin's model."""
     specs: dict[str, _Spec] = {}
     where = f"{options_type.__module__}.{options_type.__qualname__}"
     _build(options_type)

@@ -34,7 +34,7 @@ LOOK_AGAIN = 0.05
 
 
 def checked_timeout(timeout: float | None) -> None:
-    """Checks the timeout of a `close()`, before anything is closed. Below 0 it means 0.
+    """Checks the timeout of a `close()`, before anything is closed. A timeout below 0 means 0.
 
     Raises:
         TypeError: It is not a number.

@@ -62,8 +62,8 @@ class Connection:
         listener: Is told of every change.
         breaches: Records what the driver does against its contract.
         address: The broker's redacted URL, for errors and the log.
-        settings: `connect_timeout` bounds each attempt. `retry_count` and `retry_delay` say how many attempts there
-            are, and when.
+        settings: `connect_timeout` bounds each attempt, with a slack of 0.5 s. `retry_count` and `retry_delay` say how
+            many attempts there are, and when.
     """
 
     def __init__(
@@ -246,7 +246,7 @@ class Connection:
         failures = 0
         """Failed attempts in a row."""
         unproven = 0
-        """Attempts since a connection has proved good: it lasted, or the broker confirmed a message."""
+        """Attempts since the last good connection: it lasted, or the broker confirmed a message on it."""
         while True:
             self.state = State.CONNECTING
             self._listener.changed("connecting", "")

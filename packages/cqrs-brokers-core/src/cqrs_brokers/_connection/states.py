@@ -23,7 +23,7 @@ class ConnectionListener(NamedTuple):
     """Is told of changes of the connection, and says whether it is needed.
 
     Attributes:
-        opened: Whether the driver takes messages from now on.
+        opened: Called with True when the driver takes messages from now on, and with False when it takes none.
         failed: Connecting failed, for good or too often: every message that was not handed over ends with this error.
         dropped: The event loop is ending without `close()`.
         changed: Tells the observers the new state and the reason.

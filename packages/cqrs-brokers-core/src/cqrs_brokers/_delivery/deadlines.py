@@ -27,7 +27,7 @@ __all__ = ["Deadlines"]
 WhyLate = Callable[..., DeliveryError | None]
 
 CLOCK_RESOLUTION = 0.001
-"""The event loop fires a timer up to this early, in seconds."""
+"""The event loop may fire a timer this much too early, in seconds."""
 
 
 class Deadlines:
@@ -63,8 +63,8 @@ class Deadlines:
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
         self._stalled = 0.0
-        """How long the event loop stood still, in seconds, while the loop still reads what came in meanwhile; else
-        0."""
+        """How long the event loop stood still, in seconds. It is above 0 only while the loop reads what came in
+        meanwhile."""
         self.armed = False
         """Whether there is a timer. If so, `watch()` need not be called: reading this attribute is cheaper than a call
         per message."""
@@ -147,7 +147,7 @@ class Deadlines:
         return late
 
     def _next(self, now: float) -> float | None:
-        """The next deadline, or None without a message."""
+        """The next deadline. None: there is no message."""
         some = (self._in_flight.pending, self._waiting)
         if self._in_order:
             return min((next(iter(messages)).deadline for messages in some if messages), default=None)

@@ -1,4 +1,5 @@
-"""One message on its way, as an explicit state machine. Every change of state is in this module.
+"""One message on its way, as an explicit state machine. `Window` submits messages (QUEUED to SUBMITTED). Every other
+change of state is in this module.
 
     QUEUED ──submitted──▶ SUBMITTED ──handed_over──▶ HANDED ──confirm / fail / release──▶ RELEASED
        │                    ▲  │  └────fail / release / handed_over when done──────────────▲ │
@@ -48,7 +49,7 @@ SETTLED: Final = 4
 
 @runtime_checkable
 class Delivery(Protocol):
-    """One message in a driver's hands.
+    """One message that a driver was given.
 
     A driver calls `handed_over()` immediately before it gives the message to its client, and then `confirm()` or
     `fail()` once. For a message that is over (`done`) it may call `release()` instead. Every delivery must get
@@ -88,7 +89,7 @@ class Delivery(Protocol):
         """Lets go of a message that is over (`done`), whether or not it was handed over. Its place is free again."""
 
     def returned(self) -> None:
-        """Says that a message that was handed over was not written, which is proven. It waits in the driver again."""
+        """Says that a message that was handed over is proven not written. It waits in the driver again."""
 
     def confirm(self, *, partition: int | None = None, offset: int | None = None) -> None:
         """Says that the broker confirmed the message.
@@ -137,7 +138,7 @@ class Sending:
     __slots__ = ("message", "topic", "deadline", "done", "size", "state", "_id", "_in_flight")
 
     timeout: float | None = None
-    """The timeout of its call, in seconds. None: the call has none, and the one of `Broker` counts."""
+    """The timeout of its call, in seconds. None: the call has none, so that of `Broker` applies."""
 
     def __init__(self, message: Message, deadline: float, size: int, in_flight: InFlight) -> None:
         self.message = message

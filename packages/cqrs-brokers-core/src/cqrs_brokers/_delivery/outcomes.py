@@ -90,7 +90,8 @@ class AwaitedDelivery(Sending):
             raise asyncio.CancelledError(*self._cancelled)
 
     def cancel(self, msg: object = None) -> bool:
-        """The task is cancelled; wakes it, unless there is an outcome or it was cancelled before."""
+        """Wakes the task, because it is cancelled. Does nothing if there is an outcome, or if it was cancelled
+        before."""
         if self._outcome is not None or self._cancelled is not None:
             return False
         self._cancelled = () if msg is None else (msg,)
@@ -113,37 +114,41 @@ class BulkOutcomes:
 
     def __init__(self, future: asyncio.Future[None], timeout: float | None = None) -> None:
         self.timeout = timeout
-        """The timeout of the call, in seconds. None: the call has none, and the one of `Broker` counts."""
+        """The timeout of the call, in seconds. None: the call has none, so that of `Broker` applies."""
         self.outcomes: list[Any] = []
         self.left = 1
         """How many deliveries have no outcome, plus 1 while more deliveries may be added."""
         self.future = future
 
     def finish(self) -> None:
-        """Every delivery has its outcome: wakes the caller, unless it was cancelled."""
+        """Wakes the caller, because every delivery has its outcome. Does nothing if the caller was cancelled."""
         if not self.future.done():
             self.future.set_result(None)
 
 
 class BulkDelivery(Sending):
-    """A delivery that is one of many in a `send_messages`."""
+    """A delivery that is one of many in a `send_messages`.
 
-    __slots__ = ("_bulk", "_index")
+    Attributes:
+        bulk: The outcomes of that call.
+    """
+
+    __slots__ = ("bulk", "_index")
 
     def __init__(
         self, message: Message, deadline: float, size: int, in_flight: InFlight, bulk: BulkOutcomes, index: int
     ) -> None:
         Sending.__init__(self, message, deadline, size, in_flight)  # `super()` would more than double its cost
-        self._bulk = bulk
+        self.bulk = bulk
         self._index = index
 
     @property
     def timeout(self) -> float | None:  # type: ignore[override]
         """The timeout of the call, in seconds."""
-        return self._bulk.timeout
+        return self.bulk.timeout
 
     def _resolve(self, outcome: Receipt | DeliveryError) -> None:
-        bulk = self._bulk
+        bulk = self.bulk
         bulk.outcomes[self._index] = outcome
         bulk.left -= 1
         if not bulk.left:

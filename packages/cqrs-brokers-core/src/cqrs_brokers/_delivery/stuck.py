@@ -1,4 +1,4 @@
-"""Destinations that take nothing, and how much of the window they may hold: together at most half.
+"""Destinations that take nothing, and how much of the window they may hold.
 
 A message that was handed over cannot be taken back. So the driver must not hold more than half of the window before it
 is known which destinations take nothing. The window has three parts:
@@ -7,11 +7,11 @@ is known which destinations take nothing. The window has three parts:
 |---|---|
 | two fifths | every message, while all destinations take messages |
 | a tenth | trials: single messages for destinations that take nothing |
-| half | no message, while all destinations take messages; then for the destinations that go on |
+| half | no message while all destinations take messages; later the destinations that go on |
 
 When some destinations take nothing, the others get two fifths of the free places, not all of them. So there is still
-room when another destination stops later. The driver never holds more than the window, and there is always room for the
-destinations that go on.
+room when another destination stops later. Destinations that stop one after the other may hold more than half together:
+1 000 places of 2 500, then 1 600, then 1 960. The driver never holds more than the window.
 
 The first look is 0.1 s after messages begin to wait for room. Then there is one look a second, while messages wait or a
 destination takes nothing. A destination takes nothing when the driver still holds all of the destination's messages
@@ -21,8 +21,8 @@ A few messages for such a destination still go to the driver, one per key: the d
 because a destination may only seem stuck: its messages wait behind those of another one. Trials show when such a
 destination takes messages again. Without trials the destination would seem stuck until the deadlines of its earlier
 messages. The trials have several keys, because a driver may have to keep back the next message of a key whose earlier
-message is stuck. A message without a key waits for no other one: at each look one of them may be tried again,
-because the last trial may be caught, too.
+message is stuck. A message without a key waits for no other one. So at each look one of them may be tried again,
+because the last trial may be stuck, too.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class StuckDestinations:
         self._held: list[Sending] = []
         self._bytes = 0
         self._trials: dict[str, dict[object, Sending]] = {}
-        """The trials, by destination and key; those of earlier looks without a key, by themselves."""
+        """The trials, by destination and key. After a look, the key of a trial without a key is the trial itself."""
         self.names: frozenset[str] = frozenset()
         """The destinations that take nothing."""
         self._set_limits()
@@ -141,13 +141,14 @@ class StuckDestinations:
         if name not in self.names:
             return None
         return (
-            f"{name!r} took nothing until the deadline, and destinations that take nothing hold at most half of the "
-            "messages in flight: check it; send again later, or raise delivery_timeout"
+            f"{name!r} took nothing until the deadline, and most places in flight are kept for other destinations: "
+            "check it; send again later, or raise delivery_timeout"
         )
 
 
 def _that_count(trials: dict[object, Sending]) -> dict[object, Sending]:
-    """Those without an outcome, and behind which another message without a key may be tried."""
+    """The trials that the driver still holds, with new keys for those without a key, so that another one may be
+    tried."""
     return {trial if key is None else key: trial for key, trial in trials.items() if trial.state < RELEASED}
 
 

@@ -39,8 +39,8 @@ class Wakeups:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.due: list[_Sleeper] = []
-        """The deliveries, in the order in which their tasks are woken. Whoever adds the first one asks the loop to call
-        `wake()`."""
+        """The deliveries, in the order in which their tasks are woken. The one that is added first asks the loop to
+        call `wake()`."""
 
     def wake(self) -> None:
         """Wakes the tasks."""

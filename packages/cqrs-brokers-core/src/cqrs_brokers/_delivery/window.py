@@ -18,6 +18,7 @@ from cqrs_brokers.protocol import Message
 from .deadlines import Deadlines, WhyLate
 from .delivery import HANDED, QUEUED, SUBMITTED, Delivery, Sending
 from .in_flight import InFlight
+from .outcomes import BulkDelivery, BulkOutcomes
 from .stuck import StuckDestinations
 from .wakeups import Wakeups
 
@@ -26,8 +27,8 @@ __all__ = ["Window"]
 LOOK_EVERY = 1.0
 """How often the window looks for stuck destinations while messages wait for room, or some are stuck, in seconds."""
 FIRST_LOOK = 0.1
-"""When the window looks for the first time, in seconds. A destination that takes none of its messages between this look
-and the next one is stuck."""
+"""How long after messages begin to wait the window looks for the first time, in seconds. A destination that takes none
+of its messages between this look and the next one is stuck."""
 
 
 class Window:
@@ -65,8 +66,8 @@ class Window:
         """The callers that are to be woken in this event loop."""
         self._stuck = StuckDestinations(in_flight, destination)
         self._aside: tuple[int, Sending] | None = None
-        """The first waiting messages that cannot go before a stuck destination takes something: their number, and the
-        last one."""
+        """The messages at the front that must wait until a stuck destination takes something: their number, and the
+        last of them. None: they have to be found anew."""
         self._looking: asyncio.TimerHandle | None = None
         self._deadlines = Deadlines(in_flight, self._waiting, why_not_taken, why_late, self._stuck.reason, timeout)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -95,7 +96,7 @@ class Window:
     # -- in -----------------------------------------------------------------------------------------------------------
 
     def admit(self, delivery: Sending) -> bool:
-        """Submits at once if there is room and nobody waits; otherwise the delivery waits its turn.
+        """Submits at once if there is room and no message waits; otherwise the delivery waits its turn.
 
         Returns:
             Whether the driver has it.
@@ -254,6 +255,12 @@ class Window:
         if self._waiting and self._waiting[0] is delivery:
             self._waiting.popleft()
             self._refill_soon()
+
+    def give_up_all(self, bulk: BulkOutcomes) -> None:
+        """The caller of a `send_messages` was cancelled."""
+        for delivery in (*self._in_flight.pending, *self._waiting):
+            if isinstance(delivery, BulkDelivery) and delivery.bulk is bulk:
+                self.give_up(delivery)
 
     def end_not_handed(self, error: NotDeliveredError) -> None:
         """Ends every message that was not handed over, because connecting cannot succeed or waiting is useless."""

@@ -34,7 +34,7 @@ class BrokerInfo(NamedTuple):
         entry_point: The module or object it names.
         status: "ready": `open_broker` will load it. "ambiguous": another distribution claims the scheme too.
             "incompatible": it needs another version of core. "broken metadata": it cannot be read. "refused": the
-            scheme is reserved for another distribution.
+            scheme is reserved for another distribution, or pinned to it.
         reason: Why it is not ready; "" when it is.
     """
 

@@ -32,8 +32,8 @@ def open_broker(
     encoder: Encoder | None = None,
     **options: object,
 ) -> Broker:
-    """Makes the `Broker` that a config string names. Synchronous; the first send connects. It reads only the files and
-    environment variables that options name.
+    """Makes the `Broker` that a config string names. It does no network I/O: the first send connects. It reads the
+    metadata of installed distributions, and the files and environment variables that options name.
 
     Args:
         url: `scheme://[user:password@]host[:port][,…][/path][?option=value&…]`. None: the environment variable
@@ -44,7 +44,8 @@ def open_broker(
         **options: The scheme's options; each overrides the same option of the string.
 
     Raises:
-        ConfigError: The string or an option is wrong, or there is no string at all. Reports every problem.
+        ConfigError: The string or an option is wrong, or there is no string at all. Reports all problems of the grammar
+            at once, or else all problems of the options.
         PluginError: The scheme is not installed, misspelt, broken, incompatible, or claimed twice.
     """
     source = ""

@@ -264,8 +264,8 @@ def _register(plugin: object, name: str, title: str) -> None:
 
 
 def _shows(error: BaseException, secrets: Iterable[str]) -> bool:
-    """Whether a printed traceback would show a secret, or a URL with a user, which may be a config string. Or it holds
-    pydantic's error, which carries the input."""
+    """Whether a printed traceback would show a secret, a URL with a user (which may be a config string) or an error of
+    pydantic (which carries the input)."""
     from traceback import TracebackException
 
     from pydantic import ValidationError

@@ -25,10 +25,10 @@ class Coercion:
         self._address = address
         self._encoder = encoder
         self.unchanged_type = Message if encoder is None else None
-        """The class whose instances `message()` returns as they are."""
+        """The class whose instances `message()` returns as they are. None: there is an encoder."""
 
     def message(self, candidate: Any) -> Message:
-        """The message to send: the caller's own when it is a `Message`, else one with the same content."""
+        """The message to send: the caller's own object if it is a `Message` that needs no encoder, else a new one."""
         message = candidate if type(candidate) is Message else self._coerced(candidate)
         if (
             self._encoder is not None
@@ -40,7 +40,7 @@ class Coercion:
         return message
 
     def unreadable(self, error: Exception, message: object) -> InvalidMessageError:
-        """The error for a message whose own code raised while it was looked at."""
+        """The error for a message whose own code raised while it was read."""
         return InvalidMessageError.raised_by("reading the message", error, content=message, broker=self._address)
 
     def event_message(self, event: Any) -> Message:
@@ -61,7 +61,7 @@ class Coercion:
             refused = InvalidMessageError.raised_by(what, error, content=event, broker=self._address)
         else:
             refused = InvalidMessageError(
-                f"a {type(event).__name__} is no event, for it has no to_message(): messages go through send_message()",
+                f"a {type(event).__name__} is no event, it has no to_message(): messages go through send_message()",
                 broker=self._address,
             )
         try:

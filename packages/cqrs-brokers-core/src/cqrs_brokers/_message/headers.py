@@ -1,4 +1,4 @@
-"""What a header of a message may say."""
+"""The types of header values."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ from typing import Final
 __all__ = ["HeaderValue", "NO_HEADERS"]
 
 HeaderValue = str | bytes | int | float | bool | None
-"""What a header may say; `Capabilities.header_types` has which of these a broker carries."""
+"""The types that a header's value may have. `Capabilities.header_types` says which of them a broker carries."""
 
 NO_HEADERS: Final[Mapping[str, HeaderValue]] = MappingProxyType({})

@@ -26,7 +26,7 @@ _TEXT = b"--------------4---------------------"  # 4: the version (RFC 9562, 4.2
 _TEXTS = _TEXT * _POOLED
 _SIZE, _VERSION, _VARIANT = len(_TEXT), 14, 19
 _DIGITS = [(column, digit) for digit, column in enumerate(c for c in range(_SIZE) if c not in (8, 13, 18, 23))]
-"""Where a text has its hex digits, and which of the 32 each is."""
+"""The column of each hex digit in a text, and the number of the digit (0 to 31)."""
 _RANDOM = [(column, digit) for column, digit in _DIGITS if column not in (_VERSION, _VARIANT)]
 _VARIANT_DIGIT = dict(_DIGITS)[_VARIANT]
 _VARIANTS = bytes.maketrans(b"0123456789abcdef", b"89ab" * 4)  # its two upper bits are 1 and 0 (RFC 9562, 4.1)

@@ -7,10 +7,10 @@
 | pydantic model, pydantic's and the standard library's dataclasses | object; see `models` |
 | Enum | its value |
 | UUID, Decimal (finite, with its digits), URL, IP address, path | text |
-| date, time, datetime | RFC 3339, with `Z` for UTC |
+| date, time, datetime | ISO 8601 (with a time zone also RFC 3339), with `Z` for UTC |
 
-Refused: NaN and infinities, bytes, sets, generators, keys that are no text, secrets, everything else. Each class is
-looked at once. A value of a subclass is written with all that the subclass adds.
+Refused: NaN and infinities, bytes, sets, generators, keys that are no text, secrets, everything else. How a class is
+written is found once. A value of a subclass is written with all that the subclass adds.
 """
 
 from __future__ import annotations

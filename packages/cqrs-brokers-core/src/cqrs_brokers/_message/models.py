@@ -2,9 +2,9 @@
 
 pydantic alone would write NaN as `null`, a secret as asterisks, and a key of 1 as "1". It would write only those fields
 of a subclass that the declared class has. So we read the fields of a model and write them by the rule of `jsonable`.
-pydantic's schema of the class says, once, what the class asks for:
+pydantic's schema of the class is read once. It says what the class asks for:
 
-* names: the fields'; with `serialize_by_alias` in the model's configuration, the serialization aliases;
+* names: those of the fields, or their serialization aliases with `serialize_by_alias` in the model's configuration;
 * `exclude=True`: left out; computed fields: written; extra fields (`extra="allow"`): written;
 * serializers of the model's own: called as in pydantic's JSON mode; their results are written by the same rule;
 * serializers deeper inside a field's type, or pydantic's own (`Base64Bytes`): that field is written by pydantic.
@@ -249,8 +249,8 @@ def _mixed(fields: Sequence[_Field], kind: Any) -> Writer:
 
 
 def _by_model_serializer(function: Mapping[str, Any], write_fields: Writer) -> Writer:
-    """The writer for a class with a `model_serializer`. What a wrapping serializer passes on is written by the rule of
-    `jsonable`."""
+    """The writer for a class with a `model_serializer`. The rule of `jsonable` writes what a wrapping serializer passes
+    on."""
 
     def write_model(model: Any, depth: int) -> Any:
         arguments: list[Any] = [model]

@@ -4,8 +4,8 @@ Legal topics, names, content types and header names repeat; they are remembered 
 every time. In the message a subclass of `str`, such as an enum member, is replaced by the plain text that it holds, so
 that drivers meet `str` only.
 
-The limits are those of the strictest broker we know, so that what is legal here is legal everywhere: AMQP's short
-strings have 255 bytes (AMQP 0-9-1, 4.2.5.3), and its field names 128 (4.2.5.5).
+The limits are those of the strictest broker that we know: AMQP's short strings have at most 255 bytes (AMQP 0-9-1,
+4.2.5.3), and its field names 128 (4.2.5.5). A driver may have further rules, for example for topics (`refuse_topic`).
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ class Validator:
         self._known_types: dict[str, int] = {}
         self._known_headers: dict[str, int] = {}
         self._texts: Mapping[str, HeaderValue] = {}
-        """The headers that a message was given last, if all were text. (Of other types, 1 and True are equal.)"""
+        """The headers that a message was given last, if all their values were text. Others are not kept, because they
+        are found by `==`, for which 1 and True are the same."""
         self._texts_size = 0
         self._are_typed = False
 
