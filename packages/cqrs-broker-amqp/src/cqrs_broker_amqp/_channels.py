@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import aiormq
@@ -36,6 +37,8 @@ NACK_HOLD = 0.2
 Entry = tuple[Delivery, bytes, bytes, bytes, "str | None", bool]
 """A rendered message: the delivery, its id, its frames, its body when that is not among them, its ordering key, and
 whether it was returned before."""
+
+_delivery_of = itemgetter(0)
 
 Failed = Callable[["ConfirmChannel", Entry, BaseException], None]
 
@@ -183,18 +186,15 @@ class FastChannel(ConfirmChannel):
         if not acked and self._nacks_first:
             self._hold_nacks([tag for tag in tags if tag in handed])
             return
-        in_flight, find, watched = self.in_flight, handed.pop, self.watched
+        in_flight, find = self.in_flight, handed.pop
         answered: list[Entry] = []
-        deliveries: list[Delivery] = []
         for tag in tags:
             entry = find(tag, None)
             if entry is not None:  # else it was returned, or has its answer
                 del in_flight[entry[1]]
-                deliveries.append(entry[0])
-                if watched or not acked:
-                    answered.append(entry)
+                answered.append(entry)
         if acked:
-            confirm_all(deliveries)
+            confirm_all(list(map(_delivery_of, answered)))
         else:
             for entry in answered:
                 self._failed(self, entry, aiormq.exceptions.DeliveryError(None, frame))

@@ -214,8 +214,10 @@ class Publisher:
         if channel is not None and not channel.in_flight:  # a single message does not wait a turn
             self._flush()
         else:
-            self._flush_soon()
-            self._let_go_later()
+            if self._flush_at is None:
+                self._flush_soon()
+            if self._let_go_at is None:
+                self._let_go_later()
 
     def _let_go_later(self) -> None:
         if self._outbox and self._let_go_at is None and self._loop is not None:

@@ -165,18 +165,20 @@ class Renderer:
             fields += (_ORDERING_KEY, _long(len(text)), text)
         names = self._names
         for name, value in headers.items():
+            text_name = names.get(name) or self._text_name(name)
             if type(value) is str:
                 text = value.encode()
-                fields += (names.get(name) or self._name(name), _long(len(text)), text)
+                fields += (text_name, _long(len(text)), text)
             else:
-                fields += (_short(name), _typed(value))
-            if name in _RABBITMQS_OWN:
-                raise InvalidMessageError(
-                    f"the header {name!r} is RabbitMQ's own, for further routing keys: give yours another name"
-                )
+                fields += (text_name[:-1], _typed(value))
         return b"".join(fields)
 
-    def _name(self, name: str) -> bytes:
+    def _text_name(self, name: str) -> bytes:
+        """The name of a header as a short string, and the type of a long string."""
+        if name in _RABBITMQS_OWN:
+            raise InvalidMessageError(
+                f"the header {name!r} is RabbitMQ's own, for further routing keys: give yours another name"
+            )
         if len(self._names) >= _REMEMBERED:
             self._names.clear()
         known = self._names[name] = _short(name) + b"S"

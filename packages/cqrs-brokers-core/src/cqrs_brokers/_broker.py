@@ -163,7 +163,7 @@ class Broker(MessageBroker):
             refuse_topic=self._sender.refuse_topic,
             max_message_bytes=self.max_message_bytes,
         )
-        self._observers = Observers(observers, self._validator.replace_headers)
+        self._observers = Observers(observers, self._validator.add_headers)
         self._are_asked = self._observers.are_asked
         self._coercion = Coercion(address=self._address, encoder=encoder)
         self._in_flight = InFlight(
@@ -247,6 +247,7 @@ class Broker(MessageBroker):
                 del refusal
         if self._are_asked:
             ready, size = self._observers.before_send(ready, size)
+            message = ready  # the original is not kept while the copy is in flight: the garbage collector has less work
         window = self._window
         if timeout is None:
             deadline = loop.time() + self._settings.delivery_timeout
@@ -303,8 +304,7 @@ class Broker(MessageBroker):
         if timeout is not None:
             self._window.expect(deadline)
         bulk = BulkOutcomes(loop.create_future(), timeout)
-        deliveries: list[Sending] = []
-        preparing = self._prepare(messages, deliveries, bulk, deadline, loop)
+        preparing = self._prepare(messages, bulk, deadline, loop)
         make_ready: Callable[[], object] = partial(collections.deque, preparing, 0)
         if self._are_asked:  # another call may do it, and observers are asked in the context of this one
             make_ready = partial(copy_context().run, make_ready)
@@ -320,8 +320,7 @@ class Broker(MessageBroker):
             if self._make_ready is make_ready:
                 self._make_ready = None
             preparing.close()
-            for delivery in deliveries:
-                self._window.give_up(delivery)
+            self._window.give_up_all(bulk)
             if self._observers.are_told:
                 for message in reversed(messages):  # those that are left
                     self.refuse(message, NotDeliveredError("its caller was cancelled before it was made ready"))
@@ -331,7 +330,6 @@ class Broker(MessageBroker):
     def _prepare(
         self,
         messages: list[MessageLike],
-        deliveries: list[Sending],
         bulk: BulkOutcomes,
         deadline: float,
         loop: asyncio.AbstractEventLoop,
@@ -371,7 +369,6 @@ class Broker(MessageBroker):
                 batch.complete()
             if burst:
                 bulk.left += len(burst)
-                deliveries += burst
                 window.queue(burst)
                 if window.accepting:
                     window.refill()

@@ -127,24 +127,28 @@ class BulkOutcomes:
 
 
 class BulkDelivery(Sending):
-    """A delivery that is one of many in a `send_messages`."""
+    """A delivery that is one of many in a `send_messages`.
 
-    __slots__ = ("_bulk", "_index")
+    Attributes:
+        bulk: The outcomes of that call.
+    """
+
+    __slots__ = ("bulk", "_index")
 
     def __init__(
         self, message: Message, deadline: float, size: int, in_flight: InFlight, bulk: BulkOutcomes, index: int
     ) -> None:
         Sending.__init__(self, message, deadline, size, in_flight)  # `super()` would more than double its cost
-        self._bulk = bulk
+        self.bulk = bulk
         self._index = index
 
     @property
     def timeout(self) -> float | None:  # type: ignore[override]
         """The timeout of the call, in seconds."""
-        return self._bulk.timeout
+        return self.bulk.timeout
 
     def _resolve(self, outcome: Receipt | DeliveryError) -> None:
-        bulk = self._bulk
+        bulk = self.bulk
         bulk.outcomes[self._index] = outcome
         bulk.left -= 1
         if not bulk.left:

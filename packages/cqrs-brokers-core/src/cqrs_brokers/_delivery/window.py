@@ -18,6 +18,7 @@ from cqrs_brokers.protocol import Message
 from .deadlines import Deadlines, WhyLate
 from .delivery import HANDED, QUEUED, SUBMITTED, Delivery, Sending
 from .in_flight import InFlight
+from .outcomes import BulkDelivery, BulkOutcomes
 from .stuck import StuckDestinations
 from .wakeups import Wakeups
 
@@ -255,6 +256,12 @@ class Window:
         if self._waiting and self._waiting[0] is delivery:
             self._waiting.popleft()
             self._refill_soon()
+
+    def give_up_all(self, bulk: BulkOutcomes) -> None:
+        """The caller of a `send_messages` was cancelled."""
+        for delivery in (*self._in_flight.pending, *self._waiting):
+            if isinstance(delivery, BulkDelivery) and delivery.bulk is bulk:
+                self.give_up(delivery)
 
     def end_not_handed(self, error: NotDeliveredError) -> None:
         """Ends every message that was not handed over, because connecting cannot succeed or waiting is useless."""
