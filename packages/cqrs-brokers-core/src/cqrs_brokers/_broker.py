@@ -418,7 +418,7 @@ class Broker(MessageBroker):
 
         Args:
             message: What was to be sent.
-            error: Why it is not.
+            error: Why it is refused.
 
         Returns:
             The error to raise. It now names the message and the broker.
