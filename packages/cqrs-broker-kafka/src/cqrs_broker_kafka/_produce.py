@@ -82,7 +82,7 @@ def request_of(
 
 
 def split_frames(data: bytes) -> tuple[list[bytes], bytes]:
-    """The whole responses in what has arrived, without their sizes, and the rest.
+    """Splits what has arrived into whole responses, without their sizes, and the rest.
 
     If a size is impossible for a response, the split ends there, with an empty response as the last one.
     """

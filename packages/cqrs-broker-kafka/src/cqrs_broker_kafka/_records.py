@@ -5,7 +5,7 @@ value = body, null for a tombstone; key = `key` in UTF-8, or none; timestamp = `
 headers: message-id (UUID as text), message-name, content-type (but not of a tombstone that names none), then the user's
 own: text in UTF-8, bytes as they are, None as null
 
-A record is encoded once, when its message is submitted: all but the few bytes that depend on its place in a batch
+A record is encoded once, when its message is submitted, except for the few bytes that depend on its place in a batch
 (Kafka protocol, record format v2). Headers repeat, so their bytes are remembered.
 """
 

@@ -163,7 +163,7 @@ class Broker(MessageBroker):
             refuse_topic=self._sender.refuse_topic,
             max_message_bytes=self.max_message_bytes,
         )
-        self._observers = Observers(observers, self._validator.replace_headers)
+        self._observers = Observers(observers, self._validator.add_headers)
         self._are_asked = self._observers.are_asked
         self._coercion = Coercion(address=self._address, encoder=encoder)
         self._in_flight = InFlight(
@@ -247,6 +247,7 @@ class Broker(MessageBroker):
                 del refusal
         if self._are_asked:
             ready, size = self._observers.before_send(ready, size)
+            message = ready  # the original is not kept while the copy is in flight: the garbage collector has less work
         window = self._window
         if timeout is None:
             deadline = loop.time() + self._settings.delivery_timeout
@@ -417,7 +418,7 @@ class Broker(MessageBroker):
 
         Args:
             message: What was to be sent.
-            error: Why it is not.
+            error: Why it is refused.
 
         Returns:
             The error to raise. It now names the message and the broker.
