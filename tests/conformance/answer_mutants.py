@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from cqrs_brokers.driver import Delivery
 from cqrs_brokers.exceptions import RejectedError
@@ -60,6 +60,26 @@ class QuotesWhatIsRefused(UnorderedSound):
             delivery.fail(RejectedError(f"the broker is full: no message of {self.key}"))
         else:
             super().answered(word, token, offset)
+
+
+class NumbersComeAgain(UnorderedSound):
+    """Counts messages from 0 to 2 047, and gives a number anew that an unanswered message has."""
+
+    caught_by = ("delivery.late-answer-finds-its-message",)
+    NUMBERS = 2_048
+
+    def writer_of(self, writer: asyncio.StreamWriter) -> Callable[[Sequence[tuple[int, bytes]]], Awaitable[None]]:
+        write = super().writer_of(writer)
+        self.tokens: dict[int, int] = {}
+
+        async def write_numbered(batch: Sequence[tuple[int, bytes]]) -> None:
+            self.tokens |= {token % self.NUMBERS: token for token, _ in batch}
+            await write([(token % self.NUMBERS, line) for token, line in batch])
+
+        return write_numbered
+
+    def answered(self, word: bytes, token: int, offset: bytes) -> None:
+        super().answered(word, self.tokens.pop(token, 0), offset)
 
 
 def confirm_all(driver: UnorderedSound) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
-from cqrs_brokers.driver import Delivery
-from cqrs_brokers.exceptions import ProtocolError, UnreachableError
+from cqrs_brokers.driver import Delivery, Message
+from cqrs_brokers.exceptions import MessageTooLargeError, NotDeliveredError, ProtocolError, UnreachableError
 from cqrs_brokers.pipeline import Pipeline
 from cqrs_brokers.url import BrokerURL, Host
 from tests.conformance.later_mutants import unanswered
@@ -54,6 +54,39 @@ class LosesPatience(UnorderedSound):
         token = self.pipeline.oldest(lambda other: other is delivery)
         if token is not None and self.pipeline.answered(token) is not None:
             delivery.confirm()
+
+
+class HangsUpWithWhatIsTooLarge(UnorderedSound):
+    """Writes what is larger than the broker takes, so that the broker ends the connection."""
+
+    caught_by = ("delivery.too-large-for-this-broker",)
+
+    async def greet(self, host: Host, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await super().greet(host, reader, writer)
+        self._largest = None
+
+
+class QuotesWhatIsTooLarge(UnorderedSound):
+    """Shows the beginning of each header of a message that is larger than the broker takes."""
+
+    caught_by = ("delivery.too-large-for-this-broker",)
+
+    def too_large(self, message: Message) -> NotDeliveredError:
+        begin = {name: str(value)[:40] for name, value in message.headers.items()}
+        return MessageTooLargeError(f"the broker does not take a message with {begin}")
+
+
+class LimitsOnlyTheBody(UnorderedSound):
+    """Compares the size of the body alone with what the broker takes."""
+
+    caught_by = ("delivery.too-large-for-this-broker",)
+
+    def submit(self, deliveries: Sequence[Delivery], /) -> None:
+        largest = self._largest
+        for delivery in deliveries:
+            self._largest = None if largest is not None and len(delivery.message.body or b"") <= largest else largest
+            super().submit((delivery,))
+        self._largest = largest
 
 
 class TellsTheLoginWhenReset(UnorderedSound):

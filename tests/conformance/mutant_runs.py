@@ -17,19 +17,19 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from cqrs_brokers import Message
 from cqrs_brokers_testkit.certificates import Certificates, make_certificates
-from cqrs_brokers_testkit.conformance import Forgery, Harness, Record, Refusal, Target
-from cqrs_brokers_testkit.frames import each_line
+from cqrs_brokers_testkit.conformance import Forgery, Harness, Record, Refusal, SizeLimit, Target
+from cqrs_brokers_testkit.frames import forgeries, line_length
 from cqrs_brokers_testkit.proxy import FaultProxy
-from tests.conformance.unordered import MOST_UNANSWERED, UnorderedServer
+from tests.conformance.unordered import MOST_UNANSWERED, SMALL, UnorderedServer
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -251,23 +251,23 @@ def unordered_harness() -> Harness:
         def foreign_answers(self) -> Target:
             return Target(self.url, f"seen-{self.new_topic_name()}")
 
+        def limited_size(self) -> SizeLimit:
+            return SizeLimit(f"unordered://127.0.0.1:{server.limited_port}", self.new_topic_name(), SMALL)
+
         def stuck_destination(self) -> Target:
             return Target(self.url, f"stuck-{self.new_topic_name()}")
 
         def forged_answers(self) -> Mapping[str, Forgery]:
-            def forged(meaning: Literal["refused", "unknown"], form: bytes) -> Forgery:
-                def change(line: bytes) -> bytes:
-                    word, *rest = line.split()
-                    return form.replace(b"<token>", rest[0]) + b"\n" if word in (b"OK", b"DUP") else line
+            def saying(form: bytes) -> Callable[[bytes], bytes]:
+                return lambda line: form.replace(b"<token>", line.split()[1])
 
-                return Forgery(meaning, lambda connection: connection.rewrite(each_line(change)))
-
-            return {
-                "busy": forged("refused", b"BUSY <token>"),
-                "full": forged("refused", b"FULL <token>"),
-                "an unknown word": forged("unknown", b"HUM <token> 0"),
-                "an unknown token": forged("unknown", b"OK 987654321 0"),
-            }
+            return forgeries(
+                line_length(),
+                lambda line: line.startswith((b"OK ", b"DUP ")),
+                refused={"busy": saying(b"BUSY <token>\n"), "full": saying(b"FULL <token>\n")},
+                unknown={"an unknown word": saying(b"HUM <token> 0\n"), "an unknown token": b"OK 987654321 0\n"},
+                any_order=True,
+            )
 
         def dismiss_clients(self) -> None:
             server.dismiss()

@@ -11,22 +11,34 @@ The protocol, in lines: the client begins with `HELLO user:password`, the server
 
 and `PING` by `PONG`. What goes to topics `stuck-…` is neither stored nor answered. A client has at most 100 messages
 without an answer. Before the server ends a connection it says `BYE`. There is a port with TLS beside the plain one,
-also at 127.0.0.2, for which its certificate is not.
+also at 127.0.0.2, for which its certificate is not; and one where the server says `WELCOME <bytes>`: it ends the
+connection when body, key and headers of a message have more together.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import random
 import ssl
 import threading
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 LIMIT = 2**24
 MOST_UNANSWERED = 100
+SMALL = 60_000
+"""The most bytes of a message at the limited port."""
 LATEST_ANSWER = 0.01
 """Answers come after up to so many seconds, each for itself: in any order."""
+
+
+def size_of(record: Mapping[str, Any]) -> int:
+    """Bytes of what counts for the limit of a message's size."""
+    texts = [record["key"] or "", *record["headers"].keys(), *record["headers"].values()]
+    return len(base64.b64decode(record["body"])) + sum(len(str(text).encode()) for text in texts)
 
 
 class UnorderedServer:
@@ -34,7 +46,7 @@ class UnorderedServer:
 
     def __init__(self) -> None:
         self.kept: list[dict[str, Any]] = []
-        self.port = self.tls_port = 0
+        self.port = self.tls_port = self.limited_port = 0
         self._by_id: dict[tuple[str, str], int] = {}
         self._loop = asyncio.new_event_loop()
         self._connections: set[asyncio.StreamWriter] = set()
@@ -48,14 +60,16 @@ class UnorderedServer:
     def restart(self) -> None:
         """Listens again, at the same plain port."""
         self.port = self._listen("127.0.0.1", self.port, None)
+        self.limited_port = self._listen("127.0.0.1", self.limited_port, None, SMALL)
 
     def start_tls(self, context: ssl.SSLContext) -> None:
         """Listens with TLS, too."""
         self.tls_port = self._listen("127.0.0.1", 0, context)
         self._listen("127.0.0.2", self.tls_port, context)
 
-    def _listen(self, host: str, port: int, context: ssl.SSLContext | None) -> int:
-        listening = asyncio.start_server(self._serve, host, port, limit=LIMIT, ssl=context)
+    def _listen(self, host: str, port: int, context: ssl.SSLContext | None, most: int | None = None) -> int:
+        serve = partial(self._serve, most=most)
+        listening = asyncio.start_server(serve, host, port, limit=LIMIT, ssl=context)
         server = asyncio.run_coroutine_threadsafe(listening, self._loop).result(5.0)
         self._servers.append(server)
         return int(server.sockets[0].getsockname()[1])
@@ -82,7 +96,7 @@ class UnorderedServer:
 
         asyncio.run_coroutine_threadsafe(end(), self._loop).result(5.0)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, most: int | None) -> None:
         self._connections.add(writer)
         try:
             greeting = await reader.readline()
@@ -90,10 +104,10 @@ class UnorderedServer:
                 writer.write(b"DENIED\n")
                 await writer.drain()
                 return
-            writer.write(b"WELCOME\n")
+            writer.write(b"WELCOME\n" if most is None else b"WELCOME %d\n" % most)
             while (line := await reader.readline()).endswith(b"\n"):
                 word, _, rest = line.partition(b" ")
-                answer = b"PONG\n" if word == b"PING\n" else self._store(rest)
+                answer = b"PONG\n" if word == b"PING\n" else self._store(rest, most)
                 if answer is None:
                     continue
                 later = random.random() * LATEST_ANSWER if word == b"PUB" else 0
@@ -104,9 +118,11 @@ class UnorderedServer:
             self._connections.discard(writer)
             writer.close()
 
-    def _store(self, request: bytes) -> bytes | None:
+    def _store(self, request: bytes, most: int | None) -> bytes | None:
         number, _, text = request.partition(b" ")
         record = json.loads(text)
+        if most is not None and size_of(record) > most:
+            raise ValueError("it is too large")
         topic = record["topic"]
         if topic.startswith("forbidden-"):
             return b"NO %s\n" % topic.encode()

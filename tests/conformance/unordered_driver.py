@@ -19,6 +19,8 @@ from cqrs_brokers.exceptions import (
     AuthenticationError,
     ConnectError,
     DeliveryUnknownError,
+    MessageTooLargeError,
+    NotDeliveredError,
     ProtocolError,
     PublishForbiddenError,
     RejectedError,
@@ -30,7 +32,7 @@ from cqrs_brokers.pipeline import Pipeline, connect_to_any
 from cqrs_brokers.tasks import drop_transport
 from cqrs_brokers.tls import TLSContext, TLSOptions
 from cqrs_brokers.url import BrokerURL, Host
-from tests.conformance.unordered import MOST_UNANSWERED
+from tests.conformance.unordered import MOST_UNANSWERED, size_of
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -55,6 +57,7 @@ class UnorderedSound(PipelinedDriver):
         self._link: Link | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._pongs: deque[asyncio.Future[None]] = deque()
+        self._largest: int | None = None
         self.pipeline = self.pipeline_type(self.lost, ping_after=options.ping_after, ping_timeout=options.ping_after)
 
     @property
@@ -114,8 +117,10 @@ class UnorderedSound(PipelinedDriver):
             raise UnreachableError(f"{host}: the connection was closed at once")
         if answer == b"DENIED\n":
             raise AuthenticationError(f"{host}: the password is wrong")
-        if answer != b"WELCOME\n":
+        word, _, largest = answer.rstrip(b"\n").partition(b" ")
+        if word != b"WELCOME" or not answer.endswith(b"\n"):
             raise ProtocolError(f"{host}: this is no unordered broker")
+        self._largest = int(largest) if largest else None
 
     async def ping(self) -> None:
         if self._writer is None:
@@ -129,8 +134,15 @@ class UnorderedSound(PipelinedDriver):
 
     def submit(self, deliveries: Sequence[Delivery], /) -> None:
         for delivery in deliveries:
-            line = json.dumps(self.render(delivery.message)).encode()
+            record = self.render(delivery.message)
+            if self._largest is not None and size_of(record) > self._largest:
+                delivery.fail(self.too_large(delivery.message))
+                continue
+            line = json.dumps(record).encode()
             self.pipeline.put(delivery, line, len(line))
+
+    def too_large(self, message: Message) -> NotDeliveredError:
+        return MessageTooLargeError("the broker would end the connection")
 
     def render(self, message: Message) -> dict[str, Any]:
         digest = hashlib.sha256(message.body or b"").hexdigest()

@@ -16,6 +16,7 @@ from tests.conformance import (  # noqa: F401 - their classes are found as subcl
     limit_mutants,
     reader_mutants,
     unordered_mutants,
+    value_mutants,
 )
 from tests.conformance.unordered_driver import UnorderedOptions, UnorderedSound
 

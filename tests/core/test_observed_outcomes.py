@@ -500,6 +500,14 @@ async def test_a_batch_can_be_asked_for_as_a_whole(caplog: pytest.LogCaptureFixt
     ]
 
 
+async def test_an_empty_batch_is_none() -> None:
+    """A call without messages has nothing to begin, and so nothing to complete."""
+    observer = Batches()
+    async with Broker(Scripted(automatic=True), observers=[observer]) as broker:
+        assert await broker.send_messages([]) == []
+    assert observer.events == []
+
+
 async def test_an_observer_may_ask_for_batches_only() -> None:
     """A single message is not asked for then."""
 

@@ -96,7 +96,7 @@ HELD = {
     "docs/reference/conformance.md: [project.entry-points.cqrs_brokers_conformance]": (
         "a pattern: packages/cqrs-brokers-testkit/pyproject.toml has it for the plugins of this project"
     ),
-    "docs/reference/conformance.md: from cqrs_brokers_testkit.conformance import Forgery": (
+    "docs/reference/conformance.md: from cqrs_brokers_testkit.frames import forgeries, line_length": (
         "a pattern for the harness of the page: the harness in tests/conformance/mutant_runs.py has this form"
     ),
     "docs/reference/conformance.md: from cqrs_brokers_testkit.conformance import run": (

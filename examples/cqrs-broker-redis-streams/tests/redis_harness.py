@@ -3,6 +3,7 @@
 import time
 
 from cqrs_brokers_testkit.conformance import NotApplicable, Record, Target
+from cqrs_brokers_testkit.frames import forgeries, line_length
 from cqrs_brokers_testkit.server_harness import ServerHarness
 from redis import Redis
 
@@ -16,7 +17,7 @@ WHOLE_STREAMS = "Redis refuses users and whole streams, never a single message"
 class RedisHarness(ServerHarness):
     url = "redis-streams://localhost"
     program, install = "redis-server", "sudo apt-get install -y redis-server"
-    has_tls, login = True, ("app", "app-password")
+    has_tls, tls_scheme, login = True, "redis-streams+tls", ("app", "app-password")
     notices_within = 12.0  # after 5 s of silence a ping, and 5 s for its answer
     not_applicable = {
         "delivery.nack-is-not-success": "a stream has no nacks",
@@ -34,10 +35,6 @@ class RedisHarness(ServerHarness):
             settings += f"tls-cert-file {known.server}\ntls-key-file {known.server_key}\n"
         (server.folder / "redis.conf").write_text(settings + USERS)
         return ["redis.conf"]
-
-    def client_url(self, host, port, login, cafile, tls):
-        scheme, query = ("redis-streams+tls" if tls else "redis-streams"), (f"?ssl_cafile={cafile}" if cafile else "")
-        return f"{scheme}://{login[0]}:{login[1]}@{host}:{port}{query}"
 
     def prepare(self):
         self.admin = Redis(port=self.server.port)
@@ -58,6 +55,15 @@ class RedisHarness(ServerHarness):
 
     def stuck_destination(self):
         raise NotApplicable("Redis runs one command after the other: all streams take messages, or none")
+
+    def forged_answers(self):
+        refusals = ("OOM command not allowed", "READONLY a replica", "NOREPLICAS", "NOPERM", "WRONGTYPE")
+        return forgeries(
+            line_length(r"\$(\d+)"),
+            lambda frame: frame.startswith(b"$"),
+            refused={text: f"-{text}\r\n".encode() for text in refusals},
+            unknown={"a number": b":7\r\n", "no id": b"$2\r\nOK\r\n", "a proxy's error": b"-ERR upstream failure\r\n"},
+        )
 
     def wrong_permission_url(self):
         return self.url_for(("nobody", "nobody-password"))

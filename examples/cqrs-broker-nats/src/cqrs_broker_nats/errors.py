@@ -12,8 +12,8 @@ from .options import NatsOptions
 
 __all__ = ["Ack", "ack_of", "connect_error"]
 
-TOO_LARGE, STORE_FAILED = 10054, 10077
-"""JetStream's error codes."""
+TOO_LARGE, REFUSED = 10054, 400
+"""An error of JetStream, and the code of all errors that are found before anything is stored."""
 
 
 class Ack(NamedTuple):
@@ -40,10 +40,10 @@ def ack_of(msg: Msg) -> Ack | None:
 
 
 def _refusal(error: dict[str, object]) -> errors.DeliveryError:
-    code, what = error.get("err_code"), str(error.get("description", ""))[:200]
-    if code == TOO_LARGE:
+    what = str(error.get("description", ""))[:200]
+    if error.get("err_code") == TOO_LARGE:
         return errors.MessageTooLargeError("the stream takes no message of this size: see its max_msg_size")
-    if code == STORE_FAILED and not what.startswith("maximum"):
+    if error.get("code") != REFUSED and not what.startswith(("maximum", "insufficient")):
         return errors.DeliveryUnknownError(f"JetStream could not store it for sure ({what}): see the server's log")
     return errors.RejectedError(f"JetStream refused the message ({what}): see the limits of the stream")
 

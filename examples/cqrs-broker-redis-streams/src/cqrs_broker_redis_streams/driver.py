@@ -7,7 +7,7 @@ to the oldest one without.
 from collections.abc import Sequence
 
 from cqrs_brokers.driver import Capabilities, Delivery, Link, PipelinedDriver
-from cqrs_brokers.exceptions import ConnectError, NotDeliveredError
+from cqrs_brokers.exceptions import ConnectError
 from cqrs_brokers.pipeline import Pipeline, connect_to_any
 from cqrs_brokers.tls import TLSContext
 from cqrs_brokers.url import BrokerURL, Host
@@ -61,15 +61,15 @@ class RedisStreamsDriver(PipelinedDriver):
             try:
                 answer = await connection.read_response()
             except ANSWERS as error:
-                answer = refusal(error)
-                answer.__cause__ = error
+                answer = error
             if answer in (b"PONG", "PONG"):
                 self._pipeline.answered_question()
             elif (delivery := self._pipeline.answered()) is not None:
-                if isinstance(answer, NotDeliveredError):
-                    delivery.fail(answer)
-                else:
+                refused = refusal(answer)
+                if refused is None:
                     delivery.confirm()
+                else:
+                    delivery.fail(refused)
 
     def _lost(self, error: ConnectError) -> None:
         self._drop()

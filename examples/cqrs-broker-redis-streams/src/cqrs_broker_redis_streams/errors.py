@@ -1,5 +1,7 @@
 """What redis-py's errors mean: which of them prove that nothing was written."""
 
+import re
+
 from cqrs_brokers import exceptions as errors
 from cqrs_brokers.tls import tls_error
 from redis import exceptions as redis_errors
@@ -9,7 +11,11 @@ from .options import RedisStreamsOptions
 __all__ = ["ANSWERS", "connect_error", "refusal"]
 
 ANSWERS = (redis_errors.ResponseError, redis_errors.AuthenticationError, redis_errors.BusyLoadingError)
-"""Redis answered, with an error: it has not run the command."""
+"""What answered, answered with an error."""
+
+ENTRY_ID = re.compile(rb"\d+-\d+")
+NOT_RUN = "ASK BUSY CLUSTERDOWN LOADING MASTERDOWN MISCONF MOVED NOREPLICAS OOM READONLY".split()
+"""Redis says these before it runs a command. Another error may be a proxy's, which proves nothing."""
 
 NO_CONNECTION: list[tuple[type[Exception], type[errors.ConnectError], str]] = [
     (redis_errors.AuthenticationError, errors.AuthenticationError, "Redis does not accept the user and password"),
@@ -21,13 +27,18 @@ NO_CONNECTION: list[tuple[type[Exception], type[errors.ConnectError], str]] = [
 """redis-py's error, ours, and what to do. The first that fits counts."""
 
 
-def refusal(error: redis_errors.RedisError) -> errors.NotDeliveredError:
-    """Why Redis refused an XADD."""
-    if isinstance(error, redis_errors.NoPermissionError | redis_errors.AuthenticationError):
+def refusal(answer: object) -> errors.DeliveryError | None:
+    """Why an answer to XADD is no confirm. None: it is one, the id of the new entry."""
+    if isinstance(answer, bytes) and ENTRY_ID.fullmatch(answer):
+        return None
+    word = getattr(answer, "status_code", None) or str(answer).partition(" ")[0]
+    if word in ("NOPERM", "NOAUTH"):
         return errors.PublishForbiddenError("Redis does not allow XADD: give the user +xadd and the stream's name")
-    if str(error).startswith("WRONGTYPE"):
+    if word == "WRONGTYPE":
         return errors.DestinationNotFoundError("a key of this name is there, but is no stream: choose another topic")
-    return errors.RejectedError(f"Redis refused the message ({str(error).partition(' ')[0]}): see its log")
+    if word in NOT_RUN:
+        return errors.RejectedError(f"Redis refused the message ({word}): see its log")
+    return errors.DeliveryUnknownError("what answered is no entry's id, and no refusal: see the log of Redis")
 
 
 def connect_error(error: redis_errors.RedisError, host: str, options: RedisStreamsOptions) -> errors.ConnectError:

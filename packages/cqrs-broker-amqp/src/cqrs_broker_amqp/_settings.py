@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from cqrs_brokers.adapters import ConnectionAdapter
 from cqrs_brokers.exceptions import ConfigError
 from cqrs_brokers.secret import Secret
-from cqrs_brokers.tls import TLSContext, warn_insecure_transport
+from cqrs_brokers.tls import TLSContext
 from cqrs_brokers.url import BrokerURL
 
 from ._options import AMQPOptions
@@ -71,14 +71,7 @@ class AMQPSettings:
         if len(vhost.encode()) > 255:
             problems.append("the virtual host is longer than 255 bytes")
         secure = url.scheme == "amqps"
-        problems += options.tls_problems(secure=secure, instead="write amqps://")
-        tls = TLSContext(options, problems) if secure else None
-        if problems:
-            raise ConfigError(problems)
-        if tls is not None:
-            tls.warn_unverified()
-        elif not local:
-            warn_insecure_transport(f"{url}: the password and all messages travel in plain text: use amqps://")
+        tls = TLSContext.for_url(url, options, problems, secure=secure, secret=True, instead="write amqps://")
         return cls(hosts, url.username or "guest", password, vhost, options, tls)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from cqrs_brokers.adapters import ConnectionAdapter
 from cqrs_brokers.exceptions import ConfigError
-from cqrs_brokers.tls import TLSContext, warn_insecure_transport
+from cqrs_brokers.tls import TLSContext
 from cqrs_brokers.url import BrokerURL, Host
 
 from ._options import KafkaOptions
@@ -35,15 +35,14 @@ class KafkaSettings:
             problems.append("there is no host: kafka://host[:port][,host[:port]…]")
         self.hosts = [Host(host, DEFAULT_PORT if port is None else port) for host, port in url.hosts]
         self.options = options
-        self._tls = TLSContext(options, problems) if options.tls else None
-        if problems:
-            raise ConfigError(problems)
-        if self._tls is not None:
-            self._tls.warn_unverified()
-        elif options.security_protocol == "SASL_PLAINTEXT" and not all(host.is_loopback for host in self.hosts):
-            warn_insecure_transport(
-                "credentials go over plain text to a host that is not loopback: use security_protocol=SASL_SSL"
-            )
+        self._tls = TLSContext.for_url(
+            url,
+            options,
+            problems,
+            secure=options.tls,
+            secret=options.security_protocol == "SASL_PLAINTEXT",
+            instead="use security_protocol=SASL_SSL",
+        )
 
     @property
     def ssl_context(self) -> ssl.SSLContext | None:
@@ -80,7 +79,7 @@ class KafkaProducerAdapter(ConnectionAdapter[KafkaOptions, KafkaSettings]):
 
     Args:
         bootstrap_servers: `host[:port]`, a list of them, or one text with commas.
-        dsn: The same as one text, or a whole config string (`kafka://…?acks=all`).
+        dsn: The hosts as one text with commas, or a whole config string (`kafka://…?acks=all`).
         value_serializer: Encodes payloads that come without bytes and without a content type. Default: JSON.
         **options: Every option of the config string by name (see `KafkaOptions`); overrides the one in `dsn`.
 

@@ -338,7 +338,7 @@ class Broker(MessageBroker):
         event loop should have a turn. Messages that are ready are taken out of the list, so that they live no longer
         than they must. The list is reversed for that."""
         window, coercion, validator, observers = self._window, self._coercion, self._validator, self._observers
-        batch = observers.batch(len(messages)) if self._are_asked else None
+        batch = observers.batch(len(messages)) if self._are_asked and messages else None
         outcomes = bulk.outcomes
         turn = loop.time()
         messages.reverse()
@@ -418,7 +418,7 @@ class Broker(MessageBroker):
 
         Args:
             message: What was to be sent.
-            error: Why it is not.
+            error: Why it is refused.
 
         Returns:
             The error to raise. It now names the message and the broker.

@@ -85,8 +85,8 @@ class Observer:
         """
 
     def before_batch(self, count: int) -> BatchObserver | None:
-        """A call of `send_messages` begins. This method runs in the context of the call, before `before_send` for any
-        of its messages.
+        """A call of `send_messages` with at least one message begins. This method runs in the context of the call,
+        before `before_send` for any of its messages.
 
         Args:
             count: The number of messages. Messages that are refused go to `sent`, and `before_send` is not called for

@@ -57,8 +57,8 @@ class Message:
     Attributes:
         message_name: What kind of message this is; consumers dispatch on it.
         topic: Where it goes: Kafka's topic, AMQP's routing key.
-        payload: The content: bytes (sent as they are), anything that has a JSON form (sent as JSON), or `TOMBSTONE`
-            (no body at all: deletes what the key stands for in a compacted topic).
+        payload: The content: bytes (sent as they are), anything that has a JSON form (sent as JSON), or `TOMBSTONE` (no
+            body: a compacted topic then forgets the key).
         message_id: Identifies the message for consumers that must recognise a duplicate. Default: a new random UUID.
         key: Messages with the same topic and key keep their order. None: unordered.
         headers: Values by name, for the transport. Every broker with headers carries text; `capabilities.header_types`

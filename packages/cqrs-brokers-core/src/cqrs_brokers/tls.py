@@ -3,13 +3,12 @@
     class AcmeOptions(TLSOptions):
         url_parts = frozenset({"hosts"})
 
-    class AcmeSettings:
-        def __init__(self, url, options):
-            problems = options.tls_problems(secure=url.scheme == "acmes", instead="write acmes://")
-            self._tls = TLSContext(options, problems) if url.scheme == "acmes" else None
-            ...
-            if problems:
-                raise ConfigError(problems)
+    @hookimpl
+    def open_message_broker(url, options):
+        problems = []  # what else is wrong
+        secure, secret = url.scheme == "acmes", url.password is not None
+        tls = TLSContext.for_url(url, options, problems, secure=secure, secret=secret, instead="write acmes://")
+        return AcmeDriver(url, options, tls)
 
 A driver calls `TLSContext.current()` for each connection, so that it uses the newest certificate files.
 """
@@ -19,15 +18,16 @@ from __future__ import annotations
 import logging
 import os
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Self
 
 from pydantic import model_validator
 
 from ._config.caller import warn_caller
-from .exceptions import InsecureTransportWarning, TLSError
+from .exceptions import ConfigError, InsecureTransportWarning, TLSError
 from .options import BrokerOptions, option
 from .secret import Secret
+from .url import BrokerURL
 
 __all__ = ["TLSContext", "TLSOptions", "tls_error", "warn_insecure_transport"]
 
@@ -98,6 +98,48 @@ class TLSContext:
         self._stamps = self._read_stamps()
         self._context = options.ssl_context or _build(options, problems)
 
+    @classmethod
+    def for_url(
+        cls,
+        url: BrokerURL,
+        options: TLSOptions,
+        problems: Sequence[str],
+        *,
+        secure: bool,
+        secret: bool,
+        instead: str,
+    ) -> Self | None:
+        """Decides about TLS. It is the last step of a plugin's `open_message_broker`.
+
+        Args:
+            url: Where the broker is.
+            options: The validated options.
+            problems: What else is wrong with the config string: a sentence each.
+            secure: Whether the connection uses TLS.
+            secret: Whether a password or token is sent.
+            instead: What to write for a connection with TLS, for example "write acmes://".
+
+        Returns:
+            The context. None: the connection uses no TLS.
+
+        Raises:
+            ConfigError: There are problems, a certificate file cannot be used, or an option contradicts the transport.
+                It has all sentences.
+
+        Warns:
+            InsecureTransportWarning: The server is not verified, or a secret goes in plain text to a host that is not
+                loopback. It points at the line of the application that made the broker.
+        """
+        found = [*problems, *options.tls_problems(secure=secure, instead=instead)]
+        tls = cls(options, found) if secure else None
+        if found:
+            raise ConfigError(found)
+        if tls is not None:
+            tls.warn_unverified()
+        elif secret and not all(host.is_loopback for host in url.hosts):
+            warn_insecure_transport(f"{url}: credentials and all messages travel in plain text: {instead}")
+        return tls
+
     def current(self) -> ssl.SSLContext:
         """The context. When changed files cannot be used, the last good one stays and a warning is logged once."""
         stamps = self._read_stamps()
@@ -115,7 +157,7 @@ class TLSContext:
         return self._context
 
     def warn_unverified(self) -> None:
-        """Warns when the context does not verify the server.
+        """Warns when the context does not verify the server. `for_url` does so, too.
 
         Warns:
             InsecureTransportWarning: It points at the line of the application that made the broker.

@@ -1,18 +1,63 @@
 """Looks at the frames in what passes a `FaultProxy`, which knows only bytes: for `Harness.forged_answers`.
 
-    connection.rewrite(each_frame(length_of, lambda frame: b"" if is_confirm(frame) else frame))
+    def forged_answers(self):  # a protocol of lines, whose confirms are "OK <token>"
+        return forgeries(
+            line_length(),
+            lambda line: line.startswith(b"OK "),
+            refused={"BUSY": lambda line: line.replace(b"OK", b"BUSY", 1)},
+            unknown={"no words": b"?\n", "an unknown word": lambda line: line.replace(b"OK", b"HUM", 1)},
+        )
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
+from typing import Literal
 
-__all__ = ["each_frame", "each_line"]
+from cqrs_brokers_testkit.conformance import Forgery
+from cqrs_brokers_testkit.proxy import ProxyConnection
+
+__all__ = ["each_frame", "each_line", "forgeries", "line_length", "with_block"]
+
+Length = Callable[[bytes], int | None]
+Change = Callable[[bytes], bytes]
 
 
-def each_frame(
-    length: Callable[[bytes], int | None], change: Callable[[bytes], bytes]
-) -> Callable[[bytes], bytes]:
+def line_length(block: str | None = None) -> Length:
+    r"""A `length` for protocols of lines, whose frames are a line with its line break.
+
+    Args:
+        block: A regular expression for lines that are followed by a block of bytes and another line break. Its first
+            group is the number of bytes. The block belongs to the frame. For Redis it is `\$(\d+)`, for NATS
+            `H?MSG .* (\d+)`. None: no line is.
+    """
+    pattern = None if block is None else re.compile(block.encode())
+
+    def length(data: bytes) -> int | None:
+        line, end, _ = data.partition(b"\n")
+        if not end:
+            return None
+        found = None if pattern is None else pattern.fullmatch(line.rstrip(b"\r"))
+        if found is None:
+            return len(line) + 1
+        after = 2 if line.endswith(b"\r") else 1
+        return len(line) + 1 + int(found[1]) + after
+
+    return length
+
+
+def with_block(block: bytes) -> Change:
+    """A change of frames that are a line and a block: this block instead, and its length as the line's last number."""
+
+    def change(frame: bytes) -> bytes:
+        line, end, _ = re.split(rb"(\r?\n)", frame, maxsplit=1)
+        return re.sub(rb"\d+$", b"%d" % len(block), line) + end + block + end
+
+    return change
+
+
+def each_frame(length: Length, change: Change) -> Change:
     """A function for `rewrite`, of one direction of one connection, that begins between two frames.
 
     Args:
@@ -33,6 +78,57 @@ def each_frame(
     return rewrite
 
 
-def each_line(change: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
+def each_line(change: Change) -> Change:
     """`each_frame` for protocols of lines. `change` gets each with its line break."""
-    return each_frame(lambda data: data.find(b"\n") + 1 or None, change)
+    return each_frame(line_length(), change)
+
+
+def forgeries(
+    length: Length,
+    is_answer: Callable[[bytes], bool],
+    *,
+    refused: Mapping[str, Change | bytes],
+    unknown: Mapping[str, Change | bytes],
+    any_order: bool = False,
+) -> Mapping[str, Forgery]:
+    """What `Harness.forged_answers` returns. Answers that are lost, and one that is kept back, come with it.
+
+    Args:
+        length: As for `each_frame`.
+        is_answer: Whether a frame of the broker answers a message. The answer to a ping does not.
+        refused: What makes a refusal out of an answer, by what the refusal says; or the refusal's bytes, where all
+            answers can have the same.
+        unknown: In the same form, what nobody can know: a number that no message has, a reason code that the protocol
+            does not have.
+        any_order: Whether the broker may answer a message before an older one.
+    """
+
+    def forgery(meaning: Literal["lost", "refused", "unknown"], forged: Change | bytes) -> Forgery:
+        def change(frame: bytes) -> bytes:
+            if not is_answer(frame):
+                return frame
+            return forged if isinstance(forged, bytes) else forged(frame)
+
+        def apply(connection: ProxyConnection) -> None:
+            connection.rewrite(each_frame(length, change))
+
+        return Forgery(meaning, apply)
+
+    def keep_the_first_back(connection: ProxyConnection) -> Callable[[], None]:
+        kept: list[bytes] = []
+
+        def change(frame: bytes) -> bytes:
+            if kept or not is_answer(frame):
+                return frame
+            kept.append(frame)
+            return b""
+
+        connection.rewrite(each_frame(length, change))
+        return lambda: connection.insert(b"".join(kept))
+
+    made = {"nothing": forgery("lost", b"")}
+    made |= {says: forgery("refused", forged) for says, forged in refused.items()}
+    made |= {says: forgery("unknown", forged) for says, forged in unknown.items()}
+    if any_order:
+        made["nothing, at first"] = Forgery("late", keep_the_first_back)
+    return made

@@ -7,7 +7,7 @@ in a coroutine call them with `asyncio.to_thread`. They need the extras `[amqp]`
 import json
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ from cqrs_brokers_testkit._optional import MissingExtra, require
 
 __all__ = ["MissingExtra", "Record", "TooFewRecords", "bind_queue", "delete_queue", "drain_queue", "drain_topic"]
 
+_AMQP_FIELDS = {"headers", "type", "message_id", "content_type", "timestamp"}
 _NOT_USER_HEADERS = {"message-id", "message-name", "content-type", "ordering-key"}
 
 
@@ -51,6 +52,8 @@ class Record:
         exchange: AMQP's exchange.
         raw_headers: All headers as the client gave them: (name, bytes) pairs for Kafka, items of the table for AMQP.
         properties: All AMQP properties that were set, such as `delivery_mode`; for Kafka the raw `key`.
+        flags: What the broker says of the message besides all this, such as AMQP's `delivery_mode` and `expiration`,
+            or MQTT's flag to retain it. The suite demands that a plugin's messages have the same.
         tombstone: Whether there is no value at all. `body` is then empty.
     """
 
@@ -67,6 +70,7 @@ class Record:
     exchange: str | None = None
     raw_headers: Sequence[tuple[str, Any]] = field(default=())
     properties: Mapping[str, Any] = field(default_factory=dict)
+    flags: Mapping[str, Any] = field(default_factory=dict)
     tombstone: bool = False
 
     @classmethod
@@ -78,6 +82,7 @@ class Record:
         *,
         prefix: str = "",
         decode: Callable[[str], str] = str,
+        without: Collection[str] = (),
         offset: int | None = None,
     ) -> "Record":
         """Return the record of a message whose metadata are text headers, with the names of the wire format.
@@ -89,9 +94,10 @@ class Record:
             body: The body.
             prefix: A text before the names of the user's headers. It is removed.
             decode: A function that decodes the value of a header, and the name of a user's header.
+            without: Headers that are neither fields nor the user's, such as one for the broker's deduplication.
             offset: The message's offset, if the broker has offsets.
         """
-        texts = {name: decode(value) for name, value in headers.items()}
+        texts = {name: decode(value) for name, value in headers.items() if name not in without}
         fields = {name: texts.pop(name, None) for name in (*_NOT_USER_HEADERS, "timestamp")}
         time_of_message = fields["timestamp"]
         return cls(
@@ -228,6 +234,7 @@ def _amqp_record(method: Any, properties: Any, body: bytes) -> Record:
         exchange=method.exchange,
         raw_headers=tuple(table.items()),
         properties=set_properties,
+        flags={name: value for name, value in set_properties.items() if name not in _AMQP_FIELDS},
     )
 
 

@@ -13,8 +13,9 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+from cqrs_brokers import Message
 from cqrs_brokers_testkit.certificates import Certificates, make_certificates
-from cqrs_brokers_testkit.conformance._harness import Harness, Target, Unsupported
+from cqrs_brokers_testkit.conformance._harness import Harness, Refusal, SizeLimit, Target, Unsupported
 from cqrs_brokers_testkit.proxy import FaultProxy
 from cqrs_brokers_testkit.readers import Record
 from cqrs_brokers_testkit.servers._install import ServerUnavailable
@@ -41,12 +42,16 @@ class RunningServer:
         folder: The server's own folder, for data, configuration and log.
         port: Where it listens.
         certificates: The certificates that it uses. None: it uses no TLS.
+        settings: What `run_server` was given beside them.
     """
 
-    def __init__(self, folder: Path, port: int, certificates: Certificates | None) -> None:
+    def __init__(
+        self, folder: Path, port: int, certificates: Certificates | None, settings: Mapping[str, Any]
+    ) -> None:
         self.folder = folder
         self.port = port
         self.certificates = certificates
+        self.settings = settings
         self.process: ServerProcess | None = None
 
     def start(self) -> None:
@@ -60,9 +65,9 @@ class ServerHarness(Harness):
     """Finds the program, gives each server a folder and a port, and ends all servers. The main server is behind a
     proxy.
 
-    A subclass sets `program` and writes `configure`, `read` or `read_back`, and, if the broker has users or TLS,
-    `client_url`. The class then provides `start`, `stop`, `kill`, `restart`, `pause`, and the methods about TLS and
-    logins. The servers with certificates are started when a case first asks for them.
+    A subclass sets `program` and writes `configure`, and `read` or `read_back`. The class then provides `start`,
+    `stop`, `kill`, `restart`, `pause`, and the methods about TLS and logins. The servers with certificates are started
+    when a case first asks for them.
 
     Attributes:
         program: The server's program.
@@ -70,6 +75,13 @@ class ServerHarness(Harness):
         search: Folders to look into besides those on the PATH; `~` is the home folder.
         has_tls: Whether the broker and the plugin can use TLS. If so, `configure` is also called for servers with
             certificates.
+        tls_scheme: The scheme of config strings with TLS; "": that of `url`.
+        other_servers: Options of config strings for other servers than the main one, such as `declare=queue`: there the
+            suite creates no topics.
+        small_topic: Settings with which `create_topic` makes a topic that takes messages of at most 20 kB. If there are
+            none, `refuse_next` does not come from it.
+        small_server: Settings with which `configure` makes a server that takes messages of at most 50 kB. If there are
+            none, `limited_size` does not apply.
         login: User and password for `url`; None: none.
     """
 
@@ -77,6 +89,10 @@ class ServerHarness(Harness):
     install: ClassVar[str] = ""
     search: ClassVar[Sequence[str]] = ()
     has_tls: ClassVar[bool] = False
+    tls_scheme: ClassVar[str] = ""
+    other_servers: ClassVar[str] = ""
+    small_topic: ClassVar[Mapping[str, Any]] = {}
+    small_server: ClassVar[Mapping[str, Any]] = {}
     login: ClassVar[tuple[str, str] | None] = None
 
     def __init__(self, url: str | None = None) -> None:
@@ -101,9 +117,13 @@ class ServerHarness(Harness):
         raise NotImplementedError
 
     def client_url(self, host: str, port: int, login: tuple[str, str] | None, cafile: Path | None, tls: bool) -> str:
-        """The config string for a host, a login, and TLS with an authority (None: the system's)."""
+        """The config string for a host, a login, and TLS with an authority (None: the system's).
+
+        Override it when it is not `scheme://user:password@host:port?ssl_cafile=file`.
+        """
         userinfo = "" if login is None else f"{login[0]}:{login[1]}@"
-        return f"{self.url.partition('://')[0]}://{userinfo}{host}:{port}"
+        scheme = (tls and self.tls_scheme) or self.url.partition("://")[0]
+        return f"{scheme}://{userinfo}{host}:{port}{'' if cafile is None else f'?ssl_cafile={cafile}'}"
 
     def prepare(self) -> None:
         """Called when the main server has started, and again after `dismiss_clients`. Override it to connect readers
@@ -178,10 +198,32 @@ class ServerHarness(Harness):
         """Lets a paused server go on."""
         self._process.resume()
 
+    @property
+    def direct_url(self) -> str:
+        """The config string of the main server, not through the proxy."""
+        return self.client_url(LOOPBACK, self.server.port, self.login, None, False)
+
     def tls_destination(self) -> Target:
         server = self._tls_server("server")
         url = self.client_url("localhost", server.port, self.login, self.certificates.ca, True)
-        return Target(url, self.new_topic_name())
+        return Target(self._of_another_server(url), self.new_topic_name())
+
+    def refuse_next(self) -> Refusal:
+        if not self.small_topic:
+            return super().refuse_next()
+        topic = self.new_topic_name()
+        self.create_topic(topic, **self.small_topic)
+        return Refusal(self.url, topic, Message("Refused", topic, bytes(50_000)))
+
+    def limited_size(self) -> SizeLimit:
+        if not self.small_server:
+            return super().limited_size()
+        server = self.run_server(None, **self.small_server)
+        url = self.client_url(LOOPBACK, server.port, self.login, None, False)
+        return SizeLimit(self._of_another_server(url), self.new_topic_name(), 50_000)
+
+    def _of_another_server(self, url: str) -> str:
+        return f"{url}{'&' if '?' in url else '?'}{self.other_servers}" if self.other_servers else url
 
     def wrong_password_url(self) -> str:
         if self.login is None:
@@ -228,15 +270,19 @@ class ServerHarness(Harness):
             self._all_certificates = make_certificates(folder)
         return self._all_certificates
 
-    def run_server(self, certificates: Certificates | None) -> RunningServer:
+    def run_server(self, certificates: Certificates | None, **settings: Any) -> RunningServer:
         """Starts a further server, which ends with the harness.
+
+        Args:
+            certificates: The certificates that it uses; None: no TLS.
+            **settings: What `configure` finds in the server's `settings`, for a server that differs from the others.
 
         Raises:
             ServerUnavailable: The program is not on this machine.
         """
         program = self._program()
         folder = self._stack.enter_context(server_folder(self.program, report))
-        server = RunningServer(folder, free_port(), certificates)
+        server = RunningServer(folder, free_port(), certificates, settings)
         command, environment = [program, *self.configure(server)], {"PATH": os.environ.get("PATH", "")}
         log = folder / f"{self.program}.log"
         server.process = ServerProcess(self.program, command, environment=environment, folder=folder, log=log)

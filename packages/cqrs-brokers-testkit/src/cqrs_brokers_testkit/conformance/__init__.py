@@ -7,7 +7,15 @@ Or `python -m cqrs_brokers_testkit my-scheme`, or in pytest a subclass of `pytes
 """
 
 from cqrs_brokers_testkit.conformance._case import CASES, Case
-from cqrs_brokers_testkit.conformance._harness import Forgery, Harness, NotApplicable, Refusal, Target, Unsupported
+from cqrs_brokers_testkit.conformance._harness import (
+    Forgery,
+    Harness,
+    NotApplicable,
+    Refusal,
+    SizeLimit,
+    Target,
+    Unsupported,
+)
 from cqrs_brokers_testkit.conformance._report import CaseResult, ConformanceFailed, Report
 from cqrs_brokers_testkit.conformance._runner import run
 from cqrs_brokers_testkit.readers import Record
@@ -23,6 +31,7 @@ __all__ = [
     "Record",
     "Refusal",
     "Report",
+    "SizeLimit",
     "Target",
     "Unsupported",
     "run",

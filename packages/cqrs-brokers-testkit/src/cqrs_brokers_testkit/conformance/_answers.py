@@ -13,6 +13,7 @@ from cqrs_brokers_testkit.conformance._case import (
     NotApplicable,
     case,
     check,
+    check_all_receipts,
     check_receipt,
     check_truth,
     outcome_of,
@@ -22,6 +23,10 @@ from cqrs_brokers_testkit.conformance._harness import Forgery
 from cqrs_brokers_testkit.proxy import ProxyConnection
 
 _DEADLINE = 3.0
+_LATEST = 100.0
+"""Seconds: the deadline of a message whose answer comes last."""
+_MORE_THAN_16_BITS = 66_000
+_BATCH = 5_000
 _CANARIES = {"the body": "canary-body-71", "the key": "canary-key-72", "a header": "canary-header-73"}
 
 
@@ -145,6 +150,42 @@ async def _losing_all_but_pings(ctx: Context, forged: _Forged) -> Callable[[Prox
         raise NotApplicable("the answers to its pings differ, and the harness forges no answers")
     learning = False
     return lambda _: None
+
+
+@case(
+    "delivery.late-answer-finds-its-message",
+    "fault",
+    needs=["proxy", "forged_answers", "read_back"],
+    capability="confirms",
+    limit=120.0,
+)
+async def late_answer_finds_its_message(ctx: Context) -> None:
+    """An answer that comes after those to 66 000 later messages is still its own message's, with its own offset."""
+    forgeries: dict[str, Forgery] = await ctx.once(ctx.harness.forged_answers)
+    late = [forgery for forgery in forgeries.values() if forgery.meaning == "late"]
+    if not late:
+        raise NotApplicable("the harness keeps no single answer back")
+    forged, letting_through = await _Forged.of(ctx, _LATEST), []
+    for connection in forged.connections:
+        letting_through.append(await ctx.do(lambda connection=connection: late[0].apply(connection)))  # type: ignore[misc]
+    early = asyncio.ensure_future(outcome_of(forged.broker.send_message(forged.messages[0])))
+    records = await ctx.read_those_of(forged.messages[:1], forged.topic, 2)
+    await asyncio.sleep(0.2)  # its answer has come, and is kept back
+    check(not early.done(), "its answer is kept back, and its send has ended")
+    topic, left = await ctx.topic(), ctx.count(_MORE_THAN_16_BITS)
+    while left > 0:
+        batch = [ctx.message(topic, b"") for _ in range(min(left, _BATCH))]
+        check_all_receipts(await forged.broker.send_messages(batch))
+        left -= len(batch)
+    for let_through in letting_through:
+        await ctx.do(let_through)
+    done, _ = await asyncio.wait([early], timeout=10.0)
+    check(done, "an answer came after those to many later messages, and its message waits for it")
+    outcome = early.result()
+    check_receipt(outcome, "a message whose answer came after those to many later ones")
+    assert isinstance(outcome, Receipt)
+    at = (outcome.partition, outcome.offset)
+    check(at in ((None, None), (records[0].partition, records[0].offset)), f"it is not where its receipt says: {at}")
 
 
 @case("delivery.farewells-confirm-nothing", "fault", needs=["proxy", "dismiss_clients", "read_back"], limit=90.0)

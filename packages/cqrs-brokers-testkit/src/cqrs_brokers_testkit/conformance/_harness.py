@@ -61,15 +61,31 @@ class Forgery(NamedTuple):
     Attributes:
         meaning: `lost`: they do not come, and all other answers do, such as those to a ping. `refused`: they say that
             the message was refused. `unknown`: they say what nobody can know: a number that no message has, a reason
-            code that the protocol does not have.
-        apply: Begins with it on one connection, until the connection ends. `cqrs_brokers_testkit.frames` helps.
+            code that the protocol does not have. `late`: the first one is kept back, and all others come.
+        apply: Begins with it on one connection, until the connection ends. If the meaning is `late`, it returns a
+            function that lets the answer through.
     """
 
-    meaning: Literal["lost", "refused", "unknown"]
-    apply: Callable[[ProxyConnection], object]
+    meaning: Literal["lost", "refused", "unknown", "late"]
+    apply: Callable[[ProxyConnection], Any]
 
 
-_OPTIONAL = {"foreign_answers", "forged_answers", "stuck_destination", "dismiss_clients"}
+class SizeLimit(NamedTuple):
+    """A destination whose broker takes smaller messages than others do.
+
+    Attributes:
+        url: The config string.
+        topic: The topic, which need not be readable.
+        most_bytes: The largest message that it takes, as the broker counts it: in bytes, with what belongs to the
+            message besides its body. The suite takes 4 KiB for more than that.
+    """
+
+    url: str
+    topic: str
+    most_bytes: int
+
+
+_OPTIONAL = {"foreign_answers", "forged_answers", "stuck_destination", "dismiss_clients", "limited_size"}
 """What a harness need not offer: by itself it raises `NotApplicable`."""
 _BY_PROXY = {"stall", "resume", "reset", "lose_answers", "connections_made"}
 _OF_A_WIRE = {"proxy", "hosts_url", "peer_url", "unreachable_url", "restart", "kill", *_BY_PROXY}
@@ -219,10 +235,15 @@ class Harness:
     def forged_answers(self) -> Mapping[str, Forgery]:
         """Forged answers, by what they say. Each is tried with a broker and a connection of its own, through `proxy`.
 
-        Without it the cases about single answers do not apply, except that a ping's answers are found without help
-        where they are always the same bytes.
+        `cqrs_brokers_testkit.frames.forgeries` makes them. Without it the cases about single answers do not apply,
+        except that a ping's answers are found without help where they are always the same bytes.
         """
         raise NotApplicable("the harness forges no answers")
+
+    def limited_size(self) -> SizeLimit:
+        """A destination whose broker takes messages of at most some size, of 20 kB to 800 kB, such as a server with a
+        small limit for packets."""
+        raise NotApplicable("the harness has no destination with a small limit of size")
 
     def stuck_destination(self) -> Target:
         """A destination that takes no message, while others do, until `resume()`.

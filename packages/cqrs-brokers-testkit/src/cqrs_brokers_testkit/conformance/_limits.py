@@ -13,6 +13,7 @@ from cqrs_brokers_testkit.conformance._case import (
     NotApplicable,
     case,
     check,
+    check_all_receipts,
     check_receipt,
     outcome_of,
     show,
@@ -25,6 +26,8 @@ _LONGEST = 32_767
 """The most bytes of a key or a header's value."""
 _PATIENCE = 16.0
 """Seconds. Clients give up after 5, 10, 12 or 15."""
+_ABOUT_A_MESSAGE = 4_096
+"""Bytes of what belongs to a message besides its body, at most."""
 _SENT = 20_000
 """Bytes of a message that does not get smaller by compression."""
 
@@ -83,6 +86,36 @@ async def nothing_confidential_is_told_of_what_is_large(ctx: Context) -> None:
         await broker.close()
     leaks = shown(_CANARIES, [*logs, *told])
     check(not leaks, f"{' and '.join(leaks)} can be read in log records, warnings or errors")
+
+
+@case("delivery.too-large-for-this-broker", "live", needs=["limited_size"])
+async def too_large_for_this_broker(ctx: Context) -> None:
+    """What is larger than this broker takes is not delivered, and not quoted; its neighbours get their receipts."""
+    limit = await ctx.once(ctx.harness.limited_size)
+    body, _, header = _CANARIES.values()
+    fitting = [ctx.message(limit.topic, {"n": n}) for n in range(20)]
+    fitting.append(ctx.message(limit.topic, bytes(limit.most_bytes - _ABOUT_A_MESSAGE)))
+    large = [ctx.message(limit.topic, (body + "x" * limit.most_bytes).encode())]
+    if ctx.capabilities.headers:
+        headers = {f"h{n}": (header + "x" * _LONGEST)[:_LONGEST] for n in range(limit.most_bytes // _LONGEST + 1)}
+        large.append(ctx.message(limit.topic, b"small", headers=headers))
+    with logs_at_debug() as logs:
+        broker = ctx.open(limit.url, delivery_timeout=8.0)
+        check_receipt(await outcome_of(broker.send_message(ctx.message(limit.topic))))
+        messages = [*fitting[:10], *large, *fitting[10:]]
+        sends = [asyncio.ensure_future(outcome_of(broker.send_message(message))) for message in messages]
+        outcomes = dict(zip(map(id, messages), await asyncio.gather(*sends), strict=True))
+        await broker.close()
+    check_all_receipts([outcomes[id(message)] for message in fitting])
+    for message in large:
+        outcome = outcomes[id(message)]
+        refused = isinstance(outcome, MessageTooLargeError | RejectedError)
+        check(refused, f"a message above the {limit.most_bytes} bytes that this broker takes got {show(outcome)}")
+        told = [f"{each} {each!r}" for each in chain(outcome)] if isinstance(outcome, BaseException) else []
+        leaks = shown(_CANARIES, told)
+        check(not leaks, f"{' and '.join(leaks)} can be read in the error about a message that is too large")
+    leaks = shown(_CANARIES, logs)
+    check(not leaks, f"{' and '.join(leaks)} can be read in log records or warnings")
 
 
 @case("delivery.time-confirms-nothing", "fault", needs=["hosts_url"], capability="confirms", waits=True)

@@ -11,6 +11,7 @@ import uuid
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from types import SimpleNamespace
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -201,6 +202,33 @@ async def hundred_headers_arrive(ctx: Context) -> None:
     await ctx.open().send_message(ctx.message(topic, headers=headers))
     got = dict((await ctx.read_one(topic)).headers)
     check(got == headers, f"{len(got)} of 100 headers arrived, or some changed")
+
+
+@case("messages.carry-nothing-else", "live", needs=["read_back"])
+async def carry_nothing_else(ctx: Context) -> None:
+    """Besides what its sender gave it, each message carries the same: none a header, flag or expiry of its own."""
+    keeps, given, flags = ctx.capabilities, {"a": "1"}, dict[str, dict[str, Any]]()
+    kinds: dict[str, dict[str, Any]] = {
+        "a plain message": {},
+        "one without a body": {"payload": b""},
+        "a large one": {"payload": bytes(min(300_000, (keeps.max_message_bytes or 300_000) - 1_000))},
+        "one with a content type": {"content_type": "text/plain"},
+        "one with a time": {"timestamp": datetime.now(UTC) - timedelta(days=1)},
+    }
+    if keeps.ordering_key:
+        kinds["one with a key"] = {"key": "k"}
+    if keeps.headers:
+        kinds["one with headers"] = {"headers": given}
+    broker = ctx.open()
+    for what, fields in kinds.items():
+        topic = await ctx.topic()
+        check_receipt(await outcome_of(broker.send_message(ctx.message(topic, **fields))), what)
+        record = await ctx.read_one(topic)
+        extra = dict(record.headers).keys() - fields.get("headers", {}).keys()
+        check(not extra, f"{what} arrived with headers that nobody gave it: {', '.join(sorted(extra))}")
+        flags[what] = dict(record.flags)
+    other = [f"{what}: {those}" for what, those in flags.items() if those != flags["a plain message"]]
+    check(not other, f"a plain message arrived with {flags['a plain message']}, but {'; '.join(other)}")
 
 
 _FIELDS = (

@@ -19,9 +19,6 @@ def _length(data: bytes) -> int | None:
     return 4 + int.from_bytes(data[:4]) if len(data) >= 4 else None
 
 
-
-
-
 def _change_produce(connection: ProxyConnection, request: Change, response: Change) -> None:
     """Changes produce requests and their responses."""
     asked: set[bytes] = set()  # correlation ids: a response does not say what it answers

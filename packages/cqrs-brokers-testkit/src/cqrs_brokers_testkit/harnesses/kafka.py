@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from cqrs_brokers import Message
 from cqrs_brokers_testkit._optional import require
 from cqrs_brokers_testkit.certificates import make_certificates
-from cqrs_brokers_testkit.conformance import Forgery, Harness, NotApplicable, Record, Refusal, Target
+from cqrs_brokers_testkit.conformance import Forgery, Harness, NotApplicable, Record, Refusal, SizeLimit, Target
 from cqrs_brokers_testkit.proxy import FaultProxy
 from cqrs_brokers_testkit.readers import drain_topic
 from cqrs_brokers_testkit.servers import KafkaCluster, kafka
@@ -71,9 +71,13 @@ class KafkaHarness(Harness):
         return f"kafka://{listener}?{sasl}"
 
     def refuse_next(self) -> Refusal:
+        topic = self.limited_size().topic
+        return Refusal(self.url, topic, Message("Refused", topic, bytes(50_000)))
+
+    def limited_size(self) -> SizeLimit:
         topic = self.new_topic_name()
         self._cluster.create_topic(topic, config={"max.message.bytes": "20000"})
-        return Refusal(self.url, topic, Message("Refused", topic, bytes(50_000)))
+        return SizeLimit(self.url, topic, 20_000)
 
     def stuck_destination(self) -> Target:
         topic = self.new_topic_name()

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from cqrs_brokers_testkit.conformance import Target
+from cqrs_brokers_testkit.conformance import NotApplicable, SizeLimit, Target
 from cqrs_brokers_testkit.readers import bind_queue
 from cqrs_brokers_testkit.servers import RabbitMQNode, rabbitmq
 
@@ -68,6 +68,9 @@ class RabbitMQHarness(AMQPHarness[RabbitMQNode]):
     def _quorum_queue(self, what: str, topic: str) -> None:
         """Suspends the process that leads it, or lets it go on: as without a majority, it answers nobody meanwhile."""
         self._server.ctl("eval", f"sys:{what}({{'%2F_{topic}', node()}}).")
+
+    def limited_size(self) -> SizeLimit:
+        raise NotApplicable("RabbitMQ closes the channel of a message above max_message_size, with all that is on it")
 
     def dismiss_clients(self) -> None:
         self._server.close_all_connections()
