@@ -37,6 +37,7 @@ __all__ = [
     "TOMBSTONE",
     "Tombstone",
     "id_text",
+    "set_id_text",
     "snapshot",
     "timestamp_ms",
 ]
@@ -176,8 +177,18 @@ def id_text(message: Message) -> bytes:
     return known if type(known) is bytes else text_of(known.int)
 
 
+def set_id_text(message: Message, text: bytes) -> None:
+    """Gives the message an id whose text is known, for code that stores messages and sends them later.
+
+    Args:
+        message: The message.
+        text: What `id_text` returned. It is not checked, and becomes a `UUID` only when somebody reads `message_id`.
+    """
+    message._id = text
+
+
 raw_id: Callable[[Message], Any] = attrgetter("_id")
-"""The message's id as the message keeps it: the text of an id of our own, or what the caller set."""
+"""The message's id as the message keeps it: the text of an id, or what the caller set."""
 
 
 def has_own_time(message: Message) -> bool:
