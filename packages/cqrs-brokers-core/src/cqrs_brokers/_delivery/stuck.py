@@ -59,6 +59,10 @@ class StuckDestinations:
         """The trials, by destination and key. After a look, the key of a trial without a key is the trial itself."""
         self.names: frozenset[str] = frozenset()
         """The destinations that take nothing."""
+        self._again: set[str] = set()
+        """Those of them that get one more trial, whatever became of the earlier ones."""
+        self._looks_for_more = 0
+        """At how many looks those found anew get one, too: their messages went the way that the driver has left."""
         self._set_limits()
 
     def look(self) -> None:
@@ -67,13 +71,23 @@ class StuckDestinations:
         for delivery in (*self._in_flight.ended, *self._in_flight.pending):
             now.setdefault(self._destination(delivery.message), []).append(delivery)
         before, self._before = self._before, now
+        known = self.names
         self.names = frozenset(
             name for name in now if name in before and all(delivery.state < RELEASED for delivery in before[name])
         )
+        self._again &= self.names
+        if self._looks_for_more:
+            self._looks_for_more -= 1
+            self._again |= self.names - known
         self._held = [delivery for name in self.names for delivery in now[name]]
         self._bytes = sum(delivery.size for delivery in self._held)
         self._trials = {name: _that_count(self._trials.get(name, {})) for name in self.names}
         self._set_limits()
+
+    def try_again(self) -> None:
+        """Each destination that takes nothing gets one more trial, because the driver says that it may take messages
+        now."""
+        self._again, self._looks_for_more = set(self.names), 2
 
     def count(self) -> bool:
         """Counts what stuck destinations hold: once before the window is filled, not for each message.
@@ -108,12 +122,15 @@ class StuckDestinations:
 
     def must_wait(self, delivery: Sending) -> bool:
         """Whether the message goes to a stuck destination, and such destinations hold their part of the window."""
-        trials = self._trials.get(self._destination(delivery.message))
+        name, key = self._destination(delivery.message), delivery.message.key
+        trials = self._trials.get(name)
         if trials is None or not self._is_full(delivery):
+            return False
+        before = trials.get(key)
+        if name in self._again and (key is None or before is None or before.state == RELEASED):
             return False
         if len(self._held) >= self._most or self._bytes + delivery.size > self._most_bytes:
             return True
-        before = trials.get(delivery.message.key)
         if before is not None:
             return before.state < RELEASED
         unanswered = sum(trial.state < RELEASED for trial in trials.values())
@@ -123,6 +140,7 @@ class StuckDestinations:
         """The driver got the message."""
         name = self._destination(delivery.message)
         if name in self.names:
+            self._again.discard(name)
             if self._is_full(delivery):
                 self._trials[name][delivery.message.key] = delivery
             self._held.append(delivery)
