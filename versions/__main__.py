@@ -22,6 +22,7 @@ def main() -> int:
     parser.add_argument("wheels", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"default: all of {', '.join(names)}")
     parser.add_argument("--again", action="store_true", help="also what has passed with this commit")
+    parser.add_argument("--failed", action="store_true", help="of complete runs, only the files with a failed test")
     parser.add_argument("--folder", type=Path, default=ROOT / ".nox" / "versions-runs", help="environments and results")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "reference" / "versions.md", help="the page")
     given = parser.parse_args()
@@ -38,16 +39,20 @@ def main() -> int:
         if known and known.commit == commit and known.passed and not given.again:
             _say(f"{number} of {len(wanted)}: {target.name} has passed with {commit}")
             continue
+        if given.failed and not (known and known.complete and known.failed):
+            _say(f"{number} of {len(wanted)}: {target.name} has no complete run with a failed test")
+            continue
         _say(f"{number} of {len(wanted)}: {target.name}")
-        fresh = Result(target.name, commit, f"{datetime.now(UTC):%Y-%m-%d}")
+        today = f"{datetime.now(UTC):%Y-%m-%d}"
         taken_up = known is not None and known.commit == commit and not known.complete and not given.again
-        result = known if known and taken_up else fresh
+        result = known if known and (taken_up or given.failed) else Result(target.name, commit, today)
         results[target.name] = result
         keep = partial(save, kept, results)
         try:
             place = given.folder.resolve() / "environments"
             environment = make(target, given.wheels.resolve(), place, _say, again=not taken_up)
-            run(target, environment, result, given.folder / "logs", _say, keep)
+            again = f"{commit}, {today}" if given.failed else ""
+            run(target, environment, result, given.folder / "logs", _say, keep, again=again)
         except NotHad as error:
             result.not_tried = str(error)
         keep()
@@ -55,7 +60,7 @@ def main() -> int:
         given.page.write_text(page(results))
         _say(f"{target.name}: {result.not_tried or result.counts}")
     _say(f"written: {given.page}")
-    return 1 if any(results[target.name].failed for target in wanted) else 0
+    return 1 if any(target.name in results and results[target.name].failed for target in wanted) else 0
 
 
 def _say(line: str) -> None:

@@ -34,9 +34,17 @@ _OURS = (
     "cqrs-brokers-python-cqrs",
     "cqrs-brokers-testkit[pytest,amqp,kafka]",
 )
-_OLDEST = ("pydantic", "pluggy", "importlib-metadata", "aiokafka", "aio-pika", "python-cqrs")
+_OLDEST = ("pydantic", "pluggy", "importlib-metadata", "aiokafka", "google-crc32c", "aio-pika", "python-cqrs")
 _COMPLETE = "complete"
-_SUITE_PACKAGES = ("python3", "python3-venv", "rabbitmq-server", "default-jre-headless", "git")
+_SUITE_PACKAGES = (
+    "python3",
+    "python3-venv",
+    "rabbitmq-server",
+    "default-jre-headless",
+    "postgresql",
+    "mariadb-server",
+    "git",
+)
 
 
 class NotHad(Exception):  # noqa: N818 - names a state of the machine

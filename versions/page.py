@@ -11,7 +11,8 @@ _HEAD = """\
 # Versions
 
 Which servers, Pythons and dependencies the tests were run with. Written by `nox -s versions`, which takes up an
-interrupted run where it ended; `nox -s versions -- kafka-3.9.1 oldest` runs some of it. Each server is tried with one
+interrupted run where it ended; `nox -s versions -- kafka-3.9.1 oldest` runs some of it, and `--failed` runs again only
+the files with a failed test, which the page then names. Each server is tried with one
 Python, each Python with this machine's servers, and the oldest dependencies that our ranges allow once: not all
 combinations. "Not applicable" are cases of the [conformance suite](conformance.md) that have no meaning for a broker.
 
@@ -40,6 +41,11 @@ def page(results: dict[str, Result]) -> str:
         text += "\n## Failed\n\n"
         for target, result in failed:
             text += f"* {target.title}: {', '.join(f'`{test}`' for test in result.failed)}\n"
+    again = [(target, part) for target, result in tried for part in result.parts.values() if part.again]
+    if again:
+        text += "\n## Run again\n\nThe table counts the second run of the files in which these tests had failed:\n\n"
+        for target, part in again:
+            text += f"* {target.title}, again with {part.again}: {', '.join(f'`{test}`' for test in part.before)}\n"
     missing = [(target, "it was not run") for target in TARGETS if target.name not in results]
     missing += [(target, "its run has not ended") for target in TARGETS if target.name in unfinished]
     missing += [(target, result.not_tried) for target, result in tried if result.not_tried]

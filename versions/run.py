@@ -29,11 +29,15 @@ class Part:
         counts: Number of tests by kind, see `KINDS`.
         failed: Ids of the tests that failed.
         seconds: How long they took.
+        before: Ids of the tests that failed when the file was run first, if it was run again.
+        again: With which commit it was run again; "": it was not.
     """
 
     counts: dict[str, int]
     failed: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    before: list[str] = field(default_factory=list)
+    again: str = ""
 
 
 @dataclass
@@ -108,6 +112,8 @@ def run(
     logs: Path,
     progress: Callable[[str], None],
     keep: Callable[[], None],
+    *,
+    again: str = "",
 ) -> None:
     """Runs the files of tests of a target that have no result yet; fills in the result.
 
@@ -118,6 +124,7 @@ def run(
         logs: Folder for pytest's output.
         progress: Called with each line of progress.
         keep: Called after each file of tests, to save the result.
+        again: The commit with which files with a failed test are run again; "": they are not.
     """
     result.python, result.dependencies = environment.version, environment.dependencies
     # CI: a missing server is a failure there, and not a skipped test.
@@ -132,8 +139,12 @@ def run(
     progress(f"{target.name}: {', '.join(result.servers)}, Python {result.python}; output in {logs / target.name}")
     tests = files(target.tests)
     for number, test in enumerate(tests, 1):
-        if test not in result.parts:
-            part = result.parts[test] = _run_part(test, environment, variables, logs / target.name)
+        first = result.parts.get(test)
+        if first is None or (again and first.failed):
+            part = _run_part(test, environment, variables, logs / target.name)
+            if first is not None:
+                part.before, part.again = first.before or first.failed, again
+            result.parts[test] = part
             progress(f"{target.name}: {number} of {len(tests)}: {test}: {part.counts}, {part.seconds:.0f} s")
             keep()
     result.complete = True

@@ -26,7 +26,7 @@ from cqrs_brokers import Broker, BrokerClosedError, InvalidMessageError, Message
 from cqrs_brokers._message.encoding import encode
 from cqrs_brokers._message.ids import new_message_id, new_text
 from cqrs_brokers.driver import content_type_of, id_text, timestamp_ms
-from cqrs_brokers.protocol import EventBody
+from cqrs_brokers.protocol import EventBody, set_id_text
 
 from .drivers import Scripted
 
@@ -324,6 +324,17 @@ def test_a_message_makes_its_id_and_time_once() -> None:
     message.message_id, message.timestamp = UUID(int=7), datetime(2020, 1, 1, tzinfo=UTC)
     assert (id_text(message), message.message_id) == (b"00000000-0000-0000-0000-000000000007", UUID(int=7))
     assert (timestamp_ms(message), message.timestamp.year) == (1577836800000, 2020)
+
+
+async def test_a_message_may_be_given_the_text_of_its_id() -> None:
+    """Its id, its copies and its receipt are those of the id itself."""
+    identity = uuid4()
+    message = Message("n", "t", b"", uuid4())
+    set_id_text(message, str(identity).encode())
+    assert copy.copy(message).message_id == identity
+    async with Broker(Scripted(automatic=True)) as broker:
+        receipt = await broker.send_message(message)
+    assert (id_text(message), message.message_id, receipt.message_id) == (str(identity).encode(), identity, identity)
 
 
 @pytest.mark.parametrize("wrong", [None, 7, "2020-01-01", datetime(2020, 1, 1)])

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import weakref
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
@@ -499,6 +500,14 @@ async def test_a_batch_can_be_asked_for_as_a_whole(caplog: pytest.LogCaptureFixt
     ]
 
 
+async def test_an_empty_batch_is_none() -> None:
+    """A call without messages has nothing to begin, and so nothing to complete."""
+    observer = Batches()
+    async with Broker(Scripted(automatic=True), observers=[observer]) as broker:
+        assert await broker.send_messages([]) == []
+    assert observer.events == []
+
+
 async def test_an_observer_may_ask_for_batches_only() -> None:
     """A single message is not asked for then."""
 
@@ -591,6 +600,54 @@ async def test_headers_of_equal_values_of_other_types() -> None:
             adds.added = {"n": value}
             await broker.send_message(Message("n", "t", b"{}"))
     assert [dict(seen.headers) for seen in driver.seen] == [{"n": True}, {}, {}, {"n": True}]
+
+
+@pytest.mark.parametrize(
+    ("before", "value", "size"), [(None, "acme", 4), ("é", "münchen", 8), (True, 1.5, 8), ("", True, 1)]
+)
+async def test_size_with_headers_that_replace_others(before: Any, value: Any, size: int) -> None:
+    """The body, the headers that stay and those that replace others count, and those that are replaced do not."""
+    carries = Capabilities(headers=True, header_types=frozenset({str, float, bool, type(None)}))
+    own, replaced = {"own": "1", "tenant": before}, {"own": "1", "tenant": value}
+    expected = len("{}") + len("own1") + len("tenant") + size
+    for most, headers in ((expected, replaced), (expected - 1, own)):
+        driver = Scripted(automatic=True, capabilities=carries)
+        async with Broker(driver, observers=[Adds({"tenant": value})], max_message_bytes=most) as broker:
+            for _ in range(2):  # the second time the headers are known
+                await broker.send_message(Message("n", "t", b"{}", headers=own))
+        assert [dict(seen.headers) for seen in driver.seen] == [headers] * 2
+
+
+@pytest.mark.parametrize(("same", "fit"), [(20, True), (19, False)])
+async def test_the_number_of_headers_counts_all(same: int, fit: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """A message has at most 100, its own ones and those that are added together."""
+    own = {f"n{n}": "own" for n in range(60)}
+    added = {f"n{n}": "added" for n in range(60 - same, 120 - same)}
+    driver = Scripted(automatic=True)
+    async with Broker(driver, observers=[Adds(added)]) as broker:
+        for _ in range(2):  # the second time the headers are known
+            await broker.send_message(Message("n", "t", b"{}", headers=own))
+    assert [dict(seen.headers) for seen in driver.seen] == [{**own, **added} if fit else own] * 2
+    assert ("101 headers, and 100 are allowed" in caplog.text) is not fit
+
+
+async def test_the_callers_message_is_not_kept() -> None:
+    """With a hook the message in flight is a copy; the original is free before there is an outcome."""
+
+    class Referable(Message):
+        """Of a class that can be referred to weakly."""
+
+    driver = Scripted()
+    async with Broker(driver, observers=[Book()]) as broker:
+        original = Referable("n", "t", b"{}")
+        kept = weakref.ref(original)
+        sending = asyncio.create_task(broker.send_message(original))
+        del original
+        await settle()
+        assert broker.in_flight == 1
+        assert kept() is None
+        driver.confirm_all()
+        assert (await sending).confirmed
 
 
 async def test_headers_count_as_bytes_in_flight() -> None:

@@ -1,4 +1,4 @@
-"""Destinations that take nothing hold at most half of the window, together; the others go on.
+"""Destinations that take nothing leave most of the free places of the window to the others, which go on.
 
 While all destinations take messages, two fifths of the window are in use.
 """

@@ -7,13 +7,12 @@ the next number, or 0 under a higher epoch; a batch that equals one of the last 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from cqrs_broker_kafka._partition import Batch, Partition, State
 from cqrs_broker_kafka._produce import Answer
-from cqrs_broker_kafka._records import HEAD_SIZE, Record
+from cqrs_broker_kafka._records import HEAD_SIZE, PLACE_SIZE, Records
 from cqrs_brokers import DeliveryError, NotDeliveredError
 
 OUT_OF_ORDER, INVALID_EPOCH = 45, 47
@@ -129,15 +128,15 @@ class Around:
         self.idempotent = idempotent
         self.producer_id = 100 if idempotent else -1
         self.epoch = 0 if idempotent else -1
-        self.batch_size = HEAD_SIZE + most * record(0).size()
+        self.batch_size = HEAD_SIZE + most * (PLACE_SIZE + len(new_delivery(0).name))
         self.ready_now = False
         self.paused_now = False
         self.wants_id = False
-        self.rerouted: list[Record] = []
+        self.rerouted = Records()
 
-    def encode(self, records: Sequence[Record], producer_id: int, epoch: int, sequence: int) -> Any:
+    def encode(self, records: Records, producer_id: int, epoch: int, sequence: int) -> Any:
         """A `Written` in place of bytes."""
-        return Written(producer_id, epoch, sequence, tuple(made.content for made in records))
+        return Written(producer_id, epoch, sequence, tuple(records.contents))
 
     def ready(self, partition: Partition) -> None:
         self.ready_now = True
@@ -148,21 +147,26 @@ class Around:
     def spend_id(self, producer_id: int) -> None:
         self.wants_id = True
 
-    def left(self, partition: Partition, records: Any) -> None:
-        self.rerouted += records
+    def left(self, partition: Partition, records: Records) -> None:
+        self.rerouted.parts += records.parts
 
     def new_id(self) -> None:
         self.producer_id += 1
 
 
-def record(number: int) -> Record:
-    """A record whose content is its number."""
-    delivery: Any = Delivery(b"%06d" % number)
-    return Record(delivery, 0, None, delivery.name)
+def new_delivery(number: int) -> Any:
+    """A delivery whose name is its number."""
+    return Delivery(b"%06d" % number)
+
+
+def add(partition: Partition, delivery: Any) -> None:
+    """As `KafkaDriver.submit`: queues a record, whose content is the delivery's name."""
+    partition.pending.parts += (delivery, 0, delivery.name)
+    partition.filled()
 
 
 def answer(batch: Batch, code: int, offset: int = -1, culprits: tuple[int, ...] = ()) -> Answer:
     return Answer(batch.partition.topic, batch.partition.number, code, offset, culprits)
 
 
-__all__ = ["Around", "Delivery", "Log", "State", "Written", "answer", "record"]
+__all__ = ["Around", "Delivery", "Log", "State", "Written", "add", "answer", "new_delivery"]

@@ -9,12 +9,14 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import pytest
 from aiokafka.conn import AIOKafkaConnection
 from aiokafka.errors import KafkaConnectionError
+from aiokafka.record.util import calc_crc32c
 
 from cqrs_broker_kafka import KafkaOptions, _client
-from cqrs_broker_kafka._client import PRIVATE, Connection, why_unsupported
+from cqrs_broker_kafka._client import PRIVATE, Connection, crc32c, why_unsupported
 from cqrs_broker_kafka._produce import (
     Answer,
     correlation_id_of,
@@ -67,6 +69,14 @@ def test_private_names_are_in_the_table() -> None:
     assert {name for name in used if not name.startswith("__")} - own == set(PRIVATE)
     assert len(PRIVATE) == 8
     assert all(f"`{name}`" in (_client.__doc__ or "") for name in PRIVATE)
+
+
+def test_both_checksums_are_the_same() -> None:
+    """Without Google's extension, aiokafka's function gives the same checksum."""
+    assert google_crc32c.implementation == "c"
+    for data in (b"", b"123456789", bytes(range(256)) * 50):
+        assert crc32c(data) == calc_crc32c(data)
+    assert crc32c(b"123456789") == 0xE3069283  # the check value of CRC-32C
 
 
 def test_this_aiokafka_is_supported() -> None:

@@ -199,21 +199,26 @@ async def test_silent_host_alone(silent_host: str) -> None:
     await broker.close()
 
 
-async def test_rotated_password(certificates: Certificates, kafka: object) -> None:
-    """The password is changed while we are connected, and the broker restarts: AuthenticationError, not a timeout."""
+def set_password(cluster: KafkaCluster, user: str, password: bytes) -> None:
+    """Sets a password, and leaves no client behind that would go on asking for its server in later tests."""
     import confluent_kafka.admin
 
-    loop = asyncio.get_running_loop()
     admin: Any = confluent_kafka.admin  # its names are re-exported in a way that mypy does not accept
+    client = admin.AdminClient({"bootstrap.servers": cluster.reader_bootstrap_servers, "log_level": 0})
+    new = admin.ScramCredentialInfo(admin.ScramMechanism.SCRAM_SHA_256, 4096)
+    change = admin.UserScramCredentialUpsertion(user, new, password)
+    client.alter_user_scram_credentials([change])[user].result(10)
+
+
+async def test_rotated_password(certificates: Certificates, kafka: object) -> None:
+    """The password is changed while we are connected, and the broker restarts: AuthenticationError, not a timeout."""
+    loop = asyncio.get_running_loop()
     with start_kafka(sasl_users={"alice": "alice-secret"}) as cluster:
         cluster.create_topic("rotated")
         options = "security_protocol=SASL_PLAINTEXT&sasl_mechanism=SCRAM-SHA-256&delivery_timeout=15s" + USER
         async with open_broker(url(cluster, "SASL_PLAINTEXT", options)) as broker:
             first = await broker.send_message(Message("E", "rotated", {}, key="k"))
-            client = admin.AdminClient({"bootstrap.servers": cluster.reader_bootstrap_servers})
-            new = admin.ScramCredentialInfo(admin.ScramMechanism.SCRAM_SHA_256, 4096)
-            change = admin.UserScramCredentialUpsertion("alice", new, b"another-secret")
-            client.alter_user_scram_credentials([change])["alice"].result(10)
+            set_password(cluster, "alice", b"another-secret")
             await asyncio.to_thread(cluster.restart)
             started = loop.time()
             sends = [asyncio.create_task(broker.send_message(Message("E", "rotated", {}, key="k"))) for _ in range(3)]

@@ -9,13 +9,13 @@ import pytest
 
 from cqrs_broker_kafka._partition import Batch, Partition, State
 from cqrs_broker_kafka._partitioning import partition_for
-from cqrs_broker_kafka._records import Record
+from cqrs_broker_kafka._records import Records, varints
 from cqrs_broker_kafka._topic import Topic
 from cqrs_brokers import ConnectionLostError
 
 from .log_model import Around, Delivery, answer
 
-KEY = next(key for key in (b"%d" % number for number in range(100)) if partition_for(key, 3) == 2)
+KEY = next(key for key in map(str, range(100)) if partition_for(key.encode(), 3) == 2)
 UNKNOWN_TOPIC = 3
 
 
@@ -26,24 +26,25 @@ class Owner(Around):
         super().__init__(idempotent=True, most=100)
         self.topic = Topic("orders", lambda topic, number: Partition(self, topic, number))
 
-    def left(self, partition: Partition, records: Any) -> None:
+    def left(self, partition: Partition, records: Records) -> None:
         self.topic.left(records)
 
     def submit(self, name: bytes) -> Delivery:
         """As `KafkaDriver.submit`."""
         delivery: Any = Delivery(name)
-        record = Record(delivery, 0, KEY, name)
+        content = varints[len(KEY)] + KEY.encode() + name
         if self.topic.is_open:
-            self.topic.partition(KEY).add(record)
+            self.topic.partition(KEY).pending.parts += (delivery, 0, content)
+            self.topic.partition(KEY).filled()
         else:
-            self.topic.waiting.append(record)
+            self.topic.waiting.parts += (delivery, 0, content)
         return delivery
 
     def written(self, number: int) -> tuple[Batch, list[bytes]]:
         """The next batch of a partition."""
         batch = self.topic.partitions[number].take()
         assert batch is not None
-        return batch, [bytes(made[0].name) for made in batch.records]  # type: ignore[attr-defined]
+        return batch, [bytes(delivery.name) for delivery in batch.records.deliveries]  # type: ignore[attr-defined]
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from cqrs_broker_kafka._codes import ROWS, Row, Then
 from cqrs_broker_kafka._partition import Batch, Partition, State
 from cqrs_brokers import ConnectionLostError, DeliveryUnknownError, NotDeliveredError
 
-from .log_model import Around, Log, Written, answer, record
+from .log_model import Around, Log, Written, add, answer, new_delivery
 
 REFUSALS = sorted(code for code, row in ROWS.items() if row.then in (Then.WAIT, Then.SPLIT, Then.FAIL))
 IN_DOUBT = [-1, 7, 13, 20, 56, 9, 74, 89, 12345]
@@ -62,9 +62,8 @@ class World:
 
     def send(self, count: int) -> None:
         for _ in range(count):
-            made = record(len(self.deliveries))
-            self.deliveries.append(made.delivery)
-            self.partition.add(made)
+            self.deliveries.append(new_delivery(len(self.deliveries)))
+            add(self.partition, self.deliveries[-1])
 
     def write(self) -> Batch | None:
         """The node writes: a new batch, or the one in doubt again."""
@@ -88,8 +87,8 @@ class World:
 
     def confirm(self, batch: Batch | None, offset: int) -> None:
         if batch is not None:
-            for place, made in enumerate(batch.records):
-                delivery: Any = made.delivery
+            deliveries: list[Any] = [*batch.records.deliveries]
+            for place, delivery in enumerate(deliveries):
                 delivery.confirm(offset + place if offset >= 0 else -1)
 
     def deliver(self, batch: Batch) -> tuple[int, int]:
@@ -122,8 +121,8 @@ class World:
             if self.partition.state is not State.IN_FLIGHT and self.partition.batch is None:
                 left = self.partition.leave()
                 self.partition.gone = False
-                for made in left:
-                    self.partition.add(made)
+                for delivery in left.deliveries:
+                    add(self.partition, delivery)
         else:
             self.attempt(what, number)
 
@@ -140,7 +139,7 @@ class World:
             self.confirm(partition.answered(answer(batch, code, -1, culprits)), -1)
             return
         if what != "answered":
-            self.in_doubt.update(made.content for made in batch.records)
+            self.in_doubt.update(batch.records.contents)
         if what == "written, then a code":
             self.deliver(batch)
             self.confirm(partition.answered(answer(batch, code)), -1)
@@ -276,11 +275,8 @@ def builds_what_is_in_doubt_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     def rebuilding(self: Partition) -> Batch | None:
         if self.batch is not None:
             batch, self.batch = self.batch, None
-            kept = [made for made in batch.records if not made.delivery.done]
-            for made in batch.records:
-                if made.delivery.done:
-                    made.delivery.release()
-            self._take_back(kept)
+            batch.records.purge()
+            self._take_back(batch.records)
         return take(self)
 
     monkeypatch.setattr(Partition, "take", rebuilding)
@@ -337,9 +333,9 @@ def forgets_the_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
     """The neighbours of a named culprit go behind what waits, not into their old places."""
 
     def take_back(self: Partition, records: Any) -> None:
-        for made in records:
-            made.delivery.returned()
-        self.pending.extend(records)
+        for delivery in records.deliveries:
+            delivery.returned()
+        self.pending.parts += records.parts
 
     monkeypatch.setattr(Partition, "_take_back", take_back)
 

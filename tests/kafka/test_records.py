@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cqrs_broker_kafka._batch import batch_encoder
 from cqrs_broker_kafka._client import CODECS
-from cqrs_broker_kafka._records import HEAD_SIZE, Record, RecordMaker, varints
+from cqrs_broker_kafka._records import HEAD_SIZE, RecordMaker, Records, key_of, varints
 from cqrs_brokers import TOMBSTONE, Message
 
 ID = UUID("018f3c1e-7b6a-4c9d-9e21-5f0a6b7c8d9e")
@@ -25,9 +25,12 @@ class Holder:
         self.message = message
 
 
-def record(message: Message) -> Record:
-    holder: Any = Holder(message)
-    return RecordMaker().record(holder)
+def records_of(*messages: Message, maker: RecordMaker | None = None) -> Records:
+    maker, records = maker or RecordMaker(), Records()
+    for message in messages:
+        holder: Any = Holder(message)
+        maker.add(holder, records)
+    return records
 
 
 def read(data: bytes) -> list[Fields]:
@@ -38,7 +41,7 @@ def read(data: bytes) -> list[Fields]:
 
 
 def as_sent(message: Message) -> Fields:
-    (fields,) = read(batch_encoder("none")([record(message)], -1, -1, -1))
+    (fields,) = read(batch_encoder("none")(records_of(message), -1, -1, -1))
     return fields
 
 
@@ -92,8 +95,8 @@ def test_what_is_remembered_is_not_mixed_up() -> None:
     for headers in ({}, {"a": "1"}, {"a": b"1"}, {"a": "2"}, {"a": "1", "b": None}, {"b": None, "a": "1"}, {"a": None}):
         for content_type in (None, "application/x-avro"):
             for _ in range(2):
-                holder: Any = Holder(Message("E", "t", {}, ID, headers=headers, content_type=content_type))
-                ((_, _, _, found),) = read(encode([maker.record(holder)], -1, -1, -1))
+                message = Message("E", "t", {}, ID, headers=headers, content_type=content_type)
+                ((_, _, _, found),) = read(encode(records_of(message, maker=maker), -1, -1, -1))
                 own = [(name, value.encode() if isinstance(value, str) else value) for name, value in headers.items()]
                 named = (content_type or "application/json").encode()
                 assert found == [
@@ -109,8 +112,7 @@ def test_what_is_remembered_is_bounded() -> None:
     maker = RecordMaker()
     for number in range(5000):
         headers = {"trace": str(number), "long": str(number) * 200, f"name-{number}": None}
-        holder: Any = Holder(Message(f"E{number}", "t", {}, headers=headers))
-        maker.record(holder)
+        records_of(Message(f"E{number}", "t", {}, headers=headers), maker=maker)
     assert len(maker._known) <= 1000
     assert len(maker._known._names) <= 1000
     assert len(maker._first) <= 1000
@@ -122,7 +124,17 @@ def test_what_is_remembered_is_bounded() -> None:
 def test_timestamp_is_rounded_down_to_the_millisecond(when: datetime) -> None:
     """No float error moves a timestamp into another millisecond."""
     expected = (when - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
-    assert record(Message("E", "t", {}, timestamp=when)).timestamp == expected
+    assert records_of(Message("E", "t", {}, timestamp=when)).timestamps == [expected]
+
+
+@given(st.none() | st.text(st.characters(codec="utf-8"), max_size=100))
+@example(None)
+@example("")
+@example("k" * 70_000)
+def test_the_key_of_a_record(key: str | None) -> None:
+    """The key can be read from a record, so that the record can go to another partition."""
+    (record,) = records_of(Message("E", "t", {}, key=key)).each()
+    assert key_of(record) == key
 
 
 @given(st.integers(-(2**62), 2**62))
@@ -158,9 +170,9 @@ MESSAGES = st.builds(
 def test_a_batch_is_what_aiokafka_builds(messages: list[Message], codec: tuple[str, int]) -> None:
     """Byte for byte, also when it is compressed: numbers, time stamps in any order, keys, values and headers."""
     name, number = codec
-    records = [record(message) for message in messages]
+    records = records_of(*messages)
     builder = DefaultRecordBatchBuilder(2, number, 0, 4711, 3, 99, 10**6)
-    for place, (made, message) in enumerate(zip(records, messages, strict=True)):
+    for place, (timestamp, message) in enumerate(zip(records.timestamps, messages, strict=True)):
         headers: list[tuple[str, bytes | None]] = [
             ("message-id", str(message.message_id).encode()),
             ("message-name", "Näme".encode()),
@@ -169,7 +181,7 @@ def test_a_batch_is_what_aiokafka_builds(messages: list[Message], codec: tuple[s
         for header, value in message.headers.items():
             headers.append((header, value.encode() if isinstance(value, str) else value))  # type: ignore[arg-type]
         key = None if message.key is None else message.key.encode()
-        builder.append(place, made.timestamp, key, message.payload, headers)
+        builder.append(place, timestamp, key, message.payload, headers)
     expected, built = bytes(builder.build()), batch_encoder(name)(records, 4711, 3, 99)
     if number and built != expected:  # gzip writes the time of day
         assert read(built) == read(expected)
@@ -183,19 +195,19 @@ def test_a_compressed_batch_can_be_read(codec: str) -> None:
     if codec not in ("none", "gzip"):
         pytest.importorskip("cramjam")
     encode = batch_encoder(codec)
-    large, small = record(Message("E", "t", b"x" * 5000, ID)), record(Message("E", "t", b"x", ID))
-    data = encode([large] * 3, 1, 0, 0)
+    large, small = Message("E", "t", b"x" * 5000, ID), Message("E", "t", b"x", ID)
+    data = encode(records_of(large, large, large), 1, 0, 0)
     assert len(read(data)) == 3
     assert DefaultRecordBatch(data).compression_type == CODECS[codec][0]
-    assert DefaultRecordBatch(encode([small], 1, 0, 0)).compression_type == 0
+    assert DefaultRecordBatch(encode(records_of(small), 1, 0, 0)).compression_type == 0
     assert codec == "none" or len(data) < 1000
 
 
 @pytest.mark.parametrize("size", [0, 1, 200, 70_000])
 def test_size_is_never_below_what_a_batch_takes(size: int) -> None:
-    """`Record.size` is an upper bound of what the record adds to a batch."""
-    made = record(Message("Näme", "t", b"x" * size, key="k" * 50, headers={"héader": "välue" * 10}))
+    """`Records.sizes` are upper bounds of what the records add to a batch."""
+    message = Message("Näme", "t", b"x" * size, key="k" * 50, headers={"héader": "välue" * 10})
     encode = batch_encoder("none")
-    one, many = len(encode([made], 1, 0, 0)), len(encode([made] * 300, 1, 0, 0))
-    assert one - HEAD_SIZE <= made.size()
-    assert many - HEAD_SIZE <= 300 * made.size()
+    one, many = records_of(message), records_of(*[message] * 300)
+    assert len(encode(one, 1, 0, 0)) - HEAD_SIZE <= sum(one.sizes())
+    assert len(encode(many, 1, 0, 0)) - HEAD_SIZE <= sum(many.sizes())

@@ -80,7 +80,7 @@ async def test_a_row_is_the_message_again(database: Database) -> None:
     async with database.main.connect() as connection:
         rows = (await connection.execute(select(table).order_by(table.c.id))).all()
     for row, message in zip(rows, sent, strict=True):
-        again = message_of(row, headers=False, stamp=None)
+        again = message_of(row, headers=False, stamped=False)
         for part in ("message_name", "topic", "message_id", "key", "timestamp", "body"):
             assert getattr(again, part) == getattr(message, part), part
         assert dict(again.headers) == dict(message.headers)

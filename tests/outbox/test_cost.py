@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import event, text
 
 from cqrs_brokers_outbox import Relay, State
+from cqrs_brokers_outbox._relay import worker
 from cqrs_brokers_outbox._relay.store import Store
 from cqrs_brokers_outbox._relay.worker import MARK_STEP
 from cqrs_brokers_outbox.opening import make_statements
@@ -84,6 +85,17 @@ async def test_receipts_of_a_busy_key_are_marked_together(postgresql_database: D
     assert len(driver.arrived) == 301
     marks = [statement for statement in said if statement.startswith("UPDATE") and "confirmed" in statement]
     assert 1 <= len(marks) <= most + 2
+
+
+async def test_the_last_receipt_waits_for_no_other(
+    postgresql_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With no row at the broker, no other receipt will come."""
+    monkeypatch.setattr(worker, "MARK_STEP", 1_000.0)
+    driver = ScriptedBroker()
+    async with counted(postgresql_database, driver):
+        await store(postgresql_database, *[numbered(n) for n in range(5)])
+        await until(all_in(State.SENT, postgresql_database))
 
 
 async def test_an_idle_relay_asks_at_most_four_times_a_second(postgresql_database: Database) -> None:

@@ -9,7 +9,7 @@ from cqrs_brokers_outbox._relay.keys import Item, Keys
 def row(number: int, key: str | None = "a", partition: int = 0) -> Item:
     stored = None if key is None else key.encode()
     columns: Any = SimpleNamespace(id=number, topic="t", message_key=stored, hash=partition)
-    return Item(columns, None, partition, 1)  # type: ignore[arg-type]
+    return Item(columns, partition, 1)
 
 
 def numbers(items: list[Item]) -> list[int]:

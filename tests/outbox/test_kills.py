@@ -57,7 +57,7 @@ NOT_REACHED = {
 """Beginnings of points that this run does not reach, and why."""
 
 PATHS = (
-    *("_relay/worker.py:_claim", "_relay/worker.py:_anything", "_relay/worker.py:_send", "_relay/worker.py:_mark"),
+    *("_relay/worker.py:_claim", "_relay/worker.py:_anything", "_relay/worker.py:_delivered", "_relay/worker.py:_mark"),
     *("_relay/outcomes.py:", "_relay/store.py:", "_relay/leases.py:take", "_relay/leases.py:_count_unknown"),
     *("_relay/leases.py:free_those_behind_nobody", "_relay/leases.py:change_all"),
 )

@@ -68,6 +68,12 @@ class Troubled:
                 outcomes[message.message_id] = ConnectionLostError("the answer was lost")
         return [outcomes[message.message_id] for message in messages]
 
+    async def send_message(self, message: Message) -> Receipt:
+        (outcome,) = await self.send_messages([message])
+        if isinstance(outcome, DeliveryError):
+            raise outcome
+        return outcome
+
     def _first(self, name: str) -> bool:
         first = name not in self._before
         self._before.add(name)

@@ -140,14 +140,15 @@ async def test_the_sdk_is_asked_for_everything_else(
     assert {str(headers["traceparent"])[-1] in "13" for headers in found} == {follows}
 
 
+@pytest.mark.parametrize("name", ["traceparent", "TraceParent"])
 @pytest.mark.parametrize(("flags", "expected"), [("00", []), ("01", ["send t"] * 3)])
 async def test_a_message_that_carries_a_context(
-    flags: str, expected: list[str], monkeypatch: pytest.MonkeyPatch
+    flags: str, expected: list[str], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its context counts, not the current one."""
+    """Its context counts, not the current one, in whatever case its header is."""
     names = asked(monkeypatch)
     carried = f"00-{0x123:032x}-{0x456:016x}-{flags}"
-    found = await send(Recorded(DEFAULT_OFF), under(1), {"traceparent": carried, "own": "1"})
+    found = await send(Recorded(DEFAULT_OFF), under(1), {name: carried, "own": "1"})
     assert [name for name in names if name] == expected
     assert {str(headers["traceparent"])[:35] for headers in found} == {carried[:35]}
     assert len({str(headers["traceparent"]) for headers in found}) == 3

@@ -1,12 +1,13 @@
 """`nox -s versions`: what it counts, what it names as not tried, and what it takes up again. No server runs here."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
-from versions.environments import ROOT, oldest
+from versions.environments import ROOT, Environment, oldest
 from versions.page import page
-from versions.run import Part, Result, _read, files, load, save
-from versions.targets import TARGETS
+from versions.run import KINDS, Part, Result, _read, files, load, run, save
+from versions.targets import TARGETS, Target
 
 REPORT = """<testsuites><testsuite>
 <testcase classname="tests.kafka.test_a" name="test_one"/>
@@ -96,3 +97,29 @@ def test_the_tests_of_each_target_exist() -> None:
     for target in TARGETS:
         missing = [test for test in target.tests if not (ROOT / test.partition("::")[0]).exists()]
         assert not [test for test in missing if "qpid" not in test], target.name
+
+
+def test_what_is_run_again_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a file with a failed test is run again; the page names what failed before, also when it passes then."""
+    good, bad = "tests/versions/test_versions.py", "tests/public_line/test_named_files.py"
+    none = dict.fromkeys(KINDS, 0)
+    result = Result("oldest", "abc", "2026-01-01", complete=True)
+    result.parts = {good: Part(none | {"passed": 1}), bad: Part(none | {"failed": 1}, ["bad::test"])}
+    ran: list[str] = []
+
+    def run_part(test: str, *_: object) -> Part:
+        ran.append(test)
+        return Part(none | {"passed": 1})
+
+    def answer(*arguments: str, **_: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(arguments, 0, stdout="", stderr="")
+
+    monkeypatch.setattr("versions.run._run_part", run_part)
+    monkeypatch.setattr(Environment, "run", answer)
+    environment = Environment(Path("python"), "3.11.7", None, {})
+    target = Target("oldest", "the oldest", (good, bad), ())
+    for _ in range(2):  # what passes is not run a third time
+        run(target, environment, result, tmp_path, print, lambda: None, again="def, 2026-01-02")
+    assert ran == [bad]
+    assert result.passed
+    assert "* the oldest dependencies, again with def, 2026-01-02: `bad::test`" in page({"oldest": result})

@@ -32,7 +32,7 @@ LOOK_AGAIN = 0.25
 PROBE_PATIENCE = 1.0
 """After how many seconds without an answer another suspect is tried."""
 MOST_LEFT = 2
-"""How many channels with messages without an answer there may be besides the one in use and the probe."""
+"""The most channels that were left and still have messages without an answer."""
 
 
 class StalledDestinations:

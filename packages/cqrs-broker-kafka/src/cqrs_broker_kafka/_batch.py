@@ -1,18 +1,16 @@
 """Record batches as bytes (Kafka protocol, record format v2).
 
 They are written here, not by aiokafka's compiled builder. That builder takes the headers of each record as a list of
-pairs. Measured alone, it is as fast: making and writing a record of 500 bytes with two headers of its own takes 1.8 or
-1.9 µs, 0.4 µs of it for the checksum. But these lists are three more objects per message for the garbage collector, and
-the collector takes a fifth of the time when 1 000 messages are sent at a time.
+pairs, which are three more objects per message for the garbage collector, and computes the checksum without the
+processor's instruction for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from struct import Struct
 
 from ._client import CODECS, crc32c
-from ._records import Encode, Record, varints
+from ._records import Encode, Records, varints
 
 __all__ = ["batch_encoder"]
 
@@ -36,18 +34,19 @@ def batch_encoder(compression: str) -> Encode:
         idempotence).
     """
     codec, compress = CODECS[compression]
+    varint = varints.__getitem__
 
-    def encode(records: Sequence[Record], producer_id: int, epoch: int, sequence: int) -> bytes:
-        first = newest = last = records[0][1]
+    def encode(records: Records, producer_id: int, epoch: int, sequence: int) -> bytes:
+        timestamps = records.timestamps
+        count = len(timestamps)
+        first = last = timestamps[0]
+        newest = max(timestamps)
         since = _NOW
         parts = [b""]
-        for place, (_, timestamp, _, content) in enumerate(records):
+        for place, timestamp, content in zip(map(varint, range(count)), timestamps, records.contents, strict=True):
             if timestamp != last:
                 last, since = timestamp, b"\0" + varints[timestamp - first]
-                newest = max(newest, timestamp)
-            at = varints[place]
-            parts += (varints[len(since) + len(at) + len(content)], since, at, content)
-        count = len(records)
+            parts += (varints[len(since) + len(place) + len(content)], since, place, content)
         attributes = 0
         if compress is not None:
             body = b"".join(parts)

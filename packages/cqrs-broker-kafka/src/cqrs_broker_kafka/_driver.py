@@ -20,7 +20,7 @@ from . import _late as late
 from ._codes import Row, Then
 from ._logs import redact_client_logs
 from ._partition import Partition, State
-from ._records import Encode, Record, RecordMaker
+from ._records import Encode, RecordMaker, Records
 from ._settings import KafkaSettings
 from ._topic import Topic, why_illegal
 
@@ -61,7 +61,7 @@ class KafkaDriver(PipelinedDriver):
         self._link: Link | None = None
         self._loop: asyncio.AbstractEventLoop
         self._cluster: Cluster | None = None
-        self._record = RecordMaker().record
+        self._add_record = RecordMaker().add
         self._new_messages = 0
         """How many messages were submitted since requests were last written."""
         self._unwritten = False
@@ -113,22 +113,23 @@ class KafkaDriver(PipelinedDriver):
         topic = self.topics.get(message.topic)
         if topic is None or not topic.partitions or message.key is None:
             return message.topic
-        return f"{message.topic}, partition {topic.partition(message.key.encode()).number}"
+        return f"{message.topic}, partition {topic.partition(message.key).number}"
 
     # -- messages -----------------------------------------------------------------------------------------------------
 
     def submit(self, deliveries: Sequence[Delivery], /) -> None:
         """Queues each message for its partition, and writes a request when there is enough for one."""
-        topics, make = self.topics, self._record
+        topics, add_record = self.topics, self._add_record
         for delivery in deliveries:
             topic = topics.get(delivery.topic)
             if topic is None:
                 topic = topics[delivery.topic] = Topic(delivery.topic, self._new_partition)
-            record = make(delivery)
             if topic.is_open:
-                topic.partition(record[2]).add(record)
+                partition = topic.partition(delivery.message.key)
+                add_record(delivery, partition.pending)
+                partition.filled()
             else:
-                self._keep(topic, record)
+                self._keep(topic, delivery)
         if self._timer is None:
             self._last_answer = self._loop.time()
             self._timer = self._loop.call_later(TICK, self._tick)
@@ -142,14 +143,14 @@ class KafkaDriver(PipelinedDriver):
                 self._flush_due = True
                 self._loop.call_soon(self.flush)
 
-    def _keep(self, topic: Topic, record: Record) -> None:
+    def _keep(self, topic: Topic, delivery: Delivery) -> None:
         """The topic is not open: the record waits, or it fails because there is no such topic."""
         if topic.missing is not None and self._loop.time() < topic.missing_until:
-            record[0].fail(topic.missing)
+            delivery.fail(topic.missing)
             return
         if not topic.waiting:
             self.request_metadata(at_once=True)
-        topic.waiting.append(record)
+        self._add_record(delivery, topic.waiting)
 
     def flush(self) -> None:
         """Writes what is ready, to every node that has room."""
@@ -157,7 +158,8 @@ class KafkaDriver(PipelinedDriver):
         self._unwritten = self._flush_due = self.alone = False
         if self._cluster is not None:
             for node in self._cluster.nodes.values():
-                node.write()
+                if node.ready:
+                    node.write()
 
     def _end_linger(self) -> None:
         lingering, self._lingering = self._lingering, {}
@@ -209,7 +211,7 @@ class KafkaDriver(PipelinedDriver):
         if self._cluster is not None:
             self._cluster.renew_id()
 
-    def left(self, partition: Partition, records: Sequence[Record]) -> None:
+    def left(self, partition: Partition, records: Records) -> None:
         """See `_partition.Producer`."""
         topic = self.topics.get(partition.topic.decode())
         if topic is not None:

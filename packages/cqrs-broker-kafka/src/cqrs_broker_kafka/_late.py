@@ -27,8 +27,7 @@ def why(topic: Topic | None, delivery: Delivery, *, handed: bool, now: float) ->
     """
     if topic is None:
         return None
-    key = delivery.message.key
-    partition = topic.find(None if key is None else key.encode())
+    partition = topic.find(delivery.message.key)
     if handed:
         last = None if partition is None else partition.last
         if last is None:

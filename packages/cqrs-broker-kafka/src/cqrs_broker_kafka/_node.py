@@ -190,7 +190,7 @@ class Node:
         owner.alone = not self._in_flight and len(confirmed) == 1 and len(confirmed[0][0].records) == 1
         for batch, offset in confirmed:
             confirm_all(
-                [record[0] for record in batch.records],
+                batch.records.deliveries,
                 partition=batch.partition.number,
                 offset=None if offset < 0 else offset,
             )
@@ -265,7 +265,7 @@ class Node:
         for batch in request.batches:
             partition = batch.partition
             if partition.batch is batch and partition.answered(Answer(partition.topic, partition.number, 0, -1)):
-                confirm_all([record[0] for record in batch.records], partition=partition.number)
+                confirm_all(batch.records.deliveries, partition=partition.number)
 
     # -- the connection -----------------------------------------------------------------------------------------------
 

@@ -31,11 +31,11 @@ This file is longer than 400 lines because the state machine is in one place, wi
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import Enum
 from typing import Any, Protocol
 
+from cqrs_brokers.driver import Delivery
 from cqrs_brokers.exceptions import (
     ConnectionLostError,
     DeliveryError,
@@ -46,7 +46,7 @@ from cqrs_brokers.exceptions import (
 
 from ._codes import DUPLICATE_SEQUENCE_NUMBER, Row, Then, error_of, row_of
 from ._produce import Answer
-from ._records import HEAD_SIZE, Encode, Record
+from ._records import HEAD_SIZE, Encode, Records
 
 __all__ = ["Batch", "Partition", "Producer", "State"]
 
@@ -91,7 +91,7 @@ class Producer(Protocol):
     def spend_id(self, producer_id: int) -> None:
         """A partition needs another producer id than this one. Call `resume()` when there is one."""
 
-    def left(self, partition: Partition, records: Sequence[Record]) -> None:
+    def left(self, partition: Partition, records: Records) -> None:
         """The partition is gone and its last batch has ended. These records are proven not appended. They go to the
         partitions to which their keys belong now."""
 
@@ -108,7 +108,7 @@ class Batch:
 
     __slots__ = ("partition", "records", "data", "in_doubt")
 
-    def __init__(self, partition: Partition, records: list[Record], data: bytes | bytearray) -> None:
+    def __init__(self, partition: Partition, records: Records, data: bytes | bytearray) -> None:
         self.partition = partition
         self.records = records
         self.data = data
@@ -136,7 +136,7 @@ class Partition:
         self._producer = producer
         self.topic = topic
         self.number = number
-        self.pending: deque[Record] = deque()
+        self.pending = Records()
         self.batch: Batch | None = None
         self.state = State.IDLE
         self.leader: Any = None
@@ -161,18 +161,17 @@ class Partition:
 
     # -- from records to a batch in flight ----------------------------------------------------------------------------
 
-    def add(self, record: Record) -> None:
-        """Queues a record behind the others."""
-        self.pending.append(record)
+    def filled(self) -> None:
+        """There are new records in `pending`."""
         if self.state is State.IDLE:
             self._get_ready()
 
     def _get_ready(self) -> None:
         if self.gone and self.batch is None:
             self.state = State.IDLE
-            left, self.pending = list(self.pending), deque()
+            left, self.pending = self.pending, Records()
             self._producer.left(self, left)
-        elif self.batch is None and not self.pending:
+        elif self.batch is None and not self.pending.parts:
             self.state = State.IDLE
         else:
             self.state = State.READY
@@ -222,45 +221,40 @@ class Partition:
             self._spent = self._producer_id
 
     def _next_batch(self) -> Batch | None:
-        records = self._take_records()
-        while records:
+        while self.pending.parts:
+            records = self._take_records()
+            if not records.parts:
+                continue
             try:
                 data = self._producer.encode(records, self._producer_id, self._epoch, self._sequence)
             except Exception as error:
                 refusal = InvalidMessageError(f"the client cannot write it into a batch ({type(error).__name__})")
                 refusal.__cause__ = error
                 self._suspects = max(0, self._suspects - len(records))
-                self._fail(records, refusal)
-                records = self._take_records()
+                self._fail(records.deliveries, refusal)
             else:
                 return Batch(self, records, data)
         return None
 
-    def _take_records(self) -> list[Record]:
-        """Hands over records from the head, as many as go into one batch."""
-        pending = self.pending
-        records: list[Record] = []
-        most = min(self._group, self._suspects) if self._suspects else len(pending)
+    def _take_records(self) -> Records:
+        """Hands over records from the head, as many as go into one batch. Those that have expired, were cancelled, or
+        are closed are left out."""
+        most = min(self._group, self._suspects) if self._suspects else len(self.pending)
         room = self._producer.batch_size - HEAD_SIZE
         if self._limit is not None:
             room = min(room, self._limit)
-        while pending and len(records) < most:
-            record = pending[0]
-            room -= record.size()
-            if room < 0 and records:
-                break
-            pending.popleft()
-            if record[0].handed_over():
-                records.append(record)
-            elif self._suspects:  # it has expired, was cancelled, or is closed
-                self._suspects -= 1
+        records = self.pending.take(self.pending.fitting(most, room))
+        handed = [delivery.handed_over() for delivery in records.deliveries]
+        if False in handed:
+            records = records.only(handed)
+            self._suspects = max(0, self._suspects - handed.count(False))
         return records
 
-    def _take_back(self, records: Sequence[Record]) -> None:
+    def _take_back(self, records: Records) -> None:
         """These records are proven not appended. They wait again, in their old places."""
-        for record in records:
-            record[0].returned()
-        self.pending.extendleft(reversed(records))
+        for delivery in records.deliveries:
+            delivery.returned()
+        self.pending.parts[:0] = records.parts
 
     # -- what became of it --------------------------------------------------------------------------------------------
 
@@ -336,20 +330,20 @@ class Partition:
         else:
             if self._suspects:
                 self._acquit(len(records))
-            self._fail(records, error_of(row, in_doubt=False))
+            self._fail(records.deliveries, error_of(row, in_doubt=False))
         self._get_ready()
 
-    def _blame(self, records: list[Record], row: Row, culprits: Sequence[int]) -> None:
+    def _blame(self, records: Records, row: Row, culprits: Sequence[int]) -> None:
         """The batch was refused because of single records. If the broker names them, they fail. If not, the batch goes
         again in halves."""
-        named = {place for place in culprits if 0 <= place < len(records)}
+        named = set(culprits).intersection(range(len(records)))
         if named:
-            self._take_back([record for place, record in enumerate(records) if place not in named])
+            self._take_back(records.only([place not in named for place in range(len(records))]))
             self._suspects = max(0, self._suspects - len(named))
-            self._fail([records[place] for place in sorted(named)], error_of(row, in_doubt=False))
+            self._fail([records.deliveries[place] for place in sorted(named)], error_of(row, in_doubt=False))
             return
         if row.error is MessageTooLargeError:
-            self._learn_limit([record.size() for record in records])
+            self._learn_limit(records.sizes())
         self._take_back(records)
         self._suspects = max(self._suspects, len(records))
         self._group = len(records) // 2
@@ -382,35 +376,26 @@ class Partition:
             self._begin_epoch()
         if self._suspects:
             self._acquit(len(batch.records))
-        self._fail(batch.records, error)
+        self._fail(batch.records.deliveries, error)
         self._get_ready()
 
     @staticmethod
-    def _fail(records: Sequence[Record], error: DeliveryError) -> None:
-        for record in records:
-            record[0].fail(error)
+    def _fail(deliveries: Iterable[Delivery], error: DeliveryError) -> None:
+        for delivery in deliveries:
+            delivery.fail(error)
 
     # -- when it cannot go on -----------------------------------------------------------------------------------------
 
     def purge(self) -> None:
         """Lets go of records whose callers have their outcome, so that a stuck partition does not fill the window."""
-        if any(record[0].done for record in self.pending):
-            kept: deque[Record] = deque()
-            suspects = self._suspects
-            for place, record in enumerate(self.pending):
-                if not record[0].done:
-                    kept.append(record)
-                    continue
-                record[0].release()
-                if place < suspects:
-                    self._suspects -= 1
-            self.pending = kept
+        stay = self.pending.purge()
+        self._suspects -= stay[: self._suspects].count(False)
 
-    def leave(self) -> list[Record]:
+    def leave(self) -> Records:
         """The partition is gone and takes no records any more. Returns the records that were never in doubt: they go to
         other partitions."""
         self.gone = True
-        left, self.pending = list(self.pending), deque()
+        left, self.pending = self.pending, Records()
         self._suspects = 0
         if self.batch is None:
             self.state = State.IDLE
@@ -418,6 +403,6 @@ class Partition:
 
     def clear(self) -> None:
         """Forgets everything, because `Broker` has ended every delivery."""
-        self.pending.clear()
+        self.pending = Records()
         self.batch = None
         self.state = State.IDLE

@@ -79,7 +79,7 @@ class KafkaProducerAdapter(ConnectionAdapter[KafkaOptions, KafkaSettings]):
 
     Args:
         bootstrap_servers: `host[:port]`, a list of them, or one text with commas.
-        dsn: The same as one text, or a whole config string (`kafka://…?acks=all`).
+        dsn: The hosts as one text with commas, or a whole config string (`kafka://…?acks=all`).
         value_serializer: Encodes payloads that come without bytes and without a content type. Default: JSON.
         **options: Every option of the config string by name (see `KafkaOptions`); overrides the one in `dsn`.
 

@@ -8,7 +8,7 @@ from cqrs_brokers.exceptions import DeliveryError
 
 from ._partition import Partition, State
 from ._partitioning import partition_for
-from ._records import Record
+from ._records import Records, key_of
 
 __all__ = ["Topic", "why_illegal"]
 
@@ -55,17 +55,17 @@ class Topic:
         self.name = name
         self.partitions: list[Partition] = []
         self.is_open = False
-        self.waiting: list[Record] = []
+        self.waiting = Records()
         self.unknown_since: float | None = None
         self.missing: DeliveryError | None = None
         self.missing_until = 0.0
         self._new_partition = new_partition
-        self._partition_of: dict[bytes, Partition] = {}
+        self._partition_of: dict[str, Partition] = {}
         self._sticky = 0
         self._gone: dict[int, Partition] = {}
         """Partitions that do not exist any more. Their sequence numbers are still valid if they come back."""
 
-    def partition(self, key: bytes | None) -> Partition:
+    def partition(self, key: str | None) -> Partition:
         """Where a message with that key goes."""
         if key is None:
             return self._keyless()
@@ -73,14 +73,15 @@ class Topic:
         if known is None:
             if len(self._partition_of) >= KEYS_REMEMBERED:
                 self._partition_of.clear()
-            known = self._partition_of[key] = self.partitions[partition_for(key, len(self.partitions))]
+            number = partition_for(key.encode(), len(self.partitions))
+            known = self._partition_of[key] = self.partitions[number]
         return known
 
     def _keyless(self) -> Partition:
         """The partition of the last message without a key. It is another one if that partition's batch has left, or if
         the partition has enough records, or is stuck."""
         partition = self.partitions[self._sticky]
-        if partition.pending and len(partition.pending) < STICKY_RECORDS and not partition.stuck:
+        if partition.pending.parts and len(partition.pending) < STICKY_RECORDS and not partition.stuck:
             return partition
         turn = self.partitions[self._sticky + 1 :] + self.partitions[: self._sticky + 1]
         idle = (each for each in turn if each.state is State.IDLE and not each.stuck)
@@ -89,7 +90,7 @@ class Topic:
         self._sticky = partition.number
         return partition
 
-    def find(self, key: bytes | None) -> Partition | None:
+    def find(self, key: str | None) -> Partition | None:
         """The partition that most likely holds a message with that key. Without a key: a partition that is stuck, if
         there is one."""
         if not self.partitions:
@@ -108,7 +109,7 @@ class Topic:
         if count != len(self.partitions):
             self._partition_of.clear()
             self._sticky = 0
-            self.waiting[:0] = self._leave(self.partitions[count:])
+            self.waiting.parts[:0] = self._leave(self.partitions[count:]).parts
             del self.partitions[count:]
             for number in range(len(self.partitions), count):
                 partition = self._gone.pop(number, None) or self._new_partition(self.name.encode(), number)
@@ -121,9 +122,11 @@ class Topic:
         partition that is gone."""
         self.is_open = bool(self.partitions) and not self.gone()
         if self.is_open:
-            waiting, self.waiting = self.waiting, []
-            for record in waiting:
-                self.partition(record[2]).add(record)
+            waiting, self.waiting = self.waiting, Records()
+            for record in waiting.each():
+                partition = self.partition(key_of(record))
+                partition.pending.parts += record
+                partition.filled()
 
     def not_found(self, error: DeliveryError, until: float) -> None:
         """The topic does not exist, or must not be used: what waits fails, and so does what comes before `until`."""
@@ -132,20 +135,21 @@ class Topic:
         self.unknown_since = None
         left, self.partitions = self.partitions, []
         self.is_open = False
-        records = self._leave(left) + self.waiting
+        records = self._leave(left)
+        records.parts += self.waiting.parts
         self._partition_of.clear()
-        self.waiting = []
-        for record in records:
-            record[0].fail(error)
+        self.waiting = Records()
+        for delivery in records.deliveries:
+            delivery.fail(error)
 
-    def _leave(self, partitions: Sequence[Partition]) -> list[Record]:
-        records: list[Record] = []
+    def _leave(self, partitions: Sequence[Partition]) -> Records:
+        records = Records()
         for partition in partitions:
             self._gone[partition.number] = partition
-            records += partition.leave()
+            records.parts += partition.leave().parts
         return records
 
-    def left(self, records: Sequence[Record]) -> None:
+    def left(self, records: Records) -> None:
         """A partition that is gone has no batch in flight any more.
 
         Args:
@@ -153,22 +157,17 @@ class Topic:
                 before later records.
         """
         if self.missing is not None and not self.partitions:
-            for record in records:
-                record[0].fail(self.missing)
+            for delivery in records.deliveries:
+                delivery.fail(self.missing)
         else:
-            self.waiting[:0] = records
+            self.waiting.parts[:0] = records.parts
             self._open()
 
     def purge(self) -> None:
         """Lets go of messages whose callers have their outcome."""
-        if any(record[0].done for record in self.waiting):
-            for record in self.waiting:
-                if record[0].done:
-                    record[0].release()
-            self.waiting = [record for record in self.waiting if not record[0].done]
+        self.waiting.purge()
         for partition in self.partitions:
-            if partition.pending:
-                partition.purge()
+            partition.purge()
 
     def gone(self) -> list[Partition]:
         """Partitions that do not exist any more, but whose last batch has no outcome yet."""
@@ -185,6 +184,6 @@ class Topic:
 
     def clear(self) -> None:
         """Forgets everything, because `Broker` has ended every delivery."""
-        self.waiting.clear()
+        self.waiting = Records()
         for partition in self.all_partitions():
             partition.clear()

@@ -163,7 +163,7 @@ class Broker(MessageBroker):
             refuse_topic=self._sender.refuse_topic,
             max_message_bytes=self.max_message_bytes,
         )
-        self._observers = Observers(observers, self._validator.replace_headers)
+        self._observers = Observers(observers, self._validator.add_headers)
         self._are_asked = self._observers.are_asked
         self._coercion = Coercion(address=self._address, encoder=encoder)
         self._in_flight = InFlight(
@@ -248,6 +248,7 @@ class Broker(MessageBroker):
                 del refusal
         if self._are_asked:
             ready, size = self._observers.before_send(ready, size)
+            message = ready  # the original is not kept while the copy is in flight: the garbage collector has less work
         window = self._window
         if timeout is None:
             deadline = loop.time() + self._settings.delivery_timeout
@@ -338,7 +339,7 @@ class Broker(MessageBroker):
         event loop should have a turn. Messages that are ready are taken out of the list, so that they live no longer
         than they must. The list is reversed for that."""
         window, coercion, validator, observers = self._window, self._coercion, self._validator, self._observers
-        batch = observers.batch(len(messages)) if self._are_asked else None
+        batch = observers.batch(len(messages)) if self._are_asked and messages else None
         outcomes = bulk.outcomes
         turn = loop.time()
         messages.reverse()
@@ -418,7 +419,7 @@ class Broker(MessageBroker):
 
         Args:
             message: What was to be sent.
-            error: Why it is not.
+            error: Why it is refused.
 
         Returns:
             The error to raise. It now names the message and the broker.

@@ -34,8 +34,8 @@ def lifespan(
         What frameworks take as `lifespan=`. The broker is in the application's state as `broker`.
 
     Raises:
-        TypeError: The argument is neither a broker nor a function that is not async; at start-up: the function did not
-            return a broker.
+        TypeError: The argument is an async function, or it is neither a broker nor a function. At start-up: the
+            function did not return a broker.
     """
     if not isinstance(broker, Broker) and (not callable(broker) or inspect.iscoroutinefunction(broker)):
         what = "an async function" if callable(broker) else f"a {type(broker).__name__}"

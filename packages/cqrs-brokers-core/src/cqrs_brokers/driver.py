@@ -89,9 +89,9 @@ class Driver(MessageBroker):
     """What a plugin author writes. Only `send_message` must be written; override what else the broker has.
 
     `Broker` calls `send_message` in tasks of its own, at most one at a time for the same topic and key when the driver
-    declares `ordering_key`. A send that has started counts as handed over: raise `NotDeliveredError` only for what is
-    proven not to be in the broker; anything unclassified becomes `DeliveryUnknownError`. Return a `Receipt`
-    (`confirmed=True` after the broker's confirm) or None.
+    declares `ordering_key`. A send that has started counts as handed over. So raise `NotDeliveredError` only if the
+    message is proven not to be in the broker. An unclassified exception becomes a `DeliveryUnknownError`. Return a
+    `Receipt` (`confirmed=True` after the broker's confirm) or None.
     """
 
     @property
@@ -183,7 +183,7 @@ class PipelinedDriver(Driver):
 
         Args:
             delivery: The message; the driver may not have been given it yet.
-            handed: Whether it was handed over. Then the error must be a `DeliveryUnknownError`, else a
-                `NotDeliveredError`; an error of the other kind is ignored.
+            handed: Whether it was handed over. If so, the error must be a `DeliveryUnknownError`, else a
+                `NotDeliveredError`. An error of the other kind is ignored.
         """
         return None

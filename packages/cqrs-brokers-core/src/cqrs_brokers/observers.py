@@ -85,8 +85,8 @@ class Observer:
         """
 
     def before_batch(self, count: int) -> BatchObserver | None:
-        """A call of `send_messages` begins. This method runs in the context of the call, before `before_send` for any
-        of its messages.
+        """A call of `send_messages` with at least one message begins. This method runs in the context of the call,
+        before `before_send` for any of its messages.
 
         Args:
             count: The number of messages. Messages that are refused go to `sent`, and `before_send` is not called for
@@ -141,12 +141,12 @@ class Observers:
 
     Args:
         observers: The observers. If an object does not derive from `Observer`, the methods that it has are called.
-        replace_headers: Gives other headers to a validated message. The last argument is the message's size; the result
-            is the new one.
+        add_headers: Adds headers to a validated message. The last argument is the message's size; the result is the new
+            one.
     """
 
     def __init__(
-        self, observers: Sequence[Observer], replace_headers: Callable[[Message, Mapping[str, HeaderValue], int], int]
+        self, observers: Sequence[Observer], add_headers: Callable[[Message, Mapping[str, HeaderValue], int], int]
     ) -> None:
         if isinstance(observers, str | bytes | Mapping):
             raise ConfigError(f"observers takes a sequence of observers, not a {type(observers).__name__}")
@@ -161,7 +161,7 @@ class Observers:
                     f"a {type(observer).__name__} is no observer: derive from Observer, or write {', '.join(METHODS)}, "
                     "or some of them"
                 )
-        self._replace_headers = replace_headers
+        self._add_headers = add_headers
         self._sent = self._having("sent")
         self._changed = self._having("connection_changed")
         self._batch_methods = {id(observer): method for observer, method in self._having("before_batch")}
@@ -229,8 +229,7 @@ class Observers:
                 if type(added) is not dict and not isinstance(added, Mapping):
                     raise InvalidMessageError(f"it returned a {type(added).__name__}, not a mapping")
                 if added:
-                    own = message.headers
-                    size = self._replace_headers(message, {**own, **added} if own else added, size)
+                    size = self._add_headers(message, added, size)
             except NotDeliveredError as refusal:
                 self._log(observer, "before_send", "the headers that observer %s adds are refused: %s", refusal.text)
             except (Exception, CancelledError) as error:

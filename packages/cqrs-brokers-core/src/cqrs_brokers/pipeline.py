@@ -56,7 +56,7 @@ class Pipeline(Generic[T]):
             False: each answer says the number of the message (its token).
         batch_bytes: About how much is handed over and written at a time, in bytes: a batch ends with the message that
             reaches it. With 1 each batch is one message.
-        ping_after: Seconds without a sign of life after which the broker is asked for one; `open` may say another time.
+        ping_after: Seconds without a sign of life after which the broker is asked for one; `open` may set another time.
         ping_timeout: Seconds that the broker has for the sign of life. If none comes, the connection counts as broken.
     """
 
@@ -169,7 +169,7 @@ class Pipeline(Generic[T]):
             found.set_result(None)
 
     def oldest(self, wanted: Callable[[Delivery], bool]) -> int | None:
-        """The token of the oldest unanswered message that is wanted, for an answer that says no token.
+        """The token of the oldest unanswered message that is wanted, for an answer without a token.
 
         Args:
             wanted: Whether the answer can be about this one, for example by its topic.

@@ -37,6 +37,7 @@ __all__ = [
     "TOMBSTONE",
     "Tombstone",
     "id_text",
+    "set_id_text",
     "snapshot",
     "timestamp_ms",
 ]
@@ -56,8 +57,8 @@ class Message:
     Attributes:
         message_name: What kind of message this is; consumers dispatch on it.
         topic: Where it goes: Kafka's topic, AMQP's routing key.
-        payload: The content: bytes (sent as they are), anything that has a JSON form (sent as JSON), or `TOMBSTONE`
-            (no body at all: deletes what the key stands for in a compacted topic).
+        payload: The content: bytes (sent as they are), anything that has a JSON form (sent as JSON), or `TOMBSTONE` (no
+            body: a compacted topic then forgets the key).
         message_id: Identifies the message for consumers that must recognise a duplicate. Default: a new random UUID.
         key: Messages with the same topic and key keep their order. None: unordered.
         headers: Values by name, for the transport. Every broker with headers carries text; `capabilities.header_types`
@@ -176,8 +177,18 @@ def id_text(message: Message) -> bytes:
     return known if type(known) is bytes else text_of(known.int)
 
 
+def set_id_text(message: Message, text: bytes) -> None:
+    """Gives the message an id whose text is known, for code that stores messages and sends them later.
+
+    Args:
+        message: The message.
+        text: What `id_text` returned. It is not checked, and becomes a `UUID` only when somebody reads `message_id`.
+    """
+    message._id = text
+
+
 raw_id: Callable[[Message], Any] = attrgetter("_id")
-"""The message's id as the message keeps it: the text of an id of our own, or what the caller set."""
+"""The message's id as the message keeps it: the text of an id, or what the caller set."""
 
 
 def has_own_time(message: Message) -> bool:

@@ -102,11 +102,12 @@ class OpenTelemetryObserver(Observer):
         """See `Observer`."""
         series = self._outcomes.count(message, outcome, elapsed)
         pending = self._pending.pop(id(message), None) if self._pending else None
-        if isinstance(pending, Batch):
+        if pending is None:
+            self._outcomes.took(series, elapsed, None)
+        elif isinstance(pending, Batch):
             pending.sent(message, series, outcome, elapsed)
-            return
-        self._outcomes.took(series, elapsed, pending)
-        if pending is not None:
+        else:
+            self._outcomes.took(series, elapsed, pending)
             end_message(pending, outcome)
 
     def connection_changed(self, state: str, reason: str) -> None:

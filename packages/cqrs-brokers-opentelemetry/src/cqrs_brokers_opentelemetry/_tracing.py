@@ -60,7 +60,7 @@ class Tracing:
 
     def carried(self, headers: Mapping[str, HeaderValue] | None) -> Context | None:
         """The context that a message carries already."""
-        if not headers or not any(name.lower() in self._fields for name in headers):
+        if not headers or self._fields.isdisjoint(map(str.lower, headers)):
             return None
         carried = self._propagator.extract(headers, Context(), _HEADERS)
         return carried if trace.get_current_span(carried).get_span_context().is_valid else None

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import zlib
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from cqrs_brokers import TOMBSTONE, InvalidMessageError, Message
-from cqrs_brokers.protocol import id_text
+from cqrs_brokers.protocol import id_text, set_id_text
 
 __all__ = [
     "COLUMNS",
@@ -48,6 +50,8 @@ COLUMNS = (
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_is_id_text = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}").fullmatch
+_ID_FOLLOWS = UUID(int=0)
 
 
 class ClaimedRow(NamedTuple):
@@ -121,40 +125,53 @@ def row_of(message: Message, trace: Mapping[str, str] | None) -> dict[str, Any]:
     return dict(zip(COLUMNS, values, strict=True))
 
 
-def message_of(row: Any, *, headers: bool, stamp: datetime | None) -> Message:
+def message_of(row: Any, *, headers: bool, stamped: bool) -> Message:
     """The message of a row, with the relay's headers.
 
     Args:
         row: A row of the claim.
         headers: Whether the broker carries headers. If not, the relay adds none.
-        stamp: The time of sending, which becomes the message's timestamp. None: the message's own time.
+        stamped: Whether the message's timestamp is the time of sending, which is now. If not, it is the event's time.
 
     Raises:
         DamagedRow: The row cannot be read.
     """
     try:
-        event_time = _EPOCH + timedelta(microseconds=row.made_at)
+        made_at = row.made_at
         all_headers: dict[str, Any] = _headers_of(row.headers) if row.headers else {}
         if headers:
             if row.trace:
                 given = {name.lower() for name in all_headers}
                 all_headers.update({name: value for name, value in _trace_of(row.trace).items() if name not in given})
             all_headers[POSITION] = str(row.id)
-            all_headers[EVENT_TIME] = event_time.isoformat()
-        return Message(
+            second, microseconds = divmod(made_at, 1_000_000)
+            fraction = f".{microseconds:06d}" if microseconds else ""
+            all_headers[EVENT_TIME] = f"{_second(second)}{fraction}+00:00"
+        identity, body, key = row.message_id, row.body, row.message_key
+        is_text = _is_id_text(identity)  # then it need not be a `UUID` on its way to the broker
+        message = Message(
             row.message_name,
             row.topic,
-            TOMBSTONE if row.body is None else b"",
-            UUID(row.message_id),
-            key=None if row.message_key is None else bytes(row.message_key).decode(),
-            headers=all_headers,
-            content_type=row.content_type,
-            timestamp=stamp or event_time,
-            payload_bytes=None if row.body is None else bytes(row.body),
+            TOMBSTONE if body is None else b"",
+            _ID_FOLLOWS if is_text else UUID(identity),
+            None if key is None else bytes(key).decode(),
+            all_headers,
+            row.content_type,
+            None if stamped else _EPOCH + timedelta(microseconds=made_at),
+            None if body is None else bytes(body),
         )
+        if is_text:
+            set_id_text(message, identity.encode())
+        return message
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         reason = f"the row cannot be read as a message ({type(error).__name__})"
     raise DamagedRow(reason)
+
+
+@lru_cache(maxsize=64)
+def _second(second: int) -> str:
+    """A time in whole seconds since 1970, in the form of RFC 3339 without the zone. Rows of one time come together."""
+    return (_EPOCH + timedelta(seconds=second)).replace(tzinfo=None).isoformat()
 
 
 def _headers_text(headers: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Which event loop a broker belongs to: the one in which it connects, in the process in which it connects."""
+"""A broker belongs to the event loop, and to the process, in which it connects."""
 
 from __future__ import annotations
 

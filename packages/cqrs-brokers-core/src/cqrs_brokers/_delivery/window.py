@@ -25,7 +25,8 @@ from .wakeups import Wakeups
 __all__ = ["Window"]
 
 LOOK_EVERY = 1.0
-"""How often the window looks for stuck destinations while messages wait for room, or some are stuck, in seconds."""
+"""How often, in seconds, the window looks for stuck destinations while messages wait for room or a destination is
+stuck."""
 FIRST_LOOK = 0.1
 """How long after messages begin to wait the window looks for the first time, in seconds. A destination that takes none
 of its messages between this look and the next one is stuck."""

@@ -147,7 +147,7 @@ _MISSING: Any = object()
 
 
 def _given(candidate: Any, name: str, default: Any) -> Any:
-    """An attribute of a message-like, or the default. An AttributeError of the object's own code is raised."""
+    """An attribute of a message-like object, or the default. An AttributeError of the object's own code is raised."""
     try:
         return getattr(candidate, name)
     except AttributeError:

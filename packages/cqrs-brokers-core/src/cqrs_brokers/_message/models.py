@@ -130,7 +130,7 @@ def _field(name: str, field: Mapping[str, Any], schema: Mapping[str, Any], by_al
 
 def _serializers(schema: Any, whole: Mapping[str, Any], seen: set[str]) -> Iterator[Mapping[str, Any]]:
     """The serializers in a field's type. Serializers inside models are left out, because models have their own writer.
-    So are those of pydantic that the rule of `jsonable` replaces."""
+    Serializers of pydantic that the rule of `jsonable` replaces are left out, too."""
     if isinstance(schema, list | tuple):
         for inner in schema:
             yield from _serializers(inner, whole, seen)

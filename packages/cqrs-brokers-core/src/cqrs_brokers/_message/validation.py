@@ -77,8 +77,8 @@ class Validator:
         self._known_types: dict[str, int] = {}
         self._known_headers: dict[str, int] = {}
         self._texts: Mapping[str, HeaderValue] = {}
-        """The headers that a message was given last, if all their values were text. Others are not kept, because they
-        are found by `==`, for which 1 and True are the same."""
+        """The headers that were added to a message last, if all their values were text. Others are not kept, because
+        they are found by `==`, for which 1 and True are the same."""
         self._texts_size = 0
         self._are_typed = False
 
@@ -123,12 +123,14 @@ class Validator:
             self._refuse_size(message, size)
         return size
 
-    def replace_headers(self, message: Message, headers: Mapping[str, HeaderValue], size: int) -> int:
-        """Gives other headers to a message that was checked, or leaves the message as it is and raises.
+    def add_headers(self, message: Message, added: Mapping[str, HeaderValue], size: int) -> int:
+        """Adds headers to a message that was checked, or leaves the message as it is and raises.
+
+        Only what is added is checked: to check all headers again would double the cost for a message that has some.
 
         Args:
-            message: The message.
-            headers: The new headers.
+            message: The message. Its headers are not changed in place.
+            added: The headers. One replaces a header of the message that has the same name.
             size: What `check` returned.
 
         Returns:
@@ -139,19 +141,26 @@ class Validator:
             MessageTooLargeError: It is larger than allowed with them.
         """
         before = message.headers
-        if before:
-            size -= self._check_headers(message, before)
         try:
-            if headers == self._texts:  # all messages of a batch get the same
-                message.headers = dict(self._texts)
-                size += self._texts_size
+            if added == self._texts:  # all messages of a batch get the same
+                added = dict(self._texts)
+                added_size = self._texts_size
             else:
-                message.headers = dict(headers)
+                message.headers = dict(added)
                 self._are_typed = False
-                added = self._check_headers(message, message.headers)
-                size += added
+                added_size = self._check_headers(message, message.headers)
+                added = message.headers  # as plain text
                 if not self._are_typed:
-                    self._texts, self._texts_size = message.headers, added
+                    self._texts, self._texts_size = added, added_size
+            size += added_size
+            if before:
+                replaced = {name: before[name] for name in before if name in added}
+                if replaced:
+                    size -= self._check_headers(message, replaced)
+                added = {**before, **added}
+                if len(added) > MAX_HEADERS:
+                    self._refuse_count(message, len(added))
+            message.headers = added
             if size > self._max:
                 self._refuse_size(message, size)
         except Exception:
@@ -178,6 +187,9 @@ class Validator:
             topic=message.topic,
             broker=self._address,
         )
+
+    def _refuse_count(self, message: Message, count: int) -> NoReturn:
+        self._refuse(message, f"{count} headers, and {MAX_HEADERS} are allowed")
 
     def _checked_name(self, known: dict[str, int], text: Any, message: Message, what: str, limit: int) -> str:
         text = plain = self._plain(message, text, what)
@@ -281,7 +293,7 @@ class Validator:
         if not self._headers:
             self._refuse(message, "this broker carries no headers, and the message has some: send it without")
         if len(headers) > MAX_HEADERS:
-            self._refuse(message, f"{len(headers)} headers, and {MAX_HEADERS} are allowed")
+            self._refuse_count(message, len(headers))
         size = 0
         known = self._known_headers
         plain = True

@@ -8,7 +8,7 @@ messages.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from .keys import Item
 from .leases import monotonic
@@ -40,8 +40,14 @@ class Calls:
         self._touched: dict[str, float] = {}
         """Topic without a receipt → when a call of it last ended."""
 
-    def apart(self, items: Iterable[Item]) -> list[list[Item]]:
+    def __bool__(self) -> bool:
+        """Whether a call has no outcome yet."""
+        return bool(self._open)
+
+    def apart(self, items: Sequence[Item]) -> list[list[Item]]:
         """Divides rows into calls, in their order: one call for each topic, and for a slow topic one for each key."""
+        if len(items) == 1:  # a hot key has one at a time
+            return [list(items)]
         slow = self.slow()
         calls: dict[object, list[Item]] = {}
         for item in items:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 from cqrs_brokers import Message
@@ -21,27 +20,26 @@ from cqrs_brokers import Message
 __all__ = ["Item", "Keys"]
 
 
-@dataclass(slots=True)
 class Item:
     """A claimed row.
 
     Attributes:
         row: The columns of the row.
-        message: What is sent.
+        message: What is sent. It is set before the row is added to `Keys`.
         partition: The row's partition.
         token: The token of its partition when it was claimed.
         lane: The topic and the key; rows with the same lane keep their order. Without a key: the row's own number.
     """
 
-    row: Any
-    message: Message
-    partition: int
-    token: int
-    lane: Any = field(init=False)
+    __slots__ = ("row", "message", "partition", "token", "lane")
 
-    def __post_init__(self) -> None:
-        row = self.row
-        self.lane = row.id if row.message_key is None else (row.topic, bytes(row.message_key))
+    def __init__(self, row: Any, partition: int, token: int) -> None:
+        self.row = row
+        self.message: Message
+        self.partition = partition
+        self.token = token
+        key = row.message_key
+        self.lane: Any = row.id if key is None else (row.topic, bytes(key))
 
 
 class Keys:

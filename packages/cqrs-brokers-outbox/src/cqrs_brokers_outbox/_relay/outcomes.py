@@ -70,7 +70,7 @@ class Outcome:
 
 def verdict_of(outcome: Receipt | DeliveryError) -> Verdict:
     """What an outcome means for a row."""
-    if isinstance(outcome, Receipt):
+    if type(outcome) is Receipt or isinstance(outcome, Receipt):
         return Verdict.SENT
     if isinstance(outcome, DeliveryUnknownError):
         return Verdict.UNKNOWN
@@ -118,10 +118,15 @@ class Marker:
             outcomes: What happened to them.
             count: How many partitions there are.
         """
-        receipts = [outcome for outcome in outcomes if outcome.verdict is Verdict.SENT]
-        freeing = [outcome for outcome in receipts if outcome.item.row.state != State.READY]
-        others = [o for o in outcomes if o.verdict not in (Verdict.SENT, Verdict.UNTOUCHED)]
-        plain = [outcome for outcome in receipts if outcome.item.row.state == State.READY]
+        plain: list[Outcome] = []
+        freeing: list[Outcome] = []
+        others: list[Outcome] = []
+        ready, sent = int(State.READY), Verdict.SENT
+        for outcome in outcomes:
+            if outcome.verdict is sent:
+                (plain if outcome.item.row.state == ready else freeing).append(outcome)
+            elif outcome.verdict is not Verdict.UNTOUCHED:
+                others.append(outcome)
         if plain:
             await self._record(plain)
         if not freeing and not others:

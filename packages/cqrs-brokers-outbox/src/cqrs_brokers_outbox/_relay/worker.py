@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
 from operator import attrgetter
 from typing import Any
 
@@ -39,13 +38,14 @@ __all__ = ["CANCEL_STEP", "MARGIN", "Worker"]
 MARGIN = 5.0
 """Sends must end this many seconds before the lease ends."""
 SHORTEST_POLL, LONGEST_POLL = 0.01, 0.28
-MOST_BATCHES = 8
-"""The most batches that a relay has at a time. At most two of them are of topics that are not slow."""
+MOST_BATCHES, BATCHES = 8, 3
+"""The most batches that a relay has at a time, and the most of topics that are not slow: one is at the broker, one is
+being marked, one is being claimed."""
 DUE_STEP = 0.05
 """Seconds before the relay asks again for rows that wait."""
 MARK_STEP = 0.05
 """How long a receipt waits for others, in seconds, so that one statement marks them all. It does not wait if many
-receipts wait, a row has failed, or the relay stops."""
+receipts wait, no row is at the broker any more, a row has failed, or the relay stops."""
 LEASE_STEP = 1.0
 CANCEL_STEP = 1.0
 _NUMBER = attrgetter("id")
@@ -230,9 +230,8 @@ class Worker:
     @property
     def _has_room(self) -> bool:
         busy = len(self._keys.busy)
-        return busy < 2 * self._batch or (
-            busy < self._most and busy - sum(map(self._keys.of_topic, self._calls.slow())) < 2 * self._batch
-        )
+        most = BATCHES * self._batch
+        return busy < most or (busy < self._most and busy - sum(map(self._keys.of_topic, self._calls.slow())) < most)
 
     def _topics_left_out(self) -> list[str]:
         """The topics whose rows the next claim leaves out. All slow topics together have at most two batches."""
@@ -246,13 +245,12 @@ class Worker:
             self._to_claim.set()
 
     def _take_in(self, rows: Sequence[Any], tokens: dict[int, int], count: int) -> bool:
-        stamp = datetime.now(UTC) if self._stamps else None
         items: list[Item] = []
         ended: list[Outcome] = []
         held: set[Any] = set()
         for row in rows:
             partition = row.hash % count
-            item = Item(row, None, partition, tokens[partition])  # type: ignore[arg-type] # it gets one, or is not sent
+            item = Item(row, partition, tokens[partition])
             if not self._keys.accepts(item):
                 continue
             if row.held or item.lane in held:
@@ -260,7 +258,7 @@ class Worker:
                 ended.append(Outcome(item, Verdict.HELD))
                 continue
             try:
-                item.message = message_of(row, headers=self._headers, stamp=stamp)
+                item.message = message_of(row, headers=self._headers, stamped=self._stamps)
             except DamagedRow as damage:
                 held.add(item.lane)
                 ended.append(Outcome(item, Verdict.PARKED, damage))
@@ -269,7 +267,7 @@ class Worker:
         for outcome in ended:
             self._keys.have(outcome.item)
         self._keys.add(items)
-        self._ended(ended)
+        self._ended(ended, ended)
         self._observers.claimed(len(items))
         self._send_what_may_go()
         return bool(items or ended)
@@ -277,7 +275,10 @@ class Worker:
     # -- sending ------------------------------------------------------------------------------------------------------
 
     def _send_what_may_go(self) -> None:
-        for items in self._calls.apart(self._what_may_go()):
+        self._begin(self._calls.apart(self._what_may_go()))
+
+    def _begin(self, calls: Iterable[list[Item]]) -> None:
+        for items in calls:
             task = asyncio.create_task(self._send(items))
             self._sending.add(task)
             task.add_done_callback(self._sending.discard)
@@ -297,35 +298,62 @@ class Worker:
         return items
 
     async def _send(self, items: list[Item]) -> None:
-        topic = items[0].row.topic
-        call = self._calls.began(topic)
-        sent = failed = others = False
-        try:
-            outcomes = await self._broker.send_messages([item.message for item in items])
-            ended: list[Outcome] = []
-            for item, outcome in zip(items, outcomes, strict=True):
-                verdict = verdict_of(outcome)
-                sent = sent or verdict is Verdict.SENT
-                failed = failed or verdict in _AGAIN
-                ended.append(Outcome(item, verdict, outcome))
-                behind = self._keys.landed(item, verdict is Verdict.SENT)
-                ended.extend(Outcome(one, Verdict.UNTOUCHED) for one in behind)
-        finally:
-            others = self._calls.ended(topic, call, sent=sent, failed=failed)
-        self._observe(topic, ended, others_go_on=others)
-        self._ended(ended)
-        self._send_what_may_go()  # a receipt lets the next of its key go; its mark need not be there
+        """Makes a call to the broker, and then the next one with rows that may go meanwhile. In one task, because a
+        task for each call would cost the rows of a hot key a turn of the event loop each."""
+        while items:
+            topic = items[0].row.topic
+            call = self._calls.began(topic)
+            sent = failed = others = False
+            try:
+                outcomes = await self._delivered(items)
+                ended: list[Outcome] = []
+                without: list[Outcome] = []
+                for item, cause in zip(items, outcomes, strict=True):
+                    outcome = Outcome(item, verdict_of(cause), cause)
+                    ended.append(outcome)
+                    if outcome.verdict is Verdict.SENT:
+                        self._keys.landed(item, True)
+                        continue
+                    failed = failed or outcome.verdict in _AGAIN
+                    behind = [Outcome(one, Verdict.UNTOUCHED) for one in self._keys.landed(item, False)]
+                    ended += behind
+                    without += [outcome, *behind]
+                receipts = len(ended) - len(without)
+                self.sent += receipts
+                sent = receipts > 0
+            finally:
+                others = self._calls.ended(topic, call, sent=sent, failed=failed)
+            if self._observers:
+                self._tell(ended)
+            self._look_at(topic, without, others_go_on=others)
+            self._ended(ended, without)
+            # A receipt lets the next of its key go; its mark need not be there.
+            calls = self._calls.apart(self._what_may_go())
+            items = calls.pop(0) if calls else []
+            self._begin(calls)
+        if not self._calls:
+            self._mark_now.set()
 
-    def _observe(self, topic: str, ended: Iterable[Outcome], *, others_go_on: bool) -> None:
-        broker_down = None
+    async def _delivered(self, items: list[Item]) -> Sequence[Receipt | DeliveryError]:
+        if len(items) > 1:
+            return await self._broker.send_messages([item.message for item in items])
+        try:
+            return [await self._broker.send_message(items[0].message)]
+        except DeliveryError as error:
+            return [error.with_traceback(None)]
+
+    def _tell(self, ended: Iterable[Outcome]) -> None:
         for outcome in ended:
             cause = outcome.cause
-            if isinstance(cause, Receipt):
-                self.sent += 1
             if isinstance(cause, Receipt | DeliveryError):
                 self._observers.sent(outcome.item.row.id, outcome.item.message, cause)
-            if outcome.verdict is Verdict.UNTOUCHED and isinstance(cause, DeliveryError):
-                broker_down = cause
+
+    def _look_at(self, topic: str, without: Iterable[Outcome], *, others_go_on: bool) -> None:
+        """Looks whether the broker is gone, by the outcomes of a call that are no receipts."""
+        broker_down = None
+        for outcome in without:
+            if outcome.verdict is Verdict.UNTOUCHED and isinstance(outcome.cause, DeliveryError):
+                broker_down = outcome.cause
         if broker_down is not None and others_go_on:
             self._calls.pause(topic)
             return
@@ -339,16 +367,14 @@ class Worker:
 
     # -- marking ------------------------------------------------------------------------------------------------------
 
-    def _ended(self, outcomes: Sequence[Outcome]) -> None:
-        urgent = self._stopping.is_set()
-        for outcome in outcomes:
-            if outcome.verdict is not Verdict.SENT:
-                self._keys.failed(outcome.item)
-                urgent = True
+    def _ended(self, outcomes: Sequence[Outcome], without: Sequence[Outcome]) -> None:
+        """Rows have their outcomes: all of them, and those that are no receipts."""
+        for outcome in without:
+            self._keys.failed(outcome.item)
         if outcomes:
             self._outcomes.extend(outcomes)
             self._to_mark.set()
-            if urgent or len(self._outcomes) >= self._batch // 2:
+            if without or self._stopping.is_set() or len(self._outcomes) >= self._batch // 2:
                 self._mark_now.set()
 
     async def _marking(self) -> None:
