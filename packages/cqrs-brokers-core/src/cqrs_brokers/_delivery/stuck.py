@@ -61,6 +61,8 @@ class StuckDestinations:
         """The destinations that take nothing."""
         self._again: set[str] = set()
         """Those of them that get one more trial, whatever became of the earlier ones."""
+        self._keys: set[tuple[str, str]] = set()
+        """The pairs of destination and key of which the driver held a message then: the next one would wait for it."""
         self._looks_for_more = 0
         """At how many looks those found anew get one, too: their messages went the way that the driver has left."""
         self._set_limits()
@@ -80,6 +82,8 @@ class StuckDestinations:
             self._looks_for_more -= 1
             self._again |= self.names - known
         self._held = [delivery for name in self.names for delivery in now[name]]
+        if self._again:
+            self._note_keys()
         self._bytes = sum(delivery.size for delivery in self._held)
         self._trials = {name: _that_count(self._trials.get(name, {})) for name in self.names}
         self._set_limits()
@@ -88,6 +92,11 @@ class StuckDestinations:
         """Each destination that takes nothing gets one more trial, because the driver says that it may take messages
         now."""
         self._again, self._looks_for_more = set(self.names), 2
+        self._note_keys()
+
+    def _note_keys(self) -> None:
+        held = ((self._destination(held.message), held.message.key) for held in self._held if held.state < RELEASED)
+        self._keys = {(name, key) for name, key in held if key is not None}
 
     def count(self) -> bool:
         """Counts what stuck destinations hold: once before the window is filled, not for each message.
@@ -126,11 +135,11 @@ class StuckDestinations:
         trials = self._trials.get(name)
         if trials is None or not self._is_full(delivery):
             return False
-        before = trials.get(key)
-        if name in self._again and (key is None or before is None or before.state == RELEASED):
+        if name in self._again and (name, key) not in self._keys:
             return False
         if len(self._held) >= self._most or self._bytes + delivery.size > self._most_bytes:
             return True
+        before = trials.get(key)
         if before is not None:
             return before.state < RELEASED
         unanswered = sum(trial.state < RELEASED for trial in trials.values())
