@@ -36,7 +36,15 @@ _OURS = (
 )
 _OLDEST = ("pydantic", "pluggy", "importlib-metadata", "aiokafka", "google-crc32c", "aio-pika", "python-cqrs")
 _COMPLETE = "complete"
-_SUITE_PACKAGES = ("python3", "python3-venv", "rabbitmq-server", "default-jre-headless", "git")
+_SUITE_PACKAGES = (
+    "python3",
+    "python3-venv",
+    "rabbitmq-server",
+    "default-jre-headless",
+    "postgresql",
+    "mariadb-server",
+    "git",
+)
 
 
 class NotHad(Exception):  # noqa: N818 - names a state of the machine

@@ -158,9 +158,10 @@ def _archive() -> str:
 
 
 def _settle(root: Path) -> None:
-    """Does those steps of the maintainers' scripts that start scripts need."""
-    (root / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/bash\n")
-    (root / "etc/group").write_text("root:x:0:\n")
+    """Does those steps of the maintainers' scripts that servers need."""
+    nobody = "nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"  # PostgreSQL does not run as root
+    (root / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/bash\n" + nobody)
+    (root / "etc/group").write_text("root:x:0:\nnogroup:x:65534:\n")
     for name in ("hosts", "resolv.conf", "hostname"):
         if Path("/etc", name).exists():
             shutil.copyfile(f"/etc/{name}", root / "etc" / name)
