@@ -2,7 +2,7 @@
 another.
 
     claiming   reads the next rows while the last ones are at the broker
-    sending    a task for each call to the broker; a row with a receipt lets the next row of its key go
+    sending    tasks that call the broker; a row with a receipt lets the next row of its key go, in the same task
     marking    writes what happened, many rows at a time
     leasing    renews, takes and gives back partitions
 
@@ -339,6 +339,7 @@ class Worker:
             self._mark_now.set()
 
     async def _delivered(self, items: list[Item]) -> Sequence[Receipt | DeliveryError]:
+        """Sends rows. A lone row goes by `send_message`, which costs less than a batch of one."""
         if len(items) > 1:
             return await self._broker.send_messages([item.message for item in items])
         try:
