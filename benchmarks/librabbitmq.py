@@ -28,9 +28,9 @@ def build() -> Path | str:
     compiler = shutil.which("cc")
     if compiler is None:
         return "there is no C compiler (cc)"
-    if not _HEADER.exists() and os.geteuid() == 0 and install._may_install() and shutil.which("apt-get"):
+    if not _HEADER.exists() and os.geteuid() == 0 and install.may_install() and shutil.which("apt-get"):
         try:
-            with install._install_lock():
+            with install.install_lock():
                 install._apt_install("librabbitmq-dev")
         except (OSError, subprocess.SubprocessError):
             pass

@@ -1,6 +1,7 @@
 """`python -m benchmarks.against REF`; `nox -s bench -- --against REF` makes the environment for it.
 
-The exit code is 1 when a row is slower, 2 when the command line is wrong, 3 when a server is missing.
+The exit code is 1 when a row is slower or could not be measured, 2 when the command line is wrong, 3 when a server is
+missing.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def main() -> int:
             return 3
         _write(run, given.page, given.results)  # also what an interrupted run has measured
     print(page(run))
-    return 1 if run.worse() else 0
+    return 1 if run.worse() or any(result.failed for result in results) else 0
 
 
 def _write(run: Run, path: Path, results: Path) -> None:

@@ -75,6 +75,8 @@ def page(run: Run) -> str:
     worse = run.worse()
     lines += ["", f"**Slower: {'; '.join(worse)}.**" if worse else "**No row is slower.**"]
     for result in run.results:
+        for row, why in result.failed.items():
+            lines += ["", f"**Not measured: {row}, because a process ended: {why}.**"]
         lines += _section(result)
     return "\n".join(lines) + "\n"
 

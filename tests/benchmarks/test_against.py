@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from benchmarks.against.environments import Version, commit_of, differences
 from benchmarks.against.page import Run, page
-from benchmarks.against.rows import LATENCY, Row, rows_of
-from benchmarks.against.session import AGAIN, REF, TREE, Result
+from benchmarks.against.rows import LATENCY, MANY_TOPICS, Row, rows_of
+from benchmarks.against.servers import NoServer
+from benchmarks.against.session import AGAIN, REF, TREE, Result, measure
 from benchmarks.against.verdict import Compared, quantile
 
 ROOT = Path(__file__).parents[2]
@@ -69,6 +70,40 @@ def test_page_says_what_is_slower():
     assert "pydantic 1 → 2" in text
     assert "verdicts here mean little" in text
     assert "**No row is slower.**" in page(Run("v1", "c" * 40, "t", [], 15, 1.0, "", [result_of(100, 10)]))
+
+
+class Publisher:
+    """Stands for a version's process; REF ends in the row with many topics."""
+
+    def __init__(self, name, command):
+        self.name, self.ended = name, False
+
+    def answer(self):
+        return {"pid": 1}
+
+    def ask(self, order):
+        assert not self.ended
+        if order["topics"] and order["count"] > 1000 and "REF" in self.name:
+            self.ended = True
+            raise RuntimeError(f"{self.name} ended with code 1")
+        return {"seconds": 1.0, "cpu": 0.1}
+
+    def end(self):
+        pass
+
+
+def test_a_row_that_fails_does_not_end_the_run(monkeypatch):
+    """The other rows are measured, in new processes, and the page names the row and the version that ended."""
+    monkeypatch.setattr("benchmarks.against.session.Process", Publisher)
+    versions = [Version(title, Path("python"), Path("workload.py"), {}) for title in ("REF c", "working tree")]
+    rows = [Row(MANY_TOPICS), Row("gather(100)")]
+    quiet = {"seconds": 1.0, "seed": 1, "progress": lambda line: None}
+    result = measure("kafka", NoServer("Kafka", "kafka://h"), rows, tuple(versions), pairs=2, **quiet)
+    assert [row.title for row in result.rows] == ["gather(100)"]
+    assert len(result.rounds["gather(100)", TREE]) == 2
+    text = page(Run("v1", "c" * 40, "t", [], 2, 1.0, "", [result]))
+    assert "**Not measured: gather to 1000 topics, because a process ended: kafka: REF c ended with code 1.**" in text
+    assert "| gather(100) |" in text
 
 
 def test_rows():

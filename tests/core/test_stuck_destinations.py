@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import pytest
 
 from cqrs_brokers import BackpressureError, Broker, DeliveryTimeoutError, Message, Receipt
-from cqrs_brokers.driver import Capabilities, Delivery, PipelinedDriver
+from cqrs_brokers.driver import Capabilities, Delivery, Link, PipelinedDriver
 
 from .drivers import message, settle
 
@@ -285,3 +285,64 @@ async def test_order_per_key_holds_while_destinations_come_and_go(seed: int) -> 
     assert len(ended) == 1200
     for key, numbers in order.items():
         assert numbers == sorted(numbers), key
+
+
+class OneAfterTheOther(PipelinedDriver):
+    """Answers in the order of the messages, so that one for a dead topic holds up all behind it. After 5 s without an
+    answer it leaves them all behind, and a dead topic holds up no other any more. So does RabbitMQ's driver."""
+
+    capabilities = Capabilities(confirms=True, ordering_key=True)
+
+    def __init__(self, dead: str) -> None:
+        self.dead = dead
+        self.queue: list[Delivery] = []
+        self.left: list[Delivery] = []
+        self.leave_at: asyncio.TimerHandle | None = None
+        self.has_left = False
+
+    def bind(self, link: Link) -> None:
+        self.link = link
+
+    def submit(self, deliveries: Sequence[Delivery], /) -> None:
+        self.queue += [delivery for delivery in deliveries if delivery.handed_over()]
+        asyncio.get_running_loop().call_soon(self.answer)
+
+    def answer(self) -> None:
+        while self.queue and (self.has_left or self.queue[0].topic != self.dead):
+            first = self.queue.pop(0)
+            if first.topic == self.dead:
+                self.left.append(first)
+            else:
+                first.confirm()
+        if self.queue and self.leave_at is None:
+            self.leave_at = asyncio.get_running_loop().call_later(5.0, self.leave)
+
+    def leave(self) -> None:
+        self.left, self.queue, self.has_left = self.queue, [], True
+        self.link.may_go_on()
+
+    def abort(self) -> None:
+        if self.leave_at is not None:
+            self.leave_at.cancel()
+
+
+@pytest.mark.parametrize(("window", "keyed"), [(20, False), (50, True), (100, True), (400, False)])
+async def test_caught_destinations_go_on_when_the_driver_has_left_its_channel(window: int, keyed: bool) -> None:
+    """They look stuck for 5 s, and may have used up their trials by then: all are tried again, in any window."""
+    driver = OneAfterTheOther("dead")
+    async with Broker(driver, max_in_flight=window, delivery_timeout=60, close_timeout=0) as broker:
+        loop = asyncio.get_running_loop()
+        sends = [asyncio.ensure_future(broker.send_message(message("dead"))) for _ in range(2 * window)]
+        await settle()
+        began, first = loop.time(), dict[str, float]()
+        while loop.time() < began + 10 and len(first) < 2:
+            for topic in ("a", "b"):
+                for n in range(6):
+                    key = f"key-{n % 2}" if keyed and n % 3 else None
+                    send = asyncio.ensure_future(broker.send_message(message(topic, key=key)))
+                    send.add_done_callback(lambda _, topic=topic: first.setdefault(topic, loop.time() - began))  # type: ignore[misc]
+                    sends.append(send)
+            await asyncio.sleep(0.25)
+        assert first.keys() == {"a", "b"}
+        assert max(first.values()) < 7.5, first
+    await outcomes(sends)

@@ -14,6 +14,7 @@ import pytest
 from cqrs_brokers import ConfigError, InsecureTransportWarning, open_broker
 from cqrs_brokers.options import resolve_options
 from cqrs_brokers.tls import TLSContext, TLSOptions, tls_error
+from cqrs_brokers.url import BrokerURL
 from cqrs_brokers_testkit.certificates import Certificates, make_certificates
 
 PASSPHRASE = "c4nary-passphrase"
@@ -240,3 +241,40 @@ def test_a_warning_points_at_the_line_of_the_application(url: str) -> None:
         warnings.simplefilter("always")
         open_broker(url)
     assert [(warning.category, warning.filename) for warning in caught] == [(InsecureTransportWarning, __file__)]
+
+
+def decided(text: str, problems: list[str] | None = None, **keywords: object) -> TLSContext | None:
+    """What a plugin decides about TLS for acme:// (plain) and acmes://."""
+    url = BrokerURL.parse(text)
+    secure, secret = url.scheme == "acmes", url.password is not None
+    return TLSContext.for_url(
+        url, options(**keywords), problems or [], secure=secure, secret=secret, instead="write acmes://"
+    )
+
+
+def test_a_plugin_names_its_problems_and_those_of_tls_together() -> None:
+    """One ConfigError has them all, in this order: the plugin's, contradictions, files that cannot be used."""
+    with pytest.raises(ConfigError) as plain:
+        decided("acme://host", ["there is no user"], ssl_cafile="/nowhere/ca.pem", require_tls=True)
+    assert plain.value.problems[0] == "there is no user"
+    assert [problem.rpartition(": ")[2] for problem in plain.value.problems[1:]] == ["write acmes://"] * 2
+    with pytest.raises(ConfigError) as secure:
+        decided("acmes://host", ["there is no user"], ssl_cafile="/nowhere/ca.pem")
+    assert [problem.partition(" ")[0] for problem in secure.value.problems] == ["there", "ssl_cafile"]
+
+
+def test_a_secret_in_plain_text_is_warned_about_unless_the_host_is_loopback() -> None:
+    """The warning names the broker, without the secret, and what to write."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert decided("acme://user:secret@localhost") is None
+        assert decided("acme://example.org") is None
+    with pytest.warns(InsecureTransportWarning, match="example.org.*plain text: write acmes://") as warned:
+        assert decided("acme://user:s3cret@example.org") is None
+    assert "s3cret" not in str(warned[0].message)
+
+
+def test_a_server_that_is_not_verified_is_warned_about() -> None:
+    """And the context is there all the same."""
+    with pytest.warns(InsecureTransportWarning, match="not verified"):
+        assert decided("acmes://localhost", ssl_verify=False) is not None

@@ -1,8 +1,6 @@
 """Translates the errors of RabbitMQ, aiormq and the network into ours. Imports aiormq.
 
 Reply codes: AMQP 0-9-1, 1.2 "Constants", and what RabbitMQ and Apache Qpid do with them.
-
-This file is longer than 400 lines because every reply of RabbitMQ is classified in one place.
 """
 
 from __future__ import annotations
@@ -56,7 +54,6 @@ __all__ = [
     "publish_failure",
     "refusal",
     "scrubbed",
-    "telling",
     "too_large",
 ]
 
@@ -234,15 +231,6 @@ def _refused(code: int, reply: str, where: str, *, logged_in: bool) -> ConnectEr
 def _no_virtual_host(said: str) -> AuthorizationError:
     remedy = "create it, or check the path of the URL"
     return AuthorizationError(f"there is no such virtual host; {said}", remedy=remedy)
-
-
-def telling(errors: list[ConnectError]) -> ConnectError:
-    """The most telling error of a pass: the first one that a person must fix. If there is none, the first one."""
-    chosen = next((error for error in errors if error.permanent), errors[0])
-    others = [error.text for error in errors if error is not chosen]
-    if others:
-        chosen.text = "; ".join([chosen.text, *others])
-    return chosen
 
 
 # -- a connection that worked -----------------------------------------------------------------------------------------

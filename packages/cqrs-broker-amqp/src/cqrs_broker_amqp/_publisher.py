@@ -442,7 +442,9 @@ class Publisher:
                 self._use(channel, anew=True)
 
     def _use_instead(self, channel: ConfirmChannel) -> None:
+        assert self._link is not None
         self._use(channel, anew=False)
+        self._link.may_go_on()
 
     def _go_first(self, entries: list[Entry]) -> None:
         self._outbox.extendleft(reversed(entries))

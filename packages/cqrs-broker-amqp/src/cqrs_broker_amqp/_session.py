@@ -19,11 +19,12 @@ from cqrs_brokers.exceptions import (
     TopologyError,
     UnreachableError,
 )
+from cqrs_brokers.pipeline import error_of_pass
 from cqrs_brokers.tasks import Tasks, retrieve_exception
 
 from ._channels import ConfirmChannel
 from ._client import Connection, Sockets
-from ._errors import connect_error, hung_up, telling
+from ._errors import connect_error, hung_up
 from ._fallback import make_channel
 from ._foreign import name_the_peer
 from ._settings import AMQPSettings
@@ -350,7 +351,7 @@ async def connect(
                 break
             else:
                 return session, channel, number
-    raise telling(errors)
+    raise error_of_pass(errors)
 
 
 def _twice(error: ConnectError, session: Session) -> TLSError:

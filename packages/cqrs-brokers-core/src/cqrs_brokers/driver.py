@@ -70,6 +70,14 @@ class Link(Protocol):
     def unblocked(self) -> None:
         """The broker takes messages again."""
 
+    def may_go_on(self) -> None:
+        """Destinations that took nothing may take messages now, because the driver sends another way: over a fresh
+        channel, for example.
+
+        `Broker` keeps most messages for such destinations back. It now tries one for each of them, whatever became of
+        earlier ones.
+        """
+
     def throttled(self, reason: str | None) -> None:
         """The broker slows this client down because of a quota. None: it has stopped slowing it down.
 

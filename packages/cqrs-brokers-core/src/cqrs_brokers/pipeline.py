@@ -27,7 +27,7 @@ from .exceptions import ConnectError, ConnectionLostError, ProtocolError, Unreac
 from .tasks import Tasks, drop_task, retrieve_exception
 from .url import Host
 
-__all__ = ["Pipeline", "connect_to_any", "header_name", "header_text", "header_value"]
+__all__ = ["Pipeline", "connect_to_any", "error_of_pass", "header_name", "header_text", "header_value"]
 
 T = TypeVar("T")
 C = TypeVar("C")
@@ -416,11 +416,19 @@ async def connect_to_any(
             errors.append(error)
         except TimeoutError:
             errors.append(UnreachableError(f"{host} does not answer within {share:.3g} s: check address and network"))
-    if not errors:
-        raise UnreachableError("there is no host to connect to")
+    raise error_of_pass(errors or [UnreachableError("there is no host to connect to")])
+
+
+def error_of_pass(errors: Sequence[ConnectError]) -> ConnectError:
+    """The error for a pass over the hosts in which none could be connected: the first one that a person must fix, or
+    else the first one. Its text names all. `connect_to_any` raises it.
+
+    Args:
+        errors: Of each host its error, in the order of the hosts.
+    """
     chosen = next((error for error in errors if error.permanent), errors[0])
     chosen.text = "; ".join([chosen.text, *(error.text for error in errors if error is not chosen)])
-    raise chosen
+    return chosen
 
 
 async def _within(seconds: float, work: Coroutine[Any, Any, C], drop: Callable[[C], object]) -> C:

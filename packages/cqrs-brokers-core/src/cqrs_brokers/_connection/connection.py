@@ -147,6 +147,10 @@ class Connection:
         """See `Link.unblocked`."""
         self.blocked(None)
 
+    def may_go_on(self) -> None:
+        """See `Link.may_go_on`."""
+        self._listener.may_go_on()
+
     def throttled(self, reason: str | None) -> None:
         """See `Link.throttled`."""
         if self.state is not State.READY:

@@ -27,6 +27,7 @@ class ConnectionListener(NamedTuple):
         failed: Connecting failed, for good or too often: every message that was not handed over ends with this error.
         dropped: The event loop is ending without `close()`.
         changed: Tells the observers the new state and the reason.
+        may_go_on: The driver says that destinations that took nothing may take messages now.
         is_needed: Whether a message is without its outcome.
         has_confirmed: Whether the broker has confirmed a message since the last call.
     """
@@ -35,5 +36,6 @@ class ConnectionListener(NamedTuple):
     failed: Callable[[NotConnectedError], None]
     dropped: Callable[[], None]
     changed: Callable[[str, str], None]
+    may_go_on: Callable[[], None]
     is_needed: Callable[[], bool]
     has_confirmed: Callable[[], bool]

@@ -59,6 +59,12 @@ class StuckDestinations:
         """The trials, by destination and key. After a look, the key of a trial without a key is the trial itself."""
         self.names: frozenset[str] = frozenset()
         """The destinations that take nothing."""
+        self._again: set[str] = set()
+        """Those of them that get one more trial, whatever became of the earlier ones."""
+        self._keys: set[tuple[str, str]] = set()
+        """The pairs of destination and key of which the driver held a message then: the next one would wait for it."""
+        self._looks_for_more = 0
+        """At how many looks those found anew get one, too: their messages went the way that the driver has left."""
         self._set_limits()
 
     def look(self) -> None:
@@ -67,13 +73,30 @@ class StuckDestinations:
         for delivery in (*self._in_flight.ended, *self._in_flight.pending):
             now.setdefault(self._destination(delivery.message), []).append(delivery)
         before, self._before = self._before, now
+        known = self.names
         self.names = frozenset(
             name for name in now if name in before and all(delivery.state < RELEASED for delivery in before[name])
         )
+        self._again &= self.names
+        if self._looks_for_more:
+            self._looks_for_more -= 1
+            self._again |= self.names - known
         self._held = [delivery for name in self.names for delivery in now[name]]
+        if self._again:
+            self._note_keys()
         self._bytes = sum(delivery.size for delivery in self._held)
         self._trials = {name: _that_count(self._trials.get(name, {})) for name in self.names}
         self._set_limits()
+
+    def try_again(self) -> None:
+        """Each destination that takes nothing gets one more trial, because the driver says that it may take messages
+        now."""
+        self._again, self._looks_for_more = set(self.names), 2
+        self._note_keys()
+
+    def _note_keys(self) -> None:
+        held = ((self._destination(held.message), held.message.key) for held in self._held if held.state < RELEASED)
+        self._keys = {(name, key) for name, key in held if key is not None}
 
     def count(self) -> bool:
         """Counts what stuck destinations hold: once before the window is filled, not for each message.
@@ -108,12 +131,15 @@ class StuckDestinations:
 
     def must_wait(self, delivery: Sending) -> bool:
         """Whether the message goes to a stuck destination, and such destinations hold their part of the window."""
-        trials = self._trials.get(self._destination(delivery.message))
+        name, key = self._destination(delivery.message), delivery.message.key
+        trials = self._trials.get(name)
         if trials is None or not self._is_full(delivery):
+            return False
+        if name in self._again and (name, key) not in self._keys:
             return False
         if len(self._held) >= self._most or self._bytes + delivery.size > self._most_bytes:
             return True
-        before = trials.get(delivery.message.key)
+        before = trials.get(key)
         if before is not None:
             return before.state < RELEASED
         unanswered = sum(trial.state < RELEASED for trial in trials.values())
@@ -123,6 +149,7 @@ class StuckDestinations:
         """The driver got the message."""
         name = self._destination(delivery.message)
         if name in self.names:
+            self._again.discard(name)
             if self._is_full(delivery):
                 self._trials[name][delivery.message.key] = delivery
             self._held.append(delivery)

@@ -153,6 +153,12 @@ class Window:
             self._deadlines.opened()
             self.refill()
 
+    def try_again(self) -> None:
+        """Each destination that takes nothing gets one more trial."""
+        self._stuck.try_again()
+        self._aside = None
+        self._refill_soon()
+
     def refill(self) -> None:
         """Submits what has room, in the order of calls, as one batch."""
         self._refill_due = False

@@ -16,7 +16,8 @@ from cqrs_brokers_testkit.conformance._case import (
     tally,
 )
 
-_WINDOW = 400
+_WINDOW = 100
+"""Messages in flight: a small window is full of what goes to the stuck destination at once."""
 _TIMEOUT = 9.0
 _GO_ON_WITHIN = 8.0
 """Seconds. A driver may need some until it leaves a channel on which nothing is answered."""
