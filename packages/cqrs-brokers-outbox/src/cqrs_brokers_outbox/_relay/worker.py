@@ -2,7 +2,7 @@
 another.
 
     claiming   reads the next rows while the last ones are at the broker
-    sending    a task for each call to the broker; a row with a receipt lets the next row of its key go
+    sending    tasks that call the broker; a row with a receipt lets the next row of its key go, in the same task
     marking    writes what happened, many rows at a time
     leasing    renews, takes and gives back partitions
 
@@ -172,14 +172,18 @@ class Worker:
     # -- claiming -----------------------------------------------------------------------------------------------------
 
     async def _claiming(self) -> None:
-        poll = SHORTEST_POLL
+        poll, known = SHORTEST_POLL, False
         while True:
             self._to_claim.clear()  # before it reads: what is told meanwhile is for the next claim
             claimed = await self._trouble.tried("claim", self._claim_if_room)
-            poll = SHORTEST_POLL if claimed else min(LONGEST_POLL, poll * 1.3)
-            if claimed and self._more and self._has_room:
-                continue
-            await _set_within(self._to_claim, poll)
+            if not claimed:
+                poll = min(LONGEST_POLL, poll * 1.3)
+            elif not known:  # rows that were known to be there do not show that new ones come
+                poll = SHORTEST_POLL
+            known = claimed and self._more and self._has_room
+            if not known:
+                await _set_within(self._to_claim, poll)
+                known = self._to_claim.is_set()
 
     async def _claim_if_room(self) -> bool:
         partitions = self._leases.claimable()
@@ -335,6 +339,7 @@ class Worker:
             self._mark_now.set()
 
     async def _delivered(self, items: list[Item]) -> Sequence[Receipt | DeliveryError]:
+        """Sends rows. A lone row goes by `send_message`, which costs less than a batch of one."""
         if len(items) > 1:
             return await self._broker.send_messages([item.message for item in items])
         try:
