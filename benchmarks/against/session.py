@@ -23,9 +23,6 @@ from .verdict import Compared
 __all__ = ["SIDES", "Result", "measure"]
 
 REF, AGAIN, TREE = SIDES = ("ref", "again", "tree")
-LEARNT_AT_A_TIME = 50
-"""The row with many topics measures sends to topics that are known. Each process first sends one message to each topic,
-to so many topics at a time: 8ad34bb does not learn of 1 000 topics at a time before a message's deadline."""
 
 
 @dataclass
@@ -119,8 +116,8 @@ def measure(
         server.prepare(f"bench.{side}")
     processes: dict[str, Process] = {}
 
-    def run(side: str, row: Row, count: int, wave: int | None = None) -> dict[str, float]:
-        order = {"row": row.name, "plain": row.plain, "count": count, "wave": wave or row.wave}
+    def run(side: str, row: Row, count: int) -> dict[str, float]:
+        order = {"row": row.name, "plain": row.plain, "count": count, "wave": row.wave}
         answer = processes[side].ask(order | {"topics": PREFIX if row.name == MANY_TOPICS else ""})
         server.check(f"bench.{side}", row, count)
         result.verified += count
@@ -134,9 +131,6 @@ def measure(
             processes[side].answer()
 
     def play(row: Row) -> None:
-        if row.name == MANY_TOPICS:  # does not count
-            for side in SIDES:
-                run(side, row, row.wave, LEARNT_AT_A_TIME)
         if row.title not in result.counts:
             # The best of four: the first is not warm, and a moment in which the machine does something else would make
             # every job of this row too short.
