@@ -39,13 +39,13 @@ from tests.conformance.mutant_broker import (
     "lifecycle.close-flushes",
 )
 class AcksBeforeSending(Sound):
-    """Confirms first and sends 50 ms later."""
+    """Confirms first and sends half a second later."""
 
     def hand_over(self, entry: Entry) -> None:
         delivery, record = entry
         if delivery.handed_over():
             delivery.confirm()
-            asyncio.get_running_loop().call_later(0.05, self.send_later, record)
+            asyncio.get_running_loop().call_later(0.5, self.send_later, record)
 
     def send_later(self, record: Kept) -> None:
         if self._session is not None:
