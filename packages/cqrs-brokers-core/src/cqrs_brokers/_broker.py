@@ -293,6 +293,7 @@ class Broker(MessageBroker):
             )
             raise self.refuse(given, refused)
         messages = list(messages)  # reads every message before the first is sent: an iterable that raises sends none
+        del given  # a list that the caller does not keep would keep its messages until the end of the call
         loop = running_loop()
         if loop is None or self._bound.loop is not loop or self._closed:
             try:
