@@ -51,8 +51,7 @@ async def test_nothing_secret_at_debug(
     exchange = unique_name("log")  # type: ignore[operator]
     bind_queue(rabbitmq.url, exchange, "there")
     password = rabbitmq.url.partition("@")[0].rpartition(":")[2]
-    # python-cqrs sets a level for aiormq's logger.
-    with caplog.at_level(logging.DEBUG), caplog.at_level(logging.DEBUG, "aiormq"):
+    with caplog.at_level(logging.DEBUG):
         async with open_broker(f"{rabbitmq.url}?exchange={exchange}") as broker:
             for topic in ("there", "nowhere"):
                 message = Message("n", topic, {"body": CANARY}, key=f"{CANARY}-k", headers={"h": f"{CANARY}-h"})

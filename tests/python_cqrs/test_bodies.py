@@ -2,10 +2,8 @@
 
 import dataclasses
 import json
-import logging
 import re
 import uuid
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -79,16 +77,13 @@ EVENTS: dict[str, Any] = {
 
 
 @pytest.fixture
-def own_brokers() -> Iterator[list[tuple[protocol.MessageBroker, list[bytes]]]]:
+def own_brokers() -> list[tuple[protocol.MessageBroker, list[bytes]]]:
     """python-cqrs' own Kafka and AMQP brokers, each with what its client was given."""
-    levels = {name: logging.getLogger(name).level for name in ("aiokafka", "aiormq", "aio_pika")}
     kafka_client, amqp_client = KafkaClient(), AMQPClient()
-    yield [
+    return [
         (kafka.KafkaMessageBroker(kafka_client), kafka_client.bodies),
         (amqp.AMQPMessageBroker(amqp_client, "events"), amqp_client.bodies),
     ]
-    for name, level in levels.items():  # its brokers change them, globally
-        logging.getLogger(name).setLevel(level)
 
 
 @pytest.mark.parametrize("event", EVENTS.values(), ids=EVENTS)
