@@ -43,7 +43,8 @@ def page(results: dict[str, Result]) -> str:
             text += f"* {target.title}: {', '.join(f'`{test}`' for test in result.failed)}\n"
     again = [(target, part) for target, result in tried for part in result.parts.values() if part.again]
     if again:
-        text += "\n## Run again\n\nThe table counts the second run of the files in which these tests had failed:\n\n"
+        text += "\n## Run again\n\n"
+        text += "The table counts the last run of the files in which these tests had failed before:\n\n"
         for target, part in again:
             text += f"* {target.title}, again with {part.again}: {', '.join(f'`{test}`' for test in part.before)}\n"
     missing = [(target, "it was not run") for target in TARGETS if target.name not in results]

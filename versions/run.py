@@ -29,7 +29,7 @@ class Part:
         counts: Number of tests by kind, see `KINDS`.
         failed: Ids of the tests that failed.
         seconds: How long they took.
-        before: Ids of the tests that failed when the file was run first, if it was run again.
+        before: Ids of the tests that failed in earlier runs of the file, if it was run again.
         again: With which commit it was run again; "": it was not.
     """
 
@@ -143,7 +143,7 @@ def run(
         if first is None or (again and first.failed):
             part = _run_part(test, environment, variables, logs / target.name)
             if first is not None:
-                part.before, part.again = first.before or first.failed, again
+                part.before, part.again = list(dict.fromkeys([*first.before, *first.failed])), again
             result.parts[test] = part
             progress(f"{target.name}: {number} of {len(tests)}: {test}: {part.counts}, {part.seconds:.0f} s")
             keep()

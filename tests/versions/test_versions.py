@@ -100,16 +100,17 @@ def test_the_tests_of_each_target_exist() -> None:
 
 
 def test_what_is_run_again_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only a file with a failed test is run again; the page names what failed before, also when it passes then."""
+    """Only a file with a failed test is run again; the page names all that failed before, also when it passes then."""
     good, bad = "tests/versions/test_versions.py", "tests/public_line/test_named_files.py"
     none = dict.fromkeys(KINDS, 0)
     result = Result("oldest", "abc", "2026-01-01", complete=True)
     result.parts = {good: Part(none | {"passed": 1}), bad: Part(none | {"failed": 1}, ["bad::test"])}
     ran: list[str] = []
+    parts = [Part(none | {"failed": 1}, ["bad::other"]), Part(none | {"passed": 1})]
 
     def run_part(test: str, *_: object) -> Part:
         ran.append(test)
-        return Part(none | {"passed": 1})
+        return parts[len(ran) - 1]
 
     def answer(*arguments: str, **_: object) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess(arguments, 0, stdout="", stderr="")
@@ -118,8 +119,9 @@ def test_what_is_run_again_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Environment, "run", answer)
     environment = Environment(Path("python"), "3.11.7", None, {})
     target = Target("oldest", "the oldest", (good, bad), ())
-    for _ in range(2):  # what passes is not run a third time
+    for _ in range(3):  # what passes is not run once more
         run(target, environment, result, tmp_path, print, lambda: None, again="def, 2026-01-02")
-    assert ran == [bad]
+    assert ran == [bad, bad]
     assert result.passed
-    assert "* the oldest dependencies, again with def, 2026-01-02: `bad::test`" in page({"oldest": result})
+    named = "* the oldest dependencies, again with def, 2026-01-02: `bad::test`, `bad::other`"
+    assert named in page({"oldest": result})
