@@ -88,11 +88,7 @@ class RelayObservers(RelayObserver):
         self._tell("claimed", lambda observer: observer.claimed(count))
 
     def sent(self, position: int, message: Message, outcome: Receipt | DeliveryError) -> None:
-        for observer in self._observers:  # as `_tell`, without the calls: this runs once for each row
-            try:
-                observer.sent(position, message, outcome)
-            except Exception as error:
-                _log(observer, error, "sent")
+        self._tell("sent", lambda observer: observer.sent(position, message, outcome))
 
     def parked(self, position: int, topic: str, error_class: str, error_text: str) -> None:
         self._tell("parked", lambda observer: observer.parked(position, topic, error_class, error_text))
@@ -120,9 +116,5 @@ class RelayObservers(RelayObserver):
             try:
                 call(observer)
             except Exception as error:
-                _log(observer, error, method)
-
-
-def _log(observer: RelayObserver, error: Exception, method: str) -> None:
-    # Not its traceback: an observer gets the message, and its errors may quote it.
-    logger.error("observer %s raised %s in %s()", type(observer).__qualname__, type(error).__name__, method)
+                # Not its traceback: an observer gets the message, and its errors may quote it.
+                logger.error("observer %s raised %s in %s()", type(observer).__qualname__, type(error).__name__, method)  # noqa: TRY400

@@ -70,7 +70,7 @@ class Outcome:
 
 def verdict_of(outcome: Receipt | DeliveryError) -> Verdict:
     """What an outcome means for a row."""
-    if type(outcome) is Receipt or isinstance(outcome, Receipt):
+    if isinstance(outcome, Receipt):
         return Verdict.SENT
     if isinstance(outcome, DeliveryUnknownError):
         return Verdict.UNKNOWN

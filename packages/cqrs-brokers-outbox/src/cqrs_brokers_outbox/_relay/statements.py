@@ -360,7 +360,7 @@ def _array(name: str, kind: str) -> str:
 
 
 def _array_text(values: Iterable[int | None]) -> str:
-    return f"{{{str(list(values))[1:-1].replace('None', 'NULL')}}}"
+    return f"{{{','.join(['NULL' if value is None else str(value) for value in values])}}}"
 
 
 class _MariaDB(Statements):
