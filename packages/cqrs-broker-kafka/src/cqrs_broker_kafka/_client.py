@@ -41,7 +41,7 @@ from cqrs_brokers.url import Host
 from . import _produce as produce
 from ._settings import KafkaSettings
 
-with warnings.catch_warnings():  # it warns when its C extension is missing, and then it is not used
+with warnings.catch_warnings():  # google-crc32c warns if its C extension is missing; aiokafka's function is used then
     warnings.simplefilter("ignore", RuntimeWarning)
     import google_crc32c
 

@@ -158,8 +158,7 @@ class KafkaDriver(PipelinedDriver):
         self._unwritten = self._flush_due = self.alone = False
         if self._cluster is not None:
             for node in self._cluster.nodes.values():
-                if node.ready:
-                    node.write()
+                node.write()
 
     def _end_linger(self) -> None:
         lingering, self._lingering = self._lingering, {}

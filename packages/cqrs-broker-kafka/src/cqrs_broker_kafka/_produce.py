@@ -70,10 +70,7 @@ def request_of(
     parts: list[bytes | bytearray] = [b"", _head(API_KEY, API_VERSION, correlation_id), client, start, b""]
     by_topic: dict[bytes, list[bytes | bytearray]] = {}
     for topic, partition, records in batches:
-        partitions = by_topic.get(topic)
-        if partitions is None:
-            partitions = by_topic[topic] = []
-        partitions += (_partition(partition, len(records)), records)
+        by_topic.setdefault(topic, []).extend((_partition(partition, len(records)), records))
     parts[4] = _int32(len(by_topic))
     for topic, partitions in by_topic.items():
         parts += (_int16(len(topic)), topic, _int32(len(partitions) // 2), *partitions)
@@ -101,10 +98,7 @@ def split_frames(data: bytes) -> tuple[list[bytes], bytes]:
 
 def correlation_id_of(frame: bytes) -> int:
     """Which request a response answers; -1 when it is too short to say."""
-    if len(frame) < 4:
-        return -1
-    number: int = _read_int32(frame)[0]
-    return number
+    return int(_read_int32(frame)[0]) if len(frame) >= 4 else -1
 
 
 def read_answers(frame: bytes) -> tuple[list[Answer], int]:
@@ -142,5 +136,4 @@ def read_answers(frame: bytes) -> tuple[list[Answer], int]:
 
 def _after_text(frame: bytes, at: int) -> int:
     """The position behind a nullable string. The length of a null string is -1."""
-    length: int = _read_int16(frame, at)[0]
-    return at + 2 + length if length > 0 else at + 2
+    return at + 2 + max(0, int(_read_int16(frame, at)[0]))

@@ -183,8 +183,7 @@ class RecordMaker:
     """Makes records; remembers the headers that repeat."""
 
     def __init__(self) -> None:
-        self._known = known = _Headers()
-        self._header = known.__getitem__
+        self._known = _Headers()
         self._first: dict[tuple[str, str, int], tuple[bytes, bytes]] = {}
 
     def add(self, delivery: Delivery, records: Records) -> None:
@@ -205,7 +204,7 @@ class RecordMaker:
             around_id[0],
             id_text(message),
             around_id[1],
-            *map(self._header, own.items()),
+            *map(self._known.__getitem__, own.items()),
         ]
         records.parts += (delivery, timestamp_ms(message), b"".join(content))
 
