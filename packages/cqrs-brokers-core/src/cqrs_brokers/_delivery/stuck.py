@@ -60,11 +60,13 @@ class StuckDestinations:
         self.names: frozenset[str] = frozenset()
         """The destinations that take nothing."""
         self._again: set[str] = set()
-        """Those of them that get one more trial, whatever became of the earlier ones."""
+        """The stuck destinations that get one more trial, whatever became of the earlier trials."""
         self._keys: set[tuple[str, str]] = set()
-        """The pairs of destination and key of which the driver held a message then: the next one would wait for it."""
+        """The pairs of stuck destination and key for which the driver holds a message. A further message of such a pair
+        is no trial, because it would wait for the earlier one."""
         self._looks_for_more = 0
-        """At how many looks those found anew get one, too: their messages went the way that the driver has left."""
+        """At how many of the next looks a destination that is newly found stuck gets one more trial, too. Its messages
+        went the way that the driver has left."""
         self._set_limits()
 
     def look(self) -> None:
