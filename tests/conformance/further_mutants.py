@@ -9,14 +9,16 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import json
 import socket
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from cqrs_brokers.driver import Delivery, Message
 from cqrs_brokers.exceptions import AuthenticationError, RejectedError, UnreachableError
 from cqrs_brokers.url import Host
+from tests.conformance.later_mutants import Batch, Hasty
 from tests.conformance.unordered_driver import Streams, UnorderedSound
 
 # -- text that has another form, too -----------------------------------------------------------------------------------
@@ -178,3 +180,54 @@ class AsksAllTheTime(UnorderedSound):
     async def ask(self, writer: asyncio.StreamWriter | None) -> None:
         while self._writer is writer:
             await asyncio.sleep(0)
+
+
+class ReconnectsWhenIdle(UnorderedSound):
+    """Promises heart-beats and sends none: after some seconds of silence the connection is gone."""
+
+    caught_by = ("lifecycle.idle-connection-stays",)
+    SILENCE = 8.0
+
+    async def connect(self) -> None:
+        await super().connect()
+        self.used = asyncio.get_running_loop().time()
+        self.promise(self._writer)
+
+    def submit(self, deliveries: Sequence[Delivery], /) -> None:
+        self.used = asyncio.get_running_loop().time()
+        super().submit(deliveries)
+
+    def promise(self, writer: asyncio.StreamWriter | None) -> None:
+        loop = asyncio.get_running_loop()
+        if writer is not None and self._writer is writer:
+            if loop.time() - self.used < self.SILENCE:
+                loop.call_later(0.5, self.promise, writer)
+            else:
+                self.pipeline.broken(UnreachableError("the broker heard nothing, and ended the connection"))
+
+
+class WritesInPieces(UnorderedSound):
+    """Waits for room in the middle of a message, where a ping may come between."""
+
+    caught_by = ("delivery.pings-break-nothing",)
+
+    def writer_of(self, writer: asyncio.StreamWriter) -> Callable[[Sequence[tuple[int, bytes]]], Awaitable[None]]:
+        async def write(batch: Sequence[tuple[int, bytes]]) -> None:
+            for token, line in batch:
+                half = len(line) // 2
+                writer.write(b"PUB %d %s" % (token, line[:half]))
+                await writer.drain()
+                writer.write(line[half:] + b"\n")
+            await writer.drain()
+
+        return write
+
+
+class AcksOwnTypes(Hasty):
+    """Confirms messages of an unusual content type when they are written."""
+
+    caught_by = ("delivery.no-receipt-before-any-answer",)
+
+    def is_hasty(self, batch: Batch) -> bool:
+        usual = ("application/json", "application/octet-stream")
+        return any(json.loads(line)["content_type"] not in usual for _, line in batch)

@@ -336,3 +336,13 @@ class NotDurableAfterReconnect(Sound):
 
     def render(self, message: Message) -> Kept:
         return replace(super().render(message), persistent=self.connections < 2)
+
+
+@mutant("ordering.order-survives-a-refusal")
+class ReversesAfterRefusal(Sound):
+    """Puts what waits into another order when the broker refuses a message."""
+
+    def settle(self, delivery: Delivery, verdict: str) -> None:
+        if verdict == "refused":
+            self._outbox.reverse()
+        super().settle(delivery, verdict)

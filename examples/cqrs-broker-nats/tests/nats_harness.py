@@ -11,7 +11,7 @@ from cqrs_brokers_testkit.server_harness import ServerHarness
 
 class NatsHarness(ServerHarness):
     url, notices_within, duplicate_window = "nats://localhost", 12.0, 120.0
-    program, search, login = "nats-server", ("~/go/bin",), ("app", "app-password")
+    program, search, login = "nats-server", ("~/go/bin",), ("app", "app:p%41@wörd")
     install = "go install github.com/nats-io/nats-server/v2@v2.15.3"
     has_tls, tls_scheme, other_servers = True, "natss", "declare=stream&stream=all&subjects=*"
     small_topic, small_server = {"max_msg_size": 20_000}, {"max_payload": 50_000}
@@ -22,7 +22,7 @@ class NatsHarness(ServerHarness):
     }
 
     def configure(self, server):
-        users = [{"user": "app", "password": "app-password", "permissions": {"publish": {"deny": "forbidden.>"}}}]
+        users = [{"user": "app", "password": "app:p%41@wörd", "permissions": {"publish": {"deny": "forbidden.>"}}}]
         settings = {"port": server.port, "authorization": {"users": users}, **server.settings}
         if (known := server.certificates) is not None:
             settings["tls"] = {"cert_file": str(known.server), "key_file": str(known.server_key)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 
-from cqrs_brokers import InvalidMessageError, Message, MessageTooLargeError, Receipt
+from cqrs_brokers import InvalidMessageError, Message, MessageTooLargeError, NotDeliveredError, Receipt
 from cqrs_brokers_testkit.conformance._case import (
     Context,
     case,
@@ -87,6 +87,30 @@ async def order_survives_a_reset(ctx: Context) -> None:
     check_truth(messages, outcomes, records)
     check_order(messages, outcomes, records)
     check(any(isinstance(outcome, Receipt) for outcome in outcomes), f"nothing was delivered: {tally(outcomes)}")
+
+
+@case(
+    "ordering.order-survives-a-refusal",
+    "live",
+    needs=["refuse_next", "read_back"],
+    capability="ordering_key",
+    waivable=True,
+    like="delivery.refused-is-not-delivered",
+)
+async def order_survives_a_refusal(ctx: Context) -> None:
+    """The broker refuses a message, perhaps by ending the connection, while keyed ones wait behind it: they keep their
+    order, and what their outcomes say is so."""
+    refusal = await ctx.do(ctx.harness.refuse_next)
+    broker = ctx.open(refusal.url, delivery_timeout=15.0)
+    messages = [refusal.message, *_keyed_messages(ctx, refusal.topic, 400)]
+    outcomes = await broker.send_messages(messages)
+    good, told = messages[1:], outcomes[1:]
+    check(isinstance(outcomes[0], NotDeliveredError), f"the refused message got {show(outcomes[0])}")
+    await asyncio.sleep(0.2)
+    records = await ctx.read(refusal.topic, sum(isinstance(outcome, Receipt) for outcome in told))
+    check_truth(good, told, records)
+    check_order(good, told, records)
+    check(any(isinstance(outcome, Receipt) for outcome in told), f"nothing was delivered: {tally(told)}")
 
 
 @case("ordering.first-sends-share-a-connection", "live", needs=["connections_made"])
