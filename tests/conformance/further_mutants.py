@@ -231,3 +231,43 @@ class AcksOwnTypes(Hasty):
     def is_hasty(self, batch: Batch) -> bool:
         usual = ("application/json", "application/octet-stream")
         return any(json.loads(line)["content_type"] not in usual for _, line in batch)
+
+
+class RetriesWhenRefused(UnorderedSound):
+    """Writes a message again when the broker says that it is busy."""
+
+    caught_by = ("delivery.refusal-is-about-one-message",)
+
+    def writer_of(self, writer: asyncio.StreamWriter) -> Callable[[Batch], Awaitable[None]]:
+        write, self.lines = super().writer_of(writer), dict[int, bytes]()
+
+        async def write_and_remember(batch: Batch) -> None:
+            self.lines |= batch
+            await write(batch)
+
+        return write_and_remember
+
+    def answered(self, word: bytes, token: int, offset: bytes) -> None:
+        if word == b"BUSY" and self._writer is not None:
+            self._writer.write(b"PUB %d %s\n" % (token, self.lines[token]))
+        else:
+            super().answered(word, token, offset)
+
+
+class TellsThePasswordLater(UnorderedSound):
+    """Says the password when it cannot log in again; the first time it does not."""
+
+    caught_by = ("lifecycle.nothing-confidential-is-told-of-a-later-login",)
+    was_connected = False
+
+    async def connect(self) -> None:
+        await super().connect()
+        self.was_connected = True
+
+    async def greet(self, host: Host, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await super().greet(host, reader, writer)
+        except UnreachableError as error:
+            if not self.was_connected or self._url.password is None:
+                raise
+            raise UnreachableError(f"{host}: {self._url.password.reveal()} is no longer taken") from error

@@ -138,7 +138,7 @@ async def nack_is_not_success(ctx: Context) -> None:
 async def refused_is_not_delivered(ctx: Context) -> None:
     """A message that the broker refuses is `NotDeliveredError`, is absent, and the next one works."""
     refusal = await ctx.do(ctx.harness.refuse_next)
-    broker = ctx.open(refusal.url)
+    broker = ctx.open(refusal.url, delivery_timeout=10.0)
     outcome = await outcome_of(broker.send_message(refusal.message))
     check(isinstance(outcome, NotDeliveredError), f"a refused message got {show(outcome)}")
     good = ctx.message(refusal.topic)
@@ -155,7 +155,7 @@ async def refused_spares_its_neighbours(ctx: Context) -> None:
     good = [ctx.message(refusal.topic) for _ in range(20)]
     messages = [refusal.message, *good]
     async with ctx.spared_by_the_broker():
-        outcomes = await ctx.open(refusal.url).send_messages(messages)
+        outcomes = await ctx.open(refusal.url, delivery_timeout=10.0).send_messages(messages)
         check(isinstance(outcomes[0], NotDeliveredError), f"the refused message got {show(outcomes[0])}")
         check_all_receipts(outcomes[1:])
     check_truth(messages, outcomes, await ctx.read(refusal.topic, len(good)))

@@ -229,6 +229,53 @@ async def nothing_confidential_is_told_of_a_login(ctx: Context) -> None:
     check(not leaks, f"{' and '.join(leaks)} can be read in an error, a log record, a warning, a repr or a name")
 
 
+@case("lifecycle.nothing-confidential-is-told-of-a-later-login", "fault", needs=["hosts_url"])
+async def nothing_confidential_is_told_of_a_later_login(ctx: Context) -> None:
+    """The broker's place is taken by others while the driver is connected: nothing tells the password then, either."""
+    if not takes_credentials(ctx):
+        raise NotApplicable("its config string has no user and password")
+    topic, told = await ctx.topic(), list[str]()
+    with FaultProxy(own_address(ctx)) as proxy, logs_at_debug() as logs:
+        url, password = await _login_that_works(ctx, Host(proxy.host, proxy.port))
+        server = proxy.target
+        broker = ctx.open(url, connect_timeout=1.0, delivery_timeout=1.5)
+        check_receipt(await outcome_of(broker.send_message(ctx.message(topic))))
+        for other in (peer(), peer(_NO_BROKER), peer(hangs_up=True), peer(resets=True)):
+            async with other as there:
+                proxy.target = ("127.0.0.1", there.port)
+                await ctx.do(proxy.reset)
+                told.append(_everything(await outcome_of(broker.send_message(ctx.message(topic)))))
+                told += [repr(await broker.health()), repr(broker.describe())]
+                told.extend(task.get_name() for task in asyncio.all_tasks())
+            proxy.target = server
+            await ctx.do(proxy.reset)
+            await ctx.works_again(broker, topic, 15.0)
+        await broker.close(1.0)
+    leaks = shown({"the password": password}, [*logs, *told])
+    check(not leaks, f"{' and '.join(leaks)} can be read in an error, a log record or a name when it connects again")
+
+
+async def _login_that_works(ctx: Context, host: Host) -> tuple[str, str]:
+    """A config string with a password that the broker takes, at this host, and the password.
+
+    Raises:
+        NotApplicable: There is none that could be found in a text.
+    """
+    own = BrokerURL.parse(ctx.url)
+    any_login = BrokerURL.parse(await ctx.do(lambda: ctx.harness.url_with_credentials("somebody", _LOGIN)))
+    for known in (any_login, own):
+        secret = "" if known.password is None else known.password.reveal()
+        if len(secret) < 6 or secret == known.username:
+            continue
+        url = known.replace(hosts=[host]).render(reveal=True)
+        broker = ctx.open(url, connect_timeout=2.0)
+        error = await connect_error(broker.connect())
+        await broker.close(1.0)
+        if error is None:
+            return url, secret
+    raise NotApplicable("the broker takes no password that could be found in a text")
+
+
 _IDLE = 1.0
 _A_LITTLE = 0.2
 """Which share of one processor an event loop may need while nothing happens."""
