@@ -26,7 +26,8 @@ class NatsHarness(ServerHarness):
         settings = {"port": server.port, "authorization": {"users": users}, **server.settings}
         if (known := server.certificates) is not None:
             settings["tls"] = {"cert_file": str(known.server), "key_file": str(known.server_key)}
-        (server.folder / "nats.conf").write_text(json.dumps(settings))
+        # Its form is not quite JSON: it knows no \u.
+        (server.folder / "nats.conf").write_text(json.dumps(settings, ensure_ascii=False), encoding="utf-8")
         return ["-a", "127.0.0.1", "-js", "-sd", str(server.folder), "-c", "nats.conf"]
 
     def prepare(self):
