@@ -93,7 +93,7 @@ class Finding(NamedTuple):
 async def first_that_answers(settings: KafkaSettings, *, timeout: float, trusted: bool) -> Greeting:
     """The greeting of the bootstrap host that answers first.
 
-    All are asked at once, so that a silent one delays nobody.
+    All hosts are asked at once, so that a silent host does not delay the answer.
 
     Args:
         settings: Where and how to connect.
@@ -239,7 +239,7 @@ def _importance(finding: Finding) -> int:
 
 
 def judge_greeting(error: BaseException, host: Host, settings: KafkaSettings) -> Finding:
-    """What it means that a host could not be greeted."""
+    """What the failure of one host means."""
     finding = _judge(error, host, settings)
     finding.error.__cause__ = error
     return finding._replace(host=host)

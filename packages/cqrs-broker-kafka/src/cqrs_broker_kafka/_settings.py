@@ -81,10 +81,12 @@ class KafkaProducerAdapter(ConnectionAdapter[KafkaOptions, KafkaSettings]):
         bootstrap_servers: `host[:port]`, a list of them, or one text with commas.
         dsn: The hosts as one text with commas, or a whole config string (`kafka://…?acks=all`).
         value_serializer: Encodes payloads that come without bytes and without a content type. Default: JSON.
-        **options: Every option of the config string by name (see `KafkaOptions`); overrides the one in `dsn`.
+        **options: The options of the config string by name (see `KafkaOptions`). An option that is given here takes
+            the place of the same option in `dsn`.
 
     Raises:
-        ConfigError: With every problem found; also when both or neither of `bootstrap_servers` and `dsn` are given.
+        ConfigError: An option or host is wrong; the error lists all problems. Or both or neither of
+            `bootstrap_servers` and `dsn` are given.
     """
 
     def __init__(
