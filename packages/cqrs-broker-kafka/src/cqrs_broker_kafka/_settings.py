@@ -80,7 +80,7 @@ class KafkaProducerAdapter(ConnectionAdapter[KafkaOptions, KafkaSettings]):
     Args:
         bootstrap_servers: `host[:port]`, a list of them, or one text with commas.
         dsn: The hosts as one text with commas, or a whole config string (`kafka://…?acks=all`).
-        value_serializer: Encodes payloads that come without bytes and without a content type. Default: JSON.
+        value_serializer: Encodes payloads that come without `payload_bytes` and without a content type. Default: JSON.
         **options: The options of the config string by name (see `KafkaOptions`). An option that is given here takes
             the place of the same option in `dsn`.
 

@@ -90,7 +90,7 @@ class TLSContext:
 
     Args:
         options: The context is the one in `ssl_context`, or is made from the certificate files.
-        problems: Filled with a sentence for each file that cannot be used.
+        problems: A list. It gets one more sentence for each file that cannot be used.
     """
 
     def __init__(self, options: TLSOptions, problems: list[str]) -> None:

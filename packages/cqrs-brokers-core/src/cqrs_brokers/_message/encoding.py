@@ -35,7 +35,7 @@ def encode(payload: object) -> bytes:
 
 
 def content_type_of(message: Any) -> str:
-    """The content type that goes on the wire with a message; none ("") for a tombstone that names none."""
+    """The content type that goes on the wire with a message. It is "" for a tombstone without a content type."""
     content_type: str | None = message.content_type
     if content_type:
         return content_type
