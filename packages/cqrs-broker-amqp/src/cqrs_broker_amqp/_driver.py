@@ -108,7 +108,7 @@ class AMQPDriver(PipelinedDriver):
         self._publisher.use(session, channel)
 
     async def ping(self) -> None:
-        """Asks RabbitMQ a question, on the channel that is published on: a second channel may not be allowed."""
+        """Asks RabbitMQ a question on the channel for messages, because the user may not be allowed to open another."""
         while (session := self._session) is not None:
             channel = self._publisher.channel
             if channel is None or not channel.open:  # it is being opened again
