@@ -77,7 +77,7 @@ class AMQPDriver(PipelinedDriver):
         if self._settings.options.declare != "queue":
             return None
         if topic.startswith("amq."):
-            return "declare=queue: RabbitMQ keeps queue names that start with 'amq.' for itself"
+            return "declare=queue: RabbitMQ keeps queue names that start with 'amq.' for itself: use another topic"
         if not _QUEUE_NAME.fullmatch(topic):
             return "declare=queue: a queue's name has only letters, digits, spaces and - _ . : @ # , / +"
         return None

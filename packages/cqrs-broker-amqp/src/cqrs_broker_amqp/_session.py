@@ -356,8 +356,8 @@ async def connect(
 
 def _twice(error: ConnectError, session: Session) -> TLSError:
     found = TLSError(
-        f"{session.where} hangs up during or after the TLS handshake: does it ask for a client certificate, and is "
-        "this its TLS port?"
+        f"{session.where} closes the connection during or after the TLS handshake: does it ask for a client "
+        "certificate, and is this its TLS port?"
     )
     found.__cause__ = error.__cause__
     return found

@@ -103,7 +103,7 @@ def why_unsupported(connection: type = AIOKafkaConnection) -> str | None:
     if not missing:
         return None
     return (
-        f"aiokafka {version('aiokafka')} is not supported, its connections have no {', '.join(missing)}: "
+        f"aiokafka {version('aiokafka')} is not supported, because its connections have no {', '.join(missing)}: "
         f"install a version that this plugin was tested with ({KNOWN_TO_WORK})"
     )
 

@@ -209,7 +209,7 @@ class KafkaInspection(Inspection):
         one."""
         _, newest = connection.versions.get(produce.API_KEY, (0, 0))
         if newest < produce.API_VERSION:
-            raise ProtocolError("the broker is older than Kafka 2.4: a newer one is needed")
+            raise ProtocolError("the broker is older than Kafka 2.4, which this plugin needs: upgrade it")
         known = [version for number, version in _VERSIONS.items() if number <= newest]
         text = f"Kafka does not say its version; it knows the requests of {known[-1]}"
         later = next((version for number, version in sorted(_VERSIONS.items()) if number > newest), "")

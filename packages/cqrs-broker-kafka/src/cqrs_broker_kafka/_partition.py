@@ -230,7 +230,8 @@ class Partition:
             try:
                 data = self._producer.encode(records, self._producer_id, self._epoch, self._sequence)
             except Exception as error:
-                refusal = InvalidMessageError(f"the client cannot write it into a batch ({type(error).__name__})")
+                text = f"the client cannot write the message into a batch ({type(error).__name__})"
+                refusal = InvalidMessageError(text)
                 refusal.__cause__ = error
                 self._suspects = max(0, self._suspects - len(records))
                 self._fail(records.deliveries, refusal)

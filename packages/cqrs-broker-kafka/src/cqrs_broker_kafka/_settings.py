@@ -32,7 +32,7 @@ class KafkaSettings:
     def __init__(self, url: BrokerURL, options: KafkaOptions) -> None:
         problems = url.repeated_hosts(DEFAULT_PORT)
         if not url.hosts:
-            problems.append("there is no host: kafka://host[:port][,host[:port]…]")
+            problems.append("there is no host: write kafka://host[:port][,host[:port]…]")
         self.hosts = [Host(host, DEFAULT_PORT if port is None else port) for host, port in url.hosts]
         self.options = options
         self._tls = TLSContext.for_url(
@@ -98,7 +98,7 @@ class KafkaProducerAdapter(ConnectionAdapter[KafkaOptions, KafkaSettings]):
         **options: object,
     ) -> None:
         if (bootstrap_servers is None) == (dsn is None):
-            raise ConfigError("give either bootstrap_servers or dsn, which is the same as one text")
+            raise ConfigError("give exactly one of bootstrap_servers and dsn (the same hosts as one text)")
         if dsn is not None and "://" in dsn:
             url = BrokerURL.parse(dsn, source="dsn")
             if url.scheme != "kafka":

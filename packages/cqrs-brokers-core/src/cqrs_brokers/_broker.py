@@ -65,7 +65,9 @@ Refused = TypeVar("Refused", bound=DeliveryError)
 
 logger = logging.getLogger("cqrs_brokers.broker")
 
-CLOSED = "the broker is closed and does not open again: make a new Broker, also for each run of a lifespan"
+CLOSED = (
+    "the broker is closed and cannot be opened again: make a new Broker (give lifespan() a function that makes one)"
+)
 BURST = 250
 """How many messages of a `send_messages` go to the driver at a time."""
 TURN = 0.005
@@ -698,7 +700,7 @@ class Broker(MessageBroker):
         self._window.open(is_open)
 
     def _dropped(self) -> None:
-        text = "the event loop is ending and the connection was dropped"
+        text = "the event loop is ending, so the connection was dropped: close the broker before"
         self._window.settle(ConnectionLostError(text), NotConnectedError(text))
         self._window.stop()
         self._warn_unclosed("its event loop is ending")

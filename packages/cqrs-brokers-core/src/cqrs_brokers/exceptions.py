@@ -437,4 +437,4 @@ class ReturnedError(DeliveryUnknownError):
 
 
 class ClosedWhilePendingError(DeliveryUnknownError):
-    """The `Broker` was closed before the confirm came."""
+    """The `Broker` was closed before the message was confirmed."""

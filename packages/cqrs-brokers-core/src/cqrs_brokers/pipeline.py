@@ -308,7 +308,7 @@ class Pipeline(Generic[T]):
             token = next(iter(self._unanswered), None)
             if token is None or isinstance(self._unanswered[token], asyncio.Future) is not question:
                 # The message stays. It fails when the connection ends, as it must now.
-                text = "the broker's answers are out of step: this one belongs to nothing that was written"
+                text = "the broker sent an answer, and nothing that was written waits for it: the connection must end"
                 raise ProtocolError(text)
         elif token not in self._unanswered:
             return None

@@ -284,7 +284,7 @@ def _handshake_failure(reason: str, where: str, options: TLSOptions) -> TLSError
         text = f"{where} asks for a client certificate ({reason})"
         return TLSError(text, remedy="give ssl_certfile and ssl_keyfile")
     remedy = "see whether this is its TLS port, and whether it asks for a client certificate"
-    return TLSError(f"no TLS with {where} ({reason})", remedy=remedy)
+    return TLSError(f"the TLS handshake with {where} failed ({reason})", remedy=remedy)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

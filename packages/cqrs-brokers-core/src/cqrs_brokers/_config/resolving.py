@@ -257,7 +257,7 @@ def _layer(
         elif origin == "string" and specs[name].keyword_only:
             problems.append(f"option {key!r} is an object: give it as a keyword, not in the config string")
         elif origin == "string" and not suffix and specs[name].in_userinfo:
-            problems.append("option 'password': write user:password@, or give password_file= or password_env=")
+            problems.append("option 'password' is a keyword: write user:password@, or password_file= or password_env=")
         elif name in given:
             problems.append(f"option {name!r} is given twice: use one of {name}, {name}_file, {name}_env")
         else:

@@ -94,7 +94,7 @@ class Closing:
             if now >= by or await window.drained(min(by - now, LOOK_AGAIN)):
                 break
         unknown = window.settle(
-            ClosedWhilePendingError("the broker was closed before the confirm came"),
+            ClosedWhilePendingError("the broker was closed before the message was confirmed: give close() more time"),
             self._not_sent(),
         )
         if unknown:

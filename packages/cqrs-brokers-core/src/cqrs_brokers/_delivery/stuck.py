@@ -171,7 +171,7 @@ class StuckDestinations:
             return None
         return (
             f"{name!r} took nothing until the deadline, and most places in flight are kept for other destinations: "
-            "check it; send again later, or raise delivery_timeout"
+            "check this destination; send again later, or raise delivery_timeout"
         )
 
 

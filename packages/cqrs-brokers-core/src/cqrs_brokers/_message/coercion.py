@@ -62,7 +62,7 @@ class Coercion:
             refused = InvalidMessageError.raised_by(what, error, content=event, broker=self._address)
         else:
             refused = InvalidMessageError(
-                f"a {type(event).__name__} is no event, it has no to_message(): messages go through send_message()",
+                f"a {type(event).__name__} is no event (it has no to_message()): messages go through send_message()",
                 broker=self._address,
             )
         try:

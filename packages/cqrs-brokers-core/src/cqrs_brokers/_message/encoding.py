@@ -24,7 +24,7 @@ def encode(payload: object) -> bytes:
         UnencodableError: The payload, or something in it, has no JSON form. The text names it by its path.
     """
     if payload is None:
-        raise UnencodableError("a payload of None says nothing: use a mapping, or TOMBSTONE to delete the key")
+        raise UnencodableError("the payload is None: give a mapping, or TOMBSTONE to delete the key")
     ready = jsonable(payload, "payload")
     try:
         return _encoder.encode(ready).encode()

@@ -189,7 +189,7 @@ class Validator:
         )
 
     def _refuse_count(self, message: Message, count: int) -> NoReturn:
-        self._refuse(message, f"{count} headers, and {MAX_HEADERS} are allowed")
+        self._refuse(message, f"the message has {count} headers, and {MAX_HEADERS} are allowed: send fewer")
 
     def _checked_name(self, known: dict[str, int], text: Any, message: Message, what: str, limit: int) -> str:
         text = plain = self._plain(message, text, what)
