@@ -216,8 +216,8 @@ async def _ask_all(settings: KafkaSettings, until: float) -> Greeting | Finding:
             )
             if not done:
                 silent = ", ".join(str(asked[task]) for task in waiting)
-                text = f"there is no answer from {silent}, which accepted the connection"
-                findings.append(Finding(UnreachableError(f"{text}: is it Kafka, and does it run?")))
+                text = f"{silent} accepted the connection but does not answer: is it Kafka, and does it run?"
+                findings.append(Finding(UnreachableError(text)))
                 break
             for task in done:
                 error = asyncio.CancelledError() if task.cancelled() else task.exception()

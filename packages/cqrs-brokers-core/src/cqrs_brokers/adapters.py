@@ -100,7 +100,7 @@ class ConnectionAdapter(Generic[O, S]):
             ConfigError: The adapter has a broker already, an option is wrong, or a file cannot be used.
         """
         if self._taken:
-            raise ConfigError(f"{_article(type(self))} serves one broker, and this one already has it: make another")
+            raise ConfigError(f"{_article(type(self))} serves one broker, and this one already serves it: make another")
         resolved = self._resolved
         if overrides:
             resolved = resolve_options(self._options_type, url=self._url, keywords=self._keywords | overrides)
