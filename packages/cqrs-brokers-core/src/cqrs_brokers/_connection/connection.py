@@ -59,7 +59,7 @@ class Connection:
 
     Args:
         driver: The driver to keep connected.
-        listener: Is told of every change.
+        listener: The connection tells it every change.
         breaches: Records what the driver does against its contract.
         address: The broker's redacted URL, for errors and the log.
         settings: `connect_timeout` bounds each attempt, with a slack of 0.5 s. `retry_count` and `retry_delay` say how
@@ -103,7 +103,7 @@ class Connection:
 
     @property
     def described(self) -> str:
-        """The state in one word, as observers are told it."""
+        """The state in one word, for `Broker.state`."""
         if self.state is State.READY:
             if self.last_error is not None:
                 return "reconnecting"
@@ -250,7 +250,8 @@ class Connection:
         failures = 0
         """Failed attempts in a row."""
         unproven = 0
-        """Attempts since the last good connection: it lasted, or the broker confirmed a message on it."""
+        """Attempts since the last good connection. A connection is good when it has lasted for `PROVEN_AFTER`, or when
+        the broker has confirmed a message on it."""
         while True:
             self.state = State.CONNECTING
             self._listener.changed("connecting", "")

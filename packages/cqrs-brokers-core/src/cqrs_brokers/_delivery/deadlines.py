@@ -190,7 +190,7 @@ class Deadlines:
             if isinstance(known, DeliveryUnknownError):
                 return known
             return DeliveryTimeoutError(
-                because_of_a_stall("the broker did not confirm it before the deadline", stalled)
+                because_of_a_stall("the broker did not confirm the message before the deadline", stalled)
             )
         reason = self._why_not_taken() or self._known(delivery, handed=False)
         if isinstance(reason, NotDeliveredError):
@@ -206,13 +206,13 @@ class Deadlines:
             )
         elif room:
             text = (
-                "the broker did not take it until the deadline: it takes nothing for this topic, or part of it, at the "
-                "moment; send again later, or raise delivery_timeout"
+                "the broker did not take the message before the deadline: it takes nothing for this topic, or for a "
+                "part of the topic, at the moment; send again later, or raise delivery_timeout"
             )
         else:
             text = (
-                "no room until the deadline: messages come faster than the broker confirms them; send fewer at a time, "
-                "or raise delivery_timeout or max_in_flight"
+                "there was no room in flight before the deadline: messages come faster than the broker confirms them; "
+                "send fewer at a time, or raise delivery_timeout or max_in_flight"
             )
         return BackpressureError(because_of_a_stall(text, stalled))
 
