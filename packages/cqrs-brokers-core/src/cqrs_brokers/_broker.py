@@ -24,10 +24,9 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from uuid import UUID
 
-from ._config.settings import BrokerSettings
+from ._config.settings import DEFAULTS, BrokerSettings
 from ._connection.closing import Closing, checked_timeout
 from ._connection.connection import Connection
-from ._connection.health import Health, whats_wrong
 from ._connection.loops import LoopBinding, running_loop
 from ._connection.states import ConnectionListener
 from ._delivery.breaches import ContractBreach, ContractBreaches
@@ -55,6 +54,7 @@ from .observers import Observer, Observers
 from .protocol import Capabilities, Encoder, MessageBroker, MessageEncoder, MessageLike, Receipt
 
 if TYPE_CHECKING:
+    from ._connection.health import Health
     from .events import Event
     from .options import EffectiveOption
     from .url import BrokerURL
@@ -119,16 +119,16 @@ class Broker(MessageBroker):
         *,
         name: str | None = None,
         url: BrokerURL | None = None,
-        delivery_timeout: float = BrokerSettings.delivery_timeout,
-        connect_timeout: float = BrokerSettings.connect_timeout,
-        close_timeout: float = BrokerSettings.close_timeout,
-        max_in_flight: int = BrokerSettings.max_in_flight,
-        max_in_flight_bytes: int = BrokerSettings.max_in_flight_bytes,
-        max_message_bytes: int = BrokerSettings.max_message_bytes,
+        delivery_timeout: float = DEFAULTS.delivery_timeout,
+        connect_timeout: float = DEFAULTS.connect_timeout,
+        close_timeout: float = DEFAULTS.close_timeout,
+        max_in_flight: int = DEFAULTS.max_in_flight,
+        max_in_flight_bytes: int = DEFAULTS.max_in_flight_bytes,
+        max_message_bytes: int = DEFAULTS.max_message_bytes,
         encoder: Encoder | None = None,
         observers: Sequence[Observer] = (),
-        retry_count: int | None = BrokerSettings.retry_count,
-        retry_delay: float | None = BrokerSettings.retry_delay,
+        retry_count: int | None = DEFAULTS.retry_count,
+        retry_delay: float | None = DEFAULTS.retry_delay,
         options: Mapping[str, EffectiveOption] | None = None,
     ) -> None:
         if isinstance(driver, Broker):
@@ -148,6 +148,7 @@ class Broker(MessageBroker):
             retry_count=retry_count,
             retry_delay=retry_delay,
         )
+        settings.check()
         self._driver = driver
         self._sender: PipelinedDriver = driver if isinstance(driver, PipelinedDriver) else SimpleSender(driver)
         self._name = name or (url.scheme if url is not None else type(driver).__name__)
@@ -484,6 +485,8 @@ class Broker(MessageBroker):
 
     async def health(self) -> Health:
         """The state of the broker now. Never raises, and never takes longer than `connect_timeout` plus 1 s."""
+        from ._connection.health import Health, whats_wrong  # opening a broker does not need it
+
         started = monotonic()
         connection = self._connection
         try:

@@ -331,7 +331,7 @@ def safe_cause(error: BaseException | None, content: object = None) -> BaseExcep
 _SHORTEST = 3
 """The length of the shortest text that counts as a quotation. Shorter ones occur in any sentence by chance."""
 _MOST = 10_000
-_WORD = re.compile(r"\w{8,}")
+_LONG_WORD = r"\w{8,}"
 
 
 def _texts(content: object) -> set[str]:
@@ -359,7 +359,7 @@ def _texts(content: object) -> set[str]:
             todo += [getattr(value, name, None) for name in getattr(type(value), "__slots__", ()) if name[:2] != "__"]
     whole = {text for text in found if len(text) >= _SHORTEST}
     # A repr escapes characters, and an error may cut a text. So a long word of it counts as a quotation, too.
-    return whole | {word for text in whole for word in _WORD.findall(text)}
+    return whole | {word for text in whole for word in re.findall(_LONG_WORD, text)}
 
 
 class MessageTooLargeError(NotDeliveredError):
