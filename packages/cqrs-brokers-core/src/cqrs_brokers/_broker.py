@@ -427,7 +427,14 @@ class Broker(MessageBroker):
             The error to raise. It now names the message and the broker.
         """
         if error.message_id is None:
-            error = self._named(error, message)
+            message_id = topic = None
+            with contextlib.suppress(Exception):  # the message's own code
+                message_id, topic = getattr(message, "message_id", None), getattr(message, "topic", None)
+            error = error.about(
+                message_id if isinstance(message_id, UUID) else None,
+                topic if isinstance(topic, str) else error.topic,
+                self._address,
+            )
         self._observers.refused(message, error)
         return error
 
@@ -654,17 +661,6 @@ class Broker(MessageBroker):
             return self._enter(loop)
         except NotDeliveredError as refusal:
             raise self.refuse(message, refusal)  # noqa: B904 - it is the same error, or a copy of it
-
-    def _named(self, error: Refused, message: object) -> Refused:
-        """The error with the id and the topic of that message."""
-        message_id = topic = None
-        with contextlib.suppress(Exception):  # the message's own code
-            message_id, topic = getattr(message, "message_id", None), getattr(message, "topic", None)
-        return error.about(
-            message_id if isinstance(message_id, UUID) else None,
-            topic if isinstance(topic, str) else error.topic,
-            self._address,
-        )
 
     def _entered(self) -> asyncio.AbstractEventLoop:
         """Does the work of `_enter` for every call except sends."""
