@@ -151,7 +151,7 @@ def forgeries(
     def refuse_one(forged: Change | bytes) -> Forgery:
         """Many answers are lost, one says no, and the others come."""
 
-        def apply(connection: ProxyConnection) -> None:
+        def apply(connection: ProxyConnection) -> Callable[[], int]:
             answers = 0
 
             def change(frame: bytes) -> bytes:
@@ -164,6 +164,7 @@ def forgeries(
                 return forged if isinstance(forged, bytes) else forged(frame)
 
             connection.rewrite(each_frame(length, change))
+            return lambda: max(0, answers - LOST_BEFORE_A_REFUSAL - 1)
 
         return Forgery("one refused", apply)
 

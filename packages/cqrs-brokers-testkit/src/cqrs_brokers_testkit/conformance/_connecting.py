@@ -93,7 +93,8 @@ async def silent_host_leaves_time(ctx: Context) -> None:
 @case("lifecycle.odd-host-is-passed-over", "live", needs=["hosts_url"], waits=True)
 async def odd_host_is_passed_over(ctx: Context) -> None:
     """The first of two hosts hangs up, resets the connection or speaks another protocol: the second one is used."""
-    for first in (peer(hangs_up=True), peer(resets=True), peer(b"HTTP/1.1 400 Bad Request\r\n\r\n" * 4)):
+    no_broker = b"HTTP/1.1 400 Bad Request\r\n\r\n" * 4 + b"\0"  # an end of line and of a frame, wherever one is read
+    for first in (peer(hangs_up=True), peer(resets=True), peer(no_broker)):
         async with first as odd:
             await _last_host_is_used(ctx, Host("127.0.0.1", odd.port))
 

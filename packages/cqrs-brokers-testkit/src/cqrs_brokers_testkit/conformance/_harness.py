@@ -69,7 +69,8 @@ class Forgery(NamedTuple):
             twelfth comes in part, and nothing else. `one refused`: ten are lost, the next one says that its message was
             refused, and all others come.
         apply: Begins with it on one connection, until the connection ends. If the meaning is `late`, it returns a
-            function that lets the answer through.
+            function that lets the answer through. If it is `one refused`, it returns a function that says how many
+            answers have come since the refusal.
     """
 
     meaning: Literal["lost", "refused", "unknown", "late", "cut", "one refused"]

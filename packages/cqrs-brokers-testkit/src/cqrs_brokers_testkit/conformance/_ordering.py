@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 
-from cqrs_brokers import InvalidMessageError, Message, MessageTooLargeError, NotDeliveredError, Receipt
+from cqrs_brokers import InvalidMessageError, Message, MessageTooLargeError, Receipt
 from cqrs_brokers_testkit.conformance._case import (
     Context,
     case,
@@ -98,14 +98,17 @@ async def order_survives_a_reset(ctx: Context) -> None:
     like="delivery.refused-is-not-delivered",
 )
 async def order_survives_a_refusal(ctx: Context) -> None:
-    """The broker refuses a message, perhaps by ending the connection, while keyed ones wait behind it: they keep their
-    order, and what their outcomes say is so."""
+    """The broker refuses a message while keyed ones wait behind it: they keep their order, and their outcomes are true.
+
+    A broker that ends the connection with its refusal may do so before the refusal is read.
+    """
     refusal = await ctx.do(ctx.harness.refuse_next)
     broker = ctx.open(refusal.url, delivery_timeout=15.0)
-    messages = [refusal.message, *_keyed_messages(ctx, refusal.topic, 400)]
+    large = [ctx.message(refusal.topic, bytes(40_000), key=f"key-{n % _KEYS}") for n in range(300)]
+    messages = [refusal.message, *large]  # more than the sockets on the way hold: some wait in the driver
     outcomes = await broker.send_messages(messages)
     good, told = messages[1:], outcomes[1:]
-    check(isinstance(outcomes[0], NotDeliveredError), f"the refused message got {show(outcomes[0])}")
+    check(not isinstance(outcomes[0], Receipt), "the refused message got a receipt")
     await asyncio.sleep(0.2)
     records = await ctx.read(refusal.topic, sum(isinstance(outcome, Receipt) for outcome in told))
     check_truth(good, told, records)

@@ -277,7 +277,7 @@ async def _login_that_works(ctx: Context, host: Host) -> tuple[str, str]:
 
 
 _IDLE = 1.0
-_A_LITTLE = 0.2
+_A_LITTLE = 0.03
 """Which share of one processor an event loop may need while nothing happens."""
 
 
