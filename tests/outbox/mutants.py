@@ -95,6 +95,13 @@ MUTANTS = [
         "test_leases.py::test_stopping_gives_the_partitions_back_at_once[asyncpg]",
     ),
     Mutant(
+        "gives back partitions by what was in flight before it asked for its leases",
+        "_relay/worker.py",
+        "        await self._leases.step(self.in_use)\n",
+        "        before = self.in_use()\n        await self._leases.step(lambda: before)\n",
+        "test_leases.py::test_a_claim_while_the_relay_asks_for_its_leases[asyncpg]",
+    ),
+    Mutant(
         "takes rows of a key while its failure is not marked",
         "_relay/keys.py",
         "return lane not in self._failed and lane not in self._settling",
