@@ -9,9 +9,9 @@ from collections.abc import Callable
 import pytest
 
 from cqrs_broker_kafka._partitioning import partition_for
-from cqrs_brokers import DeliveryError, Message, NotDeliveredError, Receipt, open_broker
+from cqrs_brokers import DeliveryError, Message, NotDeliveredError, Receipt, UnreachableError, open_broker
 from cqrs_brokers_testkit.servers import KafkaCluster, KafkaServer
-from tests.dead_address import DEAD, dead_address
+from tests.dead_address import DEAD, dead_address, useless_address
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(120)]
 
@@ -31,6 +31,28 @@ async def test_a_name_with_a_dead_address(
         async with open_broker(f"kafka://two.test:{port}") as broker:
             assert loop.time() - started < 1.5
             assert (await broker.send_message(Message("n", topic, 1))).confirmed
+
+
+@pytest.mark.parametrize("hangs_up", [False, True], ids=["says nothing", "hangs up"])
+async def test_a_name_with_an_address_that_is_of_no_use(
+    kafka: KafkaServer, unique_name: Name, names: dict[str, Callable[[], list[str]]], hangs_up: bool
+) -> None:
+    """The first address takes the connection and is no broker: the same attempt goes on with the next address."""
+    host, _, port = kafka.bootstrap_servers.partition(",")[0].rpartition(":")
+    names["two.test"] = lambda: [DEAD, host]
+    kafka.create_topic(topic := unique_name("useless"))
+    async with useless_address(int(port), hangs_up=hangs_up):
+        async with open_broker(f"kafka://two.test:{port}?connect_timeout=4s") as broker:
+            assert (await broker.send_message(Message("n", topic, 1))).confirmed
+
+
+async def test_a_name_without_an_address(names: dict[str, Callable[[], list[str]]]) -> None:
+    """The text says that the name cannot be resolved."""
+    names["nowhere.test"] = list
+    broker = open_broker("kafka://nowhere.test")
+    with pytest.raises(UnreachableError, match=r"nowhere\.test:9092 cannot be resolved: the name has no address"):
+        await broker.connect()
+    await broker.close()
 
 
 async def test_a_name_server_that_does_not_answer(names: dict[str, Callable[[], list[str]]]) -> None:
