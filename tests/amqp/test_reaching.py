@@ -183,3 +183,19 @@ async def test_an_authority_that_is_replaced(exchange: str, tmp_path: Path) -> N
             shutil.copy(new.ca, trusted)
             await asyncio.to_thread(node.restart)
             assert (await broker.send_message(Message("n", "t", 1))).confirmed
+
+
+@pytest.mark.parametrize("turns", range(0, 24, 3))
+async def test_connecting_while_the_process_stands_still(turns: int, rabbitmq: RabbitMQServer) -> None:
+    """connect() succeeds, at whichever step the process was frozen for longer than connect_timeout."""
+    loop = asyncio.get_running_loop()
+
+    def freeze(left: int) -> None:
+        if left:
+            loop.call_soon(freeze, left - 1)
+        else:
+            time.sleep(1.5)
+
+    loop.call_soon(freeze, turns)
+    async with open_broker(rabbitmq.url, connect_timeout=1.0) as broker:
+        assert (await broker.health()).ok

@@ -4,6 +4,7 @@ import asyncio
 import collections
 import logging
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -133,3 +134,19 @@ async def test_somebody_goes_on_sending_while_the_server_is_down(
         async with asyncio.timeout(20):
             while not isinstance((await broker.send_messages([Message("n", topic, {})]))[0], Receipt):
                 await asyncio.sleep(0.1)
+
+
+@pytest.mark.parametrize("turns", range(0, 24, 3))
+async def test_connecting_while_the_process_stands_still(turns: int, kafka: KafkaServer) -> None:
+    """connect() succeeds, at whichever step the process was frozen for longer than connect_timeout."""
+    loop = asyncio.get_running_loop()
+
+    def freeze(left: int) -> None:
+        if left:
+            loop.call_soon(freeze, left - 1)
+        else:
+            time.sleep(1.5)
+
+    loop.call_soon(freeze, turns)
+    async with open_broker(kafka.url, connect_timeout=1.0) as broker:
+        assert (await broker.health()).ok

@@ -8,9 +8,14 @@ read them before a timeout counts.
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import copy
+from typing import Any, Self, TypeVar
 
-__all__ = ["LOOK", "because_of_a_stall", "stalled_for", "wait_patiently"]
+from .exceptions import BrokerError
+
+__all__ = ["LOOK", "StallWatch", "because_of_a_stall", "stalled_for", "told_with_stall", "wait_patiently"]
+
+E = TypeVar("E", bound=BrokerError)
 
 _LATE = 0.2
 """A timer that is later than this, in seconds, means that the loop stood still. A shorter delay means only a busy
@@ -27,6 +32,54 @@ def stalled_for(due: float, now: float) -> float:
 def because_of_a_stall(text: str, stalled: float) -> str:
     """The text of an error, with the stall if there was one (in seconds)."""
     return f"{text} (the event loop of this process stood still for {stalled:.1f} s)" if stalled else text
+
+
+def told_with_stall(error: E, stalled: float) -> E:
+    """The error with the stall in its text. Without a stall it is the same object, else a copy: the owner of the error
+    may use it for other messages."""
+    if not stalled:
+        return error
+    told = copy.copy(error)
+    told.text = because_of_a_stall(error.text, stalled)
+    told.__cause__ = error.__cause__
+    return told
+
+
+class StallWatch:
+    """Measures for how long the event loop stands still in a `with` block.
+
+    A driver has time-outs of its own. After a stall they fire before the answers are read, so the driver's error says
+    nothing of the stall, and blames the broker.
+
+    Attributes:
+        stalled: Seconds until now, without delays of a loop that is only busy.
+    """
+
+    def __init__(self) -> None:
+        self.stalled = 0.0
+        self._loop = asyncio.get_running_loop()
+        self._due = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __enter__(self) -> Self:
+        self._watch()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._look()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _watch(self) -> None:
+        self._due = self._loop.time() + _LATE / 2
+        self._timer = self._loop.call_at(self._due, self._fire)
+
+    def _look(self) -> None:
+        self.stalled += stalled_for(self._due, self._loop.time())
+
+    def _fire(self) -> None:
+        self._look()
+        self._watch()
 
 
 async def wait_patiently(future: asyncio.Future[Any], timeout: float | None) -> float:
