@@ -24,10 +24,9 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from uuid import UUID
 
-from ._config.settings import BrokerSettings
+from ._config.settings import DEFAULTS, BrokerSettings
 from ._connection.closing import Closing, checked_timeout
 from ._connection.connection import Connection
-from ._connection.health import Health, whats_wrong
 from ._connection.loops import LoopBinding, running_loop
 from ._connection.states import ConnectionListener
 from ._delivery.breaches import ContractBreach, ContractBreaches
@@ -55,6 +54,7 @@ from .observers import Observer, Observers
 from .protocol import Capabilities, Encoder, MessageBroker, MessageEncoder, MessageLike, Receipt
 
 if TYPE_CHECKING:
+    from ._connection.health import Health
     from .events import Event
     from .options import EffectiveOption
     from .url import BrokerURL
@@ -65,7 +65,9 @@ Refused = TypeVar("Refused", bound=DeliveryError)
 
 logger = logging.getLogger("cqrs_brokers.broker")
 
-CLOSED = "the broker is closed and does not open again: make a new Broker, also for each run of a lifespan"
+CLOSED = (
+    "the broker is closed and cannot be opened again: make a new Broker (give lifespan() a function that makes one)"
+)
 BURST = 250
 """How many messages of a `send_messages` go to the driver at a time."""
 TURN = 0.005
@@ -93,7 +95,7 @@ class Broker(MessageBroker):
         url: Where the driver connects to; shown redacted.
         delivery_timeout: Seconds from the call to the outcome, at most.
         connect_timeout: Seconds for `connect()` and for each attempt to connect. It never extends a send's deadline.
-        close_timeout: Seconds that `close()` gives to what is in flight.
+        close_timeout: Seconds that `close()` has for sending the accepted messages and closing the connection.
         max_in_flight: The most messages that the driver holds. While all destinations take messages, the driver holds
             at most two fifths of this number. When some destinations take nothing, the driver gets few further messages
             for them: most of the free places are kept for the other destinations. Further messages wait.
@@ -119,16 +121,16 @@ class Broker(MessageBroker):
         *,
         name: str | None = None,
         url: BrokerURL | None = None,
-        delivery_timeout: float = BrokerSettings.delivery_timeout,
-        connect_timeout: float = BrokerSettings.connect_timeout,
-        close_timeout: float = BrokerSettings.close_timeout,
-        max_in_flight: int = BrokerSettings.max_in_flight,
-        max_in_flight_bytes: int = BrokerSettings.max_in_flight_bytes,
-        max_message_bytes: int = BrokerSettings.max_message_bytes,
+        delivery_timeout: float = DEFAULTS.delivery_timeout,
+        connect_timeout: float = DEFAULTS.connect_timeout,
+        close_timeout: float = DEFAULTS.close_timeout,
+        max_in_flight: int = DEFAULTS.max_in_flight,
+        max_in_flight_bytes: int = DEFAULTS.max_in_flight_bytes,
+        max_message_bytes: int = DEFAULTS.max_message_bytes,
         encoder: Encoder | None = None,
         observers: Sequence[Observer] = (),
-        retry_count: int | None = BrokerSettings.retry_count,
-        retry_delay: float | None = BrokerSettings.retry_delay,
+        retry_count: int | None = DEFAULTS.retry_count,
+        retry_delay: float | None = DEFAULTS.retry_delay,
         options: Mapping[str, EffectiveOption] | None = None,
     ) -> None:
         if isinstance(driver, Broker):
@@ -148,6 +150,7 @@ class Broker(MessageBroker):
             retry_count=retry_count,
             retry_delay=retry_delay,
         )
+        settings.check()
         self._driver = driver
         self._sender: PipelinedDriver = driver if isinstance(driver, PipelinedDriver) else SimpleSender(driver)
         self._name = name or (url.scheme if url is not None else type(driver).__name__)
@@ -337,8 +340,8 @@ class Broker(MessageBroker):
         loop: asyncio.AbstractEventLoop,
     ) -> Generator[None, None, None]:
         """Makes the messages of a `send_messages` ready and hands them to the window, in bursts. It yields when the
-        event loop should have a turn. Messages that are ready are taken out of the list, so that they live no longer
-        than they must. The list is reversed for that."""
+        event loop should have a turn. It takes the messages that are ready out of the list, so that they do not use
+        memory longer than necessary. Before that it reverses the list, because taking from the end is cheap."""
         window, coercion, validator, observers = self._window, self._coercion, self._validator, self._observers
         batch = observers.batch(len(messages)) if self._are_asked and messages else None
         outcomes = bulk.outcomes
@@ -426,7 +429,14 @@ class Broker(MessageBroker):
             The error to raise. It now names the message and the broker.
         """
         if error.message_id is None:
-            error = self._named(error, message)
+            message_id = topic = None
+            with contextlib.suppress(Exception):  # the message's own code
+                message_id, topic = getattr(message, "message_id", None), getattr(message, "topic", None)
+            error = error.about(
+                message_id if isinstance(message_id, UUID) else None,
+                topic if isinstance(topic, str) else error.topic,
+                self._address,
+            )
         self._observers.refused(message, error)
         return error
 
@@ -484,6 +494,8 @@ class Broker(MessageBroker):
 
     async def health(self) -> Health:
         """The state of the broker now. Never raises, and never takes longer than `connect_timeout` plus 1 s."""
+        from ._connection.health import Health, whats_wrong  # opening a broker does not need it
+
         started = monotonic()
         connection = self._connection
         try:
@@ -597,8 +609,7 @@ class Broker(MessageBroker):
         """The topic and the age (in seconds) of the message that has waited longest for its outcome. None: no message
         waits.
 
-        It shows what is stuck, where, and since when. If one destination is stuck and the others go on, the oldest
-        message goes to the stuck one.
+        If one destination is stuck and the others go on, the oldest message is one for the stuck destination.
         """
         loop, delivery = self._bound.loop, self._window.oldest(self._began)
         return None if loop is None or delivery is None else (delivery.topic, loop.time() - self._began(delivery))
@@ -652,17 +663,6 @@ class Broker(MessageBroker):
         except NotDeliveredError as refusal:
             raise self.refuse(message, refusal)  # noqa: B904 - it is the same error, or a copy of it
 
-    def _named(self, error: Refused, message: object) -> Refused:
-        """The error with the id and the topic of that message."""
-        message_id = topic = None
-        with contextlib.suppress(Exception):  # the message's own code
-            message_id, topic = getattr(message, "message_id", None), getattr(message, "topic", None)
-        return error.about(
-            message_id if isinstance(message_id, UUID) else None,
-            topic if isinstance(topic, str) else error.topic,
-            self._address,
-        )
-
     def _entered(self) -> asyncio.AbstractEventLoop:
         """Does the work of `_enter` for every call except sends."""
         loop = running_loop()
@@ -699,15 +699,17 @@ class Broker(MessageBroker):
         self._window.open(is_open)
 
     def _dropped(self) -> None:
-        text = "the event loop is ending and the connection was dropped"
+        text = "the event loop is ending, so the connection was dropped: close the broker before"
         self._window.settle(ConnectionLostError(text), NotConnectedError(text))
         self._window.stop()
         self._warn_unclosed("its event loop is ending")
 
     def _observe(self, delivery: Sending, outcome: Receipt | DeliveryError) -> None:
-        loop = self._bound.loop
+        loop, timeout = self._bound.loop, delivery.timeout
         assert loop is not None
-        self._observers.sent(delivery.message, outcome, loop.time() - self._began(delivery))
+        if timeout is None:
+            timeout = self._settings.delivery_timeout
+        self._observers.sent(delivery.message, outcome, loop.time() - delivery.deadline + timeout)
 
     def _began(self, delivery: Sending) -> float:
         """When its call began, in the event loop's time."""

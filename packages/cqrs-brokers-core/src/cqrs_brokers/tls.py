@@ -90,7 +90,7 @@ class TLSContext:
 
     Args:
         options: The context is the one in `ssl_context`, or is made from the certificate files.
-        problems: Filled with a sentence for each file that cannot be used.
+        problems: A list. It gets one more sentence for each file that cannot be used.
     """
 
     def __init__(self, options: TLSOptions, problems: list[str]) -> None:
@@ -195,12 +195,17 @@ def _build(options: TLSOptions, problems: list[str]) -> ssl.SSLContext:
         except (OSError, ValueError) as error:
             problems.append(f"ssl_cafile cannot be used: {_reason(error, 'it has no certificate in PEM form')}")
     if options.ssl_certfile is not None:
-        passphrase = _Passphrase(options.ssl_key_password)
+        asked = []
+
+        def passphrase() -> str:  # without it, OpenSSL would ask on the terminal and wait
+            asked.append(True)
+            return "" if options.ssl_key_password is None else options.ssl_key_password.reveal()
+
         try:
             context.load_cert_chain(options.ssl_certfile, options.ssl_keyfile, password=passphrase)
         except (OSError, ValueError) as error:
             reason = _reason(error, "one of them is no PEM file of that kind, or they do not belong together")
-            if passphrase.asked:
+            if asked:
                 reason = "the private key is encrypted: give ssl_key_password=, ssl_key_password_file= or _env="
                 if options.ssl_key_password is not None:
                     reason = "ssl_key_password does not decrypt the private key"
@@ -209,18 +214,6 @@ def _build(options: TLSOptions, problems: list[str]) -> ssl.SSLContext:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
-
-
-class _Passphrase:
-    """Answers OpenSSL's question for the passphrase. Without it, OpenSSL would ask on the terminal and wait."""
-
-    def __init__(self, secret: Secret | None) -> None:
-        self._secret = secret
-        self.asked = False
-
-    def __call__(self) -> str:
-        self.asked = True
-        return "" if self._secret is None else self._secret.reveal()
 
 
 def _reason(error: Exception, of_the_content: str) -> str:
@@ -286,10 +279,10 @@ def _handshake_failure(reason: str, where: str, options: TLSOptions) -> TLSError
         text = f"{where} asks for a client certificate ({reason})"
         return TLSError(text, remedy="give ssl_certfile and ssl_keyfile")
     if reason in _NO_COMMON_VERSION:
-        text = f"no TLS with {where}: it has no version of TLS in common with this client ({reason})"
-        return TLSError(text, remedy="compare the versions that both allow")
+        text = f"the TLS handshake with {where} failed, because both sides have no version of TLS in common ({reason})"
+        return TLSError(text, remedy="compare the versions that they allow")
     remedy = "see whether this is its TLS port, and whether it asks for a client certificate"
-    return TLSError(f"no TLS with {where} ({reason})", remedy=remedy)
+    return TLSError(f"the TLS handshake with {where} failed ({reason})", remedy=remedy)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
 from cqrs_brokers._config.settings import BrokerSettings
@@ -63,7 +63,7 @@ class Connection:
 
     Args:
         driver: The driver to keep connected.
-        listener: Is told of every change.
+        listener: The connection tells it every change.
         breaches: Records what the driver does against its contract.
         address: The broker's redacted URL, for errors and the log.
         settings: `connect_timeout` bounds each attempt, with a slack of 0.5 s. `retry_count` and `retry_delay` say how
@@ -78,14 +78,12 @@ class Connection:
         breaches: ContractBreaches,
         address: str,
         settings: BrokerSettings,
-        jitter: Callable[[], float] = random.random,
     ) -> None:
         self._driver = driver
         self._listener = listener
         self._breaches = breaches
         self._address = address
         self._settings = settings
-        self._jitter = jitter
         self.state = State.IDLE
         self.last_error: ConnectError | None = None
         self.blocked_by: str | None = None
@@ -94,7 +92,6 @@ class Connection:
         """Why the broker slows this client down, while it is connected."""
         self._tasks = Tasks()
         self._task: asyncio.Task[None] | None = None
-        self._attempt: asyncio.Task[None] | None = None
         self._lost: asyncio.Future[ConnectError] | None = None
         self._wake: asyncio.Future[None] | None = None
         self._passes: list[asyncio.Future[BrokerError | None]] = []
@@ -107,7 +104,7 @@ class Connection:
 
     @property
     def described(self) -> str:
-        """The state in one word, as observers are told it."""
+        """The state in one word, for `Broker.state`."""
         if self.state is State.READY:
             if self.last_error is not None:
                 return "reconnecting"
@@ -255,7 +252,8 @@ class Connection:
         failures = 0
         """Failed attempts in a row."""
         unproven = 0
-        """Attempts since the last good connection: it lasted, or the broker confirmed a message on it."""
+        """Attempts since the last good connection. A connection is good when it has lasted for `PROVEN_AFTER`, or when
+        the broker has confirmed a message on it."""
         while True:
             self.state = State.CONNECTING
             self._listener.changed("connecting", "")
@@ -298,8 +296,9 @@ class Connection:
         while True:
             with StallWatch() as watch:
                 error = await self._bounded("connect", self._driver.connect(), limit + OWN_TIMEOUT_SLACK, what)
-            may_help = stalled == 0.0 and watch.stalled > limit * STALL_THAT_MATTERS
-            stalled += watch.stalled
+            matters = watch.stalled > limit * STALL_THAT_MATTERS
+            may_help = matters and stalled == 0.0
+            stalled += watch.stalled if matters else 0.0
             if not isinstance(error, UnreachableError | ProtocolError | TLSError):
                 return error
             if not may_help:
@@ -310,7 +309,7 @@ class Connection:
     ) -> ConnectError | None:
         """Runs the driver's work in a task of its own. So a client that cancels its current task does not cancel the
         supervisor."""
-        task = self._attempt = self._tasks.spawn(work)
+        task = self._tasks.spawn(work)
         task.add_done_callback(retrieve_exception)
         try:
             await wait_patiently(task, timeout)
@@ -336,8 +335,6 @@ class Connection:
             await asyncio.wait((task,), timeout=0.4)
             if not task.done():
                 self._breaches.add(method, "does not let itself be cancelled")
-        if self._attempt is task:
-            self._attempt = None
 
     async def _ready_until_lost(self) -> ConnectError:
         assert self._lost is not None
@@ -383,7 +380,7 @@ class Connection:
         if self._settings.retry_delay is not None:
             delay = self._settings.retry_delay
         else:
-            delay = _backoff(unproven) * (0.5 + self._jitter() / 2)
+            delay = _backoff(unproven) * random.uniform(0.5, 1.0)  # noqa: S311 - it is no secret
         self._wake = loop.create_future()
         await asyncio.wait((self._wake,), timeout=delay)
         self._wake = None
@@ -398,11 +395,10 @@ class Connection:
         if task is not None:
             task.cancel()
             await asyncio.wait((task,), timeout=0.5)
-        self.state = State.CLOSED
 
     def drop(self) -> None:
         """The event loop is closed: forgets its tasks without I/O."""
-        self._task = self._attempt = self._lost = self._wake = None
+        self._task = self._lost = self._wake = None
         self._passes.clear()
         self._tasks.abort()
         self._drop()

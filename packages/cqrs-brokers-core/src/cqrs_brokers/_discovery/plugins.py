@@ -10,6 +10,7 @@ import inspect
 import re
 from collections.abc import Iterable
 from dataclasses import fields
+from importlib.metadata import PackageNotFoundError
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import pluggy
@@ -55,7 +56,7 @@ class Plugin(NamedTuple):
         Raises:
             PluginContractError: It raised, or gave something else.
         """
-        if all(hook.plugin is not self.implementation for hook in _manager.hook.broker_options.get_hookimpls()):
+        if not self._has("broker_options"):
             return BrokerOptions
         options_type, problem = self._ask("broker_options")
         if problem is not None:
@@ -95,7 +96,7 @@ class Plugin(NamedTuple):
         """
         from cqrs_brokers.inspection import Inspection  # no application needs it
 
-        if all(hook.plugin is not self.implementation for hook in _manager.hook.inspect_broker.get_hookimpls()):
+        if not self._has("inspect_broker"):
             return None
         made = self._made("inspect_broker", url, options)
         if not isinstance(made, Inspection):
@@ -126,6 +127,9 @@ class Plugin(NamedTuple):
                 fits, wanted = isinstance(value, bool), "True or False"
             if not fits:
                 raise PluginContractError(f"capabilities of {self.title} are wrong: {field.name} must be {wanted}")
+
+    def _has(self, hook: str) -> bool:
+        return any(caller.name == hook for caller in _manager.get_hookcallers(self.implementation) or ())
 
     def _made(self, hook: str, url: BrokerURL, options: BrokerOptions) -> Any:
         """What a hook makes of a URL and its options."""
@@ -158,6 +162,8 @@ class Plugin(NamedTuple):
             problems = error.problems if isinstance(error, ConfigError) else (error.text,)
             problems = tuple(masked(problem, secrets) for problem in problems)
             raise ConfigError(problems) if isinstance(error, ConfigError) else type(error)(*problems)
+        if isinstance(error, ImportError) and clean:
+            raise PluginLoadError(f"{self.title} cannot be used: {_what_is_missing(error)}") from error
         text = f"{hook} of {self.title} raised {type(error).__name__}; only a ConfigError may leave it"
         raise PluginContractError(text) from (error if clean else None)
 
@@ -189,7 +195,7 @@ def register_plugin(schemes: str | Iterable[str], plugin: object, *, name: str |
     Args:
         schemes: One scheme or several.
         plugin: A module or an object with the hooks of `cqrs_brokers.hooks`.
-        name: What errors call it; default: its module or class name.
+        name: The plugin's name in errors. Default: the name of its module or class.
 
     Raises:
         ConfigError: A name is not a scheme, or another registered plugin has the scheme.
@@ -215,6 +221,16 @@ def unregister_plugin(plugin: object) -> None:
         del _in_process[scheme]
     if _manager.is_registered(plugin):
         _manager.unregister(plugin)
+
+
+def _what_is_missing(error: ImportError) -> str:
+    """Which part of a dependency is missing, and what to do: slim and frozen bundles leave parts out."""
+    if isinstance(error, PackageNotFoundError):
+        return (
+            f"the metadata of {error.name} (its folder .dist-info) is not here: bundle it too "
+            f"(PyInstaller: --copy-metadata {error.name})"
+        )
+    return f"{error}: reinstall it, or bundle that too (PyInstaller: --hidden-import {error.name})"
 
 
 def _import(claim: Claim, secrets: Iterable[str]) -> object:
