@@ -14,6 +14,7 @@ from cqrs_brokers import (
     Message,
     NotDeliveredError,
     ProtocolError,
+    Receipt,
     TopologyError,
     UnreachableError,
     open_broker,
@@ -199,3 +200,24 @@ async def test_connecting_while_the_process_stands_still(turns: int, rabbitmq: R
     loop.call_soon(freeze, turns)
     async with open_broker(rabbitmq.url, connect_timeout=1.0) as broker:
         assert (await broker.health()).ok
+
+
+@pytest.mark.parametrize("turns", [1, 3, 8])
+async def test_declaring_queues_while_the_process_stands_still(
+    turns: int, rabbitmq: RabbitMQServer, exchange: str, unique_name: Callable[[str], str]
+) -> None:
+    """Every message gets its receipt, although RabbitMQ's answers were read late."""
+    loop = asyncio.get_running_loop()
+
+    def freeze(left: int) -> None:
+        if left:
+            loop.call_soon(freeze, left - 1)
+        else:
+            time.sleep(1.5)
+
+    topics = [unique_name(f"late-{number}") for number in range(10)]
+    async with open_broker(f"{rabbitmq.url}?exchange={exchange}&declare=queue", connect_timeout=1.0) as broker:
+        await broker.send_message(Message("n", topics[0], 1))
+        loop.call_soon(freeze, turns)
+        receipts = await broker.send_messages([Message("n", topic, 1) for topic in topics])
+    assert [receipt.topic for receipt in receipts if isinstance(receipt, Receipt)] == topics

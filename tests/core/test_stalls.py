@@ -18,6 +18,7 @@ from cqrs_brokers import (
     UnreachableError,
 )
 from cqrs_brokers.driver import Capabilities, Delivery, PipelinedDriver
+from cqrs_brokers.tasks import patient_timeout
 
 from .drivers import Scripted, message, settle
 
@@ -204,3 +205,34 @@ async def test_a_message_without_a_connection_says_for_how_long_the_loop_stood_s
     with pytest.raises(NotConnectedError, match=r"stood still for 0\.[4-9] s"):
         await sending
     await broker.close(0)
+
+
+@pytest.mark.parametrize("stands_still", [False, True])
+async def test_a_patient_timeout(stands_still: bool) -> None:
+    """After a standstill there is a moment to read the answer; otherwise it is as asyncio.timeout."""
+    ours, theirs = socket.socketpair()
+    reader, writer = await asyncio.open_connection(sock=ours)
+    loop = asyncio.get_running_loop()
+    if stands_still:
+        loop.call_soon(time.sleep, 0.6)
+        theirs.sendall(b"a\nb\n")
+    began = loop.time()
+    try:
+        async with patient_timeout(0.2):
+            for _ in range(2):
+                await reader.readline()
+                await asyncio.sleep(0.02)
+        assert stands_still
+    except TimeoutError:
+        assert not stands_still
+        assert loop.time() - began < 0.4
+    writer.close()
+    theirs.close()
+
+
+async def test_a_patient_timeout_ends_after_the_moment() -> None:
+    """If nothing came in meanwhile."""
+    asyncio.get_running_loop().call_soon(time.sleep, 0.6)
+    with pytest.raises(TimeoutError):
+        async with patient_timeout(0.2):
+            await asyncio.Event().wait()

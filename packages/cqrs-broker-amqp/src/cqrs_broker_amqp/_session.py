@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -21,7 +22,7 @@ from cqrs_brokers.exceptions import (
     UnreachableError,
 )
 from cqrs_brokers.pipeline import error_of_pass
-from cqrs_brokers.tasks import Tasks, retrieve_exception
+from cqrs_brokers.tasks import Tasks, patient_timeout, retrieve_exception
 
 from ._channels import ConfirmChannel
 from ._client import Connection, Sockets
@@ -188,7 +189,10 @@ class Session:
         if not self.has_room:
             return None
         opening = tasks.spawn(self._open_channel(declare=False))
-        done, _ = await asyncio.wait((opening,), timeout=self._settings.options.connect_timeout)
+        with contextlib.suppress(TimeoutError):
+            async with patient_timeout(self._settings.options.connect_timeout):
+                await asyncio.wait((opening,))
+        done = opening.done()
         if not done:
             opening.cancel()
         failed = not done or opening.cancelled() or opening.exception() is not None

@@ -8,12 +8,22 @@ read them before a timeout counts.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
+from collections.abc import AsyncIterator
 from typing import Any, Self, TypeVar
 
 from .exceptions import BrokerError
 
-__all__ = ["LOOK", "StallWatch", "because_of_a_stall", "stalled_for", "told_with_stall", "wait_patiently"]
+__all__ = [
+    "LOOK",
+    "StallWatch",
+    "because_of_a_stall",
+    "patient_timeout",
+    "stalled_for",
+    "told_with_stall",
+    "wait_patiently",
+]
 
 E = TypeVar("E", bound=BrokerError)
 
@@ -80,6 +90,38 @@ class StallWatch:
     def _fire(self) -> None:
         self._look()
         self._watch()
+
+
+@contextlib.asynccontextmanager
+async def patient_timeout(seconds: float) -> AsyncIterator[None]:
+    """For drivers: as `asyncio.timeout`, for a question whose answer may already be in the socket.
+
+    A laptop sleeps, or a function is frozen, and the timer fires late. Then the event loop gets a quarter of a second
+    to read what came in meanwhile, before the time-out counts.
+
+        async with patient_timeout(5.0):
+            await client.declare(queue)
+
+    Args:
+        seconds: When the block is ended.
+
+    Raises:
+        TimeoutError: The block was ended.
+    """
+    loop = asyncio.get_running_loop()
+    due = loop.time() + seconds
+    limit = asyncio.timeout(None)
+
+    def fire() -> None:
+        now = loop.time()
+        limit.reschedule(now + LOOK if stalled_for(due, now) else now)
+
+    timer = loop.call_at(due, fire)
+    try:
+        async with limit:
+            yield
+    finally:
+        timer.cancel()
 
 
 async def wait_patiently(future: asyncio.Future[Any], timeout: float | None) -> float:
