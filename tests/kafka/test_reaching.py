@@ -5,13 +5,14 @@ import collections
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from cqrs_broker_kafka._partitioning import partition_for
 from cqrs_brokers import DeliveryError, Message, NotDeliveredError, Receipt, UnreachableError, open_broker
 from cqrs_brokers_testkit.servers import KafkaCluster, KafkaServer
+from cqrs_brokers_testkit.servers import kafka as start_kafka
 from tests.dead_address import DEAD, dead_address, useless_address
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(120)]
@@ -150,3 +151,22 @@ async def test_connecting_while_the_process_stands_still(turns: int, kafka: Kafk
     loop.call_soon(freeze, turns)
     async with open_broker(kafka.url, connect_timeout=1.0) as broker:
         assert (await broker.health()).ok
+
+
+@pytest.fixture(scope="module")
+def impatient(kafka: object) -> Iterator[KafkaCluster]:
+    """A Kafka that closes connections after a second of silence."""
+    with start_kafka(properties={"connections.max.idle.ms": "1000"}) as cluster:
+        cluster.create_topic("t")
+        yield cluster
+
+
+@pytest.mark.parametrize("acks", ["all", "1"])
+async def test_the_first_send_after_a_standstill(impatient: KafkaCluster, acks: str) -> None:
+    """The broker closed the connection meanwhile: that is seen before a record is written, also if no repeat is safe."""
+    unsafe = {"acks": acks, "enable_idempotence": False, "allow_unsafe": True}
+    async with open_broker(impatient.url, **unsafe) as broker:
+        for _ in range(2):
+            await broker.send_message(Message("n", "t", 1))
+            time.sleep(3)
+            assert (await broker.send_message(Message("n", "t", 2))).confirmed

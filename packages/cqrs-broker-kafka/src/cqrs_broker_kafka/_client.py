@@ -365,11 +365,25 @@ class _TokenLogin:
             async with limit:
                 token = await self._provider.token()
             extensions = self._provider.extensions() if callable(getattr(self._provider, "extensions", None)) else {}
-            fields = [f"auth=Bearer {token}", *(f"{name}={value}" for name, value in (extensions or {}).items())]
-            return ("n,," + "".join(f"\x01{field}" for field in fields) + "\x01\x01").encode(), True
-        except Exception as error:
+            text = _why_no_token(token)
+            if text is None:
+                fields = [f"auth=Bearer {token}", *(f"{name}={value}" for name, value in (extensions or {}).items())]
+                return ("n,," + "".join(f"\x01{field}" for field in fields) + "\x01\x01").encode(), True
+        except (Exception, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise  # it is our own task that is cancelled
             if limit.expired():
-                text = f"the token provider did not answer within {self._timeout:g} s (most of connect_timeout)"
+                text = f"did not answer within {self._timeout:g} s (most of connect_timeout)"
             else:
-                text = f"the token provider raised {type(error).__name__}"
-        raise TokenError(text)
+                text = f"raised {type(error).__name__}"
+        raise TokenError(f"the token provider {text}")
+
+
+def _why_no_token(token: object) -> str | None:
+    """What is wrong with what the provider gave, as far as we can see it. The broker says nothing about it."""
+    if not isinstance(token, str):
+        return f"gave {type(token).__name__} in the place of text"
+    if not token:
+        return "gave an empty text"
+    return None if token.isprintable() else "gave a token with a line break or another character that is not printed"
