@@ -163,7 +163,7 @@ def impatient(kafka: object) -> Iterator[KafkaCluster]:
 
 @pytest.mark.parametrize("acks", ["all", "1"])
 async def test_the_first_send_after_a_standstill(impatient: KafkaCluster, acks: str) -> None:
-    """The broker closed the connection meanwhile: that is seen before a record is written, also if no repeat is safe."""
+    """The broker closed the connection meanwhile: that is seen before a record is written that cannot be repeated."""
     unsafe = {"acks": acks, "enable_idempotence": False, "allow_unsafe": True}
     async with open_broker(impatient.url, **unsafe) as broker:
         for _ in range(2):
