@@ -307,7 +307,7 @@ def publish_failure(error: BaseException, options: AMQPOptions, topic: str) -> D
     elif not exchange:
         found = UnroutableError(f"there is no queue {topic!r}: create it, or use declare=queue")
     elif _routing_ends(options):
-        advice = "its queue was deleted meanwhile" if options.declare == "queue" else "bind one, or use declare=queue"
+        advice = "its queue or binding was deleted" if options.declare == "queue" else "bind one, or use declare=queue"
         found = UnroutableError(f"no queue is bound to exchange {exchange!r} for {topic!r}: {advice}")
         found.retryable = options.declare == "queue"
     else:
