@@ -48,6 +48,17 @@ def test_the_first_look_up_of_a_scheme_imports_importlib_metadata(look_up):
     assert run(LOOK_UP.format(look_up=look_up)) == "['importlib_metadata']"
 
 
+def test_opening_a_broker_imports_no_module_that_it_does_not_need():
+    """What an application uses later, or never, is imported then; `help()` shows all of it."""
+    later = ["_connection.health", "_lifespan", "_synchronous", "adapters", "dialing", "events", "inspection", "tls"]
+    code = (
+        "import sys, cqrs_brokers; cqrs_brokers.open_broker('devnull://');"
+        f"print([name for name in {later} if 'cqrs_brokers.' + name in sys.modules]);"
+        "print(set(cqrs_brokers.__all__) - set(dir(cqrs_brokers)))"
+    )
+    assert run(code) == "[]\nset()"
+
+
 def test_no_warning_of_the_standard_library_leaves_the_listing(tmp_path):
     """Beside a distribution without metadata the standard library warns on Python 3.12 and later."""
     leftover = tmp_path / "cqrs_broker_left-1.0.dist-info"

@@ -316,6 +316,33 @@ def test_listing_two_hundred_distributions_reads_one_file_of_each(install, monke
     assert len(read) == installed_here + 2
 
 
+def test_a_reserved_or_pinned_scheme_reads_its_own_distribution_and_core_only(install, monkeypatch):
+    """Hundreds of other distributions cost nothing."""
+    install("dist-1", entry_points="[console_scripts]\nx = y:z\n")
+    install("cqrs-broker-acme", entry_points=GROUP + "acme = acme_mod")
+    install("cqrs-broker-kafka", entry_points=GROUP + "kafka = kafka_mod")
+    read: set[str] = set()
+    original = importlib_metadata.PathDistribution.read_text
+
+    def noted(self, filename):
+        read.add(self._normalized_name)
+        return original(self, filename)
+
+    monkeypatch.setattr(importlib_metadata.PathDistribution, "read_text", noted)
+    assert find_owner("kafka").value == "kafka_mod"
+    assert read == {"cqrs_broker_kafka", "cqrs_brokers_core"}
+    assert find_owner("acme", "CQRS.Broker_acme").value == "acme_mod"
+    assert read == {"cqrs_broker_acme", "cqrs_broker_kafka", "cqrs_brokers_core"}
+
+
+def test_the_owner_of_a_scheme_is_found_when_its_folder_has_another_name(install):
+    """The name in METADATA counts, as in the listing."""
+    info = install("cqrs-broker-kafka", entry_points=GROUP + "kafka = kafka_mod")
+    info.rename(info.with_name("renamed-1.0.dist-info"))
+    installed.cache_clear()
+    assert find_owner("kafka").title == "cqrs-broker-kafka 1.0"
+
+
 def test_importing_core_and_listing_import_no_plugin():
     """In a process of its own: neither a plugin nor a client library is there afterwards."""
     code = (

@@ -7,7 +7,10 @@
 It is also the smallest complete plugin: options (`_options`), a driver (`_driver`) and the hooks below.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from cqrs_brokers import Broker, Observer
 from cqrs_brokers.hooks import hookimpl
@@ -15,8 +18,10 @@ from cqrs_brokers.options import BrokerOptions, resolve_options
 from cqrs_brokers.url import BrokerURL
 
 from ._driver import DevnullDriver
-from ._inspection import DevnullInspection
 from ._options import DevnullOptions
+
+if TYPE_CHECKING:
+    from ._inspection import DevnullInspection
 
 __all__ = ["DevnullDriver", "DevnullMessageBroker", "DevnullOptions"]
 
@@ -36,6 +41,8 @@ def open_message_broker(url: BrokerURL, options: DevnullOptions) -> DevnullDrive
 @hookimpl
 def inspect_broker() -> DevnullInspection:
     """What `cqrs-brokers check` says about it."""
+    from ._inspection import DevnullInspection  # no application needs it
+
     return DevnullInspection()
 
 

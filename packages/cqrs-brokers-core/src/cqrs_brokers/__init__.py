@@ -21,20 +21,21 @@ An application needs these names; `help(name)` shows each:
 Authors of plugins begin with `cqrs_brokers.driver` and `cqrs_brokers.hooks`.
 """
 
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
 
 from . import exceptions, protocol
 from ._broker import Broker
-from ._connection.health import Health
 from ._discovery.discovery import BrokerInfo, available_brokers
 from ._discovery.opening import open_broker
-from ._lifespan import lifespan
-from ._synchronous import SyncBroker
 from .exceptions import *  # noqa: F403 - the whole tree is public
 from .observers import Observer
 from .protocol import TOMBSTONE, Capabilities, Encoded, Message, MessageBroker, MessageEncoder, MessageLike, Receipt
 
 if TYPE_CHECKING:
+    from ._connection.health import Health
+    from ._lifespan import lifespan
+    from ._synchronous import SyncBroker
     from .events import ECSTEvent, Event, NotificationEvent
 
 __all__ = [
@@ -63,14 +64,23 @@ __all__ = [
 __all__ += exceptions.__all__
 __all__.sort()
 
-_EVENTS = frozenset({"ECSTEvent", "Event", "NotificationEvent"})
+_IMPORTED_LATE: Final = {
+    "ECSTEvent": "events",
+    "Event": "events",
+    "Health": "_connection.health",
+    "NotificationEvent": "events",
+    "SyncBroker": "_synchronous",
+    "lifespan": "_lifespan",
+}
+"""What opening a broker does not need, and the module it is in. The event classes are pydantic models: building them
+costs more than importing all the rest, and many applications bring their own."""
 
 
 def __getattr__(name: str) -> Any:
-    # The event classes are pydantic models: building them costs more than importing all the rest, and many
-    # applications bring their own.
-    if name in _EVENTS:
-        from . import events
-
-        return getattr(events, name)
+    if name in _IMPORTED_LATE:
+        return getattr(import_module(f"{__name__}.{_IMPORTED_LATE[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -24,10 +24,9 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from uuid import UUID
 
-from ._config.settings import BrokerSettings
+from ._config.settings import DEFAULTS, BrokerSettings
 from ._connection.closing import Closing, checked_timeout
 from ._connection.connection import Connection
-from ._connection.health import Health, whats_wrong
 from ._connection.loops import LoopBinding, running_loop
 from ._connection.states import ConnectionListener
 from ._delivery.breaches import ContractBreach, ContractBreaches
@@ -55,6 +54,7 @@ from .observers import Observer, Observers
 from .protocol import Capabilities, Encoder, MessageBroker, MessageEncoder, MessageLike, Receipt
 
 if TYPE_CHECKING:
+    from ._connection.health import Health
     from .events import Event
     from .options import EffectiveOption
     from .url import BrokerURL
@@ -121,16 +121,16 @@ class Broker(MessageBroker):
         *,
         name: str | None = None,
         url: BrokerURL | None = None,
-        delivery_timeout: float = BrokerSettings.delivery_timeout,
-        connect_timeout: float = BrokerSettings.connect_timeout,
-        close_timeout: float = BrokerSettings.close_timeout,
-        max_in_flight: int = BrokerSettings.max_in_flight,
-        max_in_flight_bytes: int = BrokerSettings.max_in_flight_bytes,
-        max_message_bytes: int = BrokerSettings.max_message_bytes,
+        delivery_timeout: float = DEFAULTS.delivery_timeout,
+        connect_timeout: float = DEFAULTS.connect_timeout,
+        close_timeout: float = DEFAULTS.close_timeout,
+        max_in_flight: int = DEFAULTS.max_in_flight,
+        max_in_flight_bytes: int = DEFAULTS.max_in_flight_bytes,
+        max_message_bytes: int = DEFAULTS.max_message_bytes,
         encoder: Encoder | None = None,
         observers: Sequence[Observer] = (),
-        retry_count: int | None = BrokerSettings.retry_count,
-        retry_delay: float | None = BrokerSettings.retry_delay,
+        retry_count: int | None = DEFAULTS.retry_count,
+        retry_delay: float | None = DEFAULTS.retry_delay,
         options: Mapping[str, EffectiveOption] | None = None,
     ) -> None:
         if isinstance(driver, Broker):
@@ -150,6 +150,7 @@ class Broker(MessageBroker):
             retry_count=retry_count,
             retry_delay=retry_delay,
         )
+        settings.check()
         self._driver = driver
         self._sender: PipelinedDriver = driver if isinstance(driver, PipelinedDriver) else SimpleSender(driver)
         self._name = name or (url.scheme if url is not None else type(driver).__name__)
@@ -428,7 +429,14 @@ class Broker(MessageBroker):
             The error to raise. It now names the message and the broker.
         """
         if error.message_id is None:
-            error = self._named(error, message)
+            message_id = topic = None
+            with contextlib.suppress(Exception):  # the message's own code
+                message_id, topic = getattr(message, "message_id", None), getattr(message, "topic", None)
+            error = error.about(
+                message_id if isinstance(message_id, UUID) else None,
+                topic if isinstance(topic, str) else error.topic,
+                self._address,
+            )
         self._observers.refused(message, error)
         return error
 
@@ -486,6 +494,8 @@ class Broker(MessageBroker):
 
     async def health(self) -> Health:
         """The state of the broker now. Never raises, and never takes longer than `connect_timeout` plus 1 s."""
+        from ._connection.health import Health, whats_wrong  # opening a broker does not need it
+
         started = monotonic()
         connection = self._connection
         try:
@@ -652,17 +662,6 @@ class Broker(MessageBroker):
             return self._enter(loop)
         except NotDeliveredError as refusal:
             raise self.refuse(message, refusal)  # noqa: B904 - it is the same error, or a copy of it
-
-    def _named(self, error: Refused, message: object) -> Refused:
-        """The error with the id and the topic of that message."""
-        message_id = topic = None
-        with contextlib.suppress(Exception):  # the message's own code
-            message_id, topic = getattr(message, "message_id", None), getattr(message, "topic", None)
-        return error.about(
-            message_id if isinstance(message_id, UUID) else None,
-            topic if isinstance(topic, str) else error.topic,
-            self._address,
-        )
 
     def _entered(self) -> asyncio.AbstractEventLoop:
         """Does the work of `_enter` for every call except sends."""

@@ -88,11 +88,11 @@ async def look_up(host: str, port: int, *, timeout: float | None = None) -> list
     except TimeoutError:
         text = f"the name server has not answered within {timeout:g} s"
         raise socket.gaierror(socket.EAI_AGAIN, text) from None
-    error = answer.exception()
-    if error is not None:
+    found = answer.result()
+    if isinstance(found, Exception):
         # A new object: several waiters may share the error, and each raise would add its traceback to it.
-        raise type(error)(*error.args)
-    return answer.result()
+        raise type(found)(*found.args)
+    return found
 
 
 async def open_socket(addresses: Sequence[Address], *, timeout: float | None = None) -> socket.socket:
@@ -167,12 +167,12 @@ def _in_order(found: Sequence[tuple[Any, ...]]) -> list[Address]:
 
 
 _lock = threading.Lock()
-_look_ups: dict[tuple[str, int, int], Future[list[Address]]] = {}
+_look_ups: dict[tuple[str, int, int], Future[list[Address] | Exception]] = {}
 """The look-ups that run, by name, port and process. The process counts because a forked child does not have the
 thread."""
 
 
-def _running_look_up(host: str, port: int) -> Future[list[Address]]:
+def _running_look_up(host: str, port: int) -> Future[list[Address] | Exception]:
     """The look-up of that name that runs in this process, or a new one.
 
     It runs in a daemon thread, so that no process waits for a dead DNS.
@@ -186,18 +186,14 @@ def _running_look_up(host: str, port: int) -> Future[list[Address]]:
         return answer
 
 
-def _answer(key: tuple[str, int, int], answer: Future[list[Address]]) -> None:
-    addresses: list[Address] = []
-    failure: Exception | None = None
+def _answer(key: tuple[str, int, int], answer: Future[list[Address] | Exception]) -> None:
+    found: list[Address] | Exception
     try:
-        addresses = _in_order(socket.getaddrinfo(*key[:2], type=socket.SOCK_STREAM))
+        found = _in_order(socket.getaddrinfo(*key[:2], type=socket.SOCK_STREAM))
     except UnicodeError:
-        failure = socket.gaierror(socket.EAI_NONAME, "this is no host name")
+        found = socket.gaierror(socket.EAI_NONAME, "this is no host name")
     except Exception as error:
-        failure = error
+        found = error
     with _lock:
         del _look_ups[key]
-    if failure is None:
-        answer.set_result(addresses)
-    else:
-        answer.set_exception(failure)
+    answer.set_result(found)

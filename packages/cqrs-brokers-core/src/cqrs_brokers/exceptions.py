@@ -118,14 +118,14 @@ class BrokerError(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         # One method for the whole tree: subclasses take different arguments, and OSError's own __reduce__ (through
         # TimeoutError) would call them with the wrong ones.
-        return _rebuild, (type(self), self.__dict__.copy())
+        return self._with_state, (self.__dict__.copy(),)
 
-
-def _rebuild(cls: type[BrokerError], state: dict[str, Any]) -> BrokerError:
-    error = cls.__new__(cls)
-    Exception.__init__(error, state.get("text", ""))
-    error.__dict__.update(state)
-    return error
+    @classmethod
+    def _with_state(cls, state: dict[str, Any]) -> Self:
+        error = cls.__new__(cls)
+        Exception.__init__(error, state.get("text", ""))
+        error.__dict__.update(state)
+        return error
 
 
 class ConfigError(BrokerError, ValueError):
@@ -264,9 +264,7 @@ class DeliveryError(BrokerError):
         """
         error = self
         if self.message_id is not None and self.message_id is not message_id:
-            error = type(self).__new__(type(self))
-            Exception.__init__(error, self.text)
-            error.__dict__.update(self.__dict__)
+            error = self._with_state(self.__dict__)
             error.__cause__ = self.__cause__
         error.message_id, error.topic, error.broker = message_id, topic, error.broker or broker
         return error
@@ -331,7 +329,7 @@ def safe_cause(error: BaseException | None, content: object = None) -> BaseExcep
 _SHORTEST = 3
 """The length of the shortest text that counts as a quotation. Shorter ones occur in any sentence by chance."""
 _MOST = 10_000
-_WORD = re.compile(r"\w{8,}")
+_LONG_WORD = r"\w{8,}"
 
 
 def _texts(content: object) -> set[str]:
@@ -359,7 +357,7 @@ def _texts(content: object) -> set[str]:
             todo += [getattr(value, name, None) for name in getattr(type(value), "__slots__", ()) if name[:2] != "__"]
     whole = {text for text in found if len(text) >= _SHORTEST}
     # A repr escapes characters, and an error may cut a text. So a long word of it counts as a quotation, too.
-    return whole | {word for text in whole for word in _WORD.findall(text)}
+    return whole | {word for text in whole for word in re.findall(_LONG_WORD, text)}
 
 
 class MessageTooLargeError(NotDeliveredError):

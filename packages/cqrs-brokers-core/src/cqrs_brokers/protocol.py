@@ -12,7 +12,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from operator import attrgetter
 from time import time_ns
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -263,18 +262,8 @@ class EventBody(dict[str, Any]):
         super().__init__(body)
         self.event_name = event_name
         self.ordering_key = ordering_key
-        self.headers = headers
+        self.headers = dict(headers)  # the default headers cannot be pickled
         self.deleted = deleted
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        rebuild = partial(
-            EventBody,
-            event_name=self.event_name,
-            ordering_key=self.ordering_key,
-            headers=dict(self.headers),
-            deleted=self.deleted,
-        )
-        return rebuild, (dict(self),)
 
 
 @runtime_checkable

@@ -195,12 +195,17 @@ def _build(options: TLSOptions, problems: list[str]) -> ssl.SSLContext:
         except (OSError, ValueError) as error:
             problems.append(f"ssl_cafile cannot be used: {_reason(error)}")
     if options.ssl_certfile is not None:
-        passphrase = _Passphrase(options.ssl_key_password)
+        asked = []
+
+        def passphrase() -> str:  # without it, OpenSSL would ask on the terminal and wait
+            asked.append(True)
+            return "" if options.ssl_key_password is None else options.ssl_key_password.reveal()
+
         try:
             context.load_cert_chain(options.ssl_certfile, options.ssl_keyfile, password=passphrase)
         except (OSError, ValueError) as error:
             reason = _reason(error)
-            if passphrase.asked:
+            if asked:
                 reason = "the private key is encrypted: give ssl_key_password=, ssl_key_password_file= or _env="
                 if options.ssl_key_password is not None:
                     reason = "ssl_key_password does not decrypt the private key"
@@ -209,18 +214,6 @@ def _build(options: TLSOptions, problems: list[str]) -> ssl.SSLContext:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
-
-
-class _Passphrase:
-    """Answers OpenSSL's question for the passphrase. Without it, OpenSSL would ask on the terminal and wait."""
-
-    def __init__(self, secret: Secret | None) -> None:
-        self._secret = secret
-        self.asked = False
-
-    def __call__(self) -> str:
-        self.asked = True
-        return "" if self._secret is None else self._secret.reveal()
 
 
 def _reason(error: Exception) -> str:

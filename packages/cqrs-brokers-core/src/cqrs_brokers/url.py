@@ -126,7 +126,7 @@ class BrokerURL:
         if isinstance(text, BrokerURL):
             return text
         try:
-            return cls(**_parse(text))
+            return _parse(text)
         except ConfigError as error:
             problems = common_mistakes(text) or error.problems
         raise ConfigError(f"{source}: {problem}" if source else problem for problem in problems)
@@ -200,8 +200,9 @@ class BrokerURL:
         text += ",".join(map(str, self.hosts))
         if self.path is not None:
             text += "/" + _encode(self.path)
-        options = {name: _text(value) for name, value in self.query.items()} if reveal else _shown(self.query)
-        listed = [f"{name}={quote(value, safe=':/,+=*')}" if name else value for name, value in options.items()]
+        options = self.query if reveal else _shown(self.query)
+        texts = [(name, value.reveal() if isinstance(value, Secret) else value) for name, value in options.items()]
+        listed = [f"{name}={quote(text, safe=':/,+=*')}" if name else text for name, text in texts]
         return text + ("?" + "&".join(listed) if listed else "")
 
     def __str__(self) -> str:
@@ -229,21 +230,14 @@ class _Query(dict[str, str | Secret]):
         return repr(_shown(self))
 
 
-def _text(value: str | Secret) -> str:
-    return value if isinstance(value, str) else value.reveal()
-
-
 def _shown(query: Mapping[str, str | Secret]) -> dict[str, str]:
     """What people may see: the options up to the first secret. If there are more options, a mask without a name stands
     for them."""
     shown: dict[str, str] = {}
-    hidden = False
     for name, value in query.items():
-        if hidden:
-            shown[""] = MASK
-            break
-        hidden = isinstance(value, Secret)
-        shown[name] = value if isinstance(value, str) else MASK
+        if isinstance(value, Secret):
+            return shown | {name: MASK} | ({"": MASK} if len(shown) + 1 < len(query) else {})
+        shown[name] = value
     return shown
 
 
@@ -251,8 +245,8 @@ def _encode(text: str) -> str:
     return quote(text, safe="", errors="surrogatepass")
 
 
-def _parse(text: object) -> dict[str, Any]:
-    """The parts of the string.
+def _parse(text: object) -> BrokerURL:
+    """The string in its parts.
 
     Raises:
         ConfigError: With every problem. When one of them makes the rest unreadable, or shows that a password was not
@@ -293,17 +287,10 @@ def _parse(text: object) -> dict[str, Any]:
     hosts = _hosts(host_list, problems)
     if path_text:
         path = _decode(path_text[1:], "the path", problems)
-    query = MappingProxyType(_query(query_text, problems))
+    query = _query(query_text, problems)
     if problems:
         raise ConfigError(problems)
-    return {
-        "scheme": scheme,
-        "username": username,
-        "password": password,
-        "hosts": hosts,
-        "path": path,
-        "query": query,
-    }
+    return BrokerURL(scheme, username, password, hosts, path, MappingProxyType(query))
 
 
 def _decode(text: str, what: str, problems: list[str]) -> str | None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from cqrs_brokers.exceptions import ConfigError
 
-__all__ = ["BrokerSettings", "bounds"]
+__all__ = ["BrokerSettings", "DEFAULTS", "bounds"]
 
 _DAY = 86_400.0
 
@@ -23,13 +22,8 @@ _BOUNDS: Final[dict[str, dict[str, float]]] = {
 }
 
 
-@dataclass(frozen=True)
-class BrokerSettings:
-    """The settings that `Broker` itself uses. `Broker`'s docstring says what each means.
-
-    Raises:
-        ConfigError: A number is too small.
-    """
+class BrokerSettings(NamedTuple):
+    """The settings that `Broker` itself uses. `Broker`'s docstring says what each means."""
 
     delivery_timeout: float = 30.0
     connect_timeout: float = 10.0
@@ -40,11 +34,16 @@ class BrokerSettings:
     retry_count: int | None = None
     retry_delay: float | None = None
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Checks the numbers.
+
+        Raises:
+            ConfigError: A number is too small.
+        """
         problems = []
         for name, bound in _BOUNDS.items():
             value = getattr(self, name)
-            if value is None and getattr(BrokerSettings, name) is None:
+            if value is None and getattr(DEFAULTS, name) is None:
                 continue
             # Negated, so that NaN is refused. The upper bounds only find mistakes in strings; programs may exceed them.
             if "gt" in bound and not value > bound["gt"]:
@@ -55,6 +54,9 @@ class BrokerSettings:
             raise ConfigError(problems)
 
 
+DEFAULTS: Final = BrokerSettings()
+
+
 def bounds(name: str) -> dict[str, Any]:
     """The default and the range of a setting, as arguments of `option`."""
-    return {"default": getattr(BrokerSettings, name), **_BOUNDS[name]}
+    return {"default": getattr(DEFAULTS, name), **_BOUNDS[name]}

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
 from cqrs_brokers._config.settings import BrokerSettings
@@ -74,14 +74,12 @@ class Connection:
         breaches: ContractBreaches,
         address: str,
         settings: BrokerSettings,
-        jitter: Callable[[], float] = random.random,
     ) -> None:
         self._driver = driver
         self._listener = listener
         self._breaches = breaches
         self._address = address
         self._settings = settings
-        self._jitter = jitter
         self.state = State.IDLE
         self.last_error: ConnectError | None = None
         self.blocked_by: str | None = None
@@ -90,7 +88,6 @@ class Connection:
         """Why the broker slows this client down, while it is connected."""
         self._tasks = Tasks()
         self._task: asyncio.Task[None] | None = None
-        self._attempt: asyncio.Task[None] | None = None
         self._lost: asyncio.Future[ConnectError] | None = None
         self._wake: asyncio.Future[None] | None = None
         self._passes: list[asyncio.Future[BrokerError | None]] = []
@@ -295,7 +292,7 @@ class Connection:
     ) -> ConnectError | None:
         """Runs the driver's work in a task of its own. So a client that cancels its current task does not cancel the
         supervisor."""
-        task = self._attempt = self._tasks.spawn(work)
+        task = self._tasks.spawn(work)
         task.add_done_callback(retrieve_exception)
         try:
             stalled = await wait_patiently(task, timeout)
@@ -321,8 +318,6 @@ class Connection:
             await asyncio.wait((task,), timeout=0.4)
             if not task.done():
                 self._breaches.add(method, "does not let itself be cancelled")
-        if self._attempt is task:
-            self._attempt = None
 
     async def _ready_until_lost(self) -> ConnectError:
         assert self._lost is not None
@@ -368,7 +363,7 @@ class Connection:
         if self._settings.retry_delay is not None:
             delay = self._settings.retry_delay
         else:
-            delay = _backoff(unproven) * (0.5 + self._jitter() / 2)
+            delay = _backoff(unproven) * random.uniform(0.5, 1.0)  # noqa: S311 - it is no secret
         self._wake = loop.create_future()
         await asyncio.wait((self._wake,), timeout=delay)
         self._wake = None
@@ -383,11 +378,10 @@ class Connection:
         if task is not None:
             task.cancel()
             await asyncio.wait((task,), timeout=0.5)
-        self.state = State.CLOSED
 
     def drop(self) -> None:
         """The event loop is closed: forgets its tasks without I/O."""
-        self._task = self._attempt = self._lost = self._wake = None
+        self._task = self._lost = self._wake = None
         self._passes.clear()
         self._tasks.abort()
         self._drop()

@@ -6,7 +6,7 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final, Literal, NamedTuple
 
 from cqrs_brokers._config.common_mistakes import FOREIGN_SCHEMES
@@ -74,12 +74,16 @@ def find_owner(scheme: str, distribution: str | None = None) -> Claim:
         AmbiguousPluginError: More than one distribution claims it, and none is pinned.
         PluginLoadError: The distribution's metadata is missing or broken, or it needs another version of core.
     """
-    table = installed()
     pin = distribution if distribution is not None else _pins().get(scheme)
-    claims = [claim for claim in table.claims if claim.scheme == scheme]
-    allowed = _allowed(claims, scheme, pin)
+    owner = pin or OFFICIAL.get(scheme)
+    # If there can be one owner only, no other distribution is looked at: there may be hundreds.
+    table = installed(canonical(owner)) if owner else installed()
+    allowed = _allowed(table.claims, scheme, pin)
     if not allowed:
-        raise _not_found(scheme, pin, claims, table)
+        table = installed()
+        allowed = _allowed(table.claims, scheme, pin)
+    if not allowed:
+        raise _not_found(scheme, pin, [claim for claim in table.claims if claim.scheme == scheme], table)
     usable = _usable(allowed)
     if len(usable) > 1:
         raise AmbiguousPluginError(
@@ -97,10 +101,11 @@ def find_owner(scheme: str, distribution: str | None = None) -> Claim:
     return claim
 
 
-def _allowed(claims: Sequence[Claim], scheme: str, pin: str | None) -> list[Claim]:
-    """The claims that the pin, or else the reservation of the scheme, permits."""
+def _allowed(claims: Iterable[Claim], scheme: str, pin: str | None) -> list[Claim]:
+    """The claims on the scheme that the pin, or else the reservation of the scheme, permits."""
     owner = pin or OFFICIAL.get(scheme)
-    return [claim for claim in claims if owner is None or canonical(claim.distribution) == canonical(owner)]
+    found = [claim for claim in claims if claim.scheme == scheme]
+    return [claim for claim in found if owner is None or canonical(claim.distribution) == canonical(owner)]
 
 
 def _usable(claims: Sequence[Claim]) -> dict[str, Claim]:
@@ -113,7 +118,7 @@ def _status(claim: Claim, table: Installed, pin: str | None) -> tuple[Status, st
     """The status of one claim, and why it is not ready."""
     if claim.broken is not None:
         return "broken metadata", claim.broken
-    allowed = _allowed([other for other in table.claims if other.scheme == claim.scheme], claim.scheme, pin)
+    allowed = _allowed(table.claims, claim.scheme, pin)
     if claim not in allowed:
         return "refused", f"the scheme is {'pinned to' if pin else 'reserved for'} {pin or OFFICIAL[claim.scheme]}"
     others = sorted(_usable(allowed).keys() - {claim.title})

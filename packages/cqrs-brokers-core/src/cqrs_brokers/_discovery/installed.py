@@ -67,8 +67,17 @@ class Installed(NamedTuple):
 
 
 @cache
-def installed() -> Installed:
-    """Reads the table, once per process (`installed.cache_clear()` forgets it)."""
+def installed(distribution: str | None = None) -> Installed:
+    """Reads the table, once per process (`installed.cache_clear()` forgets it).
+
+    Args:
+        distribution: Only the claims of this distribution, given by the normal form of its name. None: all claims.
+    """
+    claims = _all_claims() if distribution is None else _claims_of(distribution)
+    return Installed(tuple(claims), _core_version())
+
+
+def _all_claims() -> list[Claim]:
     claims: dict[str, list[Claim]] = {}
     for number, distribution in enumerate(_distributions()):
         entry_points, broken = _entry_points(distribution)
@@ -80,14 +89,24 @@ def installed() -> Installed:
         if not name:
             claims[str(number)] = _claims(distribution, name, entry_points, broken)
         elif name not in claims:
-            versions = list(_distributions(name=name))
-            if len(versions) > 1:
-                # Only the first can be imported. A folder without METADATA, which an interrupted upgrade leaves
-                # behind, counts only when there is no other.
-                distribution = next(filter(_has_metadata, versions), versions[0])
-                entry_points, broken = _entry_points(distribution)
-            claims[name] = _claims(distribution, name, entry_points, broken)
-    return Installed(tuple(claim for listed in claims.values() for claim in listed), _core_version())
+            claims[name] = _claims_of(name, _claims(distribution, name, entry_points, broken))
+    return [claim for listed in claims.values() for claim in listed]
+
+
+def _claims_of(name: str, of_the_only: list[Claim] | None = None) -> list[Claim]:
+    """The claims of the distribution with this name.
+
+    If it is there more than once, only the first one can be imported. A folder without METADATA, which an interrupted
+    upgrade leaves behind, counts only when there is no other.
+
+    Args:
+        of_the_only: Its claims if it is there only once. None: they are read.
+    """
+    versions = list(_distributions(name=name))
+    if len(versions) == 1 and of_the_only is not None:
+        return of_the_only
+    first = next(filter(_has_metadata, versions), versions[0] if versions else None)
+    return [] if first is None else _claims(first, name, *_entry_points(first))
 
 
 def canonical(name: str) -> str:

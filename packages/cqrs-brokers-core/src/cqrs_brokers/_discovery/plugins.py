@@ -55,7 +55,7 @@ class Plugin(NamedTuple):
         Raises:
             PluginContractError: It raised, or gave something else.
         """
-        if all(hook.plugin is not self.implementation for hook in _manager.hook.broker_options.get_hookimpls()):
+        if not self._has("broker_options"):
             return BrokerOptions
         options_type, problem = self._ask("broker_options")
         if problem is not None:
@@ -95,7 +95,7 @@ class Plugin(NamedTuple):
         """
         from cqrs_brokers.inspection import Inspection  # no application needs it
 
-        if all(hook.plugin is not self.implementation for hook in _manager.hook.inspect_broker.get_hookimpls()):
+        if not self._has("inspect_broker"):
             return None
         made = self._made("inspect_broker", url, options)
         if not isinstance(made, Inspection):
@@ -126,6 +126,9 @@ class Plugin(NamedTuple):
                 fits, wanted = isinstance(value, bool), "True or False"
             if not fits:
                 raise PluginContractError(f"capabilities of {self.title} are wrong: {field.name} must be {wanted}")
+
+    def _has(self, hook: str) -> bool:
+        return any(caller.name == hook for caller in _manager.get_hookcallers(self.implementation) or ())
 
     def _made(self, hook: str, url: BrokerURL, options: BrokerOptions) -> Any:
         """What a hook makes of a URL and its options."""
