@@ -377,7 +377,7 @@ class Publisher:
         return None
 
     def block(self, alarm: str) -> None:
-        """RabbitMQ has an alarm. It reads what is written now only after the alarm. So nothing is written until
+        """RabbitMQ has an alarm, and reads nothing until the alarm is over. So the publisher writes nothing until
         `unblock()`."""
         self._state, self._alarm = State.BLOCKED, alarm
         self._watch.paused = True
