@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from cqrs_brokers.exceptions import BackpressureError, ConnectError, DeliveryError, UnreachableError
-from cqrs_brokers.tasks import Tasks
+from cqrs_brokers.tasks import Tasks, patient_timeout
 
 from ._options import AMQPOptions
 from ._session import Session
@@ -159,7 +159,7 @@ class Declarations:
         number, asked = self._round, asyncio.get_running_loop().time()
         failure: DeliveryError | None = None
         try:
-            async with asyncio.timeout(self._options.connect_timeout):
+            async with patient_timeout(self._options.connect_timeout):
                 if channel is None:
                     channel = await session.raw_channel(confirms=False)
                 await declare_queue(channel, self._options, topic)

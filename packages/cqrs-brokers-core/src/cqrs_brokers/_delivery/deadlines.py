@@ -10,7 +10,7 @@ import asyncio
 import collections
 from collections.abc import Callable
 
-from cqrs_brokers._stalls import LOOK, because_of_a_stall, stalled_for
+from cqrs_brokers._stalls import LOOK, because_of_a_stall, stalled_for, told_with_stall
 from cqrs_brokers.exceptions import (
     BackpressureError,
     DeliveryError,
@@ -188,13 +188,13 @@ class Deadlines:
         if delivery.state == HANDED:
             known = self._known(delivery, handed=True)
             if isinstance(known, DeliveryUnknownError):
-                return known
+                return told_with_stall(known, stalled)
             return DeliveryTimeoutError(
                 because_of_a_stall("the broker did not confirm the message before the deadline", stalled)
             )
         reason = self._why_not_taken() or self._known(delivery, handed=False)
         if isinstance(reason, NotDeliveredError):
-            return reason
+            return told_with_stall(reason, stalled)
         text = self._why_stuck(delivery) if delivery.state == QUEUED else None
         began = delivery.deadline - (self._timeout if delivery.timeout is None else delivery.timeout)
         if text is not None:
