@@ -27,8 +27,8 @@ __all__ = ["Deadlines"]
 WhyLate = Callable[..., DeliveryError | None]
 
 FEW, PARTS = 1_000, 20
-"""In one turn of the event loop the deadline ends at most this many waiting messages, or this part of them if that is
-more. So the loop does other work between them."""
+"""In one turn of the event loop at most `FEW` waiting messages end at their deadlines, or one in `PARTS` of those that
+wait, if that is more. So the loop does other work in between."""
 CLOCK_RESOLUTION = 0.001
 """The event loop may fire a timer this much too early, in seconds."""
 
