@@ -1,8 +1,10 @@
-"""An address that drops every connection attempt, as a host does that is gone: for the tests of core and of drivers."""
+"""Addresses that are of no use, as of a host that is gone, frozen, or a load balancer without a broker behind it: for
+the tests of core and of drivers."""
 
+import asyncio
 import contextlib
 import socket
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 DEAD = "127.0.0.7"
 
@@ -19,4 +21,17 @@ def dead_address(port: int) -> Iterator[None]:
             client.setblocking(False)
             with contextlib.suppress(BlockingIOError):
                 client.connect((DEAD, port))
+        yield
+
+
+@contextlib.asynccontextmanager
+async def useless_address(port: int, *, hangs_up: bool) -> AsyncIterator[None]:
+    """Makes DEAD:port take every connection, and say nothing or hang up."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if not hangs_up:
+            await reader.read()
+        writer.transport.abort()
+
+    async with await asyncio.start_server(answer, DEAD, port):
         yield

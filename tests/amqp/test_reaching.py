@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from cqrs_brokers import (
     Message,
     NotDeliveredError,
     ProtocolError,
+    Receipt,
     TopologyError,
     UnreachableError,
     open_broker,
@@ -21,7 +23,7 @@ from cqrs_brokers_testkit.certificates import make_certificates
 from cqrs_brokers_testkit.proxy import FaultProxy
 from cqrs_brokers_testkit.readers import bind_queue, drain_queue
 from cqrs_brokers_testkit.servers import KafkaServer, RabbitMQServer
-from tests.dead_address import DEAD, dead_address
+from tests.dead_address import DEAD, dead_address, useless_address
 
 from .nodes import private_node
 
@@ -41,6 +43,59 @@ async def test_a_name_with_a_dead_address(
         async with open_broker(url) as broker:
             assert time.monotonic() - started < 1.5
             assert (await broker.send_message(Message("n", "t", 1))).confirmed
+
+
+@pytest.mark.filterwarnings("ignore::cqrs_brokers.InsecureTransportWarning")
+@pytest.mark.parametrize("hangs_up", [False, True], ids=["says nothing", "hangs up"])
+async def test_a_name_with_an_address_that_is_of_no_use(
+    rabbitmq: RabbitMQServer, exchange: str, names: dict[str, Callable[[], list[str]]], hangs_up: bool
+) -> None:
+    """The first address takes the connection and is no broker: the same attempt goes on with the next address."""
+    names["two.test"] = lambda: [DEAD, rabbitmq.host]
+    bind_queue(rabbitmq.url, exchange)
+    url = f"amqp://guest:guest@two.test:{rabbitmq.port}/?exchange={exchange}&connect_timeout=4s"
+    async with useless_address(rabbitmq.port, hangs_up=hangs_up), open_broker(url) as broker:
+        assert (await broker.send_message(Message("n", "t", 1))).confirmed
+
+
+@pytest.mark.filterwarnings("ignore::cqrs_brokers.InsecureTransportWarning")
+async def test_a_name_whose_addresses_are_all_of_no_use(
+    rabbitmq: RabbitMQServer, names: dict[str, Callable[[], list[str]]], unused_tcp_port: int
+) -> None:
+    """The text is about the first address: what the others say is of less interest."""
+    names["two.test"] = lambda: [DEAD, rabbitmq.host]
+    broker = open_broker(f"amqp://guest:guest@two.test:{unused_tcp_port}/?connect_timeout=1s")
+    async with useless_address(unused_tcp_port, hangs_up=False):
+        with pytest.raises(UnreachableError, match=r"does not answer within 0\.\d+ s \(logging in\)"):
+            await broker.connect()
+        await broker.close()
+
+
+@pytest.mark.filterwarnings("ignore::cqrs_brokers.InsecureTransportWarning")
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ([], "cannot be resolved"),
+        (["255.255.255.255"], "cannot be reached: Network is unreachable"),
+        (socket.gaierror(socket.EAI_AGAIN, "try again"), "was not resolved: the name server does not answer"),
+        (socket.gaierror(socket.EAI_NONAME, "unknown"), "cannot be resolved: check the host name and DNS"),
+    ],
+)
+async def test_a_name_that_leads_nowhere(
+    names: dict[str, Callable[[], list[str]]], address: list[str] | Exception, says: str
+) -> None:
+    """The text tells a name server that is silent from a name that is wrong, and an address that cannot be reached."""
+
+    def resolve() -> list[str]:
+        if isinstance(address, Exception):
+            raise address
+        return address
+
+    names["nowhere.test"] = resolve
+    broker = open_broker("amqp://guest:guest@nowhere.test/")
+    with pytest.raises(UnreachableError, match=says):
+        await broker.connect()
+    await broker.close()
 
 
 @pytest.mark.filterwarnings("ignore::cqrs_brokers.InsecureTransportWarning")
@@ -129,3 +184,40 @@ async def test_an_authority_that_is_replaced(exchange: str, tmp_path: Path) -> N
             shutil.copy(new.ca, trusted)
             await asyncio.to_thread(node.restart)
             assert (await broker.send_message(Message("n", "t", 1))).confirmed
+
+
+@pytest.mark.parametrize("turns", range(0, 24, 3))
+async def test_connecting_while_the_process_stands_still(turns: int, rabbitmq: RabbitMQServer) -> None:
+    """connect() succeeds, at whichever step the process was frozen for longer than connect_timeout."""
+    loop = asyncio.get_running_loop()
+
+    def freeze(left: int) -> None:
+        if left:
+            loop.call_soon(freeze, left - 1)
+        else:
+            time.sleep(1.5)
+
+    loop.call_soon(freeze, turns)
+    async with open_broker(rabbitmq.url, connect_timeout=1.0) as broker:
+        assert (await broker.health()).ok
+
+
+@pytest.mark.parametrize("turns", [1, 3, 8])
+async def test_declaring_queues_while_the_process_stands_still(
+    turns: int, rabbitmq: RabbitMQServer, exchange: str, unique_name: Callable[[str], str]
+) -> None:
+    """Every message gets its receipt, although RabbitMQ's answers were read late."""
+    loop = asyncio.get_running_loop()
+
+    def freeze(left: int) -> None:
+        if left:
+            loop.call_soon(freeze, left - 1)
+        else:
+            time.sleep(1.5)
+
+    topics = [unique_name(f"late-{number}") for number in range(10)]
+    async with open_broker(f"{rabbitmq.url}?exchange={exchange}&declare=queue", connect_timeout=1.0) as broker:
+        await broker.send_message(Message("n", topics[0], 1))
+        loop.call_soon(freeze, turns)
+        receipts = await broker.send_messages([Message("n", topic, 1) for topic in topics])
+    assert [receipt.topic for receipt in receipts if isinstance(receipt, Receipt)] == topics

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from cqrs_brokers import dialing
-from cqrs_brokers.dialing import Address, dial, look_up, open_socket
+from cqrs_brokers.dialing import Address, dial, look_up, open_socket, other_addresses
 from tests.dead_address import DEAD, dead_address
 
 WELL = "127.0.0.1"
@@ -51,6 +51,13 @@ async def test_nobody_answers(port: int, names: dict[str, Callable[[], list[str]
         await dial("dead.test", port, timeout=5)
     with pytest.raises(OSError, match="no address"):
         await open_socket([])
+
+
+async def test_the_addresses_that_are_left(port: int) -> None:
+    """Without the one that connected, in their order: it may turn out to be of no use."""
+    first, well, last = (Address(socket.AF_INET, (host, port)) for host in (DEAD, WELL, "127.0.0.8"))
+    with await open_socket([first, well, last]) as raw:
+        assert other_addresses([first, well, last], raw) == [first, last]
 
 
 async def test_addresses_need_no_look_up(port: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,18 @@ from collections.abc import Sequence
 
 import pytest
 
-from cqrs_brokers import Broker, DeliveryTimeoutError, NotDeliveredError, Receipt, UnreachableError
+from cqrs_brokers import (
+    AuthenticationError,
+    Broker,
+    ConnectError,
+    DeliveryTimeoutError,
+    NotConnectedError,
+    NotDeliveredError,
+    Receipt,
+    UnreachableError,
+)
 from cqrs_brokers.driver import Capabilities, Delivery, PipelinedDriver
+from cqrs_brokers.tasks import patient_timeout
 
 from .drivers import Scripted, message, settle
 
@@ -137,3 +147,92 @@ async def test_connect_says_for_how_long_the_loop_stood_still() -> None:
     with pytest.raises(UnreachableError, match=r"stood still for 0\.\d s"):
         await connecting
     await broker.close(0)
+
+
+class WithItsOwnTimeOut(Scripted):
+    """As clients are: it gives a step of connecting up by itself, and blames the broker."""
+
+    def __init__(self, error: ConnectError, *, stands_still: float, always_fails: bool = False) -> None:
+        super().__init__()
+        self.error, self.stands_still, self.always_fails = error, stands_still, always_fails
+        self.attempts = 0
+
+    async def connect(self) -> None:
+        self.attempts += 1
+        if self.attempts == 1:
+            asyncio.get_running_loop().call_soon(time.sleep, self.stands_still)
+            await asyncio.sleep(0.1)
+        if self.attempts == 1 or self.always_fails:
+            raise self.error
+
+
+async def test_an_attempt_during_which_the_loop_stood_still_is_made_again() -> None:
+    """connect(): the driver's own time-out fired before it read the answers, so its error proves nothing."""
+    driver = WithItsOwnTimeOut(UnreachableError("it does not answer"), stands_still=0.6)
+    async with Broker(driver, connect_timeout=1.0):
+        assert driver.attempts == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "always_fails", "stands_still", "attempts", "says"),
+    [
+        (UnreachableError("it does not answer"), True, 0.6, 2, "stood still for 0."),
+        (UnreachableError("it does not answer"), False, 0.1, 1, "it does not answer"),
+        (AuthenticationError("wrong password"), False, 0.6, 1, "wrong password"),
+    ],
+    ids=["once only", "a short stall", "credentials are not tried twice"],
+)
+async def test_what_a_stall_does_not_explain(
+    error: ConnectError, always_fails: bool, stands_still: float, attempts: int, says: str
+) -> None:
+    """connect() raises the driver's error; the text says for how long the loop stood still, if that matters."""
+    driver = WithItsOwnTimeOut(error, stands_still=stands_still, always_fails=always_fails)
+    broker = Broker(driver, connect_timeout=1.0)
+    with pytest.raises(type(error), match=says):
+        await broker.connect()
+    assert driver.attempts == attempts
+    await broker.close(0)
+
+
+async def test_a_message_without_a_connection_says_for_how_long_the_loop_stood_still() -> None:
+    """Whatever the reason is that it was not sent."""
+    driver = Scripted()
+    driver.connect_delay = 60
+    broker = Broker(driver, delivery_timeout=0.2)
+    sending = asyncio.ensure_future(broker.send_message(message()))
+    await settle()
+    time.sleep(0.7)
+    with pytest.raises(NotConnectedError, match=r"stood still for 0\.[4-9] s"):
+        await sending
+    await broker.close(0)
+
+
+@pytest.mark.parametrize("stands_still", [False, True])
+async def test_a_patient_timeout(stands_still: bool) -> None:
+    """After a standstill there is a moment to read the answer; otherwise it is as asyncio.timeout."""
+    ours, theirs = socket.socketpair()
+    reader, writer = await asyncio.open_connection(sock=ours)
+    loop = asyncio.get_running_loop()
+    if stands_still:
+        loop.call_soon(time.sleep, 0.6)
+        theirs.sendall(b"a\nb\n")
+    began = loop.time()
+    try:
+        async with patient_timeout(0.2):
+            for _ in range(2):
+                await reader.readline()
+                await asyncio.sleep(0.02)
+        assert stands_still
+    except TimeoutError:
+        assert not stands_still
+        assert loop.time() - began < 0.4
+    writer.close()
+    theirs.close()
+
+
+async def test_a_patient_timeout_ends_after_the_moment() -> None:
+    """If nothing came in meanwhile."""
+    asyncio.get_running_loop().call_soon(time.sleep, 0.6)
+    with pytest.raises(TimeoutError):
+        async with patient_timeout(0.2):
+            await asyncio.Event().wait()

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
@@ -271,3 +272,10 @@ def test_a_broker_that_nobody_closed_warns_at_the_end() -> None:
     assert "ResourceWarning" in forgets
     assert "call close()" in forgets
     assert "ResourceWarning" not in told(program + "broker.close()")
+
+
+@pytest.mark.parametrize("broker", ["memory://x", None, Broker], ids=["a config string", "nothing", "the class"])
+def test_what_is_no_broker_is_refused_when_it_is_given(broker: Any) -> None:
+    """Not at the first send; the text says what to write."""
+    with pytest.raises(TypeError, match=r"takes a Broker, not a \w+: SyncBroker\(open_broker\(url\)\)"):
+        SyncBroker(broker)

@@ -78,6 +78,26 @@ async def hangs() -> str:
     return ""
 
 
+async def nothing() -> Any:
+    return None
+
+
+async def encoded() -> Any:
+    return token(600).encode()
+
+
+async def empty() -> str:
+    return ""
+
+
+async def with_a_line_break() -> str:
+    return token(600) + "\n"
+
+
+async def is_cancelled() -> str:
+    raise asyncio.CancelledError  # some HTTP clients let their own cancellation out
+
+
 def url(cluster: KafkaCluster, options: str = "") -> str:
     return f"kafka://{cluster.bootstrap('SASL_PLAINTEXT')}?security_protocol=SASL_PLAINTEXT{options}"
 
@@ -89,6 +109,11 @@ def url(cluster: KafkaCluster, options: str = "") -> str:
         (garbage, AuthenticationError, "refuses the token", 2.0),
         (fails, UnreachableError, "token provider raised RuntimeError", 2.0),
         (hangs, UnreachableError, "token provider did not answer", 3.5),
+        (nothing, UnreachableError, "token provider gave NoneType in the place of text", 2.0),
+        (encoded, UnreachableError, "token provider gave bytes in the place of text", 2.0),
+        (empty, UnreachableError, "token provider gave an empty text", 2.0),
+        (with_a_line_break, UnreachableError, "token provider gave a token with a line break", 2.0),
+        (is_cancelled, UnreachableError, "token provider raised CancelledError", 2.0),
     ],
 )
 async def test_a_login_that_fails(

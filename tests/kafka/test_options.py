@@ -157,6 +157,23 @@ def test_dsn_is_bootstrap_servers_as_text(arguments: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("servers", "says"),
+    [
+        (["SASL_SSL://h1:9092", "SASL_SSL://h2:9092"], "leave it out, and give security_protocol=SASL_SSL"),
+        ("PLAINTEXT://h1:9092,PLAINTEXT://h2:9092", "a scheme in front of a host: leave it out"),
+        ("kafka://h1:9092", "a scheme in front of a host: leave it out"),
+        ("app:c4nary@h1:9092", "give sasl_plain_username= and sasl_plain_password= instead"),
+        ("h1:9092;h2:9092", "write commas"),
+    ],
+)
+def test_bootstrap_servers_as_other_clients_write_them(servers: object, says: str) -> None:
+    """The text says what to write, and quotes nothing."""
+    with pytest.raises(ConfigError, match=says) as caught:
+        KafkaProducerAdapter(bootstrap_servers=servers)  # type: ignore[arg-type]
+    assert "c4nary" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         {},

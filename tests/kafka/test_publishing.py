@@ -140,6 +140,20 @@ async def test_a_partition_is_not_poisoned(kafka: KafkaServer, unique_name: Name
     assert in_log_order(await read(kafka, topic, 1005)) == {"k": list(range(1005))}
 
 
+async def test_a_record_larger_than_a_segment(kafka: KafkaServer, unique_name: Name) -> None:
+    """It alone fails, and its error names the setting that the broker goes by."""
+    topic = unique_name("segment")
+    kafka.create_topic(topic, 1, config={"max.message.bytes": "5000000", "segment.bytes": str(2**20)})
+    async with open_broker(kafka.url, max_message_bytes=3_000_000, max_batch_size=4_000_000) as broker:
+        bodies = [b"small", b"x" * 1_500_000, b"small"]
+        outcomes = await asyncio.gather(
+            *(broker.send_message(Message("E", topic, body)) for body in bodies), return_exceptions=True
+        )
+    assert [type(outcome) for outcome in outcomes] == [Receipt, MessageTooLargeError, Receipt]
+    assert "raise the topic's segment.bytes" in str(outcomes[1])
+    assert len(await read(kafka, topic, 2)) == 2
+
+
 async def test_only_the_large_one_of_many_fails(kafka: KafkaServer, unique_name: Name) -> None:
     """Large records in the midst of 1000 others: they alone fail, the others arrive once and in order."""
     topic = unique_name("amidst")

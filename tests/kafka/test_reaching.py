@@ -4,14 +4,16 @@ import asyncio
 import collections
 import logging
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from cqrs_broker_kafka._partitioning import partition_for
-from cqrs_brokers import DeliveryError, Message, NotDeliveredError, Receipt, open_broker
+from cqrs_brokers import DeliveryError, Message, NotDeliveredError, Receipt, UnreachableError, open_broker
 from cqrs_brokers_testkit.servers import KafkaCluster, KafkaServer
-from tests.dead_address import DEAD, dead_address
+from cqrs_brokers_testkit.servers import kafka as start_kafka
+from tests.dead_address import DEAD, dead_address, useless_address
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(120)]
 
@@ -31,6 +33,28 @@ async def test_a_name_with_a_dead_address(
         async with open_broker(f"kafka://two.test:{port}") as broker:
             assert loop.time() - started < 1.5
             assert (await broker.send_message(Message("n", topic, 1))).confirmed
+
+
+@pytest.mark.parametrize("hangs_up", [False, True], ids=["says nothing", "hangs up"])
+async def test_a_name_with_an_address_that_is_of_no_use(
+    kafka: KafkaServer, unique_name: Name, names: dict[str, Callable[[], list[str]]], hangs_up: bool
+) -> None:
+    """The first address takes the connection and is no broker: the same attempt goes on with the next address."""
+    host, _, port = kafka.bootstrap_servers.partition(",")[0].rpartition(":")
+    names["two.test"] = lambda: [DEAD, host]
+    kafka.create_topic(topic := unique_name("useless"))
+    async with useless_address(int(port), hangs_up=hangs_up):
+        async with open_broker(f"kafka://two.test:{port}?connect_timeout=4s") as broker:
+            assert (await broker.send_message(Message("n", topic, 1))).confirmed
+
+
+async def test_a_name_without_an_address(names: dict[str, Callable[[], list[str]]]) -> None:
+    """The text says that the name cannot be resolved."""
+    names["nowhere.test"] = list
+    broker = open_broker("kafka://nowhere.test")
+    with pytest.raises(UnreachableError, match=r"nowhere\.test:9092 cannot be resolved: the name has no address"):
+        await broker.connect()
+    await broker.close()
 
 
 async def test_a_name_server_that_does_not_answer(names: dict[str, Callable[[], list[str]]]) -> None:
@@ -111,3 +135,38 @@ async def test_somebody_goes_on_sending_while_the_server_is_down(
         async with asyncio.timeout(20):
             while not isinstance((await broker.send_messages([Message("n", topic, {})]))[0], Receipt):
                 await asyncio.sleep(0.1)
+
+
+@pytest.mark.parametrize("turns", range(0, 24, 3))
+async def test_connecting_while_the_process_stands_still(turns: int, kafka: KafkaServer) -> None:
+    """connect() succeeds, at whichever step the process was frozen for longer than connect_timeout."""
+    loop = asyncio.get_running_loop()
+
+    def freeze(left: int) -> None:
+        if left:
+            loop.call_soon(freeze, left - 1)
+        else:
+            time.sleep(1.5)
+
+    loop.call_soon(freeze, turns)
+    async with open_broker(kafka.url, connect_timeout=1.0) as broker:
+        assert (await broker.health()).ok
+
+
+@pytest.fixture(scope="module")
+def impatient(kafka: object) -> Iterator[KafkaCluster]:
+    """A Kafka that closes connections after a second of silence."""
+    with start_kafka(properties={"connections.max.idle.ms": "1000"}) as cluster:
+        cluster.create_topic("t")
+        yield cluster
+
+
+@pytest.mark.parametrize("acks", ["all", "1"])
+async def test_the_first_send_after_a_standstill(impatient: KafkaCluster, acks: str) -> None:
+    """The broker closed the connection meanwhile: that is seen before a record is written that cannot be repeated."""
+    unsafe = {"acks": acks, "enable_idempotence": False, "allow_unsafe": True}
+    async with open_broker(impatient.url, **unsafe) as broker:
+        for _ in range(2):
+            await broker.send_message(Message("n", "t", 1))
+            time.sleep(3)
+            assert (await broker.send_message(Message("n", "t", 2))).confirmed

@@ -41,22 +41,24 @@ class Listeners:
 @pytest.fixture(scope="module")
 def listeners(certificates: Certificates, rabbitmq: object) -> Iterator[Listeners]:
     """The node (`rabbitmq` is asked for only to skip where there is none)."""
-    served = {"expired": "expired", "wrong_host": "wrong_host", "mtls": "server"}
+    served = {"expired": "expired", "wrong_host": "wrong_host", "mtls": "server", "only_1.2": "wrong_host"}
     ports = {name: free_port() for name in served}
     with start_rabbitmq(certificates=certificates) as node:
-        node.ctl("eval", " ".join(_listen(ports[name], certificates, served[name]) for name in served) + " ok.")
+        node.ctl("eval", " ".join(_listen(ports[name], certificates, served[name], name) for name in served) + " ok.")
         assert node.tls_port is not None
         yield Listeners(node, {"plain": node.port, "tls": node.tls_port, **ports})
 
 
-def _listen(port: int, certificates: Certificates, which: str) -> str:
+def _listen(port: int, certificates: Certificates, which: str, name: str) -> str:
     """Erlang that opens a TLS listener; RabbitMQ's configuration has only one set of options for all of them."""
     files = {
         "cacertfile": certificates.ca,
         "certfile": getattr(certificates, which),
         "keyfile": getattr(certificates, f"{which}_key"),
     }
-    options = "".join(f'{{{name}, "{path}"}}, ' for name, path in files.items())
+    options = "".join(f'{{{option}, "{path}"}}, ' for option, path in files.items())
+    if name == "only_1.2":
+        options += "{versions, ['tlsv1.2']}, "
     # Only the listener with the good server certificate asks the client for one.
     verify = "verify_peer}, {fail_if_no_peer_cert, true" if which == "server" else "verify_none"
     return f'rabbit_networking:start_ssl_listener({{"127.0.0.1", {port}}}, [{options}{{verify, {verify}}}], 1),'
@@ -169,6 +171,17 @@ async def test_a_client_certificate_is_refused_with_its_reason(
     error = await refused(open_broker(listeners.url("mtls"), ssl_context=made))
     assert type(error) is TLSError
     assert "client certificate" in error.text
+
+
+async def test_no_version_of_tls_in_common(listeners: Listeners, certificates: Certificates) -> None:
+    """The text says so, and does not send anybody to look for certificates."""
+    newest = context(certificates.ca)
+    newest.minimum_version = ssl.TLSVersion.TLSv1_3
+    broker = open_broker(listeners.url("only_1.2"), ssl_context=newest)
+    with pytest.raises(TLSError, match="no version of TLS in common") as caught:
+        await broker.connect()
+    assert "certificate" not in str(caught.value)
+    await broker.close()
 
 
 async def test_a_reset_after_the_handshake_twice_in_a_row_is_a_tls_error(certificates: Certificates) -> None:

@@ -158,7 +158,8 @@ async def test_no_receipt_without_an_answer_is_early_over_tls(
     host, _, port = address(cluster, "tls").rpartition(":")
     async with FaultProxy((host, int(port))) as proxy:
         monkeypatch.setattr(
-            "cqrs_broker_kafka._client.dial", lambda *_, timeout: dial(proxy.host, proxy.port, timeout=timeout)
+            "cqrs_broker_kafka._client.open_socket",
+            lambda _, *, timeout: dial(proxy.host, proxy.port, timeout=timeout),
         )
         unsafe = {"acks": "0", "enable_idempotence": "false", "allow_unsafe": "true"}
         tls = {"security_protocol": "SSL", "ssl_cafile": certificates.ca}

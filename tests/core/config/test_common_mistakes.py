@@ -29,6 +29,30 @@ SECRET = "c4nary-S3CRET"
         ("${CQRS_BROKER_URL}", "a variable that nothing has replaced"),
         ("$BROKER", "a variable that nothing has replaced"),
         ("{{ broker_url }}", "a variable that nothing has replaced"),
+        ("kafka+sasl_ssl://h1:9096", "write kafka://, and ?security_protocol=SASL_SSL"),
+        ("bootstrap.servers=h1:9092,h2:9092", "begins with the name of a variable"),
+        ("bootstrap.servers=SASL_SSL://h1:9092", "write kafka://, and ?security_protocol=SASL_SSL"),
+        (f"BROKER_URL: amqp://app:{SECRET}@h1/", "begins with the name of a variable"),
+        (f'BROKER_URL = "amqp://app:{SECRET}@h1/"', "is in quotes"),
+        (f"set BROKER=amqp://app:{SECRET}@h1/", "begins with the name of a variable"),
+        (f'"amqp://app:{SECRET}@h1/', "is in quotes"),
+        (f"“amqp://app:{SECRET}@h1/”", "is in quotes"),
+        (f"<amqp://app:{SECRET}@h1/>", "is in angle brackets"),
+        (f'kafka://h?sasl.jaas.config=x.PlainLoginModule required password="{SECRET}";', "a JAAS line"),
+        (f'{{"url": "amqp://app:{SECRET}@h1/"}}', "is JSON"),
+        ('["h1:9092", "h2:9092"]', "is JSON"),
+        ('kafka://["h1:9092","h2:9092"]', "as in JSON"),
+        ("kafka://h1:9092, h2:9092", "a space or a line break between the hosts"),
+        ("kafka://h1:9092,\n  h2:9092", "a space or a line break between the hosts"),
+        (f"amqps://a:{SECRET}@h1 amqps://a:{SECRET}@h2", "the scheme stands in front of every host"),
+        ("kafka://h1:9092|h2:9092", "hosts are separated by '|': write commas"),
+        ("kafka://http://h1:9092", "there are two schemes"),
+        (f"amqp://app:{SECRET}@h1/ # production", "a comment follows"),
+        (f"amqp://app:{SECRET}@h1\u00a0/", "a character that cannot be seen"),
+        (f"amqp://app:{SECRET}@h1/\u200b", "a character that cannot be seen"),
+        (f"amqp://app:{SECRET}@h1:None/", "a variable was empty"),
+        (f"amqp:app:{SECRET}@h1", "must start with a scheme and '://'"),
+        ("kafka:/h1:9092", "a ':' or a '/' is missing"),
     ],
 )
 def test_a_common_mistake_is_named(text: str, says: str) -> None:
@@ -37,6 +61,31 @@ def test_a_common_mistake_is_named(text: str, says: str) -> None:
         BrokerURL.parse(text)
     assert says in str(caught.value)
     assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("amqp://app:${PASSWORD}@h1/", "a variable that nothing has replaced"),
+        ("amqp://${USER:-app}:pw@h1/", "a variable that nothing has replaced"),
+        ("amqp://$USER:$PASSWORD@h1/", "a variable that nothing has replaced"),
+        ("amqp://{{user}}:{{password}}@h1/", "a variable that nothing has replaced"),
+        ("amqp://app:%(password)s@h1/", "a variable that nothing has replaced"),
+        ("amqp://<user>:<password>@h1/", "a variable that nothing has replaced"),
+        ("amqp://app:pw@h1/<vhost>", "a variable that nothing has replaced"),
+        ("kafka://h1?client_id=${HOSTNAME}", "a variable that nothing has replaced"),
+        ("amqp://app:pw@h1/orders&declare=queue", "the first one begins with '?'"),
+        ("amqp://app:pw@h1/?exchange=a&amp;declare=queue", "as in HTML"),
+        ("amqp://app:pw@h1/\\?exchange=a", "a backslash"),
+        ("amqp://app:pw@h1/?exchange=a;declare=queue", "write '&' between options"),
+        ("amqp://app:pw@h1/?exchange=a?declare=queue", "write '&' between options"),
+    ],
+)
+def test_a_mistake_that_would_change_the_meaning_is_refused(text: str, says: str) -> None:
+    """Without a word the variable's name would be the password, and the option a part of the virtual host."""
+    with pytest.raises(ConfigError) as caught:
+        BrokerURL.parse(text)
+    assert says in str(caught.value)
 
 
 def test_several_mistakes_are_named_together() -> None:
@@ -54,6 +103,10 @@ def test_several_mistakes_are_named_together() -> None:
         "amqp://u:p@h/v,amqp://x",
         "amqp://u:p@h/v?exchange=a,amqp://x",
         "a+b-c.d://h",
+        "amqp://u:a$b{c}d<e>f@h/v",
+        "amqp://u:%24%7BPASSWORD%7D@h/v%26declare=queue",
+        "amqp://u:$ecret@h/v",
+        "kafka://h?sasl_plain_username=$ConnectionString&sasl_plain_password=Endpoint=sb://h/;a_key=b?c_key=d",
     ],
 )
 def test_what_can_be_read_is_no_mistake(text: str) -> None:
@@ -69,6 +122,10 @@ def test_what_can_be_read_is_no_mistake(text: str) -> None:
         ("amqp+ssl", "write amqps://"),
         ("SSL", "write kafka:// and ?security_protocol=SSL, or amqps://"),
         ("PLAINTEXT", "write kafka://"),
+        ("http", "that is an HTTP interface: write amqp://"),
+        ("tcp", "write amqp://, or kafka://"),
+        ("rabbit", "write amqp://, or amqps:// for TLS"),
+        ("kafka+sasl", "write kafka://, and ?security_protocol=SASL_SSL"),
     ],
 )
 def test_a_scheme_of_others_is_told_from_an_unknown_one(scheme: str, says: str) -> None:
@@ -144,6 +201,26 @@ def test_a_connection_string_of_event_hubs() -> None:
         open_broker(text)
     assert "Azure Event Hubs: write kafka://NAMESPACE.servicebus.windows.net:9093?" in str(caught.value)
     assert "QXZJ" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("kafka://h?bootstrap.servers=x:9092", "the hosts come after '://'"),
+        ("kafka://h?sasl.jaas.config=x", "give its username and password as sasl_plain_username="),
+        ("amqps://u:p@h?ssl=1", "write amqps://"),
+        ("amqps://u:p@h?ssl_options=x", "write amqps://, and give ssl_cafile="),
+        ("amqp://u:p@h?blocked_connection_timeout=300", "delivery_timeout bounds a send"),
+        ("amqp://u:p@h?virtual_host=v", "the virtual host is the path"),
+        ("amqp://u:p@h?frame_max=131072", "leave it out"),
+    ],
+)
+def test_an_option_of_another_client_that_is_none_here_says_what_to_do(url: str, says: str) -> None:
+    """Instead of the option with the most similar name."""
+    with pytest.raises(ConfigError) as caught:
+        open_broker(url)
+    assert says in str(caught.value)
+    assert "did you mean" not in str(caught.value)
 
 
 @pytest.mark.parametrize("query", ["security_protocol=sasl_ssl", "acks=ALL", "acks=al"])

@@ -1,6 +1,8 @@
 """From a config string to a `Broker`, with plugins that are good, broken, old, or break the contract."""
 
 import asyncio
+import importlib
+import importlib.metadata
 import pickle
 import sys
 import traceback
@@ -254,6 +256,21 @@ def test_what_a_hook_raises_shows_no_secret(plugin, where, chained, error):
     printed = "".join(traceback.format_exception(caught.value)).replace(where, "")
     assert CANARY not in printed + repr(caught.value.__context__) + repr(caught.value.__cause__)
     assert CANARY.encode() not in pickle.dumps(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("missing", "says"),
+    [
+        (lambda: importlib.metadata.version("acme-x"), "the metadata of acme-x .*--copy-metadata acme-x"),
+        (lambda: importlib.import_module("acme_x"), "No module named 'acme_x'.*--hidden-import acme_x"),
+    ],
+    ids=["metadata", "module"],
+)
+def test_what_a_bundle_left_out_is_named(plugin, missing, says):
+    """A part of the plugin's client: that is no mistake of the plugin."""
+    plugin(open_message_broker=hookimpl(lambda: missing()))
+    with pytest.raises(PluginLoadError, match=f"^acme-plugin cannot be used: {says}"):
+        open_broker("acme://")
 
 
 def test_a_harmless_cause_is_kept(plugin):

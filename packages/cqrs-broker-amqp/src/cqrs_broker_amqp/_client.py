@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from types import SimpleNamespace
 from typing import Any, Protocol
 
@@ -28,7 +28,7 @@ from aiormq.connection import TransportFactory
 from pamqp import commands
 from yarl import URL
 
-from cqrs_brokers.dialing import look_up, open_socket
+from cqrs_brokers.dialing import Address, look_up, open_socket, other_addresses
 from cqrs_brokers.tasks import drop_task, drop_transport, retrieve_exception
 
 from ._errors import HandshakeRefused, NotAMQPError
@@ -81,10 +81,16 @@ class Sockets(TransportFactory):
         host: Name or address.
         port: Port.
         tls: The TLS context, or None.
+        addresses: The addresses of the host that are left to try. None: the name is looked up.
     """
 
-    def __init__(self, host: str, port: int, tls: ssl.SSLContext | None) -> None:
+    def __init__(
+        self, host: str, port: int, tls: ssl.SSLContext | None, addresses: Sequence[Address] | None = None
+    ) -> None:
         self._host, self._port, self._tls = host, port, tls
+        self._addresses = addresses
+        self.other_addresses: list[Address] = []
+        """The other addresses of the host, to be tried if this one does not answer."""
         self._streams: tuple[_Reader, asyncio.StreamWriter] | None = None
         self._protocol: _Protocol | None = None
         self._transport: asyncio.Transport | None = None
@@ -95,10 +101,13 @@ class Sockets(TransportFactory):
     async def open(self) -> None:
         """Looks up the name, connects and, with TLS, makes the handshake. aiormq's own way would log each failure."""
         loop = asyncio.get_running_loop()
-        self.step = "resolving its name"
-        addresses = await look_up(self._host, self._port)
+        addresses = self._addresses
+        if addresses is None:
+            self.step = "resolving its name"
+            addresses = await look_up(self._host, self._port)
         self.step = "connecting"
         raw = await open_socket(addresses)
+        self.other_addresses = other_addresses(addresses, raw)
         self.step = "the TLS handshake" if self._tls else "connecting"
         reader = _Reader(loop=loop)
         reader.last_inbound = loop.time()

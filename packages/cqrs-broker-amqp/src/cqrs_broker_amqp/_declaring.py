@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from cqrs_brokers.exceptions import BackpressureError, ConnectError, DeliveryError, UnreachableError
-from cqrs_brokers.tasks import Tasks
+from cqrs_brokers.tasks import Tasks, patient_timeout
 
 from ._options import AMQPOptions
 from ._session import Session
@@ -27,7 +27,7 @@ MOST_CHANNELS = 4
 
 
 class _Waiting:
-    """What waits for one queue."""
+    """The messages that wait for one queue."""
 
     def __init__(self) -> None:
         self.returned: list[Entry] = []
@@ -116,7 +116,7 @@ class Declarations:
         waiting.entries[:0] = behind
 
     def drop(self, over: Callable[[Entry], bool]) -> None:
-        """Lets go of the messages for which `over` is true."""
+        """Drops the messages for which `over` is true."""
         for topic, waiting in list(self._waiting.items()):
             waiting.returned = [entry for entry in waiting.returned if not over(entry)]
             waiting.entries = [entry for entry in waiting.entries if not over(entry)]
@@ -159,7 +159,7 @@ class Declarations:
         number, asked = self._round, asyncio.get_running_loop().time()
         failure: DeliveryError | None = None
         try:
-            async with asyncio.timeout(self._options.connect_timeout):
+            async with patient_timeout(self._options.connect_timeout):
                 if channel is None:
                     channel = await session.raw_channel(confirms=False)
                 await declare_queue(channel, self._options, topic)

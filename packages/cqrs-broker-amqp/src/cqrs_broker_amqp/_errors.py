@@ -1,4 +1,4 @@
-"""Translates the errors of RabbitMQ, aiormq and the network into ours. Imports aiormq.
+"""Translates the errors of RabbitMQ, aiormq and the network into the errors of cqrs-brokers. Imports aiormq.
 
 Reply codes: AMQP 0-9-1, 1.2 "Constants", and what RabbitMQ and Apache Qpid do with them.
 """
@@ -6,6 +6,7 @@ Reply codes: AMQP 0-9-1, 1.2 "Constants", and what RabbitMQ and Apache Qpid do w
 from __future__ import annotations
 
 import asyncio
+import errno
 import re
 import socket
 import ssl
@@ -71,6 +72,9 @@ _QPID_DENIES = re.compile(r"Permission PERFORM_ACTION\((connect|publish)\) is de
 _CHANNEL_LIMIT = re.compile(r"number of channels opened .*\blimit of \(?(\d+)\)?")
 _CHANNEL_MAX = re.compile(r"number of channels opened .*channel_max")
 
+_NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.EACCES, errno.EPERM, errno.EINVAL)
+"""What the operating system says when it cannot send to an address at all."""
+
 _CHANNEL_CODES: dict[type[BaseException], int] = {
     client.ChannelAccessRefused: ACCESS_REFUSED,
     client.ChannelNotFoundEntity: NOT_FOUND,
@@ -134,7 +138,7 @@ def scrubbed(error: BaseException | None) -> BaseException | None:
 def connect_error(
     error: BaseException, where: str, options: AMQPOptions | None = None, *, declaring: bool = False
 ) -> ConnectError:
-    """Why one host could not be connected.
+    """The error for a host to which no connection could be made.
 
     Args:
         error: What the client raised.
@@ -167,12 +171,17 @@ def _connect_error(error: BaseException, where: str, options: AMQPOptions | None
             return _refused(code, reply, where, logged_in=True)
     if options is not None and (found := tls_error(root, where, options)) is not None:
         return found
+    if isinstance(root, socket.gaierror) and root.errno == socket.EAI_AGAIN:
+        return UnreachableError(f"the name of {where} was not resolved: the name server does not answer")
     if isinstance(root, socket.gaierror):
         return UnreachableError(f"the name of {where} cannot be resolved", remedy="check the host name and DNS")
     if isinstance(root, ConnectionRefusedError):
         return UnreachableError(f"{where} refuses connections: is RabbitMQ running there?")
     if isinstance(root, TimeoutError):
         return UnreachableError(f"{where} does not answer", remedy="check the address and the network")
+    if isinstance(root, OSError) and root.errno in _NO_WAY:
+        remedy = "check the address and the network"
+        return UnreachableError(f"{where} cannot be reached: {root.strerror}", remedy=remedy)
     if isinstance(root, (client.ProtocolSyntaxError, NotAMQPError)) or (
         isinstance(root, client.IncompatibleProtocolError) and not isinstance(root.__cause__, EOFError)
     ):
@@ -182,9 +191,10 @@ def _connect_error(error: BaseException, where: str, options: AMQPOptions | None
     if isinstance(
         root, (OSError, EOFError, StopAsyncIteration, asyncio.CancelledError, client.AMQPError, RuntimeError)
     ):
-        reason = getattr(root, "strerror", None) or type(root).__name__
+        reason = f" ({root.strerror})" if isinstance(root, OSError) and root.strerror else ""
         return UnreachableError(
-            f"{where} ended the connection while it was being made ({reason}): is it starting, or is this a TLS port?"
+            f"{where} ended the connection while it was being made{reason}: is it starting, is this a TLS port, or is "
+            "the broker behind it down (a port forwarder or a load balancer takes connections for it)?"
         )
     return ConnectError(f"connecting to {where} failed with an unclassified {type(error).__name__}")
 
@@ -297,7 +307,7 @@ def publish_failure(error: BaseException, options: AMQPOptions, topic: str) -> D
     elif not exchange:
         found = UnroutableError(f"there is no queue {topic!r}: create it, or use declare=queue")
     elif _routing_ends(options):
-        advice = "its queue was deleted meanwhile" if options.declare == "queue" else "bind one, or use declare=queue"
+        advice = "its queue or binding was deleted" if options.declare == "queue" else "bind one, or use declare=queue"
         found = UnroutableError(f"no queue is bound to exchange {exchange!r} for {topic!r}: {advice}")
         found.retryable = options.declare == "queue"
     else:

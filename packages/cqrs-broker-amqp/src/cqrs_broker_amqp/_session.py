@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+import contextlib
+from collections.abc import Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
 from aiormq.exceptions import ConnectionClosed
 from yarl import URL
 
+from cqrs_brokers.dialing import Address
 from cqrs_brokers.exceptions import (
     ConnectError,
     ProtocolError,
@@ -20,7 +22,7 @@ from cqrs_brokers.exceptions import (
     UnreachableError,
 )
 from cqrs_brokers.pipeline import error_of_pass
-from cqrs_brokers.tasks import Tasks, retrieve_exception
+from cqrs_brokers.tasks import Tasks, patient_timeout, retrieve_exception
 
 from ._channels import ConfirmChannel
 from ._client import Connection, Sockets
@@ -71,10 +73,16 @@ class Session:
         host: The name and the port to connect to.
         listener: The object that the session tells what happens to it.
         channel_limit: How many channels this user may open, where that is known.
+        addresses: The addresses of the host that are left to try. None: the name is looked up.
     """
 
     def __init__(
-        self, settings: AMQPSettings, host: tuple[str, int], listener: SessionListener, channel_limit: int | None
+        self,
+        settings: AMQPSettings,
+        host: tuple[str, int],
+        listener: SessionListener,
+        channel_limit: int | None,
+        addresses: Sequence[Address] | None = None,
     ) -> None:
         self.where = f"{host[0]}:{host[1]}"
         self.over = False
@@ -87,7 +95,7 @@ class Session:
         self._limit = channel_limit
         self._channels: list[ConfirmChannel] = []
         self._step = ""
-        self._sockets = Sockets(*host, settings.tls)
+        self._sockets = Sockets(*host, settings.tls, addresses)
         self._ended_by: BaseException | None = None
         self.connection = Connection(_url(settings, host), vhost=settings.vhost, sockets=self._sockets, listener=self)
 
@@ -112,17 +120,34 @@ class Session:
         """Whether one more channel may be opened."""
         return len(self.connection.channels) < self.channel_limit
 
+    @property
+    def other_addresses(self) -> list[Address]:
+        """The other addresses of the host, to be tried if this one accepts the connection and does not answer."""
+        return self._sockets.other_addresses
+
     # -- opening ------------------------------------------------------------------------------------------------------
 
-    async def open(self) -> ConfirmChannel:
+    async def open(self, timeout: float) -> ConfirmChannel:
         """Logs in, opens a channel and applies `declare` to the exchange.
+
+        Args:
+            timeout: Seconds that `run` gives it. If the host has further addresses, logging in gets a share of them.
 
         Raises:
             ConnectError: Why that failed.
         """
         await self._sockets.open()
         self._step = "logging in"
-        await self.connection.connect()
+        share = timeout / (1 + len(self.other_addresses))
+        try:
+            async with asyncio.timeout(None) as limit:
+                if self.other_addresses:
+                    self._leave_when_silent(limit, share)
+                await self.connection.connect()
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise UnreachableError(self._late(share)) from None
         if not self.connection.publisher_confirms:
             raise ProtocolError(
                 f"{self.where} ({self.connection.server}) has no publisher confirms (capability publisher_confirms): "
@@ -134,6 +159,16 @@ class Session:
                 "and use declare=exchange"
             )
         return await self._open_channel(declare=True)
+
+    def _leave_when_silent(self, limit: asyncio.Timeout, share: float) -> None:
+        """Ends the log-in after `share` seconds if the server has said nothing until then."""
+        loop = asyncio.get_running_loop()
+
+        def look() -> None:
+            if self._silent and not self.over:
+                limit.reschedule(loop.time())
+
+        loop.call_later(share, look)
 
     async def _open_channel(self, *, declare: bool) -> ConfirmChannel:
         """Opens a channel to publish on.
@@ -154,7 +189,10 @@ class Session:
         if not self.has_room:
             return None
         opening = tasks.spawn(self._open_channel(declare=False))
-        done, _ = await asyncio.wait((opening,), timeout=self._settings.options.connect_timeout)
+        with contextlib.suppress(TimeoutError):
+            async with patient_timeout(self._settings.options.connect_timeout):
+                await asyncio.wait((opening,))
+        done = opening.done()
         if not done:
             opening.cancel()
         failed = not done or opening.cancelled() or opening.exception() is not None
@@ -315,7 +353,8 @@ class Session:
 async def connect(
     settings: AMQPSettings, first: int, listener: SessionListener, *, known: bool, channel_limit: int | None
 ) -> tuple[Session, ConfirmChannel, int]:
-    """Tries the hosts in turn, starting with number `first`; each gets its share of `connect_timeout`.
+    """Tries the hosts in turn, starting with number `first`; each gets its share of `connect_timeout`. If an address of
+    a host accepts the connection, and then does not answer or closes it, the other addresses of that host are tried.
 
     With TLS 1.3 a server learns only after the handshake that the client certificate is missing. Its reset may arrive
     before the alert that says so. A node that restarts also resets the connection. So a reset is explained by the
@@ -333,20 +372,27 @@ async def connect(
     errors: list[ConnectError] = []
     for turn in range(len(hosts)):
         number = (first + turn) % len(hosts)
-        share = max(0.1, (end - loop.time()) / (len(hosts) - turn))
-        for once_more in (settings.tls is not None and not known, False):
-            session = Session(settings, hosts[number], listener, channel_limit)
+        once_more = settings.tls is not None and not known
+        addresses: list[Address] | None = None
+        failure: ConnectError | None = None
+        while True:
+            share = max(0.1, (end - loop.time()) / (len(hosts) - turn))
+            session = Session(settings, hosts[number], listener, channel_limit, addresses)
             try:
-                channel = await session.run(session.open(), share)
+                channel = await session.run(session.open(share), share)
             except TopologyError:
                 raise  # every node of a cluster says the same
             except ConnectError as error:
-                if once_more and hung_up(error):
+                found = error if error.permanent or failure is None else failure
+                if session.other_addresses and not error.permanent and loop.time() < end:
+                    failure, addresses = found, session.other_addresses
+                    continue
+                if once_more and hung_up(found):
+                    once_more, failure, addresses = False, None, None
                     await asyncio.sleep(SECOND_TRY)
                     continue
-                found: ConnectError = error
-                if not known and hung_up(error):
-                    found = _twice(error, session) if settings.tls else await name_the_peer(error, hosts[number])
+                if not known and hung_up(found):
+                    found = _twice(found, session) if settings.tls else await name_the_peer(found, hosts[number])
                 errors.append(found)
                 break
             else:

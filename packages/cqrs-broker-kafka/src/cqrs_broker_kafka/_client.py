@@ -35,7 +35,7 @@ from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.transaction import InitProducerIdRequest
 from aiokafka.record.util import calc_crc32c
 
-from cqrs_brokers.dialing import dial
+from cqrs_brokers.dialing import Address, look_up, open_socket, other_addresses
 from cqrs_brokers.tasks import drop_task, drop_transport
 from cqrs_brokers.url import Host
 
@@ -147,6 +147,10 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
 
     replace_at: float | None = None
     _settings: KafkaSettings
+    _addresses: list[Address]
+    """The other addresses of the host, to be tried if this one does not answer."""
+    _until: float
+    """When connecting and the question for the versions must have ended (event loop's time)."""
     _protocol: _Protocol
     _socket: asyncio.Transport
     """The transport of the connection; with TLS, the one below the TLS transport."""
@@ -157,34 +161,57 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
     ) -> Connection:
         """Connects, asks for the broker's versions and logs in.
 
+        An address of the host may accept the connection, and then not answer or close it. Then the other addresses are
+        tried.
+
         Args:
             settings: How to connect.
             host: Where to connect to.
             closed: Called when the connection was closed, by us or by the broker.
 
         Raises:
-            OSError, ssl.SSLError, KafkaError, TimeoutError, TokenError: One of the steps failed.
+            OSError, ssl.SSLError, KafkaError, TimeoutError, TokenError: One of the steps failed. It is the failure at
+                the first address.
         """
+        loop = asyncio.get_running_loop()
+        options = settings.options
+        timeout = min(options.request_timeout_ms / 1000, SHARE_OF_TIMEOUT * options.connect_timeout)
+        until = loop.time() + timeout
+        assert host.port is not None  # the settings have filled it in
         on_close = None if closed is None else lambda connection, _: closed(connection)
-        connection = cls(host.host, host.port, on_close=on_close, **settings.client_arguments())
-        connection._settings = settings
-        await connection.connect()
-        return connection
+        addresses = await look_up(host.host, host.port, timeout=timeout)
+        failure: Exception | None = None
+        while True:
+            connection = cls(host.host, host.port, on_close=on_close, **settings.client_arguments())
+            connection._settings = settings
+            connection._addresses, connection._until = addresses, until
+            try:
+                await connection.connect()
+            except (OSError, KafkaConnectionError, errors.RequestTimedOutError) as error:
+                failure = failure or error
+                addresses = connection._addresses
+                if not addresses or loop.time() >= until:
+                    raise failure from failure.__cause__
+            else:
+                return connection
 
     async def connect(self) -> None:
-        """As aiokafka's method, but over a socket from `dial`, which tries all addresses of the host."""
+        """As aiokafka's method, but over a socket of our own, to one of the addresses that are left."""
         loop = asyncio.get_running_loop()
         options = self._settings.options
         tls = self._settings.ssl_context
-        timeout = min(options.request_timeout_ms / 1000, SHARE_OF_TIMEOUT * options.connect_timeout)
-        raw = await dial(self.host, self.port, timeout=timeout)
+        addresses, self._addresses = self._addresses, []
+        raw = await open_socket(addresses, timeout=max(0.0, self._until - loop.time()))
+        self._addresses = other_addresses(addresses, raw)
+        # Without other addresses aiokafka's own timeout for each request is enough.
+        share = max(0.0, self._until - loop.time()) / len(addresses) if self._addresses else None
         self._closed_fut = loop.create_future()
         reader = asyncio.StreamReader(limit=READ_AHEAD, loop=loop)
         self._protocol = protocol = _Protocol(self._closed_fut, reader, loop=loop)
         self._socket, _ = await loop.create_connection(lambda: protocol, sock=raw)
         writer = asyncio.StreamWriter(self._socket, protocol, reader, loop)
         try:
-            async with asyncio.timeout(options.request_timeout_ms / 1000):
+            async with asyncio.timeout(options.request_timeout_ms / 1000 if share is None else share):
                 if tls is not None:
                     await writer.start_tls(tls, server_hostname=self.host)
         except BaseException:
@@ -193,7 +220,8 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
         self._reader, self._writer = reader, writer
         self._read_task = self._create_reader_task()
         try:
-            await self._do_version_lookup()
+            async with asyncio.timeout(share):
+                await self._do_version_lookup()
             if options.security_protocol.startswith("SASL_"):
                 await self._do_sasl_handshake()
         except BaseException:
@@ -338,11 +366,25 @@ class _TokenLogin:
             async with limit:
                 token = await self._provider.token()
             extensions = self._provider.extensions() if callable(getattr(self._provider, "extensions", None)) else {}
-            fields = [f"auth=Bearer {token}", *(f"{name}={value}" for name, value in (extensions or {}).items())]
-            return ("n,," + "".join(f"\x01{field}" for field in fields) + "\x01\x01").encode(), True
-        except Exception as error:
+            text = _why_no_token(token)
+            if text is None:
+                fields = [f"auth=Bearer {token}", *(f"{name}={value}" for name, value in (extensions or {}).items())]
+                return ("n,," + "".join(f"\x01{field}" for field in fields) + "\x01\x01").encode(), True
+        except (Exception, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise  # it is our own task that is cancelled
             if limit.expired():
-                text = f"the token provider did not answer within {self._timeout:g} s (most of connect_timeout)"
+                text = f"did not answer within {self._timeout:g} s (most of connect_timeout)"
             else:
-                text = f"the token provider raised {type(error).__name__}"
-        raise TokenError(text)
+                text = f"raised {type(error).__name__}"
+        raise TokenError(f"the token provider {text}")
+
+
+def _why_no_token(token: object) -> str | None:
+    """What is wrong with the token that the provider gave, as far as the client can see. The broker gives no reason."""
+    if not isinstance(token, str):
+        return f"gave {type(token).__name__} in the place of text"
+    if not token:
+        return "gave an empty text"
+    return None if token.isprintable() else "gave a token with a line break or another character that is not printed"

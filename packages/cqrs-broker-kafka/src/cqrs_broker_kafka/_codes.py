@@ -67,6 +67,7 @@ _Unknown = DeliveryUnknownError
 
 _LARGE = "the topic does not accept a record of this size: send less, or raise the topic's max.message.bytes"
 _NO_TOPIC = "the topic does not exist: create it"
+_SEGMENT = "the record is larger than a segment of the topic's log: send less, or raise the topic's segment.bytes"
 _NAME = "the broker refuses the topic's name: use another name"
 _OLD_FORMAT = "the topic's message format is too old for headers: raise the topic's message.format.version"
 _MOVED = "the partition's leader has moved and the new one is not known yet"
@@ -104,7 +105,7 @@ ROWS: dict[int, Row] = {
     10: Row("MESSAGE_TOO_LARGE", _SPLIT, MessageTooLargeError, _LARGE, None, _VALIDATED),
     13: Row("NETWORK_EXCEPTION", _REPEAT, _Unknown, "the broker lost a connection", None, "Errors: retriable"),
     17: Row("INVALID_TOPIC_EXCEPTION", _FAIL, InvalidMessageError, _NAME, None, _LED),
-    18: Row("RECORD_LIST_TOO_LARGE", _SPLIT, MessageTooLargeError, _LARGE, None, _VALIDATED),
+    18: Row("RECORD_LIST_TOO_LARGE", _SPLIT, MessageTooLargeError, _SEGMENT, None, _VALIDATED),
     19: Row("NOT_ENOUGH_REPLICAS", _WAIT, RejectedError, _FEW, True, _LED),
     20: Row("NOT_ENOUGH_REPLICAS_AFTER_APPEND", _REPEAT, _Unknown, _FEW_NOW, None, _AFTER),
     21: Row("INVALID_REQUIRED_ACKS", _FAIL, RejectedError, "the broker refuses the acks setting", False, _LED),

@@ -43,7 +43,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 IDLE_LIMIT = 540.0
 """After this many seconds of silence the connection is replaced. By default the broker would close it after ten
 minutes."""
-LOOK_AFTER = 5.0
+LOOK_AFTER = 1.0
 """After this many seconds of silence the event loop gets a turn to read the socket before we write to it. The read
 shows whether the broker has closed the connection."""
 

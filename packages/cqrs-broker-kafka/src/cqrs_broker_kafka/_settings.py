@@ -117,4 +117,11 @@ def _hosts(servers: object) -> list[str]:
     hosts = list(servers)
     if not hosts or not all(isinstance(host, str) and host for host in hosts):
         raise ConfigError("bootstrap_servers must name at least one host:port, each as text")
+    protocols = {host.partition("://")[0].strip().upper() for host in hosts if "://" in host}
+    if protocols:
+        named = sorted(protocols & {"SASL_PLAINTEXT", "SASL_SSL", "SSL"})
+        instead = f", and give security_protocol={named[0]}" if named else ""
+        raise ConfigError(f"bootstrap_servers has a scheme in front of a host: leave it out{instead}")
+    if any("@" in host for host in hosts):
+        raise ConfigError("bootstrap_servers has a user: give sasl_plain_username= and sasl_plain_password= instead")
     return [host.strip() for host in hosts]

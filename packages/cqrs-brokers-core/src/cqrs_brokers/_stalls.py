@@ -8,9 +8,24 @@ read them before a timeout counts.
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import contextlib
+import copy
+from collections.abc import AsyncIterator
+from typing import Any, Self, TypeVar
 
-__all__ = ["LOOK", "because_of_a_stall", "stalled_for", "wait_patiently"]
+from .exceptions import BrokerError
+
+__all__ = [
+    "LOOK",
+    "StallWatch",
+    "because_of_a_stall",
+    "patient_timeout",
+    "stalled_for",
+    "told_with_stall",
+    "wait_patiently",
+]
+
+E = TypeVar("E", bound=BrokerError)
 
 _LATE = 0.2
 """A timer that is later than this, in seconds, means that the loop stood still. A shorter delay means only a busy
@@ -27,6 +42,86 @@ def stalled_for(due: float, now: float) -> float:
 def because_of_a_stall(text: str, stalled: float) -> str:
     """The text of an error, with the stall if there was one (in seconds)."""
     return f"{text} (the event loop of this process stood still for {stalled:.1f} s)" if stalled else text
+
+
+def told_with_stall(error: E, stalled: float) -> E:
+    """The error, with the stall in its text. Without a stall it is the same object. With a stall it is a copy, because
+    the owner of the error may use it for other messages."""
+    if not stalled:
+        return error
+    told = copy.copy(error)
+    told.text = because_of_a_stall(error.text, stalled)
+    told.__cause__ = error.__cause__
+    return told
+
+
+class StallWatch:
+    """Measures for how long the event loop stands still in a `with` block.
+
+    A driver has time-outs of its own. After a stall they fire before the answers are read. So the driver's error does
+    not name the stall, and says that the broker did not answer.
+
+    Attributes:
+        stalled: Seconds until now, without delays of a loop that is only busy.
+    """
+
+    def __init__(self) -> None:
+        self.stalled = 0.0
+        self._loop = asyncio.get_running_loop()
+        self._due = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __enter__(self) -> Self:
+        self._watch()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._look()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _watch(self) -> None:
+        self._due = self._loop.time() + _LATE / 2
+        self._timer = self._loop.call_at(self._due, self._fire)
+
+    def _look(self) -> None:
+        self.stalled += stalled_for(self._due, self._loop.time())
+
+    def _fire(self) -> None:
+        self._look()
+        self._watch()
+
+
+@contextlib.asynccontextmanager
+async def patient_timeout(seconds: float) -> AsyncIterator[None]:
+    """For drivers: as `asyncio.timeout`, for a question whose answer may already be in the socket.
+
+    A laptop sleeps, or a function is frozen, and the timer fires late. Then the event loop gets a quarter of a second
+    to read what came in meanwhile, before the time-out counts.
+
+        async with patient_timeout(5.0):
+            await client.declare(queue)
+
+    Args:
+        seconds: When the block is ended.
+
+    Raises:
+        TimeoutError: The block was ended.
+    """
+    loop = asyncio.get_running_loop()
+    due = loop.time() + seconds
+    limit = asyncio.timeout(None)
+
+    def fire() -> None:
+        now = loop.time()
+        limit.reschedule(now + LOOK if stalled_for(due, now) else now)
+
+    timer = loop.call_at(due, fire)
+    try:
+        async with limit:
+            yield
+    finally:
+        timer.cancel()
 
 
 async def wait_patiently(future: asyncio.Future[Any], timeout: float | None) -> float:

@@ -34,9 +34,14 @@ class SyncBroker:
 
     Args:
         broker: A broker that is used nowhere else.
+
+    Raises:
+        TypeError: It is not a `Broker`.
     """
 
     def __init__(self, broker: Broker, /) -> None:
+        if not isinstance(broker, Broker):
+            raise TypeError(f"SyncBroker takes a Broker, not a {type(broker).__name__}: SyncBroker(open_broker(url))")
         self._broker = broker
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None

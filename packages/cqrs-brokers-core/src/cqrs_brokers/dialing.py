@@ -7,6 +7,9 @@ at a time.
 
     raw = await dial("broker.example", 5672, timeout=10.0)
     await loop.create_connection(protocol_factory, sock=raw)  # with TLS also: ssl=context, server_hostname=host
+
+An address may connect and then say nothing: a frozen node, or a load balancer without a broker behind it. A plugin that
+goes on with the other addresses calls `look_up` and `open_socket` itself, and `other_addresses` after each attempt.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
-__all__ = ["Address", "dial", "look_up", "open_socket"]
+__all__ = ["Address", "dial", "look_up", "open_socket", "other_addresses"]
 
 NEXT_ADDRESS = 0.25
 """After how many seconds without a connection the next address is tried too (RFC 8305, section 5)."""
@@ -108,6 +111,7 @@ async def open_socket(addresses: Sequence[Address], *, timeout: float | None = N
 
     Raises:
         OSError: No connection to any address was possible. The error is that of the first attempt that failed.
+        socket.gaierror: There is no address.
         TimeoutError: No address answered in time.
     """
     loop = asyncio.get_running_loop()
@@ -136,7 +140,18 @@ async def open_socket(addresses: Sequence[Address], *, timeout: float | None = N
         for attempt in running:
             attempt.cancel()
             attempt.add_done_callback(_close_result)
-    raise errors[0] if errors else OSError("the name has no address")
+    raise errors[0] if errors else socket.gaierror(socket.EAI_NONAME, "the name has no address")
+
+
+def other_addresses(addresses: Sequence[Address], connected: socket.socket) -> list[Address]:
+    """The addresses without the one that the socket is connected to, in the same order.
+
+    Args:
+        addresses: What `look_up` gave.
+        connected: What `open_socket` gave for them.
+    """
+    peer = connected.getpeername()[:2]
+    return [address for address in addresses if address.sockaddr[:2] != peer]
 
 
 async def _connect(address: Address) -> socket.socket:
@@ -168,8 +183,8 @@ def _in_order(found: Sequence[tuple[Any, ...]]) -> list[Address]:
 
 _lock = threading.Lock()
 _look_ups: dict[tuple[str, int, int], Future[list[Address] | Exception]] = {}
-"""The look-ups that run, by name, port and process. The process counts because a forked child does not have the
-thread."""
+"""The look-ups that run, by name, port and process. A forked child does not have the thread of a look-up, so it needs a
+look-up of its own."""
 
 
 def _running_look_up(host: str, port: int) -> Future[list[Address] | Exception]:

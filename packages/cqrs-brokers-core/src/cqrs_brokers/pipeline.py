@@ -24,7 +24,7 @@ from urllib.parse import quote, unquote
 
 from .driver import Delivery
 from .exceptions import ConnectError, ConnectionLostError, ProtocolError, UnreachableError
-from .tasks import Tasks, drop_task, retrieve_exception
+from .tasks import Tasks, drop_task, patient_timeout, retrieve_exception
 from .url import Host
 
 __all__ = ["Pipeline", "connect_to_any", "error_of_pass", "header_name", "header_text", "header_value"]
@@ -382,7 +382,7 @@ class Pipeline(Generic[T]):
                     continue
             self._doubt.clear()
             try:
-                async with asyncio.timeout(self._ping_timeout):
+                async with patient_timeout(self._ping_timeout):
                     await ping()
             except TimeoutError:
                 raise UnreachableError(f"the broker did not answer a ping within {self._ping_timeout:g} s") from None

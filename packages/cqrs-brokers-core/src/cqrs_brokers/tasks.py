@@ -11,7 +11,9 @@ import contextlib
 from collections.abc import Coroutine, Iterator
 from typing import Any, TypeVar
 
-__all__ = ["Tasks", "drop_task", "drop_transport", "retrieve_exception"]
+from ._stalls import patient_timeout
+
+__all__ = ["Tasks", "drop_task", "drop_transport", "patient_timeout", "retrieve_exception"]
 
 T = TypeVar("T")
 

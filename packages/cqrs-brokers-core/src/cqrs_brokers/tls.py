@@ -193,7 +193,7 @@ def _build(options: TLSOptions, problems: list[str]) -> ssl.SSLContext:
         try:
             context = ssl.create_default_context(cafile=options.ssl_cafile)
         except (OSError, ValueError) as error:
-            problems.append(f"ssl_cafile cannot be used: {_reason(error)}")
+            problems.append(f"ssl_cafile cannot be used: {_reason(error, 'it has no certificate in PEM form')}")
     if options.ssl_certfile is not None:
         asked = []
 
@@ -204,7 +204,7 @@ def _build(options: TLSOptions, problems: list[str]) -> ssl.SSLContext:
         try:
             context.load_cert_chain(options.ssl_certfile, options.ssl_keyfile, password=passphrase)
         except (OSError, ValueError) as error:
-            reason = _reason(error)
+            reason = _reason(error, "one of them is no PEM file of that kind, or they do not belong together")
             if asked:
                 reason = "the private key is encrypted: give ssl_key_password=, ssl_key_password_file= or _env="
                 if options.ssl_key_password is not None:
@@ -216,9 +216,9 @@ def _build(options: TLSOptions, problems: list[str]) -> ssl.SSLContext:
     return context
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, of_the_content: str) -> str:
     if isinstance(error, ssl.SSLError):
-        return "it is not a PEM file of that kind, or certificate and key do not belong together"
+        return of_the_content
     return (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
 
 
@@ -246,6 +246,8 @@ _CERTIFICATE_ALERTS = {
 _CERTIFICATE_WANTED = frozenset(
     {"TLSV13_ALERT_CERTIFICATE_REQUIRED", "SSLV3_ALERT_HANDSHAKE_FAILURE", "SSLV3_ALERT_BAD_CERTIFICATE"}
 )
+
+_NO_COMMON_VERSION = frozenset({"TLSV1_ALERT_PROTOCOL_VERSION", "UNSUPPORTED_PROTOCOL", "NO_PROTOCOLS_AVAILABLE"})
 
 
 def tls_error(error: BaseException, where: str, options: TLSOptions) -> TLSError | None:
@@ -276,6 +278,9 @@ def _handshake_failure(reason: str, where: str, options: TLSOptions) -> TLSError
     if reason in _CERTIFICATE_WANTED and not has_certificate:
         text = f"{where} asks for a client certificate ({reason})"
         return TLSError(text, remedy="give ssl_certfile and ssl_keyfile")
+    if reason in _NO_COMMON_VERSION:
+        text = f"the TLS handshake with {where} failed, because both sides have no version of TLS in common ({reason})"
+        return TLSError(text, remedy="compare the versions that they allow")
     remedy = "see whether this is its TLS port, and whether it asks for a client certificate"
     return TLSError(f"the TLS handshake with {where} failed ({reason})", remedy=remedy)
 

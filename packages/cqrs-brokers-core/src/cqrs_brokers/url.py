@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, Self, final
 from urllib.parse import quote, unquote_to_bytes
 
-from ._config.common_mistakes import MAX_LENGTH, common_mistakes
+from ._config.common_mistakes import MAX_LENGTH, common_mistakes, silent_mistakes
 from .exceptions import ConfigError
 from .secret import MASK, Secret
 
@@ -126,9 +126,12 @@ class BrokerURL:
         if isinstance(text, BrokerURL):
             return text
         try:
-            return _parse(text)
+            parsed = _parse(text)
+            problems = silent_mistakes(text)
         except ConfigError as error:
-            problems = common_mistakes(text) or error.problems
+            problems = common_mistakes(text) or list(error.problems)
+        if not problems:
+            return parsed
         raise ConfigError(f"{source}: {problem}" if source else problem for problem in problems)
 
     @classmethod
@@ -386,6 +389,8 @@ def _query(text: str, problems: list[str]) -> _Query:
         what = f"option {number}" if after_secret else f"option {name!r}"
         secret = names_a_secret(name) or re.search(_HIDDEN_ELSEWHERE, name.lower()) is not None
         after_secret = after_secret or secret
+        if not secret and re.search(r"[;?][a-z_]+=", value_text):
+            problems.append(f"{what} is followed by ';' or '?': write '&' between options")
         value = _decode(value_text, what, problems)
         if name in options:
             problems.append(f"{what} is given twice")

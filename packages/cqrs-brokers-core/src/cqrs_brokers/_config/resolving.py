@@ -98,6 +98,9 @@ _PASSWORD = _Spec(Secret, "Of the user in the URL.", secret=True, in_userinfo=Tr
 _ORIGINS: dict[str, Origin] = {"_file": "file", "_env": "environment"}
 
 
+_WHOLE_UNITS = {"s": "seconds", "ms": "milliseconds"}
+
+
 def resolve_options(
     options_type: type[O],
     *,
@@ -136,10 +139,14 @@ def resolve_options(
 
     values: dict[str, Any] = {}
     for name, item in given.items():
+        spec = specs.get(name, _PASSWORD)
         try:
-            values[name] = _read(item, specs.get(name, _PASSWORD))
+            values[name] = _read(item, spec)
         except ValueError as error:
-            problems.append(f"{prefix if item.origin == 'string' else ''}{name}{item.suffix}: {error}")
+            text = str(error)
+            if text.endswith("a whole number") and spec.unit in _WHOLE_UNITS:
+                text += f" of {_WHOLE_UNITS[spec.unit]}, without a unit"
+            problems.append(f"{prefix if item.origin == 'string' else ''}{name}{item.suffix}: {text}")
     bad = given.keys() - values.keys()
 
     password = values.pop("password", None) if "userinfo" in options_type.url_parts else None

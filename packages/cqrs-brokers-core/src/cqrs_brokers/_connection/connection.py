@@ -17,7 +17,7 @@ from typing import Any
 
 from cqrs_brokers._config.settings import BrokerSettings
 from cqrs_brokers._delivery.breaches import ContractBreaches
-from cqrs_brokers._stalls import because_of_a_stall, wait_patiently
+from cqrs_brokers._stalls import StallWatch, told_with_stall, wait_patiently
 from cqrs_brokers.driver import Driver
 from cqrs_brokers.exceptions import (
     BrokerBlockedError,
@@ -26,6 +26,8 @@ from cqrs_brokers.exceptions import (
     ConnectError,
     NotConnectedError,
     NotDeliveredError,
+    ProtocolError,
+    TLSError,
     UnreachableError,
 )
 from cqrs_brokers.tasks import Tasks, retrieve_exception
@@ -46,6 +48,8 @@ MOST_LINES = 20
 OWN_TIMEOUT_SLACK = 0.5
 """How much longer than `connect_timeout` an attempt may take, in seconds. If the driver's own timeout ends the attempt,
 the error gives a better reason."""
+STALL_THAT_MATTERS = 0.25
+"""An attempt that failed is made again if the event loop stood still for this share of `connect_timeout` meanwhile."""
 
 
 def _backoff(unproven: int) -> float:
@@ -195,9 +199,10 @@ class Connection:
         Raises:
             ConnectError: It is not alive, or gives no answer within the timeout (in seconds).
         """
-        error = await self._bounded("ping", self._driver.ping(), timeout, "it does not answer a ping")
+        with StallWatch() as watch:
+            error = await self._bounded("ping", self._driver.ping(), timeout, "it does not answer a ping")
         if error is not None:
-            raise error
+            raise told_with_stall(error, watch.stalled)
 
     def _why_not_connected(self) -> NotConnectedError:
         """The error for a message that finds no connection; its cause is the last `ConnectError`."""
@@ -283,9 +288,21 @@ class Connection:
             await self._pause(loop, unproven)
 
     async def _connect_once(self) -> ConnectError | None:
-        timeout = self._settings.connect_timeout + OWN_TIMEOUT_SLACK
-        what = f"no answer within {self._settings.connect_timeout:g} s: check the address, the network and the broker"
-        return await self._bounded("connect", self._driver.connect(), timeout, what)
+        """One pass over the hosts. If it fails and the event loop stood still meanwhile, it is made once more: the
+        driver's time-outs fired before the answers that had come were read."""
+        limit = self._settings.connect_timeout
+        what = f"no answer within {limit:g} s: check the address, the network and the broker"
+        stalled = 0.0
+        while True:
+            with StallWatch() as watch:
+                error = await self._bounded("connect", self._driver.connect(), limit + OWN_TIMEOUT_SLACK, what)
+            matters = watch.stalled > limit * STALL_THAT_MATTERS
+            may_help = matters and stalled == 0.0
+            stalled += watch.stalled if matters else 0.0
+            if not isinstance(error, UnreachableError | ProtocolError | TLSError):
+                return error
+            if not may_help:
+                return told_with_stall(error, stalled)
 
     async def _bounded(
         self, method: str, work: Coroutine[Any, Any, None], timeout: float, silence: str
@@ -295,13 +312,13 @@ class Connection:
         task = self._tasks.spawn(work)
         task.add_done_callback(retrieve_exception)
         try:
-            stalled = await wait_patiently(task, timeout)
+            await wait_patiently(task, timeout)
         except asyncio.CancelledError:
             await self._end_attempt(method, task)
             raise
         await self._end_attempt(method, task)
         if not task.done() or task.cancelled():
-            return UnreachableError(because_of_a_stall(silence, stalled), broker=self._address)
+            return UnreachableError(silence, broker=self._address)
         raised = task.exception()
         if raised is None:
             return None

@@ -162,7 +162,7 @@ class Window:
     def refill(self) -> None:
         """Submits the messages that have room, in the order of calls, as one batch."""
         self._refill_due = False
-        if not self.accepting or self._deadlines.ending:
+        if not self.accepting or self._deadlines.are_due():
             return
         waiting, places, stuck = self._waiting, self._in_flight, self._stuck
         batch: list[Sending] = []
@@ -197,6 +197,11 @@ class Window:
         places.room_is_wanted = bool(waiting)
         if waiting:
             self._look_later()
+        elif not are_stuck and self._looking is not None:
+            # All has room. What the last look noted would keep deliveries alive, and the outcomes of their calls.
+            self._looking.cancel()
+            self._looking = None
+            stuck.forget_look()
         if batch:
             try:
                 self._submit(batch)

@@ -10,6 +10,7 @@ import inspect
 import re
 from collections.abc import Iterable
 from dataclasses import fields
+from importlib.metadata import PackageNotFoundError
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import pluggy
@@ -161,6 +162,8 @@ class Plugin(NamedTuple):
             problems = error.problems if isinstance(error, ConfigError) else (error.text,)
             problems = tuple(masked(problem, secrets) for problem in problems)
             raise ConfigError(problems) if isinstance(error, ConfigError) else type(error)(*problems)
+        if isinstance(error, ImportError) and clean:
+            raise PluginLoadError(f"{self.title} cannot be used: {_what_is_missing(error)}") from error
         text = f"{hook} of {self.title} raised {type(error).__name__}; only a ConfigError may leave it"
         raise PluginContractError(text) from (error if clean else None)
 
@@ -218,6 +221,16 @@ def unregister_plugin(plugin: object) -> None:
         del _in_process[scheme]
     if _manager.is_registered(plugin):
         _manager.unregister(plugin)
+
+
+def _what_is_missing(error: ImportError) -> str:
+    """Says which part of a dependency is missing, and what to do. Slim and frozen bundles leave parts out."""
+    if isinstance(error, PackageNotFoundError):
+        return (
+            f"the metadata of {error.name} (its folder .dist-info) is not here: bundle it too "
+            f"(PyInstaller: --copy-metadata {error.name})"
+        )
+    return f"{error}: reinstall it, or bundle that too (PyInstaller: --hidden-import {error.name})"
 
 
 def _import(claim: Claim, secrets: Iterable[str]) -> object:
