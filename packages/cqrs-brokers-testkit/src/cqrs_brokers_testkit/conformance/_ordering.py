@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import random
 
-from cqrs_brokers import InvalidMessageError, Message, MessageTooLargeError, Receipt
+from cqrs_brokers import InvalidMessageError, Message, MessageTooLargeError, NotDeliveredError, Receipt
 from cqrs_brokers_testkit.conformance._case import (
     Context,
+    NotApplicable,
     case,
     check,
     check_all_receipts,
@@ -104,8 +105,10 @@ async def order_survives_a_refusal(ctx: Context) -> None:
     """
     refusal = await ctx.do(ctx.harness.refuse_next)
     broker = ctx.open(refusal.url, delivery_timeout=15.0)
-    large = [ctx.message(refusal.topic, bytes(40_000), key=f"key-{n % _KEYS}") for n in range(300)]
-    messages = [refusal.message, *large]  # more than the sockets on the way hold: some wait in the driver
+    # Together they are more than the sockets on the way hold: some wait in the driver. None is too large itself.
+    count = ctx.count(800, 300)
+    large = [ctx.message(refusal.topic, bytes(15_000), key=f"key-{n % _KEYS}") for n in range(count)]
+    messages = [refusal.message, *large]
     outcomes = await broker.send_messages(messages)
     good, told = messages[1:], outcomes[1:]
     check(not isinstance(outcomes[0], Receipt), "the refused message got a receipt")
@@ -113,6 +116,8 @@ async def order_survives_a_refusal(ctx: Context) -> None:
     records = await ctx.read(refusal.topic, sum(isinstance(outcome, Receipt) for outcome in told))
     check_truth(good, told, records)
     check_order(good, told, records)
+    if all(isinstance(outcome, NotDeliveredError) for outcome in told):
+        raise NotApplicable("the topic beside the refused message takes only a few small messages")
     check(any(isinstance(outcome, Receipt) for outcome in told), f"nothing was delivered: {tally(told)}")
 
 
