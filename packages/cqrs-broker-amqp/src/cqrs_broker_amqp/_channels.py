@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from operator import itemgetter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import aiormq
@@ -26,19 +25,14 @@ from cqrs_brokers.tasks import Tasks, retrieve_exception
 
 from ._client import Connection, close_without_waiting
 from ._rendering import CHANNEL, body_frames, on_channel
+from ._unanswered import Entry, Unanswered
 
-__all__ = ["ConfirmChannel", "Entry", "Failed", "FastChannel"]
+__all__ = ["ConfirmChannel", "Failed", "FastChannel"]
 
 logger = logging.getLogger("cqrs_broker_amqp.channels")
 
 NACK_HOLD = 0.2
 """How long a nack waits for a return that may follow, where the server nacks first (Apache Qpid), in seconds."""
-
-Entry = tuple[Delivery, bytes, bytes, bytes, "str | None", bool]
-"""A rendered message: the delivery, its id, its frames, its body when that is not among them, its ordering key, and
-whether it was returned before."""
-
-_delivery_of = itemgetter(0)
 
 Failed = Callable[["ConfirmChannel", Entry, BaseException], None]
 
@@ -59,13 +53,13 @@ class ConfirmChannel:
         channel: Any,
         *,
         failed: Failed,
-        answered: Callable[[ConfirmChannel, Sequence[Entry]], None],
+        answered: Callable[[ConfirmChannel, Sequence[Delivery]], None],
     ) -> None:
         self.connection = connection
         self.channel = channel
         self.number: int = channel.number
-        self.in_flight: dict[bytes, Any] = {}
-        """The messages without an answer, by message id. Two messages with the same id are never in flight on one
+        self.in_flight: set[bytes] = set()
+        """The ids of the messages without an answer. Two messages with the same id are never in flight on one
         channel."""
         self.spent: set[bytes] = set()
         """Ids whose return may still come (Apache Qpid): they cannot be used again on this channel."""
@@ -133,76 +127,67 @@ class FastChannel(ConfirmChannel):
 
     def __init__(self, connection: Connection, channel: Any, **callbacks: Any) -> None:
         super().__init__(connection, channel, **callbacks)
-        self._handed: dict[int, Entry] = {}
+        self._unanswered = Unanswered(self.in_flight)
         self._last: int = channel.delivery_tag
-        self._first = self._last + 1
-        """Every message with a lower tag has its answer."""
         self._frame_max = connection.frame_max
         self._nacks_first = not connection.names_capabilities
         self._nacked: dict[int, asyncio.TimerHandle] = {}
         """Nacks that wait for the next frame of this channel: a return may follow (Apache Qpid)."""
         # aiormq uses the first two to find the message of a Basic.Return, and calls the third for acks and nacks.
-        channel.message_id_delivery_tag = _TagById(self.in_flight)
+        channel.message_id_delivery_tag = _TagById(self._unanswered)
         channel.confirmations = _Returns(self._returned)
         channel._on_confirm_frame = self._confirmed
 
     def send(self, entries: Sequence[Entry], now: float) -> None:
         """See `ConfirmChannel`. The frames are written at once: aiormq's writer task would write them some turns of the
         loop later."""
-        channel, number = self.channel, self.number
-        tags, handed, frame_max = self.in_flight, self._handed, self._frame_max
-        if not handed:
+        if not self._unanswered:
             self.quiet_since = now
-        tag = self._last
+        first, number = self._last + 1, self.number
+        self._unanswered.add(first, entries)
+        self._last = self.channel.delivery_tag = self._last + len(entries)
         parts: list[bytes] = []
-        for entry in entries:
-            tag += 1
-            _, message_id, frames, body, _, _ = entry
-            tags[message_id] = tag
-            handed[tag] = entry
+        for _, _, frames, body, _, _ in entries:
             parts.append(frames if number == CHANNEL else on_channel(frames, number))
             if body:
-                body_frames(body, frame_max, number, parts)
-        self._last = channel.delivery_tag = tag
+                body_frames(body, self._frame_max, number, parts)
         self.connection.sockets.write(b"".join(parts))
 
     async def _confirmed(self, frame: commands.Basic.Ack | commands.Basic.Nack) -> None:
         """Takes the place of aiormq's `_on_confirm_frame`, which makes one call in the event loop for each message."""
-        tag, first, last, handed = frame.delivery_tag or 0, self._first, self._last, self._handed
-        if tag > last:
-            logger.error("RabbitMQ answered delivery tag %d, and the last one sent is %d: ignored", tag, last)
+        tag, multiple, unanswered = frame.delivery_tag or 0, frame.multiple, self._unanswered
+        if tag > self._last:
+            logger.error("RabbitMQ answered delivery tag %d, and the last one sent is %d: ignored", tag, self._last)
             return
-        tags: Iterable[int]
-        if frame.multiple:
-            tag = tag or last  # AMQP 0-9-1: zero means all that is outstanding
-            tags = range(first, tag + 1)
-            first = max(first, tag + 1)
-        else:
-            tags = (tag,)
+        if multiple:
+            tag = tag or self._last  # AMQP 0-9-1: zero means all that is outstanding
         self.quiet_since = self.channel.loop.time()
-        acked = isinstance(frame, commands.Basic.Ack)
         if self._nacked:
             self._release_nacks()
-        if not acked and self._nacks_first:
-            self._hold_nacks([tag for tag in tags if tag in handed])
+        if isinstance(frame, commands.Basic.Ack):
+            answered: Sequence[Delivery] = ()
+            if multiple:
+                answered = unanswered.take_until(tag)
+            elif (delivery := unanswered.take(tag)) is not None:  # else it was returned, or has its answer
+                answered = (delivery,)
+            confirm_all(answered)
+            if self.watched:
+                self._on_answer(self, answered)
             return
-        in_flight, find = self.in_flight, handed.pop
-        answered: list[Entry] = []
-        for tag in tags:
-            entry = find(tag, None)
-            if entry is not None:  # else it was returned, or has its answer
-                del in_flight[entry[1]]
-                answered.append(entry)
-        if acked:
-            confirm_all(list(map(_delivery_of, answered)))
-        else:
-            for entry in answered:
-                self._failed(self, entry, aiormq.exceptions.DeliveryError(None, frame))
-        while first <= last and first not in handed:
-            first += 1
-        self._first = first
+        nacked = unanswered.tags(tag) if multiple else [tag]
+        if self._nacks_first:
+            self._hold_nacks(nacked)
+            return
+        for tag in nacked:
+            self._fail(tag, aiormq.exceptions.DeliveryError(None, frame))
         if self.watched:
-            self._on_answer(self, answered if acked else ())
+            self._on_answer(self, ())
+
+    def _fail(self, tag: int, error: BaseException) -> Entry | None:
+        entry = self._unanswered.take_entry(tag)
+        if entry is not None:
+            self._failed(self, entry, error)
+        return entry
 
     def _returned(self, tag: int, error: BaseException) -> None:
         self.quiet_since = self.channel.loop.time()
@@ -210,12 +195,9 @@ class FastChannel(ConfirmChannel):
         if timer is not None:
             timer.cancel()
         self._release_nacks()
-        entry = self._handed.pop(tag, None)
-        if entry is not None:
-            del self.in_flight[entry[1]]
-            self._failed(self, entry, error)
-            if self.watched:
-                self._on_answer(self, (entry,))
+        entry = self._fail(tag, error)
+        if entry is not None and self.watched:
+            self._on_answer(self, entry[:1])
 
     # -- a server that nacks before it returns ------------------------------------------------------------------------
 
@@ -230,40 +212,37 @@ class FastChannel(ConfirmChannel):
         for timer in held.values():
             timer.cancel()
         for tag in (*held, *tags):
-            entry = self._handed.pop(tag, None)
+            entry = self._fail(tag, aiormq.exceptions.DeliveryError(None, commands.Basic.Nack(delivery_tag=tag)))
             if entry is not None:
-                del self.in_flight[entry[1]]
                 self.spent.add(entry[1])
-                nack = commands.Basic.Nack(delivery_tag=tag)
-                self._failed(self, entry, aiormq.exceptions.DeliveryError(None, nack))
                 if self.watched:
                     self._on_answer(self, ())
 
     def entries(self) -> list[Entry]:
         """See `ConfirmChannel`."""
-        return list(self._handed.values())
+        return self._unanswered.entries()
 
     def oldest(self) -> Delivery | None:
         """See `ConfirmChannel`."""
-        return next((entry[0] for entry in self._handed.values()), None)
+        return self._unanswered.oldest()
 
     def take(self) -> list[Entry]:
         """See `ConfirmChannel`."""
         self._release_nacks()
-        taken = super().take()
-        self._handed.clear()
+        taken = self.entries()
+        self._unanswered.clear()
         return taken
 
 
 class _TagById:
     """Stands for aiormq's table of delivery tags, in which it looks up the id of a returned message."""
 
-    def __init__(self, tags: Mapping[bytes, int]) -> None:
-        self._tags = tags
+    def __init__(self, unanswered: Unanswered) -> None:
+        self._unanswered = unanswered
 
     def get(self, message_id: str) -> int | None:
         """The tag of that message, or None when nothing with this id is in flight."""
-        return self._tags.get(message_id.encode())
+        return self._unanswered.tag_of(message_id.encode())
 
 
 class _Returns:

@@ -15,10 +15,10 @@ from typing import Any
 from cqrs_brokers.exceptions import BackpressureError, ConnectError, DeliveryError, UnreachableError
 from cqrs_brokers.tasks import Tasks
 
-from ._channels import Entry
 from ._options import AMQPOptions
 from ._session import Session
 from ._topology import declare_queue, queue_error
+from ._unanswered import Entry
 
 __all__ = ["Declarations"]
 

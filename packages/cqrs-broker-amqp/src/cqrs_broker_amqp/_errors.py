@@ -37,8 +37,8 @@ from ._logs import safe_reply
 from ._rendering import body_size, header_frame_size
 
 if TYPE_CHECKING:
-    from ._channels import Entry
     from ._options import AMQPOptions
+    from ._unanswered import Entry
 
 __all__ = [
     "HandshakeRefused",

@@ -18,8 +18,9 @@ from pamqp.header import ContentHeader
 
 from cqrs_brokers.driver import Delivery
 
-from ._channels import ConfirmChannel, Entry, FastChannel
+from ._channels import ConfirmChannel, FastChannel
 from ._client import Connection
+from ._unanswered import Entry
 
 __all__ = ["make_channel", "unexpected"]
 
@@ -31,15 +32,17 @@ class _PlainChannel(ConfirmChannel):
 
     def __init__(self, connection: Connection, channel: Any, **callbacks: Any) -> None:
         super().__init__(connection, channel, **callbacks)
+        self._entries: dict[bytes, Entry] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def send(self, entries: Sequence[Entry], now: float) -> None:
         """See `ConfirmChannel`. Tasks start in the order in which they were made, and aiormq's lock is fair."""
         loop = asyncio.get_running_loop()
-        if not self.in_flight:
+        if not self._entries:
             self.quiet_since = now
         for entry in entries:
-            self.in_flight[entry[1]] = entry
+            self._entries[entry[1]] = entry
+            self.in_flight.add(entry[1])
             task = loop.create_task(self._publish(entry))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -71,9 +74,10 @@ class _PlainChannel(ConfirmChannel):
                 self._end(message_id, None)
 
     def _end(self, message_id: bytes, error: BaseException | None) -> None:
-        entry: Entry | None = self.in_flight.pop(message_id, None)
+        entry = self._entries.pop(message_id, None)
         if entry is None:
             return
+        self.in_flight.discard(message_id)
         self.quiet_since = self.channel.loop.time()
         if error is None:
             entry[0].confirm()
@@ -81,19 +85,20 @@ class _PlainChannel(ConfirmChannel):
             self._failed(self, entry, error)
         if self.watched:
             returned = error is None or isinstance(error, aiormq.exceptions.PublishError)
-            self._on_answer(self, (entry,) if returned else ())
+            self._on_answer(self, entry[:1] if returned else ())
 
     def entries(self) -> list[Entry]:
         """See `ConfirmChannel`."""
-        return list(self.in_flight.values())
+        return list(self._entries.values())
 
     def oldest(self) -> Delivery | None:
         """See `ConfirmChannel`."""
-        return next((entry[0] for entry in self.in_flight.values()), None)
+        return next((entry[0] for entry in self._entries.values()), None)
 
     def take(self) -> list[Entry]:
         """See `ConfirmChannel`."""
         taken = super().take()
+        self._entries.clear()
         for task in self._tasks:
             task.cancel()
         return taken

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from cqrs_brokers.exceptions import ConnectError, UnreachableError
 from cqrs_brokers.tasks import Tasks
 
-from ._channels import ConfirmChannel, Entry
+from ._channels import ConfirmChannel
 from ._session import Session
 from ._stalled import LOOK_AGAIN, StalledDestinations
+from ._unanswered import Entry
 from ._watch import PATIENCE
 
 __all__ = ["Leaving"]

@@ -37,7 +37,7 @@ from cqrs_brokers.exceptions import (
 )
 from cqrs_brokers.tasks import Tasks
 
-from ._channels import ConfirmChannel, Entry
+from ._channels import ConfirmChannel
 from ._declaring import Declarations
 from ._errors import (
     body_limit,
@@ -55,6 +55,7 @@ from ._rendering import Renderer
 from ._reopening import reopen
 from ._session import Session
 from ._stalled import LOOK_AGAIN
+from ._unanswered import Entry
 from ._watch import ConnectionWatch
 
 __all__ = ["Publisher"]
@@ -263,17 +264,18 @@ class Publisher:
         frame_max, spent, stalled = channel.connection.frame_max, channel.spent, self._leaving.stalled
         looked_at_from = min(frame_max, session.largest_body or frame_max)
         while outbox and room > 0:
-            entry = outbox[0]
+            entry = outbox.popleft()
             delivery, message_id, frames, body, _, _ = entry
             if message_id in in_flight and not delivery.done:
                 # aiormq finds the message of a return by its id: a second one in flight would get a false receipt. What
                 # comes after it waits too, or the order would be lost.
                 channel.watched = True
+                outbox.appendleft(entry)
                 break
             if spent and message_id in spent:
                 self._leaving.leave_soon(channel)
+                outbox.appendleft(entry)
                 break
-            outbox.popleft()
             size = len(frames) + len(body)
             if size > looked_at_from:
                 error = too_large(entry, frame_max, session.largest_body)
@@ -284,7 +286,7 @@ class Publisher:
                 self._leaving.look_soon()
                 continue
             if delivery.handed_over():
-                in_flight[message_id] = 0
+                in_flight.add(message_id)
                 batch.append(entry)
                 room -= size
         if not batch:
@@ -319,12 +321,12 @@ class Publisher:
 
     # -- what RabbitMQ says -------------------------------------------------------------------------------------------
 
-    def _answered(self, channel: ConfirmChannel, entries: Sequence[Entry]) -> None:
+    def _answered(self, channel: ConfirmChannel, deliveries: Sequence[Delivery]) -> None:
         stalled = self._leaving.stalled
         if channel is self._channel:
             channel.watched = channel.alone = False
         if stalled is not None:
-            stalled.answered(entries)
+            stalled.answered(deliveries)
             self._leaving.look_soon()
         self._flush_soon()
 

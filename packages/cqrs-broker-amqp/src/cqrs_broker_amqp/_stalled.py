@@ -19,11 +19,13 @@ import asyncio
 import collections
 from collections.abc import Callable, Sequence
 
+from cqrs_brokers.driver import Delivery
 from cqrs_brokers.exceptions import ConnectionLostError
 from cqrs_brokers.tasks import Tasks
 
-from ._channels import ConfirmChannel, Entry
+from ._channels import ConfirmChannel
 from ._session import Session
+from ._unanswered import Entry
 
 __all__ = ["LOOK_AGAIN", "StalledDestinations"]
 
@@ -101,10 +103,10 @@ class StalledDestinations:
             self._busy.add((topic, key))
         return True
 
-    def answered(self, entries: Sequence[Entry]) -> None:
+    def answered(self, deliveries: Sequence[Delivery]) -> None:
         """RabbitMQ placed or returned these: their destinations are not stuck."""
-        for entry in entries:
-            self._suspects.pop(entry[0].topic, None)
+        for delivery in deliveries:
+            self._suspects.pop(delivery.topic, None)
 
     def forget(self, channel: ConfirmChannel) -> None:
         """Forgets a channel that RabbitMQ closed."""

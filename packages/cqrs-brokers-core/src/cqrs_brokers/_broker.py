@@ -704,9 +704,11 @@ class Broker(MessageBroker):
         self._warn_unclosed("its event loop is ending")
 
     def _observe(self, delivery: Sending, outcome: Receipt | DeliveryError) -> None:
-        loop = self._bound.loop
+        loop, timeout = self._bound.loop, delivery.timeout
         assert loop is not None
-        self._observers.sent(delivery.message, outcome, loop.time() - self._began(delivery))
+        if timeout is None:
+            timeout = self._settings.delivery_timeout
+        self._observers.sent(delivery.message, outcome, loop.time() - delivery.deadline + timeout)
 
     def _began(self, delivery: Sending) -> float:
         """When its call began, in the event loop's time."""

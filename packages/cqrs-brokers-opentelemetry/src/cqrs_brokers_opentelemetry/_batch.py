@@ -40,6 +40,8 @@ class Batch:
         self._recording = self._span.is_recording()
         self._link = Link(self._span.get_span_context())
         self._headers = None if self._recording else tracing.headers(self._context)
+        self._follows = self._recording or outcomes.measures
+        """Whether the batch is told of the outcomes of messages without spans."""
         self._spans: dict[int, Span] = {}
         """The recording spans of messages."""
         self._topics: set[str] = set()
@@ -52,21 +54,28 @@ class Batch:
 
     def before_send(self, message: Message, /) -> Mapping[str, HeaderValue]:
         """See `BatchObserver`."""
-        self._unanswered += 1
-        self._pending[id(message)] = self
         carried = self._tracing.carried(message.headers) if message.headers else None
         if carried is None and self._headers is not None:
+            if self._follows:
+                self._follow(message)
             return self._headers
         if carried is None:
             span, headers = self._tracing.start(message, names.CREATE, self._context, None)
         else:
             span, headers = self._tracing.start(message, names.CREATE, carried, [self._link])
-        if span.is_recording():
+        is_recording = span.is_recording()
+        if is_recording or self._follows:
+            self._follow(message)
+        if is_recording:
             self._spans[id(message)] = span
         if self._recording:
             self._span.add_link(span.get_span_context())
             self._topics.add(message.topic)
         return headers
+
+    def _follow(self, message: Message) -> None:
+        self._unanswered += 1
+        self._pending[id(message)] = self
 
     def complete(self) -> None:
         """See `BatchObserver`."""

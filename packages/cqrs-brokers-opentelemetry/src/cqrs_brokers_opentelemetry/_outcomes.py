@@ -31,11 +31,13 @@ class Outcomes:
     Attributes:
         common: The attributes that all outcomes have.
         failing: The destinations that confirm nothing.
+        measures: Whether `took` does anything.
     """
 
     def __init__(self, instruments: Instruments) -> None:
         self.common: Attributes = {}
         self.failing = Failing()
+        self.measures = instruments.measures
         self._instruments = instruments
         self._lock = instruments.lock
         self._receipts: dict[str, Series] = {}
@@ -70,7 +72,7 @@ class Outcomes:
 
     def took(self, series: Series, seconds: float, span: Span | None) -> None:
         """Measures a call. The span, if it records, becomes the measurement's exemplar."""
-        if not self._instruments.measures:
+        if not self.measures:
             return
         context = _NO_SPAN if span is None else trace.set_span_in_context(span, Context())
         self._instruments.duration.record(seconds, series.attributes, context)

@@ -38,7 +38,7 @@ __all__ = ["CANCEL_STEP", "MARGIN", "Worker"]
 MARGIN = 5.0
 """Sends must end this many seconds before the lease ends."""
 SHORTEST_POLL, LONGEST_POLL = 0.01, 0.28
-MOST_BATCHES, BATCHES = 8, 3
+MOST_BATCHES, MOST_QUICK_BATCHES = 8, 3
 """The most batches that a relay has at a time, and the most of topics that are not slow: one is at the broker, one is
 being marked, one is being claimed."""
 DUE_STEP = 0.05
@@ -234,7 +234,7 @@ class Worker:
     @property
     def _has_room(self) -> bool:
         busy = len(self._keys.busy)
-        most = BATCHES * self._batch
+        most = MOST_QUICK_BATCHES * self._batch
         return busy < most or (busy < self._most and busy - sum(map(self._keys.of_topic, self._calls.slow())) < most)
 
     def _topics_left_out(self) -> list[str]:
