@@ -58,7 +58,7 @@ class KafkaDriver(PipelinedDriver):
         """Whether the last request had one record and is answered, and no message came meanwhile: then messages are
         sent one by one."""
         self._settings = settings
-        self._link: Link | None = None
+        self._link: Link
         self._loop: asyncio.AbstractEventLoop
         self._cluster: Cluster | None = None
         self._add_record = RecordMaker().add
@@ -272,8 +272,7 @@ class KafkaDriver(PipelinedDriver):
         self._last_answer = self._loop.time()
         if self._reconnecting:
             self._reconnecting = False
-            if self._link is not None:
-                self._link.reconnecting(None)
+            self._link.reconnecting(None)
 
     def throttled(self, node: Node, seconds: float) -> None:
         """The node will not read from us for this many seconds, because of a quota."""
@@ -288,7 +287,7 @@ class KafkaDriver(PipelinedDriver):
     def _say_throttled(self) -> None:
         """Tells `Broker` that a node throttles us, with the seconds that are left."""
         left = self._throttled_until - self._loop.time()
-        if self._link is not None and left > 0:
+        if left > 0:
             text = f"node {self._throttling} reads nothing from this client for {left:.1f} s more (quota)"
             self._link.throttled(text)
 
@@ -298,8 +297,7 @@ class KafkaDriver(PipelinedDriver):
             self._loop.call_at(self._throttled_until, self._end_of_throttle)
             return
         self._throttled_until = 0.0
-        if self._link is not None:
-            self._link.throttled(None)
+        self._link.throttled(None)
 
     # -- watching -----------------------------------------------------------------------------------------------------
 
@@ -324,7 +322,7 @@ class KafkaDriver(PipelinedDriver):
         try:
             dead = await cluster.look_again()
         except UnreachableError as error:
-            if cluster is self._cluster and self._link is not None:
+            if cluster is self._cluster:
                 self._reconnecting = True
                 self._link.reconnecting(error)
         else:
@@ -343,8 +341,7 @@ class KafkaDriver(PipelinedDriver):
         cluster.drop()
         for partition in self._partitions():
             partition.give_up(ConnectionLostError("the cluster could not be reached again after the message was sent"))
-        if self._link is not None:
-            self._link.lost(error)
+        self._link.lost(error)
 
     def why_late(self, delivery: Delivery, /, *, handed: bool) -> DeliveryError | None:
         """See `PipelinedDriver.why_late`."""
