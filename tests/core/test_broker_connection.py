@@ -211,7 +211,7 @@ async def test_health_is_bounded_and_never_raises() -> None:
     assert not (await broker.health()).ok
     await broker.close()
     assert (await broker.health()).reason == (
-        "the broker is closed and does not open again: make a new Broker, also for each run of a lifespan"
+        "the broker is closed and cannot be opened again: make a new Broker (give lifespan() a function that makes one)"
     )
 
 

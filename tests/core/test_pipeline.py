@@ -140,7 +140,7 @@ async def test_an_answer_of_the_wrong_kind_leaves_the_message_in_the_pipeline() 
     async with Broker(wire) as broker:
         send = asyncio.ensure_future(broker.send_message(message(b"1")))
         await settled()
-        with pytest.raises(ProtocolError, match="out of step"):
+        with pytest.raises(ProtocolError, match="nothing that was written waits for it"):
             wire.pipeline.answered_question()
         wire.pipeline.broken(ConnectionResetError())
         with pytest.raises(ConnectionLostError):

@@ -145,7 +145,7 @@ def test_text_becomes_the_value(text, name, value):
         ("zzzz=1", "unknown option 'zzzz'"),
         ("client_id_file=/x", "unknown option 'client_id_file'; did you mean 'client_id'?"),
         ("context=1", "option 'context' is an object: give it as a keyword, not in the config string"),
-        ("password=x", "option 'password': write user:password@, or give password_file= or password_env="),
+        ("password=x", "option 'password' is a keyword: write user:password@, or password_file= or password_env="),
     ],
 )
 def test_what_is_not_clearly_meant_is_refused(text, problem):

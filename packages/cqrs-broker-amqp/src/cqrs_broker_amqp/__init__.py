@@ -1,4 +1,4 @@
-"""`amqp://` and `amqps://` for cqrs-brokers: RabbitMQ, with publisher confirms, on aio-pika.
+"""`amqp://` and `amqps://` for cqrs-brokers: RabbitMQ, with publisher confirms, on aiormq (the client below aio-pika).
 
     from cqrs_brokers import open_broker
 
@@ -44,7 +44,7 @@ def open_message_broker(url: BrokerURL, options: AMQPOptions) -> PipelinedDriver
 
 @hookimpl
 def inspect_broker(url: BrokerURL, options: AMQPOptions) -> Inspection:
-    """What `cqrs-brokers check` learns from RabbitMQ."""
+    """The inspection that `cqrs-brokers check` makes of a RabbitMQ server."""
     from ._inspection import AMQPInspection
 
     return AMQPInspection(AMQPSettings.of(url, options))

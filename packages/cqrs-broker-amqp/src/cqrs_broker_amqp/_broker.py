@@ -19,9 +19,9 @@ class AMQPMessageBroker(Broker):
     Args:
         publisher: The connection settings. They serve this broker only.
         exchange_name: The exchange. Default: the one that the settings name, else "events".
-        pika_log_level: Sets the level of the loggers `aiormq` and `aio_pika`, for the whole process. None: the levels
-            stay as they are.
-        observers: Told of outcomes and of the connection.
+        pika_log_level: The level for the loggers `aiormq` and `aio_pika`, in the whole process. None: the loggers keep
+            their levels.
+        observers: Objects that `Broker` tells about outcomes and connection changes.
 
     Raises:
         ConfigError: The settings serve another broker, contradict `exchange_name`, or contradict each other; or there

@@ -93,7 +93,7 @@ class Sockets(TransportFactory):
         """The step that is under way, for the text of a time-out."""
 
     async def open(self) -> None:
-        """Looks up the name, connects and, with TLS, shakes hands. aiormq itself would log each failure."""
+        """Looks up the name, connects and, with TLS, makes the handshake. aiormq's own way would log each failure."""
         loop = asyncio.get_running_loop()
         self.step = "resolving its name"
         addresses = await look_up(self._host, self._port)
@@ -186,9 +186,9 @@ class Connection(aiormq.Connection):
 
     Args:
         url: User, password, host, port and heartbeat, as aiormq wants them.
-        vhost: The virtual host, decoded: aiormq does not decode all of them right.
+        vhost: The virtual host, decoded, because aiormq decodes some names wrongly.
         sockets: The socket, opened before `connect()`.
-        listener: Is told what happens to the connection.
+        listener: The object that the connection tells what happens to it.
     """
 
     def __init__(self, url: URL, *, vhost: str, sockets: Sockets, listener: ConnectionListener) -> None:

@@ -77,7 +77,7 @@ class AMQPDriver(PipelinedDriver):
         if self._settings.options.declare != "queue":
             return None
         if topic.startswith("amq."):
-            return "declare=queue: RabbitMQ keeps queue names that start with 'amq.' for itself"
+            return "declare=queue: RabbitMQ keeps queue names that start with 'amq.' for itself: use another topic"
         if not _QUEUE_NAME.fullmatch(topic):
             return "declare=queue: a queue's name has only letters, digits, spaces and - _ . : @ # , / +"
         return None
@@ -108,7 +108,7 @@ class AMQPDriver(PipelinedDriver):
         self._publisher.use(session, channel)
 
     async def ping(self) -> None:
-        """Asks RabbitMQ a question, on the channel that is published on: a second channel may not be allowed."""
+        """Asks RabbitMQ a question on the channel for messages, because the user may not be allowed to open another."""
         while (session := self._session) is not None:
             channel = self._publisher.channel
             if channel is None or not channel.open:  # it is being opened again

@@ -1,5 +1,4 @@
-"""Finds out what kind of server closed our connection. A server of another protocol answers a question in that
-protocol."""
+"""Finds out whether a Kafka closed our connection. A Kafka answers a question in its own protocol."""
 
 from __future__ import annotations
 

@@ -33,11 +33,11 @@ _QUOTES_NOTHING = frozenset(
 
 
 def safe_reply(text: str) -> str:
-    """A reply text of RabbitMQ as it may be shown.
+    """A reply text of RabbitMQ, without content of messages.
 
     Some texts, such as the one of `FRAME_ERROR` (501), quote the bytes that came over the wire, which may be a body.
-    Texts of the kinds that contain only names and limits are shown whole. Of a text of another kind only the name of
-    the kind is shown. A text that begins with no kind is shown whole.
+    A text of a kind that contains only names and limits stays whole, and so does a text that begins with no kind. Any
+    other text becomes the name of its kind.
     """
     found = _REPLY.match(text)
     if found is None or found[1] in _QUOTES_NOTHING:

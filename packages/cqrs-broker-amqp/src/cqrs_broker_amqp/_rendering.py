@@ -5,7 +5,7 @@ sizes, the headers and the body are put in for each message. That makes publishi
 costs more than all the rest of a send.
 
     property        from
-    content_type    content_type; without one application/octet-stream for a bytes payload, else application/json
+    content_type    content_type. The default is application/octet-stream for a bytes payload, else application/json
     headers         "ordering-key": key, a long string, and the message's headers; by type: long string, byte array,
                     64-bit integer, double, boolean, void
     delivery_mode   2 (persistent)
@@ -86,11 +86,14 @@ class Renderer:
         self._names: dict[str, bytes] = {}
 
     def render(self, message: Message) -> tuple[bytes, bytes, bytes]:
-        """The message's id, its frames, and its body. The body is b"" if the frames contain it; a large body is not
-        among them, because it may need several frames.
+        """Renders a message.
 
         Args:
             message: A validated message.
+
+        Returns:
+            The message's id, its frames, and its body. The frames contain a small body, and then the last value is b"".
+            They do not contain a large body, because it may need several frames.
 
         Raises:
             InvalidMessageError: RabbitMQ would refuse a header, and close the channel for the other messages too.
@@ -205,7 +208,7 @@ def header_frame_size(frames: bytes) -> int:
 
 
 def body_size(frames: bytes) -> int:
-    """The size of the body, as the content header says it."""
+    """The size of the body, read from the content header."""
     start = 2 * FRAME_OVERHEAD + int.from_bytes(frames[3:7]) + 3  # what ends the first frame and begins the second
     return int.from_bytes(frames[start : start + 8])
 

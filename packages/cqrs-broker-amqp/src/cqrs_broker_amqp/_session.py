@@ -1,4 +1,4 @@
-"""One pass over the hosts: from nothing to an open confirm channel on one of them.
+"""One pass over the hosts. It ends with an open confirm channel on one of them.
 
 `Broker` decides when to try again, and `_publisher` knows what is in flight.
 """
@@ -69,7 +69,7 @@ class Session:
     Args:
         settings: How to connect.
         host: The name and the port to connect to.
-        listener: Is told what happens.
+        listener: The object that the session tells what happens to it.
         channel_limit: How many channels this user may open, where that is known.
     """
 
@@ -325,7 +325,7 @@ async def connect(
         The session, its first channel, and the number of its host.
 
     Raises:
-        ConnectError: No host could be connected. It is the first error that a person must fix, or else the first error.
+        ConnectError: The pass failed on every host. It is the first error that a person must fix, or else the first.
     """
     loop = asyncio.get_running_loop()
     hosts = settings.hosts
@@ -356,15 +356,15 @@ async def connect(
 
 def _twice(error: ConnectError, session: Session) -> TLSError:
     found = TLSError(
-        f"{session.where} hangs up during or after the TLS handshake: does it ask for a client certificate, and is "
-        "this its TLS port?"
+        f"{session.where} closes the connection during or after the TLS handshake: does it ask for a client "
+        "certificate, and is this its TLS port?"
     )
     found.__cause__ = error.__cause__
     return found
 
 
 def _url(settings: AMQPSettings, host: tuple[str, int]) -> URL:
-    """The URL that aiormq takes, with the options that it reads from it."""
+    """The URL for aiormq, with the options that aiormq reads from a URL."""
     options = settings.options
     return URL.build(
         scheme="amqps" if settings.tls else "amqp",

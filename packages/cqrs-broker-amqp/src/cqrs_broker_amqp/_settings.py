@@ -82,9 +82,10 @@ class AMQPPublisherAdapter(ConnectionAdapter[AMQPOptions, AMQPSettings]):
     Args:
         dsn: A config string: `amqp://user:password@host/vhost?exchange=events`.
         value_serializer: Encodes payloads that come without `payload_bytes` and without a content type. Default: JSON.
-        **options: Every option of the config string by its name, and `ssl_context`. They override the string's. When
-            `retry_count` passes over all hosts have failed in a row (default: unbounded), the waiting sends get
-            `NotConnectedError`, and the next send starts again. `retry_delay` is the time between passes, in seconds.
+        **options: The options of the config string by name, and `ssl_context`. An option that is given here takes the
+            place of the same option in `dsn`. When `retry_count` passes over all hosts have failed in a row (default:
+            unbounded), the waiting sends get `NotConnectedError`, and the next send starts again. `retry_delay` is the
+            time between passes, in seconds.
 
     Raises:
         ConfigError: The string or an option is wrong.

@@ -130,4 +130,5 @@ class ConnectionWatch:
 
 
 def _half_open(session: Session, now: float) -> UnreachableError:
-    return UnreachableError(f"{session.where} has been silent for {now - session.last_inbound:.0f} s: half-open?")
+    silence = now - session.last_inbound
+    return UnreachableError(f"{session.where} has been silent for {silence:.0f} s, so the connection counts as dead")

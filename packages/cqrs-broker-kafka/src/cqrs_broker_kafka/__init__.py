@@ -40,7 +40,7 @@ def open_message_broker(url: BrokerURL, options: KafkaOptions) -> PipelinedDrive
 
 @hookimpl
 def inspect_broker(url: BrokerURL, options: KafkaOptions) -> Inspection:
-    """What `cqrs-brokers check` learns from Kafka."""
+    """The inspection that `cqrs-brokers check` makes of a Kafka cluster."""
     from ._inspection import KafkaInspection
 
     return KafkaInspection(KafkaSettings(url, options))

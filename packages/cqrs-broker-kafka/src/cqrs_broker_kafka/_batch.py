@@ -1,8 +1,8 @@
 """Record batches as bytes (Kafka protocol, record format v2).
 
-They are written here, not by aiokafka's compiled builder. That builder takes the headers of each record as a list of
-pairs, which are three more objects per message for the garbage collector, and computes the checksum without the
-processor's instruction for it.
+This module writes them, not aiokafka's compiled builder, which is slower. The builder takes the headers of each record
+as a list of pairs. These are three more objects per message for the garbage collector. It also computes the checksum
+without the processor's instruction for it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _checked = Struct(">hiqqqhii").pack
 
 
 _NOW = b"\0" + varints[0]
-"""The attributes of a record, and the difference 0: its timestamp is that of the first record."""
+"""The attributes of a record, and its difference from the timestamp of the first record, which is 0 here."""
 
 
 def batch_encoder(compression: str) -> Encode:

@@ -16,8 +16,8 @@ class KafkaMessageBroker(Broker):
 
     Args:
         producer: The connection settings; they serve this broker only.
-        aiokafka_log_level: Sets the level of the logger "aiokafka". Default: it is left as it is.
-        observers: Told of outcomes and connection changes.
+        aiokafka_log_level: The level for the logger "aiokafka". Default: the logger keeps its level.
+        observers: Objects that `Broker` tells about outcomes and connection changes.
 
     Raises:
         ConfigError: The adapter serves another broker or is an object of another class, a certificate file cannot be

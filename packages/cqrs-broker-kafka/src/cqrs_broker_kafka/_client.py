@@ -1,6 +1,7 @@
-"""All that touches aiokafka: its connections, its requests for metadata and producer ids, its codecs.
+"""The plugin's use of aiokafka: its connections, its requests for metadata and producer ids, its codecs.
 
-`_inspection` makes requests of its own from aiokafka's documented classes.
+`_inspection` makes requests of its own from aiokafka's documented classes. `_options` checks the class of a token
+provider. No other module uses aiokafka.
 
 We use aiokafka's single connections, but not its client and not its producer. A connection of aiokafka connects,
 negotiates versions and logs in. From the first produce request on, we read and write on it ourselves. aiokafka's reader
@@ -77,8 +78,8 @@ READ_AHEAD = 2**16
 LOOK_AT_BUFFER = 0.002
 """How often we look whether a transport's buffer is empty, in seconds. asyncio has no event for it."""
 SHARE_OF_TIMEOUT = 0.8
-"""The share of `connect_timeout` that one step of connecting may take. If a step took all of `connect_timeout`, it
-would be cut off, and the error would give no reason."""
+"""The share of `connect_timeout` that the TCP connection may take, and that the token provider may take. If such a step
+took all of `connect_timeout`, it would be cut off, and the error would give no reason."""
 SHARE_OF_SESSION = 0.8
 """A connection is replaced after this share of the time for which its login is valid."""
 
@@ -102,7 +103,7 @@ def why_unsupported(connection: type = AIOKafkaConnection) -> str | None:
     if not missing:
         return None
     return (
-        f"aiokafka {version('aiokafka')} is not supported, its connections have no {', '.join(missing)}: "
+        f"aiokafka {version('aiokafka')} is not supported, because its connections have no {', '.join(missing)}: "
         f"install a version that this plugin was tested with ({KNOWN_TO_WORK})"
     )
 
@@ -232,7 +233,10 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
         return await self.send(MetadataRequest(topics))
 
     async def producer_id(self) -> tuple[int, int, int]:
-        """Asks for a producer id: the error code, the id and its epoch.
+        """Asks for a producer id.
+
+        Returns:
+            The error code, the producer id and its epoch.
 
         Raises:
             KafkaError, TimeoutError: There is no answer.
@@ -311,7 +315,7 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
         drop_transport(writer.transport)
 
     async def ended(self) -> None:
-        """Waits after `drop()` until the socket is closed."""
+        """Waits after `drop()` until the socket is closed, for 0.2 s at most."""
         if self._closed_fut is not None:
             await asyncio.wait((self._closed_fut,), timeout=0.2)
 

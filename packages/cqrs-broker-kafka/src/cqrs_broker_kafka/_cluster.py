@@ -108,7 +108,7 @@ class Cluster:
         except TimeoutError as error:
             raise self._why_unreachable(reached) from error
         except (OSError, errors.KafkaError) as error:
-            text = f"the cluster answered, but gave no producer id ({type(error).__name__})"
+            text = f"the cluster answered, but gave no producer id ({type(error).__name__}): see the logs of its nodes"
             raise UnreachableError(text) from error
 
     async def _reach_a_node(self) -> Node | None:
@@ -125,7 +125,7 @@ class Cluster:
                     if error is None:
                         return attempts[attempt]
                     if isinstance(error, OldBrokerError):
-                        raise ProtocolError("the broker is older than Kafka 2.4: a newer one is needed")
+                        raise ProtocolError("the broker is older than Kafka 2.4, which this plugin needs: upgrade it")
         finally:
             for attempt in waiting:
                 attempt.cancel()
@@ -163,7 +163,7 @@ class Cluster:
             return error
         if greeting.nodes and greeting.nodes.isdisjoint(self._addresses()):
             # Only known nodes are asked for metadata, so we would never learn of a new cluster.
-            return UnreachableError(f"{greeting.host} names other nodes now than when we connected")
+            return UnreachableError(f"{greeting.host} belongs to another cluster than before: it names other nodes")
         return None
 
     async def ping(self) -> None:
@@ -213,7 +213,7 @@ class Cluster:
         if code in (31, 53):
             raise AuthorizationError("the user may not use the cluster: grant it IDEMPOTENT_WRITE on the cluster")
         if code not in _ID_COMES_LATER:
-            raise UnreachableError(f"the cluster answered, but gave no producer id (code {code})")
+            raise UnreachableError(f"the cluster gave no producer id (code {code}): see the logs of its nodes")
         return False
 
     # -- topics and leaders -------------------------------------------------------------------------------------------
@@ -240,7 +240,7 @@ class Cluster:
             elif code == 29:
                 self._missing(topic, PublishForbiddenError(_TOPIC_FORBIDDEN))
             elif code == 17:
-                self._missing(topic, InvalidMessageError("the broker refuses the topic's name"))
+                self._missing(topic, InvalidMessageError("the broker refuses the topic's name: use another name"))
             elif topic.busy:
                 self._look_for(topic)
         self._owner.flush()

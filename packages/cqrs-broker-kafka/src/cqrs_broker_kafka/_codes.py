@@ -67,6 +67,8 @@ _Unknown = DeliveryUnknownError
 
 _LARGE = "the topic does not accept a record of this size: send less, or raise the topic's max.message.bytes"
 _NO_TOPIC = "the topic does not exist: create it"
+_NAME = "the broker refuses the topic's name: use another name"
+_OLD_FORMAT = "the topic's message format is too old for headers: raise the topic's message.format.version"
 _MOVED = "the partition's leader has moved and the new one is not known yet"
 _FEW = "fewer replicas are in sync than min.insync.replicas: bring the other nodes back, then send again"
 _FEW_NOW = "it was written, but to fewer replicas than min.insync.replicas"
@@ -83,8 +85,8 @@ _RECORD = (
     "max.decompressed.message.bytes"
 )
 _VERSION = "the broker does not support this version of the protocol"
-_POLICY = "the message violates a policy of the topic or the cluster"
-_LOST_TRACK = "the broker lost track of the producer's sequence numbers"
+_POLICY = "the message violates a policy of the topic or the cluster: see the broker's log"
+_LOST_TRACK = "the broker does not expect the producer's sequence numbers"
 _EPOCH = "the broker does not accept the producer's epoch any more"
 
 _VALIDATED = "UnifiedLog.analyzeAndValidateRecords or LogValidator, before the append"
@@ -101,7 +103,7 @@ ROWS: dict[int, Row] = {
     7: Row("REQUEST_TIMED_OUT", _REPEAT, _Unknown, _SLOW, None, _AFTER),
     10: Row("MESSAGE_TOO_LARGE", _SPLIT, MessageTooLargeError, _LARGE, None, _VALIDATED),
     13: Row("NETWORK_EXCEPTION", _REPEAT, _Unknown, "the broker lost a connection", None, "Errors: retriable"),
-    17: Row("INVALID_TOPIC_EXCEPTION", _FAIL, InvalidMessageError, "the broker refuses the topic's name", None, _LED),
+    17: Row("INVALID_TOPIC_EXCEPTION", _FAIL, InvalidMessageError, _NAME, None, _LED),
     18: Row("RECORD_LIST_TOO_LARGE", _SPLIT, MessageTooLargeError, _LARGE, None, _VALIDATED),
     19: Row("NOT_ENOUGH_REPLICAS", _WAIT, RejectedError, _FEW, True, _LED),
     20: Row("NOT_ENOUGH_REPLICAS_AFTER_APPEND", _REPEAT, _Unknown, _FEW_NOW, None, _AFTER),
@@ -110,7 +112,7 @@ ROWS: dict[int, Row] = {
     31: Row("CLUSTER_AUTHORIZATION_FAILED", _FAIL, PublishForbiddenError, _NO_CLUSTER, None, _AUTHORISED),
     32: Row("INVALID_TIMESTAMP", _SPLIT, RejectedError, _TIME, False, _VALIDATED),
     35: Row("UNSUPPORTED_VERSION", _FAIL, RejectedError, _VERSION, False, _AUTHORISED),
-    43: Row("UNSUPPORTED_FOR_MESSAGE_FORMAT", _FAIL, RejectedError, "the topic has no headers", False, _VALIDATED),
+    43: Row("UNSUPPORTED_FOR_MESSAGE_FORMAT", _FAIL, RejectedError, _OLD_FORMAT, False, _VALIDATED),
     44: Row("POLICY_VIOLATION", _SPLIT, RejectedError, _POLICY, False, _VALIDATED),
     45: Row("OUT_OF_ORDER_SEQUENCE_NUMBER", _GIVE_UP, _Unknown, _LOST_TRACK, None, _STATE),
     47: Row("INVALID_PRODUCER_EPOCH", _GIVE_UP, _Unknown, _EPOCH, None, _STATE),

@@ -34,7 +34,8 @@ WORTH_A_REQUEST = 500
 """When this many new messages have come, a request is written at once, although more may be on their way to `submit`.
 With a smaller number, each partition would be busy with a small batch when the next messages come."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
-"""Seconds before a batch is tried again; doubled with each failure."""
+"""The limits of the pause before a batch is tried again, in seconds. Each failure doubles the pause, also the first
+one, after which the pause is 0.1 s."""
 TICK = 0.5
 SILENCE = 3.0
 """If messages wait and the cluster has answered nothing for this many seconds, the bootstrap servers are asked why."""
@@ -55,8 +56,8 @@ class KafkaDriver(PipelinedDriver):
         self.batch_size = settings.options.max_batch_size
         self.encode: Encode
         self.alone = True
-        """Whether the last request had one record and is answered, and no message came meanwhile: then messages are
-        sent one by one."""
+        """Whether the application sends messages one by one: the last request had one record and is answered, and no
+        message has come since. A request for the next message is then written at once."""
         self._settings = settings
         self._link: Link
         self._loop: asyncio.AbstractEventLoop
@@ -86,7 +87,8 @@ class KafkaDriver(PipelinedDriver):
 
     @property
     def capabilities(self) -> Capabilities:
-        """Kafka keeps order by key and carries headers; it confirms and keeps messages unless acks says otherwise."""
+        """Kafka keeps the order of messages with the same key, and carries headers. Kafka confirms messages unless
+        acks=0. Confirmed messages are durable with acks=all only."""
         acks = self._settings.options.acks
         return Capabilities(
             confirms=acks != "0",
@@ -106,9 +108,9 @@ class KafkaDriver(PipelinedDriver):
         return why_illegal(topic)
 
     def destination(self, message: Message) -> str:
-        """See `PipelinedDriver.destination`: a partition, as each has a leader of its own.
+        """See `PipelinedDriver.destination`. The destination is a partition, because each partition has its own leader.
 
-        A message without a key goes to any partition that takes messages, so its destination is the topic.
+        A message without a key may go to any partition, so its destination is the topic.
         """
         topic = self.topics.get(message.topic)
         if topic is None or not topic.partitions or message.key is None:
@@ -118,7 +120,8 @@ class KafkaDriver(PipelinedDriver):
     # -- messages -----------------------------------------------------------------------------------------------------
 
     def submit(self, deliveries: Sequence[Delivery], /) -> None:
-        """Queues each message for its partition, and writes a request when there is enough for one."""
+        """Queues each message for its partition. Nodes that have room write requests at once, in the next turn of the
+        event loop, or after `linger_ms`."""
         topics, add_record = self.topics, self._add_record
         for delivery in deliveries:
             topic = topics.get(delivery.topic)
@@ -144,7 +147,7 @@ class KafkaDriver(PipelinedDriver):
                 self._loop.call_soon(self.flush)
 
     def _keep(self, topic: Topic, delivery: Delivery) -> None:
-        """The topic is not open: the record waits, or it fails because there is no such topic."""
+        """The topic is not open. The record waits, or it fails with the topic's error (`Topic.missing`)."""
         if topic.missing is not None and self._loop.time() < topic.missing_until:
             delivery.fail(topic.missing)
             return
@@ -153,7 +156,7 @@ class KafkaDriver(PipelinedDriver):
         self._add_record(delivery, topic.waiting)
 
     def flush(self) -> None:
-        """Writes what is ready, to every node that has room."""
+        """Writes the records of ready partitions to every node that has room for a request."""
         self._new_messages = 0
         self._unwritten = self._flush_due = self.alone = False
         if self._cluster is not None:
@@ -234,15 +237,15 @@ class KafkaDriver(PipelinedDriver):
     # -- connecting ---------------------------------------------------------------------------------------------------
 
     async def connect(self) -> None:
-        """Finds a host that answers, gets a producer id, and goes on with what waits.
+        """Finds a host that answers, gets a producer id, and sends the records that wait.
 
         Raises:
-            AuthenticationError: User, password, token or mechanism are not accepted.
+            AuthenticationError: The broker does not accept the user, the password, the token or the mechanism.
             AuthorizationError: The user may not use the cluster.
-            TLSError: Certificate, host name, or a listener without TLS.
-            ProtocolError: A listener with TLS or SASL, a broker that is too old, no Kafka, or another aiokafka than
-                the plugin knows.
-            UnreachableError: No host, or none of the nodes they advertise, can be reached.
+            TLSError: The certificate or the host name is wrong, or the listener has no TLS.
+            ProtocolError: The listener wants TLS or SASL, or the broker is too old, or the host is not Kafka, or the
+                plugin does not know the installed version of aiokafka.
+            UnreachableError: No host can be reached, or none of the nodes that the hosts advertise.
         """
         from ._batch import batch_encoder  # this import and the next one load aiokafka
         from ._cluster import Cluster
@@ -302,8 +305,8 @@ class KafkaDriver(PipelinedDriver):
     # -- watching -----------------------------------------------------------------------------------------------------
 
     def _tick(self) -> None:
-        """Runs every `TICK` seconds while messages wait or are in flight. Lets go of expired messages. Asks the
-        bootstrap servers why, if the cluster has been silent for long."""
+        """Runs every `TICK` seconds while messages wait or are in flight. Removes records whose callers have their
+        outcome. If the cluster has been silent for longer than `SILENCE`, asks the bootstrap servers for the reason."""
         self._timer = None
         busy = False
         for topic in self.topics.values():
@@ -317,8 +320,8 @@ class KafkaDriver(PipelinedDriver):
             self.tasks.spawn(self._ask_why(self._cluster))
 
     async def _ask_why(self, cluster: Cluster) -> None:
-        """Asks the bootstrap servers what is wrong. The nodes themselves would be tried for ever, for example after the
-        credentials were changed."""
+        """Asks the bootstrap servers what is wrong. Without this the driver would try the nodes for ever, for example
+        after somebody has changed the credentials."""
         try:
             dead = await cluster.look_again()
         except UnreachableError as error:

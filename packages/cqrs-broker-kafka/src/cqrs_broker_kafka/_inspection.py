@@ -1,4 +1,5 @@
-"""What `cqrs-brokers check` learns from Kafka: nodes, topics, and the settings of topics. It changes nothing there.
+"""What `cqrs-brokers check` learns from Kafka: nodes, topics, and the settings of topics. The check changes nothing in
+the cluster.
 
 Kafka tells a user what that user may do with a topic (Metadata, version 8, KIP-430; aiokafka's own class stops at 5).
 It shows a topic's settings to users who may see them (DescribeConfigs).
@@ -24,7 +25,7 @@ from ._settings import KafkaSettings
 __all__ = ["KafkaInspection"]
 
 _VERSIONS = {8: "2.4", 9: "2.8", 10: "3.7", 11: "3.8", 12: "4.0", 13: "4.1"}
-"""Since which version of Kafka a node knows that version of the produce request."""
+"""The first version of Kafka that knows a version of the produce request, by the version of the request."""
 _TOPIC, _NODE = 2, 4
 """Kinds of resources in DescribeConfigs."""
 _WRITE = 1 << 4
@@ -172,7 +173,8 @@ class KafkaInspection(Inspection):
         return f"logged in as {options.sasl_plain_username or 'the owner of the token'} ({options.mechanism})"
 
     async def _nodes(self, nodes: Mapping[int, Host]) -> AsyncIterator[Finding]:
-        """Whether the addresses that the cluster advertises can be reached: messages go there, to the leaders."""
+        """Whether the addresses that the cluster advertises can be reached. Messages go to these addresses, not to the
+        bootstrap servers."""
         tried = await asyncio.gather(*(self._reach(host) for host in nodes.values()))
         for (number, host), one in zip(nodes.items(), tried, strict=True):
             subject = f"node {number} at {host}"
@@ -195,10 +197,11 @@ class KafkaInspection(Inspection):
         return connection
 
     async def _node(self, connection: Connection) -> AsyncIterator[Finding]:
-        """What the node knows, and whether it gives a producer id, without which nothing is sent."""
+        """The node's version, and whether the cluster gives a producer id. An idempotent producer cannot send without
+        one."""
         _, newest = connection.versions.get(produce.API_KEY, (0, 0))
         if newest < produce.API_VERSION:
-            raise ProtocolError("the broker is older than Kafka 2.4: a newer one is needed")
+            raise ProtocolError("the broker is older than Kafka 2.4, which this plugin needs: upgrade it")
         known = [version for number, version in _VERSIONS.items() if number <= newest]
         text = f"Kafka does not say its version; it knows the requests of {known[-1]}"
         later = next((version for number, version in sorted(_VERSIONS.items()) if number > newest), "")

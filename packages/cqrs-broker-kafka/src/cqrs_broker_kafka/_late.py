@@ -33,10 +33,10 @@ def why(topic: Topic | None, delivery: Delivery, *, handed: bool, now: float) ->
         if last is None:
             return None
         return DeliveryTimeoutError(
-            f"the broker did not confirm it before the deadline, its last answer was {last.name}: {last.text}"
+            f"the broker did not confirm the message before the deadline; its last answer was {last.name}: {last.text}"
         )
     if topic.unknown_since is not None:
-        text = "the cluster has said until the deadline that the topic does not exist: create it"
+        text = "the topic did not exist at the deadline: create it"
         return DestinationNotFoundError(text)
     return None if partition is None else _why_it_waits(partition, now)
 
@@ -50,7 +50,7 @@ def _why_it_waits(partition: Partition, now: float) -> DeliveryError | None:
         return error_of(last, in_doubt=False)
     if last is not None:
         return BackpressureError(
-            f"partition {partition.number} took nothing until the deadline, the last answer was {last.name}: "
+            f"partition {partition.number} took no message until the deadline; the last answer was {last.name}: "
             f"{last.text}"
         )
     if node is None:
@@ -58,6 +58,7 @@ def _why_it_waits(partition: Partition, now: float) -> DeliveryError | None:
         return BackpressureError(text)
     if node.failure is not None:
         return BackpressureError(
-            f"node {node.number} at {node.host}, the leader of partition {partition.number}, cannot be reached"
+            f"node {node.number} at {node.host}, the leader of partition {partition.number}, cannot be reached: check "
+            "that it runs, its advertised.listeners, and the network"
         )
     return None

@@ -1,8 +1,8 @@
 """Asks the cluster for its nodes, and for the partitions of topics and who leads them.
 
 It asks on a connection of its own. A broker answers the requests of one connection in turn, so an answer about new
-leaders would wait behind a produce request that waits for its replicas. It asks several nodes at a time, so that a
-frozen one delays nobody.
+leaders would wait behind a produce request that waits for its replicas. If a node does not answer soon, it asks the
+next one as well. So a node that hangs does not delay the answer for long.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Metadata:
         """Asks for metadata soon, because something is not known or has changed.
 
         Args:
-            at_once: Ask now, even if the last question was a moment ago, because a topic is new.
+            at_once: Ask now, even if the last question was a moment ago. A new topic needs it.
         """
         self._wanted.set()
         if at_once:

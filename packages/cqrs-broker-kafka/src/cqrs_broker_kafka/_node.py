@@ -44,7 +44,8 @@ IDLE_LIMIT = 540.0
 """After this many seconds of silence the connection is replaced. By default the broker would close it after ten
 minutes."""
 LOOK_AFTER = 5.0
-"""After this many seconds of silence the event loop gets a turn to read the socket before anything is written to it."""
+"""After this many seconds of silence the event loop gets a turn to read the socket before we write to it. The read
+shows whether the broker has closed the connection."""
 
 
 class _Request(NamedTuple):
@@ -311,8 +312,8 @@ class Node:
         return connection
 
     def _closed(self, connection: Connection) -> None:
-        """aiokafka calls it while it closes the connection. The partitions of the batches in flight are told in a later
-        turn of the event loop."""
+        """The connection is closed; aiokafka calls this method. The partitions of the batches in flight are told in a
+        later turn of the event loop."""
         if self.connection is connection:
             self.connection = None
             lost, self._in_flight = self._in_flight, deque()

@@ -14,16 +14,18 @@
                               │ NO_ID │              │ PAUSED │ ◀─────────────┘
                               └───────┘              └────────┘
 
+READY becomes NO_ID when the next batch needs a new producer id.
+
 The broker compares producer id, epoch and sequence numbers of a batch, never its content. So if a sequence number were
 used again for other records, their receipt would be false. These rules make an outcome true:
 
 1. One batch at most is in flight. Its sequence numbers are given when it is written, not before.
 2. A batch is *in doubt* when one of its attempts may have been appended. While a batch is not in doubt, every attempt
-   is proven not appended. If such a batch is refused, its records are taken back and wait like all others (at their
-   deadline they are not delivered), and its sequence numbers are used again.
+   is proven not appended. If such a batch is refused, its sequence numbers are used again. Its records fail, or they
+   wait again like all others. At their deadline they are not delivered.
 3. A batch in doubt is repeated byte for byte, also when the deadlines of its records have passed.
 4. When a batch in doubt is given up, the next batch has a new epoch, or a new producer id, and begins at sequence 0.
-   That also keeps the abandoned batch out of the log from then on: the broker refuses an older epoch.
+   When the broker has seen the new epoch, it refuses the older one. So it does not append the abandoned batch later.
 5. Without idempotence a batch in doubt is never repeated: its outcome is unknown.
 
 This file is longer than 400 lines because the state machine is in one place, with its figure and its rules.
@@ -97,7 +99,7 @@ class Producer(Protocol):
 
 
 class Batch:
-    """Records under sequence numbers, as bytes.
+    """Records with their sequence numbers, encoded.
 
     Attributes:
         partition: The partition of the records.
@@ -228,7 +230,8 @@ class Partition:
             try:
                 data = self._producer.encode(records, self._producer_id, self._epoch, self._sequence)
             except Exception as error:
-                refusal = InvalidMessageError(f"the client cannot write it into a batch ({type(error).__name__})")
+                text = f"the client cannot write the message into a batch ({type(error).__name__})"
+                refusal = InvalidMessageError(text)
                 refusal.__cause__ = error
                 self._suspects = max(0, self._suspects - len(records))
                 self._fail(records.deliveries, refusal)
@@ -237,8 +240,8 @@ class Partition:
         return None
 
     def _take_records(self) -> Records:
-        """Hands over records from the head, as many as go into one batch. Those that have expired, were cancelled, or
-        are closed are left out."""
+        """Takes records from the head, as many as fit into one batch, and marks their deliveries as handed over. A
+        record is left out if its caller has the outcome already, for example because the deadline has passed."""
         most = min(self._group, self._suspects) if self._suspects else len(self.pending)
         room = self._producer.batch_size - HEAD_SIZE
         if self._limit is not None:
@@ -316,7 +319,7 @@ class Partition:
         self.give_up(error_of(row, in_doubt=True))
 
     def _refused(self, batch: Batch, row: Row, answer: Answer) -> None:
-        """Every attempt is proven not appended, so its sequence numbers are free again."""
+        """Every attempt of the batch is proven not appended, so the batch's sequence numbers are free again."""
         self.batch = None
         records = batch.records
         if row.then is Then.WAIT or (self.gone and row.then is Then.SPLIT):
@@ -387,7 +390,7 @@ class Partition:
     # -- when it cannot go on -----------------------------------------------------------------------------------------
 
     def purge(self) -> None:
-        """Lets go of records whose callers have their outcome, so that a stuck partition does not fill the window."""
+        """Removes records whose callers have their outcome, so that a stuck partition does not fill the window."""
         stay = self.pending.purge()
         self._suspects -= stay[: self._suspects].count(False)
 
@@ -402,7 +405,7 @@ class Partition:
         return left
 
     def clear(self) -> None:
-        """Forgets everything, because `Broker` has ended every delivery."""
+        """Forgets all records, because `Broker` has ended every delivery."""
         self.pending = Records()
         self.batch = None
         self.state = State.IDLE

@@ -1,4 +1,4 @@
-"""Which partition a key belongs to: the same as Kafka's Java client and aiokafka, so that producers can be mixed."""
+"""Maps keys to partitions as Kafka's Java client and aiokafka do, so that an application can use several clients."""
 
 import struct
 from collections.abc import Callable

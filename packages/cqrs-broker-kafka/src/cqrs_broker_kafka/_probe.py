@@ -93,7 +93,7 @@ class Finding(NamedTuple):
 async def first_that_answers(settings: KafkaSettings, *, timeout: float, trusted: bool) -> Greeting:
     """The greeting of the bootstrap host that answers first.
 
-    All are asked at once, so that a silent one delays nobody.
+    All hosts are asked at once, so that a silent host does not delay the answer.
 
     Args:
         settings: Where and how to connect.
@@ -211,8 +211,9 @@ async def _ask_all(settings: KafkaSettings, until: float) -> Greeting | Finding:
                 waiting, timeout=max(0.0, until - loop.time()), return_when=asyncio.FIRST_COMPLETED
             )
             if not done:
-                text = f"{', '.join(str(asked[task]) for task in waiting)} took the connection but does not answer"
-                findings.append(Finding(UnreachableError(f"{text}: is it Kafka, and is it alive?")))
+                silent = ", ".join(str(asked[task]) for task in waiting)
+                text = f"{silent} accepted the connection but does not answer: is it Kafka, and does it run?"
+                findings.append(Finding(UnreachableError(text)))
                 break
             for task in done:
                 error = asyncio.CancelledError() if task.cancelled() else task.exception()
@@ -235,7 +236,7 @@ def _importance(finding: Finding) -> int:
 
 
 def judge_greeting(error: BaseException, host: Host, settings: KafkaSettings) -> Finding:
-    """What it means that a host could not be greeted."""
+    """What the failure of one host means."""
     finding = _judge(error, host, settings)
     finding.error.__cause__ = error
     return finding._replace(host=host)
@@ -264,9 +265,11 @@ def _judge(error: BaseException, host: Host, settings: KafkaSettings) -> Finding
         text = f"the user may not use the cluster at {host}"
         return Finding(AuthorizationError(text, remedy="grant the user rights on the cluster"))
     if isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN:
-        return Finding(UnreachableError(f"the name of {host} was not resolved: the name server does not answer"))
+        text = f"the name of {host} was not resolved: the name server does not answer"
+        return Finding(UnreachableError(text, remedy="check DNS and the network"))
     if isinstance(error, socket.gaierror):
-        return Finding(UnreachableError(f"the host name of {host} cannot be resolved: {error.strerror}"))
+        text = f"the name of {host} cannot be resolved ({error.strerror})"
+        return Finding(UnreachableError(text, remedy="check the host name and DNS"))
     if isinstance(error, ConnectionRefusedError):
         return Finding(UnreachableError(f"{host} refuses the connection: is the broker running at this port?"))
     if isinstance(error, _HungUpError):
@@ -281,5 +284,7 @@ def _judge(error: BaseException, host: Host, settings: KafkaSettings) -> Finding
         text = f"{host} closes the connection at the first request: a TLS listener? Check security_protocol"
         return Finding(ProtocolError(text), inferred=True)
     if isinstance(error, OSError):
-        return Finding(UnreachableError(f"{host} cannot be reached: {error.strerror or type(error).__name__}"))
-    return Finding(ProtocolError(f"{host} does not speak Kafka's protocol ({type(error).__name__})"), inferred=True)
+        text = f"{host} cannot be reached ({error.strerror or type(error).__name__})"
+        return Finding(UnreachableError(text, remedy="check the address and the network"))
+    text = f"{host} does not speak Kafka's protocol ({type(error).__name__})"
+    return Finding(ProtocolError(text, remedy="check the port"), inferred=True)

@@ -79,9 +79,12 @@ def request_of(
 
 
 def split_frames(data: bytes) -> tuple[list[bytes], bytes]:
-    """Splits what has arrived into whole responses, without their sizes, and the rest.
+    """Splits bytes from a connection into responses.
 
     If a size is impossible for a response, the split ends there, with an empty response as the last one.
+
+    Returns:
+        The whole responses, without the size field before each, and the bytes of a response that is not whole yet.
     """
     frames: list[bytes] = []
     at = 0

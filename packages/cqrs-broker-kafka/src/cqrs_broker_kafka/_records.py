@@ -2,8 +2,8 @@
 against golden vectors.
 
 value = body, null for a tombstone; key = `key` in UTF-8, or none; timestamp = `timestamp` in milliseconds
-headers: message-id (UUID as text), message-name, content-type (but not of a tombstone that names none), then the user's
-own: text in UTF-8, bytes as they are, None as null
+headers: message-id (UUID as text), message-name, content-type (a tombstone without a content type has no such header),
+then the user's own: text in UTF-8, bytes as they are, None as null
 
 A record is encoded once, when its message is submitted, except for the few bytes that depend on its place in a batch
 (Kafka protocol, record format v2). Headers repeat, so their bytes are remembered.
@@ -32,12 +32,12 @@ _LONGEST_REMEMBERED = 256
 class Records:
     """Messages in the form that goes on the wire, in order.
 
-    A record has no object of its own: that would be one more per message for the garbage collector, which takes a fifth
-    of the time when 1 000 messages are sent at a time. Its parts are in one list, because they must stay together, also
-    when a `KeyboardInterrupt` comes while a record is added.
+    A record has no object of its own, because each object per message is more work for the garbage collector. Garbage
+    collection takes a fifth of the time when 1 000 messages are sent at a time. The parts of all records are in one
+    list, so that the parts of a record stay together when a `KeyboardInterrupt` comes while a record is added.
 
     Attributes:
-        parts: Of each record its delivery, its time stamp and its content.
+        parts: The delivery, the timestamp and the content of the first record, then those of the second, and so on.
     """
 
     __slots__ = ("parts",)
@@ -50,7 +50,7 @@ class Records:
 
     @property
     def deliveries(self) -> list[Delivery]:
-        """Who is told the outcomes."""
+        """The deliveries of the records. They take the outcomes."""
         return self.parts[::3]
 
     @property
@@ -75,8 +75,8 @@ class Records:
         """How many records from the head go into one batch.
 
         Args:
-            most: Not more than these.
-            room: The bytes that there are for them. The first record goes into the batch in any case.
+            most: The largest number of records to count.
+            room: The largest size of the records together, in bytes. The first record goes into the batch in any case.
         """
         count = 0
         for content in islice(self.parts, 2, 3 * most, 3):
@@ -97,14 +97,14 @@ class Records:
         return Records(taken)
 
     def only(self, wanted: Sequence[bool]) -> Records:
-        """Those of the records that are wanted. The first value is about the first record, and so on."""
+        """The records that are wanted. `wanted` has one value for each record, in the same order."""
         return Records(list(compress(self.parts, (each for each in wanted for _ in range(3)))))
 
     def purge(self) -> list[bool]:
-        """Lets go of records whose callers have their outcome.
+        """Removes records whose callers have their outcome.
 
         Returns:
-            Of each record, whether it stays.
+            One value for each record that was there: whether the record stays.
         """
         deliveries = self.deliveries
         stay = [not delivery.done for delivery in deliveries]

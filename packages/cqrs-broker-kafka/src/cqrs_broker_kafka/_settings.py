@@ -32,7 +32,7 @@ class KafkaSettings:
     def __init__(self, url: BrokerURL, options: KafkaOptions) -> None:
         problems = url.repeated_hosts(DEFAULT_PORT)
         if not url.hosts:
-            problems.append("there is no host: kafka://host[:port][,host[:port]…]")
+            problems.append("there is no host: write kafka://host[:port][,host[:port]…]")
         self.hosts = [Host(host, DEFAULT_PORT if port is None else port) for host, port in url.hosts]
         self.options = options
         self._tls = TLSContext.for_url(
@@ -80,11 +80,13 @@ class KafkaProducerAdapter(ConnectionAdapter[KafkaOptions, KafkaSettings]):
     Args:
         bootstrap_servers: `host[:port]`, a list of them, or one text with commas.
         dsn: The hosts as one text with commas, or a whole config string (`kafka://…?acks=all`).
-        value_serializer: Encodes payloads that come without bytes and without a content type. Default: JSON.
-        **options: Every option of the config string by name (see `KafkaOptions`); overrides the one in `dsn`.
+        value_serializer: Encodes payloads that come without `payload_bytes` and without a content type. Default: JSON.
+        **options: The options of the config string by name (see `KafkaOptions`). An option that is given here takes
+            the place of the same option in `dsn`.
 
     Raises:
-        ConfigError: With every problem found; also when both or neither of `bootstrap_servers` and `dsn` are given.
+        ConfigError: An option or host is wrong; the error lists all problems. Or both or neither of
+            `bootstrap_servers` and `dsn` are given.
     """
 
     def __init__(
@@ -96,7 +98,7 @@ class KafkaProducerAdapter(ConnectionAdapter[KafkaOptions, KafkaSettings]):
         **options: object,
     ) -> None:
         if (bootstrap_servers is None) == (dsn is None):
-            raise ConfigError("give either bootstrap_servers or dsn, which is the same as one text")
+            raise ConfigError("give exactly one of bootstrap_servers and dsn (the same hosts as one text)")
         if dsn is not None and "://" in dsn:
             url = BrokerURL.parse(dsn, source="dsn")
             if url.scheme != "kafka":

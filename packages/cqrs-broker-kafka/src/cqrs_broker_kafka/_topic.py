@@ -14,14 +14,14 @@ __all__ = ["Topic", "why_illegal"]
 
 KEYS_REMEMBERED = 20_000
 STICKY_RECORDS = 64
-"""Messages without a key stay on one partition for one batch, or for this many messages while the partition is busy."""
+"""Messages without a key go to the same partition until its batch leaves, or until this many records wait there."""
 
 _LEGAL = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 _LONGEST = 249
 
 
 def why_illegal(topic: str) -> str | None:
-    """Why Kafka can have no topic of that name, or None (Kafka's `Topic.validate`)."""
+    """The reason why Kafka does not accept the topic's name (Kafka's `Topic.validate`). None: Kafka accepts it."""
     if len(topic) > _LONGEST:
         return f"a Kafka topic has at most {_LONGEST} characters"
     if topic in (".", ".."):
@@ -40,9 +40,9 @@ class Topic:
 
     Attributes:
         partitions: Empty while their number is not known.
-        is_open: Records go to partitions now. They wait while the number of partitions is not known. They also wait
-            while a batch for a partition that is gone has no outcome, because its records may have to go elsewhere,
-            before later ones.
+        is_open: Whether records go to partitions now. They wait while the number of partitions is not known. They also
+            wait while a batch of a removed partition has no outcome. The records of that batch may still have to go to
+            other partitions, and later records must not overtake them.
         waiting: Records that came while the topic was not open, in order.
         unknown_since: When a node first said that there is no such topic (event loop's time). None: no node has said
             it.
@@ -78,8 +78,8 @@ class Topic:
         return known
 
     def _keyless(self) -> Partition:
-        """The partition of the last message without a key. It is another one if that partition's batch has left, or if
-        the partition has enough records, or is stuck."""
+        """The partition for a message without a key. It is the one of the last such message, unless that partition's
+        batch has left, or enough records wait there, or the partition is stuck."""
         partition = self.partitions[self._sticky]
         if partition.pending.parts and len(partition.pending) < STICKY_RECORDS and not partition.stuck:
             return partition
@@ -129,7 +129,8 @@ class Topic:
                 partition.filled()
 
     def not_found(self, error: DeliveryError, until: float) -> None:
-        """The topic does not exist, or must not be used: what waits fails, and so does what comes before `until`."""
+        """The topic does not exist, or the client must not use it. Records that wait fail with `error`. Records that
+        come before `until` fail too."""
         self.missing = error
         self.missing_until = until
         self.unknown_since = None
@@ -164,7 +165,7 @@ class Topic:
             self._open()
 
     def purge(self) -> None:
-        """Lets go of messages whose callers have their outcome."""
+        """Removes records whose callers have their outcome."""
         self.waiting.purge()
         for partition in self.partitions:
             partition.purge()
@@ -183,7 +184,7 @@ class Topic:
         return bool(self.waiting) or any(each.state is not State.IDLE for each in self.all_partitions())
 
     def clear(self) -> None:
-        """Forgets everything, because `Broker` has ended every delivery."""
+        """Forgets all records, because `Broker` has ended every delivery."""
         self.waiting = Records()
         for partition in self.all_partitions():
             partition.clear()

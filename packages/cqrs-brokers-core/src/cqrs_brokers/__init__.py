@@ -10,7 +10,7 @@ An application needs these names; `help(name)` shows each:
     open_broker                      makes a Broker from a config string, or from $CQRS_BROKER_URL
     Broker                           sends messages: send_message, send_messages, publish, flush, health, close
     Message, NotificationEvent, ECSTEvent    what is sent
-    Receipt                          a send was confirmed
+    Receipt                          a send succeeded; .confirmed says whether the broker confirmed it
     NotDeliveredError                a send failed: the message is not in the broker
     DeliveryUnknownError             nobody knows: the message may be in the broker
     SyncBroker                       for code without an event loop

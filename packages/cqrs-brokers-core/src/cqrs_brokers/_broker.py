@@ -65,7 +65,9 @@ Refused = TypeVar("Refused", bound=DeliveryError)
 
 logger = logging.getLogger("cqrs_brokers.broker")
 
-CLOSED = "the broker is closed and does not open again: make a new Broker, also for each run of a lifespan"
+CLOSED = (
+    "the broker is closed and cannot be opened again: make a new Broker (give lifespan() a function that makes one)"
+)
 BURST = 250
 """How many messages of a `send_messages` go to the driver at a time."""
 TURN = 0.005
@@ -93,7 +95,7 @@ class Broker(MessageBroker):
         url: Where the driver connects to; shown redacted.
         delivery_timeout: Seconds from the call to the outcome, at most.
         connect_timeout: Seconds for `connect()` and for each attempt to connect. It never extends a send's deadline.
-        close_timeout: Seconds that `close()` gives to what is in flight.
+        close_timeout: Seconds that `close()` has for sending the accepted messages and closing the connection.
         max_in_flight: The most messages that the driver holds. While all destinations take messages, the driver holds
             at most two fifths of this number. When some destinations take nothing, the driver gets few further messages
             for them: most of the free places are kept for the other destinations. Further messages wait.
@@ -338,8 +340,8 @@ class Broker(MessageBroker):
         loop: asyncio.AbstractEventLoop,
     ) -> Generator[None, None, None]:
         """Makes the messages of a `send_messages` ready and hands them to the window, in bursts. It yields when the
-        event loop should have a turn. Messages that are ready are taken out of the list, so that they live no longer
-        than they must. The list is reversed for that."""
+        event loop should have a turn. It takes the messages that are ready out of the list, so that they do not use
+        memory longer than necessary. Before that it reverses the list, because taking from the end is cheap."""
         window, coercion, validator, observers = self._window, self._coercion, self._validator, self._observers
         batch = observers.batch(len(messages)) if self._are_asked and messages else None
         outcomes = bulk.outcomes
@@ -607,8 +609,7 @@ class Broker(MessageBroker):
         """The topic and the age (in seconds) of the message that has waited longest for its outcome. None: no message
         waits.
 
-        It shows what is stuck, where, and since when. If one destination is stuck and the others go on, the oldest
-        message goes to the stuck one.
+        If one destination is stuck and the others go on, the oldest message is one for the stuck destination.
         """
         loop, delivery = self._bound.loop, self._window.oldest(self._began)
         return None if loop is None or delivery is None else (delivery.topic, loop.time() - self._began(delivery))
@@ -696,7 +697,7 @@ class Broker(MessageBroker):
         self._window.open(is_open)
 
     def _dropped(self) -> None:
-        text = "the event loop is ending and the connection was dropped"
+        text = "the event loop is ending, so the connection was dropped: close the broker before"
         self._window.settle(ConnectionLostError(text), NotConnectedError(text))
         self._window.stop()
         self._warn_unclosed("its event loop is ending")

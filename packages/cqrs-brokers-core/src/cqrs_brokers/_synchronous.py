@@ -30,7 +30,7 @@ class SyncBroker:
     may be made before the process forks. Any number of threads may send at the same time.
 
         with SyncBroker(open_broker("kafka://localhost:9092")) as broker:
-            receipt = broker.send(Message("OrderPlaced", "orders", {"id": 1}))
+            receipt = broker.send(Message(message_name="OrderPlaced", topic="orders", payload={"id": 1}))
 
     Args:
         broker: A broker that is used nowhere else.
@@ -56,10 +56,10 @@ class SyncBroker:
             The receipt.
 
         Raises:
-            NotDeliveredError: The message is not in the broker, and this call will not put it there.
-                `BrokerClosedError` after `close()`. `WrongLoopError` in a process that was forked after the first send,
-                and in the SyncBroker's own thread, in which observers are called. `NotConnectedError` when the thread
-                cannot start; the next send tries again.
+            NotDeliveredError: The message is not in the broker, and this call will not put it there. After `close()` it
+                is a `BrokerClosedError`. It is a `WrongLoopError` in a process that was forked after the first send,
+                and in the SyncBroker's own thread, in which observers are called. If the thread cannot start, it is a
+                `NotConnectedError`, and the next send tries again.
             DeliveryUnknownError: The message may be in the broker.
         """
         if self._forked:  # before the lock, which another thread may have held at the fork
@@ -121,7 +121,7 @@ class SyncBroker:
         return self._pid not in (0, os.getpid())
 
     def _running(self) -> asyncio.AbstractEventLoop:
-        """The event loop of the thread, which starts if it does not run."""
+        """The event loop of the thread. Starts the thread if it does not run."""
         if self._thread is not None and self._thread.is_alive():
             return self._loop
         self._loop = loop = asyncio.new_event_loop()

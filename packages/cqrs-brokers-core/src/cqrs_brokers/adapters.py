@@ -58,11 +58,11 @@ class ConnectionAdapter(Generic[O, S]):
         settings: Makes the driver's settings from the URL and the options.
         url: Where to connect to.
         options: The options by name. Each overrides the same option of the URL.
-        value_serializer: Encodes payloads that come without bytes and without a content type. None: JSON.
+        value_serializer: Encodes payloads that come without `payload_bytes` and without a content type. None: JSON.
         source: Where the URL came from, for example "dsn". Problems with its options begin with it.
 
     Raises:
-        ConfigError: With every problem found.
+        ConfigError: An option is wrong; the error lists all problems.
     """
 
     def __init__(

@@ -48,7 +48,7 @@ async def dial(host: str, port: int, *, timeout: float | None = None) -> socket.
 
     Raises:
         socket.gaierror: The name cannot be resolved, or the name server did not answer in time.
-        OSError: No address could be connected (`TimeoutError`: none answered in time).
+        OSError: No connection to any address was possible. With `TimeoutError` no address answered in time.
     """
     loop = asyncio.get_running_loop()
     began = loop.time()
@@ -107,7 +107,7 @@ async def open_socket(addresses: Sequence[Address], *, timeout: float | None = N
         A connected, non-blocking socket.
 
     Raises:
-        OSError: No address could be connected. The error is that of the first attempt that failed.
+        OSError: No connection to any address was possible. The error is that of the first attempt that failed.
         TimeoutError: No address answered in time.
     """
     loop = asyncio.get_running_loop()

@@ -107,16 +107,17 @@ class Driver(MessageBroker):
     def refuse_topic(self, topic: str) -> str | None:
         """Why this broker cannot have such a topic, or None when it can.
 
-        `Broker` asks before any I/O, and remembers the topics that the broker can have. The text is not empty. It may
-        be longer than 255 bytes or have characters that are not printable: `Broker` refuses such topics afterwards.
-        After a refusal `Broker` also asks about the name of the message, because name and topic may be swapped.
+        `Broker` asks before any I/O, and remembers the topics that the broker can have. The driver gets every topic
+        that is not empty, even one that is longer than 255 bytes or has characters that are not printable. `Broker`
+        itself refuses such a topic afterwards. After a refusal `Broker` also asks about the name of the message,
+        because name and topic may be swapped.
         """
         return None
 
     async def connect(self) -> None:
         """Makes one pass over all hosts. Called again after `lost`, `abort()` and failed passes.
 
-        It first drops what is left of an earlier connection.
+        The driver first drops what is left of an earlier connection.
 
         `Broker` bounds it by `connect_timeout` plus 0.5 s, so that the driver's own, better error comes first.
 
@@ -139,7 +140,7 @@ class Driver(MessageBroker):
         """
 
     def abort(self) -> None:
-        """Drops the connection at once, without awaiting; also when the event loop is closed. It is the last resort.
+        """Drops the connection at once, without awaiting; also when the event loop is closed.
 
         Deliveries need no answer any more: `Broker` ends them itself.
         """
@@ -158,7 +159,7 @@ class PipelinedDriver(Driver):
 
     @abstractmethod
     def submit(self, deliveries: Sequence[Delivery], /) -> None:
-        """Takes messages, in order; returns at once, without I/O of its own.
+        """Takes messages, in order, and returns at once: it must not block.
 
         Called only while connected. The driver keeps the order of submission among messages with the same topic and
         key, also when its client reconnects. Messages without a key have no order. The driver must end each delivery:
@@ -169,16 +170,15 @@ class PipelinedDriver(Driver):
         """The place where the message goes. One place can be stuck while others are not. Errors name it.
 
         While a place takes nothing, `Broker` submits few further messages for it, and keeps room in flight for the
-        others.
-        Default: the topic.
+        others. Default: the topic.
         """
         return message.topic
 
     def why_late(self, delivery: Delivery, /, *, handed: bool) -> DeliveryError | None:
         """Says why a message has no outcome at its deadline. None: the driver knows no reason.
 
-        `Broker` asks about a message that is not handed over only while it is connected and not blocked. The error then
-        names what the broker said last about the message's destination, instead of "the broker did not take it". The
+        `Broker` asks about every message that was handed over. It asks about other messages only while the driver is
+        connected and not blocked. The error should name what the broker said last about the message's destination. The
         driver keeps the message as before.
 
         Args:

@@ -38,7 +38,7 @@
 
 `retryable` says whether the same call may succeed later if nobody changes anything. A send ends in a `Receipt`, a
 `NotDeliveredError` or a `DeliveryUnknownError`; nothing else. `connect()`, `flush()`, `close()` and `async with` never
-raise a `DeliveryError`; of these errors they raise `ConnectError`, `FlushTimeoutError` and `BrokerStateError`.
+raise a `DeliveryError`. They raise only `ConnectError`, `FlushTimeoutError` and `BrokerStateError` of this tree.
 `health()` raises nothing.
 
 This file is longer than 400 lines because all errors are one tree, each with its documentation.
@@ -92,8 +92,8 @@ __all__ = [
 
 
 class InsecureTransportWarning(UserWarning):
-    """The transport is not secure: credentials or messages go to a host that is not loopback without TLS, or the
-    server's certificate is not verified."""
+    """The transport is not secure. Either credentials go without TLS to a host that is not loopback, or the server's
+    certificate is not verified."""
 
 
 class BrokerError(Exception):
@@ -204,7 +204,7 @@ class AuthorizationError(ConnectError):
 
 
 class TLSError(ConnectError):
-    """The TLS handshake failed: certificate, host name, or one side speaks plain text."""
+    """The TLS handshake failed: the certificate or the host name is wrong, or one side does not use TLS."""
 
     permanent = True
 
@@ -275,7 +275,7 @@ class NotDeliveredError(DeliveryError):
 
 
 class InvalidMessageError(NotDeliveredError):
-    """The message cannot be sent as it is: topic, id, key, header, or a payload that cannot be encoded."""
+    """The message cannot be sent as it is: its topic, id, key or a header is wrong, or its payload has no encoding."""
 
     @classmethod
     def raised_by(
@@ -435,4 +435,4 @@ class ReturnedError(DeliveryUnknownError):
 
 
 class ClosedWhilePendingError(DeliveryUnknownError):
-    """The `Broker` was closed before the confirm came."""
+    """The `Broker` was closed before the message was confirmed."""

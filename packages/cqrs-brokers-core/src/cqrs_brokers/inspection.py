@@ -27,8 +27,9 @@ does it:
             if not await self._client.exists(topic):
                 yield Finding("topic", "fail", topic, "there is no such topic", "create it")
 
-An inspection changes nothing in the broker and publishes nothing. It also says what it cannot find out without doing
-so, with the level "unseen". Without the hook the command connects, asks for `health()`, and says what nobody looked at.
+An inspection changes nothing in the broker and publishes nothing. Some things cannot be found out in this way; it lists
+them with the level "unseen". Without the hook the command connects, asks for `health()`, and lists what it did not
+check.
 """
 
 from __future__ import annotations
@@ -139,7 +140,8 @@ class Inspection(ABC):
 
     @abstractmethod
     def topic(self, topic: str, /) -> AsyncIterator[Finding]:
-        """Whether the topic exists, whether this user may publish there, and what would refuse or weaken a message.
+        """Whether the topic exists, whether this user may publish there, and which settings of the topic would refuse a
+        message or make it less durable.
 
         Called only when `server()` gave no failure.
         """

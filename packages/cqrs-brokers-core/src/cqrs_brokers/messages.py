@@ -31,7 +31,8 @@ class MessageValidator:
 
     Args:
         max_message_bytes: The largest message: body, key and headers together.
-        encoder: Makes the bodies of messages that come without bytes and without a content type. Default: JSON.
+        encoder: Makes the bodies of messages that come without `payload_bytes` and without a content type. Default:
+            JSON.
     """
 
     def __init__(self, *, max_message_bytes: int = 1_000_000, encoder: Encoder | None = None) -> None:

@@ -276,7 +276,7 @@ class Observers:
 
 
 def _readable(candidate: Any, error: DeliveryError) -> Message:
-    """The message as observers are told of it: its name and topic are text, and its id is a UUID."""
+    """The message for observers: its name and topic are text, and its id is a UUID."""
     found: list[Any] = []
     for name, kind in (("message_name", str), ("topic", str), ("message_id", UUID)):
         try:

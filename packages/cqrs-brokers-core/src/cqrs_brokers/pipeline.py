@@ -205,7 +205,8 @@ class Pipeline(Generic[T]):
     def broken(self, error: Exception) -> None:
         """Reports that the connection is lost: for a client that says so by a callback.
 
-        Fails what was handed over and not answered, keeps what waits, and calls `lost`. A second call does nothing.
+        Fails the messages that were handed over and not answered, keeps those that wait, and calls `lost`. A second
+        call does nothing.
         """
         if not self._opened:
             return
@@ -284,7 +285,8 @@ class Pipeline(Generic[T]):
         return self._window is not None and self._in_window >= self._window
 
     def _next_batch(self) -> list[tuple[int, T]]:
-        """Hands over what fits. The rest stays: until it is handed over, it is certainly not delivered."""
+        """Hands over the messages that fit. The others stay: a message that is not handed over is certainly not
+        delivered."""
         batch: list[tuple[int, T]] = []
         size = 0
         while self._waiting and size < self._batch_bytes and not self._is_full():
@@ -306,7 +308,7 @@ class Pipeline(Generic[T]):
             token = next(iter(self._unanswered), None)
             if token is None or isinstance(self._unanswered[token], asyncio.Future) is not question:
                 # The message stays. It fails when the connection ends, as it must now.
-                text = "the broker's answers are out of step: this one belongs to nothing that was written"
+                text = "the broker sent an answer, and nothing that was written waits for it: the connection must end"
                 raise ProtocolError(text)
         elif token not in self._unanswered:
             return None
@@ -424,7 +426,7 @@ def error_of_pass(errors: Sequence[ConnectError]) -> ConnectError:
     else the first one. Its text names all. `connect_to_any` raises it.
 
     Args:
-        errors: Of each host its error, in the order of the hosts.
+        errors: One error for each host, in the order of the hosts.
     """
     chosen = next((error for error in errors if error.permanent), errors[0])
     chosen.text = "; ".join([chosen.text, *(error.text for error in errors if error is not chosen)])
@@ -461,12 +463,14 @@ _IN_A_NAME = _IN_A_VALUE.replace(":", "")
 
 
 def header_name(text: str) -> str:
-    """A header's name for brokers whose headers are lines: colons, blanks, `%` and what is not ASCII as `%XX`."""
+    """Encodes a header's name for brokers whose headers are lines. Colons, blanks, `%` and characters outside ASCII
+    become `%XX`."""
     return quote(text, safe=_IN_A_NAME)
 
 
 def header_value(text: str) -> str:
-    """A header's value for brokers whose headers are lines: blanks, `%`, line breaks and what is not ASCII as `%XX`.
+    """Encodes a header's value for brokers whose headers are lines. Blanks, `%`, line breaks and characters outside
+    ASCII become `%XX`.
 
     One byte may become three: the longest key or header value of a message, 32 767 bytes, has up to 98 301. Where your
     broker takes less, refuse the message (`MessageTooLargeError`), or split the value; never cut it.
@@ -475,5 +479,5 @@ def header_value(text: str) -> str:
 
 
 def header_text(encoded: str) -> str:
-    """What a name or value was before `header_name` or `header_value`: for readers."""
+    """Decodes what `header_name` or `header_value` made. Consumers need it."""
     return unquote(encoded)

@@ -57,14 +57,15 @@ class Message:
         message_name: What kind of message this is; consumers dispatch on it.
         topic: Where it goes: Kafka's topic, AMQP's routing key.
         payload: The content: bytes (sent as they are), anything that has a JSON form (sent as JSON), or `TOMBSTONE` (no
-            body: a compacted topic then forgets the key).
+            body: a compacted topic then forgets the key). A broker's `encoder` also gets payloads of bytes, unless the
+            message has a content type.
         message_id: Identifies the message for consumers that must recognise a duplicate. Default: a new random UUID.
         key: Messages with the same topic and key keep their order. None: unordered.
         headers: Values by name, for the transport. Every broker with headers carries text; `capabilities.header_types`
             says which other types a broker carries.
         content_type: MIME type of the body. None: `application/octet-stream` for a bytes payload, none for a tombstone,
             else `application/json`.
-        timestamp: When it was made, timezone-aware. Default: now.
+        timestamp: When the message was made, timezone-aware. Default: now.
         payload_bytes: The body, if it is already encoded. Then the payload only decides the default content type.
     """
 
@@ -191,12 +192,12 @@ raw_id: Callable[[Message], Any] = attrgetter("_id")
 
 
 def has_own_time(message: Message) -> bool:
-    """Whether its time stamp was made with it. If not, the caller set it."""
+    """Whether the message made its own timestamp. If not, the caller set it."""
     return message._made_ns is not None
 
 
 def has_own_id_and_time(message: Message) -> bool:
-    """Whether its id and its time stamp were made with it, and so need no check."""
+    """Whether the message made its own id and timestamp. Values that the caller set need a check."""
     return type(message._id) is bytes and message._made_ns is not None
 
 
@@ -426,5 +427,5 @@ class MessageBroker(ABC):
         """Sends one message.
 
         Returns:
-            A receipt. None: the message was handed over, and more is not known.
+            A receipt. None: the message was handed over, without a confirm.
         """

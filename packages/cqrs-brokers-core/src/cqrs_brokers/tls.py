@@ -90,7 +90,7 @@ class TLSContext:
 
     Args:
         options: The context is the one in `ssl_context`, or is made from the certificate files.
-        problems: Filled with a sentence for each file that cannot be used.
+        problems: A list. It gets one more sentence for each file that cannot be used.
     """
 
     def __init__(self, options: TLSOptions, problems: list[str]) -> None:
@@ -277,7 +277,7 @@ def _handshake_failure(reason: str, where: str, options: TLSOptions) -> TLSError
         text = f"{where} asks for a client certificate ({reason})"
         return TLSError(text, remedy="give ssl_certfile and ssl_keyfile")
     remedy = "see whether this is its TLS port, and whether it asks for a client certificate"
-    return TLSError(f"no TLS with {where} ({reason})", remedy=remedy)
+    return TLSError(f"the TLS handshake with {where} failed ({reason})", remedy=remedy)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

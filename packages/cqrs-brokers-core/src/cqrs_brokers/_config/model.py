@@ -67,16 +67,16 @@ class BrokerOptions(BaseModel):
         **bounds("connect_timeout"), description="Limit for `connect()` and for each attempt to connect."
     )
     close_timeout: Duration = option(
-        **bounds("close_timeout"), description="`close()` flushes what is in flight for this long."
+        **bounds("close_timeout"), description="Limit for `close()`: sending the accepted messages, and disconnecting."
     )
     max_in_flight: int = option(
         **bounds("max_in_flight"),
         unit="messages",
-        description="Messages with the driver at most; two fifths of them while every destination takes messages.",
+        description="The most messages that the driver holds; two fifths of it while all destinations take messages.",
     )
     max_in_flight_bytes: Size = option(
         **bounds("max_in_flight_bytes"),
-        description="Their size together at most; two fifths of it while every destination takes messages.",
+        description="The most bytes that these messages have; two fifths of it while all destinations take messages.",
     )
     max_message_bytes: Size = option(
         **bounds("max_message_bytes"),

@@ -27,12 +27,12 @@ class EffectiveOption(NamedTuple):
     """An option as it is in effect.
 
     Attributes:
-        name: As in a config string.
-        value: As text, a secret as its mask, an object as its type.
-        default: As text; "required" when there is none.
+        name: The name in a config string.
+        value: The value as text. A secret is shown as its mask, and an object as its type.
+        default: The default as text; "required" when there is none.
         origin: Where the value came from.
         unit: What the number counts, or None.
-        description: One sentence.
+        description: One sentence about the option.
     """
 
     name: str
@@ -115,7 +115,7 @@ def resolve_options(
         source: Where the URL came from, for example a variable's name. Problems of the URL begin with it.
 
     Raises:
-        ConfigError: With every problem found.
+        ConfigError: An option is wrong; the error lists all problems.
         PluginContractError: The model breaks a rule of this module.
     """
     specs = _specs(options_type)
@@ -257,7 +257,7 @@ def _layer(
         elif origin == "string" and specs[name].keyword_only:
             problems.append(f"option {key!r} is an object: give it as a keyword, not in the config string")
         elif origin == "string" and not suffix and specs[name].in_userinfo:
-            problems.append("option 'password': write user:password@, or give password_file= or password_env=")
+            problems.append("option 'password' is a keyword: write user:password@, or password_file= or password_env=")
         elif name in given:
             problems.append(f"option {name!r} is given twice: use one of {name}, {name}_file, {name}_env")
         else:

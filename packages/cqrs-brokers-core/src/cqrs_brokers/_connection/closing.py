@@ -72,7 +72,7 @@ class Closing:
         self._task = loop.create_task(self._run(), name=f"cqrs-brokers close {address}")
 
     def shorten(self, timeout: float) -> None:
-        """Ends it within that many seconds from now, if that is sooner."""
+        """Ends the close within that many seconds from now, if that is sooner than planned."""
         self._by = min(self._by, self.loop.time() + timeout)
 
     async def wait(self) -> None:
@@ -94,7 +94,7 @@ class Closing:
             if now >= by or await window.drained(min(by - now, LOOK_AGAIN)):
                 break
         unknown = window.settle(
-            ClosedWhilePendingError("the broker was closed before the confirm came"),
+            ClosedWhilePendingError("the broker was closed before the message was confirmed: give close() more time"),
             self._not_sent(),
         )
         if unknown:

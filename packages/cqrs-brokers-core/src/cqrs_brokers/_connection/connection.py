@@ -59,7 +59,7 @@ class Connection:
 
     Args:
         driver: The driver to keep connected.
-        listener: Is told of every change.
+        listener: The connection tells it every change.
         breaches: Records what the driver does against its contract.
         address: The broker's redacted URL, for errors and the log.
         settings: `connect_timeout` bounds each attempt, with a slack of 0.5 s. `retry_count` and `retry_delay` say how
@@ -100,10 +100,15 @@ class Connection:
 
     @property
     def described(self) -> str:
-        """The state in one word, as observers are told it."""
-        known = {"reconnecting": self.last_error, "blocked": self.blocked_by, "throttled": self.throttled_by}
-        now = [word for word, reason in known.items() if reason is not None] if self.state is State.READY else []
-        return now[0] if now else self.state.value
+        """The state in one word, for `Broker.state`."""
+        if self.state is State.READY:
+            if self.last_error is not None:
+                return "reconnecting"
+            if self.blocked_by is not None:
+                return "blocked"
+            if self.throttled_by is not None:
+                return "throttled"
+        return self.state.value
 
     # -- what the driver says (Link) ----------------------------------------------------------------------------------
 
@@ -242,7 +247,8 @@ class Connection:
         failures = 0
         """Failed attempts in a row."""
         unproven = 0
-        """Attempts since the last good connection: it lasted, or the broker confirmed a message on it."""
+        """Attempts since the last good connection. A connection is good when it has lasted for `PROVEN_AFTER`, or when
+        the broker has confirmed a message on it."""
         while True:
             self.state = State.CONNECTING
             self._listener.changed("connecting", "")

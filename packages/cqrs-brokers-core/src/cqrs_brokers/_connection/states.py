@@ -20,7 +20,7 @@ class State(enum.Enum):
 
 
 class ConnectionListener(NamedTuple):
-    """Is told of changes of the connection, and says whether it is needed.
+    """Functions that the connection calls: to report its changes, and to ask whether it is needed.
 
     Attributes:
         opened: Called with True when the driver takes messages from now on, and with False when it takes none.

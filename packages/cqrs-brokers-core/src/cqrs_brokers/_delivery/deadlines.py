@@ -26,6 +26,9 @@ __all__ = ["Deadlines"]
 
 WhyLate = Callable[..., DeliveryError | None]
 
+FEW, PARTS = 1_000, 20
+"""In one turn of the event loop the deadline ends at most this many waiting messages, or this part of them if that is
+more. So the loop does other work between them."""
 CLOCK_RESOLUTION = 0.001
 """The event loop may fire a timer this much too early, in seconds."""
 
@@ -68,6 +71,9 @@ class Deadlines:
         self.armed = False
         """Whether there is a timer. If so, `watch()` need not be called: reading this attribute is cheaper than a call
         per message."""
+        self.ending = False
+        """Whether messages wait whose deadline has passed. They are ended in the next turns of the event loop, and must
+        not be submitted."""
         self._opened = 0.0
         """When the driver began to take messages, in the event loop's time."""
 
@@ -78,6 +84,7 @@ class Deadlines:
         self.armed = False
         self._in_order = True
         self._stalled = 0.0
+        self.ending = False
 
     def opened(self) -> None:
         """The driver takes messages from now on."""
@@ -114,19 +121,26 @@ class Deadlines:
         room = not self._waiting and self._in_flight.count < most
         looked, stalled = self._stalled > 0, self._stalled or stalled_for(self._due, now)
         self._stalled = 0.0
-        for delivery in self._late(now):
+        late = self._late(now)
+        for delivery in late:
             if delivery.done:  # an observer may have ended it meanwhile
                 continue
             if stalled and not looked and delivery.state == HANDED:
                 self._stalled = stalled  # its confirm may have come in
             else:
                 delivery.end(self._error(delivery, room, stalled))
-        when = now + LOOK if self._stalled else self._next(now)
+        if self._stalled:
+            when: float | None = now + LOOK
+        elif self.ending:
+            self._stalled, when = stalled, now
+        else:
+            when = self._next(now)
         if when is not None:
             self.watch(when)
 
     def _late(self, now: float) -> list[Sending]:
-        """The messages whose deadline has passed. Those that waited are taken out of the queue."""
+        """The messages whose deadline has passed, as many as may be ended in one turn. Those that waited are taken out
+        of the queue."""
         late: list[Sending] = []
         for delivery in self._in_flight.pending:
             if delivery.deadline <= now:
@@ -134,16 +148,27 @@ class Deadlines:
             elif self._in_order:
                 break
         waiting = self._waiting
+        most = len(late) + max(FEW, len(waiting) // PARTS)
+        was_ending, self.ending = self.ending, False
         if self._in_order:
             while waiting and (waiting[0].done or waiting[0].deadline <= now):
+                if len(late) == most:
+                    self.ending = True
+                    break
                 late.append(waiting.popleft())
         else:
             everything = tuple(waiting)
             waiting.clear()
             for delivery in everything:
-                (late if delivery.done or delivery.deadline <= now else waiting).append(delivery)
-            if waiting:
-                self._in_flight.on_room()  # perhaps only the first one had no room
+                if not delivery.done and delivery.deadline > now:
+                    waiting.append(delivery)
+                elif len(late) < most:
+                    late.append(delivery)
+                else:
+                    self.ending = True
+                    waiting.append(delivery)
+        if waiting and (was_ending or not self._in_order):
+            self._in_flight.on_room()  # perhaps only the first one had no room
         return late
 
     def _next(self, now: float) -> float | None:
@@ -165,7 +190,7 @@ class Deadlines:
             if isinstance(known, DeliveryUnknownError):
                 return known
             return DeliveryTimeoutError(
-                because_of_a_stall("the broker did not confirm it before the deadline", stalled)
+                because_of_a_stall("the broker did not confirm the message before the deadline", stalled)
             )
         reason = self._why_not_taken() or self._known(delivery, handed=False)
         if isinstance(reason, NotDeliveredError):
@@ -181,13 +206,13 @@ class Deadlines:
             )
         elif room:
             text = (
-                "the broker did not take it until the deadline: it takes nothing for this topic, or part of it, at the "
-                "moment; send again later, or raise delivery_timeout"
+                "the broker did not take the message before the deadline: it takes nothing for this topic, or for a "
+                "part of the topic, at the moment; send again later, or raise delivery_timeout"
             )
         else:
             text = (
-                "no room until the deadline: messages come faster than the broker confirms them; send fewer at a time, "
-                "or raise delivery_timeout or max_in_flight"
+                "there was no room in flight before the deadline: messages come faster than the broker confirms them; "
+                "send fewer at a time, or raise delivery_timeout or max_in_flight"
             )
         return BackpressureError(because_of_a_stall(text, stalled))
 

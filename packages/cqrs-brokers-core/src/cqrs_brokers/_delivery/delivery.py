@@ -6,8 +6,8 @@ change of state is in this module.
        │                    └──┴──────── returned ──────┘                                  │ └──settle──▶ SETTLED
        └────────────────── end / abandon ──────────────────────────────────────────────────┘
 
-Two things end apart from each other: the *outcome* (`done`: the caller has a receipt or an error) and the *place* in
-flight (`in_flight`).
+A message has an *outcome* (`done`: the caller has a receipt or an error) and a *place* in flight (`in_flight`). The
+driver may hold the place longer than the caller waits for the outcome.
 
 | call | who calls | outcome | place |
 |---|---|---|---|
@@ -263,7 +263,8 @@ class Sending:
     def settle(self) -> None:
         """Broker takes the place back from a driver that will not be asked any more.
 
-        Only the deliveries of a closed event loop have no outcome yet. Only observers still wait for these outcomes.
+        A delivery without an outcome belongs to a closed event loop. Its caller does not wait any more, so only
+        observers get an outcome.
         """
         if self in self._in_flight.ended:
             self._release()

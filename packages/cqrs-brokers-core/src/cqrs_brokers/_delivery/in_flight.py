@@ -29,7 +29,7 @@ class InFlight:
         max_count: The most messages the driver holds at any time.
         max_bytes: The most bytes that the driver holds. One larger message may go alone.
         breaches: What the driver did against its contract.
-        observe: Is told every outcome, also those of cancelled callers. None: nobody.
+        observe: Called with every outcome, also for cancelled callers. None: no observer wants outcomes.
     """
 
     def __init__(

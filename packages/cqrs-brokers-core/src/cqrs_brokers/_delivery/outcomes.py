@@ -20,8 +20,8 @@ __all__ = ["AwaitedDelivery", "BulkDelivery", "BulkOutcomes", "TimedDelivery"]
 class AwaitedDelivery(Sending):
     """The delivery of a `send_message`, which awaits it. It is also the future that asyncio's task waits for.
 
-    `asyncio.isfuture` takes it for a future. It supports only what `await` in one task needs, once, and so costs less
-    than an `asyncio.Future`.
+    `asyncio.isfuture` takes it for a future. One task may await it once. It supports only that, and so costs less than
+    an `asyncio.Future`.
 
     Attributes:
         callback: Lets the task go on.

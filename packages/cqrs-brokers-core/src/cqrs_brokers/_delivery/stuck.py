@@ -7,7 +7,7 @@ is known which destinations take nothing. The window has three parts:
 |---|---|
 | two fifths | every message, while all destinations take messages |
 | a tenth | trials: single messages for destinations that take nothing |
-| half | no message while all destinations take messages; later the destinations that go on |
+| half | the destinations that go on, when others take nothing; until then no message |
 
 When some destinations take nothing, the others get two fifths of the free places, not all of them. So there is still
 room when another destination stops later. Destinations that stop one after the other may hold more than half together:
@@ -21,8 +21,8 @@ A few messages for such a destination still go to the driver, one per key: the d
 because a destination may only seem stuck: its messages wait behind those of another one. Trials show when such a
 destination takes messages again. Without trials the destination would seem stuck until the deadlines of its earlier
 messages. The trials have several keys, because a driver may have to keep back the next message of a key whose earlier
-message is stuck. A message without a key waits for no other one. So at each look one of them may be tried again,
-because the last trial may be stuck, too.
+message is stuck. A message without a key waits for no other message. So after each look the driver may get one more
+trial without a key, because the earlier one may be stuck, too.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class StuckDestinations:
         """The pairs of stuck destination and key for which the driver holds a message. A further message of such a pair
         is no trial, because it would wait for the earlier one."""
         self._looks_for_more = 0
-        """At how many of the next looks a destination that is newly found stuck gets one more trial, too. Its messages
-        went the way that the driver has left."""
+        """The number of further looks after `try_again`. A destination that one of these looks finds stuck gets one
+        more trial, too. Its messages may have been sent the old way, before the driver changed the way."""
         self._set_limits()
 
     def look(self) -> None:
@@ -171,7 +171,7 @@ class StuckDestinations:
             return None
         return (
             f"{name!r} took nothing until the deadline, and most places in flight are kept for other destinations: "
-            "check it; send again later, or raise delivery_timeout"
+            "check this destination; send again later, or raise delivery_timeout"
         )
 
 
@@ -182,8 +182,8 @@ def _that_count(trials: dict[object, Sending]) -> dict[object, Sending]:
 
 
 def _most_with_trials(held: int, window: int) -> int:
-    """How much stuck destinations may hold, with their trials: half of the window. If they hold more already: that,
-    plus a tenth of the rest."""
+    """How much stuck destinations may hold, with their trials: half of the window. If they already hold more than half,
+    they may hold a tenth of the rest in addition."""
     half = window // 2
     return half if held <= half else held + (window - held) // 10
 

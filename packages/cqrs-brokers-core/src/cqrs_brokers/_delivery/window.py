@@ -28,15 +28,15 @@ LOOK_EVERY = 1.0
 """How often, in seconds, the window looks for stuck destinations while messages wait for room or a destination is
 stuck."""
 FIRST_LOOK = 0.1
-"""How long after messages begin to wait the window looks for the first time, in seconds. A destination that takes none
-of its messages between this look and the next one is stuck."""
+"""When messages begin to wait, the window looks for the first time after this many seconds. A destination that takes
+none of its messages between this look and the next one is stuck."""
 
 
 class Window:
     """Deliveries from the call to the outcome.
 
     Args:
-        in_flight: The places.
+        in_flight: The places that messages take while the driver holds them.
         submit: The driver's `submit`.
         copies: Whether messages that have to wait are copied, so that later changes by the caller have no effect. They
             are not copied if they are copies already, or if the driver gets the caller's own object.
@@ -67,8 +67,8 @@ class Window:
         """The callers that are to be woken in this event loop."""
         self._stuck = StuckDestinations(in_flight, destination)
         self._aside: tuple[int, Sending] | None = None
-        """The messages at the front that must wait until a stuck destination takes something: their number, and the
-        last of them. None: they have to be found anew."""
+        """The messages at the front must wait until a stuck destination takes something. This is their number, and the
+        last of them. None: `refill` has to find them again."""
         self._looking: asyncio.TimerHandle | None = None
         self._deadlines = Deadlines(in_flight, self._waiting, why_not_taken, why_late, self._stuck.reason, timeout)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -132,8 +132,8 @@ class Window:
         self._deadlines.expect(deadline)
 
     def queue(self, deliveries: Sequence[Sending]) -> None:
-        """Adds many messages to those that wait. Call `refill()` then, which submits those that have room, and `keep()`
-        for the others."""
+        """Adds many messages to those that wait. Then call `refill()` to submit those that have room, and `keep()` for
+        the others."""
         if deliveries:
             self._deadlines.watch(deliveries[0].deadline)
             self._wait(deliveries)
@@ -160,9 +160,9 @@ class Window:
         self._refill_soon()
 
     def refill(self) -> None:
-        """Submits what has room, in the order of calls, as one batch."""
+        """Submits the messages that have room, in the order of calls, as one batch."""
         self._refill_due = False
-        if not self.accepting:
+        if not self.accepting or self._deadlines.ending:
             return
         waiting, places, stuck = self._waiting, self._in_flight, self._stuck
         batch: list[Sending] = []
@@ -204,8 +204,8 @@ class Window:
                 self._not_submitted(batch, error)
 
     def _take_aside(self) -> int:
-        """Moves the messages that must wait (an earlier `refill` found them) behind all others. `refill` moves them
-        back.
+        """An earlier `refill` has found messages that must wait. This method moves them behind all others, and `refill`
+        moves them back.
 
         Returns:
             The number of these messages.

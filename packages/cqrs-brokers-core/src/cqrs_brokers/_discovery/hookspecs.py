@@ -35,7 +35,8 @@ class BrokerHooks:
     @staticmethod
     @hookspec(firstresult=True)
     def open_message_broker(url: BrokerURL, options: BrokerOptions) -> MessageBroker:
-        """Makes the driver (or any other `MessageBroker`, but not a `Broker`). It is synchronous and does no I/O.
+        """Makes the driver, or any other `MessageBroker`, but not a `Broker`. It is synchronous, and does no I/O except
+        to read certificate files.
 
         Args:
             url: The parsed config string. It has the password, even one that was given as a keyword, in a file or in a
@@ -50,8 +51,8 @@ class BrokerHooks:
     @staticmethod
     @hookspec(firstresult=True)
     def inspect_broker(url: BrokerURL, options: BrokerOptions) -> Inspection:
-        """What the plugin can find out about a config string, for `cqrs-brokers check`. It is synchronous and does no
-        I/O.
+        """Makes the inspection of a config string, for `cqrs-brokers check`. It is synchronous, and does no I/O except
+        to read certificate files.
 
         Optional.
 

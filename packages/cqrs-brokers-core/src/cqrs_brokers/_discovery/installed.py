@@ -204,8 +204,8 @@ def _why_unusable(entry_point: EntryPoint) -> str | None:
 def _header(distribution: Distribution) -> tuple[str, str, tuple[str, ...], str | None]:
     """A distribution's name, version and requirements on core, and what is wrong with its metadata.
 
-    The standard library reads the text: `Distribution.metadata` costs twice as much, because its class loads the whole
-    machinery of mail headers.
+    The standard library's `HeaderParser` reads the text. `Distribution.metadata` takes twice the time, because it loads
+    all the modules for mail headers.
     """
     from email.parser import HeaderParser
 

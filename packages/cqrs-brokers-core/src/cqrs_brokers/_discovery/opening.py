@@ -39,9 +39,10 @@ def open_broker(
         url: `scheme://[user:password@]host[:port][,…][/path][?option=value&…]`. None: the environment variable
             `CQRS_BROKER_URL`.
         distribution: Only this installed distribution may provide the scheme.
-        observers: Told of outcomes and connection changes.
+        observers: Objects that `Broker` tells about outcomes and connection changes.
         encoder: Encodes payloads that come without `payload_bytes` and without a content type; see `Broker`.
-        **options: The scheme's options; each overrides the same option of the string.
+        **options: The scheme's options by name. An option that is given here takes the place of the same option in the
+            string.
 
     Raises:
         ConfigError: The string or an option is wrong, or there is no string at all. Reports all problems of the grammar

@@ -192,7 +192,7 @@ def register_plugin(schemes: str | Iterable[str], plugin: object, *, name: str |
     Args:
         schemes: One scheme or several.
         plugin: A module or an object with the hooks of `cqrs_brokers.hooks`.
-        name: What errors call it; default: its module or class name.
+        name: The plugin's name in errors. Default: the name of its module or class.
 
     Raises:
         ConfigError: A name is not a scheme, or another registered plugin has the scheme.

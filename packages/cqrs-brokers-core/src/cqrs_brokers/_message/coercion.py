@@ -1,4 +1,5 @@
-"""Turns what an application passes (an event, a message-like object) into a `Message`, and calls its encoder."""
+"""Makes a `Message` of what an application passes: an event or a message-like object. Also calls the broker's
+encoder."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ class Coercion:
 
     Args:
         address: The broker's redacted URL, for errors.
-        encoder: Makes the bodies of messages that come without bytes and without a content type.
+        encoder: Makes the bodies of messages that come without `payload_bytes` and without a content type.
     """
 
     def __init__(self, *, address: str, encoder: Encoder | None) -> None:
@@ -61,7 +62,7 @@ class Coercion:
             refused = InvalidMessageError.raised_by(what, error, content=event, broker=self._address)
         else:
             refused = InvalidMessageError(
-                f"a {type(event).__name__} is no event, it has no to_message(): messages go through send_message()",
+                f"a {type(event).__name__} is no event (it has no to_message()): messages go through send_message()",
                 broker=self._address,
             )
         try:

@@ -24,7 +24,7 @@ def encode(payload: object) -> bytes:
         UnencodableError: The payload, or something in it, has no JSON form. The text names it by its path.
     """
     if payload is None:
-        raise UnencodableError("a payload of None says nothing: use a mapping, or TOMBSTONE to delete the key")
+        raise UnencodableError("the payload is None: give a mapping, or TOMBSTONE to delete the key")
     ready = jsonable(payload, "payload")
     try:
         return _encoder.encode(ready).encode()
@@ -35,7 +35,7 @@ def encode(payload: object) -> bytes:
 
 
 def content_type_of(message: Any) -> str:
-    """The content type that goes on the wire with a message; none ("") for a tombstone that names none."""
+    """The content type that goes on the wire with a message. It is "" for a tombstone without a content type."""
     content_type: str | None = message.content_type
     if content_type:
         return content_type

@@ -9,8 +9,9 @@
 | UUID, Decimal (finite, with its digits), URL, IP address, path | text |
 | date, time, datetime | ISO 8601 (with a time zone also RFC 3339), with `Z` for UTC |
 
-Refused: NaN and infinities, bytes, sets, generators, keys that are no text, secrets, everything else. How a class is
-written is found once. A value of a subclass is written with all that the subclass adds.
+Refused: NaN and infinities, bytes, sets, generators, keys that are no text, secrets, everything else. The writer of a
+class is found once. An instance of a subclass of a model or a dataclass is written with the fields that the subclass
+adds.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ WRITERS: dict[type, Writer] = {}
 
 
 class UnencodableError(TypeError, ValueError):
-    """A payload has no JSON form. The text names the part that has none by its path, never by its content."""
+    """A payload has no JSON form. The text gives the path of the part that is wrong, never its content."""
 
 
 class Refused(Exception):  # noqa: N818 - a signal inside this package, not an error that leaves it

@@ -77,8 +77,8 @@ class Validator:
         self._known_types: dict[str, int] = {}
         self._known_headers: dict[str, int] = {}
         self._texts: Mapping[str, HeaderValue] = {}
-        """The headers that were added to a message last, if all their values were text. Others are not kept, because
-        they are found by `==`, for which 1 and True are the same."""
+        """The headers that were added to a message last, if all their values were text. Headers with other values are
+        not kept: they would be compared with `==`, for which 1 and True are equal."""
         self._texts_size = 0
         self._are_typed = False
 
@@ -189,7 +189,7 @@ class Validator:
         )
 
     def _refuse_count(self, message: Message, count: int) -> NoReturn:
-        self._refuse(message, f"{count} headers, and {MAX_HEADERS} are allowed")
+        self._refuse(message, f"the message has {count} headers, and {MAX_HEADERS} are allowed: send fewer")
 
     def _checked_name(self, known: dict[str, int], text: Any, message: Message, what: str, limit: int) -> str:
         text = plain = self._plain(message, text, what)
