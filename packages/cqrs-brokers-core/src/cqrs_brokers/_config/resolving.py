@@ -69,19 +69,19 @@ class _Spec(NamedTuple):
     """What is known about one option."""
 
     convert: Callable[[str], Any] | None
+    """None: it is an object that no string can hold, and is given only as a keyword."""
     description: str
     default: Any = None
     quantity: Quantity | None = None
     unit: str | None = None
     secret: bool = False
-    keyword_only: bool = False
     in_userinfo: bool = False
     """It is the password of the URL's user, and no field of the model."""
 
     def effective(self, name: str, value: object, origin: Origin) -> EffectiveOption:
         default = "required" if self.default is PydanticUndefined else show(self.default, self.quantity)
         # A keyword-only option is shown by its type, even when it happens to be text: it may be a token.
-        text = f"<{type(value).__name__}>" if self.keyword_only and value is not None else show(value, self.quantity)
+        text = f"<{type(value).__name__}>" if self.convert is None and value is not None else show(value, self.quantity)
         return EffectiveOption(name, text, default, origin, self.unit, self.description)
 
 
@@ -210,7 +210,6 @@ def _specs(options_type: type[BrokerOptions]) -> Mapping[str, _Spec]:
             default=field.default,
             description=field.description or "",
             secret=secret and not keyword_only,
-            keyword_only=keyword_only,
         )
     if "userinfo" in options_type.url_parts:
         specs["password"] = _PASSWORD
@@ -254,7 +253,7 @@ def _layer(
                 f"unknown option after {after_secret!r}; its name is not shown, because it may be a part of the "
                 "secret: write & in values as %26"
             )
-        elif origin == "string" and specs[name].keyword_only:
+        elif origin == "string" and specs[name].convert is None:
             problems.append(f"option {key!r} is an object: give it as a keyword, not in the config string")
         elif origin == "string" and not suffix and specs[name].in_userinfo:
             problems.append("option 'password' is a keyword: write user:password@, or password_file= or password_env=")
@@ -287,14 +286,14 @@ def _read(item: _Given, spec: _Spec) -> Any:
             raise ValueError(f"must be text, not {type(reference).__name__}")
         read = Secret.from_file if item.suffix == "_file" else Secret.from_environment
         return read(os.fspath(reference))
-    if spec.keyword_only:
+    if spec.convert is None:
         return value
     if isinstance(value, Secret) and not spec.secret:
         value = value.reveal()
     elif isinstance(value, str):
         if spec.secret and not value:
             raise ValueError("is empty")
-        value = spec.convert(value) if spec.convert else value
+        value = spec.convert(value)
     elif spec.quantity is not None and spec.quantity.unit == "s" and type(value) is int:
         value = float(value)
     elif spec.in_userinfo and not isinstance(value, (Secret, type(None))):
