@@ -75,8 +75,6 @@ class _Spec(NamedTuple):
     quantity: Quantity | None = None
     unit: str | None = None
     secret: bool = False
-    in_userinfo: bool = False
-    """It is the password of the URL's user, and no field of the model."""
 
     def effective(self, name: str, value: object, origin: Origin) -> EffectiveOption:
         default = "required" if self.default is PydanticUndefined else show(self.default, self.quantity)
@@ -94,7 +92,8 @@ class _Given(NamedTuple):
     """What follows the option's name, if the value is the name of a file or a variable with a secret."""
 
 
-_PASSWORD = _Spec(Secret, "Of the user in the URL.", secret=True, in_userinfo=True)
+_PASSWORD = _Spec(Secret, "Of the user in the URL.", secret=True)
+"""An option that is no field of the model."""
 _ORIGINS: dict[str, Origin] = {"_file": "file", "_env": "environment"}
 
 
@@ -120,7 +119,7 @@ def resolve_options(
     """
     specs = _specs(options_type)
     if url is None:
-        specs = {name: spec for name, spec in specs.items() if not spec.in_userinfo}
+        specs = {name: spec for name, spec in specs.items() if spec is not _PASSWORD}
     prefix = f"{source}: " if source else ""
     problems: list[str] = []
     given: dict[str, _Given] = {}
@@ -162,7 +161,7 @@ def resolve_options(
     for name, spec in specs.items():
         found = given.get(name)
         origin = "default" if found is None else _ORIGINS.get(found.suffix, found.origin)
-        if not spec.in_userinfo:
+        if spec is not _PASSWORD:
             effective[name] = spec.effective(name, getattr(options, name), origin)
         elif password is not None:
             effective[name] = spec.effective(name, password, origin)
@@ -255,7 +254,7 @@ def _layer(
             )
         elif origin == "string" and specs[name].convert is None:
             problems.append(f"option {key!r} is an object: give it as a keyword, not in the config string")
-        elif origin == "string" and not suffix and specs[name].in_userinfo:
+        elif origin == "string" and not suffix and specs[name] is _PASSWORD:
             problems.append("option 'password' is a keyword: write user:password@, or password_file= or password_env=")
         elif name in given:
             problems.append(f"option {name!r} is given twice: use one of {name}, {name}_file, {name}_env")
@@ -296,7 +295,7 @@ def _read(item: _Given, spec: _Spec) -> Any:
         value = spec.convert(value)
     elif spec.quantity is not None and spec.quantity.unit == "s" and type(value) is int:
         value = float(value)
-    elif spec.in_userinfo and not isinstance(value, (Secret, type(None))):
+    elif spec is _PASSWORD and not isinstance(value, (Secret, type(None))):
         raise ValueError("must be text")
     return value
 
