@@ -191,7 +191,7 @@ class KafkaDriver(PipelinedDriver):
             self._unwritten = True
         elif self._cluster is not None:
             self._cluster.leaderless[partition] = None
-            self._cluster.request_metadata()
+            self._cluster.metadata.request()
 
     def paused(self, partition: Partition, row: Row | None) -> None:
         """See `_partition.Producer`."""
@@ -232,7 +232,7 @@ class KafkaDriver(PipelinedDriver):
     def request_metadata(self, *, at_once: bool = False) -> None:
         """Asks for metadata, because something is not known or has changed. See `Metadata.request`."""
         if self._cluster is not None:
-            self._cluster.request_metadata(at_once=at_once)
+            self._cluster.metadata.request(at_once=at_once)
 
     # -- connecting ---------------------------------------------------------------------------------------------------
 
@@ -359,7 +359,7 @@ class KafkaDriver(PipelinedDriver):
         if self._cluster is None:
             raise UnreachableError("the driver is connecting to the cluster again")
         try:
-            await self._cluster.ping()
+            await self._cluster.metadata.ask([])
         except Exception as error:
             raise UnreachableError(f"the cluster does not answer ({type(error).__name__})") from error
         self.heard()
