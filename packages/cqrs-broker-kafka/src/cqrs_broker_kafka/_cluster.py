@@ -20,7 +20,7 @@ from cqrs_brokers.exceptions import (
 from cqrs_brokers.tasks import retrieve_exception
 from cqrs_brokers.url import Host
 
-from ._client import Connection, OldBrokerError, TokenError, errors, why_unsupported
+from ._client import Connection, TokenError, errors, why_unsupported
 from ._metadata import Metadata
 from ._node import Node
 from ._partition import Partition, State
@@ -125,8 +125,8 @@ class Cluster:
                     error = attempt.exception()
                     if error is None:
                         return attempts[attempt]
-                    if isinstance(error, OldBrokerError):
-                        raise ProtocolError("the broker is older than Kafka 2.4, which this plugin needs: upgrade it")
+                    if isinstance(error, ProtocolError):  # trying again would not help
+                        raise error
         finally:
             for attempt in waiting:
                 attempt.cancel()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cqrs_brokers.driver import Capabilities, Delivery, Link, Message, PipelinedDriver
@@ -126,7 +127,7 @@ class KafkaDriver(PipelinedDriver):
         for delivery in deliveries:
             topic = topics.get(delivery.topic)
             if topic is None:
-                topic = topics[delivery.topic] = Topic(delivery.topic, self._new_partition)
+                topic = topics[delivery.topic] = Topic(delivery.topic, partial(Partition, self))
             if topic.is_open:
                 partition = topic.partition(delivery.message.key)
                 add_record(delivery, partition.pending)
@@ -168,9 +169,6 @@ class KafkaDriver(PipelinedDriver):
         for partition in lingering:
             self._queue(partition)
         self.flush()
-
-    def _new_partition(self, topic: bytes, number: int) -> Partition:
-        return Partition(self, topic, number)
 
     # -- what a partition asks for ------------------------------------------------------------------------------------
 

@@ -199,9 +199,8 @@ class KafkaInspection(Inspection):
     async def _node(self, connection: Connection) -> AsyncIterator[Finding]:
         """The node's version, and whether the cluster gives a producer id. An idempotent producer cannot send without
         one."""
-        _, newest = connection.versions.get(produce.API_KEY, (0, 0))
-        if newest < produce.API_VERSION:
-            raise ProtocolError("the broker is older than Kafka 2.4, which this plugin needs: upgrade it")
+        connection.check_version()
+        _, newest = connection.versions[produce.API_KEY]
         known = [version for number, version in _VERSIONS.items() if number <= newest]
         text = f"Kafka does not say its version; it knows the requests of {known[-1]}"
         later = next((version for number, version in sorted(_VERSIONS.items()) if number > newest), "")
