@@ -306,11 +306,9 @@ class KafkaDriver(PipelinedDriver):
         """Runs every `TICK` seconds while messages wait or are in flight. Removes records whose callers have their
         outcome. If the cluster has been silent for longer than `SILENCE`, asks the bootstrap servers for the reason."""
         self._timer = None
-        busy = False
         for topic in self.topics.values():
             topic.purge()
-            busy = busy or topic.busy
-        if not busy:
+        if not any(topic.busy for topic in self.topics.values()):
             return
         self._timer = self._loop.call_later(TICK, self._tick)
         if self._cluster is not None and self._loop.time() - self._last_answer > SILENCE and not self._asking:
