@@ -2,12 +2,14 @@
 
 import asyncio
 import contextvars
+import gc
 import time
 from random import Random
 
 import pytest
 
 from cqrs_brokers import BackpressureError, Broker, DeliveryError, Message, NotDeliveredError, Observer, Receipt
+from cqrs_brokers._delivery.outcomes import BulkDelivery
 
 from .drivers import Scripted
 
@@ -35,6 +37,28 @@ async def test_the_event_loop_gets_turns() -> None:
             seen.add(len(driver.seen))
         assert len(seen) >= COUNT // 250
         assert all(isinstance(outcome, Receipt) for outcome in await sending)
+
+
+async def test_nothing_of_a_batch_is_kept_after_the_call() -> None:
+    """What the window notes of it while it looks for stuck destinations would keep all receipts of the call alive."""
+    looked = asyncio.Event()
+
+    class Watched(Scripted):
+        def destination(self, message: Message) -> str:
+            looked.set()
+            return message.topic
+
+    driver = Watched()
+    async with Broker(driver, max_in_flight=500) as broker:
+        sending = asyncio.create_task(broker.send_messages(batch()))
+        await looked.wait()
+        driver.automatic = True
+        driver.confirm_all()
+        await sending
+        del sending
+        await asyncio.sleep(0)  # the event loop keeps the task in this turn
+        gc.collect()
+        assert not [kept for kept in gc.get_objects() if isinstance(kept, BulkDelivery | Receipt)]
 
 
 async def test_a_later_call_goes_behind_the_whole_batch() -> None:

@@ -89,7 +89,7 @@ MUTANTS = [
     Mutant(
         "keeps its leases when it stops",
         "_relay/leases.py",
-        "        await self.release([number for number in list(self.tokens) if number not in in_use])\n"
+        "        await self._release(list(self.tokens), in_use)\n"
         '        await self._store.change((f"DELETE',
         '        await self._store.change((f"DELETE',
         "test_leases.py::test_stopping_gives_the_partitions_back_at_once[asyncpg]",

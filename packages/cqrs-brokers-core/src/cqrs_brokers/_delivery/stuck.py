@@ -90,6 +90,10 @@ class StuckDestinations:
         self._trials = {name: _that_count(self._trials.get(name, {})) for name in self.names}
         self._set_limits()
 
+    def forget_look(self) -> None:
+        """Nothing waits any more: the next look is a first one."""
+        self._before = {}
+
     def try_again(self) -> None:
         """Each destination that takes nothing gets one more trial, because the driver says that it may take messages
         now."""

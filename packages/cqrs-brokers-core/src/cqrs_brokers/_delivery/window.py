@@ -197,6 +197,11 @@ class Window:
         places.room_is_wanted = bool(waiting)
         if waiting:
             self._look_later()
+        elif not are_stuck and self._looking is not None:
+            # All has room. What the last look noted would keep deliveries alive, and the outcomes of their calls.
+            self._looking.cancel()
+            self._looking = None
+            stuck.forget_look()
         if batch:
             try:
                 self._submit(batch)
