@@ -36,6 +36,7 @@ from aiokafka.protocol.transaction import InitProducerIdRequest
 from aiokafka.record.util import calc_crc32c
 
 from cqrs_brokers.dialing import Address, look_up, open_socket, other_addresses
+from cqrs_brokers.exceptions import ProtocolError
 from cqrs_brokers.tasks import drop_task, drop_transport
 from cqrs_brokers.url import Host
 
@@ -50,7 +51,6 @@ __all__ = [
     "CODECS",
     "Connection",
     "DescribeConfigsRequest",
-    "OldBrokerError",
     "TokenError",
     "api",
     "crc32c",
@@ -106,10 +106,6 @@ def why_unsupported(connection: type = AIOKafkaConnection) -> str | None:
         f"aiokafka {version('aiokafka')} is not supported, because its connections have no {', '.join(missing)}: "
         f"install a version that this plugin was tested with ({KNOWN_TO_WORK})"
     )
-
-
-class OldBrokerError(Exception):
-    """The broker does not know our version of the produce request."""
 
 
 class TokenError(Exception):
@@ -279,11 +275,11 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
         """Checks that the broker knows our version of the produce request.
 
         Raises:
-            OldBrokerError: The broker does not know it.
+            ProtocolError: The broker does not know it.
         """
         oldest, newest = self._versions.get(produce.API_KEY, (0, 0))
         if not oldest <= produce.API_VERSION <= newest:
-            raise OldBrokerError
+            raise ProtocolError("the broker is older than Kafka 2.4, which this plugin needs: upgrade it")
 
     @property
     def versions(self) -> dict[int, tuple[int, int]]:

@@ -143,7 +143,8 @@ async def _confirmed(finding: Finding, settings: KafkaSettings) -> Finding:
             if start is not None and start.startswith(b"AMQP"):
                 text = f"{host} is a port of RabbitMQ or of another AMQP broker, not of Kafka"
                 found = ProtocolError(text, remedy="write amqp://, or check the port")
-                return Finding(_caused(found, error.__cause__), host=host)
+                found.__cause__ = error.__cause__
+                return Finding(found, host=host)
             return finding._replace(inferred=not start and not await _says_hello(host))
     except OSError:  # TimeoutError too
         return finding
@@ -195,11 +196,6 @@ async def _closes(reader: asyncio.StreamReader) -> bool:
 async def _dial(host: Host) -> socket.socket:
     assert host.port is not None  # the settings have filled it in
     return await dial(host.host, host.port, timeout=LOOK_FOR)
-
-
-def _caused(error: ConnectError, cause: BaseException | None) -> ConnectError:
-    error.__cause__ = cause
-    return error
 
 
 async def _ask_all(settings: KafkaSettings, until: float) -> Greeting | Finding:
