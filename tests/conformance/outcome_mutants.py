@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import ClassVar
 
 from cqrs_brokers import Receipt
@@ -321,3 +322,27 @@ class TlsIsProtocol(Sound):
             super().check_credentials()
         except TLSError as error:
             raise ConnectError(error.text) from None
+
+
+@mutant("faults.restart-at-half")
+class NotDurableAfterReconnect(Sound):
+    """Sends messages that the broker keeps only in memory once it has had to connect again."""
+
+    connections = 0
+
+    async def connect(self) -> None:
+        await super().connect()
+        self.connections += 1
+
+    def render(self, message: Message) -> Kept:
+        return replace(super().render(message), persistent=self.connections < 2)
+
+
+@mutant("ordering.order-survives-a-refusal")
+class ReversesAfterRefusal(Sound):
+    """Puts what waits into another order when the broker refuses a message."""
+
+    def settle(self, delivery: Delivery, verdict: str) -> None:
+        if verdict == "refused":
+            self._outbox.reverse()
+        super().settle(delivery, verdict)

@@ -116,18 +116,43 @@ def test_only_a_refusal_says_that_the_broker_cannot_have_a_topic(error: type[Exc
     assert ("a fault in the harness, in create_topic()" in reason) is (expected == "failed")
 
 
-def test_a_broker_that_hangs_up_after_a_refusal_cannot_spare_the_neighbours() -> None:
-    """Where the server ended the connection the case does not apply; else the neighbours' failure is the driver's."""
-    proxy = FaultProxy()
+async def ended_by_both(context: Context, *, hangs_up: bool) -> None:
+    """A driver that ends its connection as soon as it reads a refusal, and a broker that does so, too, or does not."""
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        writer.write(b"NO\n")
+        if hangs_up:
+            await writer.drain()
+        else:
+            await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    context.proxy.target = server.sockets[0].getsockname()
+    try:
+        async with context.spared_by_the_broker():
+            reader, writer = await asyncio.open_connection(context.proxy.host, context.proxy.port)
+            writer.write(b"PUB\n")
+            assert await reader.readline() == b"NO\n"
+            writer.close()
+            raise CaseFailed("20 ConnectionLostError")
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize("hangs_up", [True, False])
+def test_a_broker_that_hangs_up_after_a_refusal_cannot_spare_the_neighbours(hangs_up: bool) -> None:
+    """Where the server ends the connection the case does not apply; else the neighbours' failure is the driver's."""
     harness = Harness("memory://x")
-    harness.proxy = proxy
-    context = Context(harness, harness.url, Capabilities())
-    with pytest.raises(CaseFailed), context.spared_by_the_broker():
-        raise CaseFailed("20 ConnectionLostError")
+    with FaultProxy() as proxy:
+        harness.proxy = proxy
+        context = Context(harness, harness.url, Capabilities())
+        with pytest.raises(NotApplicable if hangs_up else CaseFailed, match="20 ConnectionLostError"):
+            asyncio.run(ended_by_both(context, hangs_up=hangs_up))
 
-    def hung_up() -> None:
-        proxy.hung_up += 1
-        raise CaseFailed("20 ConnectionLostError")
 
-    with pytest.raises(NotApplicable, match="hangs up"), context.spared_by_the_broker():
-        hung_up()
+def test_an_id_that_is_cut_short_is_not_found_but_guessed() -> None:
+    """The text names the cases that may have been meant."""
+    with pytest.raises(LookupError, match=r"delivery\.refused-is-not-delivered"):
+        run(MemoryHarness(), only=["delivery.refused"], progress=quiet)

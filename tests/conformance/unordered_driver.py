@@ -159,7 +159,7 @@ class UnorderedSound(PipelinedDriver):
         }
 
     async def read(self, reader: asyncio.StreamReader) -> None:
-        while line := await reader.readline():
+        while self.is_whole(line := await reader.readline()):
             self.pipeline.heard()
             word, _, rest = line.rstrip(b"\n").partition(b" ")
             if word == b"PONG":
@@ -173,6 +173,9 @@ class UnorderedSound(PipelinedDriver):
             else:
                 token, _, offset = rest.partition(b" ")
                 self.answered(word, int(token), offset)
+
+    def is_whole(self, line: bytes) -> bool:
+        return line.endswith(b"\n")  # before the end of a connection may come the beginning of an answer
 
     def answered(self, word: bytes, token: int, offset: bytes) -> None:
         if word not in (b"OK", b"DUP", b"SEEN", b"BUSY", b"FULL"):

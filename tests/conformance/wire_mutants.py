@@ -148,7 +148,7 @@ class WireSound(PipelinedDriver):
     async def _read(self, reader: asyncio.StreamReader) -> None:
         text = "the server closed the connection"
         try:
-            while line := await reader.readline():
+            while (line := await reader.readline()).endswith(b"\n"):
                 if not self.understood(line):
                     text = "the server speaks nonsense"
                     break

@@ -68,10 +68,16 @@ def test_answers_are_forged_and_nothing_else() -> None:
     )
     assert {says: forgery.meaning for says, forgery in forged.items()} == {
         "nothing": "lost",
+        "an answer without its last 1 bytes": "cut",
+        "an answer without its last 2 bytes": "cut",
+        "an answer without its last 3 bytes": "cut",
+        "an answer without its last 4 bytes": "cut",
+        "half an answer": "cut",
         "no": "refused",
         "hum": "unknown",
     }
-    passed = {says: b"".join(forged_by(forgery, b"PONG\nO", b"K 1\n")[0]) for says, forgery in forged.items()}
+    all_alike = {says: forgery for says, forgery in forged.items() if forgery.meaning != "cut"}
+    passed = {says: b"".join(forged_by(forgery, b"PONG\nO", b"K 1\n")[0]) for says, forgery in all_alike.items()}
     assert passed == {"nothing": b"PONG\n", "no": b"PONG\nNO 1\n", "hum": b"PONG\nHUM\n"}
 
 
@@ -83,3 +89,18 @@ def test_one_answer_is_kept_back_until_it_is_let_through() -> None:
     assert callable(let_through)
     let_through()
     assert passed == [b"PONG\nOK 2\n", b"OK 1\n"]
+
+
+def test_of_one_answer_only_the_beginning_comes() -> None:
+    """The answers before it are lost, and nothing comes after it."""
+    forged = forgeries(line_length(), lambda line: line.startswith(b"OK"), refused={}, unknown={})
+    answers = b"".join(b"OK %d\n" % n for n in range(1, 14))
+    passed, _ = forged_by(forged["an answer without its last 2 bytes"], b"PONG\n" + answers, b"PONG\n")
+    assert b"".join(passed) == b"PONG\nOK 1"
+
+
+def test_one_answer_among_many_is_a_refusal() -> None:
+    """Ten are lost, the next one says no, and the others come."""
+    forged = forgeries(line_length(), bool, refused={"no": b"NO\n"}, unknown={}, any_order=True)
+    passed, _ = forged_by(forged["no, once"], b"".join(b"OK %d\n" % n for n in range(1, 14)))
+    assert b"".join(passed) == b"NO\nOK 12\nOK 13\n"

@@ -11,3 +11,9 @@ def test_a_record_is_made_of_text_headers() -> None:
     assert (record.topic, record.message_id, record.key, record.body, record.offset) == ("t", "1", "k", b"b", 3)
     assert record.headers == {"a": "1 %"}
     assert record.flags == {}
+
+
+def test_a_record_of_headers_has_the_flags_that_it_is_given() -> None:
+    """What the broker says beside the headers is kept apart from them."""
+    record = Record.of_headers("t", {"message-id": "1"}, b"", flags={"expires": "0"})
+    assert (record.flags, record.headers) == ({"expires": "0"}, {})

@@ -10,10 +10,9 @@ from cqrs_brokers_testkit.server_harness import ServerHarness
 
 
 class NatsHarness(ServerHarness):
-    url, notices_within, duplicate_window = "nats://localhost", 12.0, 120.0
-    program, search, login = "nats-server", ("~/go/bin",), ("app", "app-password")
-    install = "go install github.com/nats-io/nats-server/v2@v2.15.3"
-    has_tls, tls_scheme, other_servers = True, "natss", "declare=stream&stream=all&subjects=*"
+    url, tls_scheme, other_servers = "nats://localhost", "natss", "declare=stream&stream=all&subjects=*"
+    program, search, install = "nats-server", ("~/go/bin",), "go install github.com/nats-io/nats-server/v2@v2.15.3"
+    has_tls, notices_within, duplicate_window, login = True, 12.0, 120.0, ("app", "app:p%41@wörd")
     small_topic, small_server = {"max_msg_size": 20_000}, {"max_payload": 50_000}
     not_applicable = {
         "delivery.nack-is-not-success": "JetStream stores a message or refuses it, never one of two copies",
@@ -22,15 +21,18 @@ class NatsHarness(ServerHarness):
     }
 
     def configure(self, server):
-        users = [{"user": "app", "password": "app-password", "permissions": {"publish": {"deny": "forbidden.>"}}}]
+        users = [{"user": "app", "password": "app:p%41@wörd", "permissions": {"publish": {"deny": "forbidden.>"}}}]
         settings = {"port": server.port, "authorization": {"users": users}, **server.settings}
         if (known := server.certificates) is not None:
             settings["tls"] = {"cert_file": str(known.server), "key_file": str(known.server_key)}
-        (server.folder / "nats.conf").write_text(json.dumps(settings))
+        # Its form is not quite JSON: it knows no \u.
+        (server.folder / "nats.conf").write_text(json.dumps(settings, ensure_ascii=False), encoding="utf-8")
         return ["-a", "127.0.0.1", "-js", "-sd", str(server.folder), "-c", "nats.conf"]
 
     def prepare(self):
-        self.client = self.run_async(nats.connect(self.direct_url, max_reconnect_attempts=-1, reconnect_time_wait=0.05))
+        options = {"max_reconnect_attempts": -1, "reconnect_time_wait": 0.05}
+        # nats-py takes a password as it is written in the address, with its `%XX`.
+        self.client = self.run_async(nats.connect(header_text(self.direct_url), **options))
         self.streams = self.client.jetstream()
         self.at_end(lambda: self.run_async(self.client.close()))
 

@@ -7,7 +7,7 @@ from cqrs_brokers_testkit.frames import forgeries, line_length
 from cqrs_brokers_testkit.server_harness import ServerHarness
 from redis import Redis
 
-USERS = """user app on >app-password ~* +@all
+USERS = """user app on >app:p%41@wörd ~* +@all
 user reader on >reader-password ~* +@all -xadd
 user nobody on >nobody-password ~* -@all
 """
@@ -17,7 +17,7 @@ WHOLE_STREAMS = "Redis refuses users and whole streams, never a single message"
 class RedisHarness(ServerHarness):
     url = "redis-streams://localhost"
     program, install = "redis-server", "sudo apt-get install -y redis-server"
-    has_tls, tls_scheme, login = True, "redis-streams+tls", ("app", "app-password")
+    has_tls, tls_scheme, login = True, "redis-streams+tls", ("app", "app:p%41@wörd")
     notices_within = 12.0  # after 5 s of silence a ping, and 5 s for its answer
     not_applicable = {
         "delivery.nack-is-not-success": "a stream has no nacks",

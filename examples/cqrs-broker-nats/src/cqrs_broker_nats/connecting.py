@@ -10,7 +10,7 @@ from urllib.parse import ParseResult
 
 from cqrs_brokers.dialing import dial
 from cqrs_brokers.exceptions import ProtocolError, TLSError, TopologyError, UnreachableError
-from cqrs_brokers.tasks import drop_task, drop_transport
+from cqrs_brokers.tasks import Tasks, drop_task, drop_transport, retrieve_exception
 from cqrs_brokers.url import BrokerURL, Host
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -81,6 +81,7 @@ class Session:
     ) -> None:
         self._answered, self._refused, self._ended = answered, refused, ended
         self._client: Any = Client()
+        self._pings = Tasks()
         self.inbox, self.max_payload = "", 0
 
     async def open(self, host: Host, url: BrokerURL, options: NatsOptions, tls: SSLContext | None) -> "Session":
@@ -106,6 +107,7 @@ class Session:
                 error_cb=self._on_error,
                 closed_cb=self._on_closed,
             )
+            self._client._reading_task.add_done_callback(self._on_deaf)
             self.inbox, self.max_payload = self._client.new_inbox(), self._client.max_payload
             unlimited = {"pending_msgs_limit": 0, "pending_bytes_limit": 0}
             await self._client.subscribe(f"{self.inbox}.*", cb=self._on_answer, **unlimited)
@@ -139,8 +141,13 @@ class Session:
         await self._client._transport.drain()
 
     async def ping(self) -> None:
-        """Asks the server for a PONG."""
-        await self._client.flush(timeout=3600)  # bounded by whoever calls
+        """Asks the server for a PONG.
+
+        Whoever waits may give up; nats-py must not. It would fail at the PONG that comes later, and read no more.
+        """
+        asking = self._pings.spawn(self._client.flush(timeout=3600))
+        asking.add_done_callback(retrieve_exception)
+        await asyncio.shield(asking)
 
     def drop(self) -> None:
         """Ends the connection at once, also when the event loop is closed."""
@@ -160,7 +167,7 @@ class Session:
         client = self._client
         tasks = [client._reading_task, client._ping_interval_task, client._flusher_task]
         tasks += [subscription._wait_for_msgs_task for subscription in client._subs.values()]
-        return [task for task in tasks if task is not None]
+        return [*self._pings, *(task for task in tasks if task is not None)]
 
     # -- what nats-py says --------------------------------------------------------------------------------------------
 
@@ -176,3 +183,7 @@ class Session:
 
     async def _on_closed(self) -> None:
         self._ended(self, self._client.last_error or ConnectionResetError("the server closed the connection"))
+
+    def _on_deaf(self, _: object) -> None:
+        # nats-py tells nobody when its reading ends by an error that it does not expect.
+        self._ended(self, self._client.last_error or ConnectionResetError("nats-py reads no more: see its log"))

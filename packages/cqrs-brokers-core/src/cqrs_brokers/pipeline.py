@@ -128,11 +128,15 @@ class Pipeline(Generic[T]):
             write: Writes a batch of tokens and items, in order. It must write the whole batch before it first awaits.
                 It must return only when the client's own buffer has room again (`drain()`), because what it is given
                 counts as handed over. While it waits for room it may be called again, with what `ask` writes.
-            read: Reads answers until the connection ends, where the client has no task of its own for that.
+            read: Reads answers until the connection ends, where the client has no task of its own for that. Then it
+                returns or raises, which is the same. A beginning of an answer is none. An answer that ends the
+                connection, such as STOMP's ERROR, is answered first.
             ping: Asks the broker for a sign of life, and returns when it came.
             window: How many messages without an answer the broker takes (MQTT's Receive Maximum, credit); further ones
                 wait. A message that was let go keeps its place until it is answered. None: any number.
-            ping_after: Seconds for this connection, if the broker sets them. None: those of the pipeline.
+            ping_after: Seconds for this connection, if the broker sets them. None: those of the pipeline. What counts
+                is the broker's silence. A broker that beats by itself is never silent, and so is never asked: if it
+                wants to hear from the client, too, do not ask for its beats, or send yours from a task of your own.
         """
         self._write_to, self._window, self._in_window = write, window, 0
         self._ping_after = self._usual_ping_after if ping_after is None else ping_after
@@ -189,6 +193,9 @@ class Pipeline(Generic[T]):
         The question needs no place in the window, and does not wait for a `write` that waits for room in the client's
         buffer. But it goes out behind all that is in this buffer. So bound the wait yourself, as `Broker.health()`
         does.
+
+        Its answer must be known from one to a message, for `answered_question`. Where both look alike, such as STOMP's
+        RECEIPT, mark the question's number on the wire.
 
         Raises:
             UnreachableError: There is no connection, or it broke meanwhile.
@@ -463,14 +470,16 @@ _IN_A_NAME = _IN_A_VALUE.replace(":", "")
 
 
 def header_name(text: str) -> str:
-    """Encodes a header's name for brokers whose headers are lines. Colons, blanks, `%` and characters outside ASCII
-    become `%XX`."""
+    """Encodes a header's name for brokers whose headers are lines. Colons, and what `header_value` encodes, become
+    `%XX`."""
     return quote(text, safe=_IN_A_NAME)
 
 
 def header_value(text: str) -> str:
-    """Encodes a header's value for brokers whose headers are lines. Blanks, `%`, line breaks and characters outside
-    ASCII become `%XX`.
+    """Encodes a header's value for brokers whose headers are lines. Blanks, `%`, control characters (line breaks and
+    NUL, too) and characters outside ASCII become `%XX`.
+
+    A protocol with escapes of its own may have none for NUL, which ends a frame or a text for many readers.
 
     One byte may become three: the longest key or header value of a message, 32 767 bytes, has up to 98 301. Where your
     broker takes less, refuse the message (`MessageTooLargeError`), or split the value; never cut it.

@@ -16,9 +16,13 @@ from collections.abc import Callable, Mapping
 from typing import Literal
 
 from cqrs_brokers_testkit.conformance import Forgery
+from cqrs_brokers_testkit.conformance._harness import LOST_BEFORE_A_REFUSAL
 from cqrs_brokers_testkit.proxy import ProxyConnection
 
 __all__ = ["each_frame", "each_line", "forgeries", "line_length", "with_block"]
+
+_CUT_AT = 12
+"""Which answer is cut: one whose number has more than one digit."""
 
 Length = Callable[[bytes], int | None]
 Change = Callable[[bytes], bytes]
@@ -91,7 +95,8 @@ def forgeries(
     unknown: Mapping[str, Change | bytes],
     any_order: bool = False,
 ) -> Mapping[str, Forgery]:
-    """What `Harness.forged_answers` returns. Answers that are lost, and one that is kept back, come with it.
+    """What `Harness.forged_answers` returns. Answers that are lost or cut, one that is kept back, and one refusal among
+    many come with it.
 
     Args:
         length: As for `each_frame`.
@@ -126,9 +131,49 @@ def forgeries(
         connection.rewrite(each_frame(length, change))
         return lambda: connection.insert(b"".join(kept))
 
+    def cut(size_of: Callable[[int], int]) -> Forgery:
+        """Of one answer only the beginning comes, and of the others nothing."""
+
+        def apply(connection: ProxyConnection) -> None:
+            answers = 0
+
+            def change(frame: bytes) -> bytes:
+                nonlocal answers
+                if not is_answer(frame):
+                    return frame if answers < _CUT_AT else b""
+                answers += 1
+                return frame[: max(0, size_of(len(frame)))] if answers == _CUT_AT else b""
+
+            connection.rewrite(each_frame(length, change))
+
+        return Forgery("cut", apply)
+
+    def refuse_one(forged: Change | bytes) -> Forgery:
+        """Many answers are lost, one says no, and the others come."""
+
+        def apply(connection: ProxyConnection) -> Callable[[], int]:
+            answers = 0
+
+            def change(frame: bytes) -> bytes:
+                nonlocal answers
+                if not is_answer(frame):
+                    return frame
+                answers += 1
+                if answers != LOST_BEFORE_A_REFUSAL + 1:
+                    return b"" if answers <= LOST_BEFORE_A_REFUSAL else frame
+                return forged if isinstance(forged, bytes) else forged(frame)
+
+            connection.rewrite(each_frame(length, change))
+            return lambda: max(0, answers - LOST_BEFORE_A_REFUSAL - 1)
+
+        return Forgery("one refused", apply)
+
     made = {"nothing": forgery("lost", b"")}
+    made |= {f"an answer without its last {n} bytes": cut(lambda size, n=n: size - n) for n in (1, 2, 3, 4)}  # type: ignore[misc]
+    made["half an answer"] = cut(lambda size: size // 2)
     made |= {says: forgery("refused", forged) for says, forged in refused.items()}
     made |= {says: forgery("unknown", forged) for says, forged in unknown.items()}
     if any_order:
         made["nothing, at first"] = Forgery("late", keep_the_first_back)
+        made |= {f"{says}, once": refuse_one(forged) for says, forged in refused.items()}
     return made

@@ -84,6 +84,7 @@ class Record:
         decode: Callable[[str], str] = str,
         without: Collection[str] = (),
         offset: int | None = None,
+        flags: Mapping[str, Any] | None = None,
     ) -> "Record":
         """Return the record of a message whose metadata are text headers, with the names of the wire format.
 
@@ -96,6 +97,7 @@ class Record:
             decode: A function that decodes the value of a header, and the name of a user's header.
             without: Headers that are neither fields nor the user's, such as one for the broker's deduplication.
             offset: The message's offset, if the broker has offsets.
+            flags: What the broker says of the message besides all this, such as its expiry; see `Record.flags`.
         """
         texts = {name: decode(value) for name, value in headers.items() if name not in without}
         fields = {name: texts.pop(name, None) for name in (*_NOT_USER_HEADERS, "timestamp")}
@@ -110,6 +112,7 @@ class Record:
             content_type=fields["content-type"],
             timestamp=None if time_of_message is None else datetime.fromisoformat(time_of_message),
             offset=offset,
+            flags=dict(flags or {}),
         )
 
     def json(self) -> Any:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
+from urllib.parse import quote
 
 from cqrs_brokers import Message
 from cqrs_brokers_testkit.certificates import Certificates, make_certificates
@@ -82,7 +83,8 @@ class ServerHarness(Harness):
             none, `refuse_next` does not come from it.
         small_server: Settings with which `configure` makes a server that takes messages of at most 50 kB. If there are
             none, `limited_size` does not apply.
-        login: User and password for `url`; None: none.
+        login: User and password for `url`; None: none. Take a password with a colon, `%`, `@` and a letter that is not
+            ASCII, where the broker can have it: then a driver that writes it wrongly cannot connect at all.
     """
 
     program: ClassVar[str]
@@ -121,7 +123,7 @@ class ServerHarness(Harness):
 
         Override it when it is not `scheme://user:password@host:port?ssl_cafile=file`.
         """
-        userinfo = "" if login is None else f"{login[0]}:{login[1]}@"
+        userinfo = "" if login is None else f"{quote(login[0], safe='')}:{quote(login[1], safe='')}@"
         scheme = (tls and self.tls_scheme) or self.url.partition("://")[0]
         return f"{scheme}://{userinfo}{host}:{port}{'' if cafile is None else f'?ssl_cafile={cafile}'}"
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cqrs_brokers import Broker, DeliveryError, DeliveryUnknownError, Message, Receipt
+from cqrs_brokers import Broker, DeliveryError, DeliveryUnknownError, Message, NotDeliveredError, Receipt
 from cqrs_brokers_testkit.canary import chain, shown
 from cqrs_brokers_testkit.conformance._case import (
     Context,
@@ -19,12 +19,15 @@ from cqrs_brokers_testkit.conformance._case import (
     outcome_of,
     tally,
 )
-from cqrs_brokers_testkit.conformance._harness import Forgery
+from cqrs_brokers_testkit.conformance._harness import LOST_BEFORE_A_REFUSAL, Forgery
 from cqrs_brokers_testkit.proxy import ProxyConnection
 
 _DEADLINE = 3.0
 _LATEST = 100.0
 """Seconds: the deadline of a message whose answer comes last."""
+_MANY = 30
+_ON_THEIR_WAY = 0.5
+"""Seconds after which the answers to some messages have come."""
 _MORE_THAN_16_BITS = 66_000
 _BATCH = 5_000
 _CANARIES = {"the body": "canary-body-71", "the key": "canary-key-72", "a header": "canary-header-73"}
@@ -33,21 +36,25 @@ _CANARIES = {"the body": "canary-body-71", "the key": "canary-key-72", "a header
 class _Forged:
     """A broker whose answers to messages are forged, and what it has sent."""
 
-    def __init__(self, ctx: Context, broker: Broker, topic: str, connections: Sequence[ProxyConnection]) -> None:
+    def __init__(
+        self, ctx: Context, broker: Broker, topic: str, connections: Sequence[ProxyConnection], count: int
+    ) -> None:
         self.broker, self.topic, self.connections = broker, topic, connections
         fields: dict[str, Any] = {"key": _CANARIES["the key"]} if ctx.capabilities.ordering_key else {}
         if ctx.capabilities.headers:
             fields["headers"] = {"h": _CANARIES["a header"]}
-        self.messages = [ctx.message(topic, {"b": _CANARIES["the body"]}, **fields) for _ in range(3)]
+        self.messages = [ctx.message(topic, {"b": _CANARIES["the body"]}, **fields) for _ in range(count)]
         self.sends: list[asyncio.Future[Receipt | DeliveryError]] = []
+        self.begun: list[Any] = []
+        """What the forgery returned for each connection."""
 
     @classmethod
-    async def of(cls, ctx: Context, timeout: float = _DEADLINE) -> _Forged:
+    async def of(cls, ctx: Context, timeout: float = _DEADLINE, count: int = 3) -> _Forged:
         """One whose connections are known, and were used."""
         before = set(ctx.proxy.connections)
         broker, topic = ctx.open(delivery_timeout=timeout), await ctx.topic()
         check_receipt(await outcome_of(broker.send_message(ctx.message(topic))))
-        return cls(ctx, broker, topic, [each for each in ctx.proxy.connections if each not in before])
+        return cls(ctx, broker, topic, [each for each in ctx.proxy.connections if each not in before], count)
 
     def send(self) -> None:
         self.sends = [asyncio.ensure_future(outcome_of(self.broker.send_message(each))) for each in self.messages]
@@ -58,22 +65,32 @@ class _Forged:
         check_truth(self.messages, [send.result() for send in self.sends], records)
 
     async def apply(self, ctx: Context, change: Callable[[ProxyConnection], object]) -> None:
-        for connection in self.connections:
-            await ctx.do(lambda connection=connection: change(connection))  # type: ignore[misc]
+        self.begun = [await ctx.do(lambda each=each: change(each)) for each in self.connections]  # type: ignore[misc]
 
 
-async def _tried(ctx: Context, meaning: str) -> dict[str, _Forged]:
-    """What became of messages whose answers are forged so, by what the forged answer says."""
+async def _tried(ctx: Context, meaning: str, count: int = 3, *, ends: bool = False) -> dict[str, _Forged]:
+    """What became of messages whose answers are forged so, by what the forged answer says.
+
+    Args:
+        ctx: The case's context.
+        meaning: The meaning of the forgeries.
+        count: How many messages are sent at the same time.
+        ends: Whether the broker then closes the connection in good order.
+    """
     forgeries: dict[str, Forgery] = await ctx.once(ctx.harness.forged_answers)
     tried = {}
     for says, forgery in forgeries.items():
         if forgery.meaning == meaning:
-            tried[says] = await _Forged.of(ctx)
+            tried[says] = await _Forged.of(ctx, count=count)
             await tried[says].apply(ctx, forgery.apply)
     if not tried:
         raise NotApplicable(f"the harness has no forged answer whose meaning is {meaning!r}")
     for forged in tried.values():
         forged.send()
+    if ends:
+        await asyncio.sleep(_ON_THEIR_WAY)
+        for forged in tried.values():
+            await forged.apply(ctx, lambda connection: connection.close_connections())
     for forged in tried.values():
         await asyncio.gather(*forged.sends)
     return tried
@@ -105,6 +122,46 @@ async def refusal_codes_are_no_confirms(ctx: Context) -> None:
         errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         leaks = shown(_CANARIES, [f"{each} {each!r}" for error in errors for each in chain(error)])
         check(not leaks, f"{' and '.join(leaks)} can be read in the error after {says}")
+
+
+@case(
+    "delivery.cut-answers-prove-nothing",
+    "fault",
+    needs=["proxy", "forged_answers", "read_back"],
+    capability="confirms",
+)
+async def cut_answers_prove_nothing(ctx: Context) -> None:
+    """The connection is closed in the middle of an answer: neither a receipt nor "not delivered", for any message."""
+    for says, forged in (await _tried(ctx, "cut", _MANY, ends=True)).items():
+        outcomes = [send.result() for send in forged.sends]
+        lied = any(isinstance(outcome, Receipt) for outcome in outcomes)
+        check(not lied, f"of the broker's answers came {says}, and then the end, and sends got {tally(outcomes)}")
+        await forged.check_truth(ctx)
+
+
+@case(
+    "delivery.refusal-is-about-one-message",
+    "fault",
+    needs=["proxy", "forged_answers", "read_back"],
+    capability="confirms",
+)
+async def refusal_is_about_one_message(ctx: Context) -> None:
+    """Some answers are lost, then one says no: that is no receipt for those before it, and no refusal of others."""
+    lost = LOST_BEFORE_A_REFUSAL
+    for says, forged in (await _tried(ctx, "one refused", _MANY)).items():
+        outcomes = [send.result() for send in forged.sends]
+        told = f"{lost} answers were lost, the next one said {says}, the others came: sends got {tally(outcomes)}"
+        received = sum(isinstance(outcome, Receipt) for outcome in outcomes)
+        came = sum(answers_since() for answers_since in forged.begun)
+        check(received <= came, f"{came} confirms came, and there are {received} receipts: {told}")
+        check(received < _MANY - lost, f"what was refused, or had no answer, got a receipt: {told}")
+        there = {record.message_id for record in await ctx.read_those_of(forged.messages, forged.topic, received)}
+        denied = [
+            message
+            for message, outcome in zip(forged.messages, outcomes, strict=True)
+            if isinstance(outcome, NotDeliveredError) and str(message.message_id) in there
+        ]
+        check(len(denied) <= 1, f"{len(denied)} messages are in the broker and were reported as not delivered: {told}")
 
 
 @case("delivery.pings-confirm-nothing", "fault", needs=["proxy", "read_back"], capability="confirms")

@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -214,6 +214,8 @@ def _kept(action: Callable[[], Any]) -> Any:
         raise _TimedOut(str(error)) from error
 
 
+_HANGS_UP_WITHIN = 0.2
+"""Seconds in which a broker that ends the connection after a refusal does so."""
 _NO_REFUSALS = (TypeError, AttributeError, NameError, LookupError, AssertionError, _TimedOut)
 """Errors by which no broker refuses a topic's name."""
 
@@ -331,16 +333,27 @@ class Context:
         assert self.harness.proxy is not None  # the runner has looked
         return self.harness.proxy
 
-    @contextlib.contextmanager
-    def spared_by_the_broker(self) -> Iterator[None]:
-        """For what follows a refusal: where the broker hangs up after it, its neighbours cannot have their answers."""
-        before = None if self.harness.proxy is None else self.harness.proxy.hung_up
+    @contextlib.asynccontextmanager
+    async def spared_by_the_broker(self) -> AsyncIterator[None]:
+        """For what follows a refusal: where the broker hangs up after it, its neighbours cannot have their answers.
+
+        The broker's answers come a moment later to the driver than to the proxy. Else a driver that ends the connection
+        as soon as it reads the refusal would be the first to end it, and the proxy could not see that the broker does.
+        """
+        proxy = self.harness.proxy
+        if proxy is None:
+            yield
+            return
+        before = proxy.hung_up
+        await self.do(lambda: proxy.delay(_HANGS_UP_WITHIN, way="down"))
         try:
             yield
         except CaseFailed as failed:
-            if before is not None and self.proxy.hung_up > before:
+            if proxy.hung_up > before:
                 raise NotApplicable(f"the broker hangs up when it refuses a message ({failed})") from failed
             raise
+        finally:
+            await self.do(lambda: proxy.delay(0.0, way="down"))
 
     @contextlib.asynccontextmanager
     async def healed(self) -> AsyncIterator[FaultProxy]:

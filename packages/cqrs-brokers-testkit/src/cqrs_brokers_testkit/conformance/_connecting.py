@@ -90,6 +90,15 @@ async def silent_host_leaves_time(ctx: Context) -> None:
             await _last_host_is_used(ctx, *(Host("127.0.0.1", each.port) for each in silent))
 
 
+@case("lifecycle.odd-host-is-passed-over", "live", needs=["hosts_url"], waits=True)
+async def odd_host_is_passed_over(ctx: Context) -> None:
+    """The first of two hosts hangs up, resets the connection or speaks another protocol: the second one is used."""
+    no_broker = b"HTTP/1.1 400 Bad Request\r\n\r\n" * 4 + b"\0"  # an end of line and of a frame, wherever one is read
+    for first in (peer(hangs_up=True), peer(resets=True), peer(no_broker)):
+        async with first as odd:
+            await _last_host_is_used(ctx, Host("127.0.0.1", odd.port))
+
+
 @case("lifecycle.fails-over-to-another-host", "fault", needs=["hosts_url"])
 async def fails_over_to_another_host(ctx: Context) -> None:
     """The host that it is connected to goes away, and another one works: sends succeed again."""
@@ -144,6 +153,23 @@ async def unreachable_is_not_delivered(ctx: Context) -> None:
 async def wrong_password(ctx: Context) -> None:
     """A wrong password is `AuthenticationError` within 2 s, for sends too, and is not tried again and again."""
     await check_permanent(ctx, {"": await ctx.do(ctx.harness.wrong_password_url)}, AuthenticationError)
+
+
+@case(
+    "delivery.wrong-password-is-tried-once",
+    "live",
+    needs=["wrong_password_url", "connections_made"],
+    waivable=True,
+    like="delivery.wrong-password",
+)
+async def wrong_password_is_tried_once(ctx: Context) -> None:
+    """One `connect()` with a wrong password is one log-in: more of them lock accounts."""
+    url = await ctx.do(ctx.harness.wrong_password_url)
+    before = await ctx.do(ctx.harness.connections_made)
+    error = await connect_error(ctx.open(url).connect())
+    made = await ctx.do(ctx.harness.connections_made) - before
+    check(type(error) is AuthenticationError, f"connect(): expected AuthenticationError, got {show(error)}")
+    check(made <= 1, f"one connect() with a wrong password made {made} connections")
 
 
 @case("delivery.wrong-permission", "live", needs=["wrong_permission_url"], waivable=True)

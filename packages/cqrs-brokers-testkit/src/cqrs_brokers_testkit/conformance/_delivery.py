@@ -138,11 +138,11 @@ async def nack_is_not_success(ctx: Context) -> None:
 async def refused_is_not_delivered(ctx: Context) -> None:
     """A message that the broker refuses is `NotDeliveredError`, is absent, and the next one works."""
     refusal = await ctx.do(ctx.harness.refuse_next)
-    broker = ctx.open(refusal.url)
+    broker = ctx.open(refusal.url, delivery_timeout=10.0)
     outcome = await outcome_of(broker.send_message(refusal.message))
     check(isinstance(outcome, NotDeliveredError), f"a refused message got {show(outcome)}")
     good = ctx.message(refusal.topic)
-    with ctx.spared_by_the_broker():
+    async with ctx.spared_by_the_broker():
         check_receipt(await outcome_of(broker.send_message(good)), "the next good message")
     ids = [record.message_id for record in await ctx.read(refusal.topic, 1)]
     check(ids == [str(good.message_id)], "the refused message is in the broker, or the good one is not")
@@ -154,8 +154,8 @@ async def refused_spares_its_neighbours(ctx: Context) -> None:
     refusal = await ctx.do(ctx.harness.refuse_next)
     good = [ctx.message(refusal.topic) for _ in range(20)]
     messages = [refusal.message, *good]
-    with ctx.spared_by_the_broker():
-        outcomes = await ctx.open(refusal.url).send_messages(messages)
+    async with ctx.spared_by_the_broker():
+        outcomes = await ctx.open(refusal.url, delivery_timeout=10.0).send_messages(messages)
         check(isinstance(outcomes[0], NotDeliveredError), f"the refused message got {show(outcomes[0])}")
         check_all_receipts(outcomes[1:])
     check_truth(messages, outcomes, await ctx.read(refusal.topic, len(good)))

@@ -37,7 +37,7 @@ _HALF_AN_HOUR = 1800
 # -- restarts ----------------------------------------------------------------------------------------------------------
 
 
-async def _restarted(ctx: Context, at: float) -> None:
+async def _restarted(ctx: Context, at: float, *, reconnected: bool = False) -> None:
     broker, topic = ctx.open(delivery_timeout=30.0), await ctx.topic()
     messages = [ctx.message(topic, {"n": n}) for n in range(ctx.count(10_000, 1_000))]
     outcomes: list[object] = [None] * len(messages)
@@ -54,6 +54,9 @@ async def _restarted(ctx: Context, at: float) -> None:
                 reached.set()
 
     await broker.connect()
+    if reconnected and ctx.harness.lacks("reset") is None:
+        await ctx.do(ctx.harness.reset)
+        await ctx.works_again(broker, await ctx.topic())
     tasks = [asyncio.ensure_future(work(first)) for first in range(100)]
     await asyncio.wait_for(reached.wait(), 30.0)
     await ctx.do(ctx.harness.kill)
@@ -80,8 +83,8 @@ async def restart_at_a_third(ctx: Context) -> None:
 
 @case("faults.restart-at-half", "fault", needs=["kill", "restart", "read_back"], capability="durable", limit=120.0)
 async def restart_at_half(ctx: Context) -> None:
-    """The same at 1/2."""
-    await _restarted(ctx, 1 / 2)
+    """The same at 1/2, over a connection that is not the first."""
+    await _restarted(ctx, 1 / 2, reconnected=True)
 
 
 @case("faults.down-for-a-while", "fault", needs=["kill", "restart"], limit=90.0)

@@ -55,18 +55,25 @@ class Refusal(NamedTuple):
     message: Message
 
 
+LOST_BEFORE_A_REFUSAL = 10
+"""Of answers that are forged as `one refused`, so many are lost before the one that says no."""
+
+
 class Forgery(NamedTuple):
     """What a broker's answers to messages are turned into, on their way to the driver.
 
     Attributes:
         meaning: `lost`: they do not come, and all other answers do, such as those to a ping. `refused`: they say that
             the message was refused. `unknown`: they say what nobody can know: a number that no message has, a reason
-            code that the protocol does not have. `late`: the first one is kept back, and all others come.
+            code that the protocol does not have. `late`: the first one is kept back, and all others come. `cut`: the
+            twelfth comes in part, and nothing else. `one refused`: ten are lost, the next one says that its message was
+            refused, and all others come.
         apply: Begins with it on one connection, until the connection ends. If the meaning is `late`, it returns a
-            function that lets the answer through.
+            function that lets the answer through. If it is `one refused`, it returns a function that says how many
+            answers have come since the refusal.
     """
 
-    meaning: Literal["lost", "refused", "unknown", "late"]
+    meaning: Literal["lost", "refused", "unknown", "late", "cut", "one refused"]
     apply: Callable[[ProxyConnection], Any]
 
 

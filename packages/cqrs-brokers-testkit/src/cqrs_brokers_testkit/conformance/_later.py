@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from cqrs_brokers import Message, Receipt
+from cqrs_brokers.url import Host
 from cqrs_brokers_testkit.conformance._case import (
     Clock,
     Context,
@@ -18,9 +20,12 @@ from cqrs_brokers_testkit.conformance._case import (
     outcome_of,
     tally,
 )
+from cqrs_brokers_testkit.conformance._connecting import open_at, own_address
+from cqrs_brokers_testkit.proxy import FaultProxy
 
 _GRACE = 1.0
 _LARGE = 300_000
+_IDLE = 15.0
 
 
 @case(
@@ -38,6 +43,8 @@ async def no_receipt_before_any_answer(ctx: Context) -> None:
     kinds: dict[str, Message] = {
         "small": ctx.message(topic),
         "empty": ctx.message(topic, b""),
+        "with a content type of its own": ctx.message(topic, b"x", content_type="application/x-own"),
+        "with a time of its own": ctx.message(topic, timestamp=datetime.now(UTC) - timedelta(days=1)),
         "large": ctx.message(topic, bytes(min(_LARGE, (keeps.max_message_bytes or _LARGE) - 1_000))),
     }
     if keeps.ordering_key:
@@ -114,3 +121,43 @@ async def health_asks_the_connection_in_use(ctx: Context) -> None:
         check(not health.ok, f"no message gets through, and it says {health}")
         sending.cancel()
     check(not sending.done() or sending.cancelled() or tally([sending.result()]) != "1 receipt", "it got a receipt")
+
+
+_LARGE_ONES = 20
+_SLOW = 2_000_000
+"""Bytes per second. With it the large ones need 3 s."""
+
+
+@case("delivery.pings-break-nothing", "fault", needs=["proxy"], capability="confirms")
+async def pings_break_nothing(ctx: Context) -> None:
+    """`health()` asks while large messages wait for room on a slow link: it gets into the middle of none."""
+    broker, topic = ctx.open(delivery_timeout=15.0, connect_timeout=1.0), await ctx.topic()
+    size = min(_LARGE, (ctx.capabilities.max_message_bytes or _LARGE) - 1_000)
+    check_receipt(await outcome_of(broker.send_message(ctx.message(topic))))
+    async with ctx.healed() as proxy:
+        before = proxy.accepted
+        await ctx.do(lambda: proxy.throttle(_SLOW))
+        messages = [ctx.message(topic, bytes(size)) for _ in range(_LARGE_ONES)]
+        sends = [asyncio.ensure_future(outcome_of(broker.send_message(message))) for message in messages]
+        while not all(send.done() for send in sends):
+            await asyncio.sleep(0.1)
+            await broker.health()
+        outcomes = [send.result() for send in sends]
+        made = proxy.accepted - before
+    check(not made, f"health() asked while messages waited, and the connection had to be made anew: {tally(outcomes)}")
+    check_all_receipts(outcomes)
+
+
+@case("lifecycle.idle-connection-stays", "live", needs=["hosts_url"], waits=True, limit=60.0)
+async def idle_connection_stays(ctx: Context) -> None:
+    """A connection on which nothing is sent for 15 s is still there: the driver keeps its promise of heart-beats."""
+    with FaultProxy(own_address(ctx)) as proxy:
+        broker = await open_at(ctx, Host(proxy.host, proxy.port))
+        topic = await ctx.topic()
+        check_receipt(await outcome_of(broker.send_message(ctx.message(topic))))
+        before = proxy.accepted
+        await asyncio.sleep(_IDLE)
+        again = proxy.accepted - before
+        check(not again, f"nothing was sent for {_IDLE:g} s, and it connected {again} times")
+        check_receipt(await outcome_of(broker.send_message(ctx.message(topic))), "after a long silence a message")
+        await broker.close()

@@ -99,7 +99,7 @@ async def forbidden_spares_its_neighbours(ctx: Context) -> None:
     check_receipt(alone, "a good message with these credentials")
     for good_first in (True, False):
         messages = [ctx.message(topic if (n % 2 == 0) is good_first else target.topic) for n in range(20)]
-        with ctx.spared_by_the_broker():
+        async with ctx.spared_by_the_broker():
             outcomes = await asyncio.gather(*(outcome_of(broker.send_message(message)) for message in messages))
             good = [outcome for m, outcome in zip(messages, outcomes, strict=True) if m.topic == topic]
             bad = [outcome for m, outcome in zip(messages, outcomes, strict=True) if m.topic != topic]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import random
 
-from cqrs_brokers import InvalidMessageError, Message, MessageTooLargeError, Receipt
+from cqrs_brokers import InvalidMessageError, Message, MessageTooLargeError, NotDeliveredError, Receipt
 from cqrs_brokers_testkit.conformance._case import (
     Context,
+    NotApplicable,
     case,
     check,
     check_all_receipts,
@@ -87,6 +88,37 @@ async def order_survives_a_reset(ctx: Context) -> None:
     check_truth(messages, outcomes, records)
     check_order(messages, outcomes, records)
     check(any(isinstance(outcome, Receipt) for outcome in outcomes), f"nothing was delivered: {tally(outcomes)}")
+
+
+@case(
+    "ordering.order-survives-a-refusal",
+    "live",
+    needs=["refuse_next", "read_back"],
+    capability="ordering_key",
+    waivable=True,
+    like="delivery.refused-is-not-delivered",
+)
+async def order_survives_a_refusal(ctx: Context) -> None:
+    """The broker refuses a message while keyed ones wait behind it: they keep their order, and their outcomes are true.
+
+    A broker that ends the connection with its refusal may do so before the refusal is read.
+    """
+    refusal = await ctx.do(ctx.harness.refuse_next)
+    broker = ctx.open(refusal.url, delivery_timeout=15.0)
+    # Together they are more than the sockets on the way hold: some wait in the driver. None is too large itself.
+    count = ctx.count(800, 300)
+    large = [ctx.message(refusal.topic, bytes(15_000), key=f"key-{n % _KEYS}") for n in range(count)]
+    messages = [refusal.message, *large]
+    outcomes = await broker.send_messages(messages)
+    good, told = messages[1:], outcomes[1:]
+    check(not isinstance(outcomes[0], Receipt), "the refused message got a receipt")
+    await asyncio.sleep(0.2)
+    records = await ctx.read(refusal.topic, sum(isinstance(outcome, Receipt) for outcome in told))
+    check_truth(good, told, records)
+    check_order(good, told, records)
+    if all(isinstance(outcome, NotDeliveredError) for outcome in told):
+        raise NotApplicable("the topic beside the refused message takes only a few small messages")
+    check(any(isinstance(outcome, Receipt) for outcome in told), f"nothing was delivered: {tally(told)}")
 
 
 @case("ordering.first-sends-share-a-connection", "live", needs=["connections_made"])

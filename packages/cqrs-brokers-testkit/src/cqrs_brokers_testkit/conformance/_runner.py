@@ -128,7 +128,10 @@ class Session:
         """Runs the chosen cases, in order; an empty choice means all."""
         unknown = [name for name in only if not any(_chosen(case_id, (name,)) for case_id in CASES)]
         if unknown:
-            raise LookupError(f"no case is called {', '.join(unknown)}")
+            near = [case_id for name in unknown for case_id in CASES if name in case_id]
+            near = near or [case_id for name in unknown for case_id in CASES if name.rpartition(".")[2] in case_id]
+            hint = f"; did you mean {' or '.join(near[:3])}?" if near else "; --list names them"
+            raise LookupError(f"no case or section is called {', '.join(unknown)}{hint}")
         self.report.filtered = bool(only)
         self.chosen = [case_id for case_id in CASES if not only or _chosen(case_id, only)]
         for number, case in enumerate(CASES.values(), 1):

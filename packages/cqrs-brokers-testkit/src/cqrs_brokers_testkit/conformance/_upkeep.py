@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import socket
 import threading
+import time
 import warnings
+from typing import Any
+from unittest import mock
 
 from cqrs_brokers import Broker
 from cqrs_brokers.url import BrokerURL, Host
@@ -23,7 +27,7 @@ from cqrs_brokers_testkit.conformance._case import (
     show,
     takes_credentials,
 )
-from cqrs_brokers_testkit.conformance._connecting import connect_error
+from cqrs_brokers_testkit.conformance._connecting import connect_error, open_at, own_address
 from cqrs_brokers_testkit.conformance._peers import peer
 from cqrs_brokers_testkit.conformance._watching import logs_at_debug, nothing_left
 from cqrs_brokers_testkit.proxy import FaultProxy
@@ -223,3 +227,91 @@ async def nothing_confidential_is_told_of_a_login(ctx: Context) -> None:
     told.extend(thread.name for thread in threading.enumerate())
     leaks = shown({"the password": _LOGIN}, told)
     check(not leaks, f"{' and '.join(leaks)} can be read in an error, a log record, a warning, a repr or a name")
+
+
+@case("lifecycle.nothing-confidential-is-told-of-a-later-login", "fault", needs=["hosts_url"])
+async def nothing_confidential_is_told_of_a_later_login(ctx: Context) -> None:
+    """The broker's place is taken by others while the driver is connected: nothing tells the password then, either."""
+    if not takes_credentials(ctx):
+        raise NotApplicable("its config string has no user and password")
+    topic, told = await ctx.topic(), list[str]()
+    with FaultProxy(own_address(ctx)) as proxy, logs_at_debug() as logs:
+        url, password = await _login_that_works(ctx, Host(proxy.host, proxy.port))
+        server = proxy.target
+        broker = ctx.open(url, connect_timeout=1.0, delivery_timeout=1.5)
+        check_receipt(await outcome_of(broker.send_message(ctx.message(topic))))
+        for other in (peer(), peer(_NO_BROKER), peer(hangs_up=True), peer(resets=True)):
+            async with other as there:
+                proxy.target = ("127.0.0.1", there.port)
+                await ctx.do(proxy.reset)
+                told.append(_everything(await outcome_of(broker.send_message(ctx.message(topic)))))
+                told += [repr(await broker.health()), repr(broker.describe())]
+                told.extend(task.get_name() for task in asyncio.all_tasks())
+            proxy.target = server
+            await ctx.do(proxy.reset)
+            await ctx.works_again(broker, topic, 15.0)
+        await broker.close(1.0)
+    leaks = shown({"the password": password}, [*logs, *told])
+    check(not leaks, f"{' and '.join(leaks)} can be read in an error, a log record or a name when it connects again")
+
+
+async def _login_that_works(ctx: Context, host: Host) -> tuple[str, str]:
+    """A config string with a password that the broker takes, at this host, and the password.
+
+    Raises:
+        NotApplicable: There is none that could be found in a text.
+    """
+    own = BrokerURL.parse(ctx.url)
+    any_login = BrokerURL.parse(await ctx.do(lambda: ctx.harness.url_with_credentials("somebody", _LOGIN)))
+    for known in (any_login, own):
+        secret = "" if known.password is None else known.password.reveal()
+        if len(secret) < 6 or secret == known.username:
+            continue
+        url = known.replace(hosts=[host]).render(reveal=True)
+        broker = ctx.open(url, connect_timeout=2.0)
+        error = await connect_error(broker.connect())
+        await broker.close(1.0)
+        if error is None:
+            return url, secret
+    raise NotApplicable("the broker takes no password that could be found in a text")
+
+
+_IDLE = 1.0
+_A_LITTLE = 0.03
+"""Which share of one processor an event loop may need while nothing happens."""
+
+
+@case("lifecycle.idle-is-idle", "live")
+async def idle_is_idle(ctx: Context) -> None:
+    """While nothing is sent, a connected driver leaves the event loop alone: it does not ask again and again."""
+    broker = ctx.open()
+    check_receipt(await outcome_of(broker.send_message(ctx.message(await ctx.topic()))))
+    await asyncio.sleep(0.3)  # what comes after an answer is over
+    before = time.thread_time()
+    await asyncio.sleep(_IDLE)
+    share = (time.thread_time() - before) / _IDLE
+    check(share < _A_LITTLE, f"nothing was sent, and the event loop was busy for {share:.0%} of the time")
+
+
+@case("lifecycle.names-are-looked-up-beside-the-loop", "live", needs=["hosts_url"])
+async def names_are_looked_up_beside_the_loop(ctx: Context) -> None:
+    """A host's name is looked up without stopping the event loop, which a slow name server would else do."""
+    _, port = own_address(ctx)
+    loop, in_the_loop = threading.get_ident(), list[str]()
+
+    def watched(name: str) -> Any:
+        real = getattr(socket, name)
+
+        def look_up(host: object, *arguments: Any, **settings: Any) -> Any:
+            if threading.get_ident() == loop and host in ("localhost", b"localhost"):
+                in_the_loop.append(name)
+            return real(host, *arguments, **settings)
+
+        return mock.patch.object(socket, name, look_up)
+
+    topic = await ctx.topic()
+    with watched("getaddrinfo"), watched("gethostbyname"):
+        broker = await open_at(ctx, Host("localhost", port))
+        outcome = await outcome_of(broker.send_message(ctx.message(topic)))
+    check_receipt(outcome, "its host is called localhost, and a message")
+    check(not in_the_loop, f"it looked up a name in the event loop's thread, by {' and '.join(in_the_loop)}()")
