@@ -89,10 +89,17 @@ MUTANTS = [
     Mutant(
         "keeps its leases when it stops",
         "_relay/leases.py",
-        "        await self.release([number for number in list(self.tokens) if number not in in_use])\n"
+        "        await self._release(list(self.tokens), in_use)\n"
         '        await self._store.change((f"DELETE',
         '        await self._store.change((f"DELETE',
         "test_leases.py::test_stopping_gives_the_partitions_back_at_once[asyncpg]",
+    ),
+    Mutant(
+        "gives back partitions by what was in flight before it asked for its leases",
+        "_relay/worker.py",
+        "        await self._leases.step(self.in_use)\n",
+        "        before = self.in_use()\n        await self._leases.step(lambda: before)\n",
+        "test_leases.py::test_a_claim_while_the_relay_asks_for_its_leases[asyncpg]",
     ),
     Mutant(
         "takes rows of a key while its failure is not marked",

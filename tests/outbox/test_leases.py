@@ -204,3 +204,43 @@ async def test_who_takes_over_counts_what_may_have_been_sent(database: Database)
     async with relay(database, driver):
         await until(all_in(State.SENT, database))
     assert [row.attempts_unknown for row in await rows(database)] == [1, 1, 0, 0]
+
+
+async def test_a_claim_while_the_relay_asks_for_its_leases(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows may be claimed after the relay has begun to ask which partitions to give back, and before it gives them
+    back. It keeps their partitions until they are marked: the next relay would send them again and count nothing."""
+    if database.kind == "aiosqlite":
+        pytest.skip("SQLite has one partition, and the relay that has it keeps it")
+    driver = ScriptedBroker(lambda message, times: None)
+    driver.gate.clear()
+    query, asked, go_on = Store.rows, asyncio.Event(), asyncio.Event()
+    of_first: set[Store] = set()
+
+    async def rows_slowly(store: Store, statement: Any) -> Any:
+        found = await query(store, statement)
+        if "claimed_to, until <" in statement[0]:  # the partitions, and the relays, which have no number
+            relays = sum(row.number is None for row in found)
+            if relays == 1:
+                of_first.add(store)
+            elif store in of_first:
+                asked.set()
+                await go_on.wait()
+        return found
+
+    monkeypatch.setattr(Store, "rows", rows_slowly)
+    async with relay(database, driver) as first:
+        await until(lambda: _holds(first, 16))
+        async with relay(database, driver) as second:
+            await asyncio.wait_for(asked.wait(), 10)
+            await store(database, *[numbered(n, f"k{n}") for n in range(100)])
+            await until(lambda: _has_in_flight(first, 100))
+            go_on.set()
+            await asyncio.sleep(1.5)
+            assert (await second.health()).in_flight == 0
+            driver.gate.set()
+            await until(all_in(State.SENT, database))
+            await until(lambda: _holds(second, 8))
+    assert set(driver.tried.values()) == {1}
+    assert {row.attempts_unknown for row in await rows(database)} == {0}

@@ -136,13 +136,13 @@ class OutboxAdmin:
             async with asyncio.timeout(timeout):
                 await self._take_all(leases)
         except TimeoutError:
-            await leases.leave(())
+            await leases.leave(set)
             raise OutboxError(
                 f"the relays did not give back all partitions within {timeout:g} s: a send or a lease may take longer; "
                 "try again with a longer timeout, or stop the relays"
             ) from None
         await self._change_count(leases, count)
-        await leases.leave(())
+        await leases.leave(set)
 
     # -- parts --------------------------------------------------------------------------------------------------------
 
@@ -150,7 +150,7 @@ class OutboxAdmin:
         """Takes every partition. Relays give theirs back when they see the name of this owner in the relay table."""
         s = self._store.statements
         while True:
-            await leases.step(())
+            await leases.step(set)
             rows = await self._store.rows(
                 (
                     f"SELECT number, owner, token, claimed_to, until < {s.now} AS free FROM {s.lease} "

@@ -14,7 +14,7 @@ import hashlib
 import json
 import random
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from cqrs_brokers_outbox.exceptions import OutboxError
@@ -27,6 +27,9 @@ __all__ = ["Leases", "REPARTITION", "monotonic"]
 REPARTITION = "partitions:"
 """The name of an owner that changes the number of partitions begins with this. While such an owner has a row in the
 relay table, relays give back all their partitions."""
+
+
+InUse = Callable[[], Collection[int]]
 
 
 def monotonic() -> float:
@@ -119,11 +122,11 @@ class Leases:
             )
         )
 
-    async def step(self, in_use: Collection[int]) -> None:
+    async def step(self, in_use: InUse) -> None:
         """Renews what is held, releases what is too much, takes what is free.
 
         Args:
-            in_use: Partitions with rows that are in flight or not marked yet.
+            in_use: Says which partitions have rows that are in flight or not marked yet.
         """
         before = monotonic()
         rows, living = await self._renew()
@@ -134,7 +137,7 @@ class Leases:
         share = 0 if any(name.startswith(REPARTITION) for name in living) else -(-self.count // max(1, len(living)))
         too_many = sorted(self.tokens, reverse=True)[: max(0, len(self.tokens) - share)]
         self.leaving = set(too_many)
-        await self.release([number for number in too_many if number not in in_use])
+        await self._release(too_many, in_use)
         free = [row for row in rows if row.free and row.number not in self.tokens]
         random.shuffle(free)
         await self.take(free[: max(0, share - len(self.tokens))])
@@ -213,10 +216,17 @@ class Leases:
         s = self._statements
         await change_all(self._store, await self._store.rows(s.behind_nobody(list(numbers), self.count)), State.READY)
 
-    async def release(self, numbers: Collection[int]) -> None:
-        """Gives back partitions. None of their rows may be in flight."""
+    async def _release(self, numbers: Collection[int], in_use: InUse) -> None:
+        """Gives back those of the partitions that have no rows in flight.
+
+        Each partition is looked at in the turn of the event loop in which its token is dropped. A claim may have
+        brought rows of it while an earlier statement ran. The next relay does not count rows of a released partition as
+        possibly sent.
+        """
         s = self._statements
         for number in numbers:
+            if number in in_use():
+                continue
             token = self.tokens.pop(number, None)
             if token is not None:
                 await self._store.change(
@@ -227,10 +237,10 @@ class Leases:
                     )
                 )
 
-    async def leave(self, in_use: Collection[int]) -> None:
+    async def leave(self, in_use: InUse) -> None:
         """Gives back the partitions without rows in flight. The leases of the others end by themselves."""
         s = self._statements
-        await self.release([number for number in list(self.tokens) if number not in in_use])
+        await self._release(list(self.tokens), in_use)
         await self._store.change((f"DELETE FROM {s.relay} WHERE owner = :owner", {"owner": self._owner}))
 
     def _common(self, theirs: str | None) -> str:

@@ -147,7 +147,6 @@ class Worker:
         """Lets `run` finish."""
         self._stopping.set()
 
-    @property
     def in_use(self) -> set[int]:
         """Partitions with rows that are in flight or not marked yet."""
         return set(self._keys.busy.values())
@@ -424,7 +423,7 @@ class Worker:
                 told = set(self._leases.tokens)
                 self._observers.leases_changed(sorted(told))
                 self._to_claim.set()
-            self._keys.forget_waiting(self.in_use - set(self._leases.claimable()))
+            self._keys.forget_waiting(self.in_use() - set(self._leases.claimable()))
             self._send_what_may_go()
             self._to_lease.clear()
             # An idle relay learns from its probes that something changed; a busy one looks itself.
