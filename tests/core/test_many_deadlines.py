@@ -1,6 +1,7 @@
 """Many messages whose deadlines pass together: the event loop gets turns, and no late message is submitted."""
 
 import asyncio
+import time
 
 import pytest
 
@@ -62,3 +63,22 @@ async def test_deadlines_end_messages_in_several_turns(in_order: bool) -> None:
     per_turn = [turns.ended.count(turn) for turn in set(turns.ended)]
     assert max(per_turn) <= FEW + WINDOW
     assert not {message.message_id for message in late[WINDOW:]} & {message.message_id for message in driver.seen}
+
+
+@pytest.mark.parametrize("in_order", [True, False], ids=["one timeout", "timeouts of their own"])
+async def test_no_late_message_is_submitted_after_a_standstill(in_order: bool) -> None:
+    """A place became free before the process stood still, and the deadlines passed meanwhile."""
+    driver = Scripted()
+    async with Broker(driver, delivery_timeout=0.3, max_in_flight=WINDOW) as broker:
+        late = [Message("A", "orders", {"n": n}) for n in range(60)]
+        sending = asyncio.create_task(broker.send_messages(late, timeout=None if in_order else 0.3))
+        while not driver.held:
+            await asyncio.sleep(0)
+        submitted = len(driver.seen)
+        driver.confirm_all()
+        time.sleep(0.5)
+        outcomes = await sending
+        assert len(driver.seen) == submitted
+        assert sum(isinstance(outcome, Receipt) for outcome in outcomes) == submitted
+        driver.automatic = True
+        assert isinstance(await broker.send_message(Message("A", "orders", {})), Receipt)

@@ -44,7 +44,7 @@ class ConfirmChannel:
         connection: The connection of the channel.
         channel: aiormq's channel.
         failed: Called with a message and its return or nack, as aiormq's exception.
-        answered: Called after each answer while `watched` is set, with what was confirmed or returned.
+        answered: Called after each answer while `watched` is set, with the deliveries that were confirmed or returned.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class ConfirmChannel:
 
 
 class FastChannel(ConfirmChannel):
-    """Group commit: all that is ready goes out as one write, and one ack resolves all that it confirms."""
+    """Sends all messages that are ready as one write. One ack resolves all messages that it confirms."""
 
     def __init__(self, connection: Connection, channel: Any, **callbacks: Any) -> None:
         super().__init__(connection, channel, **callbacks)

@@ -90,7 +90,7 @@ class Sockets(TransportFactory):
         self._host, self._port, self._tls = host, port, tls
         self._addresses = addresses
         self.other_addresses: list[Address] = []
-        """The addresses of the host that are left when this one turns out to be of no use."""
+        """The other addresses of the host, to be tried if this one does not answer."""
         self._streams: tuple[_Reader, asyncio.StreamWriter] | None = None
         self._protocol: _Protocol | None = None
         self._transport: asyncio.Transport | None = None

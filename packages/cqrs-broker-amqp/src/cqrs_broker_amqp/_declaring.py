@@ -27,7 +27,7 @@ MOST_CHANNELS = 4
 
 
 class _Waiting:
-    """What waits for one queue."""
+    """The messages that wait for one queue."""
 
     def __init__(self) -> None:
         self.returned: list[Entry] = []
@@ -116,7 +116,7 @@ class Declarations:
         waiting.entries[:0] = behind
 
     def drop(self, over: Callable[[Entry], bool]) -> None:
-        """Lets go of the messages for which `over` is true."""
+        """Drops the messages for which `over` is true."""
         for topic, waiting in list(self._waiting.items()):
             waiting.returned = [entry for entry in waiting.returned if not over(entry)]
             waiting.entries = [entry for entry in waiting.entries if not over(entry)]

@@ -1,4 +1,4 @@
-"""Translates the errors of RabbitMQ, aiormq and the network into ours. Imports aiormq.
+"""Translates the errors of RabbitMQ, aiormq and the network into the errors of cqrs-brokers. Imports aiormq.
 
 Reply codes: AMQP 0-9-1, 1.2 "Constants", and what RabbitMQ and Apache Qpid do with them.
 """
@@ -138,7 +138,7 @@ def scrubbed(error: BaseException | None) -> BaseException | None:
 def connect_error(
     error: BaseException, where: str, options: AMQPOptions | None = None, *, declaring: bool = False
 ) -> ConnectError:
-    """Why one host could not be connected.
+    """The error for a host to which no connection could be made.
 
     Args:
         error: What the client raised.

@@ -6,8 +6,8 @@
 
 One flush hands over the messages that are ready, up to about `FLUSH_BYTES`, as one write ("group commit"). It comes at
 the end of the event loop's turn. In a burst it comes earlier, so that the server works while the rest is rendered. The
-next flush waits until the operating system has taken the write. So few messages are handed over to a connection that
-stalls, and the rest is proven not sent.
+next flush waits until the operating system has taken the write. So a connection that stalls gets few messages, and the
+others are proven not sent.
 
 A new channel is first tried with a single message: RabbitMQ answers a wrong exchange or a missing permission by closing
 the channel without naming a message. A message is known to be the cause if it was alone on the channel. Otherwise the
@@ -198,7 +198,7 @@ class Publisher:
     # -- sending ------------------------------------------------------------------------------------------------------
 
     def submit(self, deliveries: Sequence[Delivery], /) -> None:
-        """Renders the messages, so that later changes to them do no harm, and lets them go with the next flush."""
+        """Renders the messages at once, so that later changes to them have no effect. The next flush sends them."""
         render, outbox, declarations, channel = self._render, self._outbox, self._declarations, self._channel
         for delivery in deliveries:
             message = delivery.message
@@ -244,7 +244,7 @@ class Publisher:
         self._flush()
 
     def _flush(self) -> None:
-        """Hands over what is ready."""
+        """Hands over the messages that are ready."""
         channel, session, loop, outbox = self._channel, self._session, self._loop, self._outbox
         if channel is None or session is None or loop is None or self._state is not State.OPEN or not channel.open:
             return
@@ -339,8 +339,12 @@ class Publisher:
         delivery.fail(found)
 
     def _declared_again(self, channel: ConfirmChannel, entry: Entry) -> bool:
-        """With `declare=queue` a deleted queue is declared again, and the message is sent again, once, before the later
-        ones."""
+        """With `declare=queue` a deleted queue is declared again. The returned message is sent again, before later
+        messages, but only once.
+
+        Returns:
+            Whether this is done for the message.
+        """
         delivery, _, _, _, key, before = entry
         topic = delivery.topic
         if self._declarations is None or before or delivery.done:
@@ -357,9 +361,9 @@ class Publisher:
 
     def why_late(self, topic: str, *, handed: bool) -> DeliveryError | None:
         """Why a message has no outcome at its deadline. None: no reason is known."""
-        late = "the broker did not confirm it before the deadline"
+        late = "the broker did not confirm the message before the deadline"
         if self._state is State.BLOCKED and handed:
-            return DeliveryTimeoutError(f"{late}: {self._alarm}; it reads the message when the alarm is over")
+            return DeliveryTimeoutError(f"{late}: {self._alarm}; RabbitMQ reads the message when the alarm is over")
         if self._leaving.stalled is not None and self._leaving.stalled.suspects(topic):
             stuck = f"RabbitMQ takes nothing for routing key {topic!r}: is it a quorum queue without a majority?"
             if handed:
@@ -373,7 +377,7 @@ class Publisher:
         return None
 
     def block(self, alarm: str) -> None:
-        """RabbitMQ has an alarm. It reads what is written now only after the alarm. So nothing is written until
+        """RabbitMQ has an alarm, and reads nothing until the alarm is over. So the publisher writes nothing until
         `unblock()`."""
         self._state, self._alarm = State.BLOCKED, alarm
         self._watch.paused = True

@@ -104,7 +104,7 @@ class StalledDestinations:
         return True
 
     def answered(self, deliveries: Sequence[Delivery]) -> None:
-        """RabbitMQ placed or returned these: their destinations are not stuck."""
+        """RabbitMQ has confirmed or returned these messages, so their destinations are not stuck."""
         for delivery in deliveries:
             self._suspects.pop(delivery.topic, None)
 
@@ -131,7 +131,7 @@ class StalledDestinations:
         return taken
 
     def drop(self, over: Callable[[Entry], bool]) -> None:
-        """Lets go of the waiting messages for which `over` is true."""
+        """Drops the waiting messages for which `over` is true."""
         self._held = collections.deque(entry for entry in self._held if not over(entry))
 
     def look(self, now: float) -> None:

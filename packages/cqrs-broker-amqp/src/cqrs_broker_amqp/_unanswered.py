@@ -1,7 +1,7 @@
 """The messages on a channel that have no answer, by delivery tag.
 
-They are kept by write. The messages of one write have consecutive tags, and RabbitMQ mostly answers them together. So
-an ack takes slices out, and Python's garbage collector has no object for each message to look at.
+The messages of one write are kept together. They have consecutive tags, and RabbitMQ mostly answers them together. So
+an ack takes out slices, and the garbage collector need not look at an object for each message.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from cqrs_brokers.driver import Delivery
 __all__ = ["Entry", "Unanswered"]
 
 Entry = tuple[Delivery, bytes, bytes, bytes, "str | None", bool]
-"""A rendered message: the delivery, its id, its frames, its body when that is not among them, its ordering key, and
-whether it was returned before."""
+"""A rendered message: the delivery, the message's id, its frames, its body (b"" if the frames contain it), its ordering
+key, and whether it was returned before."""
 
 
 class _Write:
@@ -28,7 +28,7 @@ class _Write:
         self.first = first
         self.size = len(entries)
         self.columns: tuple[Any, ...] = tuple(zip(*entries))  # noqa: B905 -- they are of one type
-        """The deliveries, the ids, and so on: `Entry` says in which order."""
+        """The deliveries, the ids and so on, in the order of `Entry`."""
         self.deliveries: tuple[Delivery, ...] = self.columns[0]
         self.ids: tuple[bytes, ...] = self.columns[1]
         self.start = 0
@@ -46,7 +46,7 @@ class _Write:
         return indexes if self.answered is None else [index for index in indexes if index not in self.answered]
 
     def take_until(self, end: int, in_flight: set[bytes]) -> Sequence[Delivery]:
-        """Takes out the messages without an answer below index `end`, and their ids out of `in_flight`."""
+        """Takes out the messages without an answer below index `end`. Removes their ids from `in_flight`."""
         start, deliveries, ids = self.start, self.deliveries, self.ids
         taken: Sequence[Delivery]
         if self.answered is None:
@@ -89,7 +89,7 @@ class Unanswered:
     """The messages on a channel that have no answer.
 
     Args:
-        in_flight: The channel's set of ids: those of the messages here.
+        in_flight: The channel's set of ids. This class keeps the ids of its messages in it.
     """
 
     def __init__(self, in_flight: set[bytes]) -> None:
@@ -111,7 +111,7 @@ class Unanswered:
         self._firsts.append(first)
 
     def take_until(self, last: int) -> Sequence[Delivery]:
-        """Takes out the messages with this tag and with lower ones."""
+        """Takes out the messages with this tag and with lower tags."""
         count = bisect_right(self._firsts, last)
         taken: list[Delivery] = []
         for write in self._writes[:count]:
@@ -127,7 +127,7 @@ class Unanswered:
         return None if found is None else found[0].deliveries[found[1]]
 
     def take_entry(self, tag: int) -> Entry | None:
-        """As `take`, with all that is known of the message."""
+        """As `take`, but returns the whole entry."""
         found = self._take(tag)
         return None if found is None else found[0].entry(found[1])
 

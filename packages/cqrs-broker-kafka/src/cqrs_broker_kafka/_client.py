@@ -164,7 +164,7 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
     replace_at: float | None = None
     _settings: KafkaSettings
     _addresses: list[Address]
-    """The addresses of the host that are left to try, if this one turns out to be of no use."""
+    """The other addresses of the host, to be tried if this one does not answer."""
     _until: float
     """When connecting and the question for the versions must have ended (event loop's time)."""
     _protocol: _Protocol
@@ -177,7 +177,8 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
     ) -> Connection:
         """Connects, asks for the broker's versions and logs in.
 
-        An address of the host may connect and then not answer, or hang up. Then the other addresses are tried.
+        An address of the host may accept the connection, and then not answer or close it. Then the other addresses are
+        tried.
 
         Args:
             settings: How to connect.
@@ -397,7 +398,7 @@ class _TokenLogin:
 
 
 def _why_no_token(token: object) -> str | None:
-    """What is wrong with what the provider gave, as far as we can see it. The broker says nothing about it."""
+    """What is wrong with the token that the provider gave, as far as the client can see. The broker gives no reason."""
     if not isinstance(token, str):
         return f"gave {type(token).__name__} in the place of text"
     if not token:

@@ -72,8 +72,9 @@ _IMPORTED_LATE: Final = {
     "SyncBroker": "_synchronous",
     "lifespan": "_lifespan",
 }
-"""What opening a broker does not need, and the module it is in. The event classes are pydantic models: building them
-costs more than importing all the rest, and many applications bring their own."""
+"""Names that are imported at their first use, because opening a broker does not need them, and the module of each. The
+event classes are pydantic models: building them takes longer than importing everything else, and many applications have
+classes of their own."""
 
 
 def __getattr__(name: str) -> Any:

@@ -45,8 +45,8 @@ def because_of_a_stall(text: str, stalled: float) -> str:
 
 
 def told_with_stall(error: E, stalled: float) -> E:
-    """The error with the stall in its text. Without a stall it is the same object, else a copy: the owner of the error
-    may use it for other messages."""
+    """The error, with the stall in its text. Without a stall it is the same object. With a stall it is a copy, because
+    the owner of the error may use it for other messages."""
     if not stalled:
         return error
     told = copy.copy(error)
@@ -58,8 +58,8 @@ def told_with_stall(error: E, stalled: float) -> E:
 class StallWatch:
     """Measures for how long the event loop stands still in a `with` block.
 
-    A driver has time-outs of its own. After a stall they fire before the answers are read, so the driver's error says
-    nothing of the stall, and blames the broker.
+    A driver has time-outs of its own. After a stall they fire before the answers are read. So the driver's error does
+    not name the stall, and says that the broker did not answer.
 
     Attributes:
         stalled: Seconds until now, without delays of a loop that is only busy.

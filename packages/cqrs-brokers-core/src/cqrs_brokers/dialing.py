@@ -183,8 +183,8 @@ def _in_order(found: Sequence[tuple[Any, ...]]) -> list[Address]:
 
 _lock = threading.Lock()
 _look_ups: dict[tuple[str, int, int], Future[list[Address] | Exception]] = {}
-"""The look-ups that run, by name, port and process. The process counts because a forked child does not have the
-thread."""
+"""The look-ups that run, by name, port and process. A forked child does not have the thread of a look-up, so it needs a
+look-up of its own."""
 
 
 def _running_look_up(host: str, port: int) -> Future[list[Address] | Exception]:

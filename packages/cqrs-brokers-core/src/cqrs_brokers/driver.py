@@ -177,9 +177,9 @@ class PipelinedDriver(Driver):
     def why_late(self, delivery: Delivery, /, *, handed: bool) -> DeliveryError | None:
         """Says why a message has no outcome at its deadline. None: the driver knows no reason.
 
-        `Broker` asks about every message that was handed over. It asks about other messages only while the driver is
-        connected and not blocked. The error should name what the broker said last about the message's destination. The
-        driver keeps the message as before.
+        `Broker` asks about each message that was handed over and has no outcome then. It asks about other messages only
+        while the driver is connected and not blocked. The error should name what the broker said last about the
+        message's destination. The driver keeps the message as before.
 
         Args:
             delivery: The message; the driver may not have been given it yet.

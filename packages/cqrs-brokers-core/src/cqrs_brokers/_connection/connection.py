@@ -49,7 +49,7 @@ OWN_TIMEOUT_SLACK = 0.5
 """How much longer than `connect_timeout` an attempt may take, in seconds. If the driver's own timeout ends the attempt,
 the error gives a better reason."""
 STALL_THAT_MATTERS = 0.25
-"""The share of `connect_timeout` for which the event loop must stand still, so that a failed attempt is made again."""
+"""An attempt that failed is made again if the event loop stood still for this share of `connect_timeout` meanwhile."""
 
 
 def _backoff(unproven: int) -> float:

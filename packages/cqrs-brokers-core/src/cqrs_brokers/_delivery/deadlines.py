@@ -27,8 +27,8 @@ __all__ = ["Deadlines"]
 WhyLate = Callable[..., DeliveryError | None]
 
 FEW, PARTS = 1_000, 20
-"""In one turn of the event loop the deadline ends at most this many waiting messages, or this part of them if that is
-more. So the loop does other work between them."""
+"""In one turn of the event loop at most `FEW` waiting messages end at their deadlines, or one in `PARTS` of those that
+wait, if that is more. So the loop does other work in between."""
 CLOCK_RESOLUTION = 0.001
 """The event loop may fire a timer this much too early, in seconds."""
 
@@ -71,9 +71,10 @@ class Deadlines:
         self.armed = False
         """Whether there is a timer. If so, `watch()` need not be called: reading this attribute is cheaper than a call
         per message."""
-        self.ending = False
-        """Whether messages wait whose deadline has passed. They are ended in the next turns of the event loop, and must
-        not be submitted."""
+        self._ending = False
+        """Whether messages wait whose deadline has passed. They are ended in the next turns of the event loop."""
+        self._held_up = False
+        """Whether nothing was submitted because of `are_due`, although there may have been room."""
         self._opened = 0.0
         """When the driver began to take messages, in the event loop's time."""
 
@@ -84,7 +85,7 @@ class Deadlines:
         self.armed = False
         self._in_order = True
         self._stalled = 0.0
-        self.ending = False
+        self._ending = self._held_up = False
 
     def opened(self) -> None:
         """The driver takes messages from now on."""
@@ -112,6 +113,13 @@ class Deadlines:
             self._timer = None
             self.armed = False
 
+    def are_due(self) -> bool:
+        """Whether a deadline has passed and its messages have not ended yet, for example because the event loop stood
+        still. Nothing may be submitted now: it might be a message whose deadline has passed."""
+        due = self._ending or (self.armed and self._due <= self._loop.time())
+        self._held_up = self._held_up or due
+        return due
+
     def expire(self) -> None:
         """Ends the messages whose deadline has passed, and waits for the next deadline."""
         self._timer = None
@@ -131,7 +139,7 @@ class Deadlines:
                 delivery.end(self._error(delivery, room, stalled))
         if self._stalled:
             when: float | None = now + LOOK
-        elif self.ending:
+        elif self._ending:
             self._stalled, when = stalled, now
         else:
             when = self._next(now)
@@ -149,11 +157,11 @@ class Deadlines:
                 break
         waiting = self._waiting
         most = len(late) + max(FEW, len(waiting) // PARTS)
-        was_ending, self.ending = self.ending, False
+        held_up, self._ending, self._held_up = self._held_up, False, False
         if self._in_order:
             while waiting and (waiting[0].done or waiting[0].deadline <= now):
                 if len(late) == most:
-                    self.ending = True
+                    self._ending = True
                     break
                 late.append(waiting.popleft())
         else:
@@ -165,9 +173,9 @@ class Deadlines:
                 elif len(late) < most:
                     late.append(delivery)
                 else:
-                    self.ending = True
+                    self._ending = True
                     waiting.append(delivery)
-        if waiting and (was_ending or not self._in_order):
+        if waiting and (held_up or not self._in_order):
             self._in_flight.on_room()  # perhaps only the first one had no room
         return late
 

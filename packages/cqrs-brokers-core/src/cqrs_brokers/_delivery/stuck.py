@@ -91,7 +91,7 @@ class StuckDestinations:
         self._set_limits()
 
     def forget_look(self) -> None:
-        """Nothing waits any more: the next look is a first one."""
+        """Forgets the last look, because no message waits any more."""
         self._before = {}
 
     def try_again(self) -> None:

@@ -162,7 +162,7 @@ class Window:
     def refill(self) -> None:
         """Submits the messages that have room, in the order of calls, as one batch."""
         self._refill_due = False
-        if not self.accepting or self._deadlines.ending:
+        if not self.accepting or self._deadlines.are_due():
             return
         waiting, places, stuck = self._waiting, self._in_flight, self._stuck
         batch: list[Sending] = []

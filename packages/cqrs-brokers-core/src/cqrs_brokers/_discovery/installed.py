@@ -100,7 +100,7 @@ def _claims_of(name: str, of_the_only: list[Claim] | None = None) -> list[Claim]
     upgrade leaves behind, counts only when there is no other.
 
     Args:
-        of_the_only: Its claims if it is there only once. None: they are read.
+        of_the_only: The claims to return if the distribution is there only once. None: this function reads them.
     """
     versions = list(_distributions(name=name))
     if len(versions) == 1 and of_the_only is not None:

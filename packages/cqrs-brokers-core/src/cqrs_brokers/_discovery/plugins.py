@@ -224,7 +224,7 @@ def unregister_plugin(plugin: object) -> None:
 
 
 def _what_is_missing(error: ImportError) -> str:
-    """Which part of a dependency is missing, and what to do: slim and frozen bundles leave parts out."""
+    """Says which part of a dependency is missing, and what to do. Slim and frozen bundles leave parts out."""
     if isinstance(error, PackageNotFoundError):
         return (
             f"the metadata of {error.name} (its folder .dist-info) is not here: bundle it too "
