@@ -124,7 +124,7 @@ async def test_a_missing_topic_is_not_asked_for_when_its_messages_have_ended(
         with pytest.raises(DestinationNotFoundError):
             await broker.send_message(Message("E", unique_name("missing"), {}))
         driver: Any = broker.driver
-        metadata = driver._cluster._metadata
+        metadata = driver._cluster.metadata
         async with asyncio.timeout(8):
             while metadata._wanted.is_set() or any(topic.unknown_since for topic in driver.topics.values()):
                 await asyncio.sleep(0.1)
@@ -141,7 +141,7 @@ async def test_an_idle_topic_without_messages_is_not_asked_for_in_a_loop(
         await delete(kafka_node, topic)
         driver: Any = broker.driver
         asked = 0
-        learnt = driver._cluster._metadata._learnt
+        learnt = driver._cluster.metadata._learnt
 
         def counted(answer: Any) -> bool:
             nonlocal asked
@@ -149,7 +149,7 @@ async def test_an_idle_topic_without_messages_is_not_asked_for_in_a_loop(
             missing: bool = learnt(answer)
             return missing
 
-        driver._cluster._metadata._learnt = counted
+        driver._cluster.metadata._learnt = counted
         await asyncio.sleep(3)
         assert 1 <= asked <= 5
 

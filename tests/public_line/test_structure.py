@@ -68,6 +68,15 @@ def test_lists_of_names_are_sorted(package: str) -> None:
                 assert names == sorted(set(names)), name
 
 
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_long_file_says_why(package: str) -> None:
+    """A module of more than 400 lines gives its reason in its docstring, and no other module does."""
+    for path in PACKAGES[package].rglob("*.py"):
+        text = path.read_text()
+        reason = "longer than 400 lines because" in " ".join((ast.get_docstring(ast.parse(text)) or "").split())
+        assert reason == (len(text.splitlines()) > 400), path
+
+
 def members(tree: ast.Module, api: set[str]) -> set[str]:
     """What a module defines with a public name: functions, classes, methods and attributes, without what is API."""
     found = set()

@@ -343,6 +343,25 @@ def test_the_owner_of_a_scheme_is_found_when_its_folder_has_another_name(install
     assert find_owner("kafka").title == "cqrs-broker-kafka 1.0"
 
 
+def test_a_finder_that_gives_more_than_was_asked_for_changes_nothing(install, monkeypatch):
+    """It does not look at the name, and gives all that it knows."""
+
+    class Careless:
+        def find_spec(self, *args, **keywords):
+            return None
+
+        def find_distributions(self, context):
+            return importlib_metadata.MetadataPathFinder.find_distributions(type(context)(path=context.path))
+
+    install("another", entry_points=GROUP + "acme = acme_mod")
+    install("cqrs-broker-kafka", entry_points=GROUP + "kafka = kafka_mod")
+    listed = statuses()
+    monkeypatch.setattr(sys, "meta_path", [Careless(), *sys.meta_path])
+    installed.cache_clear()
+    assert find_owner("kafka").title == "cqrs-broker-kafka 1.0"
+    assert statuses() == listed
+
+
 def test_importing_core_and_listing_import_no_plugin():
     """In a process of its own: neither a plugin nor a client library is there afterwards."""
     code = (

@@ -7,13 +7,13 @@
 or, without a config string, `AMQPMessageBroker(publisher=AMQPPublisherAdapter(dsn=…))`.
 
 The parts: `_options` and `_settings` (what is configured), `_broker` (the documented class), `_driver` (the
-connection), `_publisher` (what waits and what is in flight), `_unanswered` (the messages without an answer on a
-channel), `_leaving` (a channel without answers), `_stalled`
-(destinations that take nothing), `_declaring` (messages that wait for their queue), `_session` (one pass over the
-hosts), `_topology` (what is declared), `_rendering` (a message as bytes), `_errors` (which error means what),
-`_foreign` (is the server a Kafka?), `_scram` (a log-in without TLS), `_logs` (nothing secret in aiormq's log), `_watch`
-(dead connections), `_reopening` (a closed channel), `_inspection` (`cqrs-brokers check`), `_fallback` (aiormq's
-documented way), and `_client` and `_channels` (the undocumented parts of aiormq).
+connection), `_connecting` (one pass over the hosts), `_session` (one connection), `_publisher` (what waits and what is
+in flight), `_unanswered` (the messages without an answer on a channel), `_leaving` (a channel without answers),
+`_stalled` (destinations that take nothing), `_declaring` (messages that wait for their queue), `_topology` (what is
+declared), `_rendering` (a message as bytes), `_errors` (which error means what), `_foreign` (is the server a Kafka?),
+`_scram` (a log-in without TLS), `_logs` (nothing secret in aiormq's log), `_watch` (dead connections), `_reopening` (a
+closed channel), `_inspection` (`cqrs-brokers check`), `_fallback` (aiormq's documented way), and `_client` and
+`_channels` (the undocumented parts of aiormq).
 """
 
 from cqrs_brokers.driver import PipelinedDriver

@@ -20,10 +20,11 @@ from cqrs_brokers.exceptions import (
 from cqrs_brokers.tasks import Tasks
 
 from ._channels import ConfirmChannel
+from ._connecting import connect
 from ._errors import channel_limit, forbidden_publish, lost_error, scrubbed
 from ._logs import redact_client_logs
 from ._publisher import Publisher
-from ._session import Session, connect
+from ._session import Session
 from ._settings import AMQPSettings
 
 __all__ = ["AMQPDriver"]

@@ -1,6 +1,8 @@
 """Translates the errors of RabbitMQ, aiormq and the network into the errors of cqrs-brokers. Imports aiormq.
 
 Reply codes: AMQP 0-9-1, 1.2 "Constants", and what RabbitMQ and Apache Qpid do with them.
+
+This file is longer than 400 lines because every translation is in one place.
 """
 
 from __future__ import annotations

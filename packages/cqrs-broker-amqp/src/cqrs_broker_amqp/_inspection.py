@@ -21,9 +21,10 @@ from cqrs_brokers.inspection import Endpoint, Finding, Inspection
 from cqrs_brokers.url import Host
 
 from ._channels import ConfirmChannel
+from ._connecting import connect
 from ._errors import ACCESS_REFUSED, NOT_FOUND, channel_reply
 from ._logs import redact_client_logs
-from ._session import Session, connect
+from ._session import Session
 from ._settings import AMQPSettings
 from ._topology import declare_exchange, find_exchange, queue_error
 

@@ -36,6 +36,7 @@ from aiokafka.protocol.transaction import InitProducerIdRequest
 from aiokafka.record.util import calc_crc32c
 
 from cqrs_brokers.dialing import Address, look_up, open_socket, other_addresses
+from cqrs_brokers.exceptions import ProtocolError
 from cqrs_brokers.tasks import drop_task, drop_transport
 from cqrs_brokers.url import Host
 
@@ -50,7 +51,6 @@ __all__ = [
     "CODECS",
     "Connection",
     "DescribeConfigsRequest",
-    "OldBrokerError",
     "TokenError",
     "api",
     "crc32c",
@@ -110,10 +110,6 @@ def why_unsupported(connection: type = AIOKafkaConnection) -> str | None:
     )
 
 
-class OldBrokerError(Exception):
-    """The broker does not know our version of the produce request."""
-
-
 class TokenError(Exception):
     """The token provider gave no token. The provider's own error may hold secrets, so it is not the cause of this
     error."""
@@ -123,11 +119,7 @@ class _Reader(asyncio.StreamReader):
     """Does not wait for an answer of a size that no broker sends. Bytes of another protocol may look like that size."""
 
     async def readexactly(self, n: int) -> bytes:
-        """As StreamReader's method.
-
-        Raises:
-            ConnectionError: The size is too large.
-        """
+        """As StreamReader's method, but raises a `ConnectionError` for such a size."""
         if n > LARGEST_ANSWER:
             raise ConnectionError(f"an answer of {n} bytes is announced: this is not Kafka")
         return await super().readexactly(n)
@@ -295,11 +287,11 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
         """Checks that the broker knows our version of the produce request.
 
         Raises:
-            OldBrokerError: The broker does not know it.
+            ProtocolError: The broker does not know it.
         """
         oldest, newest = self._versions.get(produce.API_KEY, (0, 0))
         if not oldest <= produce.API_VERSION <= newest:
-            raise OldBrokerError
+            raise ProtocolError("the broker is older than Kafka 2.4, which this plugin needs: upgrade it")
 
     @property
     def versions(self) -> dict[int, tuple[int, int]]:

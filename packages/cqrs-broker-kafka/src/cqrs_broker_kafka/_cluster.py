@@ -20,7 +20,7 @@ from cqrs_brokers.exceptions import (
 from cqrs_brokers.tasks import retrieve_exception
 from cqrs_brokers.url import Host
 
-from ._client import Connection, OldBrokerError, TokenError, errors, why_unsupported
+from ._client import Connection, TokenError, errors, why_unsupported
 from ._metadata import Metadata
 from ._node import Node
 from ._partition import Partition, State
@@ -59,6 +59,7 @@ class Cluster:
     Attributes:
         nodes: The nodes, by their ids.
         leaderless: Partitions that are READY and whose leader is not known.
+        metadata: Asks for the nodes and the leaders.
     """
 
     def __init__(self, owner: KafkaDriver, settings: KafkaSettings) -> None:
@@ -68,7 +69,7 @@ class Cluster:
         self._settings = settings
         self._loop = asyncio.get_running_loop()
         self._tasks = owner.tasks
-        self._metadata = Metadata(settings, owner.tasks, self._addresses, self._topics_in_use, self._learnt)
+        self.metadata = Metadata(settings, owner.tasks, self._addresses, self._topics_in_use, self._learnt)
         self._renewing = False
 
     # -- connecting ---------------------------------------------------------------------------------------------------
@@ -91,8 +92,8 @@ class Cluster:
         self._learn_nodes(greeting.answer.brokers)
         await self._reach(until)
         if self._topics_in_use():
-            self._metadata.request()
-        self._metadata.start()
+            self.metadata.request()
+        self.metadata.start()
 
     async def _reach(self, until: float) -> None:
         """Connects to a node that can take messages, and gets a producer id from it."""
@@ -124,8 +125,8 @@ class Cluster:
                     error = attempt.exception()
                     if error is None:
                         return attempts[attempt]
-                    if isinstance(error, OldBrokerError):
-                        raise ProtocolError("the broker is older than Kafka 2.4, which this plugin needs: upgrade it")
+                    if isinstance(error, ProtocolError):  # trying again would not help
+                        raise error
         finally:
             for attempt in waiting:
                 attempt.cancel()
@@ -165,14 +166,6 @@ class Cluster:
             # Only known nodes are asked for metadata, so we would never learn of a new cluster.
             return UnreachableError(f"{greeting.host} belongs to another cluster than before: it names other nodes")
         return None
-
-    async def ping(self) -> None:
-        """Asks any node for metadata.
-
-        Raises:
-            OSError, KafkaError, TimeoutError: No node answers.
-        """
-        await self._metadata.ask([])
 
     # -- producer ids -------------------------------------------------------------------------------------------------
 
@@ -217,10 +210,6 @@ class Cluster:
         return False
 
     # -- topics and leaders -------------------------------------------------------------------------------------------
-
-    def request_metadata(self, *, at_once: bool = False) -> None:
-        """See `Metadata.request`."""
-        self._metadata.request(at_once=at_once)
 
     def _addresses(self) -> list[Host]:
         return [node.host for node in self.nodes.values()]
@@ -316,5 +305,5 @@ class Cluster:
         for topic in self._owner.topics.values():
             for partition in topic.all_partitions():
                 partition.leader = None
-        closing = [self._metadata.drop(), *(node.drop() for node in nodes.values())]
+        closing = [self.metadata.drop(), *(node.drop() for node in nodes.values())]
         return [connection for connection in closing if connection is not None]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cqrs_brokers.driver import Capabilities, Delivery, Link, Message, PipelinedDriver
@@ -59,7 +60,7 @@ class KafkaDriver(PipelinedDriver):
         """Whether the application sends messages one by one: the last request had one record and is answered, and no
         message has come since. A request for the next message is then written at once."""
         self._settings = settings
-        self._link: Link | None = None
+        self._link: Link
         self._loop: asyncio.AbstractEventLoop
         self._cluster: Cluster | None = None
         self._add_record = RecordMaker().add
@@ -126,7 +127,7 @@ class KafkaDriver(PipelinedDriver):
         for delivery in deliveries:
             topic = topics.get(delivery.topic)
             if topic is None:
-                topic = topics[delivery.topic] = Topic(delivery.topic, self._new_partition)
+                topic = topics[delivery.topic] = Topic(delivery.topic, partial(Partition, self))
             if topic.is_open:
                 partition = topic.partition(delivery.message.key)
                 add_record(delivery, partition.pending)
@@ -169,9 +170,6 @@ class KafkaDriver(PipelinedDriver):
             self._queue(partition)
         self.flush()
 
-    def _new_partition(self, topic: bytes, number: int) -> Partition:
-        return Partition(self, topic, number)
-
     # -- what a partition asks for ------------------------------------------------------------------------------------
 
     def ready(self, partition: Partition) -> None:
@@ -191,7 +189,7 @@ class KafkaDriver(PipelinedDriver):
             self._unwritten = True
         elif self._cluster is not None:
             self._cluster.leaderless[partition] = None
-            self._cluster.request_metadata()
+            self._cluster.metadata.request()
 
     def paused(self, partition: Partition, row: Row | None) -> None:
         """See `_partition.Producer`."""
@@ -232,7 +230,7 @@ class KafkaDriver(PipelinedDriver):
     def request_metadata(self, *, at_once: bool = False) -> None:
         """Asks for metadata, because something is not known or has changed. See `Metadata.request`."""
         if self._cluster is not None:
-            self._cluster.request_metadata(at_once=at_once)
+            self._cluster.metadata.request(at_once=at_once)
 
     # -- connecting ---------------------------------------------------------------------------------------------------
 
@@ -275,8 +273,7 @@ class KafkaDriver(PipelinedDriver):
         self._last_answer = self._loop.time()
         if self._reconnecting:
             self._reconnecting = False
-            if self._link is not None:
-                self._link.reconnecting(None)
+            self._link.reconnecting(None)
 
     def throttled(self, node: Node, seconds: float) -> None:
         """The node will not read from us for this many seconds, because of a quota."""
@@ -291,7 +288,7 @@ class KafkaDriver(PipelinedDriver):
     def _say_throttled(self) -> None:
         """Tells `Broker` that a node throttles us, with the seconds that are left."""
         left = self._throttled_until - self._loop.time()
-        if self._link is not None and left > 0:
+        if left > 0:
             text = f"node {self._throttling} reads nothing from this client for {left:.1f} s more (quota)"
             self._link.throttled(text)
 
@@ -301,8 +298,7 @@ class KafkaDriver(PipelinedDriver):
             self._loop.call_at(self._throttled_until, self._end_of_throttle)
             return
         self._throttled_until = 0.0
-        if self._link is not None:
-            self._link.throttled(None)
+        self._link.throttled(None)
 
     # -- watching -----------------------------------------------------------------------------------------------------
 
@@ -310,11 +306,9 @@ class KafkaDriver(PipelinedDriver):
         """Runs every `TICK` seconds while messages wait or are in flight. Removes records whose callers have their
         outcome. If the cluster has been silent for longer than `SILENCE`, asks the bootstrap servers for the reason."""
         self._timer = None
-        busy = False
         for topic in self.topics.values():
             topic.purge()
-            busy = busy or topic.busy
-        if not busy:
+        if not any(topic.busy for topic in self.topics.values()):
             return
         self._timer = self._loop.call_later(TICK, self._tick)
         if self._cluster is not None and self._loop.time() - self._last_answer > SILENCE and not self._asking:
@@ -327,7 +321,7 @@ class KafkaDriver(PipelinedDriver):
         try:
             dead = await cluster.look_again()
         except UnreachableError as error:
-            if cluster is self._cluster and self._link is not None:
+            if cluster is self._cluster:
                 self._reconnecting = True
                 self._link.reconnecting(error)
         else:
@@ -346,8 +340,7 @@ class KafkaDriver(PipelinedDriver):
         cluster.drop()
         for partition in self._partitions():
             partition.give_up(ConnectionLostError("the cluster could not be reached again after the message was sent"))
-        if self._link is not None:
-            self._link.lost(error)
+        self._link.lost(error)
 
     def why_late(self, delivery: Delivery, /, *, handed: bool) -> DeliveryError | None:
         """See `PipelinedDriver.why_late`."""
@@ -362,7 +355,7 @@ class KafkaDriver(PipelinedDriver):
         if self._cluster is None:
             raise UnreachableError("the driver is connecting to the cluster again")
         try:
-            await self._cluster.ping()
+            await self._cluster.metadata.ask([])
         except Exception as error:
             raise UnreachableError(f"the cluster does not answer ({type(error).__name__})") from error
         self.heard()

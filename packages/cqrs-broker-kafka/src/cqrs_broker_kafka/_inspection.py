@@ -49,43 +49,35 @@ _TOPIC_SETTINGS = [
 ]
 
 
+_TEXT = types.String("utf-8")
+_NODES = types.Array(("node_id", types.Int32), ("host", _TEXT), ("port", types.Int32), ("rack", _TEXT))
+_PARTITIONS = types.Array(
+    ("error_code", types.Int16),
+    ("partition", types.Int32),
+    ("leader", types.Int32),
+    ("leader_epoch", types.Int32),
+    ("replicas", types.Array(types.Int32)),
+    ("isr", types.Array(types.Int32)),
+    ("offline_replicas", types.Array(types.Int32)),
+)
+_TOPICS = types.Array(
+    ("error_code", types.Int16),
+    ("topic", _TEXT),
+    ("is_internal", types.Boolean),
+    ("partitions", _PARTITIONS),
+    ("authorized_operations", types.Int32),
+)
+
+
 class _MetadataAnswer(api.Response):  # type: ignore[misc]
     API_KEY = 3
     API_VERSION = 8
     SCHEMA = types.Schema(
         ("throttle_time_ms", types.Int32),
-        (
-            "brokers",
-            types.Array(
-                ("node_id", types.Int32),
-                ("host", types.String("utf-8")),
-                ("port", types.Int32),
-                ("rack", types.String("utf-8")),
-            ),
-        ),
-        ("cluster_id", types.String("utf-8")),
+        ("brokers", _NODES),
+        ("cluster_id", _TEXT),
         ("controller_id", types.Int32),
-        (
-            "topics",
-            types.Array(
-                ("error_code", types.Int16),
-                ("topic", types.String("utf-8")),
-                ("is_internal", types.Boolean),
-                (
-                    "partitions",
-                    types.Array(
-                        ("error_code", types.Int16),
-                        ("partition", types.Int32),
-                        ("leader", types.Int32),
-                        ("leader_epoch", types.Int32),
-                        ("replicas", types.Array(types.Int32)),
-                        ("isr", types.Array(types.Int32)),
-                        ("offline_replicas", types.Array(types.Int32)),
-                    ),
-                ),
-                ("authorized_operations", types.Int32),
-            ),
-        ),
+        ("topics", _TOPICS),
         ("cluster_authorized_operations", types.Int32),
     )
 
@@ -95,7 +87,7 @@ class _MetadataQuestion(api.RequestStruct):  # type: ignore[misc]
     API_VERSION = 8
     RESPONSE_TYPE = _MetadataAnswer
     SCHEMA = types.Schema(
-        ("topics", types.Array(types.String("utf-8"))),
+        ("topics", types.Array(_TEXT)),
         ("allow_auto_topic_creation", types.Boolean),
         ("include_cluster_authorized_operations", types.Boolean),
         ("include_topic_authorized_operations", types.Boolean),
@@ -207,9 +199,8 @@ class KafkaInspection(Inspection):
     async def _node(self, connection: Connection) -> AsyncIterator[Finding]:
         """The node's version, and whether the cluster gives a producer id. An idempotent producer cannot send without
         one."""
-        _, newest = connection.versions.get(produce.API_KEY, (0, 0))
-        if newest < produce.API_VERSION:
-            raise ProtocolError("the broker is older than Kafka 2.4, which this plugin needs: upgrade it")
+        connection.check_version()
+        _, newest = connection.versions[produce.API_KEY]
         known = [version for number, version in _VERSIONS.items() if number <= newest]
         text = f"Kafka does not say its version; it knows the requests of {known[-1]}"
         later = next((version for number, version in sorted(_VERSIONS.items()) if number > newest), "")

@@ -293,7 +293,7 @@ class Node:
         """Connects.
 
         Raises:
-            OSError, ssl.SSLError, KafkaError, TimeoutError, TokenError, OldBrokerError: The node cannot be used.
+            OSError, ssl.SSLError, KafkaError, TimeoutError, TokenError, ProtocolError: The node cannot be used.
         """
         connection = await Connection.open(self._settings, self.host, self._closed)
         try:

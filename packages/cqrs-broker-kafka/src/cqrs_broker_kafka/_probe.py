@@ -148,7 +148,9 @@ async def _confirmed(finding: Finding, settings: KafkaSettings) -> Finding:
             if start and start[4:] == _OUR_ANSWER:
                 return finding  # a Kafka that closed two connections before
             if start and not start.startswith(_TLS_ALERT):
-                return Finding(_caused(_of_another_protocol(start, host), error.__cause__), host=host)
+                found = _of_another_protocol(start, host)
+                found.__cause__ = error.__cause__
+                return Finding(found, host=host)
             return finding._replace(inferred=not start and not await _says_hello(host))
     except OSError:  # TimeoutError too
         return finding
@@ -215,11 +217,6 @@ async def _comes_first(reader: asyncio.StreamReader) -> bytes | None:
 async def _dial(host: Host) -> socket.socket:
     assert host.port is not None  # the settings have filled it in
     return await dial(host.host, host.port, timeout=LOOK_FOR)
-
-
-def _caused(error: ConnectError, cause: BaseException | None) -> ConnectError:
-    error.__cause__ = cause
-    return error
 
 
 async def _ask_all(settings: KafkaSettings, until: float) -> Greeting | Finding:

@@ -645,10 +645,9 @@ class Broker(MessageBroker):
             BrokerClosedError: The broker is closed.
             WrongLoopError: The broker belongs to another event loop or process.
         """
-        refusal = BrokerClosedError(CLOSED) if self._closed else self._bound.refusal(loop)
-        if refusal is not None or loop is None:
-            assert refusal is not None
-            raise refusal
+        if self._closed:
+            raise BrokerClosedError(CLOSED)
+        loop = self._bound.checked(loop)
         before, self._bound.loop = self._bound.loop, loop
         self._make_ready = None
         self._window.bind(loop)  # first: the driver may end deliveries below, and a closed loop wakes nobody
@@ -671,8 +670,7 @@ class Broker(MessageBroker):
         try:
             return self._enter(loop)
         except NotDeliveredError as refusal:
-            text = refusal.text
-        raise BrokerStateError(text, broker=self._address)
+            raise BrokerStateError(refusal.text, broker=self._address) from None
 
     def _warn_unclosed(self, what: str) -> None:
         """One warning per connection that nobody closed."""

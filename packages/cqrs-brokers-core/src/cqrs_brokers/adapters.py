@@ -46,10 +46,7 @@ class Taken(NamedTuple, Generic[O, S]):
 
     def for_broker(self) -> dict[str, Any]:
         """`Broker`'s keyword arguments."""
-        url = self.resolved.url
-        return {"name": None if url is None else url.scheme, "encoder": self.value_serializer} | (
-            self.resolved.for_broker()
-        )
+        return {"encoder": self.value_serializer, **self.resolved.for_broker()}
 
 
 class ConnectionAdapter(Generic[O, S]):

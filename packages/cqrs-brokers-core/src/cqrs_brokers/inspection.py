@@ -87,18 +87,17 @@ class Finding(NamedTuple):
             subject: What it is about.
         """
         remedy = error.remedy if isinstance(error, ConnectError) else ""
-        return cls(_step_of(error), "fail", subject, error.text.removesuffix(f": {remedy}"), remedy)
+        step: Step = next((step for kind, step in _STEPS.items() if isinstance(error, kind)), "server")
+        return cls(step, "fail", subject, error.text.removesuffix(f": {remedy}"), remedy)
 
 
-def _step_of(error: BrokerError) -> Step:
-    steps: dict[type[BrokerError], Step] = {
-        AuthenticationError: "login",
-        AuthorizationError: "access",
-        TLSError: "tls",
-        UnreachableError: "tcp",
-        TopologyError: "topic",
-    }
-    return next((step for kind, step in steps.items() if isinstance(error, kind)), "server")
+_STEPS: dict[type[BrokerError], Step] = {
+    AuthenticationError: "login",
+    AuthorizationError: "access",
+    TLSError: "tls",
+    UnreachableError: "tcp",
+    TopologyError: "topic",
+}
 
 
 class Endpoint(NamedTuple):

@@ -74,10 +74,7 @@ class Secret:
             os.close(descriptor)
         if len(data) > MAX_FILE_BYTES:
             raise ValueError(f"the file is larger than {MAX_FILE_BYTES} bytes")
-        try:
-            text = data.removeprefix(BOM_UTF8).decode()
-        except UnicodeDecodeError:
-            text = "\0"  # refused below: an error raised here would have the one that holds the bytes as its context
+        text = data.removeprefix(BOM_UTF8).decode(errors="surrogateescape")  # what is not UTF-8 is refused below
         return cls(_one_line(text.removesuffix("\n").removesuffix("\r"), "the file"))
 
     @classmethod

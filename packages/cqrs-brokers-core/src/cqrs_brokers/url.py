@@ -267,7 +267,7 @@ def _parse(text: object) -> BrokerURL:
         raise ConfigError("the config string must start with a scheme and '://', for example kafka://localhost:9092")
     if "#" in rest:
         raise ConfigError(f"the config string contains '#': {_ENCODE}")
-    authority = re.split("[/?]", rest, maxsplit=1)[0]
+    authority = rest.partition("/")[0].partition("?")[0]
     tail = rest.removeprefix(authority)
     userinfo, at, host_list = authority.rpartition("@")
     if "@" in userinfo or "@" in tail:

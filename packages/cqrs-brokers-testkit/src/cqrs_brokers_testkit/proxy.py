@@ -10,6 +10,8 @@ address:
 
 `async with` runs it in the caller's event loop, `with` in a thread of its own, for tests that block. Every method may
 be called from any thread and has taken effect when it returns.
+
+This file is longer than 400 lines because all faults work on one state, the connections and what waits in them.
 """
 
 import asyncio

@@ -69,19 +69,17 @@ class _Spec(NamedTuple):
     """What is known about one option."""
 
     convert: Callable[[str], Any] | None
+    """None: it is an object that no string can hold, and is given only as a keyword."""
     description: str
     default: Any = None
     quantity: Quantity | None = None
     unit: str | None = None
     secret: bool = False
-    keyword_only: bool = False
-    in_userinfo: bool = False
-    """It is the password of the URL's user, and no field of the model."""
 
     def effective(self, name: str, value: object, origin: Origin) -> EffectiveOption:
         default = "required" if self.default is PydanticUndefined else show(self.default, self.quantity)
         # A keyword-only option is shown by its type, even when it happens to be text: it may be a token.
-        text = f"<{type(value).__name__}>" if self.keyword_only and value is not None else show(value, self.quantity)
+        text = f"<{type(value).__name__}>" if self.convert is None and value is not None else show(value, self.quantity)
         return EffectiveOption(name, text, default, origin, self.unit, self.description)
 
 
@@ -94,7 +92,8 @@ class _Given(NamedTuple):
     """What follows the option's name, if the value is the name of a file or a variable with a secret."""
 
 
-_PASSWORD = _Spec(Secret, "Of the user in the URL.", secret=True, in_userinfo=True)
+_PASSWORD = _Spec(Secret, "Of the user in the URL.", secret=True)
+"""An option that is no field of the model."""
 _ORIGINS: dict[str, Origin] = {"_file": "file", "_env": "environment"}
 
 
@@ -123,7 +122,7 @@ def resolve_options(
     """
     specs = _specs(options_type)
     if url is None:
-        specs = {name: spec for name, spec in specs.items() if not spec.in_userinfo}
+        specs = {name: spec for name, spec in specs.items() if spec is not _PASSWORD}
     prefix = f"{source}: " if source else ""
     problems: list[str] = []
     given: dict[str, _Given] = {}
@@ -169,7 +168,7 @@ def resolve_options(
     for name, spec in specs.items():
         found = given.get(name)
         origin = "default" if found is None else _ORIGINS.get(found.suffix, found.origin)
-        if not spec.in_userinfo:
+        if spec is not _PASSWORD:
             effective[name] = spec.effective(name, getattr(options, name), origin)
         elif password is not None:
             effective[name] = spec.effective(name, password, origin)
@@ -217,7 +216,6 @@ def _specs(options_type: type[BrokerOptions]) -> Mapping[str, _Spec]:
             default=field.default,
             description=field.description or "",
             secret=secret and not keyword_only,
-            keyword_only=keyword_only,
         )
     if "userinfo" in options_type.url_parts:
         specs["password"] = _PASSWORD
@@ -261,9 +259,9 @@ def _layer(
                 f"unknown option after {after_secret!r}; its name is not shown, because it may be a part of the "
                 "secret: write & in values as %26"
             )
-        elif origin == "string" and specs[name].keyword_only:
+        elif origin == "string" and specs[name].convert is None:
             problems.append(f"option {key!r} is an object: give it as a keyword, not in the config string")
-        elif origin == "string" and not suffix and specs[name].in_userinfo:
+        elif origin == "string" and not suffix and specs[name] is _PASSWORD:
             problems.append("option 'password' is a keyword: write user:password@, or password_file= or password_env=")
         elif name in given:
             problems.append(f"option {name!r} is given twice: use one of {name}, {name}_file, {name}_env")
@@ -294,17 +292,17 @@ def _read(item: _Given, spec: _Spec) -> Any:
             raise ValueError(f"must be text, not {type(reference).__name__}")
         read = Secret.from_file if item.suffix == "_file" else Secret.from_environment
         return read(os.fspath(reference))
-    if spec.keyword_only:
+    if spec.convert is None:
         return value
     if isinstance(value, Secret) and not spec.secret:
         value = value.reveal()
     elif isinstance(value, str):
         if spec.secret and not value:
             raise ValueError("is empty")
-        value = spec.convert(value) if spec.convert else value
+        value = spec.convert(value)
     elif spec.quantity is not None and spec.quantity.unit == "s" and type(value) is int:
         value = float(value)
-    elif spec.in_userinfo and not isinstance(value, (Secret, type(None))):
+    elif spec is _PASSWORD and not isinstance(value, (Secret, type(None))):
         raise ValueError("must be text")
     return value
 

@@ -5,6 +5,8 @@ IDLE ──first send / connect()──▶ CONNECTING ──ok──▶ READY �
   │                                 │  └── backoff of 0.1 s to 1 s, jittered
   ├── nobody waits for it ──────────┤
   └── 5 s ── FAILED ◀── permanent ──┘                    any ──close()──▶ CLOSED
+
+This file is longer than 400 lines because the whole state machine is in one place.
 """
 
 from __future__ import annotations

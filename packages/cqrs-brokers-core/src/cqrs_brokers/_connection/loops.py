@@ -30,15 +30,19 @@ class LoopBinding:
         self.forked = False
         _bindings.add(self)
 
-    def refusal(self, running: AbstractEventLoop | None) -> WrongLoopError | None:
-        """Why the running loop may not use the broker. None: it may."""
+    def checked(self, running: AbstractEventLoop | None) -> AbstractEventLoop:
+        """The running loop, if it may use the broker.
+
+        Raises:
+            WrongLoopError: It may not.
+        """
         if self.forked:
-            return WrongLoopError(FORKED)
+            raise WrongLoopError(FORKED)
         if running is None:
-            return WrongLoopError(NO_LOOP)
+            raise WrongLoopError(NO_LOOP)
         if self.loop is not None and not self.loop.is_closed():
-            return WrongLoopError(OTHER_LOOP)
-        return None
+            raise WrongLoopError(OTHER_LOOP)
+        return running
 
 
 def running_loop() -> AbstractEventLoop | None:

@@ -102,7 +102,8 @@ def _claims_of(name: str, of_the_only: list[Claim] | None = None) -> list[Claim]
     Args:
         of_the_only: The claims to return if the distribution is there only once. None: this function reads them.
     """
-    versions = list(_distributions(name=name))
+    # A finder of somebody else may give distributions of other names, too.
+    versions = [each for each in _distributions(name=name) if _folder_name(each) == name]
     if len(versions) == 1 and of_the_only is not None:
         return of_the_only
     first = next(filter(_has_metadata, versions), versions[0] if versions else None)

@@ -64,4 +64,4 @@ def open_broker(
         raise PluginNotFoundError(f"{source}: {error.text}") from None
     resolved = resolve_options(plugin.options_type(), url=parsed, keywords=options, source=source)
     driver = plugin.open(resolved.url or parsed, resolved.options)
-    return Broker(driver, name=parsed.scheme, observers=observers, encoder=encoder, **resolved.for_broker())
+    return Broker(driver, observers=observers, encoder=encoder, **resolved.for_broker())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import inspect
-import logging
 import platform
 import sys
 import threading
@@ -45,6 +44,7 @@ from cqrs_brokers_testkit.conformance import (
 from cqrs_brokers_testkit.conformance._case import CASES, Case, CaseFailed, Context
 from cqrs_brokers_testkit.conformance._harness import Harness, NotApplicable, Unsupported
 from cqrs_brokers_testkit.conformance._report import NOT_CHOSEN, CaseResult, Report, Status
+from cqrs_brokers_testkit.conformance._unhandled import Unhandled, asyncio_watched
 
 Progress = Callable[[str], None]
 
@@ -99,7 +99,7 @@ def session(harness: Harness, *, progress: Progress = _to_stderr) -> Iterator[Se
             raise ValueError(f"not_applicable names {case_id!r}, and there is no such case")
         if not CASES[case_id].waivable:
             raise ValueError(f"{case_id} is mandatory and cannot be declared not applicable")
-    with _asyncio_watched() as watcher:
+    with asyncio_watched() as watcher:
         try:
             yield Session(harness, progress, watcher)
         finally:
@@ -109,7 +109,7 @@ def session(harness: Harness, *, progress: Progress = _to_stderr) -> Iterator[Se
 class Session:
     """A harness that runs cases."""
 
-    def __init__(self, harness: Harness, progress: Progress, watcher: _Unhandled) -> None:
+    def __init__(self, harness: Harness, progress: Progress, watcher: Unhandled) -> None:
         self.harness = harness
         self._progress = progress
         self._watcher = watcher
@@ -360,43 +360,3 @@ class _HarnessFaults:
             method = result.reason.partition("(): ")[0] if result.reason.startswith(_FAULT) else ""
             self.most = self.most + 1 if method and self.text.startswith(method) else int(bool(method))
             self.text = result.reason if method else ""
-
-
-class _Unhandled(logging.Handler):
-    """Collects what asyncio found unhandled: exceptions that nobody retrieved, tasks that were destroyed.
-
-    A complaint belongs to the case in whose thread it was made. If it was made in another thread, it belongs to all
-    running cases.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(logging.ERROR)
-        self._cases: dict[threading.Thread, list[str]] = {}
-
-    @contextmanager
-    def watching(self, thread: threading.Thread) -> Iterator[list[str]]:
-        """Yields the list of the complaints about the case that runs in this thread."""
-        found = self._cases[thread] = list[str]()
-        try:
-            yield found
-        finally:
-            del self._cases[thread]
-
-    def emit(self, record: logging.LogRecord) -> None:
-        raised = record.exc_info[1] if record.exc_info else None
-        what = f" ({type(raised).__name__}: {raised})" if raised is not None else ""
-        text = f"asyncio logged{what}: {record.getMessage()}"[:500]
-        cases = dict(self._cases)
-        own = cases.get(threading.current_thread())
-        for found in cases.values() if own is None else [own]:
-            found.append(text)
-
-
-@contextmanager
-def _asyncio_watched() -> Iterator[_Unhandled]:
-    handler, logger = _Unhandled(), logging.getLogger("asyncio")
-    logger.addHandler(handler)
-    try:
-        yield handler
-    finally:
-        logger.removeHandler(handler)
