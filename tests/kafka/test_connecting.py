@@ -1,6 +1,7 @@
 """Why Kafka cannot be reached is told apart, within two seconds, on a real one with SASL and TLS listeners."""
 
 import asyncio
+import contextlib
 import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -294,3 +295,36 @@ async def test_a_port_of_rabbitmq() -> None:
     finally:
         server.close()
         await server.wait_closed()
+
+
+@pytest.mark.parametrize(
+    ("greets", "answers", "says"),
+    [
+        (b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", "is an HTTP server, not Kafka"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", b"", "is a server of another protocol, not Kafka"),
+        (b"", b"-ERR unknown command\r\n", "is a server of another protocol, not Kafka"),
+        (b"J\x00\x00\x00\x0a8.0.36\x00", b"", "is a server of another protocol, not Kafka"),
+    ],
+    ids=["HTTP", "SSH", "Redis", "MySQL"],
+)
+async def test_a_server_of_another_protocol(greets: bytes, answers: bytes, says: str) -> None:
+    """It is told as that, at once, and not taken for a TLS listener; it is not tried for ever."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(greets)
+        with contextlib.suppress(OSError):
+            await reader.read(1)
+            writer.write(answers)
+            await reader.read()
+        writer.transport.abort()
+
+    async with await asyncio.start_server(serve, "127.0.0.1") as server:
+        port = server.sockets[0].getsockname()[1]
+        broker = open_broker(f"kafka://127.0.0.1:{port}")
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        with pytest.raises(ProtocolError, match=says) as caught:
+            await broker.connect()
+        assert caught.value.permanent
+        assert loop.time() - began < 3
+        await broker.close()

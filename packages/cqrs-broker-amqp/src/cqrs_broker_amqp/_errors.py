@@ -174,7 +174,8 @@ def _connect_error(error: BaseException, where: str, options: AMQPOptions | None
     if options is not None and (found := tls_error(root, where, options)) is not None:
         return found
     if isinstance(root, socket.gaierror) and root.errno == socket.EAI_AGAIN:
-        return UnreachableError(f"the name of {where} was not resolved: the name server does not answer")
+        text = f"the name of {where} was not resolved: the name server does not answer"
+        return UnreachableError(text, remedy="check DNS and the network")
     if isinstance(root, socket.gaierror):
         return UnreachableError(f"the name of {where} cannot be resolved", remedy="check the host name and DNS")
     if isinstance(root, ConnectionRefusedError):

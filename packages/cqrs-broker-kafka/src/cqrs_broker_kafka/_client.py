@@ -75,6 +75,8 @@ PRIVATE = (
 )
 READ_AHEAD = 2**16
 """How many bytes a connection reads before somebody takes them."""
+LARGEST_ANSWER = 2**28
+"""The most bytes that an answer may have."""
 LOOK_AT_BUFFER = 0.002
 """How often we look whether a transport's buffer is empty, in seconds. asyncio has no event for it."""
 SHARE_OF_TIMEOUT = 0.8
@@ -111,6 +113,16 @@ def why_unsupported(connection: type = AIOKafkaConnection) -> str | None:
 class TokenError(Exception):
     """The token provider gave no token. The provider's own error may hold secrets, so it is not the cause of this
     error."""
+
+
+class _Reader(asyncio.StreamReader):
+    """Does not wait for an answer of a size that no broker sends. Bytes of another protocol may look like that size."""
+
+    async def readexactly(self, n: int) -> bytes:
+        """As StreamReader's method, but raises a `ConnectionError` for such a size."""
+        if n > LARGEST_ANSWER:
+            raise ConnectionError(f"an answer of {n} bytes is announced: this is not Kafka")
+        return await super().readexactly(n)
 
 
 class _Protocol(AIOKafkaProtocol):  # type: ignore[misc]
@@ -202,7 +214,7 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
         # Without other addresses aiokafka's own timeout for each request is enough.
         share = max(0.0, self._until - loop.time()) / len(addresses) if self._addresses else None
         self._closed_fut = loop.create_future()
-        reader = asyncio.StreamReader(limit=READ_AHEAD, loop=loop)
+        reader = _Reader(limit=READ_AHEAD, loop=loop)
         self._protocol = protocol = _Protocol(self._closed_fut, reader, loop=loop)
         self._socket, _ = await loop.create_connection(lambda: protocol, sock=raw)
         writer = asyncio.StreamWriter(self._socket, protocol, reader, loop)

@@ -34,6 +34,11 @@ LOOK_FOR = 1.0
 _API_VERSIONS = b"\x00\x00\x00\x0a\x00\x12\x00\x00\x00\x00\x00\x01\xff\xff"
 """A whole request, ApiVersions 0, that every Kafka answers."""
 
+_OUR_ANSWER = b"\x00\x00\x00\x01"
+"""What follows the size in Kafka's answer to this request: its number."""
+_TLS_ALERT = b"\x15\x03"
+"""A TLS listener may answer plain text with it."""
+
 
 class Greeting(NamedTuple):
     """A host that answered.
@@ -140,9 +145,10 @@ async def _confirmed(finding: Finding, settings: KafkaSettings) -> Finding:
             if settings.options.tls:  # a connection that gets anywhere begins with a TLS handshake
                 return finding._replace(inferred=await _says_hello(host) is None)
             start = await _says(host)
-            if start is not None and start.startswith(b"AMQP"):
-                text = f"{host} is a port of RabbitMQ or of another AMQP broker, not of Kafka"
-                found = ProtocolError(text, remedy="write amqp://, or check the port")
+            if start and start[4:] == _OUR_ANSWER:
+                return finding  # a Kafka that closed two connections before
+            if start and not start.startswith(_TLS_ALERT):
+                found = _of_another_protocol(start, host)
                 found.__cause__ = error.__cause__
                 return Finding(found, host=host)
             return finding._replace(inferred=not start and not await _says_hello(host))
@@ -150,15 +156,25 @@ async def _confirmed(finding: Finding, settings: KafkaSettings) -> Finding:
         return finding
 
 
+def _of_another_protocol(start: bytes, host: Host) -> ProtocolError:
+    """The error for a host that answers a request in plain text, and not as Kafka does."""
+    if start.startswith(b"AMQP"):
+        text = f"{host} is a port of RabbitMQ or of another AMQP broker, not of Kafka"
+        return ProtocolError(text, remedy="write amqp://, or check the port")
+    what = "an HTTP server" if start.startswith(b"HTTP") else "a server of another protocol"
+    return ProtocolError(f"{host} is {what}, not Kafka", remedy="check the port (Kafka: 9092)")
+
+
 async def _says(host: Host) -> bytes | None:
     """The first bytes that the host answers to a request in plain text. None: it closed the connection before the
     request."""
     reader, writer = await asyncio.open_connection(sock=await _dial(host))
     try:
-        if await _closes(reader):
+        first = await _comes_first(reader)
+        if first == b"":
             return None
         writer.write(_API_VERSIONS)
-        return await reader.read(4)
+        return first or await reader.read(8)
     finally:
         writer.transport.abort()
 
@@ -187,10 +203,15 @@ async def _says_hello(host: Host) -> bool | None:
 
 async def _closes(reader: asyncio.StreamReader) -> bool:
     """Whether the host closes a connection on which nothing was sent."""
+    return await _comes_first(reader) == b""
+
+
+async def _comes_first(reader: asyncio.StreamReader) -> bytes | None:
+    """What the host says before anything is sent. b"": it closes the connection. None: it waits for a request."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(PATIENCE):
-            return await reader.read(1) == b""
-    return False
+            return await reader.read(8)
+    return None
 
 
 async def _dial(host: Host) -> socket.socket:
