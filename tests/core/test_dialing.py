@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -58,6 +59,19 @@ async def test_the_addresses_that_are_left(port: int) -> None:
     first, well, last = (Address(socket.AF_INET, (host, port)) for host in (DEAD, WELL, "127.0.0.8"))
     with await open_socket([first, well, last]) as raw:
         assert other_addresses([first, well, last], raw) == [first, last]
+
+
+async def test_the_addresses_that_are_left_after_a_reset() -> None:
+    """The host resets the connection before it is asked for: that is no error here, the next read shows it."""
+    with socket.create_server((WELL, 0)) as listener:
+        address = Address(socket.AF_INET, listener.getsockname())
+        with await open_socket([address]) as raw:
+            accepted, _ = listener.accept()
+            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            accepted.close()
+            while raw.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0:
+                await asyncio.sleep(0.01)
+            assert other_addresses([address, Address(socket.AF_INET, (DEAD, 1))], raw) == []
 
 
 async def test_addresses_need_no_look_up(port: int, monkeypatch: pytest.MonkeyPatch) -> None:

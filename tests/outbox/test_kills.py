@@ -45,7 +45,7 @@ NOT_REACHED = {
     "_relay/store.py:_open: await connection.invalidate": "no connection failed",
     "_relay/store.py:_open: await connection.close": "no connection failed",
     "_relay/store.py:_open: await connection.exec_driver_sql": "PostgreSQL needs no statement for its session",
-    "_relay/leases.py:release: await": "the only relay has no partition too many, and keeps what is in flight",
+    "_relay/leases.py:_release: await": "the only relay has no partition too many, and keeps what is in flight",
     "_relay/outcomes.py:mark: await self._store.change(lock)": "MariaDB's locks",
     "_relay/outcomes.py:_record: await self._store.change(self._statements.delete": "sent rows are kept",
     "relay.py:__aenter__": "run() is what is killed",

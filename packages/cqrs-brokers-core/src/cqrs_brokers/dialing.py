@@ -148,9 +148,13 @@ def other_addresses(addresses: Sequence[Address], connected: socket.socket) -> l
 
     Args:
         addresses: What `look_up` gave.
-        connected: What `open_socket` gave for them.
+        connected: What `open_socket` gave for them. If its connection has ended already, it is not known which address
+            it was, and no address is returned.
     """
-    peer = connected.getpeername()[:2]
+    try:
+        peer = connected.getpeername()[:2]
+    except OSError:
+        return []
     return [address for address in addresses if address.sockaddr[:2] != peer]
 
 
