@@ -168,7 +168,7 @@ class WithItsOwnTimeOut(Scripted):
 
 async def test_an_attempt_during_which_the_loop_stood_still_is_made_again() -> None:
     """connect(): the driver's own time-out fired before it read the answers, so its error proves nothing."""
-    driver = WithItsOwnTimeOut(UnreachableError("it does not answer"), stands_still=0.6)
+    driver = WithItsOwnTimeOut(UnreachableError("it does not answer"), stands_still=0.9)
     async with Broker(driver, connect_timeout=1.0):
         assert driver.attempts == 2
 
@@ -176,9 +176,9 @@ async def test_an_attempt_during_which_the_loop_stood_still_is_made_again() -> N
 @pytest.mark.parametrize(
     ("error", "always_fails", "stands_still", "attempts", "says"),
     [
-        (UnreachableError("it does not answer"), True, 0.6, 2, "stood still for 0."),
+        (UnreachableError("it does not answer"), True, 0.9, 2, "stood still for 0."),
         (UnreachableError("it does not answer"), False, 0.1, 1, "it does not answer"),
-        (AuthenticationError("wrong password"), False, 0.6, 1, "wrong password"),
+        (AuthenticationError("wrong password"), False, 0.9, 1, "wrong password"),
     ],
     ids=["once only", "a short stall", "credentials are not tried twice"],
 )

@@ -63,10 +63,11 @@ class StallWatch:
 
     Attributes:
         stalled: Seconds until now, without delays of a loop that is only busy.
+        longest: The longest standstill, in seconds.
     """
 
     def __init__(self) -> None:
-        self.stalled = 0.0
+        self.stalled = self.longest = 0.0
         self._loop = asyncio.get_running_loop()
         self._due = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -85,7 +86,9 @@ class StallWatch:
         self._timer = self._loop.call_at(self._due, self._fire)
 
     def _look(self) -> None:
-        self.stalled += stalled_for(self._due, self._loop.time())
+        now = stalled_for(self._due, self._loop.time())
+        self.stalled += now
+        self.longest = max(self.longest, now)
 
     def _fire(self) -> None:
         self._look()

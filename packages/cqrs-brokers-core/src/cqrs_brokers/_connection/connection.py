@@ -50,8 +50,9 @@ MOST_LINES = 20
 OWN_TIMEOUT_SLACK = 0.5
 """How much longer than `connect_timeout` an attempt may take, in seconds. If the driver's own timeout ends the attempt,
 the error gives a better reason."""
-STALL_THAT_MATTERS = 0.25
-"""An attempt that failed is made again if the event loop stood still for this share of `connect_timeout` meanwhile."""
+STALL_THAT_MATTERS = 0.5
+"""An attempt that failed is made again if the event loop once stood still for this share of `connect_timeout`
+meanwhile. On a busy machine the loop is often late, by less; an attempt there must not take twice as long."""
 
 
 def _backoff(unproven: int) -> float:
@@ -298,7 +299,7 @@ class Connection:
         while True:
             with StallWatch() as watch:
                 error = await self._bounded("connect", self._driver.connect(), limit + OWN_TIMEOUT_SLACK, what)
-            matters = watch.stalled > limit * STALL_THAT_MATTERS
+            matters = watch.longest > limit * STALL_THAT_MATTERS
             may_help = matters and stalled == 0.0
             stalled += watch.stalled if matters else 0.0
             if not isinstance(error, UnreachableError | ProtocolError | TLSError):
