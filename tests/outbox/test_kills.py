@@ -56,6 +56,9 @@ NOT_REACHED = {
 }
 """Beginnings of points that this run does not reach, and why."""
 
+AFTER_AN_ERROR = tuple(start for start, why in NOT_REACHED.items() if why == "no statement failed")
+"""Beginnings of points that a whole run reaches only if the database refuses a statement by chance (a deadlock)."""
+
 PATHS = (
     *("_relay/worker.py:_claim", "_relay/worker.py:_anything", "_relay/worker.py:_delivered", "_relay/worker.py:_mark"),
     *("_relay/outcomes.py:", "_relay/store.py:", "_relay/leases.py:take", "_relay/leases.py:_count_unknown"),
@@ -245,7 +248,7 @@ async def kill_at_each(reached: dict[str, int], url: str, amqp: str, context: An
 
     await asyncio.gather(*(kill(point, choose.randint(1, min(count, 12))) for point, count in sorted(reached.items())))
     assert wrong == {}
-    assert set(killed) == set(reached)
+    assert set(killed) >= {point for point in reached if not point.startswith(AFTER_AN_ERROR)}
     return killed
 
 
