@@ -24,6 +24,7 @@ from cqrs_brokers_testkit.proxy import FaultProxy
 from cqrs_brokers_testkit.readers import bind_queue, drain_queue
 from cqrs_brokers_testkit.servers import KafkaServer, RabbitMQServer
 from tests.dead_address import DEAD, dead_address, useless_address
+from tests.standstill import stand_still_after
 
 from .nodes import private_node
 
@@ -189,15 +190,7 @@ async def test_an_authority_that_is_replaced(exchange: str, tmp_path: Path) -> N
 @pytest.mark.parametrize("turns", range(0, 24, 3))
 async def test_connecting_while_the_process_stands_still(turns: int, rabbitmq: RabbitMQServer) -> None:
     """connect() succeeds, at whichever step the process was frozen for longer than connect_timeout."""
-    loop = asyncio.get_running_loop()
-
-    def freeze(left: int) -> None:
-        if left:
-            loop.call_soon(freeze, left - 1)
-        else:
-            time.sleep(1.5)
-
-    loop.call_soon(freeze, turns)
+    stand_still_after(turns)
     async with open_broker(rabbitmq.url, connect_timeout=1.0) as broker:
         assert (await broker.health()).ok
 
@@ -207,17 +200,9 @@ async def test_declaring_queues_while_the_process_stands_still(
     turns: int, rabbitmq: RabbitMQServer, exchange: str, unique_name: Callable[[str], str]
 ) -> None:
     """Every message gets its receipt, although RabbitMQ's answers were read late."""
-    loop = asyncio.get_running_loop()
-
-    def freeze(left: int) -> None:
-        if left:
-            loop.call_soon(freeze, left - 1)
-        else:
-            time.sleep(1.5)
-
     topics = [unique_name(f"late-{number}") for number in range(10)]
     async with open_broker(f"{rabbitmq.url}?exchange={exchange}&declare=queue", connect_timeout=1.0) as broker:
         await broker.send_message(Message("n", topics[0], 1))
-        loop.call_soon(freeze, turns)
+        stand_still_after(turns)
         receipts = await broker.send_messages([Message("n", topic, 1) for topic in topics])
     assert [receipt.topic for receipt in receipts if isinstance(receipt, Receipt)] == topics

@@ -15,6 +15,7 @@ from cqrs_brokers import DeliveryError, Message, NotDeliveredError, Receipt, Unr
 from cqrs_brokers_testkit.servers import KafkaCluster, KafkaServer
 from cqrs_brokers_testkit.servers import kafka as start_kafka
 from tests.dead_address import DEAD, dead_address, useless_address
+from tests.standstill import stand_still_after
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(120)]
 
@@ -141,15 +142,7 @@ async def test_somebody_goes_on_sending_while_the_server_is_down(
 @pytest.mark.parametrize("turns", range(0, 24, 3))
 async def test_connecting_while_the_process_stands_still(turns: int, kafka: KafkaServer) -> None:
     """connect() succeeds, at whichever step the process was frozen for longer than connect_timeout."""
-    loop = asyncio.get_running_loop()
-
-    def freeze(left: int) -> None:
-        if left:
-            loop.call_soon(freeze, left - 1)
-        else:
-            time.sleep(1.5)
-
-    loop.call_soon(freeze, turns)
+    stand_still_after(turns)
     async with open_broker(kafka.url, connect_timeout=1.0) as broker:
         assert (await broker.health()).ok
 
