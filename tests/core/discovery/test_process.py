@@ -48,6 +48,12 @@ def test_the_first_look_up_of_a_scheme_imports_importlib_metadata(look_up):
     assert run(LOOK_UP.format(look_up=look_up)) == "['importlib_metadata']"
 
 
+def test_importing_core_does_not_load_the_standard_librarys_metadata():
+    """It loads the modules for mail and archives with it. Some versions of pluggy load it: that is not ours."""
+    code = "import sys, {}; print('importlib.metadata' in sys.modules)"
+    assert run(code.format("cqrs_brokers")) == run(code.format("pluggy, pydantic"))
+
+
 def test_opening_a_broker_imports_no_module_that_it_does_not_need():
     """What an application uses later, or never, is imported then; `help()` shows all of it."""
     later = ["_connection.health", "_lifespan", "_synchronous", "adapters", "dialing", "events", "inspection", "tls"]

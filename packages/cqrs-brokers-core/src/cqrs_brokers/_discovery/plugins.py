@@ -10,7 +10,6 @@ import inspect
 import re
 from collections.abc import Iterable
 from dataclasses import fields
-from importlib.metadata import PackageNotFoundError
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import pluggy
@@ -225,6 +224,8 @@ def unregister_plugin(plugin: object) -> None:
 
 def _what_is_missing(error: ImportError) -> str:
     """Says which part of a dependency is missing, and what to do. Slim and frozen bundles leave parts out."""
+    from importlib.metadata import PackageNotFoundError  # importing core must not load it
+
     if isinstance(error, PackageNotFoundError):
         return (
             f"the metadata of {error.name} (its folder .dist-info) is not here: bundle it too "
