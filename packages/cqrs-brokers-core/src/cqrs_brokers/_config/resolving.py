@@ -97,9 +97,6 @@ _PASSWORD = _Spec(Secret, "Of the user in the URL.", secret=True)
 _ORIGINS: dict[str, Origin] = {"_file": "file", "_env": "environment"}
 
 
-_WHOLE_UNITS = {"s": "seconds", "ms": "milliseconds"}
-
-
 def resolve_options(
     options_type: type[O],
     *,
@@ -138,14 +135,10 @@ def resolve_options(
 
     values: dict[str, Any] = {}
     for name, item in given.items():
-        spec = specs.get(name, _PASSWORD)
         try:
-            values[name] = _read(item, spec)
+            values[name] = _read(item, specs.get(name, _PASSWORD))
         except ValueError as error:
-            text = str(error)
-            if text.endswith("a whole number") and spec.unit in _WHOLE_UNITS:
-                text += f" of {_WHOLE_UNITS[spec.unit]}, without a unit"
-            problems.append(f"{prefix if item.origin == 'string' else ''}{name}{item.suffix}: {text}")
+            problems.append(f"{prefix if item.origin == 'string' else ''}{name}{item.suffix}: {error}")
     bad = given.keys() - values.keys()
 
     password = values.pop("password", None) if "userinfo" in options_type.url_parts else None
@@ -196,7 +189,10 @@ def _specs(options_type: type[BrokerOptions]) -> Mapping[str, _Spec]:
     for name, field in options_type.model_fields.items():
         extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
         keyword_only = bool(extra.get("keyword_only"))
-        convert = None if keyword_only else converter(field.annotation, field.metadata)
+        marker = quantity(field.annotation, field.metadata)
+        unit = marker.unit if marker else extra.get("unit")
+        unit = None if unit is None else str(unit)
+        convert = None if keyword_only else converter(field.annotation, field.metadata, unit)
         secret = field.annotation is Secret or Secret in get_args(field.annotation)
         if convert is None and not keyword_only:
             raise PluginContractError(f"{where}.{name}: text cannot become this type: mark it keyword_only=True")
@@ -207,12 +203,10 @@ def _specs(options_type: type[BrokerOptions]) -> Mapping[str, _Spec]:
             )
         if name == "password" and "userinfo" in options_type.url_parts:
             raise PluginContractError(f"{where}.password: the URL's own password has this name")
-        marker = quantity(field.annotation, field.metadata)
-        unit = marker.unit if marker else extra.get("unit")
         specs[name] = _Spec(
             convert=convert,
             quantity=marker,
-            unit=None if unit is None else str(unit),
+            unit=unit,
             default=field.default,
             description=field.description or "",
             secret=secret and not keyword_only,

@@ -10,6 +10,7 @@ import enum
 import re
 import types
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from cqrs_brokers.secret import MASK, Secret
@@ -62,24 +63,34 @@ Size = Annotated[int, _SIZE]
 Converter = Callable[[str], Any]
 
 
-def converter(annotation: Any, metadata: list[Any]) -> Converter | None:
-    """The function that converts text to the type, or None when there is none (a keyword-only object)."""
+_WHOLE = {"s": " of seconds, without a unit", "ms": " of milliseconds, without a unit"}
+"""What an error says of a whole number that counts this unit: people write the unit, as for a `Duration`."""
+
+
+def converter(annotation: Any, metadata: list[Any], unit: str | None = None) -> Converter | None:
+    """The function that converts text to the type, or None when there is none (a keyword-only object).
+
+    Args:
+        annotation: The type.
+        metadata: What `Annotated` says about it.
+        unit: What a number of it counts, for errors.
+    """
     origin, arguments = get_origin(annotation), get_args(annotation)
     for marker in metadata:
         if isinstance(marker, Quantity):
             return _size if marker is _SIZE else marker.parse
     if origin is Annotated:
-        return converter(arguments[0], list(arguments[1:]))
+        return converter(arguments[0], list(arguments[1:]), unit)
     if origin is Literal:
         return _choice({str(choice): choice for choice in arguments})
     if origin in (Union, types.UnionType):
-        return _first([converter(member, []) for member in arguments if member is not type(None)])
+        return _first([converter(member, [], unit) for member in arguments if member is not type(None)])
     if origin in (list, tuple, frozenset):
-        return _several(origin, converter(arguments[0], []) if arguments else None)
+        return _several(origin, converter(arguments[0], [], unit) if arguments else None)
     if isinstance(annotation, type):
         if issubclass(annotation, enum.Enum):
             return _choice({str(member.value): member for member in annotation})
-        return _SIMPLE.get(annotation)
+        return partial(_integer, of=_WHOLE.get(unit or "", "")) if annotation is int else _SIMPLE.get(annotation)
     return None
 
 
@@ -89,9 +100,9 @@ def _boolean(text: str) -> bool:
     return text == "true"
 
 
-def _integer(text: str) -> int:
+def _integer(text: str, of: str) -> int:
     if not re.fullmatch(r"-?[0-9]{1,18}", text, re.ASCII):
-        raise ValueError("must be a whole number")
+        raise ValueError(f"must be a whole number{of}")
     return int(text)
 
 
@@ -108,7 +119,7 @@ def _size(text: str) -> int:
     return int(value)
 
 
-_SIMPLE: dict[type, Converter] = {bool: _boolean, int: _integer, float: _number, str: str, Secret: Secret}
+_SIMPLE: dict[type, Converter] = {bool: _boolean, float: _number, str: str, Secret: Secret}
 
 
 def _choice(choices: dict[str, Any]) -> Converter:
