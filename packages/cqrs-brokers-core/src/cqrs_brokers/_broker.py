@@ -703,6 +703,7 @@ class Broker(MessageBroker):
         self._warn_unclosed("its event loop is ending")
 
     def _observe(self, delivery: Sending, outcome: Receipt | DeliveryError) -> None:
+        # As `_began`, without the call, and without asking a batch twice for its timeout: this runs for each message.
         loop, timeout = self._bound.loop, delivery.timeout
         assert loop is not None
         if timeout is None:

@@ -53,6 +53,8 @@ the error gives a better reason."""
 STALL_THAT_MATTERS = 0.5
 """An attempt that failed is made again if the event loop once stood still for this share of `connect_timeout`
 meanwhile. On a busy machine the loop is often late, by less; an attempt there must not take twice as long."""
+_PERHAPS_LATE = (UnreachableError, ProtocolError, TLSError)
+"""Errors that may come from a time-out of the driver. Other errors are answers of the broker."""
 
 
 def _backoff(unproven: int) -> float:
@@ -293,19 +295,19 @@ class Connection:
     async def _connect_once(self) -> ConnectError | None:
         """One pass over the hosts. If it fails and the event loop stood still meanwhile, it is made once more: the
         driver's time-outs fired before the answers that had come were read."""
+        error, stalled = await self._attempt()
+        if stalled and isinstance(error, _PERHAPS_LATE):
+            error, again = await self._attempt()
+            stalled += again
+        return told_with_stall(error, stalled) if isinstance(error, _PERHAPS_LATE) else error
+
+    async def _attempt(self) -> tuple[ConnectError | None, float]:
+        """Returns the error, and for how long the event loop stood still (in seconds), if that matters."""
         limit = self._settings.connect_timeout
         what = f"no answer within {limit:g} s: check the address, the network and the broker"
-        stalled = 0.0
-        while True:
-            with StallWatch() as watch:
-                error = await self._bounded("connect", self._driver.connect(), limit + OWN_TIMEOUT_SLACK, what)
-            matters = watch.longest > limit * STALL_THAT_MATTERS
-            may_help = matters and stalled == 0.0
-            stalled += watch.stalled if matters else 0.0
-            if not isinstance(error, UnreachableError | ProtocolError | TLSError):
-                return error
-            if not may_help:
-                return told_with_stall(error, stalled)
+        with StallWatch() as watch:
+            error = await self._bounded("connect", self._driver.connect(), limit + OWN_TIMEOUT_SLACK, what)
+        return error, watch.stalled if watch.longest > limit * STALL_THAT_MATTERS else 0.0
 
     async def _bounded(
         self, method: str, work: Coroutine[Any, Any, None], timeout: float, silence: str
