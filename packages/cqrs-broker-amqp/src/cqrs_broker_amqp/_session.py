@@ -130,15 +130,17 @@ class Session:
         await self._sockets.open()
         self._step = "logging in"
         share = timeout / (1 + len(self.other_addresses))
+        limit = asyncio.timeout(None)
+        looking = asyncio.get_running_loop().call_later(share, self._leave_if_silent, limit)
         try:
-            async with asyncio.timeout(None) as limit:
-                if self.other_addresses:
-                    self._leave_when_silent(limit, share)
+            async with limit:
                 await self.connection.connect()
         except TimeoutError:
             if not limit.expired():
                 raise
             raise UnreachableError(self._late(share)) from None
+        finally:
+            looking.cancel()
         if not self.connection.publisher_confirms:
             raise ProtocolError(
                 f"{self.where} ({self.connection.server}) has no publisher confirms (capability publisher_confirms): "
@@ -151,15 +153,10 @@ class Session:
             )
         return await self._open_channel(declare=True)
 
-    def _leave_when_silent(self, limit: asyncio.Timeout, share: float) -> None:
-        """Ends the log-in after `share` seconds if the server has said nothing until then."""
-        loop = asyncio.get_running_loop()
-
-        def look() -> None:
-            if self._silent and not self.over:
-                limit.reschedule(loop.time())
-
-        loop.call_later(share, look)
+    def _leave_if_silent(self, limit: asyncio.Timeout) -> None:
+        """Ends the log-in if the server has said nothing yet and the host has other addresses."""
+        if self.other_addresses and self._silent and not self.over:
+            limit.reschedule(asyncio.get_running_loop().time())
 
     async def _open_channel(self, *, declare: bool) -> ConfirmChannel:
         """Opens a channel to publish on.
