@@ -103,8 +103,7 @@ class OpenTelemetryObserver(Observer):
         series = self._outcomes.count(message, outcome, elapsed)
         pending = self._pending.pop(id(message), None) if self._pending else None
         if pending is None:
-            if self._outcomes.measures:  # `took` looks itself, but this saves a call for each message
-                self._outcomes.took(series, elapsed, None)
+            self._outcomes.took(series, elapsed, None)
         elif isinstance(pending, Batch):
             pending.sent(message, series, outcome, elapsed)
         else:
