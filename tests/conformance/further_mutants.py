@@ -214,10 +214,10 @@ class WritesInPieces(UnorderedSound):
     def writer_of(self, writer: asyncio.StreamWriter) -> Callable[[Sequence[tuple[int, bytes]]], Awaitable[None]]:
         async def write(batch: Sequence[tuple[int, bytes]]) -> None:
             for token, line in batch:
-                half = len(line) // 2
-                writer.write(b"PUB %d %s" % (token, line[:half]))
+                most = len(line) * 9 // 10
+                writer.write(b"PUB %d %s" % (token, line[:most]))
                 await writer.drain()
-                writer.write(line[half:] + b"\n")
+                writer.write(line[most:] + b"\n")
             await writer.drain()
 
         return write

@@ -1,9 +1,10 @@
 """The fault proxy, in front of a plain echo server."""
 
 import asyncio
+import contextlib
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
@@ -186,6 +187,23 @@ async def test_throttle_limits_the_rate(proxy: FaultProxy, client: Client) -> No
     began = time.monotonic()
     assert await client.echo(b"z" * 5000, timeout=5) == b"z" * 5000
     assert time.monotonic() - began >= 0.45
+
+
+@pytest.mark.parametrize("hold", [lambda proxy: proxy.throttle(10_000, way="up"), lambda proxy: proxy.stall("up")])
+async def test_a_slow_connection_takes_in_little(proxy: FaultProxy, hold: Callable[[FaultProxy], None]) -> None:
+    """Less than 1 MB of what a client writes to a throttled or stalled connection is taken in, whatever the kernel's
+    settings allow."""
+    hold(proxy)
+    with socket.create_connection((proxy.host, proxy.port)) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16 * 1024)
+        client.setblocking(False)
+        sent, loop = 0, asyncio.get_running_loop()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SHORT * 5):
+                while sent < 64_000_000:
+                    await loop.sock_sendall(client, bytes(16 * 1024))
+                    sent += 16 * 1024
+    assert 0 < sent < 1_000_000
 
 
 async def test_swallow_drops_what_comes_back(

@@ -34,6 +34,9 @@ Ending = Literal["reset", "close", "stall"]
 
 _CHUNK = 64 * 1024
 _QUEUED_CHUNKS = 64  # what may be on its way while it is delayed
+_RECEIVE_BUFFER = 256 * 1024
+"""Bytes. Without a limit the kernel may take in many megabytes for a stalled connection; how many is a setting of the
+machine."""
 
 
 @dataclass
@@ -94,6 +97,8 @@ class _Lane:
             faults = self.faults
             self.held += len(data)
             await self._queue.put((loop.time() + faults.delay + random.random() * faults.jitter, data))  # noqa: S311
+            if faults.rate is not None:  # a slow link has no room for what has not passed yet
+                await self._queue.join()
 
     async def give(self) -> None:
         loop = asyncio.get_running_loop()
@@ -107,6 +112,7 @@ class _Lane:
             while data:
                 await self.flowing.wait()
                 data = await self._pass_on(data)
+            self._queue.task_done()
 
     async def _pass_on(self, data: bytes) -> bytes:
         """Write as much of `data` as the faults allow, and return the rest."""
@@ -161,7 +167,10 @@ class _Breakable:
         self._change(way, delay=seconds, jitter=jitter)
 
     def throttle(self, bytes_per_second: float | None, *, way: Way = "both") -> None:
-        """Let bytes pass at this rate in each direction of each connection. None: without a limit."""
+        """Let bytes pass at this rate in each direction of each connection. None: without a limit.
+
+        The proxy takes in the next bytes when those before have passed, so that the sender is held up.
+        """
         self._change(way, rate=bytes_per_second)
 
     def swallow(self, way: Way = "down") -> None:
@@ -437,6 +446,7 @@ class FaultProxy(_Breakable):
     def _listen(self) -> None:
         if self._listener is None and self._loop is not None:
             self._listener = socket.create_server((self.host, self.port), backlog=128)
+            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
             self._listener.setblocking(False)
             self._loop.add_reader(self._listener, self._on_connection)
 
@@ -463,6 +473,7 @@ class FaultProxy(_Breakable):
             if self.target is None:
                 raise ConnectionRefusedError("the proxy has no target yet")
             server = await asyncio.open_connection(*self.target)
+            server[1].get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
         except OSError:
             _reset(writer)
             await _close(writer)

@@ -28,7 +28,7 @@ from cqrs_brokers_testkit.conformance._case import (
     takes_credentials,
 )
 from cqrs_brokers_testkit.conformance._connecting import connect_error, open_at, own_address
-from cqrs_brokers_testkit.conformance._peers import peer
+from cqrs_brokers_testkit.conformance._peers import Peer, peer
 from cqrs_brokers_testkit.conformance._watching import logs_at_debug, nothing_left
 from cqrs_brokers_testkit.proxy import FaultProxy
 from cqrs_brokers_testkit.servers import free_port
@@ -205,7 +205,7 @@ async def nothing_confidential_is_told_of_a_login(ctx: Context) -> None:
         text = await ctx.do(lambda: ctx.harness.url_with_credentials("somebody", _LOGIN))
         url = BrokerURL.parse(text).replace(hosts=hosts).render(reveal=True)
         with warnings.catch_warnings(record=True) as caught:
-            broker = ctx.open(url, connect_timeout=1.0, delivery_timeout=1.5)
+            broker = ctx.open(url, connect_timeout=0.7, delivery_timeout=1.0)
         error = await connect_error(broker.connect())
         outcome = await outcome_of(broker.send_message(ctx.message("orders")))
         told.extend([_everything(error), _everything(outcome), repr(broker), str(broker), repr(broker.describe())])
@@ -238,12 +238,18 @@ async def nothing_confidential_is_told_of_a_later_login(ctx: Context) -> None:
     with FaultProxy(own_address(ctx)) as proxy, logs_at_debug() as logs:
         url, password = await _login_that_works(ctx, Host(proxy.host, proxy.port))
         server = proxy.target
-        broker = ctx.open(url, connect_timeout=1.0, delivery_timeout=1.5)
+        broker = ctx.open(url, connect_timeout=0.7, delivery_timeout=1.0)
         check_receipt(await outcome_of(broker.send_message(ctx.message(topic))))
         for other in (peer(), peer(_NO_BROKER), peer(hangs_up=True), peer(resets=True)):
             async with other as there:
                 proxy.target = ("127.0.0.1", there.port)
                 await ctx.do(proxy.reset)
+
+                async def was_called(there: Peer = there) -> bool:
+                    return there.accepted > 0
+
+                # A message that is sent before the end of the connection is seen ends by it, and tells of no log-in.
+                await ctx.wait_for(was_called, 5.0, "its connection was reset, and it made no other")
                 told.append(_everything(await outcome_of(broker.send_message(ctx.message(topic)))))
                 told += [repr(await broker.health()), repr(broker.describe())]
                 told.extend(task.get_name() for task in asyncio.all_tasks())
