@@ -107,8 +107,7 @@ class UnorderedSound(PipelinedDriver):
         return reader, writer
 
     async def greet(self, host: Host, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        password = self._url.password.reveal() if self._url.password else ""
-        writer.write(f"HELLO {self._url.username or ''}:{password}\n".encode())
+        writer.write(b"HELLO %s\n" % self.login())
         try:
             answer = await reader.readline()
         except (OSError, ValueError) as error:
@@ -121,6 +120,10 @@ class UnorderedSound(PipelinedDriver):
         if word != b"WELCOME" or not answer.endswith(b"\n"):
             raise ProtocolError(f"{host}: this is no unordered broker")
         self._largest = int(largest) if largest else None
+
+    def login(self) -> bytes:
+        password = self._url.password.reveal() if self._url.password else ""
+        return f"{self._url.username or ''}:{password}".encode()
 
     async def ping(self) -> None:
         if self._writer is None:

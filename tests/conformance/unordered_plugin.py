@@ -16,6 +16,7 @@ from tests.conformance import (  # noqa: F401 - their classes are found as subcl
     later_mutants,
     limit_mutants,
     reader_mutants,
+    trouble_mutants,
     unordered_mutants,
     value_mutants,
 )
