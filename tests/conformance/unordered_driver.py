@@ -148,7 +148,8 @@ class UnorderedSound(PipelinedDriver):
         return MessageTooLargeError("the broker would end the connection")
 
     def render(self, message: Message) -> dict[str, Any]:
-        digest = hashlib.sha256(message.body or b"").hexdigest()
+        told = [message.topic, message.key, sorted(message.headers.items()), (message.body or b"").hex()]
+        digest = hashlib.sha256(repr(told).encode()).hexdigest()
         return {
             "topic": message.topic,
             "message_id": str(message.message_id),
@@ -190,7 +191,7 @@ class UnorderedSound(PipelinedDriver):
             delivery.fail(DeliveryUnknownError("somebody else than the broker answered"))
         elif word in (b"BUSY", b"FULL"):
             delivery.fail(RejectedError("the broker does not take it now"))
-        else:  # DUP: the deduplication id has the body's digest in it, so this very message is stored
+        else:  # DUP: the deduplication id has the message's digest in it, so this very message is stored
             delivery.confirm(offset=int(offset))
 
     def dismissed(self) -> None:

@@ -12,6 +12,7 @@ from cqrs_brokers.url import BrokerURL
 from tests.conformance import (  # noqa: F401 - their classes are found as subclasses
     answer_mutants,
     connection_mutants,
+    crowd_mutants,
     further_mutants,
     later_mutants,
     limit_mutants,

@@ -346,9 +346,18 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
             self._reader = self._writer = None  # type: ignore[assignment] # aiokafka's own type for "closed"
             self._read_task = None
             drop_task(task)
+            drop_transport(writer.transport)
         else:
             self.close()
-        drop_transport(writer.transport)
+
+    def close(self, reason: Any = None, exc: BaseException | None = None) -> Any:
+        """As aiokafka's method, which it calls by itself when an answer is none, but at once: a TLS connection waits
+        for the peer's farewell, up to 30 s, when it is closed in good order."""
+        writer: asyncio.StreamWriter | None = self._writer
+        closed = super().close(reason, exc)
+        if writer is not None:
+            drop_transport(writer.transport)
+        return closed
 
     async def ended(self) -> None:
         """Waits after `drop()` until the socket is closed, for 0.2 s at most."""

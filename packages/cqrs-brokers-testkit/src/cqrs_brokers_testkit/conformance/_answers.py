@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -49,11 +50,17 @@ class _Forged:
         """What the forgery returned for each connection."""
 
     @classmethod
-    async def of(cls, ctx: Context, timeout: float = _DEADLINE, count: int = 3) -> _Forged:
-        """One whose connections are known, and were used."""
+    async def of(cls, ctx: Context, timeout: float = _DEADLINE, count: int = 3, *, later: bool = False) -> _Forged:
+        """One whose connections are known, and were used. If it is a later one, they are not its first ones."""
         before = set(ctx.proxy.connections)
         broker, topic = ctx.open(delivery_timeout=timeout), await ctx.topic()
         check_receipt(await outcome_of(broker.send_message(ctx.message(topic))))
+        if later:
+            first = [each for each in ctx.proxy.connections if each not in before]
+            before.update(first)
+            for connection in first:
+                await ctx.do(connection.reset)
+            await ctx.works_again(broker, await ctx.topic())
         return cls(ctx, broker, topic, [each for each in ctx.proxy.connections if each not in before], count)
 
     def send(self) -> None:
@@ -71,6 +78,8 @@ class _Forged:
 async def _tried(ctx: Context, meaning: str, count: int = 3, *, ends: bool = False) -> dict[str, _Forged]:
     """What became of messages whose answers are forged so, by what the forged answer says.
 
+    Answers that say something else than the broker's are forged on a second connection, too.
+
     Args:
         ctx: The case's context.
         meaning: The meaning of the forgeries.
@@ -80,9 +89,11 @@ async def _tried(ctx: Context, meaning: str, count: int = 3, *, ends: bool = Fal
     forgeries: dict[str, Forgery] = await ctx.once(ctx.harness.forged_answers)
     tried = {}
     for says, forgery in forgeries.items():
-        if forgery.meaning == meaning:
-            tried[says] = await _Forged.of(ctx, count=count)
-            await tried[says].apply(ctx, forgery.apply)
+        for later in (False, True) if meaning in ("refused", "unknown") else (False,):
+            if forgery.meaning == meaning:
+                forged = await _Forged.of(ctx, count=count, later=later)
+                await forged.apply(ctx, forgery.apply)
+                tried[f"{says}, on a later connection" if later else says] = forged
     if not tried:
         raise NotApplicable(f"the harness has no forged answer whose meaning is {meaning!r}")
     for forged in tried.values():
@@ -247,9 +258,10 @@ async def late_answer_finds_its_message(ctx: Context) -> None:
 
 @case("delivery.farewells-confirm-nothing", "fault", needs=["proxy", "dismiss_clients", "read_back"], limit=90.0)
 async def farewells_confirm_nothing(ctx: Context) -> None:
-    """The broker ends the connection in good order, and messages on their way do not reach it: no outcome lies."""
+    """The broker ends the connection in good order while messages or answers are on their way: no outcome lies."""
     broker, topic = ctx.open(delivery_timeout=20.0), await ctx.topic()
     check_receipt(await outcome_of(broker.send_message(ctx.message(topic))))
+    await _dismissed_without_answers(ctx)
     messages: list[Message] = [ctx.message(topic) for _ in range(20)]
     async with ctx.healed() as proxy:
         for connection in list(proxy.connections):
@@ -261,3 +273,18 @@ async def farewells_confirm_nothing(ctx: Context) -> None:
     await ctx.works_again(broker, await ctx.topic(), 20.0)
     received = sum(isinstance(outcome, Receipt) for outcome in outcomes)
     check_truth(messages, outcomes, await ctx.read_those_of(messages, topic, received))
+
+
+async def _dismissed_without_answers(ctx: Context) -> None:
+    """The same for messages that did reach it, and of which the answers were lost, where the harness can lose them."""
+    with contextlib.suppress(NotApplicable):
+        forgeries: dict[str, Forgery] = await ctx.once(ctx.harness.forged_answers)
+        for losing in [forgery for forgery in forgeries.values() if forgery.meaning == "lost"][:1]:
+            forged = await _Forged.of(ctx, 20.0)
+            await forged.apply(ctx, losing.apply)
+            forged.send()
+            await ctx.read(forged.topic, 2)  # at least one of them is there
+            await asyncio.sleep(0.2)
+            await ctx.do(ctx.harness.dismiss_clients)
+            await asyncio.gather(*forged.sends)
+            await forged.check_truth(ctx)

@@ -62,9 +62,9 @@ async def peer(
                     answered = True
                 if ends:
                     break
-        if resets:
-            immediately = struct.pack("ii", 1, 0)
-            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, immediately)
+        raw = writer.get_extra_info("socket")
+        if resets and raw is not None:  # None: the client was faster
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
@@ -109,3 +109,37 @@ async def until_tls(server: tuple[str, int], port: int) -> AsyncIterator[int]:
         yield int(listening.sockets[0].getsockname()[1])
     finally:
         listening.close()
+
+
+@contextlib.asynccontextmanager
+async def tls_server(context: ssl.SSLContext) -> AsyncIterator[Peer]:
+    """A peer that makes the handshake with this context and then says nothing.
+
+    Unlike asyncio's own server it tells the client why a handshake failed, as servers do.
+    """
+    here = Peer(0)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls, ends = context.wrap_bio(incoming, outgoing, server_side=True), False
+        with contextlib.suppress(OSError):
+            while not ends and (data := await reader.read(65_536)):
+                incoming.write(data)
+                try:
+                    if not here.accepted:
+                        tls.do_handshake()
+                        here.accepted += 1
+                    here.received.extend(tls.read(65_536))
+                except ssl.SSLWantReadError:
+                    pass
+                except ssl.SSLError:
+                    ends = True
+                writer.write(outgoing.read())
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    here.port = server.sockets[0].getsockname()[1]
+    try:
+        yield here
+    finally:
+        server.close()

@@ -23,6 +23,7 @@ from cqrs_brokers_testkit.conformance import (
     _closing,
     _connecting,
     _contract,
+    _crowd,
     _delivery,
     _faults,
     _later,
@@ -53,7 +54,7 @@ Progress = Callable[[str], None]
 _MODULES = (
     *(_static, _messages, _values, _refusals, _delivery, _matching, _connecting, _logins, _tls, _later, _limits),
     *(_answers, _variants, _stuck),
-    *(_ordering, _lifecycle, _processes, _faults, _closing, _queueing, _upkeep, _trouble, _contract),
+    *(_ordering, _lifecycle, _processes, _faults, _closing, _queueing, _upkeep, _trouble, _crowd, _contract),
 )
 _SECTIONS = ("static", "messages", "refusals", "delivery", "ordering", "lifecycle", "faults", "contract")
 for _section in _SECTIONS:  # in this order, whatever the order of the imports and the module

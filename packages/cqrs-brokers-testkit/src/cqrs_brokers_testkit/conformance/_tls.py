@@ -31,7 +31,7 @@ from cqrs_brokers_testkit.conformance._failing import (
     with_hosts,
     with_login,
 )
-from cqrs_brokers_testkit.conformance._peers import TLS_RECORD, Peer, peer, until_tls
+from cqrs_brokers_testkit.conformance._peers import TLS_RECORD, Peer, peer, tls_server, until_tls
 from cqrs_brokers_testkit.conformance._watching import nothing_left
 from cqrs_brokers_testkit.proxy import FaultProxy
 from cqrs_brokers_testkit.servers import free_port
@@ -123,7 +123,7 @@ async def _tls_peer(context: ssl.SSLContext, server: Host | None = None) -> Asyn
         server: What speaks until TLS begins, for a protocol in which the server greets in plain text.
     """
     async with contextlib.AsyncExitStack() as stack:
-        there = await stack.enter_async_context(peer(tls=context))
+        there = await stack.enter_async_context(tls_server(context))
         if server is not None:
             there.port = await stack.enter_async_context(until_tls((server.host, server.port or 0), there.port))
         yield there
@@ -276,11 +276,28 @@ async def tls_is_as_true(ctx: Context) -> None:
             raise NotApplicable("its messages go to another address than that of the config string")
         check(not early, "over TLS the send ended before the broker had answered")
         check_receipt(await late, "the answer came, and the send")
+        await _ends_without_answers(ctx, proxy, broker, target.topic)
         await _is_verified_again(ctx, proxy, broker, known, target.topic)
         with Clock() as clock:
             await broker.close(1.0)
         check(clock.seconds <= 1.0 + _GRACE, f"close(1.0) took {clock.seconds:.1f} s over TLS")
         await _leaves_nothing(ctx, proxy, url, target.topic)
+
+
+async def _ends_without_answers(ctx: Context, proxy: FaultProxy, broker: Broker, topic: str) -> None:
+    """Demands that the end of a connection through which nothing got is no confirm."""
+    for end in (proxy.reset, proxy.close_connections):
+        await ctx.do(lambda: proxy.stall("up"))
+        sends = [asyncio.ensure_future(outcome_of(broker.send_message(ctx.message(topic)))) for _ in range(5)]
+        await asyncio.sleep(0.3)
+        early = [send for send in sends if not send.done()]
+        await ctx.do(end)
+        done, _ = await asyncio.wait(early, timeout=0.3) if early else (set(), set())
+        lied = any(isinstance(send.result(), Receipt) for send in done)
+        await ctx.do(proxy.heal)
+        check(not lied, "over TLS nothing got through, the connection ended, and a send got a receipt")
+        await asyncio.wait(sends)
+        await ctx.works_again(broker, topic)
 
 
 async def _leaves_nothing(ctx: Context, proxy: FaultProxy, url: str, topic: str) -> None:

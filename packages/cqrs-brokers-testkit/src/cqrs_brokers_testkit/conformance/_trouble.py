@@ -13,6 +13,7 @@ from cqrs_brokers import Broker
 from cqrs_brokers.url import BrokerURL, Host
 from cqrs_brokers_testkit.canary import shown
 from cqrs_brokers_testkit.conformance._case import (
+    CaseFailed,
     Context,
     NotApplicable,
     Unsupported,
@@ -287,8 +288,15 @@ async def failed_connects_leave_nothing(ctx: Context) -> None:
             await _each({what: _fails_alone(ctx, what, url) for what, url in urls.items()})
 
         await try_all()  # what is made once per process is made now
-        async with nothing_left("after connects that failed"):
-            await try_all()
+        try:
+            async with nothing_left("after connects that failed"):
+                await try_all()
+        except CaseFailed as failed:
+            ports = {
+                f"remote port {host.port}": what for what, url in urls.items() for host in BrokerURL.parse(url).hosts
+            }
+            of = sorted({what for port, what in ports.items() if port in str(failed)})
+            raise CaseFailed(f"{failed} ({', '.join(of) or 'of no connection'})") from None
 
 
 async def _fails_alone(ctx: Context, what: str, url: str) -> None:
