@@ -31,10 +31,10 @@ class LoopBinding:
         _bindings.add(self)
 
     def checked(self, running: AbstractEventLoop | None) -> AbstractEventLoop:
-        """The running loop, if it may use the broker.
+        """The running loop, if the broker may be used in it.
 
         Raises:
-            WrongLoopError: It may not.
+            WrongLoopError: The broker may not be used here.
         """
         if self.forked:
             raise WrongLoopError(FORKED)
