@@ -35,8 +35,8 @@ WORTH_A_REQUEST = 500
 """When this many new messages have come, a request is written at once, although more may be on their way to `submit`.
 With a smaller number, each partition would be busy with a small batch when the next messages come."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
-"""The limits of the pause before a batch is tried again, in seconds. Each failure doubles the pause, also the first
-one, after which the pause is 0.1 s."""
+"""The limits of the pause before a batch is tried again, in seconds. Each failure doubles the pause: it is 0.1 s after
+the first failure."""
 TICK = 0.5
 SILENCE = 3.0
 """If messages wait and the cluster has answered nothing for this many seconds, the bootstrap servers are asked why."""

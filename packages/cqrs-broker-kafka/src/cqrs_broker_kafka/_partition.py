@@ -4,9 +4,9 @@
          ┌──────────┐ ─────────▶ ┌─────────┐ ─────────────────────────▶ ┌───────────┐
          │   IDLE   │            │  READY  │                            │ IN_FLIGHT │
          └──────────┘ ◀───────── └─────────┘ ◀───────────────────────── └───────────┘
-                       nothing      ▲   ▲      receipt; refused for good;     │
-                       is left      │   │      refused with one record to     │
-                                    │   │      blame; given up                │
+                       nothing      ▲   ▲      receipt; refused, and not to   │
+                       is left      │   │      be repeated; refused because   │
+                                    │   │      of one record; given up        │
                          a new      │   │                                     │
                        producer id  │   │  pause is over,                     │ refused, and it can pass;
                          is there   │   │  or a leader is known               │ in doubt

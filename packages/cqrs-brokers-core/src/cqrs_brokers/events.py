@@ -99,9 +99,9 @@ class Event(BaseModel, Generic[P]):
         """Rebuilds an event from what `to_dict` returned. An outbox uses it for the events in its rows.
 
         The body has no `headers`, and it has a `key` only for a deletion. So an event that goes through an outbox must
-        override `ordering_key()` to keep its order. The body may have the names of fields or their aliases. In the
-        payload of an `ECSTEvent` this needs pydantic 2.14; with an older pydantic the payload's class decides which of
-        the two it accepts. Computed fields are computed again.
+        override `ordering_key()` to keep its order. The body may have the names of fields or their aliases. For the
+        fields of a payload that is a model, this needs pydantic 2.14. With an older pydantic the class of the payload
+        decides whether it accepts names or aliases. Computed fields are computed again.
 
         Raises:
             pydantic.ValidationError: A field is missing, wrong or unknown.

@@ -291,7 +291,7 @@ class InvalidMessageError(NotDeliveredError):
         """The error for a message whose own code raised: a serializer, `ordering_key()`, an encoder.
 
         Args:
-            what: Whose code raised. It is the subject of the text's sentence.
+            what: The code that raised. It is the subject of the text's sentence.
             error: What that code raised. It becomes the cause, unless its text quotes the payload or may quote it.
             content: What must not be quoted: the payload, or whatever holds it.
             message_id: The message's id, if known.

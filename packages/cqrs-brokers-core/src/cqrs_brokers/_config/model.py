@@ -86,10 +86,10 @@ class BrokerOptions(BaseModel):
     retry_count: int | None = option(
         **bounds("retry_count"),
         unit="attempts",
-        description="Failed connection passes before waiting sends give up.",
+        description="After this many failed passes over the hosts, one after the other, the waiting sends fail.",
     )
     retry_delay: Duration | None = option(
-        **bounds("retry_delay"), description="Pause between connection passes; none: 0.1s, growing to 1s."
+        **bounds("retry_delay"), description="Pause between passes over the hosts; none: 0.1s, growing to 1s."
     )
 
     def __init__(self, **values: Any) -> None:

@@ -89,7 +89,7 @@ class _Given(NamedTuple):
     value: object
     origin: Origin
     suffix: Literal["", "_file", "_env"] = ""
-    """What follows the option's name, if the value is the name of a file or a variable with a secret."""
+    """The end of the option's name. It says that the value names a file, or a variable, that holds a secret."""
 
 
 _PASSWORD = _Spec(Secret, "Of the user in the URL.", secret=True)

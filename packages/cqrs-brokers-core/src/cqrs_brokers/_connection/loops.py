@@ -23,7 +23,7 @@ NO_LOOP = (
 
 
 class LoopBinding:
-    """The bound event loop of one broker, or none yet."""
+    """The event loop to which one broker is bound. It is None until the broker is used for the first time."""
 
     def __init__(self) -> None:
         self.loop: AbstractEventLoop | None = None

@@ -143,7 +143,7 @@ class Plugin(NamedTuple):
         others = [plugin for plugin in _manager.get_plugins() if plugin is not self.implementation]
         try:
             return _manager.subset_hook_caller(name, others)(**arguments), None
-        except (Exception, SystemExit) as error:  # KeyboardInterrupt passes: it is the user's, not the plugin's
+        except (Exception, SystemExit) as error:  # KeyboardInterrupt is not caught: the user caused it, not the plugin
             return None, error
 
     def _failed(self, hook: str, error: BaseException, url: BrokerURL, options: BrokerOptions) -> NoReturn:
@@ -241,7 +241,7 @@ def _import(claim: Claim, secrets: Iterable[str]) -> object:
         for part in filter(None, attribute.strip().split(".")):
             found = getattr(found, part)
         return found
-    except (Exception, SystemExit) as error:  # KeyboardInterrupt passes: it is the user's, not the plugin's
+    except (Exception, SystemExit) as error:  # KeyboardInterrupt is not caught: the user caused it, not the plugin
         problem = error
     clean = not _shows(problem, secrets)
     reason = type(problem).__name__ + (f": {problem}" if clean else ", whose text may show a secret")
