@@ -14,12 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any
 
 from pydantic_core import PydanticSerializationError, SchemaSerializer
 
-from .jsonable import MAX_DEPTH, PLAIN, TOO_DEEP, WRITERS, Refused, Writer, asked, write, writer_of
+from .jsonable import LARGEST, MAX_DEPTH, NUMBERS, PLAIN, TOO_DEEP, WRITERS, Refused, Writer, asked, write, writer_of
 
 __all__ = ["model_writer"]
 
@@ -177,7 +176,7 @@ def _plain(names: tuple[str, ...]) -> Writer:
             for name in names:
                 item = values.get(name, _MISSING)
                 kind = type(item)
-                if kind in PLAIN or (kind is float and isfinite(item)):
+                if kind in PLAIN or (kind in NUMBERS and -LARGEST <= item <= LARGEST):
                     out[name] = item
                 elif item is not _MISSING:
                     out[name] = (WRITERS.get(kind) or writer_of(kind))(item, depth)
