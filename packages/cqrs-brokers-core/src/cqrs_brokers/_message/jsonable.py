@@ -296,8 +296,8 @@ _TEXTS = {
 }
 """Classes that are written as their text: addresses, paths and URLs."""
 _SECRETS = {"Secret", "SecretBytes", "SecretStr", "_SecretBase"}
-_REMEDY = "convert it, or give its model a serializer for it, or the broker an encoder"
-_HIDDEN = "is a secret: give its model a serializer that says how it goes out, or leave it out"
+_REMEDY = "convert it, give its model a serializer for it, or give the broker an encoder"
+_HIDDEN = "is a secret: give its model a serializer that says how it is written, or leave it out"
 _SHOWN_DEPTH = 8
 
 

@@ -33,7 +33,7 @@ class _Field:
         name: Its name in Python.
         key: Its name in JSON.
         function: Its own serializer, as pydantic's schema describes it.
-        by_pydantic: pydantic writes it.
+        by_pydantic: Whether pydantic writes it.
         skip: Whether a value is left out.
     """
 
@@ -151,8 +151,8 @@ def _serializers(schema: Any, whole: Mapping[str, Any], seen: set[str]) -> Itera
 
 
 def _says_nothing(serializer: Mapping[str, Any]) -> bool:
-    """Whether the serializer is pydantic's own for a path, a deque or a secret's asterisks. The rule of `jsonable`
-    writes these."""
+    """Whether the serializer is pydantic's own for a path, a deque or a secret. The rule of `jsonable` applies to these
+    types instead: it refuses secrets."""
     function = serializer.get("function")
     module, name = getattr(function, "__module__", "") or "", getattr(function, "__qualname__", "")
     of_a_secret = module == "pydantic.types" and name.startswith("_serialize_secret")
