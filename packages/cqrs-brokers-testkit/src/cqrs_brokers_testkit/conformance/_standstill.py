@@ -16,7 +16,7 @@ from typing import Any
 
 _LOOKS_EVERY = 0.03
 _STANDS_STILL = 0.15
-"""Seconds after which a call that still runs in the same place has stopped the loop."""
+"""Seconds. A call that has waited for so long in one place has stopped the loop."""
 _STANDARD_LIBRARY = Path(threading.__file__).parent
 _OURS = Path(__file__).parent.parent
 
@@ -27,8 +27,9 @@ class WatchedSelector(selectors.DefaultSelector):
     It must be made in the loop's thread.
 
     Attributes:
-        found: Calls that stopped the loop, each with its place in the code. A watching thread looks a few times in
-            each tenth of a second, so it may miss one on a busy machine, but names none that did not.
+        found: Calls that waited and so stopped the loop, each with its place in the code (on Linux). A watching thread
+            looks a few times in each tenth of a second, so it may miss one on a busy machine, but names none that only
+            took long.
         longest: Seconds of the longest turn since `measure()`, the time without a processor not counted.
         where: What `found` says of that turn, if anything.
     """
@@ -71,23 +72,27 @@ class WatchedSelector(selectors.DefaultSelector):
         return time.monotonic(), _starved(self._loop)
 
     def _watch(self) -> None:
-        began: tuple[float, float] | None = None
+        began: float | None = None
         place: object = None
         while not self._ended.wait(_LOOKS_EVERY):
             turn, frame = self._turn, sys._current_frames().get(self._loop.ident or 0)  # noqa: SLF001
-            if turn is None or frame is None:
+            if turn is None or frame is None or not _waits(self._loop):
                 began = None
                 continue
-            here, now = (turn, id(frame), frame.f_lasti), self._now()
+            here, idle = (turn, id(frame), frame.f_lasti), time.monotonic() - self._busy()
             if began is None or here != place:
-                began, place = now, here
-            elif now[0] - began[0] - (now[1] - began[1]) >= _STANDS_STILL:
+                began, place = idle, here
+            elif idle - began >= _STANDS_STILL:
                 stack = [each for each in traceback.extract_stack(frame) if not _is_standard(each.filename)]
                 if self._turn is turn and stack and not Path(stack[-1].filename).is_relative_to(_OURS):
                     at = f"{Path(stack[-1].filename).name}:{stack[-1].lineno} in {stack[-1].name}()"
                     self.found.append(f"it stopped the event loop, at {at}")
-                    began = float("inf"), 0.0  # of this call all is said
+                    began = float("inf")  # of this call all is said
             del frame
+
+    def _busy(self) -> float:
+        """Seconds in which the loop's thread worked, or was ready to and got no processor."""
+        return time.clock_gettime(time.pthread_getcpuclockid(self._loop.ident or 0)) + _starved(self._loop)
 
 
 def _is_standard(file: str) -> bool:
@@ -100,3 +105,12 @@ def _starved(thread: threading.Thread) -> float:
         return int(Path(f"/proc/self/task/{thread.native_id}/schedstat").read_text().split()[1]) / 1e9
     except (OSError, IndexError, ValueError):
         return 0.0
+
+
+def _waits(thread: threading.Thread) -> bool:
+    """Whether a thread waits in the kernel for something; False, too, if the system does not say it."""
+    try:
+        state = Path(f"/proc/self/task/{thread.native_id}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return False
+    return state in "SD"
