@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import json
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from cqrs_brokers.driver import Delivery, Message
@@ -302,24 +302,3 @@ class TakesPiecesForAnswers(UnorderedSound):
             await reading
         finally:
             reading.cancel()
-
-
-class StopsInTheMiddle(UnorderedSound):
-    """Stops to write a message when its deadline has come."""
-
-    caught_by = ("delivery.deadline-in-the-middle-of-a-write",)
-
-    def writer_of(self, writer: asyncio.StreamWriter) -> Callable[[Batch], Awaitable[None]]:
-        async def write(batch: Batch) -> None:
-            by_token = dict(self.pipeline._unanswered)
-            for token, line in batch:
-                writer.write(b"PUB %d " % token)
-                for start in range(0, len(line), 20_000):
-                    await writer.drain()
-                    delivery = by_token.get(token)
-                    if getattr(delivery, "done", None) is True:
-                        break
-                    writer.write(line[start : start + 20_000])
-                writer.write(b"\n")
-
-        return write

@@ -268,7 +268,6 @@ async def farewells_confirm_nothing(ctx: Context) -> None:
     """The broker ends the connection in good order while messages or answers are on their way: no outcome lies."""
     broker, topic = ctx.open(delivery_timeout=20.0), await ctx.topic()
     check_receipt(await outcome_of(broker.send_message(ctx.message(topic))))
-    await _dismissed_without_answers(ctx)
     messages: list[Message] = [ctx.message(topic) for _ in range(20)]
     async with ctx.healed() as proxy:
         for connection in list(proxy.connections):
@@ -280,6 +279,7 @@ async def farewells_confirm_nothing(ctx: Context) -> None:
     await ctx.works_again(broker, await ctx.topic(), 20.0)
     received = sum(isinstance(outcome, Receipt) for outcome in outcomes)
     check_truth(messages, outcomes, await ctx.read_those_of(messages, topic, received))
+    await _dismissed_without_answers(ctx)
 
 
 async def _dismissed_without_answers(ctx: Context) -> None:

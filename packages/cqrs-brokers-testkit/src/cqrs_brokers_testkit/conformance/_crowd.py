@@ -218,41 +218,6 @@ async def answers_may_come_in_pieces(ctx: Context) -> None:
         check(same, f"the receipt says offset {outcome.offset}, and the message is at {offset}")
 
 
-_LARGE = 700_000
-_MANY_LARGE = 20
-"""So many large messages are more than the sockets on the way can hold."""
-
-
-@case("delivery.deadline-in-the-middle-of-a-write", "fault", needs=["proxy", "read_back"], capability="confirms")
-async def deadline_in_the_middle_of_a_write(ctx: Context) -> None:
-    """The deadline of a large message comes while it is half written: it is written to its end, and breaks nothing."""
-    broker, topic, other = (
-        ctx.open(delivery_timeout=1.5, max_in_flight_bytes=2**27),
-        await ctx.topic(),
-        await ctx.topic(),
-    )
-    size = min(_LARGE, (ctx.capabilities.max_message_bytes or _LARGE) - 1_000)
-    for each in (topic, other):
-        await ctx.works_again(broker, each)
-    large = [ctx.message(topic, os.urandom(size)) for _ in range(_MANY_LARGE)]
-    small = [ctx.message(other) for _ in range(5)]
-    async with ctx.healed() as proxy:
-        before = proxy.accepted
-        await ctx.do(lambda: proxy.stall("up"))
-        sends = [asyncio.ensure_future(outcome_of(broker.send_message(message))) for message in large]
-        await asyncio.sleep(1.0)
-        behind = [asyncio.ensure_future(outcome_of(broker.send_message(message))) for message in small]
-        outcomes = await asyncio.gather(*sends)
-        await ctx.do(proxy.heal)
-        outcomes_behind = await asyncio.gather(*behind)
-        await ctx.works_again(broker, other)
-        made = proxy.accepted - before
-    told = f"{tally(outcomes)}; behind them {tally(outcomes_behind)}"
-    check(not made, f"a deadline came, and the connection had to be made anew {made} times: {told}")
-    check_truth(large, outcomes, await ctx.read_those_of(large, topic, 1))
-    check_truth(small, outcomes_behind, await ctx.read_those_of(small, other, 1))
-
-
 _AGAIN = 14.0
 """Seconds. Clients try again after 1, 2, 5 or 10."""
 
