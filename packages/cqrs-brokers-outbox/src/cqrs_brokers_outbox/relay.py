@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Literal, Self
 
 from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.pool import StaticPool
 
 from cqrs_brokers import Broker, ConfigError
 
@@ -18,7 +19,7 @@ from ._relay.leases import Leases
 from ._relay.outcomes import Marker
 from ._relay.statements import Statements
 from ._relay.store import Store
-from ._relay.trouble import Trouble
+from ._relay.trouble import Trouble, database_failure
 from ._relay.upkeep import Upkeep
 from ._relay.worker import CANCEL_STEP, MARGIN, Worker
 from .exceptions import OutboxError
@@ -46,7 +47,7 @@ class Relay:
     has its receipt. Any number of relays, in any number of processes, share the work by partitions.
 
     Args:
-        engine: The database.
+        engine: The database. The relay uses up to four of its connections, and `health()` one more.
         broker: Where messages go. The relay does not close it.
         outbox: The tables. Default: `Outbox()`.
         topics: Only these topics: two relays can serve two brokers from one table. Default: all.
@@ -63,7 +64,8 @@ class Relay:
         observers: Who is told what happens.
 
     Raises:
-        ConfigError: A number is out of range, or the outbox does not know this kind of database.
+        ConfigError: A number is out of range, the outbox does not know this kind of database, or the engine has only
+            one connection for everybody, as for SQLite in memory.
     """
 
     def __init__(
@@ -100,6 +102,11 @@ class Relay:
             problems.append(f'when_parked must be "stop" or "continue", not {when_parked!r:.40}')
         if topics is not None and not topics:
             problems.append("topics is empty: no message would be sent")
+        if isinstance(engine.pool, StaticPool):
+            problems.append(
+                "the engine has one connection for everybody (StaticPool, as SQLite in memory has it), and a relay "
+                "needs connections of its own: use a file, such as sqlite+aiosqlite:///outbox.db"
+            )
         if problems:
             raise ConfigError(problems)
         self._engine = engine
@@ -219,7 +226,7 @@ class Relay:
             async with asyncio.timeout(10):
                 status = await read_status(store)
         except Exception as error:
-            reasons.append(f"the database does not answer: {type(error).__name__}")
+            reasons.append(f"cannot read what waits: {database_failure(error)}")
         finally:
             await store.close()
         if status is not None:
