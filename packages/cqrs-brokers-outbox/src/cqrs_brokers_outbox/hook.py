@@ -103,7 +103,7 @@ def check_transactional(bind: Engine | Connection) -> None:
     if isinstance(level, str) and level.upper() == "AUTOCOMMIT":
         raise OutboxSessionError(
             "the engine is in AUTOCOMMIT: a message could be stored without its change, or the change without its "
-            "message. Use an engine, or a session, with transactions"
+            "message, or count as handled without its work. Use an engine, or a session, with transactions"
         )
 
 

@@ -50,6 +50,7 @@ COLUMNS = (
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_LAST_TIME = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
 _is_id_text = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}").fullmatch
 _ID_FOLLOWS = UUID(int=0)
 
@@ -91,7 +92,8 @@ def row_of(message: Message, trace: Mapping[str, str] | None) -> dict[str, Any]:
     """The columns of a validated message, except `place`.
 
     Raises:
-        InvalidMessageError: The message has a header that the relay adds, or too many headers.
+        InvalidMessageError: The message has a header that the relay adds, or too many headers, or its time is after the
+            year 9999 in UTC.
     """
     headers = message.headers
     if headers:
@@ -119,7 +121,7 @@ def row_of(message: Message, trace: Mapping[str, str] | None) -> dict[str, Any]:
         body,
         content_type,
         _headers_text(headers) if headers else None,
-        (message.timestamp - _EPOCH) // _MICROSECOND,
+        _microseconds(message),
         json.dumps(dict(trace)) if trace else None,
     )
     return dict(zip(COLUMNS, values, strict=True))
@@ -154,18 +156,28 @@ def message_of(row: Any, *, headers: bool, stamped: bool) -> Message:
             row.topic,
             TOMBSTONE if body is None else b"",
             _ID_FOLLOWS if is_text else UUID(identity),
-            None if key is None else bytes(key).decode(),
+            None if key is None else str(key, "utf-8"),
             all_headers,
             row.content_type,
             None if stamped else _EPOCH + timedelta(microseconds=made_at),
-            None if body is None else bytes(body),
+            body if body is None or type(body) is bytes else bytes(memoryview(body)),  # SQLite keeps any type
         )
         if is_text:
             set_id_text(message, identity.encode())
         return message
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         reason = f"the row cannot be read as a message ({type(error).__name__})"
     raise DamagedRow(reason)
+
+
+def _microseconds(message: Message) -> int:
+    """The message's time. The last hours of the year 9999 in a zone west of Greenwich are no time in UTC."""
+    time = (message.timestamp - _EPOCH) // _MICROSECOND
+    if time > _LAST_TIME:
+        raise InvalidMessageError("timestamp is after the year 9999 in UTC, which no row can hold").about(
+            message.message_id, message.topic, ""
+        )
+    return time
 
 
 @lru_cache(maxsize=64)
