@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import text, update
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from cqrs_brokers import DeliveryError, RejectedError
 from cqrs_brokers_outbox import Relay, State
@@ -160,6 +161,32 @@ async def test_stop_before_and_while_a_relay_starts(database: Database) -> None:
             await until(all_in(State.SENT, database))
             running.stop()
             await task
+
+
+@pytest.mark.parametrize("scheme", ["postgresql+asyncpg", "postgresql+psycopg", "mysql+asyncmy"])
+@pytest.mark.parametrize("way", ["stop", "cancel", "leave"])
+async def test_a_relay_stops_while_its_database_does_not_answer(scheme: str, way: str) -> None:
+    """A database that takes the connection and says nothing keeps no relay that starts."""
+    connections = []
+    server = await asyncio.start_server(lambda *streams: connections.append(streams), "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    engine = create_async_engine(f"{scheme}://me:secret@127.0.0.1:{port}/x")
+    async with opened(ScriptedBroker()) as broker:
+        running = Relay(engine, broker, lease=15.0)
+        task = asyncio.create_task(running.__aenter__() if way == "leave" else running.run())
+        await until(lambda: connections)
+        async with asyncio.timeout(5):
+            if way == "stop":
+                running.stop()
+                await task
+            else:
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+    for _, writer in connections:
+        writer.close()
+    server.close()
+    await engine.dispose()
 
 
 async def test_a_lease_that_was_lost_fences_every_mark_but_receipts(database: Database) -> None:

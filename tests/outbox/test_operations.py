@@ -395,7 +395,10 @@ async def test_the_numbers_of_a_status_belong_together(database: Database) -> No
         (["status", "--database", "postgresql+nodriver://h/x"], "must look like"),
         (["status", "--database", "postgresql+asyncpg://me:hunter2/x"], "must look like"),
         (["status", "--database", "sqlite:///x"], "an asynchronous driver"),
-        (["status", "--database", "postgresql+asyncpg://me@127.0.0.1:1/x?hunter2=1"], "an unexpected TypeError"),
+        (["status", "--database", "postgresql+asyncpg://me@127.0.0.1:1/x?hunter2=1"], "look at what is behind it"),
+        (["status", "--database", "postgresql+psycopg://me:my@hunter2@127.0.0.1:1/x"], "as %40"),
+        (["status", "--database", "mysql+asyncmy://me:my@hunter2@127.0.0.1:1/x"], "as %40"),
+        (["status", "--database", "mysql+asyncmy://me:my@127.0.0.1/hunter2@127.0.0.1:1/x"], "as %40"),
         (["status", "--database", "oracle+oracledb_async://me:hunter2@h/x"], "is not installed"),
     ],
 )

@@ -21,7 +21,7 @@ from ._relay.statements import Statements
 from ._relay.store import Store
 from ._relay.trouble import Trouble, database_failure
 from ._relay.upkeep import Upkeep
-from ._relay.worker import CANCEL_STEP, MARGIN, Worker
+from ._relay.worker import CANCEL_STEP, MARGIN, Worker, cancelled
 from .exceptions import OutboxError
 from .observers import RelayObserver, RelayObservers
 from .opening import check_schema, make_statements
@@ -127,6 +127,7 @@ class Relay:
         self._worker: Worker | None = None
         self._leases: Leases | None = None
         self._running: asyncio.Task[None] | None = None
+        self._starting: asyncio.Task[Leases] | None = None
         self._stopped = False
 
     def __repr__(self) -> str:
@@ -144,17 +145,8 @@ class Relay:
         stores = [Store(self._engine, self._statements) for _ in range(4)]
         leasing, claims, marks, beside = stores
         try:
-            await check_schema(leasing, self._outbox.tables)
-            leases = self._leases = Leases(
-                leasing,
-                owner=self.name,
-                topics=self._topics,
-                lease=self._lease,
-                partitions=self._statements.partitions,
-                broker=self._broker.url or self._broker.name,
-            )
-            await leases.join()
-            if self._stopped:
+            leases = None if self._stopped else await self._started(leasing)
+            if leases is None:
                 return
             trouble = self._trouble = Trouble(self._observers)
             worker = self._worker = Worker(
@@ -176,8 +168,38 @@ class Relay:
             self._worker = None
             self._stopped = False
             self._observers.ended()
-            for store in stores:
-                await store.close()
+            await asyncio.gather(*(store.close() for store in stores))
+
+    async def _started(self, leasing: Store) -> Leases | None:
+        """Begins, in a task of its own that `stop()` can cancel: a database may take a connection and not answer.
+
+        Returns:
+            The leases. None: the relay was stopped meanwhile.
+        """
+        starting = self._starting = asyncio.create_task(self._start(leasing))
+        try:
+            await asyncio.wait([starting])
+        finally:
+            self._starting = None
+            await cancelled([starting])
+        if self._stopped:
+            if not starting.cancelled():
+                starting.exception()  # nobody wants to know it any more
+            return None
+        return starting.result()
+
+    async def _start(self, leasing: Store) -> Leases:
+        await check_schema(leasing, self._outbox.tables)
+        leases = self._leases = Leases(
+            leasing,
+            owner=self.name,
+            topics=self._topics,
+            lease=self._lease,
+            partitions=self._statements.partitions,
+            broker=self._broker.url or self._broker.name,
+        )
+        await leases.join()
+        return leases
 
     def stop(self) -> None:
         """Lets `run()` finish what is in flight and end. A relay that is still starting ends at once. May be called in
@@ -185,8 +207,8 @@ class Relay:
         self._stopped = True
         if self._worker is not None:
             self._worker.stop()
-        elif self._running is not None:
-            self._running.cancel()
+        elif self._starting is not None:
+            self._starting.cancel()
 
     async def __aenter__(self) -> Self:
         await check_schema_once(self._engine, self._statements, self._outbox)

@@ -24,6 +24,8 @@ __all__ = ["CHUNK", "Store"]
 
 CHUNK = 1000
 """The most rows that one statement changes."""
+FAREWELL = 2.0
+"""Seconds in which a connection is given back."""
 PATIENCE = 10.0
 """How long a new connection waits for others to leave a file of SQLite, in seconds."""
 
@@ -82,10 +84,12 @@ class Store:
             raise
 
     async def close(self) -> None:
-        """Gives the connection back."""
+        """Gives the connection back. A database that does not answer to the pool's rollback keeps nobody."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            await connection.close()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FAREWELL):
+                    await connection.close()
 
     async def _open(self) -> AsyncConnection:
         if self._connection is None:
