@@ -59,6 +59,7 @@ class Outbox:
     ) -> None:
         listen()
         self.tables = Tables(table, schema, metadata if metadata is not None else MetaData())
+        self._most = max_message_bytes
         self._validator = MessageValidator(max_message_bytes=max_message_bytes - RESERVED_BYTES, encoder=encoder)
         self._statement = _insert(self.tables.messages)
         self._places: WeakKeyDictionary[Transaction, int] = WeakKeyDictionary()
@@ -143,7 +144,7 @@ class Outbox:
     def _rows(self, messages: Sequence[MessageLike | Event[Any]]) -> list[dict[str, Any]]:
         trace = _trace_context()
         ready = self._validator.ready
-        return [row_of(ready(message), trace) for message in messages]
+        return [row_of(ready(message), trace, self._most) for message in messages]
 
     def _write(self, connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
         if not rows:

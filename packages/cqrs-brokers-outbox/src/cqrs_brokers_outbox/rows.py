@@ -40,6 +40,8 @@ OWN_HEADERS = frozenset({POSITION, EVENT_TIME})
 TRACE_HEADERS = frozenset({"traceparent", "tracestate", "baggage"})
 RESERVED_BYTES = 1_024
 """How many bytes of the largest message are left for the headers that the relay adds."""
+_OWN_BYTES = 128
+"""How many of them `OWN_HEADERS` need, at most."""
 MAX_HEADERS = 100 - len(OWN_HEADERS) - len(TRACE_HEADERS)
 
 COLUMNS = (
@@ -88,8 +90,14 @@ def key_hash(topic: str, key: str | None, message_id: bytes = b"") -> int:
     return zlib.crc32(message_id if key is None else topic.encode() + b"\0" + key.encode())
 
 
-def row_of(message: Message, trace: Mapping[str, str] | None) -> dict[str, Any]:
+def row_of(message: Message, trace: Mapping[str, str] | None, most: int) -> dict[str, Any]:
     """The columns of a validated message, except `place`.
+
+    Args:
+        message: The message.
+        trace: The writer's trace context.
+        most: The most bytes of the message with the relay's headers. If the trace context does not fit, only
+            `traceparent` is kept: its place is reserved.
 
     Raises:
         InvalidMessageError: The message has a header that the relay adds, or too many headers, or its time is after the
@@ -110,6 +118,11 @@ def row_of(message: Message, trace: Mapping[str, str] | None) -> dict[str, Any]:
     key = message.key
     content_type = message.content_type
     body = message.body
+    headers_text = _headers_text(headers) if headers else None
+    if trace:
+        size = sum(map(len, (body or b"", key or "", headers_text or "", *trace, *trace.values())))
+        if size > most - _OWN_BYTES:
+            trace = {name: value for name, value in trace.items() if name == "traceparent"}
     if content_type is None and body is not None and type(message.payload) is not bytes:
         content_type = "application/json"  # the row has only the bytes of it
     values = (
@@ -120,7 +133,7 @@ def row_of(message: Message, trace: Mapping[str, str] | None) -> dict[str, Any]:
         identity.decode(),
         body,
         content_type,
-        _headers_text(headers) if headers else None,
+        headers_text,
         _microseconds(message),
         json.dumps(dict(trace)) if trace else None,
     )
