@@ -21,6 +21,7 @@ def main() -> int:
     parser.add_argument("what", nargs="*", choices=(*_WHAT, []), help="default: all")
     parser.add_argument("--rounds", type=int, help="rounds per row (default 5; with --quick 1)")
     parser.add_argument("--quick", action="store_true", help="small rounds: shows that it runs, not how fast")
+    parser.add_argument("--nodes", type=int, default=1, help="how many nodes Kafka has (default 1)")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "benchmarks", help="where pages and plots go")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="where raw results go")
     parser.add_argument("--seed", type=int, default=1, help="of the order within rounds")
@@ -38,9 +39,12 @@ def main() -> int:
         else:
             if what == "amqp":
                 from .amqp import run
+
+                outcome = run(quick=arguments.quick, rounds=rounds, seed=arguments.seed)
             else:
-                from .kafka import run
-            outcome = run(quick=arguments.quick, rounds=rounds, seed=arguments.seed)
+                from . import kafka
+
+                outcome = kafka.run(quick=arguments.quick, rounds=rounds, seed=arguments.seed, nodes=arguments.nodes)
             page = write(outcome, arguments.docs, arguments.results, f"{before:.1f}, {os.getloadavg()[0]:.1f}")
         progress(f"written: {page}")
         print(page.read_text())

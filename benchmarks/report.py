@@ -46,12 +46,12 @@ _DISTRIBUTIONS = {
     ),
 }
 _SETUP = {
-    "amqp": "One node, a durable topic exchange and a durable queue for each contender, publisher confirms, persistent "
+    "amqp": "a durable topic exchange and a durable queue for each contender, publisher confirms, persistent "
     "messages, `mandatory`, 500-byte bodies. *Rich*: with a key and two headers. After every round the depth of the "
     "queue is compared, with pika, to what was confirmed; a difference ends the benchmark. RabbitMQ handles a queue in "
     "one Erlang process: when that is busy no client gets more messages into the queue, and the fastest one shows how "
     "many that are.",
-    "kafka": "One node, a topic of 6 partitions for each contender, 1 000 keys, three headers, `acks=all`, idempotent, "
+    "kafka": "a topic of 6 partitions for each contender, 1 000 keys, three headers, `acks=all`, idempotent, "
     "500-byte bodies. After every round the log's end offsets are compared, with confluent-kafka, to what was "
     "confirmed; a difference ends the benchmark.",
 }
@@ -68,7 +68,8 @@ class Outcome:
         goals: What was promised.
         rounds: How many.
         absent: Why contenders are missing.
-        held: The memory.
+        held: The memory. None: it was not measured.
+        nodes: How many nodes the server has.
     """
 
     broker: str
@@ -77,7 +78,13 @@ class Outcome:
     goals: tuple[Goal, ...]
     rounds: int
     absent: dict[str, str]
-    held: Held
+    held: Held | None
+    nodes: int = 1
+
+    @property
+    def name(self) -> str:
+        """The name of its files."""
+        return self.broker if self.nodes == 1 else f"{self.broker}-{self.nodes}-nodes"
 
 
 def progress(line: str) -> None:
@@ -105,10 +112,12 @@ def write(outcome: Outcome, docs: Path, results: Path, load: str) -> Path:
     """Writes the page, the plot and the raw results; returns the page."""
     docs.mkdir(parents=True, exist_ok=True)
     results.mkdir(parents=True, exist_ok=True)
-    raw = outcome.figures.raw() | {"memory": asdict(outcome.held), "machine": machine(), "server": outcome.server}
-    (results / f"{outcome.broker}.json").write_text(json.dumps(raw, indent=1))
-    _plot(outcome, docs / f"{outcome.broker}.png")
-    page = docs / f"{outcome.broker}.md"
+    raw = outcome.figures.raw() | {"machine": machine(), "server": outcome.server}
+    if outcome.held is not None:
+        raw["memory"] = asdict(outcome.held)
+    (results / f"{outcome.name}.json").write_text(json.dumps(raw, indent=1))
+    _plot(outcome, docs / f"{outcome.name}.png")
+    page = docs / f"{outcome.name}.md"
     page.write_text("\n".join(_page(outcome, load)) + "\n")
     return page
 
@@ -118,31 +127,36 @@ def _page(outcome: Outcome, load: str) -> list[str]:
     known = contenders(broker)
     baseline = known[BASELINE].title
     lines = [
-        f"# Speed: {_TITLES[broker]}",
+        f"# Speed: {_TITLES[broker]}{_with(outcome)}",
         "",
         f"Written by `nox -s bench` on {datetime.now(UTC):%Y-%m-%d}; figures of your machine: run it again. Ratios say "
         "more than absolute figures: client and server share the machine.",
         "",
         f"* Machine: {machine()}. Load average before and after: {load}.",
         f"* Server: {outcome.server}. Clients: {versions(broker)}.",
-        f"* {_SETUP[broker]} Here: {figures.verified} messages, none lost, none twice.",
+        f"* {_nodes(outcome)} {_SETUP[broker]} Here: {figures.verified} messages, none lost, none twice.",
         f"* {outcome.rounds} rounds, interleaved, in shuffled order; in each every contender has a new process, which "
         "warms up with a tenth of the work. msg/s and CPU (user and system, of the client's process) are medians; a "
         f"ratio is the median of those to {baseline} in the same round. Ours is the whole public API: `open_broker`, a "
         "fresh `Message` each, receipts. "
         "Slow clients do a part of each row.",
         "",
-        f"![Throughput and CPU compared with {baseline}]({broker}.png)",
+        f"![Throughput and CPU compared with {baseline}]({outcome.name}.png)",
         "",
-        "## Goals",
-        "",
-        f"The baseline is {baseline}.",
-        "",
-        "| row | compared | goal | measured | met |",
-        "|---|---|---|---|---|",
-        *(_goal_line(goal, figures, broker) for goal in outcome.goals),
-        _memory_line(outcome.held),
-        "",
+    ]
+    if outcome.held is not None:
+        lines += [
+            "## Goals",
+            "",
+            f"The baseline is {baseline}.",
+            "",
+            "| row | compared | goal | measured | met |",
+            "|---|---|---|---|---|",
+            *(_goal_line(goal, figures, broker) for goal in outcome.goals),
+            _memory_line(outcome.held),
+            "",
+        ]
+    lines += [
         "## All figures",
         "",
         f"| row | client | msg/s | times {baseline} | CPU µs per message | times less CPU |",
@@ -160,9 +174,19 @@ def _page(outcome: Outcome, load: str) -> list[str]:
     lines += ["", "What the others do differently:", ""]
     lines += [f"* {contender.title}: {contender.note}." for contender in known.values() if contender.note]
     lines += [f"* {known[name].title}: not measured, {reason}." for name, reason in outcome.absent.items()]
-    lines += _memory(outcome.held)
-    lines += _profiles(outcome)
+    if outcome.held is not None:
+        lines += _memory(outcome.held)
+        lines += _profiles(outcome)
     return lines
+
+
+def _with(outcome: Outcome) -> str:
+    return "" if outcome.nodes == 1 else f" with {outcome.nodes} nodes"
+
+
+def _nodes(outcome: Outcome) -> str:
+    copies = f"{outcome.nodes} nodes, each with a copy of every partition:"
+    return "One node," if outcome.nodes == 1 else copies
 
 
 def _row(row: str, rich: bool, broker: str) -> str:

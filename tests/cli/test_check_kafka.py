@@ -81,7 +81,7 @@ def test_a_string_that_works(cluster: KafkaCluster, unique_name: Name) -> None:
     assert "it has 3 partitions with 1 replica each" in seen
     assert "the user may write to it" in seen
     assert "max.message.bytes=1048588" in seen
-    limited = "limits of time stamps: after.max.ms=3600000, before.max.ms=unlimited"
+    limited = "limits of timestamps: after.max.ms=3600000, before.max.ms=unlimited"
     assert (limited in seen) is is_new  # Kafka before 4.0 has no limit of its own
     assert "messages are on one node only" in texts(said, "warn")
     assert said.only("server", "unseen").startswith("quotas: ")
@@ -206,7 +206,7 @@ def test_more_in_sync_replicas_are_needed_than_there_can_be(cluster: KafkaCluste
 
 
 def test_what_a_topic_would_refuse_or_change(cluster: KafkaCluster, unique_name: Name) -> None:
-    """Size, time stamps, and the time of the broker in the place of the message's."""
+    """Size, timestamps, and the time of the broker in the place of the message's."""
     small, stamped, old = unique_name("small"), unique_name("stamped"), unique_name("old")
     cluster.create_topic(small, config={"max.message.bytes": "1000"})
     cluster.create_topic(stamped, config={"message.timestamp.type": "LogAppendTime"})
@@ -259,10 +259,10 @@ def test_replicas_that_are_away(kafka_nodes: KafkaCluster, unique_name: Name) ->
         assert said.code == 9
         (led,) = [finding for finding in said.findings("topic", "fail") if "leader" in finding["text"]]
         assert re.fullmatch("partition [012] is without a leader: messages for it wait", led["text"])
-        assert led["remedy"] == "see which nodes of the cluster are away"
+        assert led["remedy"] == "see which nodes of the cluster are down"
         said = check(kafka_nodes.url, "-t", topic)
         assert said.code == 0
-        assert "when one more node is away, the topic refuses messages" in texts(said, "warn")
+        assert "when one more node is down, the topic refuses messages" in texts(said, "warn")
         assert any(finding["subject"] == away.address for finding in said.findings("tcp", "warn"))
     finally:
         away.start(wait=False)

@@ -145,7 +145,7 @@ def test_the_report_names_every_line_that_did_not_arrive() -> None:
     assert report["confirmed"] == 26 - 17
     assert report["not_delivered"][0]["lines"] == [1, 2]
     assert {group["text"]: group["lines"] for group in report["not_sent"]} == {
-        "it is no JSON": [6],
+        "it is not JSON": [6],
         "it has no field 'customer' with a text or a whole number": [8],
     }
     assert [one["line"] for one in report["unknown"]] == [3, 4, 5, 7, *range(9, 20)]

@@ -526,7 +526,7 @@ async def test_late_answers_are_logged_without_content(caplog: pytest.LogCapture
 
 
 def test_a_broker_of_a_broker_is_a_type_error() -> None:
-    """Composites are drivers; wrapping twice has no meaning."""
+    """A composite is a driver; a Broker of a Broker is refused."""
     with pytest.raises(TypeError):
         Broker(Broker(Scripted()))
     with pytest.raises(TypeError):

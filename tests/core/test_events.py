@@ -105,7 +105,7 @@ class TestTombstones:
     async def test_a_broker_without_tombstones_refuses_it(self) -> None:
         """Before any I/O, with what to do instead."""
         driver = Scripted(automatic=True)
-        with pytest.raises(InvalidMessageError, match="send an event that says so"):
+        with pytest.raises(InvalidMessageError, match="send an event that reports it"):
             await Broker(driver).publish(OrderPlaced.deleted("o1"))
         assert driver.connects == 0
 

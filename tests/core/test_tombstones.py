@@ -1,4 +1,4 @@
-"""A message without a body, which deletes what its key stands for."""
+"""A message without a body, which reports that the object with its key was deleted."""
 
 import copy
 import pickle
@@ -40,7 +40,7 @@ async def test_a_tombstone_that_waits_is_one_still() -> None:
 @pytest.mark.parametrize(
     ("capabilities", "changes", "says"),
     [
-        (Capabilities(ordering_key=True), {}, "no tombstones .* send an event that says so"),
+        (Capabilities(ordering_key=True), {}, "no tombstones .* send an event that reports it"),
         (CAPABLE, {"key": None}, "a tombstone needs a key"),
         (CAPABLE, {"payload_bytes": b""}, "a tombstone has no body, and payload_bytes is given"),
         (CAPABLE, {"payload": {"a": [TOMBSTONE]}}, "Tombstone"),

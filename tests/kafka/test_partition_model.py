@@ -108,7 +108,7 @@ class World:
             for written in late:
                 self.log.append(written)
         elif what == "producers forgotten":
-            # A batch that was appended and is in doubt would be appended again (docs: "old time stamps").
+            # A batch that was appended and is in doubt would be appended again (docs: "old timestamps").
             if not self.late and (self.partition.batch is None or not self.partition.batch.in_doubt):
                 self.log.forget_producers()
         elif what == "given up":

@@ -168,7 +168,7 @@ MESSAGES = st.builds(
 @settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(MESSAGES, min_size=1, max_size=8), st.sampled_from([("none", 0), ("gzip", 1)]))
 def test_a_batch_is_what_aiokafka_builds(messages: list[Message], codec: tuple[str, int]) -> None:
-    """Byte for byte, also when it is compressed: numbers, time stamps in any order, keys, values and headers."""
+    """Byte for byte, also when it is compressed: numbers, timestamps in any order, keys, values and headers."""
     name, number = codec
     records = records_of(*messages)
     builder = DefaultRecordBatchBuilder(2, number, 0, 4711, 3, 99, 10**6)

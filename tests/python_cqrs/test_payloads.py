@@ -241,7 +241,7 @@ class TestTheBridgesEvents:
     async def test_a_tombstone_on_a_broker_without_them(self) -> None:
         """Refused with what to do instead."""
         async with message_broker(Broker(Recorder())) as adapter:
-            with pytest.raises(InvalidMessageError, match="send an event that says so"):
+            with pytest.raises(InvalidMessageError, match="send an event that reports it"):
                 await mediator(adapter).send(Emit(events=[OrderPlaced.deleted("1")]))
 
     async def test_headers_of_a_codec_and_of_the_event(self) -> None:

@@ -162,7 +162,7 @@ def test_an_entry_point_may_name_an_object(install):
         (GOOD.replace("(url, options)", "(url, options, wizard)"), "'wizard'"),
         (GOOD + "\ndef broker_options(): ...\n", "its broker_options is not marked with @hookimpl"),
         (GOOD + "\n@hookimpl\ndef brew_coffee(): ...\n", "brew_coffee"),
-        ("def __dir__(): return ['a']\ndef __getattr__(name): raise RuntimeError", "looking at it raised RuntimeError"),
+        ("def __dir__(): return ['a']\ndef __getattr__(name): raise RuntimeError", "inspecting it raised RuntimeError"),
     ],
 )
 def test_hooks_are_validated_when_loaded(install, source, problem):

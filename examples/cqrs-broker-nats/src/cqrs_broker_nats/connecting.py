@@ -47,7 +47,7 @@ class _Transport(TcpTransport):
         if not line:
             raise UnreachableError("the connection was closed at once: see the server's log")
         if not line.startswith(b"INFO {"):
-            raise ProtocolError("what answers there is not NATS: check host and port")
+            raise ProtocolError("the server there is not NATS: check host and port")
         info = json.loads(line[5:])
         if self._tls and not (info.get("tls_required") or info.get("tls_available")):
             raise TLSError("the server offers no TLS: use nats:// or another port")

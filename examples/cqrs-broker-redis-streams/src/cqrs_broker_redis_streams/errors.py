@@ -20,7 +20,7 @@ NOT_RUN = "ASK BUSY CLUSTERDOWN LOADING MASTERDOWN MISCONF MOVED NOREPLICAS OOM 
 NO_CONNECTION: list[tuple[type[Exception], type[errors.ConnectError], str]] = [
     (redis_errors.AuthenticationError, errors.AuthenticationError, "Redis does not accept the user and password"),
     (redis_errors.NoPermissionError, errors.AuthorizationError, "the user may not use PING: give it +@connection"),
-    (redis_errors.InvalidResponse, errors.ProtocolError, "what answers there is not Redis: check host and port"),
+    (redis_errors.InvalidResponse, errors.ProtocolError, "the server there is not Redis: check host and port"),
     (redis_errors.ResponseError, errors.TopologyError, "Redis does not have this database: check db="),
     (Exception, errors.UnreachableError, "Redis does not answer: check host, port and server"),
 ]

@@ -268,5 +268,5 @@ class _Return:
         self._tag = tag
 
     def set_exception(self, error: BaseException) -> None:
-        """aiormq has read the whole return."""
+        """aiormq calls this method when it has read the whole return."""
         self._returned(self._tag, error)

@@ -1,4 +1,4 @@
-"""aiormq's connection from the inside. This module and `_channels` use what aiormq does not document.
+"""aiormq's connection. Only this module and `_channels` use the parts of aiormq that it does not document.
 
 These undocumented parts are used. Each has a test in tests/amqp/test_channels.py, so that a new aiormq fails in a test
 and not for a user:
@@ -75,7 +75,7 @@ class _Protocol(asyncio.StreamReaderProtocol):
 
 
 class Sockets(TransportFactory):
-    """Opens the connection's socket and keeps hold of it, so that it can be dropped without asking aiormq.
+    """Opens the connection's socket and keeps it, so that it can be dropped without asking aiormq.
 
     Args:
         host: Name or address.
@@ -96,7 +96,7 @@ class Sockets(TransportFactory):
         self._transport: asyncio.Transport | None = None
         self._aborted = False
         self.step = ""
-        """The step that is under way, for the text of a time-out."""
+        """The step that is under way, for the error of a timeout."""
 
     async def open(self) -> None:
         """Looks up the name, connects and, with TLS, makes the handshake. aiormq's own way would log each failure."""
@@ -114,8 +114,9 @@ class Sockets(TransportFactory):
         self._protocol = protocol = _Protocol(reader, loop=loop)
         name = self._host if self._tls else None
         transport, _ = await loop.create_connection(lambda: protocol, sock=raw, ssl=self._tls, server_hostname=name)
-        # asyncio's TLS transport pauses at `high`, its plain one above it. With these values the protocol is paused by
-        # each write that the operating system does not take at once. It is resumed, and we are told, when all is taken.
+        # asyncio's TLS transport pauses the protocol at `high`, its plain transport above `high`. With these values
+        # each write that the operating system does not take at once pauses the protocol. asyncio resumes the protocol
+        # when the operating system has taken all, and so tells us.
         transport.set_write_buffer_limits(high=1 if self._tls else 0, low=0)
         self._transport = transport
         self._streams = reader, asyncio.StreamWriter(transport, protocol, reader, loop)
@@ -178,7 +179,7 @@ def close_without_waiting(channel: Any) -> None:
 
 
 class ConnectionListener(Protocol):
-    """Who is told what happens to a connection."""
+    """The object that is told what happens to a connection."""
 
     def ended(self, error: BaseException | None) -> None:
         """Nothing more will come in."""
@@ -260,7 +261,7 @@ class Connection(aiormq.Connection):
             self._listener.unblocked()
 
     def forget_listener(self) -> None:
-        """The listener is told nothing any more."""
+        """Stops telling the listener what happens."""
         self._listener = None
 
     @property

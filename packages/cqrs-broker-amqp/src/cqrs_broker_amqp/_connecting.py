@@ -28,7 +28,7 @@ async def connect(
     settings: AMQPSettings, first: int, listener: SessionListener, *, known: bool, channel_limit: int | None
 ) -> tuple[Session, ConfirmChannel, int]:
     """Tries the hosts in turn, starting with number `first`; each gets its share of `connect_timeout`. If an address of
-    a host accepts the connection, and then does not answer or closes it, the other addresses of that host are tried.
+    a host accepts the connection, and then closes it or gives no answer, the other addresses of that host are tried.
 
     With TLS 1.3 a server learns only after the handshake that the client certificate is missing. Its reset may arrive
     before the alert that says so. A node that restarts also resets the connection. So a reset is explained by the

@@ -85,12 +85,13 @@ class Declarations:
         self._work_on()
 
     def pause(self) -> None:
-        """There is no channel to publish on. All messages, old and new, wait for the next channel."""
+        """Stops declaring, because there is no channel to publish on. All messages, old and new, wait for the next
+        channel."""
         self._paused = True
         self._round += 1
 
     def stop(self) -> None:
-        """There is no connection. The owner ends the tasks."""
+        """Stops declaring, because there is no connection. The owner ends the tasks."""
         self.pause()
         self._session = None
         self._idle.clear()
@@ -107,8 +108,8 @@ class Declarations:
         return True
 
     def again(self, entry: Entry, behind: list[Entry]) -> None:
-        """A message came back because its queue was gone. When the queue is declared again, the message goes first, and
-        then those behind it."""
+        """Keeps a message that came back because its queue was gone. When the queue is declared again, this message is
+        sent first, and then those behind it."""
         topic = entry[0].topic
         self._declared.discard(topic)
         waiting = self._of(topic)

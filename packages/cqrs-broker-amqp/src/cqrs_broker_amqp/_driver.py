@@ -202,8 +202,8 @@ class AMQPDriver(PipelinedDriver):
             self._link.unblocked()
 
     def lost(self, error: ConnectError) -> None:
-        """The connection is lost. The outcome of messages that were handed over is unknown. The others wait, in order,
-        for the next connection."""
+        """Handles the loss of the connection. The outcome of messages that were handed over is unknown. The others
+        wait, in order, for the next connection."""
         unanswered = self._publisher.stop()
         self._drop_session()
         if unanswered:

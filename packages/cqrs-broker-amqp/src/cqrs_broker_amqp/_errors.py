@@ -64,7 +64,7 @@ ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED = 403, 404, 406
 _CONTENT_TOO_LARGE, _CONNECTION_FORCED, _NOT_ALLOWED, _INTERNAL_ERROR, _RESOURCE_ERROR = 311, 320, 530, 541, 506
 _PASSING = (_CONNECTION_FORCED, _INTERNAL_ERROR, _RESOURCE_ERROR)
 
-# Later versions name the permission first. Matched from the beginning: a topic may have any name.
+# Later versions name the permission first. The patterns match from the beginning, because a topic may have any name.
 _FORBIDDEN = re.compile(r"ACCESS_REFUSED - (?:\w+ )?access to (exchange|topic) ")
 _FORBIDDEN_TOPIC = re.compile(r"ACCESS_REFUSED - (?:\w+ )?access to topic '(.*)' in exchange '")
 _INTERNAL_EXCHANGE = re.compile(r"ACCESS_REFUSED - cannot publish to internal exchange '")
@@ -75,7 +75,7 @@ _CHANNEL_LIMIT = re.compile(r"number of channels opened .*\blimit of \(?(\d+)\)?
 _CHANNEL_MAX = re.compile(r"number of channels opened .*channel_max")
 
 _NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.EACCES, errno.EPERM, errno.EINVAL)
-"""What the operating system says when it cannot send to an address at all."""
+"""The operating system's errors for an address to which it cannot send at all."""
 
 _CHANNEL_CODES: dict[type[BaseException], int] = {
     client.ChannelAccessRefused: ACCESS_REFUSED,
@@ -317,7 +317,7 @@ def publish_failure(error: BaseException, options: AMQPOptions, topic: str) -> D
         found = ReturnedError(
             f"RabbitMQ returned the message, because no queue is bound to exchange {exchange!r} for {topic!r}; an "
             "exchange of a plugin may keep it all the same (delayed, recent history). If this exchange is of a "
-            "built-in type, name it: exchange_type=topic (or direct, fanout, headers) makes a return a proof"
+            "built-in type, set exchange_type=topic (or direct, fanout, headers): then a return is a proof"
         )
     found.__cause__ = error
     return found

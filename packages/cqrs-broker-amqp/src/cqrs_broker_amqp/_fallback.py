@@ -67,7 +67,7 @@ class _PlainChannel(ConfirmChannel):
             )
         except aiormq.exceptions.DeliveryError as error:
             self._end(message_id, error)
-        except (Exception, asyncio.CancelledError):  # the channel is gone: whoever notices that takes what is in flight
+        except (Exception, asyncio.CancelledError):  # the channel is gone: `channel_closed` handles its messages
             return
         else:
             if isinstance(answer, commands.Basic.Ack):

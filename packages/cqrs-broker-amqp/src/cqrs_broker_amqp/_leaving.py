@@ -59,7 +59,7 @@ class Leaving:
             self.stalled.use(session)
 
     def stop(self) -> tuple[list[Entry], list[Entry]]:
-        """There is no connection. The owner ends the tasks.
+        """Forgets all channels, because there is no connection. The owner ends the tasks.
 
         Returns:
             The messages that were handed over and have no answer, and the messages that waited.

@@ -32,8 +32,8 @@ class AMQPOptions(TLSOptions):
     exchange_type: ExchangeType = option("topic", description="The type with which the exchange is declared.")
     declare: Declare = option(
         "exchange",
-        description="What is created when it is not there: the durable `exchange`; that and one durable `queue` per "
-        "topic, bound to it; nothing, but the exchange must be there (`passive`); nothing at all (`never`).",
+        description="What is declared. `exchange`: the durable exchange. `queue`: also one durable queue per topic, "
+        "bound to the exchange. `passive`: nothing, but the exchange must exist. `never`: nothing.",
     )
     queue_type: QueueType | None = option(
         None, description="With `declare=queue`: the type of the queues; none: the virtual host's default."

@@ -161,7 +161,7 @@ class Publisher:
         self._flush_soon()
 
     def stop(self) -> list[Entry]:
-        """There is no connection any more. The owner ends the tasks.
+        """Stops publishing, because there is no connection any more. The owner ends the tasks.
 
         Returns:
             The messages that were handed over and have no answer.
@@ -212,9 +212,9 @@ class Publisher:
                 outbox.append(entry)
                 if not len(outbox) % BURST:  # the server works on the first of a burst while the last are rendered
                     self._flush()
-        if channel is not None and not channel.in_flight:  # a single message does not wait a turn
+        if channel is not None and not channel.in_flight:  # a single message is sent at once, in this turn of the loop
             self._flush()
-        else:  # both look themselves, but two calls less for each message save a twentieth of the driver's time
+        else:  # both methods check the same: two calls less for each message save a twentieth of the driver's time
             if self._flush_at is None:
                 self._flush_soon()
             if self._let_go_at is None:
@@ -267,8 +267,8 @@ class Publisher:
             entry = outbox.popleft()
             delivery, message_id, frames, body, _, _ = entry
             if message_id in in_flight and not delivery.done:
-                # aiormq finds the message of a return by its id: a second one in flight would get a false receipt. What
-                # comes after it waits too, or the order would be lost.
+                # aiormq finds the message of a return by its id, so a second message with this id would get a false
+                # receipt. The messages after it wait, too, to keep the order.
                 channel.watched = True
                 outbox.appendleft(entry)
                 break
@@ -307,7 +307,7 @@ class Publisher:
             _fail(entry[0], error)
 
     def _send_again(self, entries: Iterable[Entry]) -> None:
-        """These messages are proven not taken. They go before all messages that wait, in their old order."""
+        """Puts messages that are proven not taken before all messages that wait, in their old order."""
         back: list[Entry] = []
         for entry in entries:
             delivery = entry[0]
@@ -396,7 +396,8 @@ class Publisher:
         return [*self._leaving.channels, *((self._channel,) if self._channel is not None else ())]
 
     def refused(self, error: NotDeliveredError) -> None:
-        """The server ends the connection because nobody with this login may publish (Apache Qpid)."""
+        """Fails all messages, if one was alone on the channel. The server (Apache Qpid) ended the connection, because
+        this user may not publish."""
         channel = self._channel
         if channel is not None and channel.alone and len(channel.in_flight) == 1:
             for entry in channel.take():
@@ -404,7 +405,7 @@ class Publisher:
             self.fail_waiting(error)
 
     def channel_closed(self, channel: ConfirmChannel, error: BaseException | None) -> None:
-        """RabbitMQ closed a channel because of one message, without saying which."""
+        """Handles the end of a channel that RabbitMQ closed because of one message, without naming it."""
         if channel not in self._channels() or self._session is None:
             return  # we closed it
         code, reply = channel_reply(error)
@@ -432,7 +433,7 @@ class Publisher:
         elif self._leaving.stalled is not None:
             self._leaving.stalled.forget(channel)
         if which is not None:
-            # RabbitMQ takes nothing more on a channel after the message that it closes it for (AMQP 0-9-1, 1.5.2.5).
+            # RabbitMQ has closed the channel because of that message, and took none after it (AMQP 0-9-1, 1.5.2.5).
             self._send_again(unanswered[which + 1 :])
 
     async def _reopen(self, session: Session, code: int, reply: str) -> None:

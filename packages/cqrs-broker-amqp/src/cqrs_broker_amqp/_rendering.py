@@ -26,7 +26,7 @@ from cqrs_brokers.exceptions import InvalidMessageError
 __all__ = ["CHANNEL", "Renderer", "SMALL_BODY", "body_frames", "body_size", "header_frame_size", "on_channel"]
 
 CHANNEL = 1
-"""The channel number in rendered frames. Messages nearly always go out on the channel with this number, also after a
+"""The channel number in rendered frames. Nearly all messages are sent on the channel with this number, also after a
 reconnect."""
 
 FRAME_END = b"\xce"
@@ -209,7 +209,7 @@ def header_frame_size(frames: bytes) -> int:
 
 def body_size(frames: bytes) -> int:
     """The size of the body, read from the content header."""
-    start = 2 * FRAME_OVERHEAD + int.from_bytes(frames[3:7]) + 3  # what ends the first frame and begins the second
+    start = 2 * FRAME_OVERHEAD + int.from_bytes(frames[3:7]) + 3  # after the class and the weight in the second frame
     return int.from_bytes(frames[start : start + 8])
 
 

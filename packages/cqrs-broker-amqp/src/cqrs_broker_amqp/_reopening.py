@@ -17,7 +17,7 @@ from ._topology import reopen_channel
 __all__ = ["reopen"]
 
 SLOW = 0.5
-"""After how many seconds without a channel the connection counts as reconnecting."""
+"""After this many seconds without a channel the connection counts as reconnecting."""
 
 
 async def reopen(

@@ -38,7 +38,7 @@ class Scram:
         and the answer to it is empty.
 
         Raises:
-            _ScramError: The message is not what it must be.
+            _ScramError: The message is wrong, or cannot be read.
         """
         try:
             fields = dict(part.split("=", 1) for part in challenge.split(","))

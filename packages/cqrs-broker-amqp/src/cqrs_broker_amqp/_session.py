@@ -37,7 +37,7 @@ _READ_TURNS = 20
 
 
 class SessionListener(Protocol):
-    """Who is told what happens in a session: the driver and its publisher."""
+    """The object that is told what happens in a session."""
 
     def session_ended(self, session: Session, error: BaseException | None) -> None:
         """The connection is gone; everything of it has been dropped."""
@@ -49,7 +49,7 @@ class SessionListener(Protocol):
         """RabbitMQ takes no messages now."""
 
     def unblocked(self) -> None:
-        """It takes messages again."""
+        """RabbitMQ takes messages again."""
 
     @property
     def callbacks(self) -> dict[str, Any]:
@@ -77,7 +77,7 @@ class Session:
     ) -> None:
         self.where = f"{host[0]}:{host[1]}"
         self.over = False
-        """Nothing will be sent or received any more."""
+        """Whether the session has ended: nothing is sent or received any more."""
         self.largest_body: int | None = None
         """The largest body that the server takes. None: it has not said it yet."""
         self._settings = settings
@@ -122,7 +122,8 @@ class Session:
         """Logs in, opens a channel and applies `declare` to the exchange.
 
         Args:
-            timeout: Seconds that `run` gives it. If the host has further addresses, logging in gets a share of them.
+            timeout: Seconds that `run` gives it. If the host has further addresses, the log-in gets a share of this
+                time.
 
         Raises:
             ConnectError: Why that failed.
@@ -251,7 +252,7 @@ class Session:
         raise connect_error(error, self.where, self._settings.options, declaring=declaring)
 
     def _late(self, timeout: float) -> str:
-        """The text of a time-out: which step had no answer, and whether the server is slow or silent."""
+        """The text of the error of a timeout: which step had no answer, and whether the server is slow or silent."""
         step = self._step or self._sockets.step
         if step == "resolving its name":
             return f"the name of {self.where} was not resolved within {timeout:.3g} s: the name server does not answer"

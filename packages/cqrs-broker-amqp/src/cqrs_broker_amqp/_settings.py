@@ -51,7 +51,7 @@ class AMQPSettings:
         """Makes the settings from a URL and its options.
 
         Warns:
-            InsecureTransportWarning: Credentials would travel in plain text to a host that is not loopback, or the
+            InsecureTransportWarning: Credentials would be sent in plain text to a host that is not loopback, or the
                 server's certificate is not verified.
 
         Raises:

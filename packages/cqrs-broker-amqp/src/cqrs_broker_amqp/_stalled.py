@@ -30,9 +30,9 @@ from ._unanswered import Entry
 __all__ = ["LOOK_AGAIN", "StalledDestinations"]
 
 LOOK_AGAIN = 0.25
-"""How often stalled destinations are looked at, in seconds."""
+"""The time between two looks at stalled destinations, in seconds."""
 PROBE_PATIENCE = 1.0
-"""After how many seconds without an answer another suspect is tried."""
+"""After this many seconds without an answer another suspect is tried."""
 MOST_LEFT = 2
 """The most channels that were left and still have messages without an answer."""
 
@@ -53,7 +53,8 @@ class StalledDestinations:
         self._probe: ConfirmChannel | None = None
         self._opening = False
         self._suspects: dict[str, bool] = {}
-        """Routing keys, and whether one is silent: a message that was alone on its channel had no answer."""
+        """The routing keys that are suspects, and whether each is silent: a message with this key that was alone on its
+        channel had no answer."""
         self._held: collections.deque[Entry] = collections.deque()
         self._busy: set[tuple[str, str]] = set()
         """The pairs of routing key and ordering key for which a message waits or has no outcome."""
@@ -116,7 +117,8 @@ class StalledDestinations:
             self._left.remove(channel)
 
     def drop_channels(self) -> list[Entry]:
-        """The connection is gone. Returns the messages that waited. Silent routing keys stay suspects."""
+        """Forgets all channels, because the connection is gone. Returns the messages that waited. Silent routing keys
+        stay suspects."""
         held, self._held = list(self._held), collections.deque()
         self._left.clear()
         self._session, self._probe, self._opening = None, None, False
@@ -166,7 +168,7 @@ class StalledDestinations:
             _close(probe)
         elif now - probe.quiet_since >= PROBE_PATIENCE:
             self._suspects[waiting[0].topic] = True
-            if self._next(silent=False) is not None:  # somebody else is to be tried
+            if self._next(silent=False) is not None:  # a message for another suspect is to be tried
                 self._left.append(probe)
                 self._probe = None
                 if len(self._left) > MOST_LEFT:

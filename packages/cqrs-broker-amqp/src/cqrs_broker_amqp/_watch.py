@@ -14,7 +14,7 @@ from ._session import Session
 __all__ = ["ConnectionWatch"]
 
 PATIENCE = 5.0
-"""A channel that had no answer for this long is stuck, in seconds."""
+"""A channel that had no answer for this many seconds is stuck."""
 SILENCE = 2.0
 """After this many seconds without an answer or other input, the connection is dropped as soon as the deadline of the
 oldest message in flight has passed."""
@@ -53,7 +53,7 @@ class ConnectionWatch:
         self._looked_at = 0.0
         """When a connection that is silent was last looked at, in the loop's time."""
         self.paused = False
-        """RabbitMQ has an alarm and answers nothing."""
+        """Whether RabbitMQ has an alarm. Then it answers nothing."""
 
     def start(self, session: Session) -> None:
         """Watches a new connection."""

@@ -1,8 +1,8 @@
 """Record batches as bytes (Kafka protocol, record format v2).
 
 This module writes them, not aiokafka's compiled builder, which is slower. The builder takes the headers of each record
-as a list of pairs. These are three more objects per message for the garbage collector. It also computes the checksum
-without the processor's instruction for it.
+as a list of pairs. These are three more objects per message for the garbage collector. The builder also computes the
+checksum without the processor's instruction for it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _checked = Struct(">hiqqqhii").pack
 
 
 _NOW = b"\0" + varints[0]
-"""The attributes of a record, and its difference from the timestamp of the first record, which is 0 here."""
+"""The attributes of a record, and the difference between its timestamp and that of the first record. Both are 0."""
 
 
 def batch_encoder(compression: str) -> Encode:

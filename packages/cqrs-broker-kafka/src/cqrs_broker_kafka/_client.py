@@ -11,7 +11,7 @@ of `AIOKafkaConnection`:
 | name | used for |
 |---|---|
 | `_closed_fut`, `_reader`, `_writer`, `_read_task`, `_create_reader_task` | a connection over a socket of our own |
-| `_do_version_lookup`, `_do_sasl_handshake` | what its `connect()` does next |
+| `_do_version_lookup`, `_do_sasl_handshake` | the next steps of its `connect()` |
 | `_versions` | whether the broker knows the version of our produce requests |
 
 `why_unsupported` looks for them before anything is connected, and tests/kafka/test_client.py has a test for each use.
@@ -78,7 +78,7 @@ READ_AHEAD = 2**16
 LARGEST_ANSWER = 2**28
 """The most bytes that an answer may have."""
 LOOK_AT_BUFFER = 0.002
-"""How often we look whether a transport's buffer is empty, in seconds. asyncio has no event for it."""
+"""The time between two checks whether a transport's buffer is empty, in seconds. asyncio has no event for it."""
 SHARE_OF_TIMEOUT = 0.8
 """The share of `connect_timeout` that the TCP connection may take, and that the token provider may take. If such a step
 took all of `connect_timeout`, it would be cut off, and the error would give no reason."""
@@ -116,7 +116,7 @@ class TokenError(Exception):
 
 
 class _Reader(asyncio.StreamReader):
-    """Does not wait for an answer of a size that no broker sends. Bytes of another protocol may look like that size."""
+    """Refuses an answer that is larger than any that a broker sends: bytes of another protocol may look like a size."""
 
     async def readexactly(self, n: int) -> bytes:
         """As StreamReader's method, but raises a `ConnectionError` for such a size."""
@@ -126,7 +126,7 @@ class _Reader(asyncio.StreamReader):
 
 
 class _Protocol(AIOKafkaProtocol):  # type: ignore[misc]
-    """Hands what arrives to aiokafka's reader, until the connection is used for produce requests.
+    """Hands received data to aiokafka's reader, until the connection is used for produce requests.
 
     From then on a response is read in the turn of the event loop in which it arrives. aiokafka's reader is a task, and
     would read it two turns later.
@@ -169,8 +169,8 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
     ) -> Connection:
         """Connects, asks for the broker's versions and logs in.
 
-        An address of the host may accept the connection, and then not answer or close it. Then the other addresses are
-        tried.
+        An address of the host may accept the connection, and then close it or give no answer. In both cases the other
+        addresses are tried.
 
         Args:
             settings: How to connect.
@@ -367,7 +367,7 @@ class _TokenLogin:
     async def step(self, answer: bytes | None) -> tuple[bytes, bool] | None:
         """What aiokafka sends next. None: nothing more."""
         if self._sent:
-            return (b"\x01", True) if answer else None  # the broker answers to it with an error
+            return (b"\x01", True) if answer else None  # the broker answers this with an error
         self._sent = True
         limit = asyncio.timeout(self._timeout)
         try:
@@ -381,7 +381,7 @@ class _TokenLogin:
         except (Exception, asyncio.CancelledError) as error:
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
-                raise  # it is our own task that is cancelled
+                raise  # our own task was cancelled, not the provider's
             if limit.expired():
                 text = f"did not answer within {self._timeout:g} s (most of connect_timeout)"
             else:

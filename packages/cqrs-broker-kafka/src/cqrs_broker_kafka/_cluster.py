@@ -154,7 +154,7 @@ class Cluster:
             Why the cluster cannot be used any more. None: it can.
 
         Raises:
-            UnreachableError: Nobody answers at the moment.
+            UnreachableError: No bootstrap server answers at the moment.
         """
         try:
             greeting = await first_that_answers(self._settings, timeout=2.0, trusted=True)
@@ -273,7 +273,8 @@ class Cluster:
             partition.resume()
 
     def _look_for(self, topic: Topic) -> None:
-        """A node says that there is no such topic; it may have been created a moment ago."""
+        """Handles the answer that there is no such topic. The topic may have been created a moment ago, so it counts as
+        missing only after a time."""
         now = self._loop.time()
         if topic.unknown_since is None:
             topic.unknown_since = now

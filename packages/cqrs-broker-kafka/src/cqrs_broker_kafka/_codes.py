@@ -1,9 +1,10 @@
 """What a produce request's error code proves about the records of its batch.
 
 A code proves "not appended" only if a row of this table says so. A code without a row, such as one of a later Kafka,
-leaves the batch in doubt. The sources are classes of Apache Kafka's broker (3.9 to 4.4). A produce request meets them
-in this order: `ReplicaManager.appendRecords` asks for the partition and its leader, `Partition.appendRecordsToLeader`
-counts the in-sync replicas, `UnifiedLog.append` validates, and then writes the first byte.
+leaves the batch in doubt. The sources are classes of Apache Kafka's broker (3.9 to 4.4). A produce request passes
+through them in this order: `ReplicaManager.appendRecords` looks up the partition and its leader,
+`Partition.appendRecordsToLeader` counts the in-sync replicas, `UnifiedLog.append` validates, and then writes the first
+byte.
 
 A row that proves "not appended" (`WAIT`, `SPLIT`, `FAIL`) holds only for an answer without a base offset. With a base
 offset the batch was appended: the leader stepped down, or the topic was deleted, while the broker waited for its
@@ -35,8 +36,8 @@ DUPLICATE_SEQUENCE_NUMBER = 46
 class Then(Enum):
     """What follows from a code."""
 
-    WAIT = "not appended; the condition can pass: the records wait and go again"
-    SPLIT = "not appended, perhaps because of one record: its neighbours go again"
+    WAIT = "not appended; the condition can pass: the records wait and are sent again"
+    SPLIT = "not appended, perhaps because of one record: the others are sent again"
     FAIL = "not appended, and every record would be refused for the same reason"
     REPEAT = "in doubt; an idempotent producer repeats the batch byte for byte"
     GIVE_UP = "in doubt; repeating the batch would prove nothing"
@@ -140,7 +141,7 @@ def error_of(row: Row, *, in_doubt: bool) -> DeliveryError:
 
     Args:
         row: The last answer.
-        in_doubt: An attempt may have been appended.
+        in_doubt: Whether an attempt may have been appended.
     """
     if not in_doubt:
         error = row.error(row.text)

@@ -2,8 +2,8 @@
 
 Read in this order: `_records` (message to record), `_topic` (which partition), `_partition` (the state machine that
 makes outcomes true, with `_codes`), `_late` (the error at a deadline), `_node` (requests in flight, with `_batch` and
-`_produce`), `_cluster` (who leads what, with `_metadata`), `_probe` (why there is no connection), `_client` (all that
-touches aiokafka).
+`_produce`), `_cluster` (which node leads which partition, with `_metadata`), `_probe` (why there is no connection),
+`_client` (all use of aiokafka).
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ WORTH_A_REQUEST = 500
 """When this many new messages have come, a request is written at once, although more may be on their way to `submit`.
 With a smaller number, each partition would be busy with a small batch when the next messages come."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
-"""The limits of the pause before a batch is tried again, in seconds. Each failure doubles the pause, also the first
-one, after which the pause is 0.1 s."""
+"""The limits of the pause before a batch is tried again, in seconds. Each failure doubles the pause: it is 0.1 s after
+the first failure."""
 TICK = 0.5
 SILENCE = 3.0
 """If messages wait and the cluster has answered nothing for this many seconds, the bootstrap servers are asked why."""
@@ -76,7 +76,7 @@ class KafkaDriver(PipelinedDriver):
         self._last_answer = 0.0
         self._asking = False
         self._reconnecting = False
-        """`Broker` was told that we are reconnecting."""
+        """Whether `Broker` was told that we are reconnecting."""
         self._throttled_until = 0.0
         """The time until which a node reads nothing from us. 0.0: no node throttles us."""
         self._throttling = -1
@@ -148,7 +148,8 @@ class KafkaDriver(PipelinedDriver):
                 self._loop.call_soon(self.flush)
 
     def _keep(self, topic: Topic, delivery: Delivery) -> None:
-        """The topic is not open. The record waits, or it fails with the topic's error (`Topic.missing`)."""
+        """Keeps the record of a message for a topic that is not open, or fails it with the error of the topic
+        (`Topic.missing`)."""
         if topic.missing is not None and self._loop.time() < topic.missing_until:
             delivery.fail(topic.missing)
             return
@@ -218,7 +219,7 @@ class KafkaDriver(PipelinedDriver):
             topic.left(records)
 
     def resume(self, state: State) -> None:
-        """Partitions in that state go on."""
+        """Lets all partitions in that state go on."""
         for partition in self._partitions():
             if partition.state is state:
                 partition.resume()
@@ -269,7 +270,7 @@ class KafkaDriver(PipelinedDriver):
     # -- what nodes tell ----------------------------------------------------------------------------------------------
 
     def heard(self) -> None:
-        """The cluster has answered."""
+        """Notes that the cluster has answered."""
         self._last_answer = self._loop.time()
         if self._reconnecting:
             self._reconnecting = False

@@ -274,7 +274,7 @@ class KafkaInspection(Inspection):
             (
                 [number for _, number, leader, *_ in partitions if leader < 0],
                 "without a leader: messages for {} wait",
-                "see which nodes of the cluster are away",
+                "see which nodes of the cluster are down",
             ),
             (
                 [number for _, number, leader, *_ in partitions if leader in self._unreachable],
@@ -293,13 +293,13 @@ class KafkaInspection(Inspection):
         in_sync = min((len(partition[5]) for partition in partitions), default=0)
         said = f"{in_sync} of {_counted(replicas, 'replica')} in sync, min.insync.replicas={needed}"
         if self._options.acks != "all":
-            yield Finding("topic", "warn", topic, f"{said}, and acks={self._options.acks} waits for none of that")
+            yield Finding("topic", "warn", topic, f"{said}, and acks={self._options.acks} does not wait for these")
         elif in_sync < min(needed, replicas):
             text = f"{said}: the topic refuses messages until more replicas are in sync"
             yield Finding("topic", "fail", topic, text, "bring the other nodes back")
         elif replicas < needed:  # Kafka's `Partition.effectiveMinIsr`
             nodes = "one node" if replicas == 1 else f"{replicas} nodes"
-            text = f"{said}: only the replicas that exist count, so a message is confirmed that is on {nodes} only"
+            text = f"{said}: only the replicas that exist count, so a message that is on {nodes} only is confirmed"
             yield Finding("topic", "warn", topic, text, f"give the topic more than {needed} replicas")
         elif replicas == 1:
             text = f"{said}: messages are on one node only"
@@ -308,7 +308,7 @@ class KafkaInspection(Inspection):
             text = f"{said}: a confirmed message may be on one node only"
             yield Finding("topic", "warn", topic, text, "set min.insync.replicas=2")
         elif in_sync == needed:
-            text = f"{said}: when one more node is away, the topic refuses messages"
+            text = f"{said}: when one more node is down, the topic refuses messages"
             remedy = "bring the other nodes back" if in_sync < replicas else "add a replica"
             yield Finding("topic", "warn", topic, text, remedy)
         else:
@@ -321,12 +321,12 @@ class KafkaInspection(Inspection):
         policy = settings.get("cleanup.policy", "delete")
         if "compact" in policy:
             text = (
-                f"cleanup.policy={policy}: a message without a key is refused, and of each key only the last one stays"
+                f"cleanup.policy={policy}: a message without a key is refused, and only the last one of each key stays"
             )
             yield Finding("topic", "warn", topic, text, "give every message a key")
         limit, ours = int(settings.get("max.message.bytes", 0)), self._options.max_message_bytes
         if 0 < limit < ours:
-            text = f"max.message.bytes={limit}, and max_message_bytes={ours} here: what is between them is refused"
+            text = f"max.message.bytes={limit}, and max_message_bytes={ours} here: messages between them are refused"
             yield Finding("topic", "warn", topic, text, "lower max_message_bytes, or raise max.message.bytes")
         elif limit:
             yield Finding("topic", "ok", topic, f"max.message.bytes={limit}")
@@ -363,9 +363,9 @@ def _time_stamps(topic: str, settings: Mapping[str, str]) -> Finding:
     tight = {name: limit for name, limit in limits.items() if limit < _FOR_EVER and "after" not in name}
     shown = ", ".join(f"{name}={'unlimited' if limit >= _FOR_EVER else limit}" for name, limit in limits.items())
     if tight:
-        text = f"a message whose time stamp is too old is refused ({shown})"
+        text = f"a message whose timestamp is too old is refused ({shown})"
         return Finding("topic", "warn", topic, text, "send messages soon after they were made, or raise the limit")
-    return Finding("topic", "ok", topic, f"limits of time stamps: {shown}")
+    return Finding("topic", "ok", topic, f"limits of timestamps: {shown}")
 
 
 async def _answer(question: Any) -> Any:

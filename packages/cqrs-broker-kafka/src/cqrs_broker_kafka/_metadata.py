@@ -1,8 +1,8 @@
 """Asks the cluster for its nodes, and for the partitions of topics and who leads them.
 
 It asks on a connection of its own. A broker answers the requests of one connection in turn, so an answer about new
-leaders would wait behind a produce request that waits for its replicas. If a node does not answer soon, it asks the
-next one as well. So a node that hangs does not delay the answer for long.
+leaders would wait behind a produce request that waits for its replicas. If a node does not answer soon, the next one is
+asked as well. So a node that hangs does not delay the answer for long.
 """
 
 from __future__ import annotations

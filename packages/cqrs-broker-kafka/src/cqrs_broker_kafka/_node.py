@@ -1,10 +1,10 @@
 """One node of the cluster: its connection for produce requests, and the requests in flight on it.
 
-A request leaves when a partition that the node leads has something to send and fewer than five requests are in flight.
-A request contains one batch of each ready partition. Records that come while a request is in flight make the next
-batches larger. At most one batch of each partition is in flight. The reason is that a broker accepts any first sequence
-number from a producer that it does not know on a partition. So a second batch could overtake the first one when the
-first one is refused.
+A request is written when a partition that the node leads has records to send and fewer than five requests are in
+flight. A request contains one batch of each ready partition. Records that come while a request is in flight make the
+next batches larger. At most one batch of each partition is in flight. The reason is that a broker accepts any first
+sequence number from a producer that it does not know on a partition. So a second batch could overtake the first one
+when the first one is refused.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ class Node:
             self._timer = self._loop.call_later(self._timeout, self._check_time)
 
     def _answered(self, frames: list[bytes]) -> None:
-        """Responses have arrived; a broker answers in the order of the requests."""
+        """Reads responses. A broker answers in the order of the requests."""
         owner, confirmed = self._owner, []
         for frame in frames:
             if not self._in_flight or correlation_id_of(frame) != self._in_flight[0].correlation_id:
@@ -312,8 +312,8 @@ class Node:
         return connection
 
     def _closed(self, connection: Connection) -> None:
-        """The connection is closed; aiokafka calls this method. The partitions of the batches in flight are told in a
-        later turn of the event loop."""
+        """aiokafka calls this method when the connection is closed. The partitions of the batches in flight are told of
+        the loss in a later turn of the event loop."""
         if self.connection is connection:
             self.connection = None
             lost, self._in_flight = self._in_flight, deque()
@@ -325,7 +325,7 @@ class Node:
             self.connection.drop()
 
     def moved(self, host: Host) -> None:
-        """The node has another address now. Drops the connection to the old one."""
+        """Notes that the node has another address now, and drops the connection to the old one."""
         self.host = host
         self._drop_connection()
 

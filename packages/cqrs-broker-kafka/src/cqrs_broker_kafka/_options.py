@@ -48,7 +48,7 @@ class KafkaOptions(TLSOptions):
         131_072, ge=1_024, le=16 * 2**20, description="The largest batch of records for one partition."
     )
     linger_ms: int = option(
-        0, ge=0, le=60_000, unit="ms", description="How long a message waits for others before its request leaves."
+        0, ge=0, le=60_000, unit="ms", description="How long a message waits for others before its request is written."
     )
     metadata_max_age: Duration = option(
         60.0, ge=1.0, le=3600.0, description="How old the list of partitions and leaders may become."

@@ -4,9 +4,9 @@
          ┌──────────┐ ─────────▶ ┌─────────┐ ─────────────────────────▶ ┌───────────┐
          │   IDLE   │            │  READY  │                            │ IN_FLIGHT │
          └──────────┘ ◀───────── └─────────┘ ◀───────────────────────── └───────────┘
-                       nothing      ▲   ▲      receipt; refused for good;     │
-                       is left      │   │      refused with one record to     │
-                                    │   │      blame; given up                │
+                       nothing      ▲   ▲      receipt; refused, and not to   │
+                       is left      │   │      be repeated; refused because   │
+                                    │   │      of one record; given up        │
                          a new      │   │                                     │
                        producer id  │   │  pause is over,                     │ refused, and it can pass;
                          is there   │   │  or a leader is known               │ in doubt
@@ -78,7 +78,7 @@ class Producer(Protocol):
     epoch: int
 
     batch_size: int
-    """The most bytes of a batch, before compression; a larger record goes alone."""
+    """The most bytes of a batch, before compression. A larger record is a batch by itself."""
 
     @property
     def encode(self) -> Encode:
@@ -105,7 +105,7 @@ class Batch:
         partition: The partition of the records.
         records: The records in it.
         data: Its bytes.
-        in_doubt: An attempt may have been appended.
+        in_doubt: Whether an attempt may have been appended.
     """
 
     __slots__ = ("partition", "records", "data", "in_doubt")
@@ -129,7 +129,7 @@ class Partition:
         pending: Records that are in no batch.
         batch: The batch that is in flight, or that is in doubt and will be repeated.
         state: See the figure.
-        leader: The node that leads it; None: not known. Kept by the driver.
+        leader: The node that leads it, as the driver knows. None: it is not known.
         last: The broker's last answer, unless that was a receipt.
         gone: Whether the topic has fewer partitions now, or is gone itself.
     """
@@ -150,11 +150,11 @@ class Partition:
         """How many attempts have failed since the last receipt."""
         self._producer_id = self._epoch = self._sequence = -1
         self._spent = -1
-        """No batch goes out under this producer id any more."""
+        """The producer id that no batch may use any more."""
         self._suspects = 0
         """How many records at the head of `pending` were refused together, perhaps because of one of them."""
         self._group = 0
-        """These records go again in groups of this size. The size is halved until one record is alone."""
+        """These records are sent again in groups of this size. The size is halved until one record is alone."""
 
     @property
     def stuck(self) -> bool:
@@ -216,7 +216,7 @@ class Partition:
         return True
 
     def _begin_epoch(self) -> None:
-        """As Kafka's Java client: an idempotent producer raises its epoch by itself, and begins at sequence 0."""
+        """Raises the epoch, and begins at sequence 0. Kafka's Java client does the same with an idempotent producer."""
         self._epoch += 1
         self._sequence = 0
         if self._epoch > LAST_EPOCH:
@@ -254,7 +254,7 @@ class Partition:
         return records
 
     def _take_back(self, records: Records) -> None:
-        """These records are proven not appended. They wait again, in their old places."""
+        """Puts records that are proven not appended back in their old places, where they wait again."""
         for delivery in records.deliveries:
             delivery.returned()
         self.pending.parts[:0] = records.parts
@@ -262,7 +262,7 @@ class Partition:
     # -- what became of it --------------------------------------------------------------------------------------------
 
     def answered(self, answer: Answer) -> Batch | None:
-        """The batch in flight has an answer.
+        """Handles the answer for the batch in flight.
 
         Returns:
             The batch, if its records have a receipt now; the caller confirms them.
@@ -337,8 +337,8 @@ class Partition:
         self._get_ready()
 
     def _blame(self, records: Records, row: Row, culprits: Sequence[int]) -> None:
-        """The batch was refused because of single records. If the broker names them, they fail. If not, the batch goes
-        again in halves."""
+        """Handles a batch that was refused because of single records. If the broker names them, they fail. If not, the
+        batch is sent again in halves."""
         named = set(culprits).intersection(range(len(records)))
         if named:
             self._take_back(records.only([place not in named for place in range(len(records))]))
@@ -352,7 +352,7 @@ class Partition:
         self._group = len(records) // 2
 
     def _learn_limit(self, sizes: list[int]) -> None:
-        """Later batches are half as large, unless one record dominates."""
+        """Halves the size of later batches, unless one record has more than half of the bytes."""
         half = sum(sizes) // 2
         if max(sizes) <= half:
             self._limit = half if self._limit is None else min(self._limit, half)

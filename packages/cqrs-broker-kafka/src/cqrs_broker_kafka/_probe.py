@@ -30,14 +30,14 @@ AGAIN_AFTER = 0.3
 PATIENCE = 0.3
 """A host that closes connections by itself does so within this many seconds."""
 LOOK_FOR = 1.0
-"""How long we look at a host that closed the connection at once, in seconds."""
+"""The time for examining a host that closed the connection at once, in seconds."""
 _API_VERSIONS = b"\x00\x00\x00\x0a\x00\x12\x00\x00\x00\x00\x00\x01\xff\xff"
 """A whole request, ApiVersions 0, that every Kafka answers."""
 
 _OUR_ANSWER = b"\x00\x00\x00\x01"
-"""What follows the size in Kafka's answer to this request: its number."""
+"""The number (correlation id) of this request. It follows the size in Kafka's answer."""
 _TLS_ALERT = b"\x15\x03"
-"""A TLS listener may answer plain text with it."""
+"""The start of a TLS alert. A TLS listener may answer plain text with an alert."""
 
 
 class Greeting(NamedTuple):
@@ -142,7 +142,7 @@ async def _confirmed(finding: Finding, settings: KafkaSettings) -> Finding:
         return finding._replace(inferred=False)
     try:
         async with asyncio.timeout(LOOK_FOR):
-            if settings.options.tls:  # a connection that gets anywhere begins with a TLS handshake
+            if settings.options.tls:  # the handshake is the first step, so a failed handshake is the reason
                 return finding._replace(inferred=await _says_hello(host) is None)
             start = await _says(host)
             if start and start[4:] == _OUR_ANSWER:
@@ -275,7 +275,7 @@ def _judge(error: BaseException, host: Host, settings: KafkaSettings) -> Finding
         return Finding(AuthenticationError(f"{host} refuses the token", remedy=remedy))
     if isinstance(error, errors.SaslAuthenticationFailed):
         text = f"{host} refuses the user or the password ({options.mechanism})"
-        return Finding(AuthenticationError(text, remedy="check both, and whether the user is one of that mechanism"))
+        return Finding(AuthenticationError(text, remedy="check both, and whether the user exists for that mechanism"))
     if isinstance(error, errors.UnsupportedSaslMechanismError):
         text = f"{host} does not offer the SASL mechanism {options.mechanism}"
         return Finding(AuthenticationError(text, remedy="set sasl_mechanism to one that it offers"))

@@ -14,7 +14,7 @@ __all__ = ["Topic", "why_illegal"]
 
 KEYS_REMEMBERED = 20_000
 STICKY_RECORDS = 64
-"""Messages without a key go to the same partition until its batch leaves, or until this many records wait there."""
+"""Messages without a key go to the same partition until its batch is taken, or until this many records wait there."""
 
 _LEGAL = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 _LONGEST = 249
@@ -79,7 +79,7 @@ class Topic:
 
     def _keyless(self) -> Partition:
         """The partition for a message without a key. It is the one of the last such message, unless that partition's
-        batch has left, or enough records wait there, or the partition is stuck."""
+        records were taken for a batch, or enough records wait there, or the partition is stuck."""
         partition = self.partitions[self._sticky]
         if partition.pending.parts and len(partition.pending) < STICKY_RECORDS and not partition.stuck:
             return partition
@@ -118,8 +118,8 @@ class Topic:
         self._open()
 
     def _open(self) -> None:
-        """Gives the records that wait to their partitions. It does not while earlier records are still in flight to a
-        partition that is gone."""
+        """Gives the records that wait to their partitions. It does nothing while earlier records are still in flight to
+        a partition that is gone."""
         self.is_open = bool(self.partitions) and not self.gone()
         if self.is_open:
             waiting, self.waiting = self.waiting, Records()

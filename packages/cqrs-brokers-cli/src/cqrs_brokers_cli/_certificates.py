@@ -104,7 +104,7 @@ async def _failure(
         finding = Finding.of(known, subject)
         return finding._replace(text=f"{finding.text}{_facts(certificate)}")
     if isinstance(error, ssl.SSLError) and error.reason in _NOT_TLS:
-        text = "what answers there does not speak TLS"
+        text = "the server there does not speak TLS"
         return Finding("tls", "fail", subject, text, "use the server's TLS port, or connect without TLS")
     if known is not None:
         return Finding.of(known, subject)

@@ -215,7 +215,7 @@ class Check:
     async def _bounded(
         self, findings: AsyncIterator[Finding], step: Step, subject: str, plugin: Plugin
     ) -> AsyncIterator[Finding]:
-        """The plugin's findings. An exception or a time-out of the plugin becomes a finding, too."""
+        """The plugin's findings. An exception or a timeout of the plugin becomes a finding, too."""
         while True:
             limit = asyncio.timeout(self._timeout)
             try:
@@ -241,7 +241,7 @@ class Check:
                         step, "fail", subject, text, "look at the server, or give it more time with --timeout"
                     )
                 else:
-                    text = f"looking raised {type(error).__name__}: this is a mistake of {plugin.title}"
+                    text = f"the inspection raised {type(error).__name__}: this is a mistake of {plugin.title}"
                     yield Finding(step, "fail", subject, text, "report it to the plugin's authors")
                 return
             yield finding
@@ -369,7 +369,7 @@ def _broker(url: BrokerURL, patience: float) -> Broker:
 def _secrets(resolved: ResolvedOptions[Any], url: BrokerURL) -> frozenset[str]:
     options = [getattr(resolved.options, name) for name in type(resolved.options).model_fields]
     passwords = [url.password, resolved.url.password if resolved.url is not None else None]
-    # A password like the user's name would mask that, which the string shows anyway.
+    # If the password equals the user's name, the name is not masked: the string shows it anyway.
     return secrets_in([*passwords, *url.query.values(), *options]) - {url.username}
 
 

@@ -35,7 +35,7 @@ class Lines:
     Args:
         descriptor: The file descriptor to read from. It is read with `os.read`, so that no lock of a buffer is held at
             the end of the process.
-        limit: The most bytes of a line, without its line break. Of a longer line no more is held in memory.
+        limit: The most bytes of a line, without its line break. No more bytes of a longer line are held in memory.
     """
 
     def __init__(self, descriptor: int, limit: int) -> None:

@@ -1,7 +1,7 @@
 """The output of a command: ticks and colours on a terminal, plain lines elsewhere, or one JSON document.
 
-If stdout takes nothing (a full disk, a pipe that nobody reads any more), no command fails for that when it has done
-something: the whole output goes to stderr instead.
+Stdout may take nothing (a full disk, a pipe that nobody reads any more). A command that has done something does not
+fail then: its whole output goes to stderr instead.
 
 rich obeys `NO_COLOR`. Texts of servers and plugins are shown as they are: rich's markup in them has no effect, and
 control characters are left out.
@@ -69,7 +69,7 @@ def _reason(error: OSError | ValueError) -> str:
 
 
 def _give_up(file: TextIO) -> None:
-    """What its buffer still holds must not fail once more at the end of the process."""
+    """Redirects the file to nowhere, so that the content of its buffer does not fail again when the process ends."""
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, file.fileno())
@@ -81,8 +81,8 @@ class Output:
 
     Args:
         as_json: Print nothing but one JSON document at the end.
-        repeatable: The command only shows something, so that it may fail when stdout takes no output. Otherwise the
-            output goes to stderr then, from its beginning.
+        repeatable: Whether the command only shows something. If so, it fails when stdout takes no output. If not, its
+            whole output then goes to stderr.
         file: Where to print. Default: the process's stdout.
     """
 

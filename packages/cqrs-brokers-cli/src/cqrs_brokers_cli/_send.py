@@ -70,7 +70,7 @@ class Input:
             raise ValueError("it nests too deeply to be read as JSON") from None
         except ValueError:
             if lines:
-                raise ValueError("it is no JSON") from None
+                raise ValueError("it is not JSON") from None
             content, content_type = None, "text/plain; charset=utf-8"
         key, message_id = self.key, None
         if self.key_field is not None:
@@ -79,7 +79,7 @@ class Input:
             try:
                 message_id = UUID(_field(content, self.id_field))
             except ValueError:
-                raise ValueError(f"its field {self.id_field!r} is no UUID") from None
+                raise ValueError(f"its field {self.id_field!r} is not a UUID") from None
         return Message(
             message_name=self.name,
             topic=self.topic,
@@ -184,8 +184,8 @@ class _Sending:
             self.report.seconds = self._loop.time() - self._began
 
     async def run(self, descriptor: int) -> None:
-        """Runs until the end of the input, or until `stop()`. What is under way has its outcome then, also when the
-        input cannot be read to its end."""
+        """Runs until the end of the input, or until `stop()`. At its end every message that is under way has its
+        outcome, also if the input cannot be read to its end."""
         stopped = self._loop.create_task(self._stopped.wait())
         try:
             try:

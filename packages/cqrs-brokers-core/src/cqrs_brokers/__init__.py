@@ -72,8 +72,8 @@ _IMPORTED_LATE: Final = {
     "SyncBroker": "_synchronous",
     "lifespan": "_lifespan",
 }
-"""Names that are imported at their first use, because opening a broker does not need them, and the module of each. The
-event classes are pydantic models: building them takes longer than importing everything else, and many applications have
+"""The modules of names that are imported at their first use. Opening a broker does not need these names. The event
+classes are pydantic models: building them takes longer than importing everything else, and many applications have
 classes of their own."""
 
 

@@ -134,7 +134,7 @@ class Broker(MessageBroker):
         options: Mapping[str, EffectiveOption] | None = None,
     ) -> None:
         if isinstance(driver, Broker):
-            raise TypeError("a Broker of a Broker has no meaning: pass the driver, or use the Broker that is there")
+            raise TypeError("a Broker cannot be the driver of a Broker: pass its driver, or use the Broker itself")
         if not isinstance(driver, MessageBroker):
             raise TypeError(f"a {type(driver).__name__} is no MessageBroker: derive from MessageBroker or Driver")
         given: object = encoder
@@ -244,7 +244,7 @@ class Broker(MessageBroker):
             raise
         except Exception as error:
             refusal = coercion.unreadable(error, message)
-        if refusal is not None:  # raised here: an error of the message's own code must not become its context
+        if refusal is not None:  # raised outside the handler: the message's own error must not become its context
             try:
                 raise self.refuse(message, refusal)
             finally:
@@ -265,7 +265,7 @@ class Broker(MessageBroker):
             self._want(loop)
         try:
             return await delivery
-        except CancelledError:  # a genuine one: only the caller's own task can reach the delivery
+        except CancelledError:  # the caller's task was cancelled: no other code can cancel the delivery
             window.give_up(delivery)
             raise
 
@@ -275,8 +275,8 @@ class Broker(MessageBroker):
         """Sends many messages. This is the cheapest way to send a batch, which may be larger than the window.
 
         A large batch is made ready in several turns of the event loop. Do not change its messages before the call ends.
-        If another call of this broker begins meanwhile, the rest of the batch is made ready at once. The other call's
-        messages go behind it.
+        If another call of this broker begins meanwhile, the rest of the batch is made ready at once. The messages of
+        the other call follow the batch.
 
         Args:
             messages: The messages, in the order in which they are to be sent. All deadlines start with the call.
@@ -296,7 +296,7 @@ class Broker(MessageBroker):
             )
             raise self.refuse(given, refused)
         messages = list(messages)  # reads every message before the first is sent: an iterable that raises sends none
-        del given  # a list that the caller does not keep would keep its messages until the end of the call
+        del given  # else the caller's list, and all messages in it, would stay in memory until the call ends
         loop = running_loop()
         if loop is None or self._bound.loop is not loop or self._closed:
             try:
@@ -311,13 +311,13 @@ class Broker(MessageBroker):
         bulk = BulkOutcomes(loop.create_future(), timeout)
         preparing = self._prepare(messages, bulk, deadline, loop)
         make_ready: Callable[[], object] = partial(collections.deque, preparing, 0)
-        if self._are_asked:  # another call may do it, and observers are asked in the context of this one
+        if self._are_asked:  # another call may run it; observers must be asked in the context of this call
             make_ready = partial(copy_context().run, make_ready)
         try:
             for _ in preparing:
                 self._make_ready = make_ready
                 await asyncio.sleep(0)
-                if self._make_ready is not make_ready:  # another call has done it; it may be a batch itself
+                if self._make_ready is not make_ready:  # another call made the rest ready (and may be a batch itself)
                     break
                 self._make_ready = None
             await bulk.future
@@ -328,7 +328,7 @@ class Broker(MessageBroker):
             self._window.give_up_all(bulk)
             if self._observers.are_told:
                 for message in reversed(messages):  # those that are left
-                    self.refuse(message, NotDeliveredError("its caller was cancelled before it was made ready"))
+                    self.refuse(message, NotDeliveredError("the call was cancelled before the message was made ready"))
             raise
         return bulk.outcomes
 
@@ -419,7 +419,8 @@ class Broker(MessageBroker):
     def refuse(self, message: object, error: Refused) -> Refused:
         """Tells observers of a call that is refused before it reaches `send_message`.
 
-        It is for code between an application and the broker that refuses messages itself, such as a bridge.
+        Code between an application and the broker, such as a bridge, calls this method when it refuses a message
+        itself.
 
         Args:
             message: What was to be sent.
@@ -650,7 +651,7 @@ class Broker(MessageBroker):
         loop = self._bound.checked(loop)
         before, self._bound.loop = self._bound.loop, loop
         self._make_ready = None
-        self._window.bind(loop)  # first: the driver may end deliveries below, and a closed loop wakes nobody
+        self._window.bind(loop)  # first: the driver may end deliveries below, and a closed loop runs no callbacks
         if before is not None:
             self._connection.drop()
             self._warn_unclosed("its event loop was closed")
@@ -680,7 +681,7 @@ class Broker(MessageBroker):
         text = f"{self!r} was not closed ({what}): use `async with`, or await broker.close()"
         try:
             warnings.warn(text, ResourceWarning, source=self, stacklevel=2)
-        except ResourceWarning:  # warnings are errors here: that must not lose a message or break a loop
+        except ResourceWarning:  # where warnings are errors, this one must not lose a message or break a loop
             logger.warning("%s", text)
 
     def __del__(self) -> None:
@@ -703,7 +704,7 @@ class Broker(MessageBroker):
         self._warn_unclosed("its event loop is ending")
 
     def _observe(self, delivery: Sending, outcome: Receipt | DeliveryError) -> None:
-        # As `_began`, without the call, and without asking a batch twice for its timeout: this runs for each message.
+        # This method runs for each message. So it repeats `_began` here, and asks a batch only once for its timeout.
         loop, timeout = self._bound.loop, delivery.timeout
         assert loop is not None
         if timeout is None:

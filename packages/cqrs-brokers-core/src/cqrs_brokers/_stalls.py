@@ -58,11 +58,11 @@ def told_with_stall(error: E, stalled: float) -> E:
 class StallWatch:
     """Measures for how long the event loop stands still in a `with` block.
 
-    A driver has time-outs of its own. After a stall they fire before the answers are read. So the driver's error does
+    A driver has timeouts of its own. After a stall they end before the answers are read. So the driver's error does
     not name the stall, and says that the broker did not answer.
 
     Attributes:
-        stalled: Seconds until now, without delays of a loop that is only busy.
+        stalled: How long the loop stood still until now, in seconds. Short delays of a busy loop do not count.
         longest: The longest standstill, in seconds.
     """
 
@@ -97,16 +97,16 @@ class StallWatch:
 
 @contextlib.asynccontextmanager
 async def patient_timeout(seconds: float) -> AsyncIterator[None]:
-    """For drivers: as `asyncio.timeout`, for a question whose answer may already be in the socket.
+    """For drivers: like `asyncio.timeout`, for a request whose answer may already be in the socket.
 
-    A laptop sleeps, or a function is frozen, and the timer fires late. Then the event loop gets a quarter of a second
-    to read what came in meanwhile, before the time-out counts.
+    After a laptop has slept, or a function was frozen, the timer fires late. Then the event loop gets a quarter of a
+    second to read the answers that came in meanwhile, before the timeout counts.
 
         async with patient_timeout(5.0):
             await client.declare(queue)
 
     Args:
-        seconds: When the block is ended.
+        seconds: Seconds until the block is ended.
 
     Raises:
         TimeoutError: The block was ended.
@@ -128,7 +128,8 @@ async def patient_timeout(seconds: float) -> AsyncIterator[None]:
 
 
 async def wait_patiently(future: asyncio.Future[Any], timeout: float | None) -> float:
-    """Waits for a future, and a moment longer when the event loop stood still. Neither cancels it nor raises its error.
+    """Waits for a future, and 0.25 s longer if the event loop stood still. It neither cancels the future nor raises the
+    future's error.
 
     Args:
         future: What to wait for.

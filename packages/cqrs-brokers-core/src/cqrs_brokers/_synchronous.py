@@ -26,7 +26,7 @@ OWN_THREAD = (
 class SyncBroker:
     """Sends messages from synchronous code: scripts, Django views, Celery tasks, threads.
 
-    The broker lives in a thread with an event loop of its own. The thread starts at the first send, so a `SyncBroker`
+    The broker runs in a thread with an event loop of its own. The thread starts at the first send, so a `SyncBroker`
     may be made before the process forks. Any number of threads may send at the same time.
 
         with SyncBroker(open_broker("kafka://localhost:9092")) as broker:
@@ -91,7 +91,7 @@ class SyncBroker:
             raise
 
     def close(self, timeout: float | None = None) -> None:
-        """Flushes what was accepted, closes the connection and ends the thread. May be called again.
+        """Flushes the accepted messages, closes the connection and ends the thread. May be called again.
 
         Args:
             timeout: Seconds for flushing and closing. None: the broker's `close_timeout`.

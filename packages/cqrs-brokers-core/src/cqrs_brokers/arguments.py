@@ -17,7 +17,7 @@ _OPTION = re.compile(r"(-[a-zA-Z]|--[a-zA-Z][a-zA-Z-]*)")
 
 
 def without_values(complaint: str, given: Iterable[str]) -> str:
-    """A complaint about a command line with "…" in place of what was given. Names of options stay.
+    """A complaint about a command line, with "…" in place of each value. Names of options stay.
 
     Args:
         complaint: What a parser says.
@@ -32,7 +32,7 @@ def without_values(complaint: str, given: Iterable[str]) -> str:
             hidden |= {argument: f"{name}…", value: "…"}
     for value in sorted(hidden, key=len, reverse=True):
         for text in (repr(value), value):
-            # As a word of its own: a value may be short.
+            # A value may be short, so only whole words are replaced.
             complaint = re.sub(rf"(?<![\w-]){re.escape(text)}(?![\w-])", hidden[value], complaint)
     return complaint
 

@@ -8,8 +8,9 @@ at a time.
     raw = await dial("broker.example", 5672, timeout=10.0)
     await loop.create_connection(protocol_factory, sock=raw)  # with TLS also: ssl=context, server_hostname=host
 
-An address may connect and then say nothing: a frozen node, or a load balancer without a broker behind it. A plugin that
-goes on with the other addresses calls `look_up` and `open_socket` itself, and `other_addresses` after each attempt.
+A server may take the connection and then send nothing: a frozen node, or a load balancer without a broker behind it. A
+plugin that then tries the other addresses calls `look_up` and `open_socket` itself, and `other_addresses` after each
+attempt.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from typing import Any, NamedTuple
 __all__ = ["Address", "dial", "look_up", "open_socket", "other_addresses"]
 
 NEXT_ADDRESS = 0.25
-"""After how many seconds without a connection the next address is tried too (RFC 8305, section 5)."""
+"""Seconds without a connection, after which the next address is tried, too (RFC 8305, section 5)."""
 
 
 class Address(NamedTuple):
@@ -51,7 +52,7 @@ async def dial(host: str, port: int, *, timeout: float | None = None) -> socket.
 
     Raises:
         socket.gaierror: The name cannot be resolved, or the name server did not answer in time.
-        OSError: No connection to any address was possible. With `TimeoutError` no address answered in time.
+        OSError: No connection to any address was possible. It is a `TimeoutError` if no address answered in time.
     """
     loop = asyncio.get_running_loop()
     began = loop.time()
@@ -71,7 +72,8 @@ async def look_up(host: str, port: int, *, timeout: float | None = None) -> list
         timeout: Seconds, at most. None: until the resolver gives up.
 
     Raises:
-        socket.gaierror: The name cannot be resolved. With `EAI_AGAIN` the name server did not answer in time.
+        socket.gaierror: The name cannot be resolved. Its number is `EAI_AGAIN` if the name server did not answer in
+            time.
     """
     with contextlib.suppress(ValueError):
         ipaddress.ip_address(host.partition("%")[0])

@@ -44,7 +44,8 @@ __all__ = [
 
 
 class Link(Protocol):
-    """How a driver tells `Broker` what happens to its connection. Call it in the event loop's thread."""
+    """The methods by which a driver tells `Broker` what happens to its connection. Call them in the event loop's
+    thread."""
 
     def lost(self, error: ConnectError) -> None:
         """The connection is gone, or must be made anew; `Broker` will call `connect()`.
@@ -86,7 +87,7 @@ class Link(Protocol):
 
 
 class Driver(MessageBroker):
-    """What a plugin author writes. Only `send_message` must be written; override what else the broker has.
+    """The base class of drivers. Only `send_message` must be written; override the other methods that the broker needs.
 
     `Broker` calls `send_message` in tasks of its own, at most one at a time for the same topic and key when the driver
     declares `ordering_key`. A send that has started counts as handed over. So raise `NotDeliveredError` only if the
@@ -100,8 +101,8 @@ class Driver(MessageBroker):
         return Capabilities()
 
     def bind(self, link: Link) -> None:
-        """`Broker` calls it once, before every other method. Only `capabilities` may be read before. Keep the link if
-        the driver notices lost connections by itself."""
+        """`Broker` calls it once, before any other method. Only `capabilities` may be read before. Keep the link if the
+        driver notices lost connections by itself."""
         return
 
     def refuse_topic(self, topic: str) -> str | None:

@@ -43,10 +43,10 @@ class Event(BaseModel, Generic[P]):
 
     Attributes:
         event_id: Identifies the event; becomes the message id.
-        event_timestamp: When it happened, in UTC; a time without a zone is refused.
+        event_timestamp: When the event happened, in UTC; a time without a zone is refused.
         event_name: What happened; becomes the message name. Default: the class name.
-        topic: Where it goes.
-        payload: What it says.
+        topic: The topic of the message.
+        payload: The data of the event.
         key: What `ordering_key()` returns if it is not overridden. Events with the same topic and key keep their order.
         headers: Headers of the message; no part of the body.
     """
@@ -99,9 +99,9 @@ class Event(BaseModel, Generic[P]):
         """Rebuilds an event from what `to_dict` returned. An outbox uses it for the events in its rows.
 
         The body has no `headers`, and it has a `key` only for a deletion. So an event that goes through an outbox must
-        override `ordering_key()` to keep its order. The body may have the names of fields or their aliases. In the
-        payload of an `ECSTEvent` this needs pydantic 2.14; with an older pydantic the payload's class decides which of
-        the two it accepts. Computed fields are computed again.
+        override `ordering_key()` to keep its order. The body may have the names of fields or their aliases. For the
+        fields of a payload that is a model, this needs pydantic 2.14. With an older pydantic the class of the payload
+        decides whether it accepts names or aliases. Computed fields are computed again.
 
         Raises:
             pydantic.ValidationError: A field is missing, wrong or unknown.
@@ -157,11 +157,11 @@ class Event(BaseModel, Generic[P]):
 
 
 class NotificationEvent(Event[P], Generic[P]):
-    """Tells that something happened; consumers ask back for what they need."""
+    """Reports that something happened. Consumers ask the application for the data that they need."""
 
 
 class ECSTEvent(Event[P], Generic[P]):
-    """Event-carried state transfer: brings the state along, so that consumers need not ask.
+    """Event-carried state transfer: the event contains the state, so that consumers need not ask for it.
 
     `deleted` makes an event which reports a deletion.
     """

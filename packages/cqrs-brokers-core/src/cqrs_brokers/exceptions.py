@@ -198,7 +198,7 @@ class AuthenticationError(ConnectError):
 
 
 class AuthorizationError(ConnectError):
-    """The credentials are good, but not for this virtual host or cluster."""
+    """The credentials are valid, but they do not allow the use of this virtual host or cluster."""
 
     permanent = True
 
@@ -222,7 +222,7 @@ class ProtocolError(ConnectError):
 
 
 class TopologyError(ConnectError):
-    """What must exist in the broker (exchange, queue, topic) is missing or differs from what was declared."""
+    """An exchange, queue or topic that must exist in the broker is missing, or differs from its declaration."""
 
     permanent = True
 
@@ -291,7 +291,7 @@ class InvalidMessageError(NotDeliveredError):
         """The error for a message whose own code raised: a serializer, `ordering_key()`, an encoder.
 
         Args:
-            what: Whose code raised. It is the subject of the text's sentence.
+            what: The code that raised. It is the subject of the text's sentence.
             error: What that code raised. It becomes the cause, unless its text quotes the payload or may quote it.
             content: What must not be quoted: the payload, or whatever holds it.
             message_id: The message's id, if known.
@@ -318,7 +318,7 @@ def safe_cause(error: BaseException | None, content: object = None) -> BaseExcep
         try:
             said = f"{one!r} {one} {getattr(one, '__notes__', '')}"
             quotable = _texts(content) if quotable is None else quotable
-        except Exception:  # code of the application's own, once more
+        except Exception:  # the application's own `__str__` or `__repr__` raised, too
             return None
         if any(text in said for text in quotable):
             return None

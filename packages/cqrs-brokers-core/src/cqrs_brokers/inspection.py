@@ -1,9 +1,9 @@
 """For plugin authors: what only the plugin can find out about a config string, for `cqrs-brokers check`. Optional.
 
-The command itself looks at what is the same for every broker: the string, the plugin and the options. For each of the
-plugin's endpoints it looks at the name, the TCP connection and the TLS handshake. The plugin does the rest: the log-in,
-what the server is, and whether a message to a topic would be taken. Its hook `inspect_broker` returns the object that
-does it:
+The command itself checks the parts that are the same for every broker: the string, the plugin and the options. For each
+endpoint of the plugin it checks the name, the TCP connection and the TLS handshake. The plugin checks the rest: the
+log-in, what the server is, and whether it would take a message to a topic. Its hook `inspect_broker` returns an
+`Inspection`:
 
     # cqrs_broker_acme/__init__.py
     @hookimpl
@@ -64,7 +64,7 @@ class Finding(NamedTuple):
     """One thing that was looked at.
 
     Attributes:
-        step: Which part of the way from the string to the message.
+        step: Which part was checked; see `Step`.
         level: How good it is; see `Level`.
         subject: What it is about: a host with its port, a virtual host, a topic; "" for the string as a whole.
         text: What was found, without a secret.
@@ -79,8 +79,8 @@ class Finding(NamedTuple):
 
     @classmethod
     def of(cls, error: BrokerError, subject: str) -> Self:
-        """The failure that an error stands for. The step follows from the class of the error. The remedy is the one of
-        a `ConnectError`.
+        """A finding of the level "fail" for an error. The step follows from the class of the error. The remedy is that
+        of a `ConnectError`; other errors have none.
 
         Args:
             error: For example a `ConnectError` of the driver.
@@ -119,14 +119,14 @@ class Inspection(ABC):
     """What the plugin can find out about one config string.
 
     The command iterates over `server()` first, then over `topic()` for each topic, then calls `close()`. It bounds the
-    time until each next finding, and cancels what takes longer. A `BrokerError` that leaves an iterator becomes a
-    failure. For any other exception the command shows only the class.
+    time until each next finding, and cancels an iterator that takes longer. If an iterator raises a `BrokerError`, the
+    error becomes a failure. For any other exception the command shows only the class.
     """
 
     @abstractmethod
     def endpoints(self) -> Sequence[Endpoint]:
-        """Where the driver connects to, in the order of the string, each with its port, even a default one. It does no
-        I/O."""
+        """The endpoints to which the driver connects, in the order of the string. Each has its port, even a default
+        one. The method does no I/O."""
 
     @abstractmethod
     def server(self, endpoints: Sequence[Endpoint], /) -> AsyncIterator[Finding]:
@@ -135,7 +135,7 @@ class Inspection(ABC):
         An endpoint that fails while another one works is a "warn": the driver works without it.
 
         Args:
-            endpoints: Those that could be connected to; at least one, unless the plugin has none.
+            endpoints: The endpoints that could be connected; at least one, unless the plugin has none.
         """
 
     @abstractmethod

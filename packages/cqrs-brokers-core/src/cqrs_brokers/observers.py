@@ -62,7 +62,8 @@ class BatchObserver(Protocol):
 
 
 class Observer:
-    """Is told what happens to the messages and to the connection of one broker. Derive from it and write what you need.
+    """An object that is told what happens to the messages and to the connection of one broker. Derive from this class
+    and write the methods that you need.
 
     Its methods run in the event loop's thread and must not block. If a `SyncBroker` itself refuses a message, `sent` is
     called in the caller's thread. `before_send` runs in the context (`contextvars`) of the call, with `SyncBroker` too.
@@ -75,10 +76,10 @@ class Observer:
     def before_send(self, message: Message) -> Mapping[str, HeaderValue] | None:
         """Called before a message is sent, by whichever method it is sent. It may return headers to add.
 
-        `sent` later gets each message that this method was asked about, once, and as the same object. The message is
-        validated, encoded, and a copy; it must not be changed. A returned header replaces a header of the message that
-        has the same name. If this method raises, that is logged, and the message is sent without the headers. The same
-        happens if the message would be refused because of them (names, values, size, a broker without headers).
+        The message is a validated and encoded copy. It must not be changed. `sent` later gets the same object, once. A
+        returned header replaces a header of the message that has the same name. If this method raises, that is logged,
+        and the message is sent without the headers. The same happens if the message would be refused because of them
+        (names, values, size, a broker without headers).
 
         Returns:
             Headers, or None.
@@ -245,7 +246,7 @@ class Observers:
                 self._failed(observer, "sent", error, message)
 
     def refused(self, candidate: object, error: DeliveryError) -> None:
-        """A call was refused before it was sent. The candidate is what was to be sent, whatever it is."""
+        """Tells the observers that a message was refused before it was sent. The candidate may be any object."""
         if self._sent:
             self.sent(_readable(candidate, error), error, 0.0)
 

@@ -5,7 +5,7 @@
                  └── kept, in order ◀── broken ─────┴──▶ ConnectionLostError
 
 * `Pipeline`: the messages of a `PipelinedDriver` between `submit` and the broker's answers, and the tasks that write,
-  read and look for signs of life. It survives the connection: what waits is written to the next one.
+  read and look for signs of life. The messages that wait when a connection ends are written to the next one.
 * `connect_to_any`: one pass over the hosts, with a share of the time for each.
 * `header_name`, `header_value`, `header_text`: percent-encoding, for brokers whose headers are lines of text.
 
@@ -55,7 +55,7 @@ class Pipeline(Generic[T]):
         in_order: True: the broker answers in the order in which it got the messages, and its answers name no message.
             False: each answer says the number of the message (its token).
         batch_bytes: About how much is handed over and written at a time, in bytes: a batch ends with the message that
-            reaches it. With 1 each batch is one message.
+            reaches this size. With 1 each batch is one message.
         ping_after: Seconds without a sign of life after which the broker is asked for one; `open` may set another time.
         ping_timeout: Seconds that the broker has for the sign of life. If none comes, the connection counts as broken.
     """
@@ -80,8 +80,8 @@ class Pipeline(Generic[T]):
         self._write_to: Callable[[Sequence[tuple[int, T]]], Awaitable[None]] | None = None
         self._window: int | None = None
         self._unanswered: dict[int, Delivery | asyncio.Future[None] | None] = {}
-        """The messages and questions without an answer, by token. None: the message was let go. It is kept if the
-        answers come in order, or if it holds a place in the window."""
+        """The messages and questions without an answer, by token. None: the message was let go. Its entry stays if the
+        answers come in order, or if the message holds a place in the window."""
         self._in_window = 0
         """How many of the unanswered are messages."""
         self._questions: set[asyncio.Future[None]] = set()
@@ -122,21 +122,22 @@ class Pipeline(Generic[T]):
         window: int | None = None,
         ping_after: float | None = None,
     ) -> None:
-        """Starts to write to a new connection, beginning with what waited.
+        """Starts to write to a new connection, beginning with the messages that waited.
 
         Args:
             write: Writes a batch of tokens and items, in order. It must write the whole batch before it first awaits.
                 It must return only when the client's own buffer has room again (`drain()`), because what it is given
                 counts as handed over. While it waits for room it may be called again, with what `ask` writes.
-            read: Reads answers until the connection ends, where the client has no task of its own for that. Then it
-                returns or raises, which is the same. A beginning of an answer is none. An answer that ends the
-                connection, such as STOMP's ERROR, is answered first.
+            read: Reads answers until the connection ends, if the client has no task of its own for that. At the end it
+                returns or raises; both mean the same. An incomplete answer does not count. If an answer ends the
+                connection, as STOMP's ERROR does, `read` calls `answered` for it first.
             ping: Asks the broker for a sign of life, and returns when it came.
             window: How many messages without an answer the broker takes (MQTT's Receive Maximum, credit); further ones
                 wait. A message that was let go keeps its place until it is answered. None: any number.
-            ping_after: Seconds for this connection, if the broker sets them. None: those of the pipeline. What counts
-                is the broker's silence. A broker that beats by itself is never silent, and so is never asked: if it
-                wants to hear from the client, too, do not ask for its beats, or send yours from a task of your own.
+            ping_after: Seconds for this connection, if the broker sets them. None: those of the pipeline. The pipeline
+                asks only a silent broker. A broker that sends heartbeats is never silent, so it is never asked. If such
+                a broker expects heartbeats from the client, too, switch the broker's heartbeats off, or send the
+                client's heartbeats from a task of your own.
         """
         self._write_to, self._window, self._in_window = write, window, 0
         self._ping_after = self._usual_ping_after if ping_after is None else ping_after
@@ -191,11 +192,11 @@ class Pipeline(Generic[T]):
         """Writes a question that is no message, such as a ping, and waits for its answer.
 
         The question needs no place in the window, and does not wait for a `write` that waits for room in the client's
-        buffer. But it goes out behind all that is in this buffer. So bound the wait yourself, as `Broker.health()`
-        does.
+        buffer. But the client sends it after everything that is in this buffer. So bound the wait yourself, as
+        `Broker.health()` does.
 
-        Its answer must be known from one to a message, for `answered_question`. Where both look alike, such as STOMP's
-        RECEIPT, mark the question's number on the wire.
+        The driver calls `answered_question` for its answer, not `answered`. If both kinds of answers look alike, as
+        STOMP's RECEIPT does, mark the question's number on the wire.
 
         Raises:
             UnreachableError: There is no connection, or it broke meanwhile.
@@ -205,7 +206,7 @@ class Pipeline(Generic[T]):
         answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         answer.add_done_callback(retrieve_exception)
         self._questions.add(answer)
-        # In a task of the pipeline: a client may end the connection when a write of it is cancelled.
+        # In a task of the pipeline: a client may end the connection when one of its writes is cancelled.
         self._tasks.spawn(self._write_question(answer, item))
         await answer
 
@@ -481,8 +482,8 @@ def header_value(text: str) -> str:
 
     A protocol with escapes of its own may have none for NUL, which ends a frame or a text for many readers.
 
-    One byte may become three: the longest key or header value of a message, 32 767 bytes, has up to 98 301. Where your
-    broker takes less, refuse the message (`MessageTooLargeError`), or split the value; never cut it.
+    One byte may become three: the longest key or header value of a message, 32 767 bytes, may become 98 301 bytes. If
+    your broker takes less, refuse the message (`MessageTooLargeError`), or split the value; never cut it.
     """
     return quote(text, safe=_IN_A_VALUE)
 

@@ -127,7 +127,7 @@ class Message:
     @message_id.setter
     def message_id(self, message_id: UUID) -> None:
         known: Any = message_id
-        self._id = None if type(known) is bytes else known  # bytes are the text of an id of our own
+        self._id = None if type(known) is bytes else known  # bytes would count as the text of an id made here
 
     @property
     def timestamp(self) -> datetime:
@@ -245,7 +245,7 @@ class EventBody(dict[str, Any]):
         event_name: The event's name.
         ordering_key: Its ordering key, or None.
         headers: Its headers.
-        deleted: It is a tombstone: the message has no body, whatever the mapping says.
+        deleted: Whether the event reports a deletion. If so, the message has no body, whatever the mapping says.
     """
 
     __slots__ = ("event_name", "ordering_key", "headers", "deleted")
@@ -366,7 +366,7 @@ class Receipt:
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
-        from ._message.receipts import schema  # pydantic costs more than all the rest, and not everybody needs it
+        from ._message.receipts import schema  # it imports pydantic, which is slow, and not everybody needs it
 
         return schema(cls)
 
@@ -394,7 +394,7 @@ class Capabilities:
     Attributes:
         confirms: It confirms each message; a `Receipt` is then `confirmed=True`.
         ordering_key: Messages with the same topic and key keep their order.
-        headers: Headers arrive.
+        headers: The headers of a message arrive with it.
         header_types: Which types the values of headers may have, of str, bytes, int, float, bool and `type(None)`. A
             value arrives with its type.
         tombstones: A message can have no body at all (`TOMBSTONE`). That is not the same as an empty body.

@@ -137,7 +137,7 @@ class TLSContext:
         if tls is not None:
             tls.warn_unverified()
         elif secret and not all(host.is_loopback for host in url.hosts):
-            warn_insecure_transport(f"{url}: credentials and all messages travel in plain text: {instead}")
+            warn_insecure_transport(f"{url}: credentials and all messages are sent in plain text: {instead}")
         return tls
 
     def current(self) -> ssl.SSLContext:
@@ -241,7 +241,7 @@ _CERTIFICATE_ALERTS = {
     "SSLV3_ALERT_CERTIFICATE_UNKNOWN": "it has expired, or is of an authority that the server does not trust",
     "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE": "it is not of a kind that the server takes",
     "TLSV1_ALERT_UNKNOWN_CA": "it is of an authority that the server does not trust",
-    "TLSV1_ALERT_ACCESS_DENIED": "the server does not let its owner in",
+    "TLSV1_ALERT_ACCESS_DENIED": "the server gives its owner no access",
 }
 _CERTIFICATE_WANTED = frozenset(
     {"TLSV13_ALERT_CERTIFICATE_REQUIRED", "SSLV3_ALERT_HANDSHAKE_FAILURE", "SSLV3_ALERT_BAD_CERTIFICATE"}
@@ -253,7 +253,7 @@ _NO_COMMON_VERSION = frozenset({"TLSV1_ALERT_PROTOCOL_VERSION", "UNSUPPORTED_PRO
 def tls_error(error: BaseException, where: str, options: TLSOptions) -> TLSError | None:
     """The `TLSError` for a connection attempt that failed because of TLS, or None when TLS was not the reason.
 
-    A connection that just ends in the handshake gives None too: a node that restarts does the same.
+    If the connection only ends during the handshake, the result is None, too: a node that restarts also ends it.
 
     Args:
         error: What the client raised; its causes are looked at too.
@@ -281,7 +281,7 @@ def _handshake_failure(reason: str, where: str, options: TLSOptions) -> TLSError
     if reason in _NO_COMMON_VERSION:
         text = f"the TLS handshake with {where} failed, because both sides have no version of TLS in common ({reason})"
         return TLSError(text, remedy="compare the versions that they allow")
-    remedy = "see whether this is its TLS port, and whether it asks for a client certificate"
+    remedy = "check whether this is its TLS port, and whether it asks for a client certificate"
     return TLSError(f"the TLS handshake with {where} failed ({reason})", remedy=remedy)
 
 

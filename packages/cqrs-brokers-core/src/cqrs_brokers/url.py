@@ -89,8 +89,8 @@ class Host(NamedTuple):
 class BrokerURL:
     """A parsed config string, which cannot be changed. `str` and `repr` show no secret.
 
-    They also do not show the options behind the first one that is a secret: an unencoded `&` may have made a part of
-    the secret look like an option.
+    They also show no option after the first one that is a secret: an unencoded `&` may have made a part of the secret
+    look like an option.
 
     Make it with `BrokerURL.parse`, `BrokerURL.build` or `replace`, which check it. It can be pickled only when it holds
     no secret.
@@ -150,7 +150,7 @@ class BrokerURL:
             hosts: `name`, `name:port` or `[IPv6]:port` each.
 
         Raises:
-            ConfigError: A part is not what it must be.
+            ConfigError: A part is invalid. The error lists all problems.
         """
         listed = [str(host) for host in hosts]
         if any(not host or re.search(r"[@/?#,]", host) for host in listed):
@@ -179,7 +179,7 @@ class BrokerURL:
             hosts: `name`, `name:port` or `[IPv6]:port` each.
 
         Raises:
-            ConfigError: A part is not what it must be.
+            ConfigError: A part is invalid. The error lists all problems.
         """
         changes: dict[str, Any] = {}
         if hosts is not None:

@@ -1,5 +1,5 @@
-"""Since when a destination has confirmed nothing. The time also runs between a failed message and the outcome of the
-next one."""
+"""How long a destination has confirmed nothing. The time also runs between a failed message and the outcome of the next
+one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Failing:
 
     def failed(self, topic: str, error: DeliveryError, elapsed: float) -> None:
         """A message failed, `elapsed` seconds after the call. 0: it was refused before it was sent."""
-        # What the message or its caller is to blame for says nothing about the destination.
+        # A failure for which the message or its caller is the reason says nothing about the destination.
         if not elapsed or type(error) is NotDeliveredError or isinstance(error, OF_THE_MESSAGE):
             return
         if topic in self.topics or len(self.topics) < names.MOST_TOPICS:

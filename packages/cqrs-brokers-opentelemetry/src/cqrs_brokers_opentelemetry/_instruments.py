@@ -62,7 +62,7 @@ class Instruments:
         lock: Held while a series is counted.
         changes: Counts changes of connections.
         duration: Measures calls.
-        measures: Whether that does anything.
+        measures: Whether `duration` records anything.
     """
 
     def __init__(self, meter: Meter) -> None:

@@ -1,4 +1,4 @@
-"""Every name that leaves this package, in one table.
+"""Every name that this package gives to OpenTelemetry, in one table.
 
 The names in OpenTelemetry's messaging conventions are not stable yet. They are written here, not imported: the package
 that has them, `opentelemetry-semantic-conventions`, is pinned to one version by each SDK, and pinning it here too would

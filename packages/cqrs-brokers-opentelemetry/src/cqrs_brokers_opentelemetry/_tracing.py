@@ -97,7 +97,7 @@ class Tracing:
         return headers
 
     def _settle(self, context: Context) -> Mapping[str, HeaderValue] | None:
-        """The first message tells which tracer there is: until then the application may set the global provider."""
+        """Finds the tracer at the first message, because the application may set the global provider until then."""
         if self._provider is None and isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
             return None
         self._tracer = self._get_tracer()

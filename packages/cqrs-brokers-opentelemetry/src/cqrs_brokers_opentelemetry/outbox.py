@@ -45,7 +45,7 @@ class _Instruments:
         self._relays: WeakSet[_Told] = WeakSet()
         self._lock = Lock()
         self.sent = meter.create_counter(
-            names.OUTBOX_SENT, unit="{message}", description="Rows that the broker answered for, or did not in time."
+            names.OUTBOX_SENT, unit="{message}", description="Rows that were sent, by outcome."
         )
         self.parked = meter.create_counter(
             names.OUTBOX_PARKED, unit="{message}", description="Rows that were parked: they wait for a person."

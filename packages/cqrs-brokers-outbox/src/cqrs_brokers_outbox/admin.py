@@ -173,10 +173,10 @@ class OutboxAdmin:
             if held != leases.tokens:
                 raise OutboxError("another relay took a partition meanwhile: try again")
             await self._store.change((f"DELETE FROM {s.lease} WHERE scope = :scope", scope))
-            # Higher than any token that there was: a relay that slept through all this must not take them for its own.
+            # The tokens are higher than all earlier ones: a relay that was suspended must not take them for its own.
             await leases.create(range(count), max(held.values(), default=0) + 1)
             leases.tokens.clear()
-            # A refused topic has one row in each partition that stands for it, and the partitions are others now.
+            # A refused topic has one row in each partition that stands for it, and the partitions have changed.
             rows = await self._store.rows(
                 (f"SELECT id FROM {s.messages} WHERE state IN ({State.REFUSED}, {State.BEHIND})", {})
             )

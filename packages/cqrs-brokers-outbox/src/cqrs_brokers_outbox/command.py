@@ -159,8 +159,8 @@ def _admin(engine: AsyncEngine, outbox: Outbox) -> OutboxAdmin:
 
 
 def _print(options: Namespace, document: Any, lines: Sequence[str]) -> None:
-    """Prints lines, or with --json one document. What the command has done stays done when stdout cannot be written to:
-    the output goes to stderr then."""
+    """Prints lines, or with --json one document. If stdout cannot be written to, the output goes to stderr, because the
+    command has done its work."""
     text = json.dumps(document) if options.json else "\n".join(lines)
     if not text:
         return
@@ -267,8 +267,8 @@ def _parser(program: str) -> ArgumentParser:
     common.add_argument("--table", default="outbox", help="the outbox's table (default: outbox)")
     common.add_argument("--schema", help="its schema")
     text = (
-        "Runs and looks after an outbox: sends its messages, says what waits, lets parked rows go. Both URLs may come "
-        "from the environment, where no list of processes shows their passwords."
+        "Runs and looks after an outbox: sends its messages, shows what waits, releases parked rows. Both URLs may "
+        "come from the environment, where no list of processes shows their passwords."
     )
     parser = ArgumentParser(prog=program, description=text)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

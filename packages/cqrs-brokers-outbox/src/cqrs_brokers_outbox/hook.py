@@ -188,8 +188,8 @@ class _Pending:
         if connection in self._watched:
             return
         self._watched.add(connection)
-        # A session on somebody's connection may end with a savepoint's release. These stay until the connection goes:
-        # SQLAlchemy lets nobody remove a listener while it is called.
+        # A session on somebody's connection may end with a savepoint's release. The listeners stay until the connection
+        # is gone, because SQLAlchemy lets nobody remove a listener while it is called.
         event.listen(connection, "commit", lambda connection: self._ending(connection))
         event.listen(connection, "prepare_twophase", lambda connection, xid: self._ending(connection))
         event.listen(connection, "release_savepoint", lambda connection, name, context: self._ending(connection))

@@ -5,7 +5,7 @@
             if fresh:
                 ...                         # the work, in the same transaction
 
-What the outbox promises is "at least once": a message whose receipt was lost is sent again, under the same id.
+The outbox promises "at least once": a message whose receipt was lost is sent again, under the same id.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Inbox:
         connection = await session.connection()
         check_transactional(connection.sync_connection or connection.sync_engine)
         values["handled_at"] = database_time()
-        # No savepoint: SQLite's driver would commit at its release what it had begun by itself.
+        # No savepoint: at its release SQLite's driver would commit the transaction that the driver itself had begun.
         if connection.dialect.name == "postgresql":
             statement: Insert = postgresql.insert(self.table).values(values).on_conflict_do_nothing()
         else:

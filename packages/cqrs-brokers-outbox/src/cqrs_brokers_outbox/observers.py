@@ -17,7 +17,8 @@ logger = logging.getLogger("cqrs_brokers.outbox")
 
 
 class RelayObserver:
-    """Is told what a relay does. Override what you need; an exception in an observer is logged and changes nothing.
+    """An object that is told what a relay does. Override the methods that you need. An exception in an observer is
+    logged and changes nothing.
 
     The methods are called in the relay's event loop, between its statements and sends: they must not wait.
 

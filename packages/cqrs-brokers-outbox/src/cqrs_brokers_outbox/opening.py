@@ -51,7 +51,7 @@ async def check_schema(store: Store, tables: Tables) -> None:
         versions = [row.version for row in await store.rows((f"SELECT version FROM {s.version}", {}))]
         for table in (s.messages, s.lease, s.relay):
             await store.rows((f"SELECT 1 FROM {table} WHERE 1 = 0", {}))
-        if versions == [SCHEMA_VERSION]:  # a right that is missing is found now, and changes nothing
+        if versions == [SCHEMA_VERSION]:  # these statements change nothing, and fail if a right is missing
             await store.change((f"DELETE FROM {s.relay} WHERE 1 = 0", {}))
             for table in (s.messages, s.lease):
                 column = "state" if table == s.messages else "token"

@@ -100,8 +100,8 @@ class Outbox:
     ) -> Coroutine[Any, Any, None] | None:
         """Inserts messages on a connection, now: for transactions without a session.
 
-        Call it as the last statement before the commit. If a row is inserted before the transaction has locked what the
-        row is about, messages may be sent in another order than the changes were made.
+        Call it as the last statement before the commit. If a row is inserted before the transaction has locked the
+        object that the row is about, messages may be sent in another order than the changes were made.
 
         Args:
             connection: A `Connection`, or an `AsyncConnection`. With the latter, await what this method returns.

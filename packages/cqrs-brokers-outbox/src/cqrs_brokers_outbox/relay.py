@@ -53,15 +53,15 @@ class Relay:
         topics: Only these topics: two relays can serve two brokers from one table. Default: all.
         pipeline_keys: Sends the rows of a key together. This is much faster for a single busy key. But a row that is
             refused, returned or nacked is then overtaken by the rows behind it that are in flight.
-        when_parked: What the rows behind a parked row of the same key do: "stop" (they wait for a person) or
-            "continue".
+        when_parked: What happens to the rows behind a parked row of the same key: "stop" (they wait for a person) or
+            "continue" (they are sent).
         keep: Seconds for which sent rows are kept, with their partition and offset in the broker. 0: they are deleted
             at once.
         batch: How many rows a claim brings, at most.
         lease: Seconds for which a relay takes a partition. If the relay dies, another one takes the partition over at
             most 2 s after the lease has ended. Default: the broker's `delivery_timeout` plus 30 s.
         close_timeout: Seconds for which a relay that stops waits for what is in flight.
-        observers: Who is told what happens.
+        observers: The objects that are told what happens.
 
     Raises:
         ConfigError: A number is out of range, the outbox does not know this kind of database, or the engine has only

@@ -1,7 +1,7 @@
 """A message as a row, and a row as a message again. The stored body is bytes, so no class of the application is needed.
 
-A header keeps its type: `{"name": ["s", "text"]}`, with "s" text, "b" bytes (Base64), "i" and "f" numbers, "t" a truth
-value, "n" nothing. A row that cannot be read raises `DamagedRow`, which says why and quotes nothing.
+A header keeps its type: `{"name": ["s", "text"]}`, with "s" text, "b" bytes (Base64), "i" and "f" numbers, "t" a
+boolean, "n" None. A row that cannot be read raises `DamagedRow`, which says why and quotes nothing.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ def _microseconds(message: Message) -> int:
 
 @lru_cache(maxsize=64)
 def _second(second: int) -> str:
-    """A time in whole seconds since 1970, in the form of RFC 3339 without the zone. Rows of one time come together."""
+    """A time in whole seconds since 1970, in the form of RFC 3339 without the zone. Many rows have the same second."""
     return (_EPOCH + timedelta(seconds=second)).replace(tzinfo=None).isoformat()
 
 

@@ -65,11 +65,11 @@ class _OutboxEvent(core.Event[P], INotificationEvent[P], Generic[P]):
 
 
 class NotificationEvent(_OutboxEvent[P], core.NotificationEvent[P], Generic[P]):
-    """Tells that something happened; consumers ask back for what they need."""
+    """Reports that something happened. Consumers ask the application for the data that they need."""
 
 
 class ECSTEvent(_OutboxEvent[P], core.ECSTEvent[P], Generic[P]):
-    """Event-carried state transfer: brings the state along, so that consumers need not ask."""
+    """Event-carried state transfer: the event contains the state, so that consumers need not ask for it."""
 
 
 _INTEGERS = range(-(2**63), 2**64)

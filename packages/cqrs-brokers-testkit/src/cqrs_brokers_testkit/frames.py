@@ -34,7 +34,7 @@ def line_length(block: str | None = None) -> Length:
     Args:
         block: A regular expression for lines that are followed by a block of bytes and another line break. Its first
             group is the number of bytes. The block belongs to the frame. For Redis it is `\$(\d+)`, for NATS
-            `H?MSG .* (\d+)`. None: no line is.
+            `H?MSG .* (\d+)`. None: no line is followed by a block.
     """
     pattern = None if block is None else re.compile(block.encode())
 
@@ -62,11 +62,12 @@ def with_block(block: bytes) -> Change:
 
 
 def each_frame(length: Length, change: Change) -> Change:
-    """A function for `rewrite`, of one direction of one connection, that begins between two frames.
+    """A function for `rewrite` that changes each frame. It is for one direction of one connection, and its first byte
+    must be the first byte of a frame.
 
     Args:
-        length: How long the frame is with which these bytes begin; None: they are too few to say.
-        change: What goes on in the place of a frame; `b""`: nothing.
+        length: The length of the frame at the start of these bytes. None: there are too few bytes to tell.
+        change: Returns the bytes that replace a frame. `b""` drops the frame.
     """
     rest = b""
 
@@ -95,17 +96,18 @@ def forgeries(
     unknown: Mapping[str, Change | bytes],
     any_order: bool = False,
 ) -> Mapping[str, Forgery]:
-    """What `Harness.forged_answers` returns. Answers that are lost or cut, one that is kept back, and one refusal among
-    many come with it.
+    """The forgeries that `Harness.forged_answers` returns. Those with the meanings `lost` and `cut` are always among
+    them.
 
     Args:
         length: As for `each_frame`.
         is_answer: Whether a frame of the broker answers a message. The answer to a ping does not.
-        refused: What makes a refusal out of an answer, by what the refusal says; or the refusal's bytes, where all
-            answers can have the same.
-        unknown: In the same form, what nobody can know: a number that no message has, a reason code that the protocol
-            does not have.
-        any_order: Whether the broker may answer a message before an older one.
+        refused: For each name of a refusal, a function that turns an answer into that refusal. If the refusal is the
+            same for all answers, its bytes will do.
+        unknown: The same for answers that no driver can know: a number that no message has, or a reason code that
+            the protocol does not have.
+        any_order: Whether the broker may answer a message before an older one. If so, forgeries with the meanings
+            `late` and `one refused` are added.
     """
 
     def forgery(meaning: Literal["lost", "refused", "unknown"], forged: Change | bytes) -> Forgery:
@@ -132,7 +134,7 @@ def forgeries(
         return lambda: connection.insert(b"".join(kept))
 
     def cut(size_of: Callable[[int], int]) -> Forgery:
-        """Of one answer only the beginning comes, and of the others nothing."""
+        """Lets through only the beginning of one answer. It drops all other answers."""
 
         def apply(connection: ProxyConnection) -> None:
             answers = 0
@@ -149,7 +151,7 @@ def forgeries(
         return Forgery("cut", apply)
 
     def refuse_one(forged: Change | bytes) -> Forgery:
-        """Many answers are lost, one says no, and the others come."""
+        """Loses some answers, makes the next one a refusal, and lets the others through."""
 
         def apply(connection: ProxyConnection) -> Callable[[], int]:
             answers = 0

@@ -43,7 +43,7 @@ class RunningServer:
         folder: The server's own folder, for data, configuration and log.
         port: Where it listens.
         certificates: The certificates that it uses. None: it uses no TLS.
-        settings: What `run_server` was given beside them.
+        settings: The other arguments of `run_server`.
     """
 
     def __init__(
@@ -134,8 +134,9 @@ class ServerHarness(Harness):
     def server_started(self, server: RunningServer) -> None:
         """Called whenever a server takes connections: at first, before `prepare`, and after each `restart`.
 
-        Until it returns nobody gets through the proxy. Set up what every server needs, those with certificates too, and
-        after a restart subscribe again with readers of a broker that keeps nothing for those who are away.
+        Until it returns, nobody gets through the proxy. Set up here what every server needs, the servers with
+        certificates too. If the broker keeps nothing for readers that are not connected, let the readers subscribe
+        again here after a restart.
         """
 
     async def read(self, topic: str) -> Sequence[Record]:

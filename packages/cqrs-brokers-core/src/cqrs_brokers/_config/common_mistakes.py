@@ -108,7 +108,7 @@ _VARIABLE = (
     r"\$\{[A-Za-z_][^{}]*\}|\{\{.*\}\}|%\([A-Za-z_]+\)s|(?:^|[:/@,=])<[A-Za-z][A-Za-z_ -]*>(?=$|[:/@,?&])"
     r"|(?:^|:)\$[A-Z][A-Z0-9_]+(?=[:@])"
 )
-"""How shells, templates, Python and instructions write a place for a value."""
+"""The placeholders of shells, templates, Python and instructions."""
 _INVISIBLE = "\u00a0\u00ad\u200b\u200c\u200d\u2060\ufeff"
 _QUOTES = "\"'`\u2018\u2019\u201c\u201d"
 _SPACE = " \t\r\n"
@@ -193,7 +193,7 @@ def _mistakes_within(text: str) -> list[str]:
 
 
 def silent_mistakes(text: str) -> list[str]:
-    """A sentence for each mistake that leaves a string readable, with another meaning than was meant."""
+    """A sentence for each mistake that leaves a string valid but changes its meaning."""
     problems = []
     _, separator, rest = text.partition("://")
     before, _, query = rest.partition("?")

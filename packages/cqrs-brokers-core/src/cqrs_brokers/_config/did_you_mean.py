@@ -11,8 +11,8 @@ __all__ = ["did_you_mean"]
 
 
 def did_you_mean(name: str, known: Iterable[object]) -> str:
-    """What follows "unknown option": `; did you mean 'x'?` for the closest known name, or what to do instead of another
-    client's option. It is "" when neither is known."""
+    """The end of an error about an unknown name: `; did you mean 'x'?` with the closest known name, or an instruction
+    for an option of another client. It is "" when there is neither."""
     from difflib import get_close_matches
 
     plain = re.sub(r"[-.]", "_", name.lower())[:64]

@@ -27,12 +27,13 @@ def option(
     Args:
         default: The default. Without one the option is required.
         description: One sentence for the documentation.
-        unit: What a plain number counts, for example "ms". `Duration` and `Size` bring their own.
-        keyword_only: An object that no string can hold (`ssl_context`); given only as a keyword.
+        unit: The unit of a plain number, for example "ms". `Duration` and `Size` have units of their own.
+        keyword_only: Whether the option is an object that no string can hold (`ssl_context`). Such an option is given
+            only as a keyword.
         **constraints: pydantic's own: `ge`, `gt`, `le`, `lt`, `min_length`, `max_length`, `pattern` ...
     """
     extra: dict[str, Any] = {"unit": unit, "keyword_only": keyword_only}
-    # An object's own repr may show what it holds.
+    # An object's own repr may show its contents.
     return Field(default, description=description, json_schema_extra=extra, repr=not keyword_only, **constraints)
 
 
@@ -42,7 +43,7 @@ class BrokerOptions(BaseModel):
     An instance made directly takes Python values and raises `ConfigError`, never pydantic's `ValidationError`.
     """
 
-    # A validation error carries the input. Each of ours is turned into a ConfigError, which does not.
+    # A ValidationError contains the input. `__init__` raises a ConfigError instead, which does not contain it.
     model_config = ConfigDict(
         extra="forbid",
         frozen=True,
@@ -85,10 +86,10 @@ class BrokerOptions(BaseModel):
     retry_count: int | None = option(
         **bounds("retry_count"),
         unit="attempts",
-        description="Failed connection passes before waiting sends give up.",
+        description="After this many failed passes over the hosts, one after the other, the waiting sends fail.",
     )
     retry_delay: Duration | None = option(
-        **bounds("retry_delay"), description="Pause between connection passes; none: 0.1s, growing to 1s."
+        **bounds("retry_delay"), description="Pause between passes over the hosts; none: 0.1s, growing to 1s."
     )
 
     def __init__(self, **values: Any) -> None:

@@ -60,7 +60,7 @@ class ResolvedOptions(NamedTuple, Generic[O]):
     effective: Mapping[str, EffectiveOption]
 
     def for_broker(self) -> dict[str, Any]:
-        """`Broker`'s keyword arguments: the URL, the options that are its own, and all of them for `describe()`."""
+        """`Broker`'s keyword arguments: the URL, the options that `Broker` uses, and every option for `describe()`."""
         own = {name: getattr(self.options, name) for name in BrokerOptions.model_fields}
         return {"url": self.url, "options": self.effective, **own}
 
@@ -89,7 +89,7 @@ class _Given(NamedTuple):
     value: object
     origin: Origin
     suffix: Literal["", "_file", "_env"] = ""
-    """What follows the option's name, if the value is the name of a file or a variable with a secret."""
+    """The end of the option's name. It says that the value names a file, or a variable, that holds a secret."""
 
 
 _PASSWORD = _Spec(Secret, "Of the user in the URL.", secret=True)
@@ -317,7 +317,7 @@ def _validate(
         raise PluginContractError(
             f"a validator of {options_type.__module__}.{options_type.__qualname__} raised {failed}, not ValueError"
         )
-    if only_fields:  # a rule over several options would judge the defaults of those that could not be read
+    if only_fields:  # a rule over several options would see defaults in place of the options that could not be read
         fields = options_type.model_fields
         problems = [text for text in problems if text.partition(":")[0] in fields.keys() - bad]
     return None, problems

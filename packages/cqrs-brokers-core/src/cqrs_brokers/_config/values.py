@@ -1,7 +1,7 @@
 """Converts option values from the text of a config string to Python and back. Ambiguous text is refused.
 
 A converter takes text and returns the value, or raises a `ValueError` that says which text is allowed. The error never
-quotes the text. Types and ranges of options are in `options`.
+quotes the text.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ Converter = Callable[[str], Any]
 
 
 _WHOLE = {"s": " of seconds, without a unit", "ms": " of milliseconds, without a unit"}
-"""What an error says of a whole number that counts this unit: people write the unit, as for a `Duration`."""
+"""The end of an error about a whole number that has this unit: people write the unit, as they must for a `Duration`."""
 
 
 def converter(annotation: Any, metadata: list[Any], unit: str | None = None) -> Converter | None:
@@ -73,7 +73,7 @@ def converter(annotation: Any, metadata: list[Any], unit: str | None = None) -> 
     Args:
         annotation: The type.
         metadata: What `Annotated` says about it.
-        unit: What a number of it counts, for errors.
+        unit: The unit of a number, for errors.
     """
     origin, arguments = get_origin(annotation), get_args(annotation)
     for marker in metadata:

@@ -30,7 +30,7 @@ UNAWAITED = 1.0
 """How long a close waits for messages whose callers were cancelled, in seconds. Most are confirmed in that time. An
 interrupted program still ends soon."""
 LOOK_AGAIN = 0.05
-"""How often a flush looks whether its deadline was shortened, in seconds."""
+"""The time between two checks whether the deadline of a flush was shortened, in seconds."""
 
 
 def checked_timeout(timeout: float | None) -> None:
@@ -49,7 +49,7 @@ def checked_timeout(timeout: float | None) -> None:
 
 
 class Closing:
-    """One close, for all who call `close()`. A later caller may only shorten it."""
+    """One close, which all callers of `close()` share. A later caller can only shorten it."""
 
     def __init__(
         self,

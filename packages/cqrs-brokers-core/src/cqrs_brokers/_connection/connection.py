@@ -44,17 +44,18 @@ FIRST_DELAY = 0.1
 LONGEST_DELAY = 1.0
 RETRY_AFTER_PERMANENT = 5.0
 PROVEN_AFTER = 5.0
-"""How long a connection lasts, in seconds, until it counts as good although no message was confirmed."""
+"""A connection that has lasted this long (in seconds) counts as good, even if no message was confirmed on it."""
 MOST_LINES = 20
 """How many different reasons of one outage are logged."""
 OWN_TIMEOUT_SLACK = 0.5
 """How much longer than `connect_timeout` an attempt may take, in seconds. If the driver's own timeout ends the attempt,
 the error gives a better reason."""
 STALL_THAT_MATTERS = 0.5
-"""An attempt that failed is made again if the event loop once stood still for this share of `connect_timeout`
-meanwhile. On a busy machine the loop is often late, by less; an attempt there must not take twice as long."""
+"""A failed attempt is made again if the event loop stood still during the attempt, without a break, for more than this
+share of `connect_timeout`. On a busy machine shorter delays are frequent. They must not double the time of an
+attempt."""
 _PERHAPS_LATE = (UnreachableError, ProtocolError, TLSError)
-"""Errors that may come from a time-out of the driver. Other errors are answers of the broker."""
+"""Errors that may come from a timeout of the driver. Other errors are answers of the broker."""
 
 
 def _backoff(unproven: int) -> float:
@@ -294,7 +295,7 @@ class Connection:
 
     async def _connect_once(self) -> ConnectError | None:
         """One pass over the hosts. If it fails and the event loop stood still meanwhile, it is made once more: the
-        driver's time-outs fired before the answers that had come were read."""
+        driver's timeouts may have ended before the loop read the answers that had arrived."""
         error, stalled = await self._attempt()
         if stalled and isinstance(error, _PERHAPS_LATE):
             error, again = await self._attempt()
@@ -339,7 +340,7 @@ class Connection:
             task.cancel()
             await asyncio.wait((task,), timeout=0.4)
             if not task.done():
-                self._breaches.add(method, "does not let itself be cancelled")
+                self._breaches.add(method, "did not end when it was cancelled")
 
     async def _ready_until_lost(self) -> ConnectError:
         assert self._lost is not None
@@ -347,7 +348,7 @@ class Connection:
         self.last_error = None
         self._listener.changed("connected", "")
         self._end_passes(None)
-        if not self._lost.done() and self.blocked_by is None:  # it may be lost or blocked since the driver returned
+        if not self._lost.done() and self.blocked_by is None:  # both may have changed since `connect()` returned
             self._listener.opened(True)
         error = await self._lost
         error.broker = error.broker or self._address
@@ -402,7 +403,7 @@ class Connection:
             await asyncio.wait((task,), timeout=0.5)
 
     def drop(self) -> None:
-        """The event loop is closed: forgets its tasks without I/O."""
+        """Forgets the tasks of an event loop that is closed, and aborts the driver. It awaits nothing."""
         self._task = self._lost = self._wake = None
         self._passes.clear()
         self._tasks.abort()

@@ -18,12 +18,12 @@ class Health:
     """The state of a broker, for readiness probes.
 
     Attributes:
-        ok: Connected, answering, and taking messages.
+        ok: Whether the broker is connected, answers, and takes messages.
         reason: Why it is not ok. If it is ok: "ok", or "throttled: …" while the broker slows this client down (a
             quota).
         latency: How long the check took, in seconds.
         last_error: Why the connection was lost or could not be made; None while connected.
-        blocked: Connected, but the broker takes no messages (RabbitMQ: a memory or disk alarm).
+        blocked: Whether the broker is connected but takes no messages (RabbitMQ: a memory or disk alarm).
         in_flight: How many messages the driver holds.
     """
 
@@ -48,5 +48,5 @@ async def whats_wrong(connection: Connection, loop: AbstractEventLoop, timeout: 
         reason = error.text
     else:
         reason = "" if connection.last_error is None else connection.last_error.text
-    # A blocked broker may not answer the ping: the block is the reason then, too.
+    # If the broker is blocked, the block is the reason, even if the ping failed.
     return reason if connection.blocked_by is None else f"blocked: {connection.blocked_by}"

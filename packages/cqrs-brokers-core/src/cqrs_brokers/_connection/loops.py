@@ -23,7 +23,7 @@ NO_LOOP = (
 
 
 class LoopBinding:
-    """The bound event loop of one broker, or none yet."""
+    """The event loop to which one broker is bound. It is None until the broker is used for the first time."""
 
     def __init__(self) -> None:
         self.loop: AbstractEventLoop | None = None
@@ -31,10 +31,10 @@ class LoopBinding:
         _bindings.add(self)
 
     def checked(self, running: AbstractEventLoop | None) -> AbstractEventLoop:
-        """The running loop, if it may use the broker.
+        """The running loop, if the broker may be used in it.
 
         Raises:
-            WrongLoopError: It may not.
+            WrongLoopError: The broker may not be used here.
         """
         if self.forked:
             raise WrongLoopError(FORKED)

@@ -24,7 +24,8 @@ class ConnectionListener(NamedTuple):
 
     Attributes:
         opened: Called with True when the driver takes messages from now on, and with False when it takes none.
-        failed: Connecting failed, for good or too often: every message that was not handed over ends with this error.
+        failed: Connecting failed with a permanent error, or `retry_count` times in a row. Every message that was not
+            handed over ends with this error.
         dropped: The event loop is ending without `close()`.
         changed: Tells the observers the new state and the reason.
         may_go_on: The driver says that destinations that took nothing may take messages now.

@@ -99,7 +99,7 @@ class Deadlines:
             self._timer = self._loop.call_at(deadline, self.expire)
 
     def expect(self, deadline: float) -> None:
-        """There will be a message with this deadline. It may be earlier than those of the messages before it."""
+        """Prepares the timer for a message with this deadline, which may be earlier than those of earlier messages."""
         self._in_order = False
         when = min(deadline, self._loop.time() + self._timeout)  # later calls without a timeout have later deadlines
         if self._timer is not None and when < self._timer.when():
@@ -115,7 +115,7 @@ class Deadlines:
 
     def are_due(self) -> bool:
         """Whether a deadline has passed and its messages have not ended yet, for example because the event loop stood
-        still. Nothing may be submitted now: it might be a message whose deadline has passed."""
+        still. Then nothing may be submitted, because the deadline of the next message may have passed, too."""
         due = self._ending or (self.armed and self._due <= self._loop.time())
         self._held_up = self._held_up or due
         return due
@@ -176,7 +176,7 @@ class Deadlines:
                     self._ending = True
                     waiting.append(delivery)
         if waiting and (held_up or not self._in_order):
-            self._in_flight.on_room()  # perhaps only the first one had no room
+            self._in_flight.on_room()  # a message that ended may have been the only one without room
         return late
 
     def _next(self, now: float) -> float | None:
@@ -188,7 +188,7 @@ class Deadlines:
         if first is None:
             self._in_order = True
             return None
-        # Looking at every message takes longer the more there are: at most a tenth of the time goes into it.
+        # The next look comes after ten times the time that this one took. So looks use at most a tenth of the time.
         return max(min(first, now + self._timeout), now + 10 * (self._loop.time() + CLOCK_RESOLUTION - now))
 
     def _error(self, delivery: Sending, room: bool, stalled: float) -> DeliveryError:

@@ -53,8 +53,8 @@ class Delivery(Protocol):
 
     A driver calls `handed_over()` immediately before it gives the message to its client, and then `confirm()` or
     `fail()` once. For a message that is over (`done`) it may call `release()` instead. Every delivery must get
-    `confirm()`, `fail()`, `release()`, or a `handed_over()` that returns False, even if the caller has long had its
-    answer.
+    `confirm()`, `fail()`, `release()`, or a `handed_over()` that returns False, even if the caller already has its
+    outcome.
     """
 
     @property
@@ -96,7 +96,7 @@ class Delivery(Protocol):
 
         Args:
             partition: The partition it is in, where the broker has partitions.
-            offset: Its offset there, where the broker says it.
+            offset: Its offset in the partition, if the broker reports it.
         """
 
     def fail(self, error: DeliveryError) -> None:
@@ -104,8 +104,8 @@ class Delivery(Protocol):
 
         Args:
             error: `NotDeliveredError` only when it is proven that the broker does not have the message and will not get
-                it; in every other case a `DeliveryUnknownError`. `Broker` fills in message and broker. One object may
-                fail many deliveries.
+                it; in every other case a `DeliveryUnknownError`. `Broker` fills in message and broker. The same error
+                object may be given to many deliveries.
         """
 
 
@@ -115,7 +115,7 @@ def confirm_all(deliveries: Iterable[Delivery], *, partition: int | None = None,
     Args:
         deliveries: The batch, in its order in the partition.
         partition: The partition it is in, where the broker has partitions.
-        offset: The offset of the first one there, where the broker says it.
+        offset: The offset of the first message in the partition, if the broker reports it.
     """
     if partition is None and offset is None:
         for delivery in deliveries:
@@ -191,13 +191,13 @@ class Sending:
         if self.state != HANDED:
             self._breach("confirm", "before handed_over()" if self.state == SUBMITTED else "after the end")
         elif self.done:
-            logger.debug("message %s was confirmed after its caller had its answer", self.message_id)
+            logger.debug("message %s was confirmed after its caller had its outcome", self.message_id)
             self._release()
         else:
             places = self._in_flight
             receipt = Receipt(self._id, self.topic, places.name, places.confirms, partition, offset)
             places.confirmed = True
-            # As `_finish`, without the call: this runs once for each message.
+            # These lines repeat `_finish`, because a call for each message takes time.
             self.done = True
             self.state = RELEASED
             del places.pending[self]
@@ -225,7 +225,7 @@ class Sending:
             self._breach("fail", "after the end")
         elif self.done:
             logger.debug(
-                "message %s ended in %s after its caller had its answer", self.message_id, type(error).__name__
+                "message %s ended in %s after its caller had its outcome", self.message_id, type(error).__name__
             )
             self._release()
         else:

@@ -1,4 +1,4 @@
-"""What is in flight: the places that messages take while the driver holds them, and who is told of outcomes.
+"""The places that messages take in flight, and the functions that are told of outcomes.
 
 A place is taken when a message is submitted to the driver. It is free when the *driver* lets go of the message, which
 may be later than the caller's outcome. So the memory that a stalled client holds is bounded.
@@ -97,7 +97,7 @@ class InFlight:
         self._watchers = watchers
         self.watched = bool(watchers)
         self.notify: Watcher = watchers[0] if len(watchers) == 1 else self._notify_all
-        """Tells all who watch. Callers look at `watched` first: that is cheaper than a call for each message."""
+        """Calls every watcher. Callers look at `watched` first: that is cheaper than a call for each message."""
 
     def _notify_all(self, delivery: Any, outcome: Receipt | DeliveryError) -> None:
         for watcher in self._watchers:

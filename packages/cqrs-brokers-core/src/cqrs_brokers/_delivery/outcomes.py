@@ -31,7 +31,7 @@ class AwaitedDelivery(Sending):
     __slots__ = ("_asyncio_future_blocking", "callback", "_cancelled", "context", "_outcome", "_wakeups")
 
     def __init__(self, message: Message, deadline: float, size: int, in_flight: InFlight, wakeups: Wakeups) -> None:
-        # As `Sending`, without the call: this runs once for each message.
+        # These lines repeat `Sending.__init__`, because a call for each message takes time.
         self.message = message
         self.topic = message.topic
         self._id = raw_id(message)
@@ -41,7 +41,7 @@ class AwaitedDelivery(Sending):
         self.state = QUEUED
         self._in_flight = in_flight
         self._wakeups = wakeups
-        self._asyncio_future_blocking = True  # asyncio's task checks it: the object was yielded by `await`
+        self._asyncio_future_blocking = True  # asyncio's task checks this of the object that `await` yields
         self.callback: Callable[[Any], object] | None = None
         self._cancelled: tuple[object, ...] | None = None
         self._outcome: Receipt | DeliveryError | None = None
@@ -49,7 +49,7 @@ class AwaitedDelivery(Sending):
     def _resolve(self, outcome: Receipt | DeliveryError) -> None:
         if self._cancelled is None:
             self._outcome = outcome
-            if self.callback is not None:  # as `wake_soon`, without the call for every message
+            if self.callback is not None:  # the lines below repeat `wake_soon`: a call for each message takes time
                 wakeups = self._wakeups
                 if not wakeups.due:
                     wakeups.loop.call_soon(wakeups.wake)

@@ -33,7 +33,7 @@ class SimpleSender(PipelinedDriver):
         """Whether it is a plain `MessageBroker`, which gets the caller's own object."""
         said = getattr(broker, "capabilities", None)
         self.declared: Capabilities | None = said if isinstance(said, Capabilities) else None
-        """What it says it can do; a plain `MessageBroker` need not say anything."""
+        """The capabilities that it declares. None: it is a plain `MessageBroker` that declares none."""
         self._ordered = self.capabilities.ordering_key
 
     @property

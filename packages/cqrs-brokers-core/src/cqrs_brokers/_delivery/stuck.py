@@ -7,7 +7,7 @@ is known which destinations take nothing. The window has three parts:
 |---|---|
 | two fifths | every message, while all destinations take messages |
 | a tenth | trials: single messages for destinations that take nothing |
-| half | the destinations that go on, when others take nothing; until then no message |
+| half | the other destinations, when some take nothing; it is empty until then |
 
 When some destinations take nothing, the others get two fifths of the free places, not all of them. So there is still
 room when another destination stops later. Destinations that stop one after the other may hold more than half together:
@@ -56,7 +56,8 @@ class StuckDestinations:
         self._held: list[Sending] = []
         self._bytes = 0
         self._trials: dict[str, dict[object, Sending]] = {}
-        """The trials, by destination and key. After a look, the key of a trial without a key is the trial itself."""
+        """The trials, by destination and by key. The message of a trial may have no key: its entry is None, and from
+        the next look on the trial itself. So the entry None is free for one more trial after each look."""
         self.names: frozenset[str] = frozenset()
         """The destinations that take nothing."""
         self._again: set[str] = set()
@@ -65,8 +66,8 @@ class StuckDestinations:
         """The pairs of stuck destination and key for which the driver holds a message. A further message of such a pair
         is no trial, because it would wait for the earlier one."""
         self._looks_for_more = 0
-        """The number of further looks after `try_again`. A destination that one of these looks finds stuck gets one
-        more trial, too. Its messages may have been sent the old way, before the driver changed the way."""
+        """How many of the next looks give one more trial to each destination that they newly find stuck. `try_again`
+        sets it: the driver may have sent the messages of such a destination before it began to send another way."""
         self._set_limits()
 
     def look(self) -> None:
@@ -180,8 +181,8 @@ class StuckDestinations:
 
 
 def _that_count(trials: dict[object, Sending]) -> dict[object, Sending]:
-    """The trials that the driver still holds, with new keys for those without a key, so that another one may be
-    tried."""
+    """The trials that the driver still holds. A trial without a key gets itself as its key, so that the destination may
+    have one more trial without a key."""
     return {trial if key is None else key: trial for key, trial in trials.items() if trial.state < RELEASED}
 
 

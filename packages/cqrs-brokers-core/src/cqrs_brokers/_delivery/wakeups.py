@@ -49,7 +49,7 @@ class Wakeups:
         try:
             for sleeper in waking:
                 callback, sleeper.callback = sleeper.callback, None
-                sleeper.context.run(callback, sleeper)  # type: ignore[arg-type] # it is woken because it has one
-        finally:  # a task that raises KeyboardInterrupt or SystemExit ends the loop's turn, not the others' wait
+                sleeper.context.run(callback, sleeper)  # type: ignore[arg-type] # each of them has a callback
+        finally:  # a task that raises KeyboardInterrupt or SystemExit ends this turn: the others are woken later
             for sleeper in waking:
                 sleeper.wake_soon()

@@ -67,8 +67,8 @@ class Window:
         """The callers that are to be woken in this event loop."""
         self._stuck = StuckDestinations(in_flight, destination)
         self._aside: tuple[int, Sending] | None = None
-        """The messages at the front must wait until a stuck destination takes something. This is their number, and the
-        last of them. None: `refill` has to find them again."""
+        """How many messages at the front must wait until a stuck destination takes a message, and the last of these
+        messages. None: `refill` has to find them again."""
         self._looking: asyncio.TimerHandle | None = None
         self._deadlines = Deadlines(in_flight, self._waiting, why_not_taken, why_late, self._stuck.reason, timeout)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -111,7 +111,7 @@ class Window:
             and len(places.pending) + len(places.ended) < places.limit
             and (places.bytes + delivery.size <= places.limit_bytes or not places.bytes)
         ):
-            # The message takes a place: here and in `refill`, because a call for each message costs more.
+            # `refill` has the same three lines: a call for each message would cost more.
             delivery.state = SUBMITTED
             places.pending[delivery] = False
             places.bytes += delivery.size
@@ -128,7 +128,7 @@ class Window:
         return False
 
     def expect(self, deadline: float) -> None:
-        """There will be a message with this deadline. It may be earlier than those of the messages before it."""
+        """Prepares the timer for a message with this deadline, which may be earlier than those of earlier messages."""
         self._deadlines.expect(deadline)
 
     def queue(self, deliveries: Sequence[Sending]) -> None:
@@ -147,7 +147,7 @@ class Window:
                     delivery.keep()
 
     def open(self, accepting: bool) -> None:
-        """Notes whether the driver takes messages from now on. If it does, submits what waits."""
+        """Notes whether the driver takes messages from now on. If it does, submits the messages that wait."""
         self.accepting = accepting
         if accepting:
             self._deadlines.opened()
@@ -181,7 +181,7 @@ class Window:
                 held = places.bytes
                 if held + delivery.size > most_bytes and held and not stuck.is_alone(delivery):
                     break
-                # The message takes a place: here and in `admit`, because a call for each message costs more.
+                # `admit` has the same three lines: a call for each message would cost more.
                 delivery.state = SUBMITTED
                 pending[delivery] = False
                 places.bytes = held + delivery.size
@@ -198,7 +198,7 @@ class Window:
         if waiting:
             self._look_later()
         elif not are_stuck and self._looking is not None:
-            # All has room. What the last look noted would keep deliveries alive, and the outcomes of their calls.
+            # No message waits. The notes of the last look would keep deliveries, and their outcomes, in memory.
             self._looking.cancel()
             self._looking = None
             stuck.forget_look()
@@ -255,12 +255,12 @@ class Window:
         self._in_flight.breaches.add("submit", "raised", error=error)
         for delivery in batch:
             if delivery.state == SUBMITTED or delivery.state == HANDED:
-                delivery.fail(error)  # type: ignore[arg-type] # classified there, by what was handed over
+                delivery.fail(error)  # type: ignore[arg-type] # `fail` classifies it
 
     # -- out ----------------------------------------------------------------------------------------------------------
 
     def give_up(self, delivery: Sending) -> None:
-        """The caller was cancelled."""
+        """Abandons the message of a caller that was cancelled."""
         if delivery.done:
             return
         delivery.abandon()
@@ -269,7 +269,7 @@ class Window:
             self._refill_soon()
 
     def give_up_all(self, bulk: BulkOutcomes) -> None:
-        """The caller of a `send_messages` was cancelled."""
+        """Abandons the messages of a `send_messages` that was cancelled."""
         for delivery in (*self._in_flight.pending, *self._waiting):
             if isinstance(delivery, BulkDelivery) and delivery.bulk is bulk:
                 self.give_up(delivery)

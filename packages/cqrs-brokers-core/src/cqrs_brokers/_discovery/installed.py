@@ -213,9 +213,9 @@ def _header(distribution: Distribution) -> tuple[str, str, tuple[str, ...], str 
     try:
         text = distribution.read_text("METADATA")
         written = text or distribution.read_text("PKG-INFO") or ""
-        header = HeaderParser().parsestr(written.partition("\n\n")[0])  # the description behind it is long
+        header = HeaderParser().parsestr(written.partition("\n\n")[0])  # without the description, which is long
         requires = header.get_all("Requires-Dist") or []
-        if text is None:  # an egg-info: they are in another file
+        if text is None:  # an egg-info has its requirements in another file
             requires = distribution.requires or []
     except Exception as error:
         return "", "", (), f"its metadata cannot be read ({type(error).__name__})"

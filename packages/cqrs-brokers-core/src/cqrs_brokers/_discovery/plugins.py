@@ -143,7 +143,7 @@ class Plugin(NamedTuple):
         others = [plugin for plugin in _manager.get_plugins() if plugin is not self.implementation]
         try:
             return _manager.subset_hook_caller(name, others)(**arguments), None
-        except (Exception, SystemExit) as error:  # KeyboardInterrupt passes: it is the user's, not the plugin's
+        except (Exception, SystemExit) as error:  # KeyboardInterrupt is not caught: the user caused it, not the plugin
             return None, error
 
     def _failed(self, hook: str, error: BaseException, url: BrokerURL, options: BrokerOptions) -> NoReturn:
@@ -163,7 +163,7 @@ class Plugin(NamedTuple):
             raise ConfigError(problems) if isinstance(error, ConfigError) else type(error)(*problems)
         if isinstance(error, ImportError) and clean:
             raise PluginLoadError(f"{self.title} cannot be used: {_what_is_missing(error)}") from error
-        text = f"{hook} of {self.title} raised {type(error).__name__}; only a ConfigError may leave it"
+        text = f"{hook} of {self.title} raised {type(error).__name__}; it may raise only a ConfigError"
         raise PluginContractError(text) from (error if clean else None)
 
 
@@ -231,7 +231,7 @@ def _what_is_missing(error: ImportError) -> str:
             f"the metadata of {error.name} (its folder .dist-info) is not here: bundle it too "
             f"(PyInstaller: --copy-metadata {error.name})"
         )
-    return f"{error}: reinstall it, or bundle that too (PyInstaller: --hidden-import {error.name})"
+    return f"{error}: reinstall it, or bundle this module, too (PyInstaller: --hidden-import {error.name})"
 
 
 def _import(claim: Claim, secrets: Iterable[str]) -> object:
@@ -241,7 +241,7 @@ def _import(claim: Claim, secrets: Iterable[str]) -> object:
         for part in filter(None, attribute.strip().split(".")):
             found = getattr(found, part)
         return found
-    except (Exception, SystemExit) as error:  # KeyboardInterrupt passes: it is the user's, not the plugin's
+    except (Exception, SystemExit) as error:  # KeyboardInterrupt is not caught: the user caused it, not the plugin
         problem = error
     clean = not _shows(problem, secrets)
     reason = type(problem).__name__ + (f": {problem}" if clean else ", whose text may show a secret")
@@ -273,7 +273,7 @@ def _register(plugin: object, name: str, title: str) -> None:
     except pluggy.PluginValidationError as error:
         problem = " ".join(str(error).split())
     except Exception as error:
-        problem, cause = f"looking at it raised {type(error).__name__}", error
+        problem, cause = f"inspecting it raised {type(error).__name__}", error
     if problem is not None:
         if _manager.has_plugin(name):
             _manager.unregister(name=name)

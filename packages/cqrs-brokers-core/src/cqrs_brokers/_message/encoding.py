@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
+
+from pydantic_core import PydanticSerializationError, to_json
 
 from .jsonable import UnencodableError, jsonable, where_text_fails
 from .tombstone import TOMBSTONE
@@ -27,8 +28,8 @@ def encode(payload: object) -> bytes:
         raise UnencodableError("the payload is None: give a mapping, or TOMBSTONE to delete the key")
     ready = jsonable(payload, "payload")
     try:
-        return _encoder.encode(ready).encode()
-    except (UnicodeEncodeError, ValueError):  # a lone surrogate; an integer of more digits than Python writes
+        return to_json(ready)
+    except PydanticSerializationError:  # a lone surrogate
         problem = UnencodableError(where_text_fails(ready, "payload"))
     # Raised here, outside the handler: the library's own errors quote values of the payload, as context too.
     raise problem
@@ -41,6 +42,3 @@ def content_type_of(message: Any) -> str:
         return content_type
     payload = message.payload
     return BYTES if type(payload) is bytes else "" if payload is TOMBSTONE else JSON
-
-
-_encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":"))

@@ -2,7 +2,7 @@
 
 | accepted | in JSON |
 |---|---|
-| `None`, bool, int of any size, finite float, str | as they are |
+| `None`, bool, int of at most 4 300 digits, finite float, str | as they are |
 | mapping with keys of text; list, tuple, named tuple | object; array |
 | pydantic model, pydantic's and the standard library's dataclasses | object; see `models` |
 | Enum | its value |
@@ -30,7 +30,9 @@ from cqrs_brokers.exceptions import safe_cause
 from .ids import text_of
 
 __all__ = [
+    "LARGEST",
     "MAX_DEPTH",
+    "NUMBERS",
     "PLAIN",
     "Refused",
     "TOO_DEEP",
@@ -48,8 +50,12 @@ Writer = Callable[[Any, int], Any]
 """Turns a value, found at a nesting depth, into what JSON can hold."""
 
 MAX_DEPTH = 200
-PLAIN = frozenset({str, int, bool, type(None)})
+PLAIN = frozenset({str, bool, type(None)})
 """The classes whose instances are written as they are."""
+NUMBERS = frozenset({int, float})
+LARGEST: int = 10**4_300 - 1
+"""Numbers are written as they are up to this one: finite, and of no more digits than Python reads and writes. The limit
+is the default of `sys.set_int_max_str_digits`."""
 TOO_DEEP = "is nested too deeply, or refers to itself"
 _MOST_CLASSES = 10_000
 WRITERS: dict[type, Writer] = {}
@@ -130,7 +136,7 @@ def asked(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def where_text_fails(ready: Any, path: str) -> str:
-    """Says which text or integer cannot be written, with its path. The value comes from `jsonable`."""
+    """Says which text cannot be written, with its path. The value comes from `jsonable`."""
     parts: list[tuple[str, Any]] = []
     if isinstance(ready, str):
         try:
@@ -146,11 +152,6 @@ def where_text_fails(ready: Any, path: str) -> str:
         parts = [(_path(path, [key]), item) for key, item in ready.items()]
     elif isinstance(ready, list):
         parts = [(_path(path, [index]), item) for index, item in enumerate(ready)]
-    elif isinstance(ready, int):
-        try:
-            str(ready)
-        except ValueError:
-            return f"{path} is an integer of more digits than Python writes (sys.set_int_max_str_digits)"
     for inner, item in parts:
         found = where_text_fails(item, inner)
         if found:
@@ -171,7 +172,7 @@ def _mapping(value: Mapping[Any, Any], depth: int) -> dict[str, Any]:
         for key, item in value.items():
             name = key if type(key) is str else _key(key)
             kind = type(item)
-            if kind in PLAIN or (kind is float and isfinite(item)):
+            if kind in PLAIN or (kind in NUMBERS and -LARGEST <= item <= LARGEST):
                 out[name] = item
             else:
                 out[name] = (WRITERS.get(kind) or writer_of(kind))(item, depth)
@@ -199,7 +200,7 @@ def _sequence(value: list[Any] | tuple[Any, ...], depth: int) -> list[Any]:
     try:
         for item in value:
             kind = type(item)
-            if kind in PLAIN or (kind is float and isfinite(item)):
+            if kind in PLAIN or (kind in NUMBERS and -LARGEST <= item <= LARGEST):
                 append(item)
             else:
                 append((WRITERS.get(kind) or writer_of(kind))(item, depth))
@@ -215,6 +216,12 @@ def _dataclass(kind: Any) -> Writer:
 
 
 # -- leaves ------------------------------------------------------------------------------------------------------------
+
+
+def _int(value: int, depth: int) -> int:
+    if -LARGEST <= value <= LARGEST:
+        return int.__pos__(value)
+    raise Refused("is an integer of more digits than Python writes (sys.set_int_max_str_digits)")
 
 
 def _float(value: float, depth: int) -> float:
@@ -242,7 +249,7 @@ _LEAVES: dict[type, Writer] = {
     time: _time,
     Decimal: _decimal,
     str: lambda value, depth: str.__str__(value),
-    int: lambda value, depth: int.__pos__(value),
+    int: _int,
 }
 """Writers by class. For a subclass the first class that matches counts: a datetime is a date too."""
 
@@ -289,8 +296,8 @@ _TEXTS = {
 }
 """Classes that are written as their text: addresses, paths and URLs."""
 _SECRETS = {"Secret", "SecretBytes", "SecretStr", "_SecretBase"}
-_REMEDY = "convert it, or give its model a serializer for it, or the broker an encoder"
-_HIDDEN = "is a secret: give its model a serializer that says how it goes out, or leave it out"
+_REMEDY = "convert it, give its model a serializer for it, or give the broker an encoder"
+_HIDDEN = "is a secret: give its model a serializer that says how it is written, or leave it out"
 _SHOWN_DEPTH = 8
 
 

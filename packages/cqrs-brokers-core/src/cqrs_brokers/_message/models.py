@@ -14,12 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any
 
 from pydantic_core import PydanticSerializationError, SchemaSerializer
 
-from .jsonable import MAX_DEPTH, PLAIN, TOO_DEEP, WRITERS, Refused, Writer, asked, write, writer_of
+from .jsonable import LARGEST, MAX_DEPTH, NUMBERS, PLAIN, TOO_DEEP, WRITERS, Refused, Writer, asked, write, writer_of
 
 __all__ = ["model_writer"]
 
@@ -34,7 +33,7 @@ class _Field:
         name: Its name in Python.
         key: Its name in JSON.
         function: Its own serializer, as pydantic's schema describes it.
-        by_pydantic: pydantic writes it.
+        by_pydantic: Whether pydantic writes it.
         skip: Whether a value is left out.
     """
 
@@ -152,8 +151,8 @@ def _serializers(schema: Any, whole: Mapping[str, Any], seen: set[str]) -> Itera
 
 
 def _says_nothing(serializer: Mapping[str, Any]) -> bool:
-    """Whether the serializer is pydantic's own for a path, a deque or a secret's asterisks. The rule of `jsonable`
-    writes these."""
+    """Whether the serializer is pydantic's own for a path, a deque or a secret. The rule of `jsonable` applies to these
+    types instead: it refuses secrets."""
     function = serializer.get("function")
     module, name = getattr(function, "__module__", "") or "", getattr(function, "__qualname__", "")
     of_a_secret = module == "pydantic.types" and name.startswith("_serialize_secret")
@@ -177,7 +176,7 @@ def _plain(names: tuple[str, ...]) -> Writer:
             for name in names:
                 item = values.get(name, _MISSING)
                 kind = type(item)
-                if kind in PLAIN or (kind is float and isfinite(item)):
+                if kind in PLAIN or (kind in NUMBERS and -LARGEST <= item <= LARGEST):
                     out[name] = item
                 elif item is not _MISSING:
                     out[name] = (WRITERS.get(kind) or writer_of(kind))(item, depth)

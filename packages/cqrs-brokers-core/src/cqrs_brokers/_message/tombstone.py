@@ -1,4 +1,4 @@
-"""`TOMBSTONE`: the payload that says "there is nothing here any more"."""
+"""`TOMBSTONE`: the payload of a message that reports a deletion and has no body."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Tombstone:
 
 _the_one: Tombstone = object.__new__(Tombstone)
 TOMBSTONE: Final = _the_one
-"""The payload of a message without a body. The message says that what its key stands for is deleted.
+"""The payload of a message without a body. The message says that the object with its key was deleted.
 
 It is for compacted topics, where the newest message of a key is the state of that key. It is not an empty body and not
 JSON's `null`. The message needs a key. The broker needs the capability `tombstones`.

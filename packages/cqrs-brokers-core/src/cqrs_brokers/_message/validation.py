@@ -2,7 +2,7 @@
 
 Legal topics, names, content types and header names repeat; they are remembered in bounded sets. Values are checked
 every time. In the message a subclass of `str`, such as an enum member, is replaced by the plain text that it holds, so
-that drivers meet `str` only.
+that drivers get only `str`.
 
 The limits are those of the strictest broker that we know: AMQP's short strings have at most 255 bytes (AMQP 0-9-1,
 4.2.5.3), and its field names 128 (4.2.5.5). A driver may have further rules, for example for topics (`refuse_topic`).
@@ -52,7 +52,7 @@ class Validator:
         capabilities: What its driver can do; a message that needs more is refused, not silently reduced. None: the
             broker declares nothing, and is given headers of text and no key.
         refuse_topic: Says why the broker cannot have a topic; None: it can.
-        max_message_bytes: The most that body, key and headers may have together.
+        max_message_bytes: The most bytes that body, key and headers may have together.
     """
 
     def __init__(
@@ -126,11 +126,11 @@ class Validator:
     def add_headers(self, message: Message, added: Mapping[str, HeaderValue], size: int) -> int:
         """Adds headers to a message that was checked, or leaves the message as it is and raises.
 
-        Only what is added is checked: to check all headers again would double the cost for a message that has some.
+        It checks only the added headers. A second check of the others would double the cost.
 
         Args:
             message: The message. Its headers are not changed in place.
-            added: The headers. One replaces a header of the message that has the same name.
+            added: The headers. An added header replaces a header of the message that has the same name.
             size: What `check` returned.
 
         Returns:
@@ -220,14 +220,14 @@ class Validator:
 
     def _check_id_and_time(self, message: Message) -> None:
         known = raw_id(message)
-        if type(known) is not bytes and not isinstance(known, UUID):  # bytes: it is ours
+        if type(known) is not bytes and not isinstance(known, UUID):  # bytes: core made the id
             self._refuse(message, "message_id must be a UUID")
         if has_own_time(message):
             return
         timestamp: Any = message.timestamp
         if not isinstance(timestamp, datetime) or timestamp.tzinfo is None:
             self._refuse(message, "timestamp must be a timezone-aware datetime: use datetime.now(UTC)")
-        if timestamp.year <= 1970 and timestamp < _EPOCH:  # the year is cheap to ask; no zone is a year off
+        if timestamp.year <= 1970 and timestamp < _EPOCH:  # the year first, because that is cheap
             self._refuse(message, "timestamp is before 1970-01-01, which not every broker can carry")
 
     def _checked_topic(self, message: Message, topic: Any) -> str:
@@ -251,11 +251,11 @@ class Validator:
             if not self._tombstones:
                 self._refuse(
                     message,
-                    "this broker has no tombstones (a message without a body, which deletes what its key stands for): "
-                    "send an event that says so",
+                    "this broker has no tombstones (messages without a body, which report a deletion): send an event "
+                    "that reports it",
                 )
             if message.key is None:
-                self._refuse(message, "a tombstone needs a key: it deletes what the key stands for")
+                self._refuse(message, "a tombstone needs a key: it reports that the object with this key was deleted")
             return b""
         try:
             body = encoded_anew(message)

@@ -46,7 +46,7 @@ class Keys:
     """The claimed rows.
 
     Args:
-        pipeline: Whether all waiting rows of a key go together.
+        pipeline: Whether all waiting rows of a key are sent together.
 
     Attributes:
         busy: The numbers of all rows that the relay has, until they are marked.

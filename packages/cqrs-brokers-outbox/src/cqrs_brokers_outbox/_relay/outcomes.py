@@ -6,7 +6,7 @@
 | not delivered, because of the broker (no connection, blocked, closed) | stays as it is; the relay waits |
 | not delivered, because of its topic | waits, and its topic with it |
 | not delivered, retryable | waits, and its key with it |
-| not delivered for good | is parked |
+| not delivered, not retryable | is parked |
 | unknown | is counted and sent again, under the same message id |
 
 A receipt is a fact, so any relay that has one records it. For every other mark the relay must have the current token of
@@ -188,7 +188,7 @@ class Marker:
         if any(outcome.verdict is Verdict.REFUSED for outcome in failures):
             rows = await self._store.rows(self._statements.refused_topics(count))
             standing = {(int(partition), topic) for partition, topic in rows}
-            for outcome in failures:  # a row that stood for its topic may have found another end
+            for outcome in failures:  # a row that stood for its topic may have another outcome now
                 if outcome.item.row.state == State.REFUSED:
                     standing.discard((outcome.item.partition, outcome.item.row.topic))
         chosen: dict[tuple[int, str], int] = {}

@@ -25,7 +25,7 @@ UNMARKED = f"({State.READY}, {State.WAITING}, {State.REFUSED})"
 """The states of rows that may have been sent without a mark."""
 
 FOR_EVER = 10.0**9
-"""Seconds, 31 years: more makes no difference, and its microseconds may not have place in 64 bits."""
+"""31 years, in seconds. A larger number makes no difference, and its microseconds may not fit into 64 bits."""
 
 _MESSAGE = ", ".join(f"o.{name}" for name in ClaimedRow._fields if name != "held")
 
@@ -37,7 +37,7 @@ class Statements(ABC):
         tables: The outbox's tables.
         names: Their names as the dialect writes them: messages, lease, relay, version.
         topics: Only these topics; None: all.
-        continue_past_parked: Whether the rows behind a parked row go on.
+        continue_past_parked: Whether the rows behind a parked row are sent.
     """
 
     dialect: str
@@ -311,9 +311,9 @@ class _PostgreSQL(Statements):
         return f"{column} NOT IN (SELECT unnest({_array(name, 'bigint')}))", {name: _array_text(numbers)}
 
     def ready(self, columns: str, topic: str, conditions: str, limit: int) -> str:
-        # The statistics of such a table are of another hour: its planner expects a few rows, and would read and sort
-        # all that wait for each claim. In a subquery of its own, and with a limit that the planner does not know, it
-        # goes along the index until it has enough. A subquery's order is kept where nothing else is asked for.
+        # The statistics of such a table are out of date. So the planner expects few rows, and would read and sort all
+        # waiting rows for each claim. A subquery, and a limit that the planner does not know, make it read the index
+        # until it has enough rows. The order of a subquery is kept if no other order is asked for.
         inner = f"SELECT * FROM {self.messages} o WHERE o.state = {State.READY}{topic} ORDER BY o.id OFFSET 0"
         return f"SELECT {columns} FROM ({inner}) o WHERE TRUE{conditions} LIMIT (SELECT {int(limit)})"
 

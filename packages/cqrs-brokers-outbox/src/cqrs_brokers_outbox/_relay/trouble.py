@@ -34,7 +34,7 @@ class Trouble:
     """What a relay cannot do now.
 
     Args:
-        observers: Who is told.
+        observers: The objects that are told.
 
     Attributes:
         reasons: "claim", "send", "mark", "lease", "purge", "lag" → why it fails.
@@ -46,8 +46,8 @@ class Trouble:
         self.reasons: dict[str, str] = {}
 
     async def tried(self, what: str, call: Callable[[], Awaitable[bool]]) -> bool:
-        """Calls the function. After an error of the database it waits and returns False. It waits longer after each
-        failure in a row."""
+        """Calls the function. After an error of the database it waits and returns False. The wait is longer after each
+        further failure."""
         try:
             done = await call()
         except _DATABASE_ERRORS as error:

@@ -1,5 +1,4 @@
-"""What a relay does beside sending: it deletes sent rows that were kept long enough, and tells its observers what
-waits."""
+"""Deletes sent rows that were kept long enough, and tells the observers of a relay which rows wait."""
 
 from __future__ import annotations
 
@@ -22,7 +21,7 @@ class Upkeep:
     Args:
         store: A connection.
         keep: Seconds for which sent rows are kept. 0: sent rows are not kept.
-        observers: Who is told the lag.
+        observers: The objects that are told the lag.
         trouble: Notes errors of the database.
     """
 

@@ -63,8 +63,8 @@ class Worker:
         upkeep: The purge and the lag.
         trouble: What the relay cannot do now.
         batch: How many rows a claim brings, at most.
-        pipeline: Whether all waiting rows of a key go together.
-        observers: Who is told.
+        pipeline: Whether all waiting rows of a key are sent together.
+        observers: The objects that are told.
     """
 
     def __init__(
@@ -173,7 +173,7 @@ class Worker:
     async def _claiming(self) -> None:
         poll, known = SHORTEST_POLL, False
         while True:
-            self._to_claim.clear()  # before it reads: what is told meanwhile is for the next claim
+            self._to_claim.clear()  # before the claim reads: a signal that comes meanwhile is for the next claim
             claimed = await self._trouble.tried("claim", self._claim_if_room)
             if not claimed:
                 poll = min(LONGEST_POLL, poll * 1.3)
@@ -290,7 +290,7 @@ class Worker:
         if not self._keys.waiting or self._stopping.is_set():
             return []
         if self._leases.left() < self._broker.delivery_timeout + MARGIN:
-            self._to_lease.set()  # it is renewed first; what waits goes then, or is forgotten with the lease
+            self._to_lease.set()  # first the lease is renewed; then the waiting rows are sent, or forgotten with it
             return []
         items = self._keys.take()
         lost = [item for item in items if self._leases.tokens.get(item.partition) != item.token]
@@ -330,7 +330,7 @@ class Worker:
                 self._tell(ended)
             self._look_at(topic, without, others_go_on=others)
             self._ended(ended, without)
-            # A receipt lets the next of its key go; its mark need not be there.
+            # After a receipt the next row of the key may be sent. The receipt need not be marked before.
             calls = self._calls.apart(self._what_may_go())
             items = calls.pop(0) if calls else []
             self._begin(calls)
@@ -353,7 +353,7 @@ class Worker:
                 self._observers.sent(outcome.item.row.id, outcome.item.message, cause)
 
     def _look_at(self, topic: str, without: Iterable[Outcome], *, others_go_on: bool) -> None:
-        """Looks whether the broker is gone, by the outcomes of a call that are no receipts."""
+        """Checks whether the broker is down, by the outcomes of a call that are not receipts."""
         broker_down = None
         for outcome in without:
             if outcome.verdict is Verdict.UNTOUCHED and isinstance(outcome.cause, DeliveryError):
@@ -372,7 +372,7 @@ class Worker:
     # -- marking ------------------------------------------------------------------------------------------------------
 
     def _ended(self, outcomes: Sequence[Outcome], without: Sequence[Outcome]) -> None:
-        """Rows have their outcomes: all of them, and those that are no receipts."""
+        """Takes outcomes of rows, to be marked: all outcomes, and those of them that are not receipts."""
         for outcome in without:
             self._keys.failed(outcome.item)
         if outcomes:

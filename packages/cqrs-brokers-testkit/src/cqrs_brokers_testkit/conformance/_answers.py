@@ -50,7 +50,7 @@ class _Forged:
 
     @classmethod
     async def of(cls, ctx: Context, timeout: float = _DEADLINE, count: int = 3) -> _Forged:
-        """One whose connections are known, and were used."""
+        """Opens a broker, sends one message with it, and notes the connections that it made through the proxy."""
         before = set(ctx.proxy.connections)
         broker, topic = ctx.open(delivery_timeout=timeout), await ctx.topic()
         check_receipt(await outcome_of(broker.send_message(ctx.message(topic))))
@@ -60,7 +60,7 @@ class _Forged:
         self.sends = [asyncio.ensure_future(outcome_of(self.broker.send_message(each))) for each in self.messages]
 
     async def check_truth(self, ctx: Context) -> None:
-        """What was not written because the answer to the one before it did not come, is not delivered."""
+        """Checks the outcomes against the topic. A message that was never written must not be in the topic."""
         records = await ctx.read_those_of(self.messages, self.topic, 2)
         check_truth(self.messages, [send.result() for send in self.sends], records)
 
@@ -69,11 +69,11 @@ class _Forged:
 
 
 async def _tried(ctx: Context, meaning: str, count: int = 3, *, ends: bool = False) -> dict[str, _Forged]:
-    """What became of messages whose answers are forged so, by what the forged answer says.
+    """Sends messages whose answers are forged, and returns their outcomes by the name of the forgery.
 
     Args:
         ctx: The case's context.
-        meaning: The meaning of the forgeries.
+        meaning: Only the forgeries with this meaning are used.
         count: How many messages are sent at the same time.
         ends: Whether the broker then closes the connection in good order.
     """
@@ -182,7 +182,11 @@ async def pings_confirm_nothing(ctx: Context) -> None:
 
 
 async def _losing_all_but_pings(ctx: Context, forged: _Forged) -> Callable[[ProxyConnection], object]:
-    """By the harness; without it, what a ping brings is let through, if it is the same each time."""
+    """A function that loses every answer but those to pings.
+
+    The harness has it, or it is made here: it lets through only bytes that a ping brought before. That needs pings
+    whose answers are all the same.
+    """
     try:
         forgeries: dict[str, Forgery] = await ctx.once(ctx.harness.forged_answers)
         lost = [forgery.apply for forgery in forgeries.values() if forgery.meaning == "lost"]

@@ -207,7 +207,7 @@ class _TimedOut(Exception):  # noqa: N818 - names what happened
 
 
 def _kept(action: Callable[[], Any]) -> Any:
-    """What the action does, in a thread: asyncio would put a `TimeoutError` without traceback in the place of its."""
+    """Runs the action, in a thread, and wraps its `TimeoutError`. asyncio would replace it by one without traceback."""
     try:
         return action()
     except TimeoutError as error:
@@ -335,10 +335,11 @@ class Context:
 
     @contextlib.asynccontextmanager
     async def spared_by_the_broker(self) -> AsyncIterator[None]:
-        """For what follows a refusal: where the broker hangs up after it, its neighbours cannot have their answers.
+        """Makes a failed check not applicable if the broker hung up after it refused a message.
 
-        The broker's answers come a moment later to the driver than to the proxy. Else a driver that ends the connection
-        as soon as it reads the refusal would be the first to end it, and the proxy could not see that the broker does.
+        Such a broker does not answer the other messages on the connection. The proxy delays the broker's answers a
+        little. Without the delay, a driver that ends the connection on a refusal could end it before the broker does,
+        and the proxy would not see that the broker hangs up.
         """
         proxy = self.harness.proxy
         if proxy is None:

@@ -56,7 +56,7 @@ class Refusal(NamedTuple):
 
 
 LOST_BEFORE_A_REFUSAL = 10
-"""Of answers that are forged as `one refused`, so many are lost before the one that says no."""
+"""How many answers a forgery `one refused` loses before the refusal."""
 
 
 class Forgery(NamedTuple):
@@ -68,9 +68,9 @@ class Forgery(NamedTuple):
             code that the protocol does not have. `late`: the first one is kept back, and all others come. `cut`: the
             twelfth comes in part, and nothing else. `one refused`: ten are lost, the next one says that its message was
             refused, and all others come.
-        apply: Begins with it on one connection, until the connection ends. If the meaning is `late`, it returns a
-            function that lets the answer through. If it is `one refused`, it returns a function that says how many
-            answers have come since the refusal.
+        apply: Forges the answers on one connection from now on, until the connection ends. If the meaning is `late`,
+            it returns a function that lets the answer through. If the meaning is `one refused`, it returns a function
+            that says how many answers have come since the refusal.
     """
 
     meaning: Literal["lost", "refused", "unknown", "late", "cut", "one refused"]

@@ -29,7 +29,7 @@ from cqrs_brokers_testkit.conformance._case import (
 from cqrs_brokers_testkit.readers import Record
 
 DECOMPOSED = "e\u0301 \u212b \ufb01"
-"""Text that Unicode has in another form, too: who normalises it gives two keys for one, or one for two."""
+"""Text that changes when Unicode normalisation is applied. A driver that normalises it changes the key."""
 
 
 @case("messages.body-is-untouched", "live", needs=["read_back"])

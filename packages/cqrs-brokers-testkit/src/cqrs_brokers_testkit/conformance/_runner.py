@@ -63,7 +63,7 @@ for _section in _SECTIONS:  # in this order, whatever the order of the imports a
 _HERE = Path(__file__).parent
 _FAULT = "a fault in the harness, in "
 _MOST_FAULTS = 6
-"""So often one after the other may a method of the harness fail: each time can cost seconds."""
+"""After so many failures in a row of a method of the harness, no more cases run. Each failure can cost seconds."""
 _SIDE_BY_SIDE = 8  # cases that only wait
 _CLEAN_UP = 6.0  # seconds that a case may take, after its limit, to be cancelled and to close what it opened
 

@@ -66,7 +66,8 @@ class RabbitMQHarness(AMQPHarness[RabbitMQNode]):
             self._quorum_queue("resume", self._suspended.pop())
 
     def _quorum_queue(self, what: str, topic: str) -> None:
-        """Suspends the process that leads it, or lets it go on: as without a majority, it answers nobody meanwhile."""
+        """Suspends or resumes the leader of the queue. While it is suspended, the queue answers nobody, as without a
+        majority."""
         self._server.ctl("eval", f"sys:{what}({{'%2F_{topic}', node()}}).")
 
     def limited_size(self) -> SizeLimit:
