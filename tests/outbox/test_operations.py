@@ -95,6 +95,9 @@ async def test_partitions_that_are_not_given_back_in_time(postgresql_database: D
             assert len((await admin.status()).leases) == 16
             with pytest.raises(OutboxError, match="1 to 1024"):
                 await admin.partitions(0)
+            for timeout in (0.0, -1.0, float("nan")):
+                with pytest.raises(OutboxError, match="above 0"):
+                    await admin.partitions(5, timeout=timeout)
         driver.gate.set()
 
 

@@ -357,10 +357,11 @@ async def test_missing_tables_and_other_versions_are_said(database: Database) ->
 
 def test_options_out_of_range_are_refused(tmp_path: Any) -> None:
     """All problems at once, each with what to do."""
-    from sqlalchemy.ext.asyncio import create_async_engine
-
     engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/x.db")
     with pytest.raises(ConfigError) as caught:
         Relay(engine, opened(ScriptedBroker(), 30.0), lease=10, batch=0, keep=-1, topics=[])
     assert len(caught.value.problems) == 4
     assert "at least 40 s" in caught.value.problems[0]
+    for lease in (float("inf"), 1e300):
+        with pytest.raises(ConfigError, match="lease must be at most"):
+            Relay(engine, opened(ScriptedBroker(), 30.0), lease=lease)

@@ -17,7 +17,7 @@ from cqrs_brokers import Broker, ConfigError
 
 from ._relay.leases import Leases
 from ._relay.outcomes import Marker
-from ._relay.statements import Statements
+from ._relay.statements import FOR_EVER, Statements
 from ._relay.store import Store
 from ._relay.trouble import Trouble, database_failure
 from ._relay.upkeep import Upkeep
@@ -92,6 +92,8 @@ class Relay:
                 f"lease must be at least {broker.delivery_timeout + _LEAST_LEASE_OVER:g} s, not {seconds:g}: the "
                 f"broker's delivery_timeout and {_LEAST_LEASE_OVER:g} s; or open the broker with a shorter one"
             )
+        if seconds > FOR_EVER:
+            problems.append(f"lease must be at most {FOR_EVER:g} s, not {seconds:g}")
         if batch < 1:
             problems.append(f"batch must be at least 1, not {batch}")
         if not keep >= 0:
