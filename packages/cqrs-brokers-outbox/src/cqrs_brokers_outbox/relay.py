@@ -4,6 +4,7 @@ there may be any number of relays."""
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import secrets
 import socket
@@ -13,7 +14,7 @@ from typing import Literal, Self
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import StaticPool
 
-from cqrs_brokers import Broker, ConfigError
+from cqrs_brokers import Broker, BrokerError, ConfigError
 
 from ._relay.leases import Leases
 from ._relay.outcomes import Marker
@@ -29,6 +30,8 @@ from .outbox import Outbox
 from .status import OutboxStatus, RelayHealth, read_status
 
 __all__ = ["Relay"]
+
+logger = logging.getLogger("cqrs_brokers.outbox")
 
 _LEAST_LEASE_OVER = MARGIN + 5.0
 _DEFAULT_LEASE_OVER = 30.0
@@ -215,6 +218,7 @@ class Relay:
     async def __aenter__(self) -> Self:
         await check_schema_once(self._engine, self._statements, self._outbox)
         self._running = asyncio.create_task(self.run())
+        self._running.add_done_callback(_tell_of_an_early_end)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -267,6 +271,13 @@ class Relay:
             fenced=self._worker.fenced if self._worker else 0,
             status=status,
         )
+
+
+def _tell_of_an_early_end(running: asyncio.Task[None]) -> None:
+    """Logs the error of a relay that ended by itself: the block that it runs in may last for weeks."""
+    if not running.cancelled() and (error := running.exception()) is not None:
+        text = error.text if isinstance(error, BrokerError) else type(error).__name__
+        logger.error("outbox relay: it has ended, and sends nothing any more: %s", text)
 
 
 def _for_a_person(status: OutboxStatus) -> list[str]:
