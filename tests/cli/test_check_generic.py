@@ -105,6 +105,16 @@ def test_a_string_that_cannot_be_used(string: str, step: str, code: int, says: s
     assert says in last["text"] + last["remedy"]
 
 
+@pytest.mark.parametrize(
+    ("topic", "says"), [("", "empty"), ("t" * 256, "longer than 255 bytes"), ("t\n", "not printable")]
+)
+def test_a_topic_that_no_broker_takes(topic: str, says: str) -> None:
+    """A message to it would be refused before it is sent."""
+    said = check("memory://orders", "--topic", topic)
+    assert said.code == 9
+    assert says in said.only("topic", "fail")
+
+
 def test_every_problem_of_a_string_is_said_at_once() -> None:
     """Not one by one."""
     said = check("kafka://localhost?acks=some&colour=red&linger_ms=-1")

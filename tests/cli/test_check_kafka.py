@@ -201,7 +201,7 @@ def test_more_in_sync_replicas_are_needed_than_there_can_be(cluster: KafkaCluste
     assert said.code == 0
     warning = said.only("topic", "warn")
     assert "1 of 1 replica in sync, min.insync.replicas=2" in warning
-    assert "is confirmed that is on one node only" in warning
+    assert "a message that is on one node only is confirmed" in warning
     assert "partition 0, offset 0" in said.only("send", "ok")
 
 

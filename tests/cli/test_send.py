@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import json
 import signal
@@ -154,6 +155,47 @@ def test_the_report_names_every_line_that_did_not_arrive() -> None:
     assert "2 not delivered (RejectedError)" in shown.out
     assert sum(line.endswith("DeliveryUnknownError") for line in shown.out.splitlines()) == 15
     assert "canary-body" not in said.out + said.err + shown.out + shown.err
+
+
+@pytest.mark.live
+def test_a_byte_order_mark_of_the_file_is_no_content(
+    rabbitmq: RabbitMQServer, unique_name: Name, tmp_path: Path
+) -> None:
+    """Some editors and shells write one. A reader of JSON in the queue would fail."""
+    exchange = unique_name("exchange")
+    queue = bind_queue(rabbitmq.url, exchange, "orders")
+    file = tmp_path / "orders.ndjson"
+    file.write_bytes(codecs.BOM_UTF8 + b'{"n": 1}\n{"n": 2}\n' + codecs.BOM_UTF8 + b'{"n": 3}\n')
+    said = run("send", f"{rabbitmq.url}?exchange={exchange}", "orders", "--file", file, "--json")
+    assert said.json["not_sent"] == [{"text": "it is not JSON", "lines": [3]}]
+    assert [record.body for record in drain_queue(rabbitmq.url, queue, 2)] == [b'{"n": 1}', b'{"n": 2}']
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (b'{"n": NaN}', "it is not JSON"),
+        (b"[-Infinity]", "it is not JSON"),
+        ('{"n": 1}'.encode("utf-16"), "it is not UTF-8"),
+        ('{"n": 1}'.encode("utf-16-le"), "it is not JSON"),
+        ('{"n": "ü"}'.encode("latin-1"), "it is not UTF-8"),
+    ],
+)
+def test_what_only_python_takes_for_json_is_not_sent(line: bytes, says: str, tmp_path: Path) -> None:
+    """JSON is UTF-8, and has no NaN: whoever reads such a message would fail."""
+    file = tmp_path / "orders.ndjson"
+    file.write_bytes(line)
+    said = run("send", "memory://x", "orders", "--file", file, "--json")
+    assert (said.code, said.json["confirmed"]) == (10, 0)
+    assert said.json["not_sent"] == [{"text": says, "lines": [1]}]
+
+
+def test_a_body_that_is_no_text_is_refused() -> None:
+    """The shell passes any bytes."""
+    command = [sys.executable, "-m", "cqrs_brokers_cli", "send", "memory://x", "orders", b"canary\xff"]
+    done = subprocess.run(command, capture_output=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.strip() == b"cqrs-brokers: the body cannot be sent: it is not UTF-8"
 
 
 def test_no_line_is_no_error() -> None:

@@ -139,14 +139,14 @@ MUTANTS = [
     Mutant(
         "the hook inserts before the flush",
         "hook.py",
-        "            return\n        self.session.flush()\n        self._committing = True",
-        "            return\n        self._committing = True",
+        "    if of_session:\n        session.flush()\n",
+        "",
         "test_adding.py::test_an_aggregate_that_is_dirty_at_commit_is_written_before_the_message",
     ),
     Mutant(
         "the hook writes at a savepoint's release",
         "hook.py",
-        "        if self.session.in_nested_transaction():\n            return\n",
+        "    if session.in_nested_transaction():  # a savepoint is released\n        return\n",
         "",
         "test_adding.py::test_the_release_of_a_savepoint_writes_nothing",
     ),
@@ -163,6 +163,13 @@ MUTANTS = [
         "        return last is _before_commit",
         "        return True",
         "test_adding.py::test_a_listener_that_was_registered_after_ours_changes_something",
+    ),
+    Mutant(
+        "forgets that the commit has begun",
+        "hook.py",
+        "        if _COMMITTING in session.info:",
+        "        if False:",
+        "test_session_events.py::test_a_message_that_a_listener_of_a_mapper_adds",
     ),
     Mutant(
         "the place begins anew with every statement",

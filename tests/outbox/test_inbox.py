@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from cqrs_brokers_outbox import Inbox
+from cqrs_brokers_outbox import Inbox, OutboxError, OutboxSessionError
 
 from .conftest import Database
 
@@ -87,3 +87,54 @@ async def test_purge(database: Database, inbox: Inbox) -> None:
             async with AsyncSession(database.main) as session, session.begin():
                 await inbox.purge(session, older_than)
         assert seen == expected
+
+
+@pytest.mark.parametrize(
+    "others", [("id", "ID"), ("id", "id "), ("e", "é"), ("😀", "😁")], ids=["case", "space", "accent", "emoji"]
+)
+async def test_texts_that_differ_are_different_messages(
+    database: Database, inbox: Inbox, others: tuple[str, str]
+) -> None:
+    """Collations that take them for equal would make a message count as handled that is new."""
+    seen = []
+    for consumer, message_id in [("billing", others[0]), ("billing", others[1]), (others[0], "1"), (others[1], "1")]:
+        async with AsyncSession(database.main) as session, session.begin():
+            async with inbox.once(session, consumer, message_id) as fresh:
+                seen.append(fresh)
+    assert seen == [True] * 4
+
+
+@pytest.mark.parametrize(("consumer", "message_id"), [("b", "x" * 37), ("x" * 101, "1"), ("", "1"), ("b", "")])
+async def test_texts_that_do_not_fit_are_refused(
+    database: Database, inbox: Inbox, consumer: str, message_id: str
+) -> None:
+    """MariaDB would cut them: messages whose ids begin alike would be one."""
+    async with AsyncSession(database.main) as session, session.begin():
+        with pytest.raises(OutboxError, match="must have 1 to"):
+            async with inbox.once(session, consumer, message_id):
+                raise AssertionError
+
+
+async def test_a_session_in_autocommit_is_refused(database: Database, inbox: Inbox) -> None:
+    """The message would count as handled although its work failed."""
+    engine = database.engine(isolation_level="AUTOCOMMIT")
+    async with AsyncSession(engine) as session, session.begin():
+        with pytest.raises(OutboxSessionError, match="without its work"):
+            async with inbox.once(session, "billing", "1"):
+                raise AssertionError
+    async with AsyncSession(database.main) as session, session.begin():
+        async with inbox.once(session, "billing", "1") as fresh:
+            assert fresh
+
+
+async def test_a_purge_of_everything_or_nothing(database: Database, inbox: Inbox) -> None:
+    """An age for which there is no time is refused; one longer than any keeps everything."""
+    async with AsyncSession(database.main) as session, session.begin():
+        async with inbox.once(session, "billing", "1"):
+            pass
+        for wrong in (-1.0, float("nan")):
+            with pytest.raises(OutboxError, match="older_than must be 0 or more"):
+                await inbox.purge(session, wrong)
+        await inbox.purge(session, float("inf"))
+        async with inbox.once(session, "billing", "1") as fresh:
+            assert not fresh

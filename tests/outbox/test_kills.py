@@ -44,8 +44,13 @@ NOT_REACHED = {
     "_relay/leases.py:join: await self.create": "the relay before made the partitions",
     "_relay/store.py:_open: await connection.invalidate": "no connection failed",
     "_relay/store.py:_open: await connection.close": "no connection failed",
-    "_relay/store.py:_open: await connection.exec_driver_sql": "PostgreSQL needs no statement for its session",
+    "_relay/store.py:_open: await _set_up": "PostgreSQL needs no statement for its session",
+    "_relay/store.py:_set_up: await connection": "PostgreSQL needs no statement for its session",
+    "_relay/store.py:_set_up: await asyncio.sleep": "no statement failed",
     "_relay/leases.py:_release: await": "the only relay has no partition too many, and keeps what is in flight",
+    "_relay/leases.py:step: await self._look_for_others": "the leases did not end",
+    "_relay/leases.py:take: await self._give_up": "no relay has other topics",
+    "_relay/leases.py:_give_up": "no relay has other topics",
     "_relay/outcomes.py:mark: await self._store.change(lock)": "MariaDB's locks",
     "_relay/outcomes.py:_record: await self._store.change(self._statements.delete": "sent rows are kept",
     "relay.py:__aenter__": "run() is what is killed",
@@ -68,9 +73,9 @@ PATHS = (
 OF_ITS_OWN = {
     "asyncmy": [
         "_relay/outcomes.py:mark: await self._store.change(lock)",
-        "_relay/store.py:_open: await connection.exec",
+        "_relay/store.py:_set_up: await connection.exec",
     ],
-    "aiosqlite": ["_relay/store.py:_open: await connection.exec_driver_sql"],
+    "aiosqlite": ["_relay/store.py:_set_up: await connection.exec_driver_sql"],
 }
 """Points that PostgreSQL does not reach, and these do."""
 

@@ -1,18 +1,22 @@
 """Several relays, a relay that stops, one that is gone: partitions, leases, tokens. The broker is scripted."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
-from sqlalchemy import text, update
+from sqlalchemy import make_url, text, update
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from cqrs_brokers import DeliveryError, RejectedError
 from cqrs_brokers_outbox import Relay, State
 from cqrs_brokers_outbox._relay.store import Store
 from cqrs_brokers_outbox.opening import check_schema
+from cqrs_brokers_testkit.proxy import FaultProxy
 
 from .brokers import ScriptedBroker, opened
-from .conftest import Database
+from .conftest import Database, make_database
 from .test_relay import all_in, numbered, relay, rows, store, until
 
 pytestmark = pytest.mark.live
@@ -160,6 +164,59 @@ async def test_stop_before_and_while_a_relay_starts(database: Database) -> None:
             await until(all_in(State.SENT, database))
             running.stop()
             await task
+
+
+@pytest.mark.parametrize("scheme", ["postgresql+asyncpg", "postgresql+psycopg", "mysql+asyncmy"])
+@pytest.mark.parametrize("way", ["stop", "cancel", "leave"])
+async def test_a_relay_stops_while_its_database_does_not_answer(scheme: str, way: str) -> None:
+    """A database that takes the connection and says nothing keeps no relay that starts."""
+    connections = []
+    server = await asyncio.start_server(lambda *streams: connections.append(streams), "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    engine = create_async_engine(f"{scheme}://me:secret@127.0.0.1:{port}/x")
+    async with opened(ScriptedBroker()) as broker:
+        running = Relay(engine, broker, lease=15.0)
+        task = asyncio.create_task(running.__aenter__() if way == "leave" else running.run())
+        await until(lambda: connections)
+        async with asyncio.timeout(5):
+            if way == "stop":
+                running.stop()
+                await task
+            else:
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+    for _, writer in connections:
+        writer.close()
+    server.close()
+    await engine.dispose()
+
+
+@pytest.mark.parametrize("kind", ["asyncpg", "psycopg", "asyncmy"])
+async def test_a_relay_stops_after_its_database_has_stopped_to_answer(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """It waits for the database no longer than for what is in flight, and a little for each connection."""
+    database = make_database(kind, request, tmp_path)
+    await database.outbox.create_table(database.engine())
+    driver = ScriptedBroker()
+    with FaultProxy() as proxy:
+        proxy.target = (urlsplit(database.url).hostname, urlsplit(database.url).port)
+        engine = create_async_engine(make_url(database.url).set(host=proxy.host, port=proxy.port))
+        async with opened(driver) as broker:
+            running = Relay(engine, broker, database.outbox, lease=15.0, close_timeout=1.0)
+            task = asyncio.create_task(running.run())
+            await store(database, numbered(1))
+            await until(lambda: driver.arrived)
+            proxy.stall()
+            await store(database, numbered(2))
+            running.stop()
+            async with asyncio.timeout(15):
+                await task
+        proxy.reset()
+        await engine.dispose()
+    for each in database.engines:
+        await each.dispose()
 
 
 async def test_a_lease_that_was_lost_fences_every_mark_but_receipts(database: Database) -> None:

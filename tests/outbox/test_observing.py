@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from opentelemetry import baggage, trace
 from opentelemetry import context as contexts
-from opentelemetry import trace
 from sqlalchemy import text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -24,6 +24,7 @@ from cqrs_brokers import (
 )
 from cqrs_brokers_outbox import Lag, RelayObserver, State
 from cqrs_brokers_outbox._relay import upkeep
+from cqrs_brokers_outbox.rows import RESERVED_BYTES
 
 from .brokers import ScriptedBroker, lost
 from .conftest import Database
@@ -225,6 +226,22 @@ async def test_a_header_of_the_message_s_own_wins(postgresql_database: Database,
     assert {header: value for header, value in message.headers.items() if header.lower() == "traceparent"} == {
         name: own
     }
+
+
+async def test_baggage_makes_no_message_too_large(postgresql_database: Database) -> None:
+    """What was small enough for add() is small enough with the trace context; a small message keeps the baggage."""
+    database = postgresql_database
+    with writing_span(0xA1) as traceparent:
+        token = contexts.attach(baggage.set_baggage("tenant", "x" * 3_000))
+        await store(database, numbered(1), Message("large", "t", b"x" * (1_000_000 - RESERVED_BYTES)))
+        contexts.detach(token)
+    driver = ScriptedBroker()
+    async with relay(database, driver):
+        await until(all_in(State.SENT, database))
+    headers = {message.message_name: message.headers for message in driver.arrived}
+    assert headers["large"]["traceparent"] == traceparent
+    assert "baggage" not in headers["large"]
+    assert len(str(headers["t/k/1"]["baggage"])) > 3_000
 
 
 async def test_a_damaged_trace_context_parks_the_row(postgresql_database: Database) -> None:

@@ -95,6 +95,9 @@ async def test_partitions_that_are_not_given_back_in_time(postgresql_database: D
             assert len((await admin.status()).leases) == 16
             with pytest.raises(OutboxError, match="1 to 1024"):
                 await admin.partitions(0)
+            for timeout in (0.0, -1.0, float("nan")):
+                with pytest.raises(OutboxError, match="above 0"):
+                    await admin.partitions(5, timeout=timeout)
         driver.gate.set()
 
 
@@ -395,7 +398,10 @@ async def test_the_numbers_of_a_status_belong_together(database: Database) -> No
         (["status", "--database", "postgresql+nodriver://h/x"], "must look like"),
         (["status", "--database", "postgresql+asyncpg://me:hunter2/x"], "must look like"),
         (["status", "--database", "sqlite:///x"], "an asynchronous driver"),
-        (["status", "--database", "postgresql+asyncpg://me@127.0.0.1:1/x?hunter2=1"], "an unexpected TypeError"),
+        (["status", "--database", "postgresql+asyncpg://me@127.0.0.1:1/x?hunter2=1"], "look at what is behind it"),
+        (["status", "--database", "postgresql+psycopg://me:my@hunter2@127.0.0.1:1/x"], "as %40"),
+        (["status", "--database", "mysql+asyncmy://me:my@hunter2@127.0.0.1:1/x"], "as %40"),
+        (["status", "--database", "mysql+asyncmy://me:my@127.0.0.1/hunter2@127.0.0.1:1/x"], "as %40"),
         (["status", "--database", "oracle+oracledb_async://me:hunter2@h/x"], "is not installed"),
     ],
 )

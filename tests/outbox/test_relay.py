@@ -4,10 +4,12 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import select, text, update
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from cqrs_brokers import (
     ConfigError,
@@ -270,13 +272,17 @@ async def test_pipelined_keys_go_together(database: Database) -> None:
     assert driver.names.count("t/k/1") == 1
 
 
-@pytest.mark.parametrize("column", ["headers", "message_id"])
-async def test_a_damaged_row_is_parked_and_stops_nobody_else(database: Database, column: str) -> None:
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("headers", "{broken"), ("message_id", "{broken"), ("headers", "[" * 5_000 + "]" * 5_000), ("trace", "[" * 5_000)],
+    ids=["headers", "message_id", "nested headers", "nested trace"],
+)
+async def test_a_damaged_row_is_parked_and_stops_nobody_else(database: Database, column: str, value: str) -> None:
     """It says that it cannot be read; others are sent."""
     await store(database, numbered(1, "a"), numbered(2, "a"), numbered(1, "b"))
     table = database.outbox.tables.messages
     async with database.main.begin() as connection:
-        await connection.execute(update(table).where(table.c.message_name == "t/a/1").values({column: "{broken"}))
+        await connection.execute(update(table).where(table.c.message_name == "t/a/1").values({column: value}))
     driver = ScriptedBroker()
     async with relay(database, driver):
 
@@ -286,6 +292,40 @@ async def test_a_damaged_row_is_parked_and_stops_nobody_else(database: Database,
         await until(parked)
     assert driver.names == ["t/b/1"]
     assert "cannot be read" in (await rows(database))[0].error_text
+
+
+@pytest.mark.parametrize("column", ["message_key", "body"])
+@pytest.mark.parametrize("value", ["'text'", "5"])
+async def test_a_value_of_another_type_is_damage(tmp_path: Path, column: str, value: str) -> None:
+    """SQLite keeps values of any type: a number is not sent as that many zero bytes."""
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/outbox.db")
+    outbox, driver = Outbox(), ScriptedBroker()
+    await outbox.create_table(engine)
+    async with engine.begin() as connection:
+        await outbox.insert(connection, numbered(1, "a"), numbered(1, "b"))
+        await connection.execute(text(f"UPDATE outbox SET {column} = {value} WHERE id = 1"))
+    async with Relay(engine, opened(driver), outbox), asyncio.timeout(20):
+        states: list[int] = []
+        while states != [State.PARKED, State.SENT]:
+            await asyncio.sleep(0.05)
+            async with engine.connect() as connection:
+                states = list((await connection.execute(text("SELECT state FROM outbox ORDER BY id"))).scalars())
+    assert driver.names == ["t/b/1"]
+    await engine.dispose()
+
+
+@pytest.mark.parametrize("said", ["a\0b", "a\ud800b", "a\nb"], ids=["NUL", "surrogate", "line break"])
+async def test_an_error_s_text_that_no_database_stores(database: Database, said: str) -> None:
+    """A server may say anything: the row is parked with a readable text, and other rows are marked."""
+    await store(database, numbered(1, "a"), numbered(1, "b"))
+    driver = ScriptedBroker(lambda message, times: InvalidMessageError(said) if message.key == "a" else None)
+    async with relay(database, driver):
+
+        async def parked() -> bool:
+            return [row.state for row in await rows(database)] == [2, 5]
+
+        await until(parked)
+    assert (await rows(database))[0].error_text == "a b"
 
 
 async def test_a_row_that_commits_late_is_found(database: Database) -> None:
@@ -317,10 +357,11 @@ async def test_missing_tables_and_other_versions_are_said(database: Database) ->
 
 def test_options_out_of_range_are_refused(tmp_path: Any) -> None:
     """All problems at once, each with what to do."""
-    from sqlalchemy.ext.asyncio import create_async_engine
-
     engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/x.db")
     with pytest.raises(ConfigError) as caught:
         Relay(engine, opened(ScriptedBroker(), 30.0), lease=10, batch=0, keep=-1, topics=[])
     assert len(caught.value.problems) == 4
     assert "at least 40 s" in caught.value.problems[0]
+    for lease in (float("inf"), 1e300):
+        with pytest.raises(ConfigError, match="lease must be at most"):
+            Relay(engine, opened(ScriptedBroker(), 30.0), lease=lease)

@@ -1,5 +1,6 @@
 """Relays of some topics: several scopes in one table, and claims that do not look at other relays' rows."""
 
+import asyncio
 import json
 from typing import Any
 
@@ -8,6 +9,7 @@ from sqlalchemy import text
 
 from cqrs_brokers import ConnectionLostError, DeliveryError, DestinationNotFoundError, Message
 from cqrs_brokers_outbox import OutboxAdmin, OutboxError, Relay, State
+from cqrs_brokers_outbox._relay.leases import Leases
 from cqrs_brokers_outbox._relay.store import Store
 from cqrs_brokers_outbox.opening import make_statements
 
@@ -34,6 +36,60 @@ async def test_relays_for_two_brokers(postgresql_database: Database) -> None:
                 await Relay(database.engine(), broker, database.outbox, lease=15.0).run()
     assert left.names == [f"left/k/{n}" for n in range(5)]
     assert right.names == [f"right/k/{n}" for n in range(5)]
+
+
+async def test_relays_with_overlapping_topics_that_begin_at_the_same_time(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At least one of them ends, with a word in the log, and no message is sent by both."""
+    driver = ScriptedBroker()
+    async with opened(driver) as broker:
+        relays = [Relay(database.engine(), broker, database.outbox, lease=15.0, topics=["b", t]) for t in "ac"]
+        for each in relays:
+            await each.__aenter__()
+
+        async def refused() -> bool:
+            return not all([(await each.health()).running for each in relays])
+
+        await until(refused)
+        await store(database, *[numbered(n, f"k{n}", "b") for n in range(20)])
+        await asyncio.sleep(1)
+        errors = [error for each in relays if (error := await _left(each)) is not None]
+    assert errors
+    assert all("another relay is at work on 'b'" in str(error) for error in errors)
+    assert len(set(driver.names)) == len(driver.names)
+    assert "outbox relay: it has ended, and sends nothing any more: another relay is at work" in caplog.text
+
+
+async def test_a_relay_that_stood_still_while_another_began_with_its_topics(postgresql_database: Database) -> None:
+    """Its leases had ended, so the other one was let in. It may not renew them."""
+    database = postgresql_database
+    stores = [Store(database.main, make_statements(database.main, database.outbox.tables)) for _ in range(2)]
+
+    def leases(owner: str, topics: list[str] | None, lease: float) -> Leases:
+        return Leases(stores[topics is None], owner=owner, topics=topics, lease=lease, partitions=2, broker="")
+
+    still, other = leases("still", None, 0.3), leases("other", ["t"], 60.0)
+    await still.join()
+    await still.step(set)
+    assert still.tokens
+    await asyncio.sleep(0.5)
+    await other.join()
+    await other.step(set)
+    with pytest.raises(OutboxError, match="another relay is at work"):
+        await still.step(set)
+    assert still.left() < 0
+    await other.leave(set)
+    for each in stores:
+        await each.close()
+
+
+async def _left(running: Relay) -> Exception | None:
+    try:
+        await running.__aexit__(None, None, None)
+    except OutboxError as error:
+        return error
+    return None
 
 
 async def test_several_scopes_share_a_table(database: Database) -> None:

@@ -94,6 +94,18 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     assert PASSPHRASE not in str(caught.value)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+@pytest.mark.timeout(20)
+def test_a_pipe_without_a_writer_blocks_nobody(certificates: Certificates, tmp_path: Path) -> None:
+    """To open it would block the process for ever: it is refused, as it is for a password."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    files = ({"ssl_cafile": pipe}, {"ssl_certfile": pipe}, {"ssl_certfile": certificates.client, "ssl_keyfile": pipe})
+    for given in files:
+        with pytest.raises(ConfigError, match="cannot be used: the file is not a regular file"):
+            context(**given)
+
+
 @pytest.mark.parametrize("given", ["keyword", "file", "environment"])
 def test_an_encrypted_key_is_opened_with_its_password(
     certificates: Certificates, encrypted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str

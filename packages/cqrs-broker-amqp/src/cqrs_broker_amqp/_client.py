@@ -174,7 +174,7 @@ def close_without_waiting(channel: Any) -> None:
     if channel.connection.channels.get(channel.number) is channel:
         close = commands.Channel.Close(reply_code=200, class_id=0, method_id=0)
         frame = ChannelFrame.marshall(channel_number=channel.number, frames=[close])
-        with contextlib.suppress(asyncio.QueueFull):  # then the channel stays open, and its number taken
+        with contextlib.suppress(asyncio.QueueFull):  # then the channel stays open and keeps its number
             channel.write_queue.put_nowait(frame)
 
 

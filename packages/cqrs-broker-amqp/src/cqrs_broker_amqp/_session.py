@@ -279,7 +279,7 @@ class Session:
         if turns and any(channel.has_unread for channel in self._channels):
             loop.call_soon(self._look_at_rest, turns - 1)
         else:
-            loop.call_soon(self._end)  # aiormq resolves what one ack confirms in one more turn
+            loop.call_soon(self._end)  # in one more turn aiormq resolves the futures of an ack
 
     def _end(self) -> None:
         if not self.over:

@@ -168,7 +168,7 @@ class StalledDestinations:
             _close(probe)
         elif now - probe.quiet_since >= PROBE_PATIENCE:
             self._suspects[waiting[0].topic] = True
-            if self._next(silent=False) is not None:  # a message for another suspect is to be tried
+            if self._next(silent=False) is not None:  # a message for another suspect waits to be tried
                 self._left.append(probe)
                 self._probe = None
                 if len(self._left) > MOST_LEFT:

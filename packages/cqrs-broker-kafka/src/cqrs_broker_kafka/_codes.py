@@ -128,7 +128,7 @@ ROWS: dict[int, Row] = {
 
 
 def row_of(code: int) -> Row:
-    """The row of a code. For a code without a row: one that gives the batch up as unknown."""
+    """The row of a code. For a code that the table does not have, it is a new row: the outcome is unknown."""
     row = ROWS.get(code)
     if row is None:
         text = f"the broker reported an error that the client does not know (code {code})"

@@ -266,7 +266,7 @@ class KafkaInspection(Inspection):
             made = f"{_counted(partitions, 'partition')}, {_counted(replicas, 'replica')}"
             text = f"there is no such topic; the first message creates it ({made})"
             return Finding("topic", "warn", topic, text, "create it with the partitions and replicas that it needs")
-        doubt = "" if settings is not None else ", and nobody may see whether the cluster creates topics by itself"
+        doubt = "" if settings is not None else ", and the user may not see whether Kafka creates topics"
         return Finding("topic", "fail", topic, f"there is no such topic{doubt}", "create it")
 
     def _leaders(self, topic: str, partitions: Sequence[Any]) -> Iterator[Finding]:
@@ -293,7 +293,7 @@ class KafkaInspection(Inspection):
         in_sync = min((len(partition[5]) for partition in partitions), default=0)
         said = f"{in_sync} of {_counted(replicas, 'replica')} in sync, min.insync.replicas={needed}"
         if self._options.acks != "all":
-            yield Finding("topic", "warn", topic, f"{said}, and acks={self._options.acks} does not wait for these")
+            yield Finding("topic", "warn", topic, f"{said}, and acks={self._options.acks} does not wait for replicas")
         elif in_sync < min(needed, replicas):
             text = f"{said}: the topic refuses messages until more replicas are in sync"
             yield Finding("topic", "fail", topic, text, "bring the other nodes back")
@@ -330,7 +330,7 @@ class KafkaInspection(Inspection):
             yield Finding("topic", "warn", topic, text, "lower max_message_bytes, or raise max.message.bytes")
         elif limit:
             yield Finding("topic", "ok", topic, f"max.message.bytes={limit}")
-        yield _time_stamps(topic, settings)
+        yield _timestamps(topic, settings)
 
     async def _describe(
         self, connection: Connection, kind: int, name: str, settings: list[str]
@@ -351,7 +351,7 @@ def _permission(topic: str, operations: int) -> Finding:
     return Finding("topic", "fail", topic, "the user may not write to it", "grant the user WRITE on the topic")
 
 
-def _time_stamps(topic: str, settings: Mapping[str, str]) -> Finding:
+def _timestamps(topic: str, settings: Mapping[str, str]) -> Finding:
     if settings.get("message.timestamp.type") == "LogAppendTime":
         text = "message.timestamp.type=LogAppendTime: the broker's time takes the place of the message's"
         return Finding("topic", "warn", topic, text, "use CreateTime if consumers need the message's own time")

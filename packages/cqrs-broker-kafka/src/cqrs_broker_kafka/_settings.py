@@ -85,8 +85,8 @@ class KafkaProducerAdapter(ConnectionAdapter[KafkaOptions, KafkaSettings]):
             the place of the same option in `dsn`.
 
     Raises:
-        ConfigError: An option or host is wrong; the error lists all problems. Or both or neither of
-            `bootstrap_servers` and `dsn` are given.
+        ConfigError: An option or host is wrong; the error lists all problems. The error is also raised when both
+            `bootstrap_servers` and `dsn` are given, and when neither is.
     """
 
     def __init__(

@@ -36,7 +36,9 @@ class MemoryOptions(BrokerOptions):
     )
     fail_at: list[int] = option([], description="Which other messages are rejected, such as `3,7`; 1 is the first.")
     error: ErrorName = option(
-        "RejectedError", description="How `fail` and `fail_at` fail. After an unknown outcome the message is kept."
+        "RejectedError",
+        description="The error of the messages that `fail` and `fail_at` reject. If it says that the outcome is "
+        "unknown, the message is kept.",
     )
     fail_connect: int = option(
         0, ge=0, le=_MOST, unit="attempts", description="How many attempts to connect fail first."
@@ -48,7 +50,11 @@ class MemoryOptions(BrokerOptions):
         0.0, ge=0, le=86_400.0, description="Time from handing a message over to its outcome, each message by itself."
     )
     capacity: int = option(
-        10_000, ge=1, le=_MOST, unit="messages", description="How many are kept; a full broker rejects further ones."
+        10_000,
+        ge=1,
+        le=_MOST,
+        unit="messages",
+        description="How many messages are kept. A full broker rejects further ones.",
     )
 
     @property

@@ -178,7 +178,7 @@ def _send(
     url = words.pop(0) if "://" in words[0] else None
     if not 1 <= len(words) <= 2:
         raise typer.BadParameter("give [URL] TOPIC [BODY]; a config string has :// in it")
-    body = words[1].encode() if len(words) == 2 else None
+    body = words[1].encode(errors="surrogateescape") if len(words) == 2 else None
     if body is not None and file is not None:
         raise typer.BadParameter("give a body or --file, not both")
     if key is not None and key_field is not None:

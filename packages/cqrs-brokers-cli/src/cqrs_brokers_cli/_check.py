@@ -21,6 +21,7 @@ from cqrs_brokers import (
     DeliveryError,
     DeliveryUnknownError,
     InsecureTransportWarning,
+    InvalidMessageError,
     Message,
     MessageBroker,
     PluginError,
@@ -29,6 +30,7 @@ from cqrs_brokers import (
 from cqrs_brokers.driver import Driver
 from cqrs_brokers.hooks import Plugin, load_plugin
 from cqrs_brokers.inspection import Endpoint, Finding, Inspection, Step
+from cqrs_brokers.messages import MessageValidator
 from cqrs_brokers.options import BrokerOptions, EffectiveOption, ResolvedOptions, resolve_options
 from cqrs_brokers.secret import masked, secrets_in
 from cqrs_brokers.url import BrokerURL
@@ -284,8 +286,13 @@ class Check:
             yield self._refusal(topic) or not_seen
 
     def _refusal(self, topic: str) -> Finding | None:
-        """The finding for a topic that the driver itself refuses."""
+        """The finding for a topic that the driver itself refuses, or core for every driver."""
         reason = self._driver.refuse_topic(topic) if isinstance(self._driver, Driver) else None
+        if reason is None:
+            try:
+                MessageValidator().ready(Message(message_name=MESSAGE_NAME, topic=topic, payload={}))
+            except InvalidMessageError as error:
+                reason = error.text
         return None if reason is None else Finding("topic", "fail", topic, reason, "give the topic another name")
 
     # -- a message ----------------------------------------------------------------------------------------------------

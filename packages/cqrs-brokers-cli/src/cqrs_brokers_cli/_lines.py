@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import threading
+from codecs import BOM_UTF8
 from typing import NamedTuple
 
 __all__ = ["Line", "Lines"]
@@ -91,6 +92,8 @@ class Lines:
         self._number += 1
         self._end += self._size + breaks
         content: bytes | None = b"".join(self._parts).removesuffix(b"\r")
+        if self._number == 1 and content is not None:
+            content = content.removeprefix(BOM_UTF8)  # a mark of the file, which some editors and shells write
         if self._size > self._limit + 1 or (content is not None and len(content) > self._limit):
             content = None
         self._parts.clear()

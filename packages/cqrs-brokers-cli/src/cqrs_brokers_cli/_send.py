@@ -10,7 +10,7 @@ import signal
 import stat
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 from uuid import UUID
 
 from rich.console import Console
@@ -60,11 +60,15 @@ class Input:
             lines: Whether the body is a line of NDJSON. Then it must be JSON.
 
         Raises:
-            ValueError: A line is not JSON, or a field is missing or wrong, or the body nests too deeply. The error does
-                not quote the body.
+            ValueError: The body is not UTF-8, or a line is not JSON, or a field is missing or wrong, or the body nests
+                too deeply. The error does not quote the body.
         """
         try:
-            content: Any = json.loads(body)
+            text = body.decode()
+        except UnicodeDecodeError:
+            raise ValueError("it is not UTF-8") from None
+        try:  # given as text: of bytes, Python would take UTF-16 and a byte order mark for JSON too
+            content: Any = json.loads(text, parse_constant=_refuse_constant)
             content_type = "application/json"
         except RecursionError:
             raise ValueError("it nests too deeply to be read as JSON") from None
@@ -89,6 +93,11 @@ class Input:
             headers=self.headers,
             content_type=self.content_type or content_type,
         )
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    """Python reads NaN and the infinities. JSON has no such numbers, and other readers fail."""
+    raise ValueError(name)
 
 
 def _field(content: Any, name: str) -> str:

@@ -92,7 +92,7 @@ class Event(BaseModel, Generic[P]):
             refused = self._refused(str(error), error.__cause__)
         else:
             return EventBody(body, event_name=self.event_name, ordering_key=key, headers=self.headers, deleted=deleted)
-        raise refused  # outside the handler: the error that was caught must not become its context
+        raise refused  # raised outside the `except` block, so that `error` is not its __context__
 
     @classmethod
     def from_dict(cls, **body: Any) -> Self:

@@ -47,7 +47,7 @@ class Pipeline(Generic[T]):
     connection (`open`), and says what the broker answers (`answered`). `answered` returns the delivery, which the
     driver confirms or fails. The pipeline does the rest. It hands over as much as the client takes, and no more. When
     the connection breaks, it fails the messages without an answer and keeps those that wait. It lets go of messages
-    that are never answered, and asks a silent broker for a sign of life.
+    that are never answered, and pings a silent broker.
 
     Args:
         lost: Called once for each opened connection that broke, after everything that was handed over has failed. The
@@ -56,8 +56,8 @@ class Pipeline(Generic[T]):
             False: each answer says the number of the message (its token).
         batch_bytes: About how much is handed over and written at a time, in bytes: a batch ends with the message that
             reaches this size. With 1 each batch is one message.
-        ping_after: Seconds without a sign of life after which the broker is asked for one; `open` may set another time.
-        ping_timeout: Seconds that the broker has for the sign of life. If none comes, the connection counts as broken.
+        ping_after: Seconds of silence after which the broker is pinged; `open` may set another time.
+        ping_timeout: Seconds that the broker has to answer a ping. If it does not, the connection counts as broken.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class Pipeline(Generic[T]):
             read: Reads answers until the connection ends, if the client has no task of its own for that. At the end it
                 returns or raises; both mean the same. An incomplete answer does not count. If an answer ends the
                 connection, as STOMP's ERROR does, `read` calls `answered` for it first.
-            ping: Asks the broker for a sign of life, and returns when it came.
+            ping: Sends a ping, and returns when its answer came.
             window: How many messages without an answer the broker takes (MQTT's Receive Maximum, credit); further ones
                 wait. A message that was let go keeps its place until it is answered. None: any number.
             ping_after: Seconds for this connection, if the broker sets them. None: those of the pipeline. The pipeline
@@ -185,7 +185,7 @@ class Pipeline(Generic[T]):
         return None
 
     def heard(self) -> None:
-        """Notes a sign of life from the broker. `answered` does so, too."""
+        """Notes that something came from the broker. `answered` does so, too."""
         self._heard_at = asyncio.get_running_loop().time()
 
     async def ask(self, item: T) -> None:
@@ -371,7 +371,7 @@ class Pipeline(Generic[T]):
             self._watch_deadline(max(min(due), now))
 
     async def _watch(self, ping: Callable[[], Awaitable[None]]) -> None:
-        """Asks for a sign of life after a silence, and when a message was let go without an answer."""
+        """Pings the broker after a silence, and when a message was given up without an answer."""
         loop = asyncio.get_running_loop()
         while True:
             silence = loop.time() - self._heard_at
@@ -405,8 +405,8 @@ async def connect_to_any(
         hosts: The hosts of the config string.
         connect: Connects to one host. It must leave nothing open when it fails or is cancelled.
         timeout: Seconds for the pass: the option `connect_timeout`.
-        drop: Drops a connection without awaiting. It is called for a connection that was made when nobody waited for it
-            any more, because a client may swallow the cancellation of its `connect`.
+        drop: Drops a connection without awaiting. It is called if a client swallowed the cancellation of its `connect`:
+            then the connection is made although nobody waits for it.
 
     Returns:
         What `connect` returned.

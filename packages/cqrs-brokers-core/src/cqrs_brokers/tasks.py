@@ -47,7 +47,7 @@ def drop_task(task: asyncio.Task[Any] | None) -> None:
     task._log_destroy_pending = False  # type: ignore[attr-defined] # it can never finish: asyncio would log that
     coroutine: Any = task.get_coro()
     for _ in range(_CLOSE_ATTEMPTS):
-        # What the coroutine's own code raises here reaches nobody; a ValueError says that it is running.
+        # Errors of the coroutine's own code are suppressed here. A ValueError says that the coroutine is running.
         with contextlib.suppress(Exception, asyncio.CancelledError):
             coroutine.close()
             return
@@ -57,7 +57,7 @@ def drop_transport(transport: asyncio.BaseTransport | None) -> None:
     """Closes a connection at once, without awaiting, also when its event loop is closed.
 
     Args:
-        transport: A transport of asyncio, with or without TLS, or of uvloop. None is left alone.
+        transport: A transport of asyncio, with or without TLS, or of uvloop. None: nothing is closed.
     """
     if transport is None:
         return

@@ -15,9 +15,11 @@ A driver calls `TLSContext.current()` for each connection, so that it uses the n
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import ssl
+import stat
 from collections.abc import Iterator, Sequence
 from typing import Self
 
@@ -189,6 +191,8 @@ def _stamp(file: str | None) -> tuple[int, int, int] | None:
 
 def _build(options: TLSOptions, problems: list[str]) -> ssl.SSLContext:
     try:
+        if options.ssl_cafile is not None:
+            _look_at(options.ssl_cafile)
         # None: the system's authorities. To read all of those takes a while, so they are not read in vain.
         context = ssl.create_default_context(cafile=options.ssl_cafile)
     except (OSError, ValueError) as error:
@@ -202,6 +206,8 @@ def _build(options: TLSOptions, problems: list[str]) -> ssl.SSLContext:
             return "" if options.ssl_key_password is None else options.ssl_key_password.reveal()
 
         try:
+            _look_at(options.ssl_certfile)
+            _look_at(options.ssl_keyfile or options.ssl_certfile)
             context.load_cert_chain(options.ssl_certfile, options.ssl_keyfile, password=passphrase)
         except (OSError, ValueError) as error:
             reason = _reason(error, "one of them is no PEM file of that kind, or they do not belong together")
@@ -214,6 +220,16 @@ def _build(options: TLSOptions, problems: list[str]) -> ssl.SSLContext:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
+
+
+def _look_at(file: str) -> None:
+    """Refuses a pipe or a device: to read it could block for ever.
+
+    Raises:
+        OSError: The file is not a regular one, or is not there.
+    """
+    if not stat.S_ISREG(os.stat(file).st_mode):
+        raise OSError(errno.EINVAL, "the file is not a regular file")
 
 
 def _reason(error: Exception, of_the_content: str) -> str:

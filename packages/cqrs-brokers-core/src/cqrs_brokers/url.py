@@ -252,8 +252,8 @@ def _parse(text: object) -> BrokerURL:
     """The string in its parts.
 
     Raises:
-        ConfigError: With every problem. When one of them makes the rest unreadable, or shows that a password was not
-            encoded, it is the only one.
+        ConfigError: It lists every problem. If one problem makes the rest unreadable, or shows that a password was not
+            encoded, the error has only this one.
     """
     if not isinstance(text, str):
         raise ConfigError(f"a config string must be str, not {type(text).__name__}")

@@ -125,24 +125,26 @@ class OutboxAdmin:
             timeout: Seconds in which the relays must give back their partitions. Above 0.
 
         Raises:
-            OutboxError: The number is out of range, or the relays did not give back their partitions in time.
+            OutboxError: A number is out of range, or the relays did not give back their partitions in time.
         """
         if not 1 <= count <= 1024:
             raise OutboxError(f"the number of partitions must be 1 to 1024, not {count}")
+        if not timeout > 0:
+            raise OutboxError(f"the timeout must be above 0 seconds, not {timeout:g}")
         owner = f"{REPARTITION}{secrets.token_hex(6)}"
         leases = Leases(self._store, owner=owner, topics=topics, lease=_LEASE, partitions=count, broker="")
         await leases.join()
         try:
             async with asyncio.timeout(timeout):
                 await self._take_all(leases)
+            await self._change_count(leases, count)
         except TimeoutError:
-            await leases.leave(set)
             raise OutboxError(
                 f"the relays did not give back all partitions within {timeout:g} s: a send or a lease may take longer; "
                 "try again with a longer timeout, or stop the relays"
             ) from None
-        await self._change_count(leases, count)
-        await leases.leave(set)
+        finally:  # also after Ctrl-C: the relays would wait for the end of these leases
+            await leases.leave(set)
 
     # -- parts --------------------------------------------------------------------------------------------------------
 
@@ -196,8 +198,12 @@ class OutboxAdmin:
             if positions:
                 condition, parameters = s.among("id", "ids", positions)
                 where += f" AND {condition}"
-            rows = await self._store.rows((f"SELECT id, hash FROM {s.messages} WHERE {where}", parameters))
+            parked = (f"SELECT id, hash FROM {s.messages} WHERE {where}", parameters)
+            rows = await self._store.rows(parked)
             await self._lock({row.hash for row in rows})
+            # Somebody else may have released some of them meanwhile: those are on their way, and must not be deleted.
+            still = {row.id for row in await self._store.rows(parked)}
+            rows = [row for row in rows if row.id in still]
             for start in range(0, len(rows), CHUNK):
                 ids = [row.id for row in rows[start : start + CHUNK]]
                 await self._store.change(s.delete(ids) if delete else s.set_state(ids, State.READY))

@@ -31,6 +31,8 @@ __all__ = ["main"]
 
 DATABASE = "CQRS_OUTBOX_DATABASE"
 INTERRUPTED = 130
+LEAVING = 2.0
+"""Seconds in which the connections are closed."""
 
 
 def main(arguments: Sequence[str] | None = None, *, program: str = "python -m cqrs_brokers_outbox") -> int:
@@ -66,8 +68,11 @@ def _text(error: Exception) -> str:
     if isinstance(error, BrokerError):
         return str(error)
     cause = getattr(error, "orig", None) or error
-    said = f": {str(cause).splitlines()[0]}" if str(cause) else ""
-    text = f"the database cannot be used: {type(cause).__name__}{said}"
+    text = f"the database cannot be used: {type(cause).__name__}"
+    if type(cause).__module__ == "builtins" and not isinstance(cause, OSError):  # it may quote a piece of the URL
+        return f"{text}. If its URL has a question mark, look at what is behind it"
+    if str(cause):
+        text += f": {str(cause).splitlines()[0]}"
     if isinstance(error, OperationalError | InterfaceError | OSError):
         text += ". Check that its server runs, and the host, the port, the database and the log-in of its URL"
     return text
@@ -82,7 +87,11 @@ def _engine(database: str) -> AsyncEngine:
     """
     example = "it must look like postgresql+asyncpg://user@host/database, with an asynchronous driver"
     try:
-        return create_async_engine(database)
+        engine = create_async_engine(database)
+        place = f"{engine.url.host}/{engine.url.database}"
+        if "@" not in place or engine.dialect.name == "sqlite":
+            return engine
+        text = "the database's URL has an @ too many: write an @ in its user or its password as %40"
     except ImportError as error:
         text = f"the driver of the database's URL is not installed ({error.name}): {example}"
     except (ArgumentError, InvalidRequestError, ValueError, TypeError):
@@ -112,11 +121,14 @@ async def _run(options: Namespace, database: str) -> int:
         command: Callable[[Namespace, AsyncEngine, Outbox], Awaitable[int]] = options.command
         return await command(options, engine, outbox)
     finally:
-        await engine.dispose()
+        with suppress(TimeoutError):  # a driver says farewell, and a database that stands still does not answer
+            async with asyncio.timeout(LEAVING):
+                await engine.dispose()
 
 
 async def _relay(options: Namespace, engine: AsyncEngine, outbox: Outbox) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)  # the relay itself says what its database does
     broker = open_broker(options.broker)
     _check_file(engine)
     relay = Relay(
@@ -149,12 +161,17 @@ def _admin(engine: AsyncEngine, outbox: Outbox) -> OutboxAdmin:
 def _print(options: Namespace, document: Any, lines: Sequence[str]) -> None:
     """Prints lines, or with --json one document. If stdout cannot be written to, the output goes to stderr, because the
     command has done its work."""
-    text = json.dumps(document) if options.json else "\n".join(lines)
+    text = json.dumps(document) if options.json else "\n".join(map(_printable, lines))
     if not text:
         return
     reason = _unwritten(sys.stdout, text)
     if reason is not None:
         _say(f"stdout cannot be written to ({reason}); this is the output:\n{text}")
+
+
+def _printable(line: str) -> str:
+    """The line without characters that could control a terminal: a text in a row may be a server's."""
+    return "".join(letter if letter.isprintable() else " " for letter in line)
 
 
 def _say(text: str) -> None:

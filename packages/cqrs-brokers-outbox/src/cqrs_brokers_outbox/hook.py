@@ -7,10 +7,10 @@ flush.
 SQLAlchemy calls `before_commit` before the last flush, and also when a savepoint is released. `_Pending.before_commit`
 does nothing for a savepoint. At the commit it flushes, then inserts. Where another listener was registered after ours
 and may still change something, the rows wait for the connection's own commit (or prepare, or release of the outermost
-savepoint).
+savepoint). So do rows that are added once the commit has begun: by such a listener, or by a listener of the last flush.
 
-From the first `add` on, the listeners are registered on the class `Session`. To register them on each session would
-cost more than all the rest of `add`. They return at once for sessions without rows.
+The listeners are registered on the class `Session`, with the first `Outbox`. To register them on each session would
+cost more than all the rest of `add`. For sessions without rows they only note that the commit has begun.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 from .exceptions import OutboxSessionError
 
-__all__ = ["add_row", "check_transactional"]
+__all__ = ["add_row", "check_transactional", "listen"]
 
 Write = Callable[[Connection, Sequence[dict[str, Any]]], None]
 
@@ -35,30 +35,48 @@ def add_row(session: Session, table: Table, row: dict[str, Any], write: Write) -
     Raises:
         OutboxSessionError: The session cannot hold outbox rows.
     """
-    _listen()
-    of_session: dict[Table, _Pending] = session.info.setdefault(_KEY, {})
-    pending = of_session.get(table)
+    # By name: two `Outbox` objects for one table keep the order of the calls.
+    of_session: dict[str, _Pending] = session.info.setdefault(_KEY, {})
+    pending = of_session.get(table.fullname)
     if pending is None:
-        pending = of_session[table] = _Pending(session, table, write)
+        pending = of_session[table.fullname] = _Pending(session, table, write)
     pending.add(row)
 
 
 _KEY = "cqrs_brokers_outbox"
+_COMMITTING = f"{_KEY}.committing"
+"""In `Session.info` from our `before_commit` on, until the transaction has ended."""
 _listening = False
 
 
-def _listen() -> None:
+def listen() -> None:
+    """Registers the listeners, once. It must happen before the first `add`: that may come from a listener of the
+    commit's own flush, when `before_commit` is over."""
     global _listening
     if not _listening:
         _listening = True
         event.listen(Session, "before_commit", _before_commit)
+        event.listen(Session, "after_commit", _after_commit)
         event.listen(Session, "after_soft_rollback", _after_rollback)
         event.listen(Session, "after_transaction_end", _after_end)
 
 
 def _before_commit(session: Session) -> None:
-    for pending in session.info.get(_KEY, {}).values():
-        pending.before_commit()
+    if session.in_nested_transaction():  # a savepoint is released
+        return
+    of_session = session.info.get(_KEY)
+    if of_session:
+        session.flush()
+    session.info[_COMMITTING] = True
+    if of_session:
+        for pending in of_session.values():
+            pending.before_commit()
+
+
+def _after_commit(session: Session) -> None:
+    if not session.in_nested_transaction():
+        for pending in session.info.get(_KEY, {}).values():
+            pending.after_commit()
 
 
 def _after_rollback(session: Session, transaction: SessionTransaction) -> None:
@@ -68,6 +86,7 @@ def _after_rollback(session: Session, transaction: SessionTransaction) -> None:
 
 def _after_end(session: Session, transaction: SessionTransaction) -> None:
     if transaction.parent is None:
+        session.info.pop(_COMMITTING, None)
         for pending in session.info.get(_KEY, {}).values():
             pending.after_end()
 
@@ -84,7 +103,7 @@ def check_transactional(bind: Engine | Connection) -> None:
     if isinstance(level, str) and level.upper() == "AUTOCOMMIT":
         raise OutboxSessionError(
             "the engine is in AUTOCOMMIT: a message could be stored without its change, or the change without its "
-            "message. Use an engine, or a session, with transactions"
+            "message, or count as handled without its work. Use an engine, or a session, with transactions"
         )
 
 
@@ -100,10 +119,11 @@ class _Pending:
         self._table = table
         self._write = write
         self._rows: list[tuple[dict[str, Any], tuple[SessionTransaction, ...]]] = []
-        self._committing = False
-        self._at_the_end = False
+        self._last_connection: Connection | None = None
+        """Where the rows are written at the end of the commit. None: the transaction does not wait for that."""
+        self._write_failed = False
         self._watched: WeakSet[Connection] = WeakSet()
-        self._check_binds()
+        self._only_bind = self._check_binds()
 
     def add(self, row: dict[str, Any]) -> None:
         session = self.session
@@ -111,26 +131,36 @@ class _Pending:
             if not session.autobegin:
                 raise OutboxSessionError("the session has no transaction: call session.begin() first")
             session.begin()
-        if self._committing and not self._at_the_end:  # by a listener that ran after ours
-            session.flush()
-            self._write(self._connection(), [row])
-            return
+        elif not session.is_active:
+            raise OutboxSessionError(
+                "the session's transaction is over, so the message would be lost: it is committed or prepared, or an "
+                "error has ended it. Add messages before commit(); after an error, call session.rollback() first"
+            )
         self._rows.append((row, self._savepoints()))
+        if _COMMITTING in session.info:  # by a listener that ran after ours
+            self._insert_at_the_end()
 
     # -- what the session tells ---------------------------------------------------------------------------------------
 
     def before_commit(self) -> None:
-        """The session commits, or a savepoint is released."""
-        if self.session.in_nested_transaction():
-            return
-        self.session.flush()
-        self._committing = True
+        """The session commits, and is flushed."""
+        if self._write_failed:  # some of the rows may be there, and perhaps the database let the transaction live
+            raise OutboxSessionError(
+                "the transaction's messages could not be written, so it must not commit: call session.rollback(), and "
+                "repeat the whole transaction"
+            )
         if not self._rows:
             return
         if self._is_last():
             self._insert(self._connection())
         else:
             self._insert_at_the_end()
+
+    def after_commit(self) -> None:
+        """The session has committed. If it is on a connection whose transaction is somebody else's, the connection has
+        not: the rows are written now."""
+        if self._last_connection is not None:
+            self._ending(self._last_connection)
 
     def after_rollback(self, transaction: SessionTransaction) -> None:
         """A transaction, or a savepoint, was rolled back."""
@@ -139,7 +169,8 @@ class _Pending:
     def after_end(self) -> None:
         """The session's transaction has ended, committed or not."""
         self._rows.clear()
-        self._committing = self._at_the_end = False
+        self._last_connection = None
+        self._write_failed = False
 
     # -- parts --------------------------------------------------------------------------------------------------------
 
@@ -148,11 +179,12 @@ class _Pending:
         rows = [row for row, _ in self._rows]
         self._rows.clear()
         if rows:
+            self._write_failed = True
             self._write(connection, rows)
+            self._write_failed = False
 
     def _insert_at_the_end(self) -> None:
-        connection = self._connection()
-        self._at_the_end = True
+        connection = self._last_connection = self._connection()
         if connection in self._watched:
             return
         self._watched.add(connection)
@@ -163,8 +195,8 @@ class _Pending:
         event.listen(connection, "release_savepoint", lambda connection, name, context: self._ending(connection))
 
     def _ending(self, connection: Connection) -> None:
-        if self._at_the_end:
-            self._at_the_end = False
+        if self._last_connection is not None and not self.session.in_nested_transaction():
+            self._last_connection = None
             self._insert(connection)
 
     def _is_last(self) -> bool:
@@ -172,7 +204,8 @@ class _Pending:
         return last is _before_commit
 
     def _connection(self) -> Connection:
-        return self.session.connection(bind_arguments={"clause": self._table})
+        bind = self._only_bind
+        return self.session.connection(bind_arguments={"clause": self._table} if bind is None else {"bind": bind})
 
     def _savepoints(self) -> tuple[SessionTransaction, ...]:
         open_now = []
@@ -182,7 +215,9 @@ class _Pending:
             transaction = transaction.parent
         return tuple(open_now)
 
-    def _check_binds(self) -> None:
+    def _check_binds(self) -> Engine | Connection | None:
+        """Refuses binds that cannot be used. Returns the bind of a session that has one for its classes, and none for
+        all the rest."""
         session = self.session
         binds = {id(bind.engine): bind for bind in [session.bind, *_other_binds(session)] if bind is not None}
         if len(binds) > 1:
@@ -192,6 +227,7 @@ class _Pending:
             )
         for bind in binds.values():
             check_transactional(bind)
+        return next(iter(binds.values()), None) if session.bind is None else None
 
 
 def _other_binds(session: Session) -> list[Engine | Connection]:

@@ -15,13 +15,19 @@ from contextlib import asynccontextmanager
 from typing import Any, cast
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Column, CursorResult, Insert, MetaData, String, Table, delete, insert
+from sqlalchemy import BigInteger, Column, CursorResult, Insert, MetaData, Table, delete, insert
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from .schema import database_time
+from ._relay.statements import FOR_EVER
+from .exceptions import OutboxError
+from .hook import check_transactional
+from .schema import STORAGE, database_time, exact_text
 
 __all__ = ["Inbox"]
+
+_MOST = {"consumer": 100, "message_id": 36}
+"""Columns → the most characters."""
 
 
 class Inbox:
@@ -37,10 +43,10 @@ class Inbox:
         self.table = Table(
             table,
             metadata if metadata is not None else MetaData(),
-            Column("consumer", String(100), primary_key=True),
-            Column("message_id", String(36), primary_key=True),
+            *(Column(name, exact_text(most), primary_key=True) for name, most in _MOST.items()),
             Column("handled_at", BigInteger, nullable=False, default=database_time(), index=True),
             schema=schema,
+            **STORAGE,
         )
 
     async def create_table(self, engine: AsyncEngine) -> None:
@@ -57,15 +63,25 @@ class Inbox:
 
         Args:
             session: The consumer's session; its transaction holds the work too.
-            consumer: Who handles the message; each consumer handles it once.
-            message_id: The message's id.
+            consumer: Who handles the message; each consumer handles it once. At most 100 characters.
+            message_id: The message's id. At most 36 characters.
 
         Yields:
             True: the message is new. False: it was handled before, and there is nothing to do.
+
+        Raises:
+            OutboxError: A text is empty or too long.
+            OutboxSessionError: The session is in AUTOCOMMIT: the message would count as handled before the work is.
         """
-        values = {"consumer": consumer, "message_id": str(message_id), "handled_at": database_time()}
+        values: dict[str, Any] = {"consumer": consumer, "message_id": str(message_id)}
+        for name, most in _MOST.items():
+            if not 1 <= len(values[name]) <= most:  # MariaDB would cut it, and take the message for another one
+                raise OutboxError(f"{name} must have 1 to {most} characters, not {len(values[name])}")
+        connection = await session.connection()
+        check_transactional(connection.sync_connection or connection.sync_engine)
+        values["handled_at"] = database_time()
         # No savepoint: at its release SQLite's driver would commit the transaction that the driver itself had begun.
-        if session.get_bind().dialect.name == "postgresql":
+        if connection.dialect.name == "postgresql":
             statement: Insert = postgresql.insert(self.table).values(values).on_conflict_do_nothing()
         else:
             statement = insert(self.table).values(values)
@@ -76,6 +92,12 @@ class Inbox:
 
     async def purge(self, session: AsyncSession, older_than: float) -> None:
         """Forgets messages that were handled more than `older_than` seconds ago. Choose a time after which no message
-        is repeated any more."""
-        old = database_time() - int(older_than * 1_000_000)
+        is repeated any more.
+
+        Raises:
+            OutboxError: `older_than` is below 0.
+        """
+        if not older_than >= 0:
+            raise OutboxError(f"older_than must be 0 or more seconds, not {older_than}")
+        old = database_time() - int(min(older_than, FOR_EVER) * 1_000_000)
         await session.execute(delete(self.table).where(self.table.c.handled_at < old))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sqlalchemy import Table
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -12,6 +13,7 @@ from cqrs_brokers import ConfigError
 from ._relay.statements import Statements, statements_for
 from ._relay.store import Store
 from .exceptions import OutboxSchemaError
+from .rows import COLUMNS
 from .schema import SCHEMA_VERSION, Tables
 
 __all__ = ["check_schema", "make_statements"]
@@ -35,6 +37,24 @@ def make_statements(
     return kind(tables, names, topics=topics, continue_past_parked=continue_past_parked)
 
 
+_WRITTEN_ONCE = {*COLUMNS, "id", "place", "created_at", "scope", "number", "topics", "broker"}
+
+
+async def _try_out(store: Store, table: Table, name: str) -> None:
+    """Does to no row of a table what a relay does to its rows.
+
+    Raises:
+        DBAPIError: A column or a right is missing.
+    """
+    columns = ", ".join(column.name for column in table.c)
+    changes = ", ".join(f"{column.name} = {column.name}" for column in table.c if column.name not in _WRITTEN_ONCE)
+    await store.rows((f"SELECT {columns} FROM {name} WHERE 1 = 0", {}))
+    await store.change((f"UPDATE {name} SET {changes} WHERE 1 = 0", {}))
+    await store.change((f"DELETE FROM {name} WHERE 1 = 0", {}))
+    if "message_id" not in table.c:  # only the application adds messages
+        await store.change((f"INSERT INTO {name} ({columns}) SELECT {columns} FROM {name} WHERE 1 = 0", {}))
+
+
 async def check_schema(store: Store, tables: Tables) -> None:
     """Checks that the tables are there, of this version, and can be used.
 
@@ -49,13 +69,9 @@ async def check_schema(store: Store, tables: Tables) -> None:
     versions: list[int] = []
     try:
         versions = [row.version for row in await store.rows((f"SELECT version FROM {s.version}", {}))]
-        for table in (s.messages, s.lease, s.relay):
-            await store.rows((f"SELECT 1 FROM {table} WHERE 1 = 0", {}))
-        if versions == [SCHEMA_VERSION]:  # these statements change nothing, and fail if a right is missing
-            await store.change((f"DELETE FROM {s.relay} WHERE 1 = 0", {}))
-            for table in (s.messages, s.lease):
-                column = "state" if table == s.messages else "token"
-                await store.change((f"UPDATE {table} SET {column} = {column} WHERE 1 = 0", {}))
+        if versions == [SCHEMA_VERSION]:  # a column or a right that is missing is found now
+            for table, written in ((tables.messages, s.messages), (tables.lease, s.lease), (tables.relay, s.relay)):
+                await _try_out(store, table, written)
     except DBAPIError as error:
         reason = str(error.orig or error).splitlines()[0]
     if reason:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, overload
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Engine, Insert, MetaData, Table, Transaction, bindparam, insert, literal_column
+from sqlalchemy.exc import StatementError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session
 from sqlalchemy.orm import Session, scoped_session
 
@@ -16,7 +17,7 @@ from cqrs_brokers.messages import MessageValidator
 from cqrs_brokers.protocol import MessageLike
 
 from .exceptions import OutboxSessionError
-from .hook import add_row, check_transactional
+from .hook import add_row, check_transactional, listen
 from .rows import COLUMNS, RESERVED_BYTES, row_of
 from .schema import SCHEMA_VERSION, Tables, database_time
 
@@ -56,7 +57,9 @@ class Outbox:
         max_message_bytes: int = 1_000_000,
         encoder: Callable[[object], bytes] | None = None,
     ) -> None:
+        listen()
         self.tables = Tables(table, schema, metadata if metadata is not None else MetaData())
+        self._most = max_message_bytes
         self._validator = MessageValidator(max_message_bytes=max_message_bytes - RESERVED_BYTES, encoder=encoder)
         self._statement = _insert(self.tables.messages)
         self._places: WeakKeyDictionary[Transaction, int] = WeakKeyDictionary()
@@ -80,7 +83,8 @@ class Outbox:
         Raises:
             InvalidMessageError: A message cannot be sent as it is. No message of the call is added.
             MessageTooLargeError: A message is larger than allowed. No message of the call is added.
-            OutboxSessionError: The session is bound to several engines, or to one in AUTOCOMMIT.
+            OutboxSessionError: The session is bound to several engines, or to one in AUTOCOMMIT, or its transaction
+                is over: it is called in `after_commit`, or after an error that ended the transaction.
         """
         rows = self._rows(messages)
         synchronous = _synchronous(session)
@@ -140,7 +144,7 @@ class Outbox:
     def _rows(self, messages: Sequence[MessageLike | Event[Any]]) -> list[dict[str, Any]]:
         trace = _trace_context()
         ready = self._validator.ready
-        return [row_of(ready(message), trace) for message in messages]
+        return [row_of(ready(message), trace, self._most) for message in messages]
 
     def _write(self, connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
         if not rows:
@@ -151,7 +155,11 @@ class Outbox:
             row["place"] = place
             place += 1
         self._places[transaction] = place
-        connection.execute(self._statement, rows if len(rows) > 1 else rows[0])
+        try:
+            connection.execute(self._statement, rows if len(rows) > 1 else rows[0])
+        except StatementError as error:
+            error.hide_parameters = True  # its text would quote bodies, keys and headers
+            raise
 
     async def _create_table_async(self, engine: AsyncEngine) -> None:
         async with engine.begin() as connection:

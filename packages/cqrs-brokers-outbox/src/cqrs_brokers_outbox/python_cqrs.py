@@ -13,6 +13,7 @@ Needs `cqrs-brokers-outbox[python-cqrs]`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NoReturn
 
 import cqrs
@@ -28,6 +29,12 @@ _RUN_A_RELAY = (
     "this outbox is read by a Relay, not by python-cqrs' EventProducer: run a Relay (in the application's lifespan, or "
     "`python -m cqrs_brokers_outbox relay`)"
 )
+
+
+@cache
+def _default_outbox() -> Outbox:
+    """One for all repositories: statements of new tables would be compiled anew for each request."""
+    return Outbox()
 
 
 class OutboxRepository(cqrs.OutboxedEventRepository):
@@ -47,7 +54,7 @@ class OutboxRepository(cqrs.OutboxedEventRepository):
         ordering_key: Callable[[Any], str | None] | None = None,
     ) -> None:
         self.session = session
-        self._outbox = outbox or Outbox()
+        self._outbox = outbox or _default_outbox()
         self._ordering_key = ordering_key
 
     def add(self, event: Any) -> None:

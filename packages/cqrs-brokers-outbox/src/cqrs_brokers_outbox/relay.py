@@ -4,6 +4,7 @@ there may be any number of relays."""
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import secrets
 import socket
@@ -11,16 +12,17 @@ from collections.abc import Sequence
 from typing import Literal, Self
 
 from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.pool import StaticPool
 
-from cqrs_brokers import Broker, ConfigError
+from cqrs_brokers import Broker, BrokerError, ConfigError
 
 from ._relay.leases import Leases
 from ._relay.outcomes import Marker
-from ._relay.statements import Statements
+from ._relay.statements import FOR_EVER, Statements
 from ._relay.store import Store
-from ._relay.trouble import Trouble
+from ._relay.trouble import Trouble, database_failure
 from ._relay.upkeep import Upkeep
-from ._relay.worker import CANCEL_STEP, MARGIN, Worker
+from ._relay.worker import CANCEL_STEP, MARGIN, Worker, cancelled
 from .exceptions import OutboxError
 from .observers import RelayObserver, RelayObservers
 from .opening import check_schema, make_statements
@@ -28,6 +30,8 @@ from .outbox import Outbox
 from .status import OutboxStatus, RelayHealth, read_status
 
 __all__ = ["Relay"]
+
+logger = logging.getLogger("cqrs_brokers.outbox")
 
 _LEAST_LEASE_OVER = MARGIN + 5.0
 _DEFAULT_LEASE_OVER = 30.0
@@ -46,7 +50,7 @@ class Relay:
     has its receipt. Any number of relays, in any number of processes, share the work by partitions.
 
     Args:
-        engine: The database.
+        engine: The database. The relay uses up to four of its connections, and `health()` one more.
         broker: Where messages go. The relay does not close it.
         outbox: The tables. Default: `Outbox()`.
         topics: Only these topics: two relays can serve two brokers from one table. Default: all.
@@ -63,7 +67,8 @@ class Relay:
         observers: The objects that are told what happens.
 
     Raises:
-        ConfigError: A number is out of range, or the outbox does not know this kind of database.
+        ConfigError: A number is out of range, the outbox does not know this kind of database, or the engine has only
+            one connection for everybody, as for SQLite in memory.
     """
 
     def __init__(
@@ -90,6 +95,8 @@ class Relay:
                 f"lease must be at least {broker.delivery_timeout + _LEAST_LEASE_OVER:g} s, not {seconds:g}: the "
                 f"broker's delivery_timeout and {_LEAST_LEASE_OVER:g} s; or open the broker with a shorter one"
             )
+        if seconds > FOR_EVER:
+            problems.append(f"lease must be at most {FOR_EVER:g} s, not {seconds:g}")
         if batch < 1:
             problems.append(f"batch must be at least 1, not {batch}")
         if not keep >= 0:
@@ -100,6 +107,11 @@ class Relay:
             problems.append(f'when_parked must be "stop" or "continue", not {when_parked!r:.40}')
         if topics is not None and not topics:
             problems.append("topics is empty: no message would be sent")
+        if isinstance(engine.pool, StaticPool):
+            problems.append(
+                "the engine has one connection for everybody (StaticPool, as SQLite in memory has it), and a relay "
+                "needs connections of its own: use a file, such as sqlite+aiosqlite:///outbox.db"
+            )
         if problems:
             raise ConfigError(problems)
         self._engine = engine
@@ -120,6 +132,7 @@ class Relay:
         self._worker: Worker | None = None
         self._leases: Leases | None = None
         self._running: asyncio.Task[None] | None = None
+        self._starting: asyncio.Task[Leases] | None = None
         self._stopped = False
 
     def __repr__(self) -> str:
@@ -137,17 +150,8 @@ class Relay:
         stores = [Store(self._engine, self._statements) for _ in range(4)]
         leasing, claims, marks, beside = stores
         try:
-            await check_schema(leasing, self._outbox.tables)
-            leases = self._leases = Leases(
-                leasing,
-                owner=self.name,
-                topics=self._topics,
-                lease=self._lease,
-                partitions=self._statements.partitions,
-                broker=self._broker.url or self._broker.name,
-            )
-            await leases.join()
-            if self._stopped:
+            leases = None if self._stopped else await self._started(leasing)
+            if leases is None:
                 return
             trouble = self._trouble = Trouble(self._observers)
             worker = self._worker = Worker(
@@ -169,8 +173,38 @@ class Relay:
             self._worker = None
             self._stopped = False
             self._observers.ended()
-            for store in stores:
-                await store.close()
+            await asyncio.gather(*(store.close() for store in stores))
+
+    async def _started(self, leasing: Store) -> Leases | None:
+        """Begins, in a task of its own that `stop()` can cancel: a database may take a connection and not answer.
+
+        Returns:
+            The leases. None: the relay was stopped meanwhile.
+        """
+        starting = self._starting = asyncio.create_task(self._start(leasing))
+        try:
+            await asyncio.wait([starting])
+        finally:
+            self._starting = None
+            await cancelled([starting])
+        if self._stopped:
+            if not starting.cancelled():
+                starting.exception()  # nobody wants to know it any more
+            return None
+        return starting.result()
+
+    async def _start(self, leasing: Store) -> Leases:
+        await check_schema(leasing, self._outbox.tables)
+        leases = self._leases = Leases(
+            leasing,
+            owner=self.name,
+            topics=self._topics,
+            lease=self._lease,
+            partitions=self._statements.partitions,
+            broker=self._broker.url or self._broker.name,
+        )
+        await leases.join()
+        return leases
 
     def stop(self) -> None:
         """Lets `run()` finish what is in flight and end. A relay that is still starting ends at once. May be called in
@@ -178,12 +212,13 @@ class Relay:
         self._stopped = True
         if self._worker is not None:
             self._worker.stop()
-        elif self._running is not None:
-            self._running.cancel()
+        elif self._starting is not None:
+            self._starting.cancel()
 
     async def __aenter__(self) -> Self:
         await check_schema_once(self._engine, self._statements, self._outbox)
         self._running = asyncio.create_task(self.run())
+        self._running.add_done_callback(_tell_of_an_early_end)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -219,7 +254,7 @@ class Relay:
             async with asyncio.timeout(10):
                 status = await read_status(store)
         except Exception as error:
-            reasons.append(f"the database does not answer: {type(error).__name__}")
+            reasons.append(f"cannot read what waits: {database_failure(error)}")
         finally:
             await store.close()
         if status is not None:
@@ -236,6 +271,13 @@ class Relay:
             fenced=self._worker.fenced if self._worker else 0,
             status=status,
         )
+
+
+def _tell_of_an_early_end(running: asyncio.Task[None]) -> None:
+    """Logs the error of a relay that ended by itself: the block that it runs in may last for weeks."""
+    if not running.cancelled() and (error := running.exception()) is not None:
+        text = error.text if isinstance(error, BrokerError) else type(error).__name__
+        logger.error("outbox relay: it has ended, and sends nothing any more: %s", text)
 
 
 def _for_a_person(status: OutboxStatus) -> list[str]:

@@ -40,6 +40,8 @@ OWN_HEADERS = frozenset({POSITION, EVENT_TIME})
 TRACE_HEADERS = frozenset({"traceparent", "tracestate", "baggage"})
 RESERVED_BYTES = 1_024
 """How many bytes of the largest message are left for the headers that the relay adds."""
+_OWN_BYTES = 128
+"""How many of them `OWN_HEADERS` need, at most."""
 MAX_HEADERS = 100 - len(OWN_HEADERS) - len(TRACE_HEADERS)
 
 COLUMNS = (
@@ -50,6 +52,7 @@ COLUMNS = (
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_LAST_TIME = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
 _is_id_text = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}").fullmatch
 _ID_FOLLOWS = UUID(int=0)
 
@@ -87,11 +90,18 @@ def key_hash(topic: str, key: str | None, message_id: bytes = b"") -> int:
     return zlib.crc32(message_id if key is None else topic.encode() + b"\0" + key.encode())
 
 
-def row_of(message: Message, trace: Mapping[str, str] | None) -> dict[str, Any]:
+def row_of(message: Message, trace: Mapping[str, str] | None, most: int) -> dict[str, Any]:
     """The columns of a validated message, except `place`.
 
+    Args:
+        message: The message.
+        trace: The writer's trace context.
+        most: The most bytes of the message with the relay's headers. If the trace context does not fit, only
+            `traceparent` is kept: its place is reserved.
+
     Raises:
-        InvalidMessageError: The message has a header that the relay adds, or too many headers.
+        InvalidMessageError: The message has a header that the relay adds, or too many headers, or its time is after the
+            year 9999 in UTC.
     """
     headers = message.headers
     if headers:
@@ -108,6 +118,11 @@ def row_of(message: Message, trace: Mapping[str, str] | None) -> dict[str, Any]:
     key = message.key
     content_type = message.content_type
     body = message.body
+    headers_text = _headers_text(headers) if headers else None
+    if trace:
+        size = sum(map(len, (body or b"", key or "", headers_text or "", *trace, *trace.values())))
+        if size > most - _OWN_BYTES:
+            trace = {name: value for name, value in trace.items() if name == "traceparent"}
     if content_type is None and body is not None and type(message.payload) is not bytes:
         content_type = "application/json"  # the row has only the bytes of it
     values = (
@@ -118,8 +133,8 @@ def row_of(message: Message, trace: Mapping[str, str] | None) -> dict[str, Any]:
         identity.decode(),
         body,
         content_type,
-        _headers_text(headers) if headers else None,
-        (message.timestamp - _EPOCH) // _MICROSECOND,
+        headers_text,
+        _microseconds(message),
         json.dumps(dict(trace)) if trace else None,
     )
     return dict(zip(COLUMNS, values, strict=True))
@@ -154,18 +169,28 @@ def message_of(row: Any, *, headers: bool, stamped: bool) -> Message:
             row.topic,
             TOMBSTONE if body is None else b"",
             _ID_FOLLOWS if is_text else UUID(identity),
-            None if key is None else bytes(key).decode(),
+            None if key is None else str(key, "utf-8"),
             all_headers,
             row.content_type,
             None if stamped else _EPOCH + timedelta(microseconds=made_at),
-            None if body is None else bytes(body),
+            body if body is None or type(body) is bytes else bytes(memoryview(body)),  # SQLite keeps any type
         )
         if is_text:
             set_id_text(message, identity.encode())
         return message
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         reason = f"the row cannot be read as a message ({type(error).__name__})"
     raise DamagedRow(reason)
+
+
+def _microseconds(message: Message) -> int:
+    """The message's time. The last hours of the year 9999 in a zone west of Greenwich are no time in UTC."""
+    time = (message.timestamp - _EPOCH) // _MICROSECOND
+    if time > _LAST_TIME:
+        raise InvalidMessageError("timestamp is after the year 9999 in UTC, which no row can hold").about(
+            message.message_id, message.topic, ""
+        )
+    return time
 
 
 @lru_cache(maxsize=64)

@@ -29,7 +29,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeEngine
 
-__all__ = ["SCHEMA_VERSION", "State", "Tables", "database_time"]
+__all__ = ["SCHEMA_VERSION", "STORAGE", "State", "Tables", "database_time", "exact_text"]
 
 SCHEMA_VERSION = 1
 """The version in the version row; a migration changes it together with the tables."""
@@ -78,20 +78,29 @@ def _on_mysql(ordinary: TypeEngine[Any], theirs: TypeEngine[Any]) -> Any:
     return ordinary.with_variant(theirs, "mysql", "mariadb")
 
 
+def exact_text(most: int) -> Any:
+    """The type of a text that equals only itself. MariaDB's usual collations take "a", "A" and "a " for the same.
+
+    Args:
+        most: The most characters.
+    """
+    return _on_mysql(String(most), mysql.VARCHAR(most, charset="utf8mb4", collation="utf8mb4_nopad_bin"))
+
+
 def _name() -> Any:
-    # MariaDB's usual collations take "a", "A" and "a " for the same.
-    return _on_mysql(String(255), mysql.VARCHAR(255, charset="utf8mb4", collation="utf8mb4_nopad_bin"))
+    return exact_text(255)
 
 
 def _number() -> Any:
     return BigInteger().with_variant(Integer(), "sqlite")  # the only type that SQLite numbers by itself
 
 
-_STORAGE: dict[str, Any] = {
+STORAGE: dict[str, Any] = {
     f"{dialect}_{option}": value
     for dialect in ("mysql", "mariadb")
     for option, value in (("engine", "InnoDB"), ("charset", "utf8mb4"))
 }
+"""Options of every table, for MariaDB."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +166,7 @@ class Tables:
             Column("broker_offset", BigInteger),
             schema=self.schema,
             sqlite_autoincrement=True,  # else SQLite gives the numbers of deleted rows again
-            **_STORAGE,
+            **STORAGE,
         )
         column = table.c
         # Where the database can leave rows out of an index, rows that were sent are in none of the first five.
@@ -192,7 +201,7 @@ class Tables:
             Column("token", BigInteger, nullable=False, default=0, comment="goes up whenever the owner changes"),
             Column("claimed_to", BigInteger, nullable=False, default=0, comment="highest claimed id; 0: none open"),
             schema=self.schema,
-            **_STORAGE,
+            **STORAGE,
         )
 
     def _relay(self) -> Table:
@@ -204,7 +213,7 @@ class Tables:
             Column("until", BigInteger, nullable=False),
             Column("broker", String(255), nullable=False, comment="redacted"),
             schema=self.schema,
-            **_STORAGE,
+            **STORAGE,
         )
 
     def _version(self) -> Table:
@@ -213,5 +222,5 @@ class Tables:
             self.metadata,
             Column("version", Integer, primary_key=True, autoincrement=False),
             schema=self.schema,
-            **_STORAGE,
+            **STORAGE,
         )

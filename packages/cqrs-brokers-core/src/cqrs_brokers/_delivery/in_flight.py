@@ -27,7 +27,7 @@ class InFlight:
         address: The broker's redacted URL, for errors.
         confirms: Whether the driver's `confirm()` means that the broker has confirmed the message.
         max_count: The most messages the driver holds at any time.
-        max_bytes: The most bytes that the driver holds. One larger message may go alone.
+        max_bytes: The most bytes that the driver holds. A larger message is taken when the driver holds nothing else.
         breaches: What the driver did against its contract.
         observe: Called with every outcome, also for cancelled callers. None: no observer wants outcomes.
     """

@@ -41,7 +41,7 @@ class AwaitedDelivery(Sending):
         self.state = QUEUED
         self._in_flight = in_flight
         self._wakeups = wakeups
-        self._asyncio_future_blocking = True  # asyncio's task checks this of the object that `await` yields
+        self._asyncio_future_blocking = True  # asyncio's task reads this attribute of each object that `await` yields
         self.callback: Callable[[Any], object] | None = None
         self._cancelled: tuple[object, ...] | None = None
         self._outcome: Receipt | DeliveryError | None = None

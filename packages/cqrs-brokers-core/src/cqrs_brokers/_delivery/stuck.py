@@ -124,7 +124,7 @@ class StuckDestinations:
         self.limit = min(places.max_count, held + max(1, _two_fifths(places.max_count - held)))
         """How many messages the driver may hold now."""
         self.limit_bytes = size + _two_fifths(places.max_bytes - size)
-        """How many bytes the driver may hold now. One larger message may go alone."""
+        """How many bytes the driver may hold now. A larger message is taken when the driver holds nothing else."""
         self._most = _most_with_trials(held, places.max_count)
         self._most_bytes = _most_with_trials(size, places.max_bytes)
         # While something is stuck, no message goes to the driver before its destination was looked at.

@@ -39,7 +39,7 @@ class Item:
         self.partition = partition
         self.token = token
         key = row.message_key
-        self.lane: Any = row.id if key is None else (row.topic, bytes(key))
+        self.lane: Any = row.id if key is None else (row.topic, key)
 
 
 class Keys:

@@ -14,7 +14,7 @@ import hashlib
 import json
 import random
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from cqrs_brokers_outbox.exceptions import OutboxError
@@ -93,6 +93,24 @@ class Leases:
             OutboxError: A relay with other topics is at work, and some topics are common to both.
         """
         s = self._statements
+        await self._look_for_others()
+        async with self._store.transaction():
+            found = await self._store.rows(
+                (f"SELECT number FROM {s.lease} WHERE scope = :scope", {"scope": self.scope})
+            )
+            if not found:
+                await self.create(range(self._partitions), 0)
+
+    async def _look_for_others(self) -> None:
+        """Looks whether relays with other topics are at work on some of this relay's topics.
+
+        It looks when it begins, and again when its own leases are there, because two relays may begin at the same
+        time: whichever is second sees the first. A relay whose leases had ended, because it stood still, begins anew.
+
+        Raises:
+            OutboxError: There is such a relay.
+        """
+        s = self._statements
         others = await self._store.rows(
             (f"SELECT DISTINCT topics FROM {s.lease} WHERE scope <> :scope AND until > {s.now}", {"scope": self.scope})
         )
@@ -103,12 +121,6 @@ class Leases:
                     f"another relay is at work on {common}: its messages would be sent twice. Give the relays of one "
                     "table the same topics, or topics of their own"
                 )
-        async with self._store.transaction():
-            found = await self._store.rows(
-                (f"SELECT number FROM {s.lease} WHERE scope = :scope", {"scope": self.scope})
-            )
-            if not found:
-                await self.create(range(self._partitions), 0)
 
     async def create(self, numbers: Collection[int], token: int) -> None:
         """Inserts rows for partitions."""
@@ -129,7 +141,10 @@ class Leases:
             in_use: Says which partitions have rows that are in flight or not marked yet.
         """
         before = monotonic()
+        had_ended = bool(self.tokens) and self.left() < 0
         rows, living = await self._renew()
+        if had_ended:
+            await self._look_for_others()
         self.count, self.living = len(rows), len(living)
         held = {row.number: row.token for row in rows if row.owner == self._owner}
         self.tokens = {number: token for number, token in self.tokens.items() if held.get(number) == token}
@@ -197,7 +212,24 @@ class Leases:
                 await self._count_unknown(row.number, row.claimed_to)
             if taken:
                 await self.free_those_behind_nobody(taken)
-        self.tokens |= {number: row.token for number, row in taken.items()}
+        mine_now = {number: row.token for number, row in taken.items()}
+        if mine_now:
+            try:
+                await self._look_for_others()
+            except OutboxError:
+                await self._give_up(mine_now)
+                raise
+        self.tokens |= mine_now
+
+    async def _give_up(self, taken: Mapping[int, int]) -> None:
+        s = self._statements
+        held, tokens = s.leases(taken)
+        await self._store.change(
+            (
+                f"UPDATE {s.lease} SET owner = NULL, until = 0 WHERE scope = :scope AND {held}",
+                {"scope": self.scope, **tokens},
+            )
+        )
 
     async def _count_unknown(self, number: int, position: int) -> None:
         if not position:

@@ -211,10 +211,14 @@ class Marker:
 
 
 def error_of(outcome: Outcome) -> tuple[str, str]:
-    """The class and the text of the error, as they are written into the row."""
+    """The class and the text of the error, as they are written into the row.
+
+    The text may be a server's. PostgreSQL stores no NUL, and no database a lone surrogate: the mark would fail for
+    ever, and with it the marks of other rows. So it is one line of printable characters.
+    """
     cause = outcome.cause
-    text = cause.text if isinstance(cause, DeliveryError) else str(cause)
-    return type(cause).__name__[:100], text[:_TEXT]
+    text = (cause.text if isinstance(cause, DeliveryError) else str(cause))[:_TEXT]
+    return type(cause).__name__[:100], "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def _failure(outcome: Outcome, state: State) -> dict[str, object]:

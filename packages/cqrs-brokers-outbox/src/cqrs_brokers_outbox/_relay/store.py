@@ -6,12 +6,16 @@ The connection is in AUTOCOMMIT. So a single statement is a transaction of its o
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import sqlite3
+import time
 from collections.abc import AsyncIterator, Sequence
 from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import TextClause, text
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from .statements import Parameters, Statements
@@ -20,6 +24,10 @@ __all__ = ["CHUNK", "Store"]
 
 CHUNK = 1000
 """The most rows that one statement changes."""
+FAREWELL = 2.0
+"""Seconds in which a connection is given back."""
+PATIENCE = 10.0
+"""How long a new connection waits for others to leave a file of SQLite, in seconds."""
 
 
 @lru_cache(maxsize=256)
@@ -76,24 +84,36 @@ class Store:
             raise
 
     async def close(self) -> None:
-        """Gives the connection back."""
+        """Gives the connection back. A database that does not answer to the pool's rollback keeps nobody."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            await connection.close()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FAREWELL):
+                    await connection.close()
 
     async def _open(self) -> AsyncConnection:
         if self._connection is None:
-            connection = await self._engine.connect()
+            connection = await self._connect()
             try:
                 await connection.execution_options(isolation_level="AUTOCOMMIT", compiled_cache=self._cache())
                 for statement in self.statements.session:
-                    await connection.exec_driver_sql(statement)
+                    await _set_up(connection, statement)
             except BaseException:
                 await connection.invalidate()
                 await connection.close()
                 raise
             self._connection = connection
         return self._connection
+
+    async def _connect(self) -> AsyncConnection:
+        try:
+            return await self._engine.connect()
+        except (SQLAlchemyError, OSError):
+            raise
+        except Exception as error:
+            # SQLAlchemy 2.0 passes on asyncpg's own errors of the log-in, such as that there are too many clients.
+            failure = OperationalError(None, None, error)
+        raise failure from failure.orig
 
     def _cache(self) -> dict[Any, Any] | None:
         # Texts with numbers in them never come again: they would only push the others out of the engine's cache.
@@ -105,3 +125,18 @@ class Store:
             with contextlib.suppress(Exception):
                 await connection.invalidate()
                 await connection.close()
+
+
+async def _set_up(connection: AsyncConnection, statement: str) -> None:
+    """Runs a statement of a new connection. SQLite changes the journal's mode only while nobody else uses the file, and
+    does not wait for that by itself."""
+    last = time.monotonic() + PATIENCE
+    while True:
+        try:
+            await connection.exec_driver_sql(statement)
+        except OperationalError as error:
+            if getattr(error.orig, "sqlite_errorcode", None) != sqlite3.SQLITE_BUSY or time.monotonic() > last:
+                raise
+        else:
+            return
+        await asyncio.sleep(0.01)

@@ -8,15 +8,26 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from cqrs_brokers_outbox.observers import RelayObservers
 
-__all__ = ["FIRST_PAUSE", "LONGEST_PAUSE", "Trouble"]
+__all__ = ["FIRST_PAUSE", "LONGEST_PAUSE", "Trouble", "database_failure"]
 
 logger = logging.getLogger("cqrs_brokers.outbox")
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 _DATABASE_ERRORS = (SQLAlchemyError, OSError, TimeoutError)
+
+
+def database_failure(error: Exception) -> str:
+    """What an error of the database says to a person. Its own text may quote messages."""
+    if isinstance(error, PoolTimeoutError):
+        return (
+            "the engine's pool had no free connection: a relay needs four, and health() one more. Give the engine a "
+            "larger pool_size, or the relay an engine of its own"
+        )
+    return f"the database failed: {type(getattr(error, 'orig', None) or error).__name__}"
 
 
 class Trouble:
@@ -40,8 +51,7 @@ class Trouble:
         try:
             done = await call()
         except _DATABASE_ERRORS as error:
-            cause = getattr(error, "orig", None) or error
-            self.began(what, f"the database failed: {type(cause).__name__}")
+            self.began(what, database_failure(error))
             self._failures[what] = self._failures.get(what, 0) + 1
             await asyncio.sleep(min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(10, self._failures[what] - 1)))
             return False

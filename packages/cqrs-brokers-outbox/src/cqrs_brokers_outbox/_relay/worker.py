@@ -33,7 +33,7 @@ from .store import CHUNK, Store
 from .trouble import FIRST_PAUSE, LONGEST_PAUSE, Trouble
 from .upkeep import Upkeep
 
-__all__ = ["CANCEL_STEP", "MARGIN", "Worker"]
+__all__ = ["CANCEL_STEP", "MARGIN", "Worker", "cancelled"]
 
 MARGIN = 5.0
 """Sends must end this many seconds before the lease ends."""
@@ -125,18 +125,18 @@ class Worker:
         try:
             try:
                 await asyncio.wait([*loops, stopped], return_when=asyncio.FIRST_COMPLETED)
-            except asyncio.CancelledError as cancelled:
-                cancellation = cancelled
+            except asyncio.CancelledError as interrupted:
+                cancellation = interrupted
             self._stopping.set()
             self._mark_now.set()
-            await _cancelled(claiming)
+            await cancelled(claiming)
             self._keys.forget_waiting()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(close_timeout):
                     await self._finish()
         finally:
             self._stopping.set()
-            await _cancelled([*loops, stopped, *self._sending])
+            await cancelled([*loops, stopped, *self._sending])
         for loop in loops:
             if not loop.cancelled() and (error := loop.exception()) is not None:
                 raise error
@@ -445,7 +445,7 @@ async def _set_within(event: asyncio.Event, seconds: float) -> None:
             await event.wait()
 
 
-async def _cancelled(tasks: Iterable[asyncio.Task[Any]]) -> None:
+async def cancelled(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """Cancels tasks and waits for their end.
 
     It cancels them repeatedly. Database drivers connect with `asyncio.wait_for`, which in Python 3.11 may swallow a
