@@ -107,8 +107,7 @@ class UnorderedSound(PipelinedDriver):
         return reader, writer
 
     async def greet(self, host: Host, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        password = self._url.password.reveal() if self._url.password else ""
-        writer.write(f"HELLO {self._url.username or ''}:{password}\n".encode())
+        writer.write(b"HELLO %s\n" % self.login())
         try:
             answer = await reader.readline()
         except (OSError, ValueError) as error:
@@ -121,6 +120,10 @@ class UnorderedSound(PipelinedDriver):
         if word != b"WELCOME" or not answer.endswith(b"\n"):
             raise ProtocolError(f"{host}: this is no unordered broker")
         self._largest = int(largest) if largest else None
+
+    def login(self) -> bytes:
+        password = self._url.password.reveal() if self._url.password else ""
+        return f"{self._url.username or ''}:{password}".encode()
 
     async def ping(self) -> None:
         if self._writer is None:
@@ -145,7 +148,8 @@ class UnorderedSound(PipelinedDriver):
         return MessageTooLargeError("the broker would end the connection")
 
     def render(self, message: Message) -> dict[str, Any]:
-        digest = hashlib.sha256(message.body or b"").hexdigest()
+        told = [message.topic, message.key, sorted(message.headers.items()), (message.body or b"").hex()]
+        digest = hashlib.sha256(repr(told).encode()).hexdigest()
         return {
             "topic": message.topic,
             "message_id": str(message.message_id),
@@ -187,7 +191,7 @@ class UnorderedSound(PipelinedDriver):
             delivery.fail(DeliveryUnknownError("somebody else than the broker answered"))
         elif word in (b"BUSY", b"FULL"):
             delivery.fail(RejectedError("the broker does not take it now"))
-        else:  # DUP: the deduplication id has the body's digest in it, so this very message is stored
+        else:  # DUP: the deduplication id has the message's digest in it, so this very message is stored
             delivery.confirm(offset=int(offset))
 
     def dismissed(self) -> None:

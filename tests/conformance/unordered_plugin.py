@@ -12,10 +12,12 @@ from cqrs_brokers.url import BrokerURL
 from tests.conformance import (  # noqa: F401 - their classes are found as subclasses
     answer_mutants,
     connection_mutants,
+    crowd_mutants,
     further_mutants,
     later_mutants,
     limit_mutants,
     reader_mutants,
+    trouble_mutants,
     unordered_mutants,
     value_mutants,
 )

@@ -338,17 +338,19 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
     def drop(self) -> None:
         """Closes the connection at once, also when its event loop is closed. A request without an answer gets an
         error."""
-        writer: asyncio.StreamWriter | None = self._writer
-        task = self._read_task
-        if writer is None:
-            return
-        if self._closed_fut.get_loop().is_closed():
-            self._reader = self._writer = None  # type: ignore[assignment] # aiokafka's own type for "closed"
-            self._read_task = None
-            drop_task(task)
-        else:
+        if self._writer is not None:
             self.close()
-        drop_transport(writer.transport)
+
+    def close(self, reason: Any = None, exc: BaseException | None = None) -> Any:
+        """As aiokafka's method, but it waits for no farewell of the peer, for which TLS would wait 30 s."""
+        writer: asyncio.StreamWriter | None = self._writer
+        if writer is not None and self._closed_fut.get_loop().is_closed():
+            drop_task(self._read_task)
+            self._reader = self._writer = self._read_task = None  # type: ignore[assignment] # aiokafka's "closed"
+        else:
+            super().close(reason, exc)
+        drop_transport(writer.transport if writer is not None else None)
+        return self._closed_fut
 
     async def ended(self) -> None:
         """Waits after `drop()` until the socket is closed, for 0.2 s at most."""

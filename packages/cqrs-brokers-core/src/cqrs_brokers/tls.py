@@ -190,13 +190,14 @@ def _stamp(file: str | None) -> tuple[int, int, int] | None:
 
 
 def _build(options: TLSOptions, problems: list[str]) -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    if options.ssl_cafile is not None:
-        try:
+    try:
+        if options.ssl_cafile is not None:
             _look_at(options.ssl_cafile)
-            context = ssl.create_default_context(cafile=options.ssl_cafile)
-        except (OSError, ValueError) as error:
-            problems.append(f"ssl_cafile cannot be used: {_reason(error, 'it has no certificate in PEM form')}")
+        # None: the system's authorities. To read all of those takes a while, so they are not read in vain.
+        context = ssl.create_default_context(cafile=options.ssl_cafile)
+    except (OSError, ValueError) as error:
+        problems.append(f"ssl_cafile cannot be used: {_reason(error, 'it has no certificate in PEM form')}")
+        context = ssl.create_default_context()
     if options.ssl_certfile is not None:
         asked = []
 

@@ -338,7 +338,7 @@ class Connection:
     async def _end_attempt(self, method: str, task: asyncio.Task[None]) -> None:
         if not task.done():
             task.cancel()
-            await asyncio.wait((task,), timeout=0.4)
+            await wait_patiently(task, 0.4)
             if not task.done():
                 self._breaches.add(method, "did not end when it was cancelled")
 

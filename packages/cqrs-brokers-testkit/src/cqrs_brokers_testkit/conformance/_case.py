@@ -21,6 +21,7 @@ from cqrs_brokers import Broker, Capabilities, DeliveryError, Message, NotDelive
 from cqrs_brokers.driver import ContractBreach
 from cqrs_brokers.hooks import load_plugin
 from cqrs_brokers_testkit.conformance._harness import Harness, NotApplicable, Unsupported
+from cqrs_brokers_testkit.conformance._standstill import WatchedSelector
 from cqrs_brokers_testkit.proxy import FaultProxy
 from cqrs_brokers_testkit.readers import Record, TooFewRecords
 
@@ -231,6 +232,7 @@ class Context:
         answers: Results of those methods of the harness that are called only once in a run, by name.
         breaches: The breaches of the driver contract in this case. A case with a breach has failed.
         step: What of the harness runs, or ran last.
+        turns: What watches the turns of the case's event loop; None: the case is a plain function.
         lock: Held by `topic` and `do`: a harness need not be thread-safe, although cases run side by side.
     """
 
@@ -240,8 +242,14 @@ class Context:
     answers: dict[str, Any] = field(default_factory=dict)
     breaches: list[str] = field(default_factory=list)
     step: str = ""
+    turns: WatchedSelector | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
     _brokers: list[Broker] = field(default_factory=list)
+
+    def watched_loop(self) -> asyncio.AbstractEventLoop:
+        """Makes an event loop whose turns are watched."""
+        self.turns = WatchedSelector()
+        return asyncio.SelectorEventLoop(self.turns)
 
     def count(self, full: int, least: int = 20) -> int:
         """How many messages to send: `full` at the harness' scale 1, fewer at a smaller scale."""

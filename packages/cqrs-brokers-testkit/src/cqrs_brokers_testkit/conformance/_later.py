@@ -6,7 +6,7 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from cqrs_brokers import Message, Receipt
+from cqrs_brokers import TOMBSTONE, Message, Receipt
 from cqrs_brokers.url import Host
 from cqrs_brokers_testkit.conformance._case import (
     Clock,
@@ -25,6 +25,7 @@ from cqrs_brokers_testkit.proxy import FaultProxy
 
 _GRACE = 1.0
 _LARGE = 300_000
+_LARGE_IN_A_CROWD = 40_000
 _IDLE = 15.0
 
 
@@ -35,12 +36,14 @@ _IDLE = 15.0
     capability="confirms",
 )
 async def no_receipt_before_any_answer(ctx: Context) -> None:
-    """After a reconnect, large, empty, with key and headers, in a batch: no receipt while no answer comes."""
+    """After a reconnect, after hundreds, large, empty, with headers, in a batch: no receipt while no answer comes."""
     broker, topic, keeps = ctx.open(delivery_timeout=12.0), await ctx.topic(), ctx.capabilities
     await broker.send_message(ctx.message(topic))
     await ctx.do(ctx.harness.reset)
     await ctx.works_again(broker, topic)
+    check_all_receipts(await broker.send_messages([ctx.message(topic) for _ in range(ctx.count(1_000, 300))]))
     kinds: dict[str, Message] = {
+        "the first to a topic": ctx.message(await ctx.topic()),
         "small": ctx.message(topic),
         "empty": ctx.message(topic, b""),
         "with a content type of its own": ctx.message(topic, b"x", content_type="application/x-own"),
@@ -49,6 +52,8 @@ async def no_receipt_before_any_answer(ctx: Context) -> None:
     }
     if keeps.ordering_key:
         kinds["with a key"] = ctx.message(topic, key="k")
+    if keeps.tombstones:
+        kinds["a tombstone"] = ctx.message(topic, TOMBSTONE, key="k" if keeps.ordering_key else None)
     if keeps.headers:
         kinds["with headers"] = ctx.message(topic, headers={"a": "1", "b": "2"})
     batch = [ctx.message(topic) for _ in range(40)]
@@ -88,7 +93,7 @@ async def ended_connection_leaves_the_truth(ctx: Context) -> None:
             await ctx.works_again(broker, await ctx.topic())
             fault = (lambda: proxy.swallow("down")) if arrives else (lambda: proxy.swallow("both"))
             await ctx.do(fault)
-            sent = [ctx.message(topic) for _ in range(20)]
+            sent = [_one_of_many(ctx, topic, n) for n in range(20)]
             sends = [asyncio.ensure_future(outcome_of(broker.send_message(message))) for message in sent]
             if arrives:
                 await ctx.read(topic, sum(isinstance(o, Receipt) for o in outcomes) + 1)  # at least one is there
@@ -100,6 +105,14 @@ async def ended_connection_leaves_the_truth(ctx: Context) -> None:
     await ctx.works_again(broker, await ctx.topic())
     await asyncio.sleep(0.2)
     check_truth(messages, outcomes, await ctx.read(topic, sum(isinstance(o, Receipt) for o in outcomes)))
+
+
+def _one_of_many(ctx: Context, topic: str, number: int) -> Message:
+    """A message: every fourth one is large, every third one has headers, every second one a key."""
+    body = bytes(_LARGE_IN_A_CROWD if number % 4 == 0 else 10)
+    key = f"key-{number}" if number % 2 and ctx.capabilities.ordering_key else None
+    headers = {"n": str(number)} if number % 3 == 0 and ctx.capabilities.headers else {}
+    return ctx.message(topic, body, key=key, headers=headers)
 
 
 @case("lifecycle.health-asks-the-connection-in-use", "fault", needs=["proxy"])

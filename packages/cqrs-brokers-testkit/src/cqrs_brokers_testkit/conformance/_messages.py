@@ -16,7 +16,14 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from cqrs_brokers import InvalidMessageError, Message, MessageTooLargeError, Receipt, RejectedError
+from cqrs_brokers import (
+    InvalidMessageError,
+    Message,
+    MessageTooLargeError,
+    NotDeliveredError,
+    Receipt,
+    RejectedError,
+)
 from cqrs_brokers_testkit.conformance._case import (
     Context,
     case,
@@ -141,11 +148,22 @@ async def content_type_arrives(ctx: Context) -> None:
 
 @case("messages.timestamp-arrives", "live", needs=["read_back"])
 async def timestamp_arrives(ctx: Context) -> None:
-    """The time on the wire is the message's own, in whichever zone, to the second, and not that of sending."""
+    """The time on the wire is the message's own, in whichever zone, to the second, and not that of sending.
+
+    A time that 32 bits do not hold, or before 1970, arrives or is refused.
+    """
     broker, ago = ctx.open(), datetime.now(UTC) - timedelta(minutes=10)
     for at in (ago, ago.astimezone(timezone(timedelta(hours=5, minutes=30)))):
         topic = await ctx.topic()
         await broker.send_message(ctx.message(topic, timestamp=at))
+        got = (await ctx.read_one(topic)).timestamp
+        check(got is not None and abs(got - at) < timedelta(seconds=1), f"sent with {at}, and {got} arrived")
+    for at in (datetime(1955, 11, 12, 6, 38, tzinfo=UTC), datetime(2045, 10, 26, tzinfo=UTC)):
+        topic = await ctx.topic()
+        outcome = await outcome_of(broker.send_message(ctx.message(topic, timestamp=at)))
+        if isinstance(outcome, NotDeliveredError):
+            continue  # refused, not changed
+        check_receipt(outcome, f"a message of {at:%Y}")
         got = (await ctx.read_one(topic)).timestamp
         check(got is not None and abs(got - at) < timedelta(seconds=1), f"sent with {at}, and {got} arrived")
 

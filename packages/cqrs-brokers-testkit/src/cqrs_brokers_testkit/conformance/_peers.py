@@ -10,6 +10,9 @@ import struct
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
+TLS_RECORD = b"\x16\x03"
+"""With it begins a client that speaks TLS."""
+
 
 @dataclass
 class Peer:
@@ -23,29 +26,118 @@ class Peer:
 
 @contextlib.asynccontextmanager
 async def peer(
-    answer: bytes = b"", *, tls: ssl.SSLContext | None = None, hangs_up: bool = False, resets: bool = False
+    answer: bytes = b"",
+    *,
+    tls: ssl.SSLContext | None = None,
+    hangs_up: bool = False,
+    resets: bool = False,
+    at_once: bool = False,
+    echoes: bool = False,
 ) -> AsyncIterator[Peer]:
     """A server that answers once, whatever is written to it. Then it says nothing more, or closes or resets the
-    connection."""
-    here = Peer(0)
+    connection.
+
+    Args:
+        answer: What it says.
+        tls: It speaks TLS with this context.
+        hangs_up: It closes the connection after its answer.
+        resets: It resets the connection after its answer.
+        at_once: It does all that without waiting until something is written to it.
+        echoes: It also writes back what is written to it.
+    """
+    here, ends = Peer(0), hangs_up or resets
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         here.accepted += 1
         with contextlib.suppress(OSError):
-            answered = not answer
-            while data := await reader.read(65_536):
+            if at_once:
+                writer.write(answer)
+            answered = at_once
+            while not (at_once and ends) and (data := await reader.read(65_536)):
                 here.received.extend(data)
+                if echoes:
+                    writer.write(data)
                 if not answered:
                     writer.write(answer)
                     answered = True
-                if resets:
-                    at_once = struct.pack("ii", 1, 0)
-                    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
-                if hangs_up or resets:
+                if ends:
                     break
+        raw = writer.get_extra_info("socket")
+        if resets and raw is not None:  # None: the client was faster
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
+    here.port = server.sockets[0].getsockname()[1]
+    try:
+        yield here
+    finally:
+        server.close()
+
+
+@contextlib.asynccontextmanager
+async def until_tls(server: tuple[str, int], port: int) -> AsyncIterator[int]:
+    """A way to a server that leads to another port of 127.0.0.1 as soon as the client begins with TLS.
+
+    So a peer takes the server's place also where TLS begins after a greeting in plain text. Yields its own port.
+    """
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65_536):
+                writer.write(data)
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        answers, up = await asyncio.open_connection(*server)
+        down, plain = asyncio.ensure_future(pump(answers, writer)), True
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65_536):
+                if plain and data.startswith(TLS_RECORD):
+                    plain = False
+                    down.cancel()
+                    up.close()
+                    answers, up = await asyncio.open_connection("127.0.0.1", port)
+                    down = asyncio.ensure_future(pump(answers, writer))
+                up.write(data)
+        up.close()
+        writer.close()
+        down.cancel()
+
+    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield int(listening.sockets[0].getsockname()[1])
+    finally:
+        listening.close()
+
+
+@contextlib.asynccontextmanager
+async def tls_server(context: ssl.SSLContext) -> AsyncIterator[Peer]:
+    """A peer that makes the handshake with this context and then says nothing.
+
+    Unlike asyncio's own server it tells the client why a handshake failed, as servers do.
+    """
+    here = Peer(0)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls, ends = context.wrap_bio(incoming, outgoing, server_side=True), False
+        with contextlib.suppress(OSError):
+            while not ends and (data := await reader.read(65_536)):
+                incoming.write(data)
+                try:
+                    if not here.accepted:
+                        tls.do_handshake()
+                        here.accepted += 1
+                    here.received.extend(tls.read(65_536))
+                except ssl.SSLWantReadError:
+                    pass
+                except ssl.SSLError:
+                    ends = True
+                writer.write(outgoing.read())
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
     here.port = server.sockets[0].getsockname()[1]
     try:
         yield here

@@ -23,11 +23,13 @@ from cqrs_brokers_testkit.conformance import (
     _closing,
     _connecting,
     _contract,
+    _crowd,
     _delivery,
     _faults,
     _later,
     _lifecycle,
     _limits,
+    _logins,
     _matching,
     _messages,
     _ordering,
@@ -37,6 +39,7 @@ from cqrs_brokers_testkit.conformance import (
     _static,
     _stuck,
     _tls,
+    _trouble,
     _upkeep,
     _values,
     _variants,
@@ -49,9 +52,9 @@ from cqrs_brokers_testkit.conformance._unhandled import Unhandled, asyncio_watch
 Progress = Callable[[str], None]
 
 _MODULES = (
-    *(_static, _messages, _values, _refusals, _delivery, _matching, _connecting, _tls, _later, _limits),
+    *(_static, _messages, _values, _refusals, _delivery, _matching, _connecting, _logins, _tls, _later, _limits),
     *(_answers, _variants, _stuck),
-    *(_ordering, _lifecycle, _processes, _faults, _closing, _queueing, _upkeep, _contract),
+    *(_ordering, _lifecycle, _processes, _faults, _closing, _queueing, _upkeep, _trouble, _crowd, _contract),
 )
 _SECTIONS = ("static", "messages", "refusals", "delivery", "ordering", "lifecycle", "faults", "contract")
 for _section in _SECTIONS:  # in this order, whatever the order of the imports and the module
@@ -286,12 +289,15 @@ def _outcome(case: Case, context: Context) -> BaseException | None:
     """The failure of the case. None: the case holds."""
     try:
         if inspect.iscoroutinefunction(case.function):
-            asyncio.run(_bounded(case, context))
+            with asyncio.Runner(loop_factory=context.watched_loop) as runner:
+                runner.run(_bounded(case, context))
         else:
             case.function(context)
     except BaseException as error:  # in a thread of ours: nothing may leave it
         return error
     finally:
+        if context.turns is not None:
+            context.breaches += context.turns.found
         gc.collect()  # now, not in a later case, asyncio finds what nobody looked at
     return None
 

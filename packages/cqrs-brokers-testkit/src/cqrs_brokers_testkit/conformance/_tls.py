@@ -5,17 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-import tempfile
-from collections.abc import AsyncIterator, Iterator
+import warnings
+from collections.abc import AsyncIterator
 from pathlib import Path
-from urllib.parse import quote
 
 from cqrs_brokers import Broker, ConfigError, ConnectError, Receipt, TLSError, UnreachableError
-from cqrs_brokers.hooks import load_plugin
-from cqrs_brokers.secret import Secret
-from cqrs_brokers.tls import TLSOptions
 from cqrs_brokers.url import BrokerURL, Host
-from cqrs_brokers_testkit.certificates import Certificates, make_certificates
+from cqrs_brokers_testkit.certificates import Certificates
 from cqrs_brokers_testkit.conformance._case import (
     Clock,
     Context,
@@ -27,13 +23,20 @@ from cqrs_brokers_testkit.conformance._case import (
     show,
 )
 from cqrs_brokers_testkit.conformance._connecting import check_permanent, connect_error
-from cqrs_brokers_testkit.conformance._peers import Peer, peer
+from cqrs_brokers_testkit.conformance._failing import (
+    certificates,
+    has_tls_options,
+    serving,
+    with_authority,
+    with_hosts,
+    with_login,
+)
+from cqrs_brokers_testkit.conformance._peers import TLS_RECORD, Peer, peer, tls_server, until_tls
 from cqrs_brokers_testkit.conformance._watching import nothing_left
 from cqrs_brokers_testkit.proxy import FaultProxy
 from cqrs_brokers_testkit.servers import free_port
 
 _LOGIN = "canary-login-45"
-_TLS_RECORD = b"\x16\x03"
 _GRACE = 1.0
 _BODY = b"canary-tls-body"
 
@@ -84,11 +87,11 @@ async def tls_is_never_given_up(ctx: Context) -> None:
     try:
         async with ctx.open():
             pass
-        if seen.startswith(_TLS_RECORD):
+        if seen.startswith(TLS_RECORD):
             raise NotApplicable("the harness' own server speaks no plain text")
         seen.clear()
         for url in urls:
-            at_plain = _at(ctx, url, Host(proxy.host, proxy.port))
+            at_plain = with_hosts(with_login(ctx, url, _LOGIN), [Host(proxy.host, proxy.port)])
             answers.clear()
             await _refused(ctx, ctx.open(at_plain, connect_timeout=3.0, delivery_timeout=1.0), answers)
     finally:
@@ -111,32 +114,18 @@ async def _refused(ctx: Context, broker: Broker, answers: bytearray) -> None:
     await broker.close(1.0)
 
 
-def _at(ctx: Context, url: str, host: Host) -> str:
-    """The config string with another host, and with a login that can be found on the wire."""
-    known = BrokerURL.parse(url)
-    text = known.replace(hosts=[host]).render(reveal=True)
-    for name, value in known.query.items():
-        if isinstance(value, Secret) and not name.startswith(("ssl", "tls")):
-            text = text.replace(f"{name}={quote(value.reveal(), safe=':/,+=*')}", f"{name}={_LOGIN}")
-    if "userinfo" in load_plugin(known.scheme, ctx.harness.distribution).options_type().url_parts:
-        scheme, _, rest = text.partition("://")
-        user = quote(known.username or "somebody", safe="")
-        text = f"{scheme}://{user}:{_LOGIN}@{rest if known.username is None else rest.partition('@')[2]}"
-    return text
-
-
-@contextlib.contextmanager
-def _certificates() -> Iterator[Certificates]:
-    with tempfile.TemporaryDirectory() as folder:
-        yield make_certificates(Path(folder))
-
-
 @contextlib.asynccontextmanager
-async def _tls_peer(certificate: Path, key: Path) -> AsyncIterator[Peer]:
-    """A peer that presents this certificate and then says nothing."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certificate, key)
-    async with peer(tls=context) as there:
+async def _tls_peer(context: ssl.SSLContext, server: Host | None = None) -> AsyncIterator[Peer]:
+    """A peer that makes the handshake with this context and then says nothing.
+
+    Args:
+        context: Its certificate, and the versions that it speaks.
+        server: What speaks until TLS begins, for a protocol in which the server greets in plain text.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        there = await stack.enter_async_context(tls_server(context))
+        if server is not None:
+            there.port = await stack.enter_async_context(until_tls((server.host, server.port or 0), there.port))
         yield there
 
 
@@ -154,20 +143,20 @@ async def tls_verifies_certificates(ctx: Context) -> None:
     By name, by address, on a second host, with a client certificate; and nothing is written to such a peer.
     """
     known = BrokerURL.parse((await ctx.once(ctx.harness.tls_destination)).url)
-    if not issubclass(load_plugin(known.scheme, ctx.harness.distribution).options_type(), TLSOptions):
+    if not has_tls_options(ctx, known.scheme):
         raise NotApplicable("its options for TLS are not those of `TLSOptions`, so the suite cannot name an authority")
-    with _certificates() as made:
-        async with _tls_peer(made.server, made.server_key) as good:
+    async with certificates() as made:
+        async with _tls_peer(serving(made.server, made.server_key), known.hosts[0]) as good:
             error = await _error_at(ctx, known, [Host("localhost", good.port)], made.ca, within=1.5)
             if not good.accepted:
-                raise NotApplicable("its TLS begins after a greeting in plain text")
+                raise NotApplicable("its TLS begins neither at once nor after what the server says in plain text")
             check(type(error) is not TLSError, f"the certificate is good, and connect() raised {show(error)}")
         for what, certificate, key, authority in (
             ("expired", made.expired, made.expired_key, made.ca),
             ("another host's", made.wrong_host, made.wrong_host_key, made.ca),
             ("of an unknown authority", made.server, made.server_key, made.other_ca),
         ):
-            async with _tls_peer(certificate, key) as bad:
+            async with _tls_peer(serving(certificate, key), known.hosts[0]) as bad:
                 for how, hosts, own in (
                     ("by name", [Host("localhost", bad.port)], None),
                     ("by address", [Host("127.0.0.1", bad.port)], None),
@@ -184,6 +173,66 @@ async def tls_verifies_certificates(ctx: Context) -> None:
                     check(not bad.received, f"{said}: something was written to that peer")
 
 
+@case(
+    "delivery.tls-takes-no-old-version",
+    "live",
+    needs=["tls_destination"],
+    waivable=True,
+    like="delivery.tls-failure",
+    limit=60.0,
+)
+async def tls_takes_no_old_version(ctx: Context) -> None:
+    """A server that speaks no newer TLS than 1.0 or 1.1 gets no login and no message: `TLSError`."""
+    known = BrokerURL.parse((await ctx.once(ctx.harness.tls_destination)).url)
+    if not has_tls_options(ctx, known.scheme):
+        raise NotApplicable("its options for TLS are not those of `TLSOptions`, so the suite cannot name an authority")
+    tried = 0
+    async with certificates() as made:
+        good = serving(made.server, made.server_key)
+        async with _tls_peer(good, known.hosts[0]) as there:
+            await _error_at(ctx, known, [Host("localhost", there.port)], made.ca, within=1.5)
+            if not there.accepted:
+                raise NotApplicable("its TLS begins neither at once nor after what the server says in plain text")
+        for version in (ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1):
+            context = serving(made.server, made.server_key)
+            _speak_only(context, version)
+            async with _tls_peer(context) as direct:
+                spoken = await _is_spoken(direct.port, version)
+            async with _tls_peer(context, known.hosts[0]) as old:
+                if not spoken:
+                    continue
+                tried += 1
+                error = await _error_at(ctx, known, [Host("localhost", old.port)], made.ca, within=3.0)
+                said = f"a server that speaks no newer TLS than {version.name}"
+                check(not old.accepted, f"with {said} the handshake succeeded")
+                check(not old.received, f"something was written to {said}")
+                check(type(error) is TLSError, f"{said}: expected TLSError, got {show(error)}")
+    if not tried:
+        raise NotApplicable("this system's OpenSSL cannot speak TLS 1.0 or 1.1, so nobody here can accept it")
+
+
+def _speak_only(context: ssl.SSLContext, version: ssl.TLSVersion) -> None:
+    """Lets one version be spoken, however old: at level 0 OpenSSL takes the hashes that the old ones need."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # it says that they are old
+        context.minimum_version = ssl.TLSVersion.TLSv1
+        context.maximum_version = version
+    context.set_ciphers("ALL:@SECLEVEL=0")
+
+
+async def _is_spoken(port: int, version: ssl.TLSVersion) -> bool:
+    """Whether a client that takes this version can make the handshake with a peer on this system."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    _speak_only(context, version)
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+    except OSError:
+        return False
+    writer.transport.abort()
+    return True
+
+
 async def _error_at(
     ctx: Context,
     known: BrokerURL,
@@ -194,12 +243,8 @@ async def _error_at(
     within: float = 6.0,
 ) -> ConnectError | None:
     """The error of `connect()` with these hosts, this authority, and perhaps a client certificate."""
-    text, _, query = known.replace(hosts=hosts).render(reveal=True).partition("?")
-    options = [option for option in query.split("&") if option and not option.startswith("ssl_")]
-    options.append(f"ssl_cafile={authority}")
-    if own is not None:
-        options += [f"ssl_certfile={own.client}", f"ssl_keyfile={own.client_key}"]
-    broker = ctx.open(f"{text}?{'&'.join(options)}", connect_timeout=within, delivery_timeout=2.0)
+    url = with_authority(known.replace(hosts=hosts).render(reveal=True), authority, own)
+    broker = ctx.open(url, connect_timeout=within, delivery_timeout=2.0)
     error = await connect_error(broker.connect())
     await broker.close(1.0)
     return error
@@ -231,11 +276,28 @@ async def tls_is_as_true(ctx: Context) -> None:
             raise NotApplicable("its messages go to another address than that of the config string")
         check(not early, "over TLS the send ended before the broker had answered")
         check_receipt(await late, "the answer came, and the send")
+        await _ends_without_answers(ctx, proxy, broker, target.topic)
         await _is_verified_again(ctx, proxy, broker, known, target.topic)
         with Clock() as clock:
             await broker.close(1.0)
         check(clock.seconds <= 1.0 + _GRACE, f"close(1.0) took {clock.seconds:.1f} s over TLS")
         await _leaves_nothing(ctx, proxy, url, target.topic)
+
+
+async def _ends_without_answers(ctx: Context, proxy: FaultProxy, broker: Broker, topic: str) -> None:
+    """Demands that the end of a connection through which nothing got is no confirm."""
+    for end in (proxy.reset, proxy.close_connections):
+        await ctx.do(lambda: proxy.stall("up"))
+        sends = [asyncio.ensure_future(outcome_of(broker.send_message(ctx.message(topic)))) for _ in range(5)]
+        await asyncio.sleep(0.3)
+        early = [send for send in sends if not send.done()]
+        await ctx.do(end)
+        done, _ = await asyncio.wait(early, timeout=0.3) if early else (set(), set())
+        lied = any(isinstance(send.result(), Receipt) for send in done)
+        await ctx.do(proxy.heal)
+        check(not lied, "over TLS nothing got through, the connection ended, and a send got a receipt")
+        await asyncio.wait(sends)
+        await ctx.works_again(broker, topic)
 
 
 async def _leaves_nothing(ctx: Context, proxy: FaultProxy, url: str, topic: str) -> None:
@@ -258,8 +320,8 @@ async def _is_verified_again(ctx: Context, proxy: FaultProxy, broker: Broker, kn
     """Demands that a peer which is not the server, but now listens at the same address, gets no login and no
     message."""
     server = proxy.target
-    with _certificates() as made:
-        async with _tls_peer(made.server, made.server_key) as other, peer() as plain:
+    async with certificates() as made:
+        async with _tls_peer(serving(made.server, made.server_key)) as other, peer() as plain:
             for what, there in (("with a certificate that is not trusted", other), ("without TLS", plain)):
                 proxy.target = ("127.0.0.1", there.port)
                 await ctx.do(proxy.reset)

@@ -8,13 +8,12 @@ import gc
 import socket
 import threading
 import time
-import warnings
 from typing import Any
 from unittest import mock
 
 from cqrs_brokers import Broker
-from cqrs_brokers.url import BrokerURL, Host
-from cqrs_brokers_testkit.canary import chain, shown
+from cqrs_brokers.url import Host
+from cqrs_brokers_testkit.canary import shown
 from cqrs_brokers_testkit.conformance._case import (
     Context,
     NotApplicable,
@@ -24,14 +23,10 @@ from cqrs_brokers_testkit.conformance._case import (
     check_all_receipts,
     check_receipt,
     outcome_of,
-    show,
-    takes_credentials,
 )
-from cqrs_brokers_testkit.conformance._connecting import connect_error, open_at, own_address
-from cqrs_brokers_testkit.conformance._peers import Peer, peer
-from cqrs_brokers_testkit.conformance._watching import logs_at_debug, nothing_left
-from cqrs_brokers_testkit.proxy import FaultProxy
-from cqrs_brokers_testkit.servers import free_port
+from cqrs_brokers_testkit.conformance._connecting import open_at, own_address
+from cqrs_brokers_testkit.conformance._peers import peer
+from cqrs_brokers_testkit.conformance._watching import everything, logs_at_debug, nothing_left
 
 _CANARIES = {"the body": "canary-body-51", "the key": "canary-key-52", "a header": "canary-header-53"}
 
@@ -132,154 +127,23 @@ async def nothing_confidential_is_told_in_trouble(ctx: Context) -> None:
                 if ends_by is not None:
                     await ctx.do(ends_by)
                     sends += send(broker, topic)
-                told += map(_everything, await asyncio.gather(*sends))
+                told += map(everything, await asyncio.gather(*sends))
             finally:
                 await ctx.do(ctx.harness.resume)
             await ctx.works_again(broker, topic)
         if ctx.harness.lacks("proxy") is None:
             async with ctx.healed() as proxy:
                 await ctx.do(lambda: proxy.rewrite(lambda _: b"!garbage!\r\n", "down"))
-                told += map(_everything, await asyncio.gather(*send(broker, topic)))
+                told += map(everything, await asyncio.gather(*send(broker, topic)))
                 told += [repr(await broker.health()), repr(broker.describe())]
             await ctx.works_again(broker, topic)
         for need in ("forbidden_destination", "make_unroutable", "missing_destination", "nacking_destination"):
             if ctx.harness.lacks(need) is None:
                 with contextlib.suppress(NotApplicable, Unsupported):
                     target = await ctx.once(getattr(ctx.harness, need))
-                    told += map(_everything, await asyncio.gather(*send(ctx.open(target.url), target.topic, 2)))
+                    told += map(everything, await asyncio.gather(*send(ctx.open(target.url), target.topic, 2)))
     leaks = shown(_CANARIES, [*logs, *told])
     check(not leaks, f"{' and '.join(leaks)} can be read in log records, warnings or errors")
-
-
-def _everything(outcome: object) -> str:
-    """The text of an error, with those of its causes."""
-    led_to_it = chain(outcome) if isinstance(outcome, BaseException) else ()
-    return "\n".join([show(outcome), *(f"{each!r} {each}" for each in led_to_it)])
-
-
-@case("lifecycle.failed-connects-leave-nothing", "live", needs=["peer_url"], limit=60.0)
-async def failed_connects_leave_nothing(ctx: Context) -> None:
-    """Whatever an attempt to connect fails by (login, certificate, silence, another protocol), it leaves nothing."""
-    async with peer() as nobody, peer(_NO_BROKER) as other:
-        urls = {
-            "a silent peer": await ctx.do(lambda: ctx.harness.peer_url(nobody.port)),
-            "a peer of another protocol": await ctx.do(lambda: ctx.harness.peer_url(other.port)),
-        }
-        for need, what in (
-            ("wrong_password_url", "a wrong password"),
-            ("wrong_permission_url", "a missing permission"),
-        ):
-            if ctx.harness.lacks(need) is None:
-                with contextlib.suppress(NotApplicable, Unsupported):
-                    urls[what] = await ctx.do(getattr(ctx.harness, need))
-        if ctx.harness.lacks("tls_failures") is None:
-            with contextlib.suppress(NotApplicable, Unsupported):
-                urls |= await ctx.once(ctx.harness.tls_failures)
-        for what, url in urls.items():
-            await _fails_to_connect(ctx, url)  # what is made once per process is made now
-            async with nothing_left(f"after a connect that failed ({what})"):
-                await _fails_to_connect(ctx, url)
-
-
-async def _fails_to_connect(ctx: Context, url: str) -> None:
-    broker = ctx.open_unowned(url, connect_timeout=1.0)
-    try:
-        error = await connect_error(broker.connect())
-    finally:
-        await broker.close(1.0)
-    check(error is not None, "it cannot succeed, and connect() returned")
-
-
-_NO_BROKER = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n" * 4
-_LOGIN = "canary-password-54"
-
-
-@case("lifecycle.nothing-confidential-is-told-of-a-login", "fault", needs=["peer_url"])
-async def nothing_confidential_is_told_of_a_login(ctx: Context) -> None:
-    """No password, in any form, is in an error, a log record, `health()`, `repr` or a name when a login fails oddly."""
-    if not takes_credentials(ctx):
-        raise NotApplicable("its config string has no user and password")
-    told: list[str] = []
-
-    async def try_at(hosts: list[Host]) -> None:
-        text = await ctx.do(lambda: ctx.harness.url_with_credentials("somebody", _LOGIN))
-        url = BrokerURL.parse(text).replace(hosts=hosts).render(reveal=True)
-        with warnings.catch_warnings(record=True) as caught:
-            broker = ctx.open(url, connect_timeout=0.7, delivery_timeout=1.0)
-        error = await connect_error(broker.connect())
-        outcome = await outcome_of(broker.send_message(ctx.message("orders")))
-        told.extend([_everything(error), _everything(outcome), repr(broker), str(broker), repr(broker.describe())])
-        told.extend([repr(await broker.health()), *(str(warning.message) for warning in caught)])
-        told.extend(task.get_name() for task in asyncio.all_tasks())
-        await broker.close(1.0)
-
-    async with contextlib.AsyncExitStack() as stack:
-        peers = (peer(), peer(_NO_BROKER), peer(b"\xff" * 64), peer(hangs_up=True), peer(resets=True))
-        ports = [free_port(), *[(await stack.enter_async_context(each)).port for each in peers]]
-        there = next(iter(BrokerURL.parse(ctx.url).hosts), None)
-        if there is not None and there.port is not None:
-            half = await stack.enter_async_context(FaultProxy((there.host, there.port)))
-            half.cut_after(3, "down", by="close")
-            ports.append(half.port)
-        with logs_at_debug() as logs:
-            await asyncio.gather(*(try_at([Host("127.0.0.1", port)]) for port in ports))
-        told += logs
-    told.extend(thread.name for thread in threading.enumerate())
-    leaks = shown({"the password": _LOGIN}, told)
-    check(not leaks, f"{' and '.join(leaks)} can be read in an error, a log record, a warning, a repr or a name")
-
-
-@case("lifecycle.nothing-confidential-is-told-of-a-later-login", "fault", needs=["hosts_url"])
-async def nothing_confidential_is_told_of_a_later_login(ctx: Context) -> None:
-    """The broker's place is taken by others while the driver is connected: nothing tells the password then, either."""
-    if not takes_credentials(ctx):
-        raise NotApplicable("its config string has no user and password")
-    topic, told = await ctx.topic(), list[str]()
-    with FaultProxy(own_address(ctx)) as proxy, logs_at_debug() as logs:
-        url, password = await _login_that_works(ctx, Host(proxy.host, proxy.port))
-        server = proxy.target
-        broker = ctx.open(url, connect_timeout=0.7, delivery_timeout=1.0)
-        check_receipt(await outcome_of(broker.send_message(ctx.message(topic))))
-        for other in (peer(), peer(_NO_BROKER), peer(hangs_up=True), peer(resets=True)):
-            async with other as there:
-                proxy.target = ("127.0.0.1", there.port)
-                await ctx.do(proxy.reset)
-
-                async def was_called(there: Peer = there) -> bool:
-                    return there.accepted > 0
-
-                # A message that is sent before the end of the connection is seen ends by it, and tells of no log-in.
-                await ctx.wait_for(was_called, 5.0, "its connection was reset, and it made no other")
-                told.append(_everything(await outcome_of(broker.send_message(ctx.message(topic)))))
-                told += [repr(await broker.health()), repr(broker.describe())]
-                told.extend(task.get_name() for task in asyncio.all_tasks())
-            proxy.target = server
-            await ctx.do(proxy.reset)
-            await ctx.works_again(broker, topic, 15.0)
-        await broker.close(1.0)
-    leaks = shown({"the password": password}, [*logs, *told])
-    check(not leaks, f"{' and '.join(leaks)} can be read in an error, a log record or a name when it connects again")
-
-
-async def _login_that_works(ctx: Context, host: Host) -> tuple[str, str]:
-    """A config string with a password that the broker takes, at this host, and the password.
-
-    Raises:
-        NotApplicable: There is none that could be found in a text.
-    """
-    own = BrokerURL.parse(ctx.url)
-    any_login = BrokerURL.parse(await ctx.do(lambda: ctx.harness.url_with_credentials("somebody", _LOGIN)))
-    for known in (any_login, own):
-        secret = "" if known.password is None else known.password.reveal()
-        if len(secret) < 6 or secret == known.username:
-            continue
-        url = known.replace(hosts=[host]).render(reveal=True)
-        broker = ctx.open(url, connect_timeout=2.0)
-        error = await connect_error(broker.connect())
-        await broker.close(1.0)
-        if error is None:
-            return url, secret
-    raise NotApplicable("the broker takes no password that could be found in a text")
 
 
 _IDLE = 1.0

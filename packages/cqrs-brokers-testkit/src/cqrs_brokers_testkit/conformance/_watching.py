@@ -11,7 +11,8 @@ import warnings
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
-from cqrs_brokers_testkit.conformance._case import check
+from cqrs_brokers_testkit.canary import chain
+from cqrs_brokers_testkit.conformance._case import check, show
 from cqrs_brokers_testkit.leaks import Leak, no_leaks
 
 _IO = frozenset(
@@ -118,3 +119,9 @@ async def nothing_left(after: str) -> AsyncIterator[None]:
             yield
     except Leak as leak:
         check(False, f"{after}: {leak}")
+
+
+def everything(outcome: object) -> str:
+    """The text of an error with its notes and attributes, and those of its causes."""
+    led_to_it = chain(outcome) if isinstance(outcome, BaseException) else ()
+    return "\n".join([show(outcome), *(f"{each!r} {each} {each.args} {vars(each)}" for each in led_to_it)])

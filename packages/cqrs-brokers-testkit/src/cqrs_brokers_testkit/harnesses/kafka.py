@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from urllib.parse import quote
 
 from cqrs_brokers import Message
 from cqrs_brokers_testkit._optional import require
@@ -67,8 +68,8 @@ class KafkaHarness(Harness):
 
     def url_with_credentials(self, user: str, password: str) -> str:
         listener = self._cluster.bootstrap("SASL_PLAINTEXT") if hasattr(self, "_cluster") else "localhost:9092"
-        sasl = f"security_protocol=SASL_PLAINTEXT&sasl_plain_username={user}&sasl_plain_password={password}"
-        return f"kafka://{listener}?{sasl}"
+        login = f"sasl_plain_username={quote(user, safe='')}&sasl_plain_password={quote(password, safe='')}"
+        return f"kafka://{listener}?security_protocol=SASL_PLAINTEXT&{login}"
 
     def refuse_next(self) -> Refusal:
         topic = self.limited_size().topic
