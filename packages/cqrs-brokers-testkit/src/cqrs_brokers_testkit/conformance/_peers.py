@@ -88,10 +88,23 @@ async def until_tls(server: tuple[str, int], port: int) -> AsyncIterator[int]:
                 writer.write(data)
         writer.close()
 
+    running: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        running[task] = writer
+        try:
+            with contextlib.suppress(OSError):
+                await relay(reader, writer)
+        finally:
+            writer.close()
+            del running[task]
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         answers, up = await asyncio.open_connection(*server)
         down, plain = asyncio.ensure_future(pump(answers, writer)), True
-        with contextlib.suppress(OSError):
+        try:
             while data := await reader.read(65_536):
                 if plain and data.startswith(TLS_RECORD):
                     plain = False
@@ -100,15 +113,19 @@ async def until_tls(server: tuple[str, int], port: int) -> AsyncIterator[int]:
                     answers, up = await asyncio.open_connection("127.0.0.1", port)
                     down = asyncio.ensure_future(pump(answers, writer))
                 up.write(data)
-        up.close()
-        writer.close()
-        down.cancel()
+        finally:
+            up.close()
+            down.cancel()
 
     listening = await asyncio.start_server(serve, "127.0.0.1", 0)
     try:
         yield int(listening.sockets[0].getsockname()[1])
     finally:
         listening.close()
+        for writer in running.values():
+            writer.transport.abort()
+        if running:  # asyncio complains about those that it has to cancel
+            await asyncio.wait(list(running), timeout=2.0)
 
 
 @contextlib.asynccontextmanager
