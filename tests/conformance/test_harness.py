@@ -119,6 +119,8 @@ def test_only_a_refusal_says_that_the_broker_cannot_have_a_topic(error: type[Exc
 async def ended_by_both(context: Context, *, hangs_up: bool) -> None:
     """A driver that ends its connection as soon as it reads a refusal, and a broker that does so, too, or does not."""
 
+    ended = asyncio.Event()
+
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readline()
         writer.write(b"NO\n")
@@ -127,6 +129,8 @@ async def ended_by_both(context: Context, *, hangs_up: bool) -> None:
         else:
             await reader.read()
         writer.close()
+        await writer.wait_closed()
+        ended.set()
 
     server = await asyncio.start_server(refuse, "127.0.0.1", 0)
     context.proxy.target = server.sockets[0].getsockname()
@@ -139,6 +143,7 @@ async def ended_by_both(context: Context, *, hangs_up: bool) -> None:
             raise CaseFailed("20 ConnectionLostError")
     finally:
         server.close()
+        await asyncio.wait_for(ended.wait(), 5)
 
 
 @pytest.mark.parametrize("hangs_up", [True, False])
