@@ -84,6 +84,7 @@ def test_the_exit_code_says_what_became_of_it(string: str, code: int, says: str)
     "arguments",
     [
         ("memory://x",),
+        ("memory://x", '{"id": 7}'),
         ("memory://x", "orders", "{}", "more"),
         ("memory://x", "orders", "{}", "--file", "x"),
         ("memory://x", "orders", "{}", "--header", "x"),

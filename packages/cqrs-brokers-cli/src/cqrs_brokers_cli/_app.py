@@ -178,6 +178,8 @@ def _send(
     url = words.pop(0) if "://" in words[0] else None
     if not 1 <= len(words) <= 2:
         raise typer.BadParameter("give [URL] TOPIC [BODY]; a config string has :// in it")
+    if len(words) == 1 and words[0][:1] in ("{", "["):
+        raise typer.BadParameter("the topic is missing: it comes before the body")
     body = words[1].encode(errors="surrogateescape") if len(words) == 2 else None
     if body is not None and file is not None:
         raise typer.BadParameter("give a body or --file, not both")
