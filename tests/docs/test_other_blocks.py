@@ -20,6 +20,7 @@ OPTIONS = "names commands only: test_a_command_has_the_options_that_are_shown"
 BRACKETED = "tests/stranger/test_tutorial.py::test_each_code_block_is_a_whole_file_of_the_example"
 MEMORY = "tests/testkit/test_memory_fixtures.py::test_the_tests_in_the_documentation_pass"
 OUTBOX = "tests/outbox/test_operations.py::test_the_commands"
+MIGRATIONS = "tests/outbox/test_migrations.py::test_an_applications_versions_stand_beside_the_outboxs"
 
 HELD = {
     "README.md: $ python3 -m venv .venv && .venv/bin/pip install nox && .venv/bin/nox -s demo": (
@@ -45,7 +46,8 @@ HELD = {
     "docs/how-to/check.md: $ pip install cqrs-brokers-cli": (
         "tests/cli/test_check_amqp.py::test_an_exchange_that_the_user_may_not_write_to"
     ),
-    "docs/how-to/check.md: $ cqrs-brokers check --topic orders --send": (
+    "docs/how-to/check.md: $ cqrs-brokers check 'amqps://shop@broker.example/shop?password_env=SHOP_PASSWORD' "
+    "--topic orders --send": (
         "tests/cli/test_check_generic.py::test_nothing_is_sent_without_send_and_one_message_with_it"
     ),
     "docs/how-to/check.md: $ cqrs-brokers send 'kafka://h1:9092' orders '{\"id\": 7}' --name OrderPlaced --key 7": (
@@ -74,9 +76,9 @@ HELD = {
     "docs/how-to/outbox.md: pip install 'cqrs-brokers-outbox[asyncpg]' cqrs-broker-kafka": INSTALL,
     "docs/how-to/outbox.md: python -m cqrs_brokers_outbox status       # what waits, how long, who works; "
     "exit code 2: somebody must look": OUTBOX,
-    "docs/how-to/outbox.md: version_locations = %(here)s/versions cqrs_brokers_outbox:migrations": (
-        "tests/outbox/test_operations.py::test_the_migration_makes_what_the_library_uses"
-    ),
+    'docs/how-to/outbox.md: $ alembic revision --head base --version-path migrations/versions -m "first"': MIGRATIONS,
+    "docs/how-to/outbox.md: version_locations = %(here)s/migrations/versions "
+    "cqrs_brokers_outbox:migrations": MIGRATIONS,
     "docs/how-to/publish-a-plugin.md: pip install 'cqrs-broker-acme' 'cqrs-brokers-testkit[pytest]'": OPTIONS,
     "docs/how-to/test-your-application.md: from cqrs_brokers import open_broker": MEMORY,
     "docs/how-to/test-your-application.md: import pytest": MEMORY,
