@@ -65,5 +65,11 @@ def fill(text: str, values: dict[str, str]) -> str:
 
 
 if __name__ == "__main__":
-    for path in render(sys.argv[1], sys.argv[2], Path(sys.argv[3])):
+    if len(sys.argv) != 4:
+        sys.exit(f"usage: python render.py {'|'.join(VARIANTS)} NAME FOLDER")
+    try:
+        written = render(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+    except (ValueError, FileExistsError) as error:
+        sys.exit(str(error))
+    for path in written:
         print(path)

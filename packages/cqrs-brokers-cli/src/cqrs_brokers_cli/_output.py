@@ -131,7 +131,9 @@ class Output:
         listed = [[printable(cell) for cell in row] for row in rows]
         table = Table(box=None, pad_edge=False, header_style="bold")
         for number, column in enumerate(columns):
-            table.add_column(column, style=styles[number] if number < len(styles) else "", overflow="fold")
+            style = styles[number] if number < len(styles) else ""
+            # The first column is a name to copy: it stays in one piece on a narrow terminal.
+            table.add_column(column, style=style, overflow="fold", no_wrap=number == 0)
         for row in listed:
             table.add_row(*(Text(cell) for cell in row))
         widths = [max(map(len, cells)) for cells in zip(columns, *listed, strict=True)]
