@@ -31,6 +31,7 @@ from .ids import text_of
 
 __all__ = [
     "LARGEST",
+    "LEAST",
     "MAX_DEPTH",
     "NUMBERS",
     "PLAIN",
@@ -54,8 +55,10 @@ PLAIN = frozenset({str, bool, type(None)})
 """The classes whose instances are written as they are."""
 NUMBERS = frozenset({int, float})
 LARGEST: int = 10**4_300 - 1
-"""Numbers are written as they are up to this one: finite, and of no more digits than Python reads and writes. The limit
-is the default of `sys.set_int_max_str_digits`."""
+LEAST: int = -LARGEST
+"""Numbers are written as they are between these two: finite, and of no more digits than Python reads and writes. The
+limit is the default of `sys.set_int_max_str_digits`. Each has a name, because `-LARGEST` would be computed anew for
+each number."""
 TOO_DEEP = "is nested too deeply, or refers to itself"
 _MOST_CLASSES = 10_000
 WRITERS: dict[type, Writer] = {}
@@ -172,7 +175,7 @@ def _mapping(value: Mapping[Any, Any], depth: int) -> dict[str, Any]:
         for key, item in value.items():
             name = key if type(key) is str else _key(key)
             kind = type(item)
-            if kind in PLAIN or (kind in NUMBERS and -LARGEST <= item <= LARGEST):
+            if kind in PLAIN or (kind in NUMBERS and LEAST <= item <= LARGEST):
                 out[name] = item
             else:
                 out[name] = (WRITERS.get(kind) or writer_of(kind))(item, depth)
@@ -200,7 +203,7 @@ def _sequence(value: list[Any] | tuple[Any, ...], depth: int) -> list[Any]:
     try:
         for item in value:
             kind = type(item)
-            if kind in PLAIN or (kind in NUMBERS and -LARGEST <= item <= LARGEST):
+            if kind in PLAIN or (kind in NUMBERS and LEAST <= item <= LARGEST):
                 append(item)
             else:
                 append((WRITERS.get(kind) or writer_of(kind))(item, depth))
@@ -219,7 +222,7 @@ def _dataclass(kind: Any) -> Writer:
 
 
 def _int(value: int, depth: int) -> int:
-    if -LARGEST <= value <= LARGEST:
+    if LEAST <= value <= LARGEST:
         return int.__pos__(value)
     raise Refused("is an integer of more digits than Python writes (sys.set_int_max_str_digits)")
 

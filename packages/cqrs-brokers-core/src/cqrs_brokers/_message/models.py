@@ -18,7 +18,20 @@ from typing import Any
 
 from pydantic_core import PydanticSerializationError, SchemaSerializer
 
-from .jsonable import LARGEST, MAX_DEPTH, NUMBERS, PLAIN, TOO_DEEP, WRITERS, Refused, Writer, asked, write, writer_of
+from .jsonable import (
+    LARGEST,
+    LEAST,
+    MAX_DEPTH,
+    NUMBERS,
+    PLAIN,
+    TOO_DEEP,
+    WRITERS,
+    Refused,
+    Writer,
+    asked,
+    write,
+    writer_of,
+)
 
 __all__ = ["model_writer"]
 
@@ -176,7 +189,7 @@ def _plain(names: tuple[str, ...]) -> Writer:
             for name in names:
                 item = values.get(name, _MISSING)
                 kind = type(item)
-                if kind in PLAIN or (kind in NUMBERS and -LARGEST <= item <= LARGEST):
+                if kind in PLAIN or (kind in NUMBERS and LEAST <= item <= LARGEST):
                     out[name] = item
                 elif item is not _MISSING:
                     out[name] = (WRITERS.get(kind) or writer_of(kind))(item, depth)
