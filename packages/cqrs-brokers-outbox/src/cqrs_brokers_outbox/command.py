@@ -22,6 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from cqrs_brokers import BrokerError, ConfigError, open_broker
 from cqrs_brokers.arguments import ArgumentParser
 
+from ._relay.outcomes import printable
 from .admin import OutboxAdmin
 from .outbox import Outbox
 from .relay import Relay
@@ -161,17 +162,13 @@ def _admin(engine: AsyncEngine, outbox: Outbox) -> OutboxAdmin:
 def _print(options: Namespace, document: Any, lines: Sequence[str]) -> None:
     """Prints lines, or with --json one document. If stdout cannot be written to, the output goes to stderr, because the
     command has done its work."""
-    text = json.dumps(document) if options.json else "\n".join(map(_printable, lines))
+    # A text in a row may be a server's, and its characters could control a terminal.
+    text = json.dumps(document) if options.json else "\n".join(map(printable, lines))
     if not text:
         return
     reason = _unwritten(sys.stdout, text)
     if reason is not None:
         _say(f"stdout cannot be written to ({reason}); this is the output:\n{text}")
-
-
-def _printable(line: str) -> str:
-    """The line without characters that could control a terminal: a text in a row may be a server's."""
-    return "".join(letter if letter.isprintable() else " " for letter in line)
 
 
 def _say(text: str) -> None:

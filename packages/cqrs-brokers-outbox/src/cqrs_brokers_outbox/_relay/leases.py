@@ -217,19 +217,9 @@ class Leases:
             try:
                 await self._look_for_others()
             except OutboxError:
-                await self._give_up(mine_now)
+                await self._give_back(mine_now)
                 raise
         self.tokens |= mine_now
-
-    async def _give_up(self, taken: Mapping[int, int]) -> None:
-        s = self._statements
-        held, tokens = s.leases(taken)
-        await self._store.change(
-            (
-                f"UPDATE {s.lease} SET owner = NULL, until = 0 WHERE scope = :scope AND {held}",
-                {"scope": self.scope, **tokens},
-            )
-        )
 
     async def _count_unknown(self, number: int, position: int) -> None:
         if not position:
@@ -255,19 +245,22 @@ class Leases:
         brought rows of it while an earlier statement ran. The next relay does not count rows of a released partition as
         possibly sent.
         """
-        s = self._statements
         for number in numbers:
             if number in in_use():
                 continue
             token = self.tokens.pop(number, None)
             if token is not None:
-                await self._store.change(
-                    (
-                        f"UPDATE {s.lease} SET owner = NULL, until = 0, claimed_to = 0 "
-                        "WHERE scope = :scope AND number = :number AND token = :token",
-                        {"scope": self.scope, "number": number, "token": token},
-                    )
-                )
+                await self._give_back({number: token})
+
+    async def _give_back(self, tokens: Mapping[int, int]) -> None:
+        s = self._statements
+        held, parameters = s.leases(tokens)
+        await self._store.change(
+            (
+                f"UPDATE {s.lease} SET owner = NULL, until = 0, claimed_to = 0 WHERE scope = :scope AND {held}",
+                {"scope": self.scope, **parameters},
+            )
+        )
 
     async def leave(self, in_use: InUse) -> None:
         """Gives back the partitions without rows in flight. The leases of the others end by themselves."""

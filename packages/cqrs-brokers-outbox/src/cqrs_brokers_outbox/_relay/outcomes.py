@@ -40,7 +40,7 @@ from .keys import Item
 from .leases import change_all
 from .store import Store
 
-__all__ = ["Marked", "Marker", "Outcome", "Verdict", "error_of", "verdict_of"]
+__all__ = ["Marked", "Marker", "Outcome", "Verdict", "error_of", "printable", "verdict_of"]
 
 FIRST_DELAY, LONGEST_DELAY = 0.1, 60.0
 _TEXT = 1000
@@ -217,8 +217,13 @@ def error_of(outcome: Outcome) -> tuple[str, str]:
     ever, and with it the marks of other rows. So it is one line of printable characters.
     """
     cause = outcome.cause
-    text = (cause.text if isinstance(cause, DeliveryError) else str(cause))[:_TEXT]
-    return type(cause).__name__[:100], "".join(letter if letter.isprintable() else " " for letter in text)
+    text = cause.text if isinstance(cause, DeliveryError) else str(cause)
+    return type(cause).__name__[:100], printable(text[:_TEXT])
+
+
+def printable(text: str) -> str:
+    """The text with a space in the place of each character that is not printable."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def _failure(outcome: Outcome, state: State) -> dict[str, object]:
