@@ -19,7 +19,7 @@ from cqrs_brokers.exceptions import ConnectError, NotDeliveredError
 from cqrs_brokers.pipeline import Pipeline
 from cqrs_brokers.tasks import drop_transport
 from cqrs_brokers.url import Host
-from tests.conformance.later_mutants import Batch, Hasty, Resender, unanswered
+from tests.conformance.later_mutants import Batch, ConnectedResender, Hasty, Resender, unanswered
 from tests.conformance.unordered_driver import Streams, UnorderedSound
 
 # -- in a crowd --------------------------------------------------------------------------------------------------------
@@ -252,21 +252,14 @@ class KeepsItsContext(UnorderedSound):
 # -- in a later event loop ---------------------------------------------------------------------------------------------
 
 
-class ResendsInTheNextLoop(Resender):
+class ResendsInTheNextLoop(ConnectedResender):
     """Sends what had no answer in an event loop that is closed again in the next one."""
 
     caught_by = ("lifecycle.next-loop-sends-nothing-again",)
-    again: Sequence[Delivery] = ()
 
     def abort(self) -> None:
         self.again = unanswered(self)
         super().abort()
-
-    async def connect(self) -> None:
-        await super().connect()
-        assert self._writer is not None
-        self._writer.writelines(map(self.line_anew, self.again))
-        self.again = ()
 
 
 class ResendsAfterAWhile(Resender):

@@ -166,6 +166,18 @@ class Resender(UnorderedSound):
         return b"PUB 0 %s\n" % json.dumps({**self.render(delivery.message), "dedup": uuid.uuid4().hex}).encode()
 
 
+class ConnectedResender(Resender):
+    """Sends what it kept in `again` once more when it is connected the next time."""
+
+    again: Sequence[Delivery] = ()
+
+    async def connect(self) -> None:
+        await super().connect()
+        assert self._writer is not None
+        self._writer.writelines(map(self.line_anew, self.again))
+        self.again = ()
+
+
 class EndIsConfirm(Concluding):
     """Takes a connection that was closed in good order for a confirm of what was on its way."""
 
@@ -220,20 +232,13 @@ class SilenceIsNotDelivered(Impatient):
                 delivery.fail(NotDeliveredError("the broker is silent"))
 
 
-class ResendsAfterSilence(Impatient):
+class ResendsAfterSilence(Impatient, ConnectedResender):
     """Sends what had no answer again when a ping had none either."""
 
     caught_by = ("faults.dead-connection-is-noticed",)
-    again: Sequence[Delivery] = ()
 
     def gave_up(self) -> None:
         self.again = unanswered(self)
-
-    async def connect(self) -> None:
-        await super().connect()
-        assert self._writer is not None
-        self._writer.writelines(map(self.line_anew, self.again))
-        self.again = ()
 
 
 class ResendsOnFailOver(Resender):

@@ -9,6 +9,7 @@ import ssl
 import tempfile
 from collections.abc import AsyncIterator, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from cqrs_brokers.hooks import load_plugin
@@ -24,10 +25,10 @@ from cqrs_brokers_testkit.servers import free_port
 NO_BROKER = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n" * 4
 CUT = " that is cut"
 """It is said of what may be whole, if it is short."""
-_NONSENSE = b"\xff" * 64
+NONSENSE = b"\xff" * 64
 _HALVES = (1, 3, 12, 40, 120)
 """After so many bytes the answers of the real server are cut."""
-_PEERS: Mapping[str, Mapping[str, object]] = {
+PEERS: Mapping[str, Mapping[str, Any]] = {
     "says nothing": {},
     "hangs up": {"hangs_up": True},
     "hangs up at once": {"hangs_up": True, "at_once": True},
@@ -35,13 +36,14 @@ _PEERS: Mapping[str, Mapping[str, object]] = {
     "resets at once": {"resets": True, "at_once": True},
     "speaks another protocol": {"answer": NO_BROKER},
     "speaks another protocol first": {"answer": NO_BROKER, "at_once": True},
-    "sends nonsense": {"answer": _NONSENSE},
-    "sends nonsense first": {"answer": _NONSENSE, "at_once": True},
-    "sends nonsense and hangs up": {"answer": _NONSENSE, "hangs_up": True},
+    "sends nonsense": {"answer": NONSENSE},
+    "sends nonsense first": {"answer": NONSENSE, "at_once": True},
+    "sends nonsense and hangs up": {"answer": NONSENSE, "hangs_up": True},
     "sends zeros": {"answer": bytes(64)},
     "sends a line without end": {"answer": b"x" * 200_000},
     "writes back what it gets": {"echoes": True},
 }
+"""The arguments of `peer`, by what such a peer does."""
 
 
 @contextlib.asynccontextmanager
@@ -111,8 +113,8 @@ async def failing_connects(ctx: Context, login: str, *, lasting: bool = True) ->
     async with contextlib.AsyncExitStack() as stack:
         made = await stack.enter_async_context(certificates())
         ports = {"where nobody listens": free_port()}
-        for what, settings in _PEERS.items():
-            ports[f"a peer that {what}"] = (await stack.enter_async_context(peer(**settings))).port  # type: ignore[arg-type]
+        for what, settings in PEERS.items():
+            ports[f"a peer that {what}"] = (await stack.enter_async_context(peer(**settings))).port
         good = serving(made.server, made.server_key)
         foreign = (await stack.enter_async_context(peer(tls=good))).port
         server = next(iter(BrokerURL.parse(plain).hosts), None)
@@ -128,8 +130,8 @@ async def failing_connects(ctx: Context, login: str, *, lasting: bool = True) ->
             urls |= {f"with TLS: {what}": url for what, url in _at_each(ctx, secure, at, names=lasting).items()}
             if has_tls_options(ctx, secure.partition("://")[0]):
                 secure, at = with_authority(secure, made.ca), {}
-                for what, settings in _PEERS.items():
-                    there = peer(tls=good, **settings)  # type: ignore[arg-type]
+                for what, settings in PEERS.items():
+                    there = peer(tls=good, **settings)
                     at[f"a peer with TLS that {what}"] = (await stack.enter_async_context(there)).port
                 for which in ("expired", "wrong_host"):
                     bad = serving(made.serving(which).server, made.serving(which).server_key)

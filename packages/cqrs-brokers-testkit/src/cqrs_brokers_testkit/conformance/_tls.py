@@ -129,6 +129,31 @@ async def _tls_peer(context: ssl.SSLContext, server: Host | None = None) -> Asyn
         yield there
 
 
+async def _with_own_authority(ctx: Context) -> BrokerURL:
+    """The config string with TLS, for a driver whose authority the suite can name.
+
+    Raises:
+        NotApplicable: Its options for TLS are others.
+    """
+    known = BrokerURL.parse((await ctx.once(ctx.harness.tls_destination)).url)
+    if not has_tls_options(ctx, known.scheme):
+        raise NotApplicable("its options for TLS are not those of `TLSOptions`, so the suite cannot name an authority")
+    return known
+
+
+async def _error_at_a_good_one(ctx: Context, known: BrokerURL, made: Certificates) -> ConnectError | None:
+    """The error of `connect()` with a peer whose certificate is good, and which then says nothing.
+
+    Raises:
+        NotApplicable: The driver makes no handshake with such a peer.
+    """
+    async with _tls_peer(serving(made.server, made.server_key), known.hosts[0]) as good:
+        error = await _error_at(ctx, known, [Host("localhost", good.port)], made.ca, within=1.5)
+        if not good.accepted:
+            raise NotApplicable("its TLS begins neither at once nor after what the server says in plain text")
+    return error
+
+
 @case(
     "delivery.tls-verifies-certificates",
     "live",
@@ -142,15 +167,10 @@ async def tls_verifies_certificates(ctx: Context) -> None:
 
     By name, by address, on a second host, with a client certificate; and nothing is written to such a peer.
     """
-    known = BrokerURL.parse((await ctx.once(ctx.harness.tls_destination)).url)
-    if not has_tls_options(ctx, known.scheme):
-        raise NotApplicable("its options for TLS are not those of `TLSOptions`, so the suite cannot name an authority")
+    known = await _with_own_authority(ctx)
     async with certificates() as made:
-        async with _tls_peer(serving(made.server, made.server_key), known.hosts[0]) as good:
-            error = await _error_at(ctx, known, [Host("localhost", good.port)], made.ca, within=1.5)
-            if not good.accepted:
-                raise NotApplicable("its TLS begins neither at once nor after what the server says in plain text")
-            check(type(error) is not TLSError, f"the certificate is good, and connect() raised {show(error)}")
+        error = await _error_at_a_good_one(ctx, known, made)
+        check(type(error) is not TLSError, f"the certificate is good, and connect() raised {show(error)}")
         for what, certificate, key, authority in (
             ("expired", made.expired, made.expired_key, made.ca),
             ("another host's", made.wrong_host, made.wrong_host_key, made.ca),
@@ -183,16 +203,10 @@ async def tls_verifies_certificates(ctx: Context) -> None:
 )
 async def tls_takes_no_old_version(ctx: Context) -> None:
     """A server that speaks no newer TLS than 1.0 or 1.1 gets no login and no message: `TLSError`."""
-    known = BrokerURL.parse((await ctx.once(ctx.harness.tls_destination)).url)
-    if not has_tls_options(ctx, known.scheme):
-        raise NotApplicable("its options for TLS are not those of `TLSOptions`, so the suite cannot name an authority")
+    known = await _with_own_authority(ctx)
     tried = 0
     async with certificates() as made:
-        good = serving(made.server, made.server_key)
-        async with _tls_peer(good, known.hosts[0]) as there:
-            await _error_at(ctx, known, [Host("localhost", there.port)], made.ca, within=1.5)
-            if not there.accepted:
-                raise NotApplicable("its TLS begins neither at once nor after what the server says in plain text")
+        await _error_at_a_good_one(ctx, known, made)
         for version in (ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1):
             context = serving(made.server, made.server_key)
             _speak_only(context, version)

@@ -23,7 +23,7 @@ from cqrs_brokers_testkit.conformance._case import (
     takes_credentials,
 )
 from cqrs_brokers_testkit.conformance._connecting import connect_error, own_address
-from cqrs_brokers_testkit.conformance._failing import CUT, NO_BROKER, failing_connects
+from cqrs_brokers_testkit.conformance._failing import CUT, NO_BROKER, NONSENSE, PEERS, failing_connects
 from cqrs_brokers_testkit.conformance._peers import peer
 from cqrs_brokers_testkit.conformance._watching import everything, logs_at_debug, nothing_left
 from cqrs_brokers_testkit.proxy import FaultProxy
@@ -35,6 +35,11 @@ _AT_ONCE = 16
 """So many attempts run side by side. With more of them a busy machine would keep a driver from being in time."""
 _STOPS = 0.25
 """A turn of the event loop that takes so many seconds holds up everything else in the program."""
+_SUCCESSORS = (
+    *("says nothing", "speaks another protocol", "hangs up", "resets"),
+    *("sends nonsense first", "writes back what it gets"),
+)
+"""The peers that take the broker's place while a driver is connected."""
 _REFUSALS = ("forbidden_destination", "make_unroutable", "missing_destination", "nacking_destination")
 
 
@@ -45,7 +50,7 @@ def _losses() -> Mapping[str, Callable[[FaultProxy], object]]:
         "is closed": lambda proxy: proxy.close_connections(),
         "is finished by the broker": lambda proxy: proxy.half_close("down"),
         "brings what nobody asked for": lambda proxy: proxy.insert(NO_BROKER + b"\0"),
-        "brings nonsense": lambda proxy: proxy.insert(b"\xff" * 64),
+        "brings nonsense": lambda proxy: proxy.insert(NONSENSE),
         "brings lines of garbage": lambda proxy: proxy.rewrite(lambda _: b"!garbage!\r\n"),
         "brings inverted bits": lambda proxy: proxy.corrupt(),
         "brings nothing any more": lambda proxy: proxy.stall("down"),
@@ -240,15 +245,8 @@ async def nothing_confidential_is_told_of_a_later_login(ctx: Context) -> None:
     with logs_at_debug() as logs:
         async with contextlib.AsyncExitStack() as stack:
             actions = {f"a connection that {what}": (act, None) for what, act in _losses().items()}
-            for what, there in {
-                "says nothing": peer(),
-                "speaks another protocol": peer(NO_BROKER),
-                "hangs up": peer(hangs_up=True),
-                "resets": peer(resets=True),
-                "sends nonsense": peer(b"\xff" * 64, at_once=True),
-                "writes back what it gets": peer(echoes=True),
-            }.items():
-                here = await stack.enter_async_context(there)
+            for what in _SUCCESSORS:
+                here = await stack.enter_async_context(peer(**PEERS[what]))
                 actions[f"a peer that {what}"] = (taken_by(here.port), lambda here=here: here.accepted)  # type: ignore[assignment]
             await _each({what: lose(what, *way) for what, way in actions.items()})
     told.check(logs)
