@@ -127,7 +127,7 @@ def _page(outcome: Outcome, load: str) -> list[str]:
     known = contenders(broker)
     baseline = known[BASELINE].title
     lines = [
-        f"# Speed: {_TITLES[broker]}{_with(outcome)}",
+        f"# Speed: {_TITLES[broker]}" + (f" with {outcome.nodes} nodes" if outcome.nodes > 1 else ""),
         "",
         f"Written by `nox -s bench` on {datetime.now(UTC):%Y-%m-%d}; figures of your machine: run it again. Ratios say "
         "more than absolute figures: client and server share the machine.",
@@ -180,13 +180,8 @@ def _page(outcome: Outcome, load: str) -> list[str]:
     return lines
 
 
-def _with(outcome: Outcome) -> str:
-    return "" if outcome.nodes == 1 else f" with {outcome.nodes} nodes"
-
-
 def _nodes(outcome: Outcome) -> str:
-    copies = f"{outcome.nodes} nodes, each with a copy of every partition:"
-    return "One node," if outcome.nodes == 1 else copies
+    return "One node," if outcome.nodes == 1 else f"{outcome.nodes} nodes, each with a copy of every partition:"
 
 
 def _row(row: str, rich: bool, broker: str) -> str:
