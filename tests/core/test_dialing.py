@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from cqrs_brokers import dialing
-from cqrs_brokers.dialing import Address, dial, look_up, open_socket, other_addresses
+from cqrs_brokers.dialing import Address, BufferedReads, dial, look_up, open_socket, other_addresses
 from tests.dead_address import DEAD, dead_address
 
 WELL = "127.0.0.1"
@@ -145,3 +145,38 @@ async def test_what_is_no_name(names: dict[str, Callable[[], list[str]]]) -> Non
         await look_up("missing.test", 1)
     with pytest.raises(socket.gaierror, match="no host name"):
         await look_up("x" * 70 + ".test", 1)
+
+
+class Kept(asyncio.StreamReaderProtocol, BufferedReads):
+    """Notes how the loop reads."""
+
+    buffers: list[bytearray]
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        buffer = super().get_buffer(sizehint)
+        self.buffers.append(buffer)
+        return buffer
+
+
+async def test_buffered_reads_use_one_buffer() -> None:
+    """All reads of a connection go into one buffer, and the stream gets every byte in order."""
+    sent = b"".join(struct.pack(">i", number) for number in range(100_000))
+    loop = asyncio.get_running_loop()
+
+    async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for start in range(0, len(sent), 30_000):
+            writer.write(sent[start : start + 30_000])
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, WELL, 0)
+    async with server:
+        reader = asyncio.StreamReader(limit=2**20)
+        protocol = Kept(reader)
+        protocol.buffers = []
+        raw = await dial(WELL, server.sockets[0].getsockname()[1])
+        transport, _ = await loop.create_connection(lambda: protocol, sock=raw)
+        assert await reader.read(-1) == sent
+        transport.close()
+    assert len({id(buffer) for buffer in protocol.buffers}) == 1
+    assert len(protocol.buffers) > 1

@@ -8,7 +8,7 @@ from ssl import SSLContext
 from typing import Any
 from urllib.parse import ParseResult
 
-from cqrs_brokers.dialing import dial
+from cqrs_brokers.dialing import dial, open_streams
 from cqrs_brokers.exceptions import ProtocolError, TLSError, TopologyError, UnreachableError
 from cqrs_brokers.tasks import Tasks, drop_task, drop_transport, retrieve_exception
 from cqrs_brokers.url import BrokerURL, Host
@@ -36,7 +36,7 @@ class _Transport(TcpTransport):
 
     async def connect(self, uri: ParseResult, buffer_size: int, connect_timeout: int) -> None:
         raw = await dial(uri.hostname or "", uri.port or 4222)
-        self._io_reader, self._io_writer = await asyncio.open_connection(sock=raw, limit=2**20)
+        self._io_reader, self._io_writer = await open_streams(raw, limit=2**20)
         self._bare_io_reader, self._bare_io_writer = self._io_reader, self._io_writer
 
     async def readline(self) -> bytes:

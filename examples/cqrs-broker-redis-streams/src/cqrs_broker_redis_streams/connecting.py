@@ -1,9 +1,8 @@
 """Makes, uses and drops redis-py's connections. The only module that reaches into redis-py."""
 
-import asyncio
 from collections.abc import Sequence
 
-from cqrs_brokers.dialing import dial
+from cqrs_brokers.dialing import dial, open_streams
 from cqrs_brokers.tasks import drop_transport
 from cqrs_brokers.tls import TLSContext
 from cqrs_brokers.url import BrokerURL, Host
@@ -38,7 +37,7 @@ class RedisConnection(Connection):
     async def _connect(self) -> None:
         name = self.host if self._tls is not None else None
         raw = await dial(self.host, self.port)
-        self._reader, self._writer = await asyncio.open_connection(sock=raw, ssl=self._tls, server_hostname=name)
+        self._reader, self._writer = await open_streams(raw, ssl=self._tls, server_hostname=name)
 
     async def open(self) -> "RedisConnection":
         """Connects and logs in.

@@ -28,7 +28,7 @@ from aiormq.connection import TransportFactory
 from pamqp import commands
 from yarl import URL
 
-from cqrs_brokers.dialing import Address, look_up, open_socket, other_addresses
+from cqrs_brokers.dialing import Address, BufferedReads, look_up, open_socket, other_addresses
 from cqrs_brokers.tasks import drop_task, drop_transport, retrieve_exception
 
 from ._errors import HandshakeRefused, NotAMQPError
@@ -63,7 +63,7 @@ class _Reader(asyncio.StreamReader):
         super().feed_data(data)
 
 
-class _Protocol(asyncio.StreamReaderProtocol):
+class _Protocol(asyncio.StreamReaderProtocol, BufferedReads):
     """Says when the operating system has taken what was written."""
 
     drained: Callable[[], None] | None = None

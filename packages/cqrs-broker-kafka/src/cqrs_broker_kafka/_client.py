@@ -35,7 +35,7 @@ from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.transaction import InitProducerIdRequest
 from aiokafka.record.util import calc_crc32c
 
-from cqrs_brokers.dialing import Address, look_up, open_socket, other_addresses
+from cqrs_brokers.dialing import Address, BufferedReads, look_up, open_socket, other_addresses
 from cqrs_brokers.exceptions import ProtocolError
 from cqrs_brokers.tasks import drop_task, drop_transport
 from cqrs_brokers.url import Host
@@ -125,7 +125,7 @@ class _Reader(asyncio.StreamReader):
         return await super().readexactly(n)
 
 
-class _Protocol(AIOKafkaProtocol):  # type: ignore[misc]
+class _Protocol(AIOKafkaProtocol, BufferedReads):  # type: ignore[misc]
     """Hands received data to aiokafka's reader, until the connection is used for produce requests.
 
     From then on a response is read in the turn of the event loop in which it arrives. aiokafka's reader is a task, and

@@ -6,7 +6,7 @@ thread of its own, and the event loop's thread pool stays free for the applicati
 at a time.
 
     raw = await dial("broker.example", 5672, timeout=10.0)
-    await loop.create_connection(protocol_factory, sock=raw)  # with TLS also: ssl=context, server_hostname=host
+    reader, writer = await open_streams(raw)  # with TLS also: ssl=context, server_hostname=host
 
 A server may take the connection and then send nothing: a frozen node, or a load balancer without a broker behind it. A
 plugin that then tries the other addresses calls `look_up` and `open_socket` itself, and `other_addresses` after each
@@ -24,12 +24,43 @@ import socket
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
+from ssl import SSLContext
 from typing import Any, NamedTuple
 
-__all__ = ["Address", "dial", "look_up", "open_socket", "other_addresses"]
+__all__ = ["Address", "BufferedReads", "dial", "look_up", "open_socket", "open_streams", "other_addresses"]
 
 NEXT_ADDRESS = 0.25
 """Seconds without a connection, after which the next address is tried, too (RFC 8305, section 5)."""
+
+
+READ_SIZE = 2**16
+"""The most bytes of one read."""
+
+
+class BufferedReads(asyncio.BufferedProtocol):
+    """The second base class of a protocol, for cheaper reads: `class P(asyncio.StreamReaderProtocol, BufferedReads)`.
+
+    Without it, asyncio makes an object of 256 KiB for each read and then cuts it down. The C library takes so large an
+    object from the operating system and gives it back: three system calls and a page fault for each read. With this
+    class asyncio reads into one buffer of the connection. uvloop has a buffer of its own and does not use this one.
+    """
+
+    _buffer: bytearray | None = None
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        """See `asyncio.BufferedProtocol`."""
+        if self._buffer is None:
+            self._buffer = bytearray(READ_SIZE)
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """See `asyncio.BufferedProtocol`."""
+        assert self._buffer is not None
+        self.data_received(bytes(memoryview(self._buffer)[:nbytes]))
+
+    def data_received(self, data: bytes) -> None:
+        """See `asyncio.Protocol`."""
+        raise NotImplementedError
 
 
 class Address(NamedTuple):
@@ -158,6 +189,31 @@ def other_addresses(addresses: Sequence[Address], connected: socket.socket) -> l
     except OSError:
         return []
     return [address for address in addresses if address.sockaddr[:2] != peer]
+
+
+async def open_streams(
+    raw: socket.socket, *, ssl: SSLContext | None = None, server_hostname: str | None = None, limit: int = READ_SIZE
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Does what `asyncio.open_connection` does with a connected socket, with cheaper reads (`BufferedReads`).
+
+    Args:
+        raw: What `dial` or `open_socket` gave.
+        ssl: The TLS context; None: no TLS.
+        server_hostname: The name that the server's certificate must have; with TLS only.
+        limit: The reader pauses the connection when it holds twice as many bytes.
+
+    Raises:
+        OSError: The connection was lost, or the TLS handshake failed (`ssl.SSLError`).
+    """
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(limit=limit, loop=loop)
+    protocol = _Streams(reader, loop=loop)
+    transport, _ = await loop.create_connection(lambda: protocol, sock=raw, ssl=ssl, server_hostname=server_hostname)
+    return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+
+
+class _Streams(asyncio.StreamReaderProtocol, BufferedReads):
+    """asyncio's protocol for streams."""
 
 
 async def _connect(address: Address) -> socket.socket:
