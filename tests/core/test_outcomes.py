@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+from collections.abc import Callable
 
 import pytest
 
@@ -167,3 +168,84 @@ def test_an_interrupted_caller_does_not_hold_up_the_others() -> None:
         loop.run_until_complete(broker.close())
     finally:
         loop.close()
+
+
+# -- `Link.wake_after` ------------------------------------------------------------------------------------------------
+
+
+def in_the_loop(function: Callable[[], object]) -> None:
+    """Calls it as the event loop calls the protocol of a connection: in no task."""
+    asyncio.get_running_loop().call_soon(function)
+
+
+async def test_callers_go_on_before_wake_after_returns() -> None:
+    """The callers whose outcomes a handler brings go on in its turn of the loop, in order, each in its context. They
+    may send again at once."""
+    driver = Scripted()
+    told: list[object] = []
+
+    async def send(number: int) -> None:
+        WHO.set(str(number))
+        await broker.send_message(message())
+        told.append((WHO.get(), asyncio.current_task()))
+        await broker.send_message(message())
+
+    def answer() -> None:
+        driver.link.wake_after(driver.confirm_all)
+        told.append("returned")
+
+    async with Broker(driver) as broker:
+        tasks = [asyncio.create_task(send(number)) for number in range(3)]
+        await settle()
+        in_the_loop(answer)
+        await settle(1)
+        assert told == [*((str(number), tasks[number]) for number in range(3)), "returned"]
+        assert len(driver.held) == 3
+        driver.confirm_all()
+        await asyncio.gather(*tasks)
+
+
+async def test_wake_after_inside_a_task() -> None:
+    """A task cannot go on inside another one, so the callers go on in the next turn of the loop."""
+    driver = Scripted()
+    async with Broker(driver) as broker:
+        (task,) = await sends(broker, 1)
+        driver.link.wake_after(driver.confirm_all)
+        assert not task.done()
+        assert (await task).confirmed
+
+
+async def test_wake_after_a_cancellation_of_the_same_turn() -> None:
+    """A caller that was cancelled before the handler ran is woken once, and is cancelled; the others have receipts."""
+    driver = Scripted()
+    async with Broker(driver) as broker:
+        tasks = await sends(broker, 3)
+        tasks[1].cancel()
+        in_the_loop(lambda: driver.link.wake_after(driver.confirm_all))
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [Receipt, asyncio.CancelledError, Receipt]
+
+
+async def test_a_handler_that_raises_has_woken_its_callers() -> None:
+    """The error of a handler goes to the event loop, and the outcomes that came before it go to the callers."""
+    driver = Scripted()
+    loop = asyncio.get_running_loop()
+    reported: list[dict[str, object]] = []
+    loop.set_exception_handler(lambda _, context: reported.append(context))
+
+    def fails() -> None:
+        driver.confirm_all()
+        raise RuntimeError("the handler's own fault")
+
+    try:
+        async with Broker(driver) as broker:
+            (task,) = await sends(broker, 1)
+            in_the_loop(lambda: driver.link.wake_after(fails))
+            await settle(1)
+            assert task.done()
+            (later,) = await sends(broker, 1)
+            driver.confirm_all()
+            assert (await later).confirmed
+    finally:
+        loop.set_exception_handler(None)
+    assert [str(context["exception"]) for context in reported] == ["the handler's own fault"]

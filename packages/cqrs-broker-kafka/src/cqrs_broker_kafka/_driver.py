@@ -60,7 +60,7 @@ class KafkaDriver(PipelinedDriver):
         """Whether the application sends messages one by one: the last request had one record and is answered, and no
         message has come since. A request for the next message is then written at once."""
         self._settings = settings
-        self._link: Link
+        self.link: Link
         self._loop: asyncio.AbstractEventLoop
         self._cluster: Cluster | None = None
         self._add_record = RecordMaker().add
@@ -102,7 +102,7 @@ class KafkaDriver(PipelinedDriver):
 
     def bind(self, link: Link) -> None:
         """See `Driver.bind`."""
-        self._link = link
+        self.link = link
 
     def refuse_topic(self, topic: str) -> str | None:
         """See `Driver.refuse_topic`."""
@@ -274,7 +274,7 @@ class KafkaDriver(PipelinedDriver):
         self._last_answer = self._loop.time()
         if self._reconnecting:
             self._reconnecting = False
-            self._link.reconnecting(None)
+            self.link.reconnecting(None)
 
     def throttled(self, node: Node, seconds: float) -> None:
         """The node will not read from us for this many seconds, because of a quota."""
@@ -291,7 +291,7 @@ class KafkaDriver(PipelinedDriver):
         left = self._throttled_until - self._loop.time()
         if left > 0:
             text = f"node {self._throttling} reads nothing from this client for {left:.1f} s more (quota)"
-            self._link.throttled(text)
+            self.link.throttled(text)
 
     def _end_of_throttle(self) -> None:
         """Tells `Broker` that the throttling has ended, unless a later answer has prolonged it."""
@@ -299,7 +299,7 @@ class KafkaDriver(PipelinedDriver):
             self._loop.call_at(self._throttled_until, self._end_of_throttle)
             return
         self._throttled_until = 0.0
-        self._link.throttled(None)
+        self.link.throttled(None)
 
     # -- watching -----------------------------------------------------------------------------------------------------
 
@@ -324,7 +324,7 @@ class KafkaDriver(PipelinedDriver):
         except UnreachableError as error:
             if cluster is self._cluster:
                 self._reconnecting = True
-                self._link.reconnecting(error)
+                self.link.reconnecting(error)
         else:
             if dead is None:
                 self.heard()
@@ -341,7 +341,7 @@ class KafkaDriver(PipelinedDriver):
         cluster.drop()
         for partition in self._partitions():
             partition.give_up(ConnectionLostError("the cluster could not be reached again after the message was sent"))
-        self._link.lost(error)
+        self.link.lost(error)
 
     def why_late(self, delivery: Delivery, /, *, handed: bool) -> DeliveryError | None:
         """See `PipelinedDriver.why_late`."""

@@ -13,6 +13,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from cqrs_brokers.driver import confirm_all
@@ -95,6 +96,8 @@ class Node:
         self._written_at = 0.0
         self._draining: asyncio.Task[None] | None = None
         self._dropped = False
+        self._responses = partial(owner.link.wake_after, self._answered)
+        """Takes the responses of the connection. Callers whose messages are confirmed go on at once."""
 
     def __repr__(self) -> str:
         return f"<Node {self.number} {self.host}>"
@@ -168,7 +171,7 @@ class Node:
         self._in_flight.append(_Request(number, batches, now))
         parts = [(batch.partition.topic, batch.partition.number, batch.data) for batch in batches]
         try:
-            connection.write(request_of(number, self._head, parts), self._answered)
+            connection.write(request_of(number, self._head, parts), self._responses)
         except Exception:
             connection.drop()
             return

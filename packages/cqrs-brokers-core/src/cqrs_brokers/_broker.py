@@ -185,6 +185,7 @@ class Broker(MessageBroker):
                 failed=lambda error: self._window.end_not_handed(error),
                 dropped=self._dropped,
                 changed=self._observers.connection_changed,
+                wake_after=lambda handler, *args: self._window.wakeups.after(handler, *args),
                 may_go_on=lambda: self._window.try_again(),
                 is_needed=lambda: not self._window.is_empty,
                 has_confirmed=self._in_flight.take_confirmed,

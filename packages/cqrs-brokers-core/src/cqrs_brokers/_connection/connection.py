@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from cqrs_brokers._config.settings import BrokerSettings
@@ -121,6 +121,10 @@ class Connection:
         return self.state.value
 
     # -- what the driver says (Link) ----------------------------------------------------------------------------------
+
+    def wake_after(self, handler: Callable[..., object], *args: object) -> None:
+        """See `Link.wake_after`."""
+        self._listener.wake_after(handler, *args)
 
     def lost(self, error: ConnectError) -> None:
         """See `Link.lost`."""

@@ -28,6 +28,7 @@ class ConnectionListener(NamedTuple):
             handed over ends with this error.
         dropped: The event loop is ending without `close()`.
         changed: Tells the observers the new state and the reason.
+        wake_after: Calls a handler of the driver, and wakes the callers whose outcomes came in it.
         may_go_on: The driver says that destinations that took nothing may take messages now.
         is_needed: Whether a message is without its outcome.
         has_confirmed: Whether the broker has confirmed a message since the last call.
@@ -37,6 +38,7 @@ class ConnectionListener(NamedTuple):
     failed: Callable[[NotConnectedError], None]
     dropped: Callable[[], None]
     changed: Callable[[str, str], None]
+    wake_after: Callable[..., None]
     may_go_on: Callable[[], None]
     is_needed: Callable[[], bool]
     has_confirmed: Callable[[], bool]

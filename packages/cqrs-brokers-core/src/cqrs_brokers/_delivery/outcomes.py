@@ -52,7 +52,7 @@ class AwaitedDelivery(Sending):
             if self.callback is not None:  # the lines below repeat `wake_soon`: a call for each message takes time
                 wakeups = self._wakeups
                 if not wakeups.due:
-                    wakeups.loop.call_soon(wakeups.wake)
+                    wakeups.expect()
                 wakeups.due.append(self)
 
     def __await__(self) -> Generator[Any, None, Receipt]:
@@ -70,7 +70,7 @@ class AwaitedDelivery(Sending):
         """Lets the task that awaits it go on in the loop's next turn, after the tasks that were to be woken earlier."""
         wakeups = self._wakeups
         if not wakeups.due:
-            wakeups.loop.call_soon(wakeups.wake)
+            wakeups.expect()
         wakeups.due.append(self)
 
     # -- what asyncio's task calls ------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ class _Sleeper(Protocol):
 
 
 class Wakeups:
-    """The deliveries whose tasks are to be woken in the event loop's next turn.
+    """The deliveries whose tasks are to be woken: in the event loop's next turn, or at the end of `after`.
 
     Args:
         loop: The event loop.
@@ -39,8 +39,27 @@ class Wakeups:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.due: list[_Sleeper] = []
-        """The deliveries, in the order in which their tasks are woken. The one that is added first asks the loop to
-        call `wake()`."""
+        """The deliveries, in the order in which their tasks are woken. Before the first is added, `expect()` must be
+        called."""
+        self._held = False
+        """Whether `after` calls `wake()`, not the loop."""
+
+    def after(self, handler: Callable[..., object], *args: object) -> None:
+        """Calls the handler, and wakes the tasks whose outcomes came in it. See `Link.wake_after`."""
+        if self.due or asyncio.current_task(self.loop) is not None:  # a task cannot go on inside another task
+            handler(*args)
+            return
+        self._held = True
+        try:
+            handler(*args)
+        finally:
+            self._held = False
+            self.wake()
+
+    def expect(self) -> None:
+        """The first delivery will be added to `due`: asks the loop to call `wake()`, unless `after` will."""
+        if not self._held:
+            self.loop.call_soon(self.wake)
 
     def wake(self) -> None:
         """Wakes the tasks."""
