@@ -42,7 +42,7 @@ class Wakeups:
         """The deliveries, in the order in which their tasks are woken. Before the first is added, `expect()` must be
         called."""
         self._held = False
-        """Whether `after` calls `wake()`, not the loop."""
+        """Whether `after` calls `_wake()`, not the loop."""
 
     def after(self, handler: Callable[..., object], *args: object) -> None:
         """Calls the handler, and wakes the tasks whose outcomes came in it. See `Link.wake_after`."""
@@ -54,14 +54,14 @@ class Wakeups:
             handler(*args)
         finally:
             self._held = False
-            self.wake()
+            self._wake()
 
     def expect(self) -> None:
-        """The first delivery will be added to `due`: asks the loop to call `wake()`, unless `after` will."""
+        """The first delivery will be added to `due`: asks the loop to call `_wake()`, unless `after` will."""
         if not self._held:
-            self.loop.call_soon(self.wake)
+            self.loop.call_soon(self._wake)
 
-    def wake(self) -> None:
+    def _wake(self) -> None:
         """Wakes the tasks."""
         due, self.due = self.due, []
         waking = iter(due)
