@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -342,8 +342,12 @@ def run_apart(name: str, only: Sequence[str], timeout: float = 400.0) -> Ran:
 
 def run_many(
     jobs: Mapping[str, Sequence[str]], at_once: int = 6, timeout: float = 400.0
-) -> dict[str, Ran | Exception]:
-    """Runs several mutants, a few at a time; a failure to run stands in the place of what it came to."""
+) -> Iterator[tuple[str, Ran | Exception]]:
+    """Runs several mutants, a few at a time; a failure to run stands in the place of what it came to.
+
+    Returns:
+        The mutants with what they came to, as they end.
+    """
 
     def one(job: tuple[str, Sequence[str]]) -> tuple[str, Ran | Exception]:
         try:
@@ -351,8 +355,12 @@ def run_many(
         except Exception as error:
             return job[0], error
 
-    with ThreadPoolExecutor(at_once) as pool:
-        return dict(pool.map(one, jobs.items()))
+    pool = ThreadPoolExecutor(at_once)
+    try:
+        for done in as_completed([pool.submit(one, job) for job in jobs.items()]):
+            yield done.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 @pytest.fixture(scope="module")
 def runs() -> dict[str, Ran | Exception]:
     """What the run of every mutant, and of the sound drivers, came to."""
-    return run_many({**{name: [] for name in SOUND}, **jobs()})
+    return dict(run_many({**{name: [] for name in SOUND}, **jobs()}))
 
 
 @pytest.mark.parametrize("name", expected())
