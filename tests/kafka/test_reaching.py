@@ -149,8 +149,9 @@ async def test_connecting_while_the_process_stands_still(turns: int, kafka: Kafk
 
 @pytest.fixture(scope="module")
 def impatient(kafka: object) -> Iterator[KafkaCluster]:
-    """A Kafka that closes connections after a second of silence."""
-    with start_kafka(properties={"connections.max.idle.ms": "1000"}) as cluster:
+    """A Kafka that closes connections after three seconds of silence. A loaded machine took longer than one second to
+    create a topic."""
+    with start_kafka(properties={"connections.max.idle.ms": "3000"}) as cluster:
         cluster.create_topic("t")
         yield cluster
 
