@@ -47,7 +47,7 @@ def test_a_second_broker(plugin: tuple[Make, Make, str, str]) -> None:
     adapter, broker, _, _ = plugin
     shared = adapter()
     broker(shared)
-    with pytest.raises(ConfigError, match="serves one broker, and this one already serves it: make another"):
+    with pytest.raises(ConfigError, match="serves one broker, and this one is in use already: make another"):
         broker(shared)
 
 

@@ -699,7 +699,7 @@ class Broker(MessageBroker):
         self._window.open(is_open)
 
     def _dropped(self) -> None:
-        text = "the event loop is ending, so the connection was dropped: close the broker before"
+        text = "the event loop is ending, so the connection was dropped: close the broker first"
         self._window.settle(ConnectionLostError(text), NotConnectedError(text))
         self._window.stop()
         self._warn_unclosed("its event loop is ending")

@@ -31,7 +31,7 @@ _LATE = 0.2
 """A timer that is later than this, in seconds, means that the loop stood still. A shorter delay means only a busy
 loop."""
 LOOK = 0.25
-"""How long the loop gets to read what came in meanwhile, in seconds."""
+"""How long the loop, after it stood still, gets to read what came in, in seconds."""
 
 
 def stalled_for(due: float, now: float) -> float:

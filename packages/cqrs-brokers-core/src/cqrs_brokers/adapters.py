@@ -10,8 +10,8 @@
             set_log_level(["acme"], acme_log_level, "acme_log_level")
             super().__init__(AcmeDriver(taken.settings), **taken.for_broker())
 
-It is for applications that name a broker's class instead of a config string. Options and errors are the same as with a
-config string.
+This way is for applications that name a broker's class instead of a config string. Options and errors are the same as
+with a config string.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class ConnectionAdapter(Generic[O, S]):
             ConfigError: The adapter has a broker already, an option is wrong, or a file cannot be used.
         """
         if self._taken:
-            raise ConfigError(f"{_article(type(self))} serves one broker, and this one already serves it: make another")
+            raise ConfigError(f"{_article(type(self))} serves one broker, and this one is in use already: make another")
         resolved = self._resolved
         if overrides:
             resolved = resolve_options(self._options_type, url=self._url, keywords=self._keywords | overrides)

@@ -181,8 +181,8 @@ def other_addresses(addresses: Sequence[Address], connected: socket.socket) -> l
 
     Args:
         addresses: What `look_up` gave.
-        connected: What `open_socket` gave for them. If its connection has ended already, it is not known which address
-            it was, and no address is returned.
+        connected: What `open_socket` gave for them. If that connection has ended already, its address is not known,
+            and no address is returned.
     """
     try:
         peer = connected.getpeername()[:2]

@@ -92,9 +92,10 @@ class Link(Protocol):
         """
 
     def throttled(self, reason: str | None) -> None:
-        """The broker slows this client down because of a quota. None: it has stopped slowing it down.
+        """The broker slows this client down because of a quota. None: the throttling has ended.
 
-        `Broker` goes on submitting. `health()` gives the reason, and observers are told when it begins and ends.
+        `Broker` goes on submitting. `health()` gives the reason. Observers are told when the throttling begins and
+        ends.
         """
 
 
@@ -113,8 +114,8 @@ class Driver(MessageBroker):
         return Capabilities()
 
     def bind(self, link: Link) -> None:
-        """`Broker` calls it once, before any other method. Only `capabilities` may be read before. Keep the link if the
-        driver notices lost connections by itself."""
+        """`Broker` calls it once, before any other method. Only `capabilities` may be read earlier. Keep the link if
+        the driver notices lost connections by itself."""
         return
 
     def refuse_topic(self, topic: str) -> str | None:

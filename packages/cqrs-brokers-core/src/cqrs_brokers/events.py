@@ -171,7 +171,7 @@ class ECSTEvent(Event[P], Generic[P]):
         """Makes the event which reports that the object with this key was deleted. Its message has the key and no body.
 
         A compacted topic then forgets the key. Only a broker with the capability `tombstones` takes it. On every other
-        broker, publishing it raises an `InvalidMessageError`. Send an ordinary event about the deletion there.
+        broker, publishing it raises an `InvalidMessageError`: send an ordinary event about the deletion instead.
 
         Args:
             key: The ordering key of the deleted object.

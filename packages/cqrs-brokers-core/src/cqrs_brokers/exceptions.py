@@ -257,7 +257,7 @@ class DeliveryError(BrokerError):
         return f"{self.text} [{', '.join(about)}]" if about else self.text
 
     def about(self, message_id: UUID | None, topic: str | None, broker: str) -> Self:
-        """This error, with the details of a message. It is the same object if it names no other message yet, else a
+        """This error, with the details of a message: the same object if the error names no other message yet, else a
         copy with the same cause.
 
         A driver may fail many messages with one error object, but each caller must get an object of its own.

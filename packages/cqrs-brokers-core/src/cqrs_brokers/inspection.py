@@ -27,9 +27,8 @@ log-in, what the server is, and whether it would take a message to a topic. Its 
             if not await self._client.exists(topic):
                 yield Finding("topic", "fail", topic, "there is no such topic", "create it")
 
-An inspection changes nothing in the broker and publishes nothing. Some things cannot be found out in this way; it lists
-them with the level "unseen". Without the hook the command connects, asks for `health()`, and lists what it did not
-check.
+An inspection changes nothing in the broker and publishes nothing. It lists what cannot be found out in this way with
+the level "unseen". Without the hook the command connects, asks for `health()`, and lists what it did not check.
 """
 
 from __future__ import annotations
@@ -135,7 +134,7 @@ class Inspection(ABC):
         An endpoint that fails while another one works is a "warn": the driver works without it.
 
         Args:
-            endpoints: The endpoints that could be connected; at least one, unless the plugin has none.
+            endpoints: The endpoints to which a connection was possible; at least one, unless the plugin has none.
         """
 
     @abstractmethod

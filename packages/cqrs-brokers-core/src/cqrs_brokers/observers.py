@@ -54,7 +54,7 @@ class BatchObserver(Protocol):
     `send_messages`."""
 
     def before_send(self, message: Message, /) -> Mapping[str, HeaderValue] | None:
-        """As `Observer.before_send`. For the messages of the batch this method is called instead of that one."""
+        """As `Observer.before_send`, which is not called for the messages of the batch."""
 
     def complete(self) -> None:
         """`before_send` is not called any more: all messages of the batch are ready, or the call was cancelled. The
@@ -95,7 +95,7 @@ class Observer:
 
         Returns:
             The object whose `before_send` is called for each of these messages. None: the observer's own `before_send`
-            is called. It is also called when this method raises, which is logged.
+            is called. The same happens when this method raises. The exception is logged.
         """
         return None
 
@@ -142,8 +142,8 @@ class Observers:
 
     Args:
         observers: The observers. If an object does not derive from `Observer`, the methods that it has are called.
-        add_headers: Adds headers to a validated message. The last argument is the message's size; the result is the new
-            one.
+        add_headers: Adds headers to a validated message. The last argument is the message's size; the result is its new
+            size.
     """
 
     def __init__(
@@ -196,8 +196,7 @@ class Observers:
             attached(broker)
 
     def batch(self, count: int) -> AskedBatch:
-        """Begins one `send_messages`, and returns what is to be called for its messages. See
-        `Observer.before_batch`."""
+        """Calls `Observer.before_batch` for one `send_messages`. Returns the functions to call for its messages."""
         asked: Asked = []
         batches: list[tuple[object, BatchObserver]] = []
         for observer, before_send in self._before:

@@ -1,4 +1,4 @@
-"""The options of a broker: one pydantic model per plugin, and how strings and keywords become it.
+"""The options of a broker: one pydantic model per plugin, made from strings and keywords.
 
 A plugin declares its options:
 

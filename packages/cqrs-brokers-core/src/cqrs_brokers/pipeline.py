@@ -480,7 +480,7 @@ def header_value(text: str) -> str:
     """Encodes a header's value for brokers whose headers are lines. Blanks, `%`, control characters (line breaks and
     NUL, too) and characters outside ASCII become `%XX`.
 
-    A protocol with escapes of its own may have none for NUL, which ends a frame or a text for many readers.
+    NUL is encoded because it ends a frame or a text for many readers, and a protocol may have no escape for it.
 
     One byte may become three: the longest key or header value of a message, 32 767 bytes, may become 98 301 bytes. If
     your broker takes less, refuse the message (`MessageTooLargeError`), or split the value; never cut it.

@@ -51,7 +51,7 @@ class Message:
     `str` and `repr` show the name, the id, the topic and the size, never the payload, a header or the key.
 
     Pass the first two arguments by name, as in `Message(message_name="OrderPlaced", topic="orders", …)`: both are text,
-    and would be swapped unnoticed.
+    so nobody would notice a swap.
 
     Attributes:
         message_name: What kind of message this is; consumers dispatch on it.
@@ -361,7 +361,7 @@ class Receipt:
         }
 
     def __iter__(self) -> Iterator[tuple[str, str | int | bool | None]]:
-        """Pairs of name and value, so that `dict(receipt)` works, and with it FastAPI's encoder."""
+        """Pairs of name and value, so that `dict(receipt)` and FastAPI's encoder work."""
         return iter(self.to_dict().items())
 
     @classmethod

@@ -18,7 +18,7 @@ __all__ = ["Tasks", "drop_task", "drop_transport", "patient_timeout", "retrieve_
 T = TypeVar("T")
 
 _CLOSE_ATTEMPTS = 10
-"""The most attempts to close a coroutine. Each `finally` in it that awaits makes one attempt fail."""
+"""The most attempts to close a coroutine. Each `finally` of the coroutine that awaits makes one attempt fail."""
 
 
 def retrieve_exception(task: asyncio.Future[Any]) -> None:
@@ -33,7 +33,7 @@ def retrieve_exception(task: asyncio.Future[Any]) -> None:
 
 
 def drop_task(task: asyncio.Task[Any] | None) -> None:
-    """Cancels a task without awaiting it. A task whose event loop is closed is closed at once, without a log line.
+    """Cancels a task without awaiting it. If its event loop is closed, ends the task at once, without a log line.
 
     Args:
         task: Any task, also of a client. None and a task that is done are left alone.

@@ -126,7 +126,7 @@ class TLSContext:
 
         Raises:
             ConfigError: There are problems, a certificate file cannot be used, or an option contradicts the transport.
-                It has all sentences.
+                The error lists all problems.
 
         Warns:
             InsecureTransportWarning: The server is not verified, or a secret goes in plain text to a host that is not
@@ -143,7 +143,7 @@ class TLSContext:
         return tls
 
     def current(self) -> ssl.SSLContext:
-        """The context. When changed files cannot be used, the last good one stays and a warning is logged once."""
+        """The context. When changed files cannot be used, the last context stays and a warning is logged once."""
         stamps = self._read_stamps()
         if stamps != self._stamps:
             self._stamps = stamps
@@ -193,7 +193,7 @@ def _build(options: TLSOptions, problems: list[str]) -> ssl.SSLContext:
     try:
         if options.ssl_cafile is not None:
             _look_at(options.ssl_cafile)
-        # None: the system's authorities. To read all of those takes a while, so they are not read in vain.
+        # None: the system's authorities. To read all of those takes a while, so they are read only if they are needed.
         context = ssl.create_default_context(cafile=options.ssl_cafile)
     except (OSError, ValueError) as error:
         problems.append(f"ssl_cafile cannot be used: {_reason(error, 'it has no certificate in PEM form')}")

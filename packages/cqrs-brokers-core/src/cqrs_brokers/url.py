@@ -89,8 +89,8 @@ class Host(NamedTuple):
 class BrokerURL:
     """A parsed config string, which cannot be changed. `str` and `repr` show no secret.
 
-    They also show no option after the first one that is a secret: an unencoded `&` may have made a part of the secret
-    look like an option.
+    They show the options only up to the first secret: an unencoded `&` may have made a part of the secret look like an
+    option.
 
     Make it with `BrokerURL.parse`, `BrokerURL.build` or `replace`, which check it. It can be pickled only when it holds
     no secret.

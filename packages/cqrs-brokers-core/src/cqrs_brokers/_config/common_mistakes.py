@@ -1,7 +1,7 @@
 """Recognises mistakes that platforms and shells often make in config strings, and says what to write instead.
 
-The parser asks it about strings that it has refused (`common_mistakes`), and about strings that it can read
-(`silent_mistakes`). The sentences never quote the string.
+The parser calls `common_mistakes` for strings that it has refused, and `silent_mistakes` for strings that it can read.
+The sentences never quote the string.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`option` and `BrokerOptions`: with them the author of a plugin declares its options."""
+"""`option` and `BrokerOptions`: the author of a plugin declares its options with them."""
 
 from __future__ import annotations
 

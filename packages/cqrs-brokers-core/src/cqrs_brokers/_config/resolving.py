@@ -304,7 +304,7 @@ def _read(item: _Given, spec: _Spec) -> Any:
 def _validate(
     options_type: type[O], values: dict[str, Any], bad: set[str], *, only_fields: bool
 ) -> tuple[O | None, list[str]]:
-    """The model, or the problems pydantic and the plugin's own validators found in it."""
+    """The model, or the problems that pydantic and the plugin's own validators found."""
     problems: list[str] = []
     failed: str | None = None
     try:

@@ -55,7 +55,7 @@ def running_loop() -> AbstractEventLoop | None:
 
 _bindings: weakref.WeakSet[LoopBinding] = weakref.WeakSet()
 _PARENTS_LOOP: Any = object()
-"""Stands for the parent's event loop in a forked child. No running loop is equal to it."""
+"""Replaces the parent's event loop in a forked child. No running loop is equal to it."""
 
 
 def _mark_forked() -> None:

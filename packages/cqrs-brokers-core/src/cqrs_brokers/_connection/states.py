@@ -30,7 +30,7 @@ class ConnectionListener(NamedTuple):
         changed: Tells the observers the new state and the reason.
         wake_after: Calls a handler of the driver, and wakes the callers whose outcomes came in it.
         may_go_on: The driver says that destinations that took nothing may take messages now.
-        is_needed: Whether a message is without its outcome.
+        is_needed: Whether any message has no outcome yet.
         has_confirmed: Whether the broker has confirmed a message since the last call.
     """
 

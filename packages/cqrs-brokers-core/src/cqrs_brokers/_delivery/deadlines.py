@@ -27,8 +27,8 @@ __all__ = ["Deadlines"]
 WhyLate = Callable[..., DeliveryError | None]
 
 FEW, PARTS = 1_000, 20
-"""In one turn of the event loop at most `FEW` waiting messages end at their deadlines, or one in `PARTS` of those that
-wait, if that is more. So the loop does other work in between."""
+"""How many waiting messages end at their deadlines in one turn of the event loop: at most `FEW`, or the number of
+waiting messages divided by `PARTS`, if that is more. So the loop does other work in between."""
 CLOCK_RESOLUTION = 0.001
 """The event loop may fire a timer this much too early, in seconds."""
 
@@ -66,20 +66,19 @@ class Deadlines:
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
         self._stalled = 0.0
-        """How long the event loop stood still, in seconds. It is above 0 only while the loop reads what came in
-        meanwhile."""
+        """How long the event loop stood still, in seconds. The errors of messages that end in a later turn name it."""
         self.armed = False
         """Whether there is a timer. If so, `watch()` need not be called: reading this attribute is cheaper than a call
         per message."""
         self._ending = False
-        """Whether messages wait whose deadline has passed. They are ended in the next turns of the event loop."""
+        """Whether messages with a passed deadline are left in the queue. The next turns of the event loop end them."""
         self._held_up = False
-        """Whether nothing was submitted because of `are_due`, although there may have been room."""
+        """Whether `are_due` has prevented a submit for which there may have been room."""
         self._opened = 0.0
         """When the driver began to take messages, in the event loop's time."""
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Starts anew in that event loop."""
+        """Starts again in that event loop."""
         self._loop = loop
         self._timer = None
         self.armed = False
@@ -99,7 +98,7 @@ class Deadlines:
             self._timer = self._loop.call_at(deadline, self.expire)
 
     def expect(self, deadline: float) -> None:
-        """Prepares the timer for a message with this deadline, which may be earlier than those of earlier messages."""
+        """Prepares the timer for a message whose deadline may be earlier than the deadlines of earlier messages."""
         self._in_order = False
         when = min(deadline, self._loop.time() + self._timeout)  # later calls without a timeout have later deadlines
         if self._timer is not None and when < self._timer.when():

@@ -44,7 +44,7 @@ HANDED: Final = 2
 RELEASED: Final = 3
 """The driver has let go, or never had it."""
 SETTLED: Final = 4
-"""`Broker` took the place back. Calls of the driver may still come late; they are not breaches."""
+"""`Broker` has freed the place. Calls of the driver may still come late; they are not breaches."""
 
 
 @runtime_checkable
@@ -138,7 +138,7 @@ class Sending:
     __slots__ = ("message", "topic", "deadline", "done", "size", "state", "_id", "_in_flight")
 
     timeout: float | None = None
-    """The timeout of its call, in seconds. None: the call has none, so that of `Broker` applies."""
+    """The timeout of its call, in seconds. None: the call has none, and `Broker`'s timeout applies."""
 
     def __init__(self, message: Message, deadline: float, size: int, in_flight: InFlight) -> None:
         self.message = message
@@ -261,7 +261,7 @@ class Sending:
             places.notify(self, self._unanswered("its caller was cancelled"))
 
     def settle(self) -> None:
-        """Broker takes the place back from a driver that will not be asked any more.
+        """Frees the place, because the driver will not be asked any more.
 
         A delivery without an outcome belongs to a closed event loop. Its caller does not wait any more, so only
         observers get an outcome.

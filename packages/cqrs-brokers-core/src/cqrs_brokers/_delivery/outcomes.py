@@ -18,7 +18,7 @@ __all__ = ["AwaitedDelivery", "BulkDelivery", "BulkOutcomes", "TimedDelivery"]
 
 
 class AwaitedDelivery(Sending):
-    """The delivery of a `send_message`, which awaits it. It is also the future that asyncio's task waits for.
+    """The delivery that a `send_message` awaits. It is also the future that asyncio's task waits for.
 
     `asyncio.isfuture` takes it for a future. One task may await it once. It supports only that, and so costs less than
     an `asyncio.Future`.
@@ -67,7 +67,7 @@ class AwaitedDelivery(Sending):
         return outcome  # type: ignore[return-value] # there is one now
 
     def wake_soon(self) -> None:
-        """Lets the task that awaits it go on in the loop's next turn, after the tasks that were to be woken earlier."""
+        """Wakes the task that awaits it, in the loop's next turn. Tasks are woken in the order of these calls."""
         wakeups = self._wakeups
         if not wakeups.due:
             wakeups.expect()
@@ -114,7 +114,7 @@ class BulkOutcomes:
 
     def __init__(self, future: asyncio.Future[None], timeout: float | None = None) -> None:
         self.timeout = timeout
-        """The timeout of the call, in seconds. None: the call has none, so that of `Broker` applies."""
+        """The timeout of the call, in seconds. None: the call has none, and `Broker`'s timeout applies."""
         self.outcomes: list[Any] = []
         self.left = 1
         """How many deliveries have no outcome, plus 1 while more deliveries may be added."""

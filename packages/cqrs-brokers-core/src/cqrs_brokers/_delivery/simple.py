@@ -1,7 +1,7 @@
 """Wraps a broker that has only `send_message`, so that `Broker` can treat every driver as a pipelined one.
 
 Each send is a task of ours. With the capability `ordering_key` at most one runs at a time per topic and key; messages
-without a key are not serialised.
+without a key do not wait for each other.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class SimpleSender(PipelinedDriver):
 
 
 class _Undeclared(Driver):
-    """Stands in for the lifecycle methods that a plain `MessageBroker` does not have."""
+    """Has the lifecycle methods that a plain `MessageBroker` does not have."""
 
     async def send_message(self, message: object) -> None:
         raise AssertionError("a plain MessageBroker is called directly")

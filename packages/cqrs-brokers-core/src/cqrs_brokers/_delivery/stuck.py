@@ -10,8 +10,8 @@ is known which destinations take nothing. The window has three parts:
 | half | the other destinations, when some take nothing; it is empty until then |
 
 When some destinations take nothing, the others get two fifths of the free places, not all of them. So there is still
-room when another destination stops later. Destinations that stop one after the other may hold more than half together:
-1 000 places of 2 500, then 1 600, then 1 960. The driver never holds more than the window.
+room when another destination stops later. Destinations that stop one after the other may together hold more than half:
+of 2 500 places they hold first 1 000, then 1 600, then 1 960. The driver never holds more than the window.
 
 The first look is 0.1 s after messages begin to wait for room. Then there is one look a second, while messages wait or a
 destination takes nothing. A destination takes nothing when the driver still holds all of the destination's messages
@@ -56,8 +56,8 @@ class StuckDestinations:
         self._held: list[Sending] = []
         self._bytes = 0
         self._trials: dict[str, dict[object, Sending]] = {}
-        """The trials, by destination and by key. The message of a trial may have no key: its entry is None, and from
-        the next look on the trial itself. So the entry None is free for one more trial after each look."""
+        """The trials, by destination and by key. A trial without a key is stored under None, and from the next look on
+        under itself. So each look makes room for one more trial without a key."""
         self.names: frozenset[str] = frozenset()
         """The destinations that take nothing."""
         self._again: set[str] = set()
@@ -66,8 +66,8 @@ class StuckDestinations:
         """The pairs of stuck destination and key for which the driver holds a message. A further message of such a pair
         is no trial, because it would wait for the earlier one."""
         self._looks_for_more = 0
-        """How many of the next looks give one more trial to each destination that they newly find stuck. `try_again`
-        sets it: the driver may have sent the messages of such a destination before it began to send another way."""
+        """How many of the next looks give one more trial to each destination that was not stuck at the look before.
+        `try_again` sets it: the driver may have sent the destination's messages before the change that it reported."""
         self._set_limits()
 
     def look(self) -> None:

@@ -18,7 +18,7 @@ class _Sleeper(Protocol):
     """A delivery that a task awaits.
 
     Attributes:
-        callback: Lets the task go on. None: it was called.
+        callback: Lets the task go on. None after it was called.
         context: The context in which it is called.
     """
 
@@ -26,7 +26,7 @@ class _Sleeper(Protocol):
     context: Context
 
     def wake_soon(self) -> None:
-        """Lets the task go on in the loop's next turn, after those that were to be woken before."""
+        """Wakes the task in the loop's next turn. Tasks are woken in the order of these calls."""
 
 
 class Wakeups:

@@ -128,7 +128,7 @@ class Window:
         return False
 
     def expect(self, deadline: float) -> None:
-        """Prepares the timer for a message with this deadline, which may be earlier than those of earlier messages."""
+        """Prepares the timer for a message whose deadline may be earlier than the deadlines of earlier messages."""
         self._deadlines.expect(deadline)
 
     def queue(self, deliveries: Sequence[Sending]) -> None:
@@ -284,7 +284,7 @@ class Window:
                 waiter.end(error)
 
     def settle(self, handed: DeliveryError, not_handed: NotDeliveredError) -> list[Sending]:
-        """Ends everything, and takes every place back from a driver that will not be asked any more.
+        """Ends every message, and frees every place, because the driver will not be asked any more.
 
         Returns:
             The messages that had been handed over. Their outcome is unknown.

@@ -31,7 +31,7 @@ class BrokerInfo(NamedTuple):
         name: The scheme.
         distribution: Who claims it.
         version: The distribution's version, "" when its metadata does not say.
-        entry_point: The module or object it names.
+        entry_point: The module or object that its entry point names.
         status: "ready": `open_broker` will load it. "ambiguous": another distribution claims the scheme too.
             "incompatible": it needs another version of core. "broken metadata": it cannot be read. "refused": the
             scheme is reserved for another distribution, or pinned to it.
@@ -109,7 +109,7 @@ def _allowed(claims: Iterable[Claim], scheme: str, pin: str | None) -> list[Clai
 
 
 def _usable(claims: Sequence[Claim]) -> dict[str, Claim]:
-    """One claim of each distribution whose metadata can be used, by title."""
+    """The claims whose metadata can be used, one for each distribution, by `Claim.title`."""
     by_name = {canonical(claim.distribution): claim for claim in reversed(claims) if claim.broken is None}
     return {claim.title: claim for claim in by_name.values()}
 

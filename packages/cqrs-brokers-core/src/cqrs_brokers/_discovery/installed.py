@@ -29,7 +29,7 @@ OFFICIAL: Final[Mapping[str, str]] = {
     "kafka": "cqrs-broker-kafka",
     "memory": "cqrs-broker-memory",
 }
-"""Reserved schemes. Errors suggest to install these distributions only: any other name could be anybody's package."""
+"""Reserved schemes. Errors suggest only these distributions: any other name could be anybody's package."""
 
 
 class Claim(NamedTuple):

@@ -1,6 +1,6 @@
 """Turns a payload into bytes: compact JSON in UTF-8. A value that JSON cannot hold is refused, never changed.
 
-`jsonable` says what is accepted and what is refused, the same at every depth.
+`jsonable` says what is accepted and what is refused. Its rule is the same at every depth.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The bits come from `os.urandom`, as in `uuid.uuid4`. Ids of a burst are made 256 at a time, which costs less than making
 them one by one.
 
-Ids that are made before they are needed must not outlive the burst. A process may be started several times from one
+Ids that are made before they are needed must be used soon. A process may be started several times from one
 snapshot of its memory (a frozen virtual machine or function), and each copy would use the same ids. So a pool is used
 for 5 ms. A snapshot that is taken within those 5 ms also holds messages that are being sent, which each copy sends
 again anyway. A fork empties the pool.
@@ -40,7 +40,7 @@ _made_ns = 0
 
 
 def new_text(now: int) -> bytes:
-    """The text of a new id. Safe in threads: no other thread gets an id that was taken or made here.
+    """The text of a new id. Safe in threads: two threads never get the same id.
 
     Args:
         now: `time.time_ns()`.
@@ -72,7 +72,7 @@ if hasattr(os, "register_at_fork"):  # Windows has no fork
 
 
 def from_text(text: bytes) -> UUID:
-    """The id that a text of 8-4-4-4-12 hex digits stands for."""
+    """The id of a text of 8-4-4-4-12 hex digits."""
     return UUID(text.decode())
 
 

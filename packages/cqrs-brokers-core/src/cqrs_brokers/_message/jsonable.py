@@ -48,7 +48,7 @@ __all__ = [
 ]
 
 Writer = Callable[[Any, int], Any]
-"""Turns a value, found at a nesting depth, into what JSON can hold."""
+"""Turns a value into what JSON can hold. The number is the value's nesting depth."""
 
 MAX_DEPTH = 200
 PLAIN = frozenset({str, bool, type(None)})
@@ -56,9 +56,9 @@ PLAIN = frozenset({str, bool, type(None)})
 NUMBERS = frozenset({int, float})
 LARGEST: int = 10**4_300 - 1
 LEAST: int = -LARGEST
-"""Numbers are written as they are between these two: finite, and of no more digits than Python reads and writes. The
-limit is the default of `sys.set_int_max_str_digits`. Each has a name, because `-LARGEST` would be computed anew for
-each number."""
+"""Numbers from `LEAST` to `LARGEST` are written as they are. They are finite, and have at most 4 300 digits, which is
+the default of `sys.set_int_max_str_digits`. `LEAST` has a name, because `-LARGEST` would be computed anew for each
+number."""
 TOO_DEEP = "is nested too deeply, or refers to itself"
 _MOST_CLASSES = 10_000
 WRITERS: dict[type, Writer] = {}
@@ -73,7 +73,7 @@ class Refused(Exception):  # noqa: N818 - a signal inside this package, not an e
     """Something in a payload has no JSON form.
 
     Args:
-        text: What is wrong with it: a predicate. Its subject is the path.
+        text: What is wrong with it: the end of a sentence that begins with the path.
         cause: What the payload's own code raised.
     """
 
@@ -127,7 +127,7 @@ def asked(function: Callable[..., Any], *arguments: Any) -> Any:
     """The result of a function that belongs to the payload.
 
     Raises:
-        Refused: It raised.
+        Refused: The function raised.
     """
     try:
         return function(*arguments)
@@ -254,11 +254,11 @@ _LEAVES: dict[type, Writer] = {
     str: lambda value, depth: str.__str__(value),
     int: _int,
 }
-"""Writers by class. For a subclass the first class that matches counts: a datetime is a date too."""
+"""Writers by class. For a subclass the first base class in this order is used: a datetime is a date too."""
 
 
 def writer_of(kind: type) -> Writer:
-    """How instances of a class are written; found once."""
+    """The writer for instances of a class; it is found once."""
     writer = _find_writer(kind)
     if len(WRITERS) >= _MOST_CLASSES:
         WRITERS.clear()
@@ -305,7 +305,7 @@ _SHOWN_DEPTH = 8
 
 
 def _path(root: str, inside_out: list[str | int]) -> str:
-    """`payload.lines[3].price`; a key that is no name might be content, and is not shown."""
+    """Such as `payload.lines[3].price`. A key that is no identifier might be content, so it is not shown."""
     parts = inside_out[::-1]
     text = root
     for part in parts[:_SHOWN_DEPTH]:

@@ -4,7 +4,7 @@ pydantic alone would write NaN as `null`, a secret as asterisks, and a key of 1 
 of a subclass that the declared class has. So we read the fields of a model and write them by the rule of `jsonable`.
 pydantic's schema of the class is read once. It says what the class asks for:
 
-* names: those of the fields, or their serialization aliases with `serialize_by_alias` in the model's configuration;
+* names: those of the fields, or their serialization aliases if the model's configuration has `serialize_by_alias`;
 * `exclude=True`: left out; computed fields: written; extra fields (`extra="allow"`): written;
 * serializers of the model's own: called as in pydantic's JSON mode; their results are written by the same rule;
 * serializers deeper inside a field's type, or pydantic's own (`Base64Bytes`): that field is written by pydantic.
@@ -47,7 +47,7 @@ class _Field:
         key: Its name in JSON.
         function: Its own serializer, as pydantic's schema describes it.
         by_pydantic: Whether pydantic writes it.
-        skip: Whether a value is left out.
+        skip: Says whether a value is left out.
     """
 
     name: str
@@ -58,7 +58,7 @@ class _Field:
 
 
 class _Info:
-    """Stands for pydantic's `FieldSerializationInfo`: what a serializer may ask about its call."""
+    """Replaces pydantic's `FieldSerializationInfo`: what a serializer may ask about its call."""
 
     mode = "json"
     by_alias = exclude_unset = exclude_defaults = exclude_none = exclude_computed_fields = False
