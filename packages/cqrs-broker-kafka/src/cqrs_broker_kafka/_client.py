@@ -74,7 +74,7 @@ PRIVATE = (
     "_versions",
 )
 READ_AHEAD = 2**16
-"""How many bytes a connection reads before somebody takes them."""
+"""The limit of a connection's `asyncio.StreamReader`, in bytes."""
 LARGEST_ANSWER = 2**28
 """The most bytes that an answer may have."""
 LOOK_AT_BUFFER = 0.002
@@ -119,7 +119,7 @@ class _Reader(asyncio.StreamReader):
     """Refuses an answer that is larger than any that a broker sends: bytes of another protocol may look like a size."""
 
     async def readexactly(self, n: int) -> bytes:
-        """As StreamReader's method, but raises a `ConnectionError` for such a size."""
+        """As StreamReader's method, but raises a `ConnectionError` for too many bytes."""
         if n > LARGEST_ANSWER:
             raise ConnectionError(f"an answer of {n} bytes is announced: this is not Kafka")
         return await super().readexactly(n)
@@ -319,7 +319,7 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
         """Waits until the operating system has all that was written.
 
         Raises:
-            OSError: The connection ended before.
+            OSError: The connection ended first.
         """
         writer: asyncio.StreamWriter | None = self._writer
         if writer is None:
@@ -342,7 +342,7 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
             self.close()
 
     def close(self, reason: Any = None, exc: BaseException | None = None) -> Any:
-        """As aiokafka's method, but it waits for no farewell of the peer, for which TLS would wait 30 s."""
+        """As aiokafka's method, but it does not wait for the peer. TLS would wait 30 s for its `close_notify`."""
         writer: asyncio.StreamWriter | None = self._writer
         if writer is not None and self._closed_fut.get_loop().is_closed():
             drop_task(self._read_task)

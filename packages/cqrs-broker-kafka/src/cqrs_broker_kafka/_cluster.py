@@ -170,7 +170,7 @@ class Cluster:
     # -- producer ids -------------------------------------------------------------------------------------------------
 
     def renew_id(self) -> None:
-        """Gets another producer id. Then the partitions that wait for one go on."""
+        """Gets another producer id, then resumes the partitions that wait for it."""
         if not self._renewing:
             self._renewing = True
             self._tasks.spawn(self._renew_id())
@@ -218,7 +218,7 @@ class Cluster:
         return [name for name, topic in self._owner.topics.items() if topic.partitions or topic.waiting]
 
     def _learnt(self, answer: Any) -> bool:
-        """See `Metadata`: takes over nodes, partitions and leaders."""
+        """Updates nodes, partitions and leaders; see `Metadata`."""
         self._learn_nodes(answer.brokers)
         for code, name, *_, partitions in answer.topics:
             topic = self._owner.topics.get(name)

@@ -52,7 +52,7 @@ class Row(NamedTuple):
         error: The class of a record's error.
         text: What happened and what to do.
         retryable: Whether the same call may succeed later if nobody changes anything. None: as the error's class says.
-        source: Where in the broker this answer comes from. It shows whether something was appended before.
+        source: The broker's code that gives this answer. It shows whether the batch was already appended.
     """
 
     name: str
@@ -128,7 +128,7 @@ ROWS: dict[int, Row] = {
 
 
 def row_of(code: int) -> Row:
-    """The row of a code. For a code that the table does not have, it is a new row: the outcome is unknown."""
+    """The row of a code. A code that is not in the table gets a new row: the outcome is unknown."""
     row = ROWS.get(code)
     if row is None:
         text = f"the broker reported an error that the client does not know (code {code})"
@@ -137,7 +137,7 @@ def row_of(code: int) -> Row:
 
 
 def error_of(row: Row, *, in_doubt: bool) -> DeliveryError:
-    """The error of the records whose batch got that answer last.
+    """The error of a batch's records, from the batch's last answer.
 
     Args:
         row: The last answer.

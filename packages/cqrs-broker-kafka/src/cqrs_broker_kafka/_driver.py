@@ -35,8 +35,8 @@ WORTH_A_REQUEST = 500
 """When this many new messages have come, a request is written at once, although more may be on their way to `submit`.
 With a smaller number, each partition would be busy with a small batch when the next messages come."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
-"""The limits of the pause before a batch is tried again, in seconds. Each failure doubles the pause: it is 0.1 s after
-the first failure."""
+"""The pause before a batch is tried again, in seconds, is 0.1 after the first failure. Each further failure doubles it,
+up to `LONGEST_PAUSE`."""
 TICK = 0.5
 SILENCE = 3.0
 """If messages wait and the cluster has answered nothing for this many seconds, the bootstrap servers are asked why."""
@@ -183,7 +183,7 @@ class KafkaDriver(PipelinedDriver):
         self._queue(partition)
 
     def _queue(self, partition: Partition) -> None:
-        """Queues the partition at the node that leads it. The node writes its records when it has room."""
+        """Queues the partition at the node that leads it. The node writes the records when a request can be sent."""
         node = partition.leader
         if node is not None:
             node.ready[partition] = None

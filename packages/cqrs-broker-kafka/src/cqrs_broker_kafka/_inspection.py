@@ -25,14 +25,14 @@ from ._settings import KafkaSettings
 __all__ = ["KafkaInspection"]
 
 _VERSIONS = {8: "2.4", 9: "2.8", 10: "3.7", 11: "3.8", 12: "4.0", 13: "4.1"}
-"""The first version of Kafka that knows a version of the produce request, by the version of the request."""
+"""For each version of the produce request, the first version of Kafka that knows it."""
 _TOPIC, _NODE = 2, 4
 """Kinds of resources in DescribeConfigs."""
 _WRITE = 1 << 4
 """The bit of `AclOperation.WRITE` in the set of allowed operations."""
 _ID_PAUSE = 0.1
 """Seconds before a producer id is asked for again."""
-_QUOTAS = "quotas: Kafka shows a client that it is slowed down only when it sends"
+_QUOTAS = "quotas: a client sees only while it sends whether Kafka slows it down"
 _SEE_QUOTAS = "look with kafka-configs --describe, for users and clients"
 _NOT_SAID = -(2**31)
 _UNKNOWN_TOPIC, _FORBIDDEN, _CLUSTER_FORBIDDEN = 3, 29, 31

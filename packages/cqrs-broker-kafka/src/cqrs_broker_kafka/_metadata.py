@@ -105,7 +105,7 @@ class Metadata:
             topics: The topics to ask about. The answer names the nodes in any case.
 
         Raises:
-            OSError, KafkaError, TimeoutError: No node answered. It is the failure of the last one.
+            OSError, KafkaError, TimeoutError, TokenError: No node answered. It is the failure of the last one.
         """
         nodes = list(self._nodes())
         random.shuffle(nodes)

@@ -2,9 +2,9 @@
 
 A request is written when a partition that the node leads has records to send and fewer than five requests are in
 flight. A request contains one batch of each ready partition. Records that come while a request is in flight make the
-next batches larger. At most one batch of each partition is in flight. The reason is that a broker accepts any first
-sequence number from a producer that it does not know on a partition. So a second batch could overtake the first one
-when the first one is refused.
+next batches larger. At most one batch of each partition is in flight. The reason: while a broker does not know a
+producer on a partition, it accepts any sequence number. So a second batch could be appended although the first one was
+refused.
 """
 
 from __future__ import annotations

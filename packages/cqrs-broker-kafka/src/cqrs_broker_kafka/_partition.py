@@ -22,7 +22,7 @@ used again for other records, their receipt would be false. These rules make an 
 1. One batch at most is in flight. Its sequence numbers are given when it is written, not before.
 2. A batch is *in doubt* when one of its attempts may have been appended. While a batch is not in doubt, every attempt
    is proven not appended. If such a batch is refused, its sequence numbers are used again. Its records fail, or they
-   wait again like all others. At their deadline they are not delivered.
+   wait again. A record whose deadline passes while it waits is proven not delivered.
 3. A batch in doubt is repeated byte for byte, also when the deadlines of its records have passed.
 4. When a batch in doubt is given up, the next batch has a new epoch, or a new producer id, and begins at sequence 0.
    When the broker has seen the new epoch, it refuses the older one. So it does not append the abandoned batch later.
@@ -358,7 +358,7 @@ class Partition:
             self._limit = half if self._limit is None else min(self._limit, half)
 
     def _acquit(self, count: int) -> None:
-        """The first group has its outcome. The records behind it are tried in larger groups again."""
+        """The first group has its outcome. The records behind it are tried in groups of twice the size."""
         self._suspects = max(0, self._suspects - count)
         self._group *= 2
 

@@ -35,7 +35,7 @@ _API_VERSIONS = b"\x00\x00\x00\x0a\x00\x12\x00\x00\x00\x00\x00\x01\xff\xff"
 """A whole request, ApiVersions 0, that every Kafka answers."""
 
 _OUR_ANSWER = b"\x00\x00\x00\x01"
-"""The number (correlation id) of this request. It follows the size in Kafka's answer."""
+"""The correlation id of `_API_VERSIONS`. In Kafka's answer it follows the size."""
 _TLS_ALERT = b"\x15\x03"
 """The start of a TLS alert. A TLS listener may answer plain text with an alert."""
 
@@ -103,8 +103,8 @@ async def first_that_answers(settings: KafkaSettings, *, timeout: float, trusted
     Args:
         settings: Where and how to connect.
         timeout: Seconds, at most.
-        trusted: These settings have worked before. Then an error that is only inferred from a closed connection is not
-            believed.
+        trusted: Whether these settings have worked before. If so, an error that is only inferred from a closed
+            connection is not believed.
 
     Raises:
         ConnectError: No host answers. It is the error that says most about the reason.
@@ -182,7 +182,7 @@ async def _says(host: Host) -> bytes | None:
 async def _says_hello(host: Host) -> bool | None:
     """Whether the host answers a TLS hello. None: it closed the connection before the hello.
 
-    Nothing else is sent there, so its certificate does not matter.
+    Nothing else is sent to the host, so its certificate does not matter.
     """
     context = ssl.create_default_context()
     context.check_hostname = False

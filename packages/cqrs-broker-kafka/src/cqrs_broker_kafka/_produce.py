@@ -41,7 +41,7 @@ class Answer(NamedTuple):
         partition: The partition's number.
         code: 0, or an error code.
         offset: The offset of the first record. -1: it was not appended, or the broker does not know the offset.
-        culprits: The places of the records in the batch that the broker refuses. Empty: the broker does not say.
+        culprits: The places, in the batch, of the records that the broker refuses. Empty: the broker does not say.
     """
 
     topic: bytes
@@ -100,7 +100,7 @@ def split_frames(data: bytes) -> tuple[list[bytes], bytes]:
 
 
 def correlation_id_of(frame: bytes) -> int:
-    """Which request a response answers; -1 when it is too short to say."""
+    """Which request a response answers; -1 when the response is too short."""
     return int(_read_int32(frame)[0]) if len(frame) >= 4 else -1
 
 

@@ -1,4 +1,4 @@
-"""The topics in use: how many partitions each has, and which one a message takes."""
+"""The topics in use: how many partitions each has, and to which one a message goes."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ class Topic:
         return known
 
     def _keyless(self) -> Partition:
-        """The partition for a message without a key. It is the one of the last such message, unless that partition's
-        records were taken for a batch, or enough records wait there, or the partition is stuck."""
+        """The partition for a message without a key. The last partition is used again, unless its records were taken
+        for a batch, or enough records wait there, or it is stuck."""
         partition = self.partitions[self._sticky]
         if partition.pending.parts and len(partition.pending) < STICKY_RECORDS and not partition.stuck:
             return partition
