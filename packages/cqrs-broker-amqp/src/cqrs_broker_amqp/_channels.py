@@ -67,8 +67,8 @@ class ConfirmChannel:
         self.alone = True
         """Whether the channel is new. Then messages are sent one at a time, until one has its answer."""
         self.quiet_since = 0.0
-        """The time of the last answer (event loop's time). If every message had its answer then, it is the time of the
-        next message that was sent."""
+        """The time of the last answer, or of the last send before which every message had its answer, whichever is
+        later (event loop's time)."""
         self._failed = failed
         self._on_answer = answered
         self._question: asyncio.Task[Any] | None = None
@@ -235,7 +235,7 @@ class FastChannel(ConfirmChannel):
 
 
 class _TagById:
-    """Stands for aiormq's table of delivery tags, in which it looks up the id of a returned message."""
+    """Replaces aiormq's table of delivery tags. aiormq looks up the id of a returned message in it."""
 
     def __init__(self, unanswered: Unanswered) -> None:
         self._unanswered = unanswered
@@ -246,13 +246,13 @@ class _TagById:
 
 
 class _Returns:
-    """Stands for aiormq's table of confirms, in which it looks up the future of a returned message."""
+    """Replaces aiormq's table of confirms. aiormq looks up the future of a returned message in it."""
 
     def __init__(self, returned: Callable[[int, BaseException], None]) -> None:
         self._returned = returned
 
     def pop(self, tag: int, default: object = None) -> _Return:
-        """The object that stands for the message's future."""
+        """The object that replaces the message's future."""
         return _Return(self._returned, tag)
 
     def __setitem__(self, tag: int, value: object) -> None:
@@ -261,7 +261,7 @@ class _Returns:
 
 
 class _Return:
-    """Stands for a returned message's future."""
+    """Replaces a returned message's future."""
 
     def __init__(self, returned: Callable[[int, BaseException], None], tag: int) -> None:
         self._returned = returned

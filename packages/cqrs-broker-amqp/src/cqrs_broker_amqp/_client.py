@@ -6,7 +6,7 @@ and not for a user:
     Connection._rpc                       to see the code with which the server refuses a handshake; to answer SCRAM
     Connection._credentials_class         to choose between the mechanisms that the server offers
     Connection._on_reader_done            to learn of a lost connection at once; aiormq would first try to close it
-    Connection.__handle_connection_blocked / …_unblocked    no other event tells of them
+    Connection.__handle_connection_blocked / …_unblocked    to learn of an alarm; aiormq has no event for it
     Connection._Base__future_store        to find aiormq's own tasks, and to end those that do not end by themselves
     Connection.channels, .connection_tune, .server_properties; Channel.write_queue, ChannelFrame
 """
@@ -51,8 +51,8 @@ class _Reader(asyncio.StreamReader):
     """How many pieces of data came."""
 
     def readexactly(self, n: int) -> Coroutine[Any, Any, bytes]:
-        """As StreamReader's method, but refuses a huge frame. Bytes that are not AMQP may look like the size of one,
-        and aiormq would wait for it."""
+        """As StreamReader's method, but refuses a huge frame. aiormq would wait for its bytes, although the size may
+        come from another protocol."""
         if n > LARGEST_FRAME:
             raise NotAMQPError(f"a frame of {n} bytes is announced: this is not AMQP")
         return super().readexactly(n)
@@ -192,13 +192,13 @@ class ConnectionListener(Protocol):
 
 
 class Connection(aiormq.Connection):
-    """aiormq's connection, which says what happens to it.
+    """aiormq's connection. It tells a listener what happens to it.
 
     Args:
         url: User, password, host, port and heartbeat, as aiormq wants them.
         vhost: The virtual host, decoded, because aiormq decodes some names wrongly.
         sockets: The socket, opened before `connect()`.
-        listener: The object that the connection tells what happens to it.
+        listener: Is told what happens to the connection.
     """
 
     def __init__(self, url: URL, *, vhost: str, sockets: Sockets, listener: ConnectionListener) -> None:

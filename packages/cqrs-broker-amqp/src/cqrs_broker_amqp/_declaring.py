@@ -1,6 +1,6 @@
 """`declare=queue`: messages wait here, by topic and in order, until their topic's queue is declared.
 
-Other topics do not wait. The publisher handles the messages whose declaration failed, and those that are dropped here.
+Other topics do not wait. The publisher ends the messages whose queue cannot be declared, and those dropped here.
 A few channels do all the declaring. Each is used again until a declaration fails on it, because RabbitMQ then closes
 it.
 """

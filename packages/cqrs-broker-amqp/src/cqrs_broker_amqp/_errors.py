@@ -215,7 +215,7 @@ def hung_up(error: ConnectError) -> bool:
 def _refused(code: int, reply: str, where: str, *, logged_in: bool) -> ConnectError:
     """The error for a Connection.Close that comes while the connection is being made."""
     said = f"{where} answered: {reply.rstrip('.')}"
-    # Users and virtual hosts may have any name, "limit" or "not found" too: the end of the text is RabbitMQ's own.
+    # A user or a virtual host may be called "limit" or "not found". Only the end of the text is always RabbitMQ's own.
     if code == _NOT_ALLOWED and reply.endswith("is reached"):
         return UnreachableError(said, remedy="close other connections or raise the limit")
     if code in _PASSING:
@@ -329,7 +329,7 @@ def _routing_ends(options: AMQPOptions) -> bool:
 
 
 def channel_reply(error: BaseException | None) -> tuple[int, str]:
-    """The code and text with which the server closed a channel; 0 when it was not the server."""
+    """The code and text with which the server closed a channel; 0 if the server did not close it."""
     for kind, code in _CHANNEL_CODES.items():
         if isinstance(error, kind):
             return code, safe_reply(str(error.args[0])) if error.args else ""
@@ -395,7 +395,7 @@ def forbidden(reply: str) -> str:
 
 def too_large(entry: Entry, frame_max: int, largest_body: int | None) -> MessageTooLargeError | None:
     """The error for a message that is certainly too large for the server; else None. If it were sent, the server would
-    close the channel, and the messages beside it would fail too."""
+    close the channel, and the other messages in flight would fail too."""
     _, _, frames, body, _, _ = entry
     if len(frames) > frame_max and (size := header_frame_size(frames)) > frame_max:
         return MessageTooLargeError(

@@ -129,5 +129,5 @@ def unexpected(connection: Connection, channel: Any) -> str | None:
     for name in ("_on_confirm_frame", "_on_return_frame"):
         method = getattr(channel, name, None)
         if not inspect.iscoroutinefunction(method) or len(inspect.signature(method).parameters) != 1:
-            return f"aiormq's {type(channel).__name__}.{name} is no coroutine of one frame"
+            return f"aiormq's {type(channel).__name__}.{name} is not an async function of one frame"
     return None

@@ -5,7 +5,7 @@ of them is asked only if it cannot change anything:
 
 * a declaration like the one that `declare=` makes at every connection: RabbitMQ names what differs;
 * the same for the queue of a topic, with `declare=queue`;
-* removing a binding that nobody has (its routing key is random): RabbitMQ looks at the write permission first.
+* removing a binding that does not exist (its routing key is random): RabbitMQ checks the write permission first.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ class AMQPInspection(Inspection):
                 text = f"the user may not publish to it ({reply})"
                 remedy = "grant write permission with rabbitmqctl set_permissions"
                 return Finding("topic", "fail", subject, text, remedy)
-            if code != ACCESS_REFUSED:  # else only reading from the other exchange is forbidden, which is asked later
+            if code != ACCESS_REFUSED:  # else only reading from the other exchange is forbidden, which is checked later
                 return unseen
         return Finding("topic", "ok", subject, "the user may publish to it")
 

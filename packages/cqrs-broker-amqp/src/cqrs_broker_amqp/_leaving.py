@@ -1,4 +1,4 @@
-"""Leaves a channel without answers for a fresh one, while the connection works. See `_stalled` for what follows."""
+"""Moves from a channel without answers to a fresh one, while the connection works. See `_stalled` for what follows."""
 
 from __future__ import annotations
 

@@ -36,8 +36,8 @@ def safe_reply(text: str) -> str:
     """A reply text of RabbitMQ, without content of messages.
 
     Some texts, such as the one of `FRAME_ERROR` (501), quote the bytes that came over the wire, which may be a body.
-    A text of a kind that contains only names and limits stays whole, and so does a text that begins with no kind. Any
-    other text becomes the name of its kind.
+    A text stays whole if its kind quotes only names and limits, or if it has no kind. Any other text becomes the name
+    of its kind.
     """
     found = _REPLY.match(text)
     if found is None or found[1] in _QUOTES_NOTHING:

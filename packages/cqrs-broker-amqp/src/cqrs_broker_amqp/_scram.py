@@ -1,4 +1,4 @@
-"""SCRAM-SHA-256 (RFC 5802, RFC 7677), for servers that offer no PLAIN without TLS, as Apache Qpid does."""
+"""SCRAM-SHA-256 (RFC 5802, RFC 7677), for servers that offer PLAIN only with TLS, such as Apache Qpid."""
 
 from __future__ import annotations
 

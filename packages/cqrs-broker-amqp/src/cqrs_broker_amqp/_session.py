@@ -62,7 +62,7 @@ class Session:
     Args:
         settings: How to connect.
         host: The name and the port to connect to.
-        listener: The object that the session tells what happens to it.
+        listener: Is told what happens in the session.
         channel_limit: How many channels this user may open, where that is known.
         addresses: The addresses of the host that are left to try. None: the name is looked up.
     """
@@ -79,7 +79,7 @@ class Session:
         self.over = False
         """Whether the session has ended: nothing is sent or received any more."""
         self.largest_body: int | None = None
-        """The largest body that the server takes. None: it has not said it yet."""
+        """The largest body that the server takes. None: the server has not said it yet."""
         self._settings = settings
         self._host = host
         self._listener = listener
@@ -122,7 +122,7 @@ class Session:
         """Logs in, opens a channel and applies `declare` to the exchange.
 
         Args:
-            timeout: Seconds that `run` gives it. If the host has further addresses, the log-in gets a share of this
+            timeout: The seconds that `run` allows. If the host has further addresses, the log-in gets a share of this
                 time.
 
         Raises:
@@ -299,7 +299,7 @@ class Session:
     # -- the end ------------------------------------------------------------------------------------------------------
 
     async def close(self, grace: float) -> None:
-        """Closes the connection properly, for at most `grace` seconds, then drops the socket. That takes at most 0.3 s
+        """Closes the connection properly, for at most `grace` seconds. Then drops the socket, which takes at most 0.3 s
         more."""
         if self.over:
             await self.gone()

@@ -55,7 +55,7 @@ class AMQPSettings:
                 server's certificate is not verified.
 
         Raises:
-            ConfigError: The URL or an option is wrong, or a certificate file cannot be used. It has all problems.
+            ConfigError: The URL or an option is wrong, or a certificate file cannot be used. It lists all problems.
         """
         problems = url.repeated_hosts(PORTS[url.scheme])
         hosts = tuple((host.host, host.port or PORTS[url.scheme]) for host in url.hosts)

@@ -1,8 +1,8 @@
 """Destinations that take nothing while others do, for example a quorum queue without a majority.
 
 RabbitMQ works on the messages of a channel one after the other. So a message that it cannot put into a queue holds up
-all messages behind it. A channel without an answer is *left* for a fresh one. The routing keys of its messages without
-an answer are *suspects*: further messages with these keys are not sent on the fresh channel. These messages are tried
+all messages behind it. A channel without an answer is *left*: a fresh one replaces it. The routing keys of its messages
+without an answer are *suspects*: the fresh channel gets no further messages with these keys. These messages are tried
 one at a time on a channel of their own, the *probe*, until one has an answer. So a suspect is cleared at once if its
 messages only waited behind those of another destination.
 
@@ -53,8 +53,8 @@ class StalledDestinations:
         self._probe: ConfirmChannel | None = None
         self._opening = False
         self._suspects: dict[str, bool] = {}
-        """The routing keys that are suspects, and whether each is silent: a message with this key that was alone on its
-        channel had no answer."""
+        """The suspects. The value: whether the key is *silent*, because a message that was alone on its channel had no
+        answer."""
         self._held: collections.deque[Entry] = collections.deque()
         self._busy: set[tuple[str, str]] = set()
         """The pairs of routing key and ordering key for which a message waits or has no outcome."""
@@ -83,7 +83,7 @@ class StalledDestinations:
         self._session = session
 
     def leave(self, channel: ConfirmChannel) -> None:
-        """Takes over a channel without answers. Its messages may still get some."""
+        """Takes over a channel without answers. Its messages may still get answers."""
         channel.watched = True
         self._left.append(channel)
         for delivery, *_ in channel.entries():
@@ -95,7 +95,7 @@ class StalledDestinations:
 
     def holds(self, entry: Entry) -> bool:
         """Keeps a message back if its destination is stuck, or if an earlier message with its keys has no outcome.
-        Returns whether it does."""
+        Returns whether it was kept back."""
         topic, key = entry[0].topic, entry[4]
         if topic not in self._suspects and (key is None or (topic, key) not in self._busy):
             return False

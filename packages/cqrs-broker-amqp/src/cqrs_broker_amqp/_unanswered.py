@@ -1,7 +1,7 @@
 """The messages on a channel that have no answer, by delivery tag.
 
 The messages of one write are kept together. They have consecutive tags, and RabbitMQ mostly answers them together. So
-an ack takes out slices, and the garbage collector need not look at an object for each message.
+one ack removes a range of messages at once, and the garbage collector has no further object per message.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class _Write:
         self.start = 0
         """Every message with a lower index has its answer."""
         self.answered: set[int] | None = None
-        """Further messages that have their answer, by index."""
+        """The indexes of further messages that have their answer."""
 
     def waits(self, index: int) -> bool:
         """Whether this message has no answer."""
@@ -102,7 +102,7 @@ class Unanswered:
         """Adds the messages of one write.
 
         Args:
-            first: The delivery tag of the first message. It is higher than all tags before.
+            first: The delivery tag of the first message. It is higher than all earlier tags.
             entries: At least one message.
         """
         write = _Write(first, entries)

@@ -74,8 +74,8 @@ class ConnectionWatch:
     def wait_before_writing(self, now: float) -> float | None:
         """Whether a message may be written now.
 
-        RabbitMQ closes a connection whose client missed two heartbeats. After such a silence, or when the event loop
-        stood still, the news that RabbitMQ closed the connection may be in the socket. So the socket is read first.
+        RabbitMQ closes a connection whose client missed two heartbeats, for example because the event loop stood still.
+        So if nothing came in for a heartbeat, the socket is read first: it may hold Connection.Close.
 
         Returns:
             None: it may. Otherwise the seconds after which to ask again.
