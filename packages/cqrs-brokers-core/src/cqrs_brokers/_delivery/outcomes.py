@@ -67,7 +67,7 @@ class AwaitedDelivery(Sending):
         return outcome  # type: ignore[return-value] # there is one now
 
     def wake_soon(self) -> None:
-        """Wakes the task that awaits it, in the loop's next turn. Tasks are woken in the order of these calls."""
+        """Wakes the task that awaits it; `Wakeups` says when. Tasks are woken in the order of these calls."""
         wakeups = self._wakeups
         if not wakeups.due:
             wakeups.expect()

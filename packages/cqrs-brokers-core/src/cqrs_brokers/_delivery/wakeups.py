@@ -26,7 +26,7 @@ class _Sleeper(Protocol):
     context: Context
 
     def wake_soon(self) -> None:
-        """Wakes the task in the loop's next turn. Tasks are woken in the order of these calls."""
+        """Wakes the task; `Wakeups` says when. Tasks are woken in the order of these calls."""
 
 
 class Wakeups:
@@ -57,7 +57,7 @@ class Wakeups:
             self._wake()
 
     def expect(self) -> None:
-        """The first delivery will be added to `due`: asks the loop to call `_wake()`, unless `after` will."""
+        """Asks the loop to call `_wake()`, unless `after` calls it."""
         if not self._held:
             self.loop.call_soon(self._wake)
 
