@@ -67,8 +67,8 @@ class ConfirmChannel:
         self.alone = True
         """Whether the channel is new. Then messages are sent one at a time, until one has its answer."""
         self.quiet_since = 0.0
-        """The time of the last answer, or of the last send before which every message had its answer, whichever is
-        later (event loop's time)."""
+        """The time of the last answer, or of a later send while no message was in flight (event loop's time). The end
+        of an alarm counts as an answer."""
         self._failed = failed
         self._on_answer = answered
         self._question: asyncio.Task[Any] | None = None

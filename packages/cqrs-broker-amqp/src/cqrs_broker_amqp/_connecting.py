@@ -30,9 +30,9 @@ async def connect(
     """Tries the hosts in turn, starting with number `first`; each gets its share of `connect_timeout`. If an address of
     a host accepts the connection, and then closes it or gives no answer, the other addresses of that host are tried.
 
-    With TLS 1.3 a server learns only after the handshake that the client certificate is missing. Its reset may arrive
-    before the alert that says so. A node that restarts also resets the connection. So a reset is explained by the
-    certificate only if it comes twice in a row, and only with settings that have never worked (`known` False).
+    With TLS 1.3 a server learns only after the handshake that the client certificate is missing. It sends an alert and
+    resets the connection, and the reset may arrive first. A node that restarts also resets it. So the certificate
+    explains a reset only if it comes twice in a row, and only with settings that have never worked (`known` False).
 
     Returns:
         The session, its first channel, and the number of its host.

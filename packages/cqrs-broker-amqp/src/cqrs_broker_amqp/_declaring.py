@@ -61,7 +61,7 @@ class Declarations:
         self._session: Session | None = None
         self._paused = True
         self._round = 0
-        """A declaration that was made in an earlier round proves nothing."""
+        """`use` and `pause` begin a new round. A declaration from an earlier round proves nothing."""
         self._workers = 0
         """How many channels declare now."""
         self._idle: list[Any] = []

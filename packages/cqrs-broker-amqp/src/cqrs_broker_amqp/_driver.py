@@ -94,7 +94,7 @@ class AMQPDriver(PipelinedDriver):
     # -- connecting and closing ---------------------------------------------------------------------------------------
 
     async def connect(self) -> None:
-        """Makes one pass over the hosts. It begins with the host after that of the last connection."""
+        """Makes one pass over the hosts. It begins with the host that follows the last connected host."""
         redact_client_logs()
         self._drop_session()
         await self._clear_away()

@@ -24,7 +24,7 @@ class Leaving:
         tasks: Owns the task that opens a fresh channel.
         current: The channel that is published on.
         use: Called with the fresh channel that is to be published on instead.
-        ready: Called with messages that may be sent on the channel in use, before all messages that wait.
+        ready: Called with messages that may now be sent, in this order, ahead of all messages that wait.
         expect: Called with the time by which `look` is to be called again, in the loop's time.
         lost: Called when the only channel that the server allows is stuck.
     """

@@ -58,19 +58,19 @@ class _Route(NamedTuple):
     """What is the same for all messages of a topic, a name and a content type."""
 
     start: bytes
-    """Without headers: the bytes from the method frame up to the size of the body."""
+    """For messages without headers: the bytes from the method frame up to the size of the body."""
     before_id: bytes
-    """Without headers: the bytes behind the size of the body, up to the id."""
+    """For messages without headers: the bytes behind the size of the body, up to the id."""
     end: bytes
     """The bytes behind the timestamp."""
     end_and_body: bytes
     """The same bytes, and the start of a body frame."""
     fixed: int
-    """With headers: the size of the header frame, without the table of headers."""
+    """For messages with headers: the size of the header frame, not counting the table."""
     rich_start: bytes
-    """With headers: the bytes from the method frame up to the size of the header frame."""
+    """For messages with headers: the bytes from the method frame up to the size of the header frame."""
     rich_type: bytes
-    """With headers: the bytes behind the size of the body, up to the table."""
+    """For messages with headers: the bytes behind the size of the body, up to the table."""
 
 
 class Renderer:

@@ -42,7 +42,7 @@ class StalledDestinations:
 
     Args:
         tasks: Owns the task that opens a channel for single messages.
-        ready: Called with messages that may be sent on the channel in use, in order, before all messages that wait.
+        ready: Called with messages that may now be sent, in this order, ahead of all messages that wait.
     """
 
     def __init__(self, tasks: Tasks, *, ready: Callable[[list[Entry]], None]) -> None:

@@ -81,7 +81,7 @@ async def find_exchange(channel: Any, options: AMQPOptions) -> bool | None:
     """Whether the exchange is there. If it is not, RabbitMQ closes the channel.
 
     Returns:
-        None: RabbitMQ does not say it to this user, who may publish all the same.
+        None: RabbitMQ does not tell this user. The user may still be allowed to publish.
 
     Raises:
         ConnectError: The connection was lost before RabbitMQ answered.

@@ -1,10 +1,10 @@
 """One node of the cluster: its connection for produce requests, and the requests in flight on it.
 
 A request is written when a partition that the node leads has records to send and fewer than five requests are in
-flight. A request contains one batch of each ready partition. Records that come while a request is in flight make the
-next batches larger. At most one batch of each partition is in flight. The reason: while a broker does not know a
-producer on a partition, it accepts any sequence number. So a second batch could be appended although the first one was
-refused.
+flight. A request contains one batch of each ready partition, up to about `REQUEST_SIZE`. Records that come while a
+request is in flight make the next batches larger. At most one batch of each partition is in flight. The reason: while a
+broker does not know a producer on a partition, it accepts any sequence number. So a second batch could be appended
+although the first one was refused.
 """
 
 from __future__ import annotations

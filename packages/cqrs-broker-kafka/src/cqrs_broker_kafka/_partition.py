@@ -129,7 +129,7 @@ class Partition:
         pending: Records that are in no batch.
         batch: The batch that is in flight, or that is in doubt and will be repeated.
         state: See the figure.
-        leader: The node that leads it, as the driver knows. None: it is not known.
+        leader: The node that leads it, as far as the driver knows. None: it is not known.
         last: The broker's last answer, unless that was a receipt.
         gone: Whether the topic has fewer partitions now, or is gone itself.
     """
@@ -254,7 +254,7 @@ class Partition:
         return records
 
     def _take_back(self, records: Records) -> None:
-        """Puts records that are proven not appended back in their old places, where they wait again."""
+        """Puts records back in their old places, where they wait again. They are proven not appended."""
         for delivery in records.deliveries:
             delivery.returned()
         self.pending.parts[:0] = records.parts

@@ -50,7 +50,7 @@ class Records:
 
     @property
     def deliveries(self) -> list[Delivery]:
-        """The deliveries of the records. They are confirmed or failed."""
+        """The deliveries of the records, for their confirms and errors."""
         return self.parts[::3]
 
     @property
@@ -209,8 +209,8 @@ class RecordMaker:
         records.parts += (delivery, timestamp_ms(message), b"".join(content))
 
     def _remember(self, message: Message, content_type: str) -> tuple[bytes, bytes]:
-        """The bytes before and behind the id, for all messages with this name, content type and number of headers: that
-        number, and our own headers."""
+        """The bytes before and behind the id: the number of headers, and our own headers. They are the same for all
+        messages with this name, content type and number of headers."""
         if len(self._first) >= _REMEMBERED:
             self._first.clear()
         behind = self._known["message-name", message.message_name]

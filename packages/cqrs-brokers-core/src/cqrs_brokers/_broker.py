@@ -477,7 +477,7 @@ class Broker(MessageBroker):
         """Waits until everything that was sent so far has its outcome.
 
         Args:
-            timeout: Seconds, at most. None: the messages' own deadlines bound it.
+            timeout: Seconds, at most. None: the wait ends with the messages' own deadlines.
 
         Raises:
             FlushTimeoutError: The time is over and some messages have no outcome yet. Their sends continue.

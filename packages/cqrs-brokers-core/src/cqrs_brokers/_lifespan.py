@@ -28,7 +28,7 @@ def lifespan(
         broker: A broker, or a function that makes one at each start. Take a function where the application starts more
             than once in a process, as in tests: a closed broker cannot be opened again.
         connect: True: a broker that cannot be reached stops the start-up with its `ConnectError`. False: the
-            application starts all the same, and the first `health()` or send connects.
+            application starts anyway, and the first `health()` or send connects.
 
     Returns:
         What frameworks take as `lifespan=`. The broker is in the application's state as `broker`.

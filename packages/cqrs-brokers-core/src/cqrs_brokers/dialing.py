@@ -41,7 +41,7 @@ class BufferedReads(asyncio.BufferedProtocol):
     """The second base class of a protocol, for cheaper reads: `class P(asyncio.StreamReaderProtocol, BufferedReads)`.
 
     Without it, asyncio makes an object of 256 KiB for each read and then shrinks it. The C library takes an object of
-    this size from the operating system and gives it back: three system calls and two page faults for each read. With this
+    this size from the operating system and gives it back: three system calls and two page faults per read. With this
     class asyncio reads into one buffer of the connection. uvloop has a buffer of its own and does not use this one.
     """
 

@@ -87,8 +87,8 @@ class Link(Protocol):
         """Destinations that took nothing may take messages now, because the driver sends another way: over a fresh
         channel, for example.
 
-        `Broker` keeps most messages for such destinations back. It now tries one for each of them, whatever became of
-        earlier ones.
+        `Broker` keeps back most messages for such destinations. It now tries one message for each of them, even if
+        earlier ones have no answer.
         """
 
     def throttled(self, reason: str | None) -> None:
@@ -133,7 +133,7 @@ class Driver(MessageBroker):
 
         The driver first drops what is left of an earlier connection.
 
-        `Broker` bounds it by `connect_timeout` plus 0.5 s, so that the driver's own, better error comes first.
+        `Broker` ends it after `connect_timeout` plus 0.5 s, so that the driver's own, better error comes first.
 
         Raises:
             ConnectError: Why it failed; a permanent one stops the reconnecting.

@@ -33,7 +33,7 @@
           ├─ DeliveryTimeoutError (TimeoutError)
           ├─ ConnectionLostError
           ├─ NackedError                 retryable; one queue refused it, others may hold it
-          ├─ ReturnedError               the broker returned it, which proves nothing for this exchange
+          ├─ ReturnedError               the broker returned it, but this exchange may keep it, too
           └─ ClosedWhilePendingError
 
 `retryable` says whether the same call may succeed later if nobody changes anything. A send ends in a `Receipt`, a
@@ -398,7 +398,7 @@ class NotConnectedError(NotDeliveredError):
     """There was no connection until the deadline, or connecting cannot succeed. `__cause__` is the last `ConnectError`,
     if there was one.
 
-    `retryable` is that of the cause: False for a wrong password, for example, which stays wrong.
+    `retryable` has the value of the cause: False for a wrong password, for example.
     """
 
     retryable = True
@@ -431,7 +431,7 @@ class NackedError(DeliveryUnknownError):
 
 
 class ReturnedError(DeliveryUnknownError):
-    """The broker returned the message, and that proves nothing for the kind of exchange it was sent to."""
+    """The broker returned the message. But an exchange of this type may also keep a message that it returns."""
 
 
 class ClosedWhilePendingError(DeliveryUnknownError):

@@ -117,7 +117,7 @@ class Endpoint(NamedTuple):
 class Inspection(ABC):
     """What the plugin can find out about one config string.
 
-    The command iterates over `server()` first, then over `topic()` for each topic, then calls `close()`. It bounds the
+    The command iterates over `server()` first, then over `topic()` for each topic, then calls `close()`. It limits the
     time until each next finding, and cancels an iterator that takes longer. If an iterator raises a `BrokerError`, the
     error becomes a failure. For any other exception the command shows only the class.
     """

@@ -74,7 +74,7 @@ class Observer:
         broker."""
 
     def before_send(self, message: Message) -> Mapping[str, HeaderValue] | None:
-        """Called before a message is sent, by whichever method it is sent. It may return headers to add.
+        """Called before a message is sent, whichever method sends it. It may return headers to add.
 
         The message is a validated and encoded copy. It must not be changed. `sent` later gets the same object, once. A
         returned header replaces a header of the message that has the same name. If this method raises, that is logged,
@@ -118,7 +118,7 @@ class Observer:
     def connection_changed(self, state: str, reason: str) -> None:
         """The connection has a new state: connecting, connected, reconnecting, lost, failed, idle or closed. This
         method is also called when the connected broker takes no messages (blocked), takes them again (unblocked), slows
-        this client down (throttled) or stops that (unthrottled)."""
+        this client down (throttled) or no longer slows it down (unthrottled)."""
 
 
 METHODS = ("attached", "before_send", "before_batch", "sent", "connection_changed")
@@ -170,7 +170,7 @@ class Observers:
         asked = {id(observer) for observer, _ in self._before}
         self._before += [(it, it.before_send) for it, _ in self._having("before_batch") if id(it) not in asked]
         self.before_send: Callable[[Message, int], tuple[Message, int]] = partial(self._ask, self._before)
-        """A copy of a validated message with what the observers add, and its size (in bytes)."""
+        """Returns a copy of a validated message, with the headers that the observers add, and its size (in bytes)."""
         self._logged: dict[tuple[int, str], float] = {}
         """When a fault was last logged, by observer and method."""
 

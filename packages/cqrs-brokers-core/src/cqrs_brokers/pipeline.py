@@ -192,11 +192,11 @@ class Pipeline(Generic[T]):
         """Writes a question that is no message, such as a ping, and waits for its answer.
 
         The question needs no place in the window, and does not wait for a `write` that waits for room in the client's
-        buffer. But the client sends it after everything that is in this buffer. So bound the wait yourself, as
+        buffer. But the client sends it after everything that is in this buffer. So limit the wait yourself, as
         `Broker.health()` does.
 
-        The driver calls `answered_question` for its answer, not `answered`. If both kinds of answers look alike, as
-        STOMP's RECEIPT does, mark the question's number on the wire.
+        For the answer to a question the driver calls `answered_question`, not `answered`. If it looks like the answer
+        to a message, as with STOMP's RECEIPT, put a prefix before the question's number on the wire.
 
         Raises:
             UnreachableError: There is no connection, or it broke meanwhile.
@@ -405,8 +405,8 @@ async def connect_to_any(
         hosts: The hosts of the config string.
         connect: Connects to one host. It must leave nothing open when it fails or is cancelled.
         timeout: Seconds for the pass: the option `connect_timeout`.
-        drop: Drops a connection without awaiting. It is called if a client swallowed the cancellation of its `connect`:
-            then the connection is made although nobody waits for it.
+        drop: Drops a connection without awaiting. It is called for a connection that is made although nobody waits for
+            it any more, for example because the client swallowed the cancellation of its `connect`.
 
     Returns:
         What `connect` returned.

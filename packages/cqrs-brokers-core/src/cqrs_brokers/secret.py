@@ -82,7 +82,7 @@ class Secret:
         """The value of an environment variable.
 
         Raises:
-            ValueError: It is not set, empty, or not one line of text.
+            ValueError: It is empty, not set, or not one line of text.
         """
         value = os.environ.get(os.fsdecode(name))
         if value is None:

@@ -18,7 +18,7 @@ __all__ = ["Tasks", "drop_task", "drop_transport", "patient_timeout", "retrieve_
 T = TypeVar("T")
 
 _CLOSE_ATTEMPTS = 10
-"""The most attempts to close a coroutine. Each `finally` of the coroutine that awaits makes one attempt fail."""
+"""The most attempts to close a coroutine. Each `finally` that awaits makes one attempt fail."""
 
 
 def retrieve_exception(task: asyncio.Future[Any]) -> None:

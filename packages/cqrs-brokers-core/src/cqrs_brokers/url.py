@@ -249,7 +249,7 @@ def _encode(text: str) -> str:
 
 
 def _parse(text: object) -> BrokerURL:
-    """The string in its parts.
+    """The parts of the string.
 
     Raises:
         ConfigError: It lists every problem. If one problem makes the rest unreadable, or shows that a password was not

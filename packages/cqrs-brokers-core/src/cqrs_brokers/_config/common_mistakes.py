@@ -44,7 +44,7 @@ FOREIGN_SCHEMES: Final[Mapping[str, str]] = {
     "tcp": "write amqp://, or kafka://",
     "tls": "write amqps://, or kafka:// and ?security_protocol=SSL",
 }
-"""Schemes of other clients, and what to write here instead. A plugin that claims such a scheme comes first."""
+"""Schemes of other clients, and what to write here instead. If a plugin claims such a scheme, the plugin is used."""
 
 FOREIGN_OPTIONS: Final[Mapping[str, str]] = {
     "batch_size": "max_batch_size",

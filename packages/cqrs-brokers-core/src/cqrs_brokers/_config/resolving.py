@@ -24,7 +24,7 @@ Origin = Literal["default", "string", "keyword", "file", "environment"]
 
 
 class EffectiveOption(NamedTuple):
-    """An option as it is in effect.
+    """An option with the value that is in effect.
 
     Attributes:
         name: The name in a config string.
@@ -219,9 +219,9 @@ def _specs(options_type: type[BrokerOptions]) -> Mapping[str, _Spec]:
 def _build(options_type: type[BrokerOptions]) -> None:
     """Builds the model's validator, which `defer_build` put off.
 
-    Before pydantic builds its first model, it looks for its own plugins in every installed distribution. A malformed
-    entry_points.txt of any package then raises here. pydantic looks only once, so the second try shows whether the
-    model itself is wrong.
+    Before pydantic builds its first model, it looks for its own plugins in every installed distribution. This search
+    fails if any package has a malformed entry_points.txt, and the build with it. pydantic searches only once. So a
+    second build that fails shows that the model itself is wrong.
     """
     for second in (False, True):
         try:

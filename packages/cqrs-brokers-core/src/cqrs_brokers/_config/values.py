@@ -64,7 +64,7 @@ Converter = Callable[[str], Any]
 
 
 _WHOLE = {"s": " of seconds, without a unit", "ms": " of milliseconds, without a unit"}
-"""The end of an error about a whole number that has this unit: people write the unit, as they must for a `Duration`."""
+"""By unit: how the error about a wrong whole number ends. People write the unit, because a `Duration` needs one."""
 
 
 def converter(annotation: Any, metadata: list[Any], unit: str | None = None) -> Converter | None:

@@ -72,7 +72,7 @@ class Connection:
         listener: The connection tells it every change.
         breaches: Records what the driver does against its contract.
         address: The broker's redacted URL, for errors and the log.
-        settings: `connect_timeout` bounds each attempt, with a slack of 0.5 s. `retry_count` and `retry_delay` say how
+        settings: `connect_timeout` limits each attempt, with a slack of 0.5 s. `retry_count` and `retry_delay` say how
             many attempts there are, and when.
     """
 

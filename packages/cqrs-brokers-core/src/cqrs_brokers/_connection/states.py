@@ -28,7 +28,7 @@ class ConnectionListener(NamedTuple):
             handed over ends with this error.
         dropped: The event loop is ending without `close()`.
         changed: Tells the observers the new state and the reason.
-        wake_after: Calls a handler of the driver, and wakes the callers whose outcomes came in it.
+        wake_after: Calls a handler of the driver, and then wakes the callers that got their outcomes in the handler.
         may_go_on: The driver says that destinations that took nothing may take messages now.
         is_needed: Whether any message has no outcome yet.
         has_confirmed: Whether the broker has confirmed a message since the last call.

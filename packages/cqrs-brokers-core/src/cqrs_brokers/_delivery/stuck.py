@@ -56,18 +56,18 @@ class StuckDestinations:
         self._held: list[Sending] = []
         self._bytes = 0
         self._trials: dict[str, dict[object, Sending]] = {}
-        """The trials, by destination and by key. A trial without a key is stored under None, and from the next look on
-        under itself. So each look makes room for one more trial without a key."""
+        """The trials, by destination and by key. A trial without a key has the key None here until the next look, which
+        replaces None with the delivery. So each look makes room for one more trial without a key."""
         self.names: frozenset[str] = frozenset()
         """The destinations that take nothing."""
         self._again: set[str] = set()
-        """The stuck destinations that get one more trial, whatever became of the earlier trials."""
+        """The stuck destinations that get one more trial, even if the earlier trials have no answer."""
         self._keys: set[tuple[str, str]] = set()
         """The pairs of stuck destination and key for which the driver holds a message. A further message of such a pair
         is no trial, because it would wait for the earlier one."""
         self._looks_for_more = 0
         """How many of the next looks give one more trial to each destination that was not stuck at the look before.
-        `try_again` sets it: the driver may have sent the destination's messages before the change that it reported."""
+        `try_again` sets the number: such a destination may be stuck only because of messages from before that call."""
         self._set_limits()
 
     def look(self) -> None:
@@ -137,7 +137,7 @@ class StuckDestinations:
         return places.bytes <= self._bytes and places.bytes + delivery.size <= places.max_bytes
 
     def must_wait(self, delivery: Sending) -> bool:
-        """Whether the message goes to a stuck destination, and such destinations hold their part of the window."""
+        """Whether the message goes to a stuck destination, and has no room in the part of such destinations."""
         name, key = self._destination(delivery.message), delivery.message.key
         trials = self._trials.get(name)
         if trials is None or not self._is_full(delivery):
@@ -181,7 +181,7 @@ class StuckDestinations:
 
 
 def _that_count(trials: dict[object, Sending]) -> dict[object, Sending]:
-    """The trials that the driver still holds. A trial without a key gets itself as its key, so that the destination may
+    """The trials that the driver still holds. The key None is replaced with the delivery, so that the destination may
     have one more trial without a key."""
     return {trial if key is None else key: trial for key, trial in trials.items() if trial.state < RELEASED}
 

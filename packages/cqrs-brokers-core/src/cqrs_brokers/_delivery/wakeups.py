@@ -45,7 +45,7 @@ class Wakeups:
         """Whether `after` calls `_wake()`, not the loop."""
 
     def after(self, handler: Callable[..., object], *args: object) -> None:
-        """Calls the handler, and wakes the tasks whose outcomes came in it. See `Link.wake_after`."""
+        """Calls the handler, and then wakes the tasks that got their outcomes in it. See `Link.wake_after`."""
         if self.due or asyncio.current_task(self.loop) is not None:  # a task cannot go on inside another task
             handler(*args)
             return

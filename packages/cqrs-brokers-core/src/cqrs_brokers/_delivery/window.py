@@ -333,7 +333,7 @@ class Window:
         """Waits until everything that is here now has its outcome.
 
         Returns:
-            Whether everything got its outcome within the timeout (in seconds; None: the deadlines bound it).
+            Whether everything got its outcome within the timeout (in seconds). None: no limit but the deadlines.
         """
         assert self._loop is not None
         pending = {d for d in (*self._in_flight.pending, *self._waiting) if not d.done}

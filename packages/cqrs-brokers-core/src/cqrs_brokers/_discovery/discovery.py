@@ -69,7 +69,7 @@ def find_owner(scheme: str, distribution: str | None = None) -> Claim:
 
     Raises:
         ConfigError: `CQRS_BROKERS_PIN` is not of the form `scheme=distribution,…`.
-        PluginNotFoundError: The scheme is not installed, misspelt, or reserved for a distribution that is not
+        PluginNotFoundError: The scheme is misspelt, not installed, or reserved for a distribution that is not
             installed.
         AmbiguousPluginError: More than one distribution claims it, and none is pinned.
         PluginLoadError: The distribution's metadata is missing or broken, or it needs another version of core.
@@ -102,7 +102,7 @@ def find_owner(scheme: str, distribution: str | None = None) -> Claim:
 
 
 def _allowed(claims: Iterable[Claim], scheme: str, pin: str | None) -> list[Claim]:
-    """The claims on the scheme that the pin, or else the reservation of the scheme, permits."""
+    """The claims on the scheme. If it is pinned, or else reserved: only the claims of that distribution."""
     owner = pin or OFFICIAL.get(scheme)
     found = [claim for claim in claims if claim.scheme == scheme]
     return [claim for claim in found if owner is None or canonical(claim.distribution) == canonical(owner)]

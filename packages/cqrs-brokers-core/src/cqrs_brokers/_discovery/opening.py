@@ -47,7 +47,7 @@ def open_broker(
     Raises:
         ConfigError: The string or an option is wrong, or there is no string at all. Reports all problems of the grammar
             at once, or else all problems of the options.
-        PluginError: The scheme is not installed, misspelt, broken, incompatible, or claimed twice.
+        PluginError: The scheme is misspelt, broken, incompatible, claimed twice, or not installed.
     """
     source = ""
     if url is None:

@@ -175,7 +175,7 @@ def load_plugin(scheme: str, distribution: str | None = None, *, secrets: Iterab
         secrets: Texts that no error may show.
 
     Raises:
-        PluginError: The scheme is not installed, misspelt, broken, incompatible or claimed twice, or the plugin breaks
+        PluginError: The scheme is misspelt, broken, incompatible, claimed twice or not installed, or the plugin breaks
             the contract.
     """
     if distribution is None and scheme in _in_process:

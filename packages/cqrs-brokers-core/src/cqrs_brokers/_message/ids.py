@@ -5,7 +5,7 @@ them one by one.
 
 Ids that are made before they are needed must be used soon. A process may be started several times from one
 snapshot of its memory (a frozen virtual machine or function), and each copy would use the same ids. So a pool is used
-for 5 ms. A snapshot that is taken within those 5 ms also holds messages that are being sent, which each copy sends
+only for 5 ms. A snapshot that is taken within those 5 ms also holds messages that are being sent, which each copy sends
 again anyway. A fork empties the pool.
 """
 

@@ -261,8 +261,8 @@ def _mixed(fields: Sequence[_Field], kind: Any) -> Writer:
 
 
 def _by_model_serializer(function: Mapping[str, Any], write_fields: Writer) -> Writer:
-    """The writer for a class with a `model_serializer`. The rule of `jsonable` writes what a wrapping serializer passes
-    on."""
+    """The writer for a class with a `model_serializer`. If the serializer wraps, its handler writes the fields by the
+    rule of `jsonable`."""
 
     def write_model(model: Any, depth: int) -> Any:
         arguments: list[Any] = [model]

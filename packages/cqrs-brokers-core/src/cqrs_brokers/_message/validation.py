@@ -77,7 +77,7 @@ class Validator:
         self._known_types: dict[str, int] = {}
         self._known_headers: dict[str, int] = {}
         self._texts: Mapping[str, HeaderValue] = {}
-        """The headers that were added to a message last, if all their values were text. Headers with other values are
+        """The headers that were last added to a message, if all their values were text. Headers with other values are
         not kept: they would be compared with `==`, for which 1 and True are equal."""
         self._texts_size = 0
         self._are_typed = False
