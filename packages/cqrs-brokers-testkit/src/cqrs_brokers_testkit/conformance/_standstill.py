@@ -1,11 +1,13 @@
 """Finds code that stops the event loop.
 
 A busy machine is no reason: the time in which a thread was ready to run and got no processor is not counted, where the
-system says how much that was (Linux).
+system says how much that was (Linux). The same holds for the other threads of the process, because the loop may wait
+for one of them for a moment: `Thread.start()` waits until the new thread runs.
 """
 
 from __future__ import annotations
 
+import os
 import selectors
 import sys
 import threading
@@ -17,6 +19,8 @@ from typing import Any
 _LOOKS_EVERY = 0.03
 _STANDS_STILL = 0.15
 """Seconds. A call that has waited for so long in one place has stopped the loop."""
+_WAITS = ("S", "D")
+"""The states of a thread that waits for something else than a processor."""
 _STANDARD_LIBRARY = Path(threading.__file__).parent
 _OURS = Path(__file__).parent.parent
 
@@ -69,20 +73,21 @@ class WatchedSelector(selectors.DefaultSelector):
         super().close()
 
     def _now(self) -> tuple[float, float]:
-        return time.monotonic(), _starved(self._loop)
+        return time.monotonic(), _scheduled(self._loop.native_id)[1]
 
     def _watch(self) -> None:
         began: float | None = None
         place: object = None
+        others = _Others()
         while not self._ended.wait(_LOOKS_EVERY):
             turn, frame = self._turn, sys._current_frames().get(self._loop.ident or 0)  # noqa: SLF001
-            if turn is None or frame is None or not _waits(self._loop):
+            if turn is None or frame is None or _state(self._loop.native_id) not in _WAITS:
                 began = None
                 continue
             here, idle = (turn, id(frame), frame.f_lasti), time.monotonic() - self._busy()
             if began is None or here != place:
-                began, place = idle, here
-            elif idle - began >= _STANDS_STILL:
+                began, place, others = idle, here, _Others()
+            elif idle - began - others.starved() >= _STANDS_STILL:
                 stack = [each for each in traceback.extract_stack(frame) if not _is_standard(each.filename)]
                 if self._turn is turn and stack and not Path(stack[-1].filename).is_relative_to(_OURS):
                     at = f"{Path(stack[-1].filename).name}:{stack[-1].lineno} in {stack[-1].name}()"
@@ -92,25 +97,58 @@ class WatchedSelector(selectors.DefaultSelector):
 
     def _busy(self) -> float:
         """Seconds in which the loop's thread worked, or was ready to and got no processor."""
-        return time.clock_gettime(time.pthread_getcpuclockid(self._loop.ident or 0)) + _starved(self._loop)
+        worked = time.clock_gettime(time.pthread_getcpuclockid(self._loop.ident or 0))
+        return worked + _scheduled(self._loop.native_id)[1]
 
 
 def _is_standard(file: str) -> bool:
     return file.startswith("<") or (Path(file).is_relative_to(_STANDARD_LIBRARY) and "site-packages" not in file)
 
 
-def _starved(thread: threading.Thread) -> float:
-    """Seconds in which a thread was ready to run and got no processor; 0.0: the system does not say it."""
-    try:
-        return int(Path(f"/proc/self/task/{thread.native_id}/schedstat").read_text().split()[1]) / 1e9
-    except (OSError, IndexError, ValueError):
-        return 0.0
+class _Others:
+    """The other threads of the process, from now on: the loop's thread may wait for one of them."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._before = {thread_id: _scheduled(thread_id) for thread_id in _threads()}
+
+    def starved(self) -> float:
+        """Seconds in which a thread was ready to run and got no processor: those of the thread with most."""
+        now = time.monotonic()
+        return max((self._starved(thread_id, now - self._began) for thread_id in _threads()), default=0.0)
+
+    def _starved(self, thread_id: str, seconds: float) -> float:
+        worked, waited = _scheduled(thread_id)
+        worked_before, waited_before = self._before.get(thread_id, (0.0, 0.0))
+        if _state(thread_id) == "R":  # the system counts a wait for a processor only when it ends
+            return seconds - (worked - worked_before)
+        return waited - waited_before
 
 
-def _waits(thread: threading.Thread) -> bool:
-    """Whether a thread waits in the kernel for something; False, too, if the system does not say it."""
+def _threads() -> list[str]:
+    """All threads of the process except the one that asks."""
     try:
-        state = Path(f"/proc/self/task/{thread.native_id}/stat").read_text().rpartition(")")[2].split()[0]
+        return [thread_id for thread_id in os.listdir("/proc/self/task") if int(thread_id) != threading.get_native_id()]
+    except OSError:
+        return []
+
+
+def _scheduled(thread_id: int | str | None) -> tuple[float, float]:
+    """For how many seconds a thread has had a processor, and has waited for one. Zeros: the system does not say it.
+
+    Args:
+        thread_id: `Thread.native_id`.
+    """
+    try:
+        worked, waited, _ = Path(f"/proc/self/task/{thread_id}/schedstat").read_text().split()
+    except (OSError, ValueError):
+        return 0.0, 0.0
+    return int(worked) / 1e9, int(waited) / 1e9
+
+
+def _state(thread_id: int | str | None) -> str:
+    """The state of a thread, as in /proc/PID/stat. Empty: the system does not say it."""
+    try:
+        return Path(f"/proc/self/task/{thread_id}/stat").read_text().rpartition(")")[2].split()[0]
     except (OSError, IndexError):
-        return False
-    return state in "SD"
+        return ""
