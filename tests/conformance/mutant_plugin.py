@@ -13,7 +13,12 @@ from cqrs_brokers.driver import Driver
 from cqrs_brokers.hooks import hookimpl
 from cqrs_brokers.options import BrokerOptions
 from cqrs_brokers.url import BrokerURL
-from tests.conformance import lifecycle_mutants, message_mutants, outcome_mutants  # noqa: F401 - they register themselves
+from tests.conformance import (  # noqa: F401 - they register themselves
+    lifecycle_mutants,
+    message_mutants,
+    outcome_mutants,
+    rare_mutants,
+)
 from tests.conformance.message_mutants import ConnectsWhenOpened
 from tests.conformance.mutant_broker import MUTANTS, Sound, server
 

@@ -139,7 +139,7 @@ def _harness(name: str) -> Harness:
             finally:
                 for session in list(server.sessions):
                     session.blocked(False)
-                server.silent = False
+                server.resume()
 
         def kill(self) -> None:
             server.kill()

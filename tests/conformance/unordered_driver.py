@@ -148,9 +148,7 @@ class UnorderedSound(PipelinedDriver):
         return MessageTooLargeError("the broker would end the connection")
 
     def render(self, message: Message) -> dict[str, Any]:
-        told = [message.topic, message.key, sorted(message.headers.items()), (message.body or b"").hex()]
-        digest = hashlib.sha256(repr(told).encode()).hexdigest()
-        return {
+        rendered: dict[str, Any] = {
             "topic": message.topic,
             "message_id": str(message.message_id),
             "name": message.message_name,
@@ -159,8 +157,9 @@ class UnorderedSound(PipelinedDriver):
             "body": base64.b64encode(message.body or b"").decode(),
             "content_type": content_type_of(message),
             "timestamp": message.timestamp.isoformat(),
-            "dedup": f"{message.message_id} {digest}",
         }
+        digest = hashlib.sha256(json.dumps(rendered, sort_keys=True).encode()).hexdigest()
+        return {**rendered, "dedup": f"{message.message_id} {digest}"}
 
     async def read(self, reader: asyncio.StreamReader) -> None:
         while self.is_whole(line := await reader.readline()):

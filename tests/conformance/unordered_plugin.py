@@ -10,12 +10,15 @@ from cqrs_brokers.hooks import hookimpl
 from cqrs_brokers.options import BrokerOptions
 from cqrs_brokers.url import BrokerURL
 from tests.conformance import (  # noqa: F401 - their classes are found as subclasses
+    aftermath_mutants,
     answer_mutants,
     connection_mutants,
+    content_mutants,
     crowd_mutants,
     further_mutants,
     later_mutants,
     limit_mutants,
+    queue_mutants,
     reader_mutants,
     trouble_mutants,
     unordered_mutants,

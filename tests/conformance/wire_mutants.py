@@ -311,6 +311,28 @@ class BlocksOnTheWire(WireSound):
         await super().close(grace)
 
 
+class ForgetsTheLate(WireSound):
+    """Takes answers in order, and does not wait for those of messages that it has let go."""
+
+    caught_by = ("delivery.late-answers-confirm-nothing-new",)
+
+    def understood(self, line: bytes) -> bool:
+        word = line.partition(b" ")[0]
+        oldest = next(iter(self._in_flight), None)
+        return super().understood(b"OK %d\n" % oldest if word == b"OK" and oldest is not None else line)
+
+
+class ConfirmsWhenItsTableIsFull(WireSound):
+    """Has room for 128 messages without an answer, and takes the oldest for confirmed when it needs more."""
+
+    caught_by = ("delivery.no-receipt-before-any-answer",)
+
+    def flush(self) -> None:
+        super().flush()
+        while len(self._in_flight) > 128:
+            self._in_flight.pop(next(iter(self._in_flight))).confirm()
+
+
 WIRE_MUTANTS: dict[str, type[WireSound]] = {
     "".join(f"-{letter.lower()}" if letter.isupper() else letter for letter in driver.__name__).lstrip("-"): driver
     for driver in WireSound.__subclasses__()

@@ -151,6 +151,9 @@ async def cut_answers_prove_nothing(ctx: Context) -> None:
         lied = any(isinstance(outcome, Receipt) for outcome in outcomes)
         check(not lied, f"of the broker's answers came {says}, and then the end, and sends got {tally(outcomes)}")
         await forged.check_truth(ctx)
+        await forged.broker.connect()
+        good = await outcome_of(forged.broker.send_message(ctx.message(forged.topic)))
+        check_receipt(good, f"of the broker's answers came {says}, then the end: on the next connection a good message")
 
 
 @case(
@@ -176,6 +179,8 @@ async def refusal_is_about_one_message(ctx: Context) -> None:
             if isinstance(outcome, NotDeliveredError) and str(message.message_id) in there
         ]
         check(len(denied) <= 1, f"{len(denied)} messages are in the broker and were reported as not delivered: {told}")
+        good = await outcome_of(forged.broker.send_message(ctx.message(forged.topic)))
+        check_receipt(good, f"after one answer said {says}, a good message to the same topic")
 
 
 @case("delivery.pings-confirm-nothing", "fault", needs=["proxy", "read_back"], capability="confirms")

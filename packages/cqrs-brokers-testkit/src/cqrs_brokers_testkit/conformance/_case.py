@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cqrs_brokers import Broker, Capabilities, DeliveryError, Message, NotDeliveredError, Receipt, open_broker
-from cqrs_brokers.driver import ContractBreach
+from cqrs_brokers.driver import ContractBreach, id_text
 from cqrs_brokers.hooks import load_plugin
 from cqrs_brokers_testkit.conformance._harness import Harness, NotApplicable, Unsupported
 from cqrs_brokers_testkit.conformance._standstill import WatchedSelector
@@ -173,7 +173,7 @@ def check_all_receipts(outcomes: Sequence[object]) -> None:
 
 def check_truth(messages: Sequence[Message], outcomes: Sequence[object], records: Sequence[Record]) -> None:
     """Demands that messages with a receipt are in the broker, that messages that were "not delivered" are not, and that
-    no message is there twice."""
+    no message is there twice. What is there is what was sent, and where its receipt says."""
     seen = Counter(record.message_id for record in records)
     twice = [message_id for message_id, times in seen.items() if times > 1]
     check(not twice, f"{len(twice)} of {len(messages)} messages are in the broker more than once ({twice[:3]})")
@@ -186,6 +186,31 @@ def check_truth(messages: Sequence[Message], outcomes: Sequence[object], records
         f"{len(lied)} messages were reported as not delivered and are in the broker ({list(lied)[:3]}): "
         f"{tally(lied.values())}",
     )
+    there = {record.message_id: record for record in records}
+    for message, outcome in zip(messages, outcomes, strict=True):
+        record = there.get(str(message.message_id))
+        if record is not None:
+            _check_whole(message, record)
+            if isinstance(outcome, Receipt):
+                _check_place(outcome, record)
+
+
+def _check_whole(message: Message, record: Record) -> None:
+    headers = {name: record.headers.get(name) for name in message.headers}
+    pairs = {
+        "body": (record.body or b"", message.body or b""),
+        "name": (record.name, message.message_name),
+        "key": (record.key if message.key is not None else None, message.key),
+        "headers": (headers, dict(message.headers)),
+    }
+    wrong = [what for what, (got, sent) in pairs.items() if got != sent]
+    check(not wrong, f"message {message.message_id} is in the broker with another {' and '.join(wrong)}")
+
+
+def _check_place(receipt: Receipt, record: Record) -> None:
+    said, found = (receipt.partition, receipt.offset), (record.partition, record.offset)
+    same = all(a == b for a, b in zip(said, found, strict=True) if a is not None and b is not None)
+    check(same, f"a receipt says partition and offset {said}, and its message is at {found}")
 
 
 def check_order(messages: Sequence[Message], outcomes: Sequence[object], records: Sequence[Record]) -> None:
@@ -231,6 +256,7 @@ class Context:
         capabilities: What the driver declares.
         answers: Results of those methods of the harness that are called only once in a run, by name.
         breaches: The breaches of the driver contract in this case. A case with a breach has failed.
+        made: The ids of all messages that cases of this run have made.
         step: What of the harness runs, or ran last.
         turns: What watches the turns of the case's event loop; None: the case is a plain function.
         lock: Held by `topic` and `do`: a harness need not be thread-safe, although cases run side by side.
@@ -241,6 +267,7 @@ class Context:
     capabilities: Capabilities
     answers: dict[str, Any] = field(default_factory=dict)
     breaches: list[str] = field(default_factory=list)
+    made: set[bytes] = field(default_factory=set)
     step: str = ""
     turns: WatchedSelector | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -279,17 +306,31 @@ class Context:
         """`new_topic`, without blocking the loop."""
         return str(await self.do(self.new_topic))
 
-    def message(self, topic: str, payload: object = None, **fields: Any) -> Message:
+    def message(self, topic: str, payload: object = None, *, name: str = "ConformanceEvent", **fields: Any) -> Message:
         """A message for that topic."""
-        return Message("ConformanceEvent", topic, {"n": uuid.uuid4().hex} if payload is None else payload, **fields)
+        message = Message(name, topic, {"n": uuid.uuid4().hex} if payload is None else payload, **fields)
+        self.made.add(id_text(message))
+        return message
+
+    def one_of_many(self, topic: str, number: int, large: int) -> Message:
+        """A message of many: every second one has a key, every fifth one headers, every fourth one so many bytes."""
+        key = f"key-{number % 7}" if number % 2 and self.capabilities.ordering_key else None
+        headers = {"n": str(number)} if number % 5 == 0 and self.capabilities.headers else {}
+        return self.message(topic, bytes(large) if number % 4 == 0 else b"%d" % number, key=key, headers=headers)
 
     def read_now(self, topic: str, count: int) -> list[Record]:
         """Waits for `count` messages and returns everything in the topic. If they do not all come, it returns what is
-        there."""
+        there. A message that no case has made is a breach."""
         try:
-            return list(self.harness.read_back(topic, count))
+            records = list(self.harness.read_back(topic, count))
         except TooFewRecords as error:
-            return error.records
+            records = error.records
+        strange = {record.message_id for record in records if record.message_id is not None}
+        strange = {each for each in strange if each.lower().encode() not in self.made}
+        if strange:
+            self.made.update(each.lower().encode() for each in strange)  # it is told once
+            self.breaches.append(f"{len(strange)} messages that nobody sent are in the broker, such as {min(strange)}")
+        return records
 
     async def read(self, topic: str, count: int) -> list[Record]:
         """`read_now`, without blocking the loop."""

@@ -44,7 +44,7 @@ def _crowd(ctx: Context, topic: str) -> list[Message]:
             fields["key"] = f"key-{n}"
         if keeps.headers and n % 3:
             fields["headers"] = {f"h{n}": f"value-{n}", "in all": str(n)}
-        messages.append(Message(f"Event{n}", topic, body, **fields))
+        messages.append(ctx.message(topic, body, name=f"Event{n}", **fields))
     return messages
 
 
@@ -167,7 +167,10 @@ def next_loop_sends_nothing_again(ctx: Context) -> None:
     limit=60.0,
 )
 async def tls_reads_new_certificates(ctx: Context) -> None:
-    """Authorities that were replaced on the disk count for the next connection, without a new broker."""
+    """Authorities that were replaced on the disk count for the next connection, without a new broker.
+
+    Those of one broker do not count for another one.
+    """
     target = await ctx.do(ctx.harness.tls_destination)
     known = BrokerURL.parse(target.url)
     right = known.query.get("ssl_cafile")
@@ -189,6 +192,9 @@ async def tls_reads_new_certificates(ctx: Context) -> None:
             replace(Path(right))
             await ctx.works_again(broker, target.topic, 15.0)
             await broker.close(1.0)
+            broker = ctx.open(with_authority(target.url, made.other_ca), connect_timeout=3.0)
+            error = await connect_error(broker.connect())
+            check(type(error) is TLSError, f"another broker came through, this one trusts nobody: got {show(error)}")
 
 
 _PIECES = 1_000

@@ -39,7 +39,7 @@ _HALF_AN_HOUR = 1800
 
 async def _restarted(ctx: Context, at: float, *, reconnected: bool = False) -> None:
     broker, topic = ctx.open(delivery_timeout=30.0), await ctx.topic()
-    messages = [ctx.message(topic, {"n": n}) for n in range(ctx.count(10_000, 1_000))]
+    messages = [ctx.one_of_many(topic, n, 5_000) for n in range(ctx.count(10_000, 1_000))]
     outcomes: list[object] = [None] * len(messages)
     ended = [0.0] * len(messages)
     begun: set[int] = set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Callable
+from typing import Any
 
 from cqrs_brokers import (
     Broker,
@@ -80,7 +81,10 @@ async def two_brokers_side_by_side(ctx: Context) -> None:
 async def reconnects_after_a_reset(ctx: Context) -> None:
     """After its connection was reset the broker connects again by itself and the next sends work."""
     broker, topic = ctx.open(), await ctx.topic()
+    made = ctx.harness.connections_made if ctx.harness.lacks("connections_made") is None else lambda: 0
+    start = await ctx.do(made)
     await broker.send_message(ctx.message(topic))
+    first = await ctx.do(made) - start
     for _ in range(3):
         await ctx.do(ctx.harness.reset)
         await asyncio.sleep(0.3)
@@ -88,6 +92,10 @@ async def reconnects_after_a_reset(ctx: Context) -> None:
             outcome = await outcome_of(broker.send_message(ctx.message(topic)))
         check_receipt(outcome, "after a reset a good message")
         check(clock.seconds <= 3.0, f"it took {clock.seconds:.1f} s to be connected again")
+    if first == 1:  # else it uses several connections, and makes them when it needs them
+        await asyncio.sleep(0.7)
+        again = await ctx.do(made) - start - first
+        check(again <= 3, f"its one connection was reset three times, and it made {again} new ones")
 
 
 @case("lifecycle.no-wire-opens-no-socket", "live")
@@ -318,7 +326,7 @@ async def nothing_confidential_is_logged(ctx: Context) -> None:
     """No password, body, key or header value is in any log record (at DEBUG, the client's too), warning or error."""
     topic, told = await ctx.topic(), list[str]()
     keeps = ctx.capabilities
-    fields = {
+    fields: dict[str, Any] = {
         "headers": {"h": _CANARIES["a header"]} if keeps.headers else {},
         "key": _CANARIES["the key"] if keeps.ordering_key else None,
     }
@@ -345,5 +353,5 @@ async def _try_password(ctx: Context, told: list[str]) -> None:
         await broker.connect()
     except ConnectError as error:
         told += [f"{error} {error!r}", f"{error.__cause__!r} {error.__cause__}"]
-    told += [repr(broker), repr(broker.describe()), repr(await broker.health())]
+    told += [repr(broker), repr(broker.describe()), repr(await broker.health()), repr(vars(broker.driver))]
     await broker.close(1.0)

@@ -15,6 +15,7 @@ from cqrs_brokers_testkit.conformance._case import (
     check,
     check_all_receipts,
     check_receipt,
+    check_truth,
     outcome_of,
     show,
 )
@@ -42,7 +43,10 @@ _LONG_VALUES = {
 
 @case("messages.longest-values-arrive-or-are-refused", "live", needs=["read_back"])
 async def longest_values_arrive_or_are_refused(ctx: Context) -> None:
-    """A key or header of 32 767 bytes, however long it is when escaped, arrives whole, or its message is refused."""
+    """A key or header of 32 767 bytes, however long it is when escaped, arrives whole, or its message is refused.
+
+    So do several headers that have more than 64 KiB together.
+    """
     broker, keeps = ctx.open(), ctx.capabilities
     if not keeps.headers and not keeps.ordering_key:
         raise NotApplicable("its messages have neither keys nor headers")
@@ -61,6 +65,12 @@ async def longest_values_arrive_or_are_refused(ctx: Context) -> None:
             got = record.headers.get("h") if where == "header" else record.key
             size = len(got) if isinstance(got, str) else 0
             check(got == value, f"of a {where} of {len(value)} {what} arrived {size}, or some changed")
+    if keeps.headers:
+        several = ctx.message(await ctx.topic(), headers={f"h{n}": f"{n}" * 20_000 for n in range(5)})
+        outcome = await outcome_of(broker.send_message(several))
+        if not isinstance(outcome, InvalidMessageError | MessageTooLargeError | RejectedError):
+            check_receipt(outcome, "a message with headers of 100 kB")
+            check_truth([several], [outcome], await ctx.read(several.topic, 1))
 
 
 _CANARIES = {"the body": "canary-body-61", "the key": "canary-key-62", "a header": "canary-header-63"}

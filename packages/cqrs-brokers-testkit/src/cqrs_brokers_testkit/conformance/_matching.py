@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections import defaultdict
+from typing import Any
 
 from cqrs_brokers import Broker, InvalidMessageError, Message, NotDeliveredError, PublishForbiddenError, Receipt
 from cqrs_brokers_testkit.conformance._case import (
@@ -14,36 +16,50 @@ from cqrs_brokers_testkit.conformance._case import (
     check,
     check_all_receipts,
     check_receipt,
+    check_truth,
     outcome_of,
     show,
     tally,
 )
 
+_MOST = 1_000
+"""As many messages are sent, at most, to find out whether a refused one keeps its place."""
+
 
 @case("delivery.equal-ids-are-not-equal-messages", "live", needs=["read_back"], capability="confirms")
 async def equal_ids_are_not_equal_messages(ctx: Context) -> None:
-    """A second message with an id that was there before gets a receipt only when it is in the broker, too."""
+    """A second message with an id that was there before gets a receipt only when it is in the broker, too.
+
+    So does a message that has the content of another one, and an id of its own.
+    """
     broker, topic = ctx.open(delivery_timeout=5.0), await ctx.topic()
     sent: list[Message] = []
     outcomes: list[object] = []
     for together in (False, True):
         first = ctx.message(topic, b"first")
-        pair = [first, ctx.message(topic, b"second", message_id=first.message_id)]
-        other = {"headers": {"twin": "1"}} if ctx.capabilities.headers else {}
-        pair += [ctx.message(topic, b"first", message_id=first.message_id, **other)] if other else []
+        same: dict[str, Any] = {"timestamp": first.timestamp}
+        pair = [first, ctx.message(topic, b"second", message_id=first.message_id, **same)]
+        others: list[dict[str, Any]] = [{"name": "Another"}, {"content_type": "text/another"}]
+        others += [{"headers": {"twin": "1"}}] if ctx.capabilities.headers else []
+        others += [{"key": "another"}] if ctx.capabilities.ordering_key else []
+        others += [{"message_id": uuid.uuid4()}]
+        for other in others:
+            pair.append(ctx.message(topic, b"first", **{"message_id": first.message_id, **same, **other}))
         sent += pair
         if together:
             outcomes += await asyncio.gather(*(outcome_of(broker.send_message(message)) for message in pair))
         else:
             outcomes += [await outcome_of(broker.send_message(message)) for message in pair]
     records = await ctx.read(topic, sum(isinstance(outcome, Receipt) for outcome in outcomes))
-    bodies: dict[tuple[str | None, bytes, bool], list[int | None]] = defaultdict(list)
+    found: dict[tuple[object, ...], list[int | None]] = defaultdict(list)
     for record in records:
-        bodies[record.message_id, record.body, "twin" in record.headers].append(record.offset)
+        about = (record.body, record.name, record.content_type, "twin" in record.headers, record.key)
+        found[record.message_id, *about].append(record.offset)
     for message, outcome in zip(sent, outcomes, strict=True):
-        body = message.body or b""
-        there = bodies[str(message.message_id), body, "twin" in message.headers]
-        which = f"the {'third' if message.headers else body.decode()} message of those with one id"
+        kind = message.content_type or "application/octet-stream"
+        about = (message.body or b"", message.message_name, kind, "twin" in message.headers, message.key)
+        there = found[str(message.message_id), *about]
+        which = f"of messages with one id, or one content, the one with {about}"
         if isinstance(outcome, Receipt):
             check(there, f"{which} got a receipt and is not in the broker: an earlier message's answer is not its own")
             named = outcome.offset is None or None in there or outcome.offset in there
@@ -79,16 +95,10 @@ async def offset_is_the_brokers(ctx: Context) -> None:
     records = await ctx.read(topic, len(messages))
     if any(record.offset is None for record in records):
         raise Unsupported("the receipts name offsets, and the records of read_back do not: fill in Record.offset")
-    for record in records:
-        receipt = receipts[record.message_id or ""]
-        check(
-            receipt.offset is None or receipt.offset == record.offset,
-            f"the receipt says offset {receipt.offset}, and the message is at {record.offset}",
-        )
-        check(
-            receipt.partition is None or record.partition is None or receipt.partition == record.partition,
-            f"the receipt says partition {receipt.partition}, and the message is in {record.partition}",
-        )
+    check_truth(messages, outcomes, records)
+    invented = {receipt.partition for receipt in receipts.values()} - {None}
+    if all(record.partition is None for record in records):
+        check(not invented, f"receipts name the partitions {invented}, and the records that were read back name none")
 
 
 @case(
@@ -99,21 +109,25 @@ async def offset_is_the_brokers(ctx: Context) -> None:
     like="delivery.forbidden-destination",
 )
 async def forbidden_spares_its_neighbours(ctx: Context) -> None:
-    """20 in flight, every second one to a forbidden topic: those fail, and the others get their receipts."""
+    """Many in flight, every second one to a forbidden topic: those fail, and the others get their receipts."""
     target, topic = await ctx.once(ctx.harness.forbidden_destination), await ctx.topic()
     broker = ctx.open(target.url, delivery_timeout=10.0)
     alone = await outcome_of(broker.send_message(ctx.message(topic)))
     if isinstance(alone, PublishForbiddenError):
         raise NotApplicable("the credentials of forbidden_destination may publish nowhere")
     check_receipt(alone, "a good message with these credentials")
+    count = max(20, 2 * min(ctx.harness.most_unanswered or 0, _MOST) + 20)  # refused ones keep no place
     for good_first in (True, False):
-        messages = [ctx.message(topic if (n % 2 == 0) is good_first else target.topic) for n in range(20)]
+        messages = [ctx.message(topic if (n % 2 == 0) is good_first else target.topic) for n in range(count)]
         async with ctx.spared_by_the_broker():
             outcomes = await asyncio.gather(*(outcome_of(broker.send_message(message)) for message in messages))
             good = [outcome for m, outcome in zip(messages, outcomes, strict=True) if m.topic == topic]
             bad = [outcome for m, outcome in zip(messages, outcomes, strict=True) if m.topic != topic]
             check(all(isinstance(o, Receipt) for o in good), f"their good neighbours got {tally(good)}")
             check(all(type(o) is PublishForbiddenError for o in bad), f"the forbidden ones got {tally(bad)}")
+        if ctx.harness.lacks("read_back") is None:
+            sent = [message for message in messages if message.topic == topic]
+            check_truth(sent, good, await ctx.read_those_of(sent, topic, len(sent)))
 
 
 @case("delivery.only-the-broker-confirms", "live", needs=["foreign_answers"], capability="confirms")

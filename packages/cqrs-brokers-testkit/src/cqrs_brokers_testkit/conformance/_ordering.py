@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from cqrs_brokers import InvalidMessageError, Message, MessageTooLargeError, NotDeliveredError, Receipt
 from cqrs_brokers_testkit.conformance._case import (
@@ -22,38 +24,50 @@ from cqrs_brokers_testkit.conformance._case import (
 )
 
 _KEYS = 16
+_TIMEOUTS = (20.0, 8.0, 14.0)
+"""Seconds. The order of calls is not that of their deadlines."""
 
 
 @case("ordering.many-tasks-lose-nothing", "live", needs=["read_back"], limit=60.0)
 async def many_tasks_lose_nothing(ctx: Context) -> None:
     """5 000 messages from 50 tasks: every one arrives, none twice."""
     broker, topic = ctx.open(), await ctx.topic()
-    messages = [ctx.message(topic, {"n": n}) for n in range(ctx.count(5_000))]
+    messages = [ctx.message(topic, {"n": n}) for n in range(ctx.count(5_000, 300))]
     outcomes = await send_from_tasks(broker, messages, 50)
     check_all_receipts(outcomes)
     check_truth(messages, outcomes, await ctx.read(topic, len(messages)))
 
 
 def _keyed_messages(ctx: Context, topic: str, count: int) -> list[Message]:
-    """Messages with keys. Every ninth one is large and every fifth one has headers, because a driver may write such
-    messages in another way.
+    """Messages with keys. Every ninth one is large, every fifth one has headers, some have a content type or a time of
+    their own, because a driver may write such messages in another way. One key is empty.
 
     Four messages in a row have the same key, so that it is seen if two of them change places.
     """
     sizes = [20_000 if n % 9 == 0 else 1 for n in range(count)]
     headers = [{"n": str(n)} if n % 5 == 0 and ctx.capabilities.headers else {} for n in range(count)]
-    return [
-        ctx.message(topic, {"n": n, "more": "x" * sizes[n]}, key=f"key-{n // 4 % _KEYS}", headers=headers[n])
-        for n in range(count)
-    ]
+    now, messages = datetime.now(UTC), []
+    for n in range(count):
+        number = n // 4 % _KEYS
+        fields: dict[str, Any] = {"content_type": "application/x-own"} if n % 6 == 0 else {}
+        fields |= {"timestamp": now - timedelta(seconds=n)} if n % 7 == 0 else {}
+        content = {"n": n, "more": "x" * sizes[n]}
+        messages.append(
+            ctx.message(topic, content, key=f"key-{number}" if number else "", headers=headers[n], **fields)
+        )
+    return messages
 
 
 @case("ordering.keys-keep-their-order", "live", needs=["read_back"], capability="ordering_key", limit=60.0)
 async def keys_keep_their_order(ctx: Context) -> None:
-    """1 000 messages of 16 keys, sent at the same time: each key arrives in the order of the calls."""
+    """1 000 messages of 16 keys, sent at the same time: each key arrives in the order of the calls.
+
+    They differ in size, headers, time, type, and in how long their callers wait.
+    """
     broker, topic = ctx.open(), await ctx.topic()
     messages = _keyed_messages(ctx, topic, ctx.count(1_000, 160))
-    outcomes = await asyncio.gather(*(outcome_of(broker.send_message(message)) for message in messages))
+    sends = [outcome_of(broker.send_message(message, timeout=_TIMEOUTS[n % 3])) for n, message in enumerate(messages)]
+    outcomes = await asyncio.gather(*sends)
     check_all_receipts(outcomes)
     records = await ctx.read(topic, len(messages))
     check_truth(messages, outcomes, records)

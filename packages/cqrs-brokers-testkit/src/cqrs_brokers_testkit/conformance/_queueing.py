@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from cqrs_brokers import Broker, DeliveryError, DeliveryUnknownError, Message, NotDeliveredError, Receipt
+from cqrs_brokers.observers import Observer
 from cqrs_brokers_testkit.conformance._case import (
     Context,
     case,
@@ -14,6 +16,7 @@ from cqrs_brokers_testkit.conformance._case import (
     check_receipt,
     check_truth,
     outcome_of,
+    show,
     tally,
 )
 from cqrs_brokers_testkit.proxy import Way
@@ -22,6 +25,8 @@ _LARGE = 40_000
 """Bytes. A few hundred such messages fill a socket, a client's buffer, and then the driver's own queue."""
 _LARGEST = 700_000
 _KEYS = 4
+_CANCELLED, _HURRIED = 7, 11
+"""Which of the messages that wait are cancelled, and which have little time."""
 _SETTLE = 1.0
 """Seconds in which the bytes that were in a socket arrive after a fault."""
 
@@ -34,13 +39,32 @@ def _large_messages(ctx: Context, topic: str, count: int, size: int = _LARGE) ->
     ]
 
 
+class _Told(Observer):
+    """Notes the outcome of each message, also of one whose caller was cancelled."""
+
+    def __init__(self) -> None:
+        self._outcomes: dict[object, Receipt | DeliveryError] = {}
+
+    def sent(self, message: Message, outcome: Receipt | DeliveryError, elapsed: float) -> None:
+        self._outcomes[message.message_id] = outcome
+
+    def of(self, messages: Sequence[Message]) -> list[object]:
+        """The outcomes of these messages. None: it is not known yet."""
+        return [self._outcomes.get(message.message_id) for message in messages]
+
+
 async def _stalled_with_a_full_queue(
-    ctx: Context, broker: Broker, messages: list[Message], wait: float
+    ctx: Context, broker: Broker, messages: list[Message], wait: float, *, hurried: int | None = None
 ) -> list[asyncio.Future[Receipt | NotDeliveredError | DeliveryUnknownError]]:
     """Stalls the connection to the broker and sends messages. Then the client has some of them, and the driver still
-    has the others."""
+    has the others. Every `hurried`th one has little time."""
     await ctx.do(lambda: ctx.proxy.stall("up"))
-    sends = [asyncio.ensure_future(outcome_of(broker.send_message(message))) for message in messages]
+    sends = [
+        asyncio.ensure_future(
+            outcome_of(broker.send_message(message, timeout=0.6 if hurried and n % hurried == 0 else None))
+        )
+        for n, message in enumerate(messages)
+    ]
     await asyncio.sleep(wait)
     return sends  # type: ignore[return-value] # every delivery error is one of the two
 
@@ -53,18 +77,25 @@ async def _stalled_with_a_full_queue(
     limit=90.0,
 )
 async def queued_messages_keep_their_order(ctx: Context) -> None:
-    """400 messages of 40 kB wait in the driver's queue when the connection breaks: order and truth survive it."""
-    proxy, topic = ctx.proxy, await ctx.topic()
-    broker = ctx.open(delivery_timeout=25.0, max_in_flight=1000, max_in_flight_bytes=2**27)
+    """400 messages of 40 kB wait in the driver's queue when the connection breaks: order and truth survive it.
+
+    Some callers were cancelled before: what was not handed over is not sent.
+    """
+    proxy, topic, told = ctx.proxy, await ctx.topic(), _Told()
+    broker = ctx.open(delivery_timeout=25.0, max_in_flight=1000, max_in_flight_bytes=2**27, observers=[told])
     await broker.send_message(ctx.message(await ctx.topic()))
     messages = _large_messages(ctx, topic, ctx.count(400, 200))
     try:
         sends = await _stalled_with_a_full_queue(ctx, broker, messages, 0.7)
+        for send in sends[-40:-20:2]:
+            send.cancel()
+        await asyncio.sleep(0)
         await ctx.do(proxy.reset)
     finally:
         await ctx.do(proxy.heal)
-    outcomes = await asyncio.gather(*sends)
+    await asyncio.gather(*sends, return_exceptions=True)
     await asyncio.sleep(_SETTLE)
+    outcomes = told.of(messages)
     records = await ctx.read(topic, sum(isinstance(outcome, Receipt) for outcome in outcomes))
     check_truth(messages, outcomes, records)
     check_order(messages, outcomes, records)
@@ -79,9 +110,12 @@ async def queued_messages_keep_their_order(ctx: Context) -> None:
     limit=90.0,
 )
 async def order_survives_a_stall(ctx: Context) -> None:
-    """Small and large messages, with headers and without, wait in a way that is stuck: each key keeps its order."""
-    topic = await ctx.topic()
-    broker = ctx.open(delivery_timeout=25.0, max_in_flight=1000, max_in_flight_bytes=2**27)
+    """Small and large messages, with headers and without, wait in a way that is stuck: each key keeps its order.
+
+    Some of their callers are cancelled meanwhile, or do not wait for long: the others get their receipts.
+    """
+    topic, told = await ctx.topic(), _Told()
+    broker = ctx.open(delivery_timeout=25.0, max_in_flight=1000, max_in_flight_bytes=2**27, observers=[told])
     await broker.send_message(ctx.message(await ctx.topic()))
     messages = [
         ctx.message(
@@ -93,12 +127,17 @@ async def order_survives_a_stall(ctx: Context) -> None:
         for n in range(ctx.count(400, 200))
     ]
     try:
-        sends = await _stalled_with_a_full_queue(ctx, broker, messages, 0.7)
+        sends = await _stalled_with_a_full_queue(ctx, broker, messages, 0.4, hurried=_HURRIED)
+        for send in sends[::_CANCELLED]:
+            send.cancel()
+        await asyncio.sleep(0.4)  # those who do not wait for long have their outcome
     finally:
         await ctx.do(ctx.proxy.heal)
-    outcomes = await asyncio.gather(*sends)
-    check_all_receipts(outcomes)
-    records = await ctx.read(topic, len(outcomes))
+    await asyncio.gather(*sends, return_exceptions=True)
+    outcomes = told.of(messages)
+    check_all_receipts([o for n, o in enumerate(outcomes) if n % _CANCELLED and n % _HURRIED])
+    await asyncio.sleep(_SETTLE)
+    records = await ctx.read(topic, sum(isinstance(outcome, Receipt) for outcome in outcomes))
     check_truth(messages, outcomes, records)
     check_order(messages, outcomes, records)
 
@@ -121,6 +160,8 @@ async def denied_never_arrives(ctx: Context) -> None:
     finally:
         await ctx.do(proxy.heal)
     check(not any(isinstance(o, Receipt) for o in outcomes), f"nothing got through: {tally(outcomes)}")
+    waited = isinstance(outcomes[-1], NotDeliveredError)
+    check(waited, f"the last of {len(messages)} never came to the client, and got {show(outcomes[-1])}")
     last = ctx.message(topic)
     await ctx.works_again(broker, last.topic)
     await asyncio.sleep(_SETTLE)

@@ -19,6 +19,7 @@ from typing import Any
 
 from cqrs_brokers import Capabilities, available_brokers, open_broker
 from cqrs_brokers_testkit.conformance import (
+    _aftermath,
     _answers,
     _closing,
     _connecting,
@@ -54,7 +55,8 @@ Progress = Callable[[str], None]
 _MODULES = (
     *(_static, _messages, _values, _refusals, _delivery, _matching, _connecting, _logins, _tls, _later, _limits),
     *(_answers, _variants, _stuck),
-    *(_ordering, _lifecycle, _processes, _faults, _closing, _queueing, _upkeep, _trouble, _crowd, _contract),
+    *(_ordering, _lifecycle, _processes, _faults, _closing, _queueing, _upkeep, _trouble, _crowd, _aftermath),
+    _contract,
 )
 _SECTIONS = ("static", "messages", "refusals", "delivery", "ordering", "lifecycle", "faults", "contract")
 for _section in _SECTIONS:  # in this order, whatever the order of the imports and the module
@@ -121,6 +123,7 @@ class Session:
         self._capabilities: Capabilities | None = None
         self._capabilities_problem = ""
         self._answers: dict[str, Any] = {}
+        self._made: set[bytes] = set()
         self._lock = threading.Lock()  # for what the harness does
         self._faults = _HarnessFaults()
         self._results: dict[str, CaseResult] = {}  # of cases that ran beside others and were not yet asked for
@@ -235,9 +238,8 @@ class Session:
     def _execute(self, case: Case) -> CaseResult:
         """Runs a case in a thread of its own. The thread is abandoned if the case does not end."""
         ended: list[BaseException | None] = []
-        context = Context(
-            self.harness, self.harness.url, self._capabilities or Capabilities(), self._answers, lock=self._lock
-        )
+        capabilities = self._capabilities or Capabilities()
+        context = Context(self.harness, self.harness.url, capabilities, self._answers, made=self._made, lock=self._lock)
         thread = threading.Thread(
             target=lambda: ended.append(_outcome(case, context)),
             name=f"conformance {case.id}",

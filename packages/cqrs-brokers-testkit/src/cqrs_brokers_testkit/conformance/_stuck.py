@@ -1,11 +1,12 @@
-"""Cases about a destination that takes nothing, and about a broker that takes only so much without an answer."""
+"""Cases about a destination or a broker that takes nothing, and one that takes only so much without an answer."""
 
 from __future__ import annotations
 
 import asyncio
 
-from cqrs_brokers import DeliveryError, Message, Receipt
+from cqrs_brokers import BrokerBlockedError, DeliveryError, DeliveryTimeoutError, Message, Receipt
 from cqrs_brokers_testkit.conformance._case import (
+    Clock,
     Context,
     NotApplicable,
     case,
@@ -13,6 +14,7 @@ from cqrs_brokers_testkit.conformance._case import (
     check_order,
     check_truth,
     outcome_of,
+    show,
     tally,
 )
 
@@ -22,6 +24,8 @@ _TIMEOUT = 9.0
 _GO_ON_WITHIN = 8.0
 """Seconds. A driver may need some until it leaves a channel on which nothing is answered."""
 _SENT_FOR = 10.0
+_GRACE = 1.0
+"""By contract an outcome comes at most this many seconds after the deadline."""
 
 
 @case(
@@ -111,3 +115,43 @@ async def most_unanswered_is_kept(ctx: Context) -> None:
         await ctx.do(ctx.harness.resume)
     outcomes = await asyncio.gather(*sends)
     check(all(isinstance(outcome, Receipt) for outcome in outcomes), f"answers came again, and got {tally(outcomes)}")
+
+
+@case("delivery.blocked-is-waited-out", "live", needs=["blocked"], waivable=True)
+async def blocked_is_waited_out(ctx: Context) -> None:
+    """While the broker takes no messages sends wait, `BrokerBlockedError` says so at the deadline; later they work."""
+    broker, topic = ctx.open(delivery_timeout=3.0), await ctx.topic()
+    await broker.send_message(ctx.message(topic))
+    async with ctx.entered(ctx.harness.blocked):
+        first = await outcome_of(broker.send_message(ctx.message(topic)))  # may be what makes the broker block
+        with Clock() as clock:
+            outcome = await outcome_of(broker.send_message(ctx.message(topic)))
+        health = await broker.health()
+    await _many_wait_while_blocked(ctx)
+    await ctx.works_again(broker, topic)
+    if ctx.harness.lacks("reset") is None:  # the next connection is not blocked because the last one was
+        await ctx.do(ctx.harness.reset)
+        await ctx.works_again(broker, topic)
+    check(isinstance(first, BrokerBlockedError | DeliveryTimeoutError), f"the first send while blocked: {show(first)}")
+    check(type(outcome) is BrokerBlockedError, f"a blocked send got {show(outcome)}")
+    check(clock.seconds <= 3.0 + _GRACE, f"it took {clock.seconds:.1f} s, with delivery_timeout=3")
+    check(not health.ok and health.blocked and "blocked" in health.reason, f"health while blocked: {health}")
+    check(health.latency < 1.0, f"health() took {health.latency:.1f} s while the broker was blocked")
+
+
+async def _many_wait_while_blocked(ctx: Context) -> None:
+    """Many are on their way when the broker begins to take none: their order and the truth survive it."""
+    broker, topic = ctx.open(delivery_timeout=20.0), await ctx.topic()
+    await ctx.works_again(broker, await ctx.topic())
+    keyed = ctx.capabilities.ordering_key
+    messages = [ctx.message(topic, {"n": n}, key=f"key-{n // 4 % 4}" if keyed else None) for n in range(400)]
+    sends = [asyncio.ensure_future(outcome_of(broker.send_message(message))) for message in messages]
+    await asyncio.sleep(0)
+    async with ctx.entered(ctx.harness.blocked):
+        await asyncio.sleep(0.5)
+    outcomes = await asyncio.gather(*sends)
+    if ctx.harness.lacks("read_back") is None:
+        records = await ctx.read(topic, sum(isinstance(outcome, Receipt) for outcome in outcomes))
+        check_truth(messages, outcomes, records)
+        if keyed:
+            check_order(messages, outcomes, records)

@@ -232,6 +232,7 @@ async def nothing_confidential_is_told_of_a_later_login(ctx: Context) -> None:
             await ctx.wait_for(was_called, 5.0, "its connection was reset, and it made no other")
             await told.use(what, broker, ctx.message(topic))
             told.hear(what, await sending)
+            told.hear(what, await outcome_of(broker.send_message(ctx.message(topic))))  # it may be connected again
             await broker.close(0.5)
             told.hear(f"{what}, after close()", broker, await broker.health())
 

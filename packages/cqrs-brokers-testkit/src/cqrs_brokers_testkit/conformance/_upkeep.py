@@ -77,7 +77,7 @@ async def cancelled_connect_leaves_nothing(ctx: Context) -> None:
 _OF_A_DELIVERY = ("handed_over", "confirm", "fail", "release", "message")
 
 
-async def _deliveries() -> int:
+async def deliveries() -> int:
     """How many `Delivery` objects exist in this process, whoever holds them."""
     gc.collect()
     classes = {kind for kind in {type(each) for each in gc.get_objects()} if _is_a_delivery(kind)}
@@ -93,11 +93,11 @@ async def nothing_is_kept_after_the_answer(ctx: Context) -> None:
     """A driver holds no message that has its outcome: 1 000 that were answered leave none behind."""
     broker, topic = ctx.open(), await ctx.topic()
     await broker.connect()
-    before, count = await _deliveries(), ctx.count(1_000, 200)
+    before, count = await deliveries(), ctx.count(1_000, 200)
     check_all_receipts(await broker.send_messages([ctx.message(topic, {"n": n}) for n in range(count)]))
 
     async def are_gone() -> bool:
-        return await _deliveries() < before + 20
+        return await deliveries() < before + 20
 
     await ctx.wait_for(are_gone, 2.0, f"{count} messages have their outcome, and something keeps them")
 
@@ -106,7 +106,7 @@ async def nothing_is_kept_after_the_answer(ctx: Context) -> None:
 async def nothing_confidential_is_told_in_trouble(ctx: Context) -> None:
     """No body, key or header value is in a log record or error when messages are lost, late, waiting or refused."""
     topic, told, keeps = await ctx.topic(), list[str](), ctx.capabilities
-    fields: dict[str, object] = {"headers": {"h": _CANARIES["a header"]} if keeps.headers else {}}
+    fields: dict[str, Any] = {"headers": {"h": _CANARIES["a header"]} if keeps.headers else {}}
     fields["key"] = _CANARIES["the key"] if keeps.ordering_key else None
 
     def send(broker: Broker, to: str, count: int = 20) -> list[asyncio.Future[object]]:

@@ -12,7 +12,7 @@ async def tombstone_is_no_value(ctx: Context) -> None:
     topic = await ctx.topic()
     broker = ctx.open()
     for payload in (TOMBSTONE, b"", TOMBSTONE):
-        await broker.send_message(Message("Deleted", topic, payload, key="k"))
+        await broker.send_message(ctx.message(topic, payload, name="Deleted", key="k"))
     records = await ctx.read(topic, 3)
     got = [record.tombstone or record.body is None for record in records]
     check(got == [True, False, True], f"sent: no value, empty, no value; arrived as no value: {got}")
