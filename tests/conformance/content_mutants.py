@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from cqrs_brokers.driver import Message
 from cqrs_brokers.tls import TLSContext
 from cqrs_brokers.url import Host
+from tests.conformance.further_mutants import composed
 from tests.conformance.unordered_driver import Streams, UnorderedSound
 
 # -- what arrives ------------------------------------------------------------------------------------------------------
@@ -34,6 +35,24 @@ class StripsKeys(UnorderedSound):
 
     def render(self, message: Message) -> dict[str, Any]:
         return {**super().render(message), "key": None if message.key is None else message.key.strip(" ")}
+
+
+class ComposesTopics(UnorderedSound):
+    """Normalises the characters of a topic: two topics may become one."""
+
+    caught_by = ("refusals.odd-topics-arrive-or-are-refused",)
+
+    def render(self, message: Message) -> dict[str, Any]:
+        return {**super().render(message), "topic": composed(message.topic)}
+
+
+class ComposesNames(UnorderedSound):
+    """Normalises the characters of a message's name."""
+
+    caught_by = ("messages.identity-arrives",)
+
+    def render(self, message: Message) -> dict[str, Any]:
+        return {**super().render(message), "name": composed(message.message_name)}
 
 
 class LowerCasesTypes(UnorderedSound):

@@ -18,6 +18,7 @@ from tests.conformance import (  # noqa: F401 - their classes are found as subcl
     further_mutants,
     later_mutants,
     limit_mutants,
+    moment_mutants,
     queue_mutants,
     reader_mutants,
     trouble_mutants,

@@ -50,7 +50,9 @@ async def no_receipt_before_any_answer(ctx: Context) -> None:
         await ctx.do(ctx.harness.resume)
     await ctx.do(ctx.harness.reset)
     await ctx.works_again(broker, topic)
-    check_all_receipts(await broker.send_messages([ctx.message(topic) for _ in range(ctx.count(1_000, 300))]))
+    hundreds = [ctx.message(topic) for _ in range(ctx.count(1_000, 300))]
+    confirmed = await broker.send_messages(hundreds)
+    check_all_receipts(confirmed)
     kinds: dict[str, Message] = {
         "the first to a topic": ctx.message(await ctx.topic()),
         "small": ctx.message(topic),
@@ -84,6 +86,10 @@ async def no_receipt_before_any_answer(ctx: Context) -> None:
         await ctx.do(ctx.harness.resume)
     check_all_receipts([*await asyncio.gather(*sends), *await together])
     await hurried
+    if ctx.harness.lacks("read_back") is None:
+        sent, outcomes = [*hundreds, *many, *batch], [*confirmed, *[send.result() for send in sends][-len(many) :]]
+        outcomes += await together
+        check_truth(sent, outcomes, await ctx.read_those_of(sent, topic, 1 + len(sent)))
 
 
 @case(
@@ -163,6 +169,32 @@ async def pings_break_nothing(ctx: Context) -> None:
         made = proxy.accepted - before
     check(not made, f"health() asked while messages waited, and the connection had to be made anew: {tally(outcomes)}")
     check_all_receipts(outcomes)
+
+
+_CLOSED_FOR = 8.0
+
+
+@case("lifecycle.stays-closed", "live", needs=["hosts_url", "read_back"], waits=True, limit=60.0)
+async def stays_closed(ctx: Context) -> None:
+    """For 8 s after `close()`, which left messages without answers, nothing connects and nothing is sent again."""
+    with FaultProxy(own_address(ctx)) as proxy:
+        broker = await open_at(ctx, Host(proxy.host, proxy.port))
+        topic, other = await ctx.topic(), await ctx.topic()
+        check_receipt(await outcome_of(broker.send_message(ctx.message(other))))
+        proxy.stall("down")
+        messages = [ctx.message(topic) for _ in range(5)]
+        sends = [asyncio.ensure_future(outcome_of(broker.send_message(message))) for message in messages]
+        await asyncio.sleep(0.5)
+        proxy.reset()
+        await asyncio.sleep(0.1)
+        await broker.close(0.3)
+        outcomes = await asyncio.gather(*sends)
+        proxy.heal()
+        before = proxy.accepted
+        await asyncio.sleep(_CLOSED_FOR)
+        again = proxy.accepted - before
+        check(not again, f"it was closed, and connected {again} times in the {_CLOSED_FOR:g} s after that")
+        check_truth(messages, outcomes, await ctx.read(topic, 0))
 
 
 @case("lifecycle.idle-connection-stays", "live", needs=["hosts_url"], waits=True, limit=60.0)

@@ -7,7 +7,15 @@ import uuid
 from collections import defaultdict
 from typing import Any
 
-from cqrs_brokers import Broker, InvalidMessageError, Message, NotDeliveredError, PublishForbiddenError, Receipt
+from cqrs_brokers import (
+    Broker,
+    DeliveryTimeoutError,
+    InvalidMessageError,
+    Message,
+    NotDeliveredError,
+    PublishForbiddenError,
+    Receipt,
+)
 from cqrs_brokers_testkit.conformance._case import (
     Context,
     NotApplicable,
@@ -50,6 +58,8 @@ async def equal_ids_are_not_equal_messages(ctx: Context) -> None:
             outcomes += await asyncio.gather(*(outcome_of(broker.send_message(message)) for message in pair))
         else:
             outcomes += [await outcome_of(broker.send_message(message)) for message in pair]
+    forgotten = [outcome for outcome in outcomes if isinstance(outcome, DeliveryTimeoutError)]
+    check(not forgotten, f"the broker answers every message, and of those with one id {len(forgotten)} had no answer")
     records = await ctx.read(topic, sum(isinstance(outcome, Receipt) for outcome in outcomes))
     found: dict[tuple[object, ...], list[int | None]] = defaultdict(list)
     for record in records:
@@ -120,7 +130,8 @@ async def forbidden_spares_its_neighbours(ctx: Context) -> None:
     for good_first in (True, False):
         messages = [ctx.message(topic if (n % 2 == 0) is good_first else target.topic) for n in range(count)]
         async with ctx.spared_by_the_broker():
-            outcomes = await asyncio.gather(*(outcome_of(broker.send_message(message)) for message in messages))
+            sends = [outcome_of(broker.send_message(message)) for message in messages if good_first]
+            outcomes = await asyncio.gather(*sends) or await broker.send_messages(messages)
             good = [outcome for m, outcome in zip(messages, outcomes, strict=True) if m.topic == topic]
             bad = [outcome for m, outcome in zip(messages, outcomes, strict=True) if m.topic != topic]
             check(all(isinstance(o, Receipt) for o in good), f"their good neighbours got {tally(good)}")
@@ -164,6 +175,7 @@ ODD_NAMES = (
     "%41",
     "ключ",
     "é",
+    "e\u0301",
     "日本",
     "Mixed.Case-Name",
     "x" * 255,

@@ -79,18 +79,23 @@ async def _stalled_with_a_full_queue(
 async def queued_messages_keep_their_order(ctx: Context) -> None:
     """400 messages of 40 kB wait in the driver's queue when the connection breaks: order and truth survive it.
 
-    Some callers were cancelled before: what was not handed over is not sent.
+    Some callers were cancelled before: what was not handed over is not sent. The answers to the first attempt to
+    connect again are lost.
     """
     proxy, topic, told = ctx.proxy, await ctx.topic(), _Told()
-    broker = ctx.open(delivery_timeout=25.0, max_in_flight=1000, max_in_flight_bytes=2**27, observers=[told])
+    broker = ctx.open(
+        delivery_timeout=25.0, connect_timeout=1.0, max_in_flight=1000, max_in_flight_bytes=2**27, observers=[told]
+    )
     await broker.send_message(ctx.message(await ctx.topic()))
     messages = _large_messages(ctx, topic, ctx.count(400, 200))
     try:
         sends = await _stalled_with_a_full_queue(ctx, broker, messages, 0.7)
         for send in sends[-40:-20:2]:
             send.cancel()
-        await asyncio.sleep(0)
+        await ctx.do(lambda: proxy.stall("down"))
         await ctx.do(proxy.reset)
+        await ctx.do(lambda: proxy.resume("up"))
+        await asyncio.sleep(1.3)
     finally:
         await ctx.do(proxy.heal)
     await asyncio.gather(*sends, return_exceptions=True)

@@ -124,6 +124,7 @@ async def nothing_confidential_is_told_in_trouble(ctx: Context) -> None:
             try:
                 sends = send(broker, topic)
                 await asyncio.sleep(0.2)  # some are handed over
+                told += [repr(broker.driver), str(broker.driver), f"{broker.driver}", repr(broker)]
                 if ends_by is not None:
                     await ctx.do(ends_by)
                     sends += send(broker, topic)
