@@ -28,7 +28,6 @@ from ._config.settings import DEFAULTS, BrokerSettings
 from ._connection.closing import Closing, checked_timeout
 from ._connection.connection import Connection
 from ._connection.loops import LoopBinding, running_loop
-from ._connection.states import ConnectionListener
 from ._delivery.breaches import ContractBreach, ContractBreaches
 from ._delivery.delivery import Sending
 from ._delivery.in_flight import InFlight
@@ -178,37 +177,28 @@ class Broker(MessageBroker):
             breaches=self._breaches,
             observe=self._observe if self._observers.are_told else None,
         )
-        self._connection = Connection(
-            self._sender,
-            ConnectionListener(
-                opened=self._opened,
-                failed=lambda error: self._window.end_not_handed(error),
-                dropped=self._dropped,
-                changed=self._observers.connection_changed,
-                wake_after=lambda handler, *args: self._window.wakeups.after(handler, *args),
-                may_go_on=lambda: self._window.try_again(),
-                is_needed=lambda: not self._window.is_empty,
-                has_confirmed=self._in_flight.take_confirmed,
-            ),
-            breaches=self._breaches,
-            address=self._address,
-            settings=settings,
-        )
         self._window = Window(
             self._in_flight,
             submit=self._sender.submit,
             copies=not (self._are_asked or (simple is not None and simple.passes_through)),
-            why_not_taken=self._connection.why_not_taken,
+            why_not_taken=lambda: self._connection.why_not_taken(),
             why_late=self._sender.why_late,
             destination=self._sender.destination,
             timeout=delivery_timeout,
+        )
+        self._connection = Connection(
+            self._sender,
+            self._window,
+            self._in_flight,
+            settings,
+            changed=self._observers.connection_changed,
+            dropped=self._dropped,
         )
         self._bound = LoopBinding()
         self._make_ready: Callable[[], object] | None = None
         """Makes the rest of a `send_messages` ready. It is set only while that call gives the event loop a turn."""
         self._closing: Closing | None = None
         self._closed = False
-        self._unclosed = False
         self._observers.attached(self)
 
     # -- sending ------------------------------------------------------------------------------------------------------
@@ -536,13 +526,11 @@ class Broker(MessageBroker):
             loop = self._entered()
             self._finish_preparing()
             self._closed = True
-            self._closing = Closing(
-                loop, self._window, self._connection, self._sender, self._breaches, self._address, timeout
-            )
+            self._closing = Closing(loop, self._window, self._connection, timeout)
             try:
                 await self._closing.wait()
             finally:
-                self._unclosed = False
+                self._connection.unclosed = False
                 self._observers.connection_changed("closed", "")
         elif self._closing.loop is running_loop():
             self._closing.shorten(timeout)
@@ -676,9 +664,9 @@ class Broker(MessageBroker):
 
     def _warn_unclosed(self, what: str) -> None:
         """One warning per connection that nobody closed."""
-        if not self._unclosed:
+        if not self._connection.unclosed:
             return
-        self._unclosed = False
+        self._connection.unclosed = False
         text = f"{self!r} was not closed ({what}): use `async with`, or await broker.close()"
         try:
             warnings.warn(text, ResourceWarning, source=self, stacklevel=2)
@@ -686,17 +674,12 @@ class Broker(MessageBroker):
             logger.warning("%s", text)
 
     def __del__(self) -> None:
-        if getattr(self, "_unclosed", False) and not self._bound.forked:
+        if hasattr(self, "_bound") and self._connection.unclosed and not self._bound.forked:
             self._warn_unclosed("it was forgotten")
             self._connection.drop()
             self._window.forget()
 
     # -- what the supervisor tells ------------------------------------------------------------------------------------
-
-    def _opened(self, is_open: bool) -> None:
-        if is_open:
-            self._unclosed = True
-        self._window.open(is_open)
 
     def _dropped(self) -> None:
         text = "the event loop is ending, so the connection was dropped: close the broker first"

@@ -10,22 +10,16 @@ import asyncio
 import logging
 import math
 
-from cqrs_brokers._delivery.breaches import ContractBreaches
 from cqrs_brokers._delivery.window import Window
-from cqrs_brokers._stalls import LOOK, stalled_for, wait_patiently
-from cqrs_brokers.driver import PipelinedDriver
+from cqrs_brokers._stalls import LOOK, stalled_for
 from cqrs_brokers.exceptions import BrokerClosedError, ClosedWhilePendingError
-from cqrs_brokers.tasks import retrieve_exception
 
-from .connection import Connection
-from .states import State
+from .connection import FORCED_CLOSE, Connection, State
 
 __all__ = ["Closing", "checked_timeout"]
 
 logger = logging.getLogger("cqrs_brokers.closing")
 
-FORCED_CLOSE = 0.8
-"""How long a driver's `close` may take beyond its grace, in seconds."""
 UNAWAITED = 1.0
 """How long a close waits for messages whose callers were cancelled, in seconds. Most are confirmed in that time. An
 interrupted program still ends soon."""
@@ -51,25 +45,13 @@ def checked_timeout(timeout: float | None) -> None:
 class Closing:
     """One close, which all callers of `close()` share. A later caller can only shorten it."""
 
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        window: Window,
-        connection: Connection,
-        sender: PipelinedDriver,
-        breaches: ContractBreaches,
-        address: str,
-        timeout: float,
-    ) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, window: Window, connection: Connection, timeout: float) -> None:
         self.loop = loop
         self._window = window
         self._connection = connection
-        self._sender = sender
-        self._breaches = breaches
-        self._address = address
         self._by = loop.time() + timeout
         self._unawaited_by = loop.time() + UNAWAITED
-        self._task = loop.create_task(self._run(), name=f"cqrs-brokers close {address}")
+        self._task = loop.create_task(self._run(), name=f"cqrs-brokers close {connection.address}")
 
     def shorten(self, timeout: float) -> None:
         """Ends the close within that many seconds from now, if that is sooner than planned."""
@@ -100,10 +82,10 @@ class Closing:
         if unknown:
             ids = ", ".join(str(d.message_id) for d in unknown[:10])
             more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
-            logger.warning("closed %s with messages whose outcome is unknown: %s%s", self._address, ids, more)
+            logger.warning("closed %s with messages whose outcome is unknown: %s%s", connection.address, ids, more)
         window.stop()
         await connection.stop()
-        await self._close_driver(max(0.0, self._by - self.loop.time()))
+        await connection.close_driver(max(0.0, self._by - self.loop.time()))
 
     def _not_sent(self) -> BrokerClosedError:
         why = self._connection.last_error
@@ -111,16 +93,3 @@ class Closing:
         error = BrokerClosedError(f"the broker was closed before the message was sent{no_connection}")
         error.__cause__ = why
         return error
-
-    async def _close_driver(self, grace: float) -> None:
-        closing = self.loop.create_task(self._sender.close(grace))
-        closing.add_done_callback(retrieve_exception)
-        await wait_patiently(closing, grace + FORCED_CLOSE)
-        if not closing.done():
-            self._breaches.add("close", "did not end in time; the connection is dropped")
-            self._sender.abort()
-            closing.cancel()
-            await asyncio.wait((closing,), timeout=0.1)
-        elif not closing.cancelled() and (error := closing.exception()) is not None:
-            self._breaches.add("close", f"raised {type(error).__name__}")
-            self._sender.abort()

@@ -12,13 +12,15 @@ This file is longer than 400 lines because the whole state machine is in one pla
 from __future__ import annotations
 
 import asyncio
+import enum
 import logging
 import random
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from cqrs_brokers._config.settings import BrokerSettings
-from cqrs_brokers._delivery.breaches import ContractBreaches
+from cqrs_brokers._delivery.in_flight import InFlight
+from cqrs_brokers._delivery.window import Window
 from cqrs_brokers._stalls import StallWatch, told_with_stall, wait_patiently
 from cqrs_brokers.driver import Driver
 from cqrs_brokers.exceptions import (
@@ -34,9 +36,7 @@ from cqrs_brokers.exceptions import (
 )
 from cqrs_brokers.tasks import Tasks, retrieve_exception
 
-from .states import ConnectionListener, State
-
-__all__ = ["Connection"]
+__all__ = ["Connection", "FORCED_CLOSE", "State"]
 
 logger = logging.getLogger("cqrs_brokers.connection")
 
@@ -47,6 +47,8 @@ PROVEN_AFTER = 5.0
 """A connection that has lasted this long (in seconds) counts as good, even if no message was confirmed on it."""
 MOST_LINES = 20
 """How many different reasons of one outage are logged."""
+FORCED_CLOSE = 0.8
+"""How long a driver's `close` may take beyond its grace, in seconds."""
 OWN_TIMEOUT_SLACK = 0.5
 """How much longer than `connect_timeout` an attempt may take, in seconds. If the driver's own timeout ends the attempt,
 the error gives a better reason."""
@@ -64,32 +66,45 @@ def _backoff(unproven: int) -> float:
     return min(LONGEST_DELAY, FIRST_DELAY * 2.0**doublings)
 
 
+class State(enum.Enum):
+    IDLE = "idle"
+    CONNECTING = "connecting"
+    READY = "connected"
+    FAILED = "failed"
+    CLOSED = "closed"
+
+
 class Connection:
     """The supervisor, and the link that the driver reports to.
 
     Args:
         driver: The driver to keep connected.
-        listener: The connection tells it every change.
-        breaches: Records what the driver does against its contract.
-        address: The broker's redacted URL, for errors and the log.
+        window: It submits messages while the driver takes some. Its messages fail when connecting fails.
+        in_flight: The messages that the driver holds. A confirm of one proves that the connection is good.
         settings: `connect_timeout` limits each attempt, with a slack of 0.5 s. `retry_count` and `retry_delay` say how
             many attempts there are, and when.
+        changed: Tells the observers the new state and the reason.
+        dropped: Called when the event loop is ending without `close()`.
     """
 
     def __init__(
         self,
         driver: Driver,
-        listener: ConnectionListener,
-        *,
-        breaches: ContractBreaches,
-        address: str,
+        window: Window,
+        in_flight: InFlight,
         settings: BrokerSettings,
+        *,
+        changed: Callable[[str, str], None],
+        dropped: Callable[[], None],
     ) -> None:
         self._driver = driver
-        self._listener = listener
-        self._breaches = breaches
-        self._address = address
+        self._window = window
+        self._in_flight = in_flight
         self._settings = settings
+        self._changed = changed
+        self._dropped = dropped
+        self._breaches = in_flight.breaches
+        self.address = in_flight.address
         self.state = State.IDLE
         self.last_error: ConnectError | None = None
         self.blocked_by: str | None = None
@@ -106,6 +121,8 @@ class Connection:
         """The lines that were logged in this outage."""
         self._engaged = False
         """Whether the driver may hold a connection."""
+        self.unclosed = False
+        """Whether the driver has taken messages, and nobody has closed the broker or was warned since."""
         driver.bind(self)
 
     @property
@@ -124,12 +141,12 @@ class Connection:
 
     def wake_after(self, handler: Callable[..., object], *args: object) -> None:
         """See `Link.wake_after`."""
-        self._listener.wake_after(handler, *args)
+        self._window.wakeups.after(handler, *args)
 
     def lost(self, error: ConnectError) -> None:
         """See `Link.lost`."""
         if self._lost is not None and not self._lost.done():
-            self._listener.opened(False)
+            self._window.open(False)
             self._lost.set_result(error)
 
     def reconnecting(self, error: ConnectError | None) -> None:
@@ -138,12 +155,12 @@ class Connection:
             return
         known, self.last_error = self.last_error, error
         if error is None:
-            self._listener.changed("connected", "")
+            self._changed("connected", "")
         else:
-            error.broker = error.broker or self._address
+            error.broker = error.broker or self.address
             if known is None:
                 self._log(logging.WARNING, "the client of %s is reconnecting: %s", error)
-                self._listener.changed("reconnecting", error.text)
+                self._changed("reconnecting", error.text)
 
     def blocked(self, reason: str | None) -> None:
         """See `Link.blocked`."""
@@ -151,8 +168,8 @@ class Connection:
             return
         self.blocked_by = reason
         if self.state is State.READY:
-            self._listener.opened(reason is None)
-            self._listener.changed("unblocked" if reason is None else "blocked", reason or "")
+            self._open(reason is None)
+            self._changed("unblocked" if reason is None else "blocked", reason or "")
 
     def unblocked(self) -> None:
         """See `Link.unblocked`."""
@@ -160,7 +177,7 @@ class Connection:
 
     def may_go_on(self) -> None:
         """See `Link.may_go_on`."""
-        self._listener.may_go_on()
+        self._window.try_again()
 
     def throttled(self, reason: str | None) -> None:
         """See `Link.throttled`."""
@@ -168,7 +185,7 @@ class Connection:
             return
         before, self.throttled_by = self.throttled_by, reason
         if (before is None) != (reason is None):
-            self._listener.changed("unthrottled" if reason is None else "throttled", reason or "")
+            self._changed("unthrottled" if reason is None else "throttled", reason or "")
 
     # -- what Broker asks ---------------------------------------------------------------------------------------------
 
@@ -218,7 +235,7 @@ class Connection:
         """The error for a message that finds no connection; its cause is the last `ConnectError`."""
         cause = self.last_error
         if cause is None:
-            error = NotConnectedError(f"there was no connection yet: still connecting to {self._address}")
+            error = NotConnectedError(f"there was no connection yet: still connecting to {self.address}")
         else:
             error = NotConnectedError(f"not connected: {cause.text}")
             error.__cause__ = cause
@@ -241,7 +258,7 @@ class Connection:
         # The state changes now, not when the task first runs: other calls may come in between.
         self.state = State.CONNECTING
         self._engaged = True
-        self._task = self._tasks.spawn(self._supervise(loop), name=f"cqrs-brokers connection to {self._address}")
+        self._task = self._tasks.spawn(self._supervise(loop), name=f"cqrs-brokers connection to {self.address}")
 
     async def _supervise(self, loop: asyncio.AbstractEventLoop) -> None:
         me = asyncio.current_task()
@@ -250,7 +267,7 @@ class Connection:
         except asyncio.CancelledError:
             if self.state is not State.CLOSED:  # asyncio.run() ends, or somebody cancels every task
                 self._drop()
-                self._listener.dropped()
+                self._dropped()
             raise
         finally:
             # A supervisor whose loop was closed may be collected long after another one has taken its place.
@@ -266,16 +283,16 @@ class Connection:
         the broker has confirmed a message on it."""
         while True:
             self.state = State.CONNECTING
-            self._listener.changed("connecting", "")
+            self._changed("connecting", "")
             self._lost = loop.create_future()
             error = await self._connect_once()
             unproven += 1
             if error is None:
                 was_ready, failures = True, 0
                 since = loop.time()
-                self._listener.has_confirmed()
+                self._in_flight.take_confirmed()
                 error = await self._ready_until_lost()
-                if self._listener.has_confirmed() or loop.time() - since >= PROVEN_AFTER:
+                if self._in_flight.take_confirmed() or loop.time() - since >= PROVEN_AFTER:
                     unproven = 0
                     self._logged.clear()
                 self._log(logging.WARNING, "lost the connection to %s: %s", error)
@@ -287,11 +304,11 @@ class Connection:
                 self._fail(loop, error)
                 return
             if self._settings.retry_count is not None and failures >= self._settings.retry_count:
-                self._listener.failed(self._why_not_connected())
+                self._window.end_not_handed(self._why_not_connected())
                 was_ready = False
-            if not was_ready and not self._listener.is_needed() and not self._passes:
+            if not was_ready and self._window.is_empty and not self._passes:
                 self.state = State.IDLE
-                self._listener.changed("idle", error.text)
+                self._changed("idle", error.text)
                 return
             if failures or not was_ready:
                 self._log(logging.WARNING, "cannot connect to %s, trying again: %s", error)
@@ -328,7 +345,7 @@ class Connection:
             raise
         await self._end_attempt(method, task)
         if not task.done() or task.cancelled():
-            return UnreachableError(silence, broker=self._address)
+            return UnreachableError(silence, broker=self.address)
         raised = task.exception()
         if raised is None:
             return None
@@ -336,7 +353,7 @@ class Connection:
         if not isinstance(error, ConnectError):
             error = ConnectError(f"the driver raised an unclassified {type(raised).__name__}")
             error.__cause__ = raised
-        error.broker = error.broker or self._address
+        error.broker = error.broker or self.address
         return error
 
     async def _end_attempt(self, method: str, task: asyncio.Task[None]) -> None:
@@ -350,30 +367,35 @@ class Connection:
         assert self._lost is not None
         self.state = State.READY
         self.last_error = None
-        self._listener.changed("connected", "")
+        self._changed("connected", "")
         self._end_passes(None)
         if not self._lost.done() and self.blocked_by is None:  # both may have changed since `connect()` returned
-            self._listener.opened(True)
+            self._open(True)
         error = await self._lost
-        error.broker = error.broker or self._address
+        error.broker = error.broker or self.address
         self.state = State.CONNECTING
         self.blocked_by = self.throttled_by = None
         self.last_error = error
-        self._listener.opened(False)
-        self._listener.changed("lost", error.text)
+        self._window.open(False)
+        self._changed("lost", error.text)
         return error
+
+    def _open(self, accepting: bool) -> None:
+        if accepting:
+            self.unclosed = True
+        self._window.open(accepting)
 
     def _fail(self, loop: asyncio.AbstractEventLoop, error: ConnectError) -> None:
         self.state = State.FAILED
         self._retry_at = loop.time() + RETRY_AFTER_PERMANENT
         self._log(logging.ERROR, "cannot connect to %s, not trying again by itself: %s", error)
-        self._listener.changed("failed", error.text)
-        self._listener.failed(self._why_not_connected())
+        self._changed("failed", error.text)
+        self._window.end_not_handed(self._why_not_connected())
         self._end_passes(error)
 
     def _log(self, level: int, text: str, error: ConnectError) -> None:
         """Logs one line for each reason in an outage, however many attempts fail."""
-        line = text % (self._address, error.text)
+        line = text % (self.address, error.text)
         if line not in self._logged and len(self._logged) < MOST_LINES:
             self._logged.add(line)
             logger.log(level, "%s", line)
@@ -400,11 +422,25 @@ class Connection:
     async def stop(self) -> None:
         """Ends the supervisor and its attempt. The driver is not closed here."""
         self.state = State.CLOSED
-        self._end_passes(BrokerStateError("the broker was closed while it connected", broker=self._address))
+        self._end_passes(BrokerStateError("the broker was closed while it connected", broker=self.address))
         task = self._task
         if task is not None:
             task.cancel()
             await asyncio.wait((task,), timeout=0.5)
+
+    async def close_driver(self, grace: float) -> None:
+        """Closes the driver: gracefully within that many seconds, else by force."""
+        closing = asyncio.get_running_loop().create_task(self._driver.close(grace))
+        closing.add_done_callback(retrieve_exception)
+        await wait_patiently(closing, grace + FORCED_CLOSE)
+        if not closing.done():
+            self._breaches.add("close", "did not end in time; the connection is dropped")
+            self._driver.abort()
+            closing.cancel()
+            await asyncio.wait((closing,), timeout=0.1)
+        elif not closing.cancelled() and (error := closing.exception()) is not None:
+            self._breaches.add("close", f"raised {type(error).__name__}")
+            self._driver.abort()
 
     def drop(self) -> None:
         """Forgets the tasks of an event loop that is closed, and aborts the driver. It awaits nothing."""
@@ -416,7 +452,7 @@ class Connection:
     def _drop(self) -> None:
         self.state = State.IDLE
         self.blocked_by = self.throttled_by = None
-        self._end_passes(ConnectError("the event loop is ending", broker=self._address))
+        self._end_passes(ConnectError("the event loop is ending", broker=self.address))
         if not self._engaged:
             return
         self._engaged = False

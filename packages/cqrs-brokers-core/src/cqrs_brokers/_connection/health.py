@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from cqrs_brokers.exceptions import BrokerStateError, ConnectError
 
-from .connection import Connection
-from .states import State
+from .connection import Connection, State
 
 __all__ = ["Health", "whats_wrong"]
 
