@@ -223,7 +223,7 @@ async def test_a_batch_confirmed_as_one() -> None:
     def watcher(delivery: Delivery, _: object) -> None:
         watched.append(delivery)
 
-    window.places.watch(watcher)
+    window.places.watchers += (watcher,)
     batch = list(submitted)
     assert len(batch) == 3
     assert all(delivery.handed_over() for delivery in batch)
@@ -236,7 +236,7 @@ async def test_a_batch_confirmed_as_one() -> None:
     assert [receipt and receipt.offset for receipt in receipts] == [10, None, 12, None, None]
     assert receipts[1] is None
     assert len(submitted) == 5
-    window.places.unwatch(watcher)
+    window.places.watchers = ()
     for delivery in submitted[3:]:
         delivery.handed_over()
     confirm_all(submitted[3:])

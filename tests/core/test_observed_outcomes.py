@@ -922,7 +922,8 @@ def forgets_cancelled(self: Sending) -> None:
 def ends_all_cancelled(self: Sending) -> None:
     error = self._unanswered("cancelled")
     self._detach()
-    self._in_flight.notify(self, error)
+    for watch in self._in_flight.watchers:
+        watch(self, error)
 
 
 def goes_again(self: Sending) -> None:

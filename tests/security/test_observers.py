@@ -20,13 +20,12 @@ async def test_nothing_is_called_when_there_are_none(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Observers, "sent", called)
     monkeypatch.setattr(Broker, "_observe", called)
     broker = Broker(Scripted(automatic=True))
-    monkeypatch.setattr(broker._in_flight, "notify", called)
     monkeypatch.setattr(broker._observers, "before_send", called)
-    assert not broker._in_flight.watched
+    assert not broker._in_flight.watchers
     assert (await broker.send_message(message())).confirmed
     outcomes = await broker.send_messages([message(), message(topic="")])
     assert [isinstance(outcome, Receipt) for outcome in outcomes] == [True, False]
-    assert not broker._in_flight.watched
+    assert not broker._in_flight.watchers
     await broker.close()
 
 

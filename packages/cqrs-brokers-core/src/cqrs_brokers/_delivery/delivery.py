@@ -204,8 +204,9 @@ class Sending:
             places.bytes -= self.size
             if places.room_is_wanted:
                 places.on_room()
-            if places.watched:
-                places.notify(self, receipt)
+            if places.watchers:  # a loop over nothing costs more
+                for watch in places.watchers:
+                    watch(self, receipt)
             self._resolve(receipt)
 
     def accept(self, receipt: Receipt | None) -> None:
@@ -241,8 +242,8 @@ class Sending:
         """Broker gives the caller its outcome; the place stays taken while the driver holds the message."""
         error = error.about(self.message_id, self.topic, self._in_flight.address)
         self._detach()
-        if self._in_flight.watched:
-            self._in_flight.notify(self, error)
+        for watch in self._in_flight.watchers:
+            watch(self, error)
         self._resolve(error)
 
     def abandon(self) -> None:
@@ -257,8 +258,8 @@ class Sending:
             places.pending[self] = True
             return
         self._detach()
-        if places.watched:
-            places.notify(self, self._unanswered("its caller was cancelled"))
+        for watch in places.watchers:
+            watch(self, self._unanswered("its caller was cancelled"))
 
     def settle(self) -> None:
         """Frees the place, because the driver will not be asked any more.
@@ -268,8 +269,9 @@ class Sending:
         """
         if self in self._in_flight.ended:
             self._release()
-        elif not self.done and self._in_flight.watched:
-            self._in_flight.notify(self, self._unanswered("its event loop was closed"))
+        elif not self.done:
+            for watch in self._in_flight.watchers:
+                watch(self, self._unanswered("its event loop was closed"))
         self.done = True
         self.state = SETTLED
 
@@ -284,8 +286,8 @@ class Sending:
         places.bytes -= self.size
         if places.room_is_wanted:
             places.on_room()
-        if places.watched:
-            places.notify(self, outcome)
+        for watch in places.watchers:
+            watch(self, outcome)
         self._resolve(outcome)
 
     def _detach(self) -> None:

@@ -63,7 +63,8 @@ class InFlight:
         """Whether `on_room` is to be called when a place becomes free."""
         self.on_room: Callable[[], None]
         self._observers = () if observe is None else (observe,)
-        self._set_watchers(self._observers)
+        self.watchers: tuple[Watcher, ...] = self._observers
+        """Called for each outcome."""
 
     @property
     def count(self) -> int:
@@ -81,24 +82,4 @@ class InFlight:
         self.ended.clear()
         self.bytes = 0
         self.room_is_wanted = False
-        self._set_watchers(self._observers)
-
-    # -- who watches --------------------------------------------------------------------------------------------------
-
-    def watch(self, watcher: Watcher) -> None:
-        """Calls the watcher for each outcome, until `unwatch` or `clear`."""
-        self._set_watchers((*self._watchers, watcher))
-
-    def unwatch(self, watcher: Watcher) -> None:
-        """Stops calling the watcher."""
-        self._set_watchers(tuple(other for other in self._watchers if other != watcher))
-
-    def _set_watchers(self, watchers: tuple[Watcher, ...]) -> None:
-        self._watchers = watchers
-        self.watched = bool(watchers)
-        self.notify: Watcher = watchers[0] if len(watchers) == 1 else self._notify_all
-        """Calls every watcher. Callers look at `watched` first: that is cheaper than a call for each message."""
-
-    def _notify_all(self, delivery: Any, outcome: Receipt | DeliveryError) -> None:
-        for watcher in self._watchers:
-            watcher(delivery, outcome)
+        self.watchers = self._observers

@@ -346,9 +346,9 @@ class Window:
             if not pending and not empty.done():
                 empty.set_result(None)
 
-        self._in_flight.watch(watcher)
+        self._in_flight.watchers += (watcher,)
         try:
             await wait_patiently(empty, timeout)
         finally:
-            self._in_flight.unwatch(watcher)
+            self._in_flight.watchers = tuple(other for other in self._in_flight.watchers if other is not watcher)
         return not pending
