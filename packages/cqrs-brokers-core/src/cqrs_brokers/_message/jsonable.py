@@ -17,6 +17,7 @@ adds.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from datetime import date, datetime, time
 from decimal import Decimal
@@ -61,6 +62,7 @@ the default of `sys.set_int_max_str_digits`. `LEAST` has a name, because `-LARGE
 number."""
 TOO_DEEP = "is nested too deeply, or refers to itself"
 _MOST_CLASSES = 10_000
+_SURROGATE = "[\ud800-\udfff]"
 WRITERS: dict[type, Writer] = {}
 """How instances of a class are written."""
 
@@ -140,26 +142,15 @@ def asked(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def where_text_fails(ready: Any, path: str) -> str:
     """Says which text cannot be written, with its path. The value comes from `jsonable`."""
-    parts: list[tuple[str, Any]] = []
     if isinstance(ready, str):
-        try:
-            ready.encode()
-        except UnicodeEncodeError:
-            return f"{path} is not valid Unicode (a lone surrogate)"
-    elif isinstance(ready, dict):
-        for key in ready:
-            try:
-                key.encode()
-            except UnicodeEncodeError:
-                return f"{path} has a key that is not valid Unicode (a lone surrogate)"
-        parts = [(_path(path, [key]), item) for key, item in ready.items()]
-    elif isinstance(ready, list):
-        parts = [(_path(path, [index]), item) for index, item in enumerate(ready)]
-    for inner, item in parts:
-        found = where_text_fails(item, inner)
-        if found:
-            return found
-    return ""
+        return f"{path} is not valid Unicode (a lone surrogate)" if re.search(_SURROGATE, ready) else ""
+    parts: Any = enumerate(ready) if isinstance(ready, list) else ()
+    if isinstance(ready, dict):
+        if any(re.search(_SURROGATE, key) for key in ready):
+            return f"{path} has a key that is not valid Unicode (a lone surrogate)"
+        parts = ready.items()
+    found = (where_text_fails(item, _path(path, [key])) for key, item in parts)
+    return next(filter(None, found), "")
 
 
 # -- containers --------------------------------------------------------------------------------------------------------
