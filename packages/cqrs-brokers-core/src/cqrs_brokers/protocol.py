@@ -78,8 +78,7 @@ class Message:
         "content_type",
         "payload_bytes",
         "_id",
-        "_made_ns",
-        "_timestamp",
+        "_time",
         "_body",
     )
 
@@ -110,8 +109,7 @@ class Message:
         self.headers: Mapping[str, HeaderValue] = NO_HEADERS if headers is None else headers
         self.content_type = content_type
         if timestamp is None:
-            self._made_ns: int | None = now
-            self._timestamp: datetime | None = None
+            self._time: Any = now
         else:
             self.timestamp = timestamp
         self.payload_bytes = payload_bytes
@@ -131,14 +129,15 @@ class Message:
 
     @property
     def timestamp(self) -> datetime:
-        if self._made_ns is not None and self._timestamp is None:
-            self._timestamp = _EPOCH + timedelta(microseconds=self._made_ns // 1000)
-        return self._timestamp  # type: ignore[return-value]
+        known = self._time
+        if type(known) is int:
+            known = self._time = _EPOCH + timedelta(microseconds=known // 1000)
+        return known  # type: ignore[no-any-return]
 
     @timestamp.setter
     def timestamp(self, timestamp: datetime) -> None:
-        self._made_ns = None
-        self._timestamp = timestamp
+        known: Any = timestamp
+        self._time = None if type(known) is int else known  # an int would count as a time that was made here
 
     @property
     def body(self) -> bytes | None:
@@ -193,12 +192,12 @@ raw_id: Callable[[Message], Any] = attrgetter("_id")
 
 def has_own_time(message: Message) -> bool:
     """Whether the message made its own timestamp. If not, the caller set it."""
-    return message._made_ns is not None
+    return type(message._time) is int
 
 
 def has_own_id_and_time(message: Message) -> bool:
     """Whether the message made its own id and timestamp. Values that the caller set need a check."""
-    return type(message._id) is bytes and message._made_ns is not None
+    return type(message._id) is bytes and type(message._time) is int
 
 
 def encoded_anew(message: Message) -> bytes | None:
@@ -209,12 +208,12 @@ def encoded_anew(message: Message) -> bytes | None:
 
 def timestamp_ms(message: Message) -> int:
     """When the message was made, in whole milliseconds since 1970-01-01 UTC, rounded down."""
-    made_ns = message._made_ns
-    if made_ns is not None:
-        return made_ns // 1_000_000
+    known = message._time
+    if type(known) is int:
+        return known // 1_000_000
     # Not by way of `datetime.timestamp()`: a float of seconds gets the millisecond wrong after the year 2100.
-    since = message.timestamp - _EPOCH
-    return since.days * 86_400_000 + since.seconds * 1000 + since.microseconds // 1000
+    since = known - _EPOCH
+    return int(since.days * 86_400_000 + since.seconds * 1000 + since.microseconds // 1000)
 
 
 def snapshot(message: Message) -> Message:
@@ -229,8 +228,7 @@ def snapshot(message: Message) -> Message:
     kept.content_type = message.content_type
     kept.payload_bytes = message.body  # what was validated, whatever becomes of the payload
     kept._id = message._id
-    kept._made_ns = message._made_ns
-    kept._timestamp = message._timestamp
+    kept._time = message._time
     kept._body = None
     return kept
 
