@@ -189,10 +189,11 @@ def _specs(options_type: type[BrokerOptions]) -> Mapping[str, _Spec]:
     for name, field in options_type.model_fields.items():
         extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
         keyword_only = bool(extra.get("keyword_only"))
-        marker = quantity(field.annotation, field.metadata)
+        annotation = field.rebuild_annotation()
+        marker = quantity(annotation)
         unit = marker.unit if marker else extra.get("unit")
         unit = None if unit is None else str(unit)
-        convert = None if keyword_only else converter(field.annotation, field.metadata, unit)
+        convert = None if keyword_only else converter(annotation, unit)
         secret = field.annotation is Secret or Secret in get_args(field.annotation)
         if convert is None and not keyword_only:
             raise PluginContractError(f"{where}.{name}: text cannot become this type: mark it keyword_only=True")

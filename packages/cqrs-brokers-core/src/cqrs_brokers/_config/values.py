@@ -23,18 +23,22 @@ __all__ = ["Duration", "Size", "converter", "quantity", "show"]
 class Quantity:
     """Marks a number that is written with a unit in config strings."""
 
-    __slots__ = ("name", "unit", "_units", "_example", "_bare")
+    __slots__ = ("name", "unit", "_units", "_example")
 
-    def __init__(self, name: str, unit: str, units: dict[str, int | float], example: str, *, bare: bool) -> None:
-        self.name, self.unit, self._units, self._example, self._bare = name, unit, units, example, bare
+    def __init__(self, name: str, unit: str, units: dict[str, int | float], example: str) -> None:
+        self.name, self.unit, self._units, self._example = name, unit, units, example
 
     def parse(self, text: str) -> float:
         match = re.fullmatch(_QUANTITY, text, re.ASCII)
-        if match and match[2] in self._units:
-            return float(match[1]) * self._units[match[2]]
-        if match and not match[2] and self._bare:
-            return float(match[1])
-        raise ValueError(f"must be a {self.name} with its unit ({', '.join(self._units)}), for example {self._example}")
+        if match is None or match[2] not in self._units:
+            units = ", ".join(filter(None, self._units))
+            raise ValueError(f"must be a {self.name} with its unit ({units}), for example {self._example}")
+        value = float(match[1]) * self._units[match[2]]
+        if self.unit != "B":
+            return value
+        if value != int(value):
+            raise ValueError("must be a whole number of bytes")
+        return int(value)
 
     def show(self, value: float) -> str:
         for unit in reversed(self._units):
@@ -45,13 +49,12 @@ class Quantity:
 
 
 _QUANTITY = r"([0-9]{1,15}(?:\.[0-9]{1,9})?)([A-Za-z]*)"
-_DURATION = Quantity("duration", "s", {"ms": 0.001, "s": 1, "m": 60, "h": 3600}, "30s", bare=False)
+_DURATION = Quantity("duration", "s", {"ms": 0.001, "s": 1, "m": 60, "h": 3600}, "30s")
 _SIZE = Quantity(
     "size",
     "B",
-    {"B": 1, "kB": 10**3, "KiB": 2**10, "MB": 10**6, "MiB": 2**20, "GB": 10**9, "GiB": 2**30},
+    {"": 1, "B": 1, "kB": 10**3, "KiB": 2**10, "MB": 10**6, "MiB": 2**20, "GB": 10**9, "GiB": 2**30},
     "1MiB",
-    bare=True,
 )
 
 Duration = Annotated[float, _DURATION]
@@ -67,26 +70,23 @@ _WHOLE = {"s": " of seconds, without a unit", "ms": " of milliseconds, without a
 """By unit: how the error about a wrong whole number ends. People write the unit, because a `Duration` needs one."""
 
 
-def converter(annotation: Any, metadata: list[Any], unit: str | None = None) -> Converter | None:
+def converter(annotation: Any, unit: str | None = None) -> Converter | None:
     """The function that converts text to the type, or None when there is none (a keyword-only object).
 
     Args:
         annotation: The type.
-        metadata: What `Annotated` says about it.
         unit: The unit of a number, for errors.
     """
     origin, arguments = get_origin(annotation), get_args(annotation)
-    for marker in metadata:
-        if isinstance(marker, Quantity):
-            return _size if marker is _SIZE else marker.parse
     if origin is Annotated:
-        return converter(arguments[0], list(arguments[1:]), unit)
+        marker = next((each for each in arguments if isinstance(each, Quantity)), None)
+        return converter(arguments[0], unit) if marker is None else marker.parse
     if origin is Literal:
         return _choice({str(choice): choice for choice in arguments})
     if origin in (Union, types.UnionType):
-        return _first([converter(member, [], unit) for member in arguments if member is not type(None)])
+        return _first([converter(member, unit) for member in arguments if member is not type(None)])
     if origin in (list, tuple, frozenset):
-        return _several(origin, converter(arguments[0], [], unit) if arguments else None)
+        return _several(origin, converter(arguments[0], unit) if arguments else None)
     if isinstance(annotation, type):
         if issubclass(annotation, enum.Enum):
             return _choice({str(member.value): member for member in annotation})
@@ -110,13 +110,6 @@ def _number(text: str) -> float:
     if not re.fullmatch(r"-?[0-9]{1,18}(\.[0-9]{1,18})?", text, re.ASCII):
         raise ValueError("must be a number")
     return float(text)
-
-
-def _size(text: str) -> int:
-    value = _SIZE.parse(text)
-    if value != int(value):
-        raise ValueError("must be a whole number of bytes")
-    return int(value)
 
 
 _SIMPLE: dict[type, Converter] = {bool: _boolean, float: _number, str: str, Secret: Secret}
@@ -166,15 +159,11 @@ def _several(kind: type, item: Converter | None) -> Converter | None:
     return convert
 
 
-def quantity(annotation: Any, metadata: list[Any]) -> Quantity | None:
+def quantity(annotation: Any) -> Quantity | None:
     """The unit of the type's values, or None. `Duration | None` has the unit of `Duration`."""
-    for marker in metadata:
-        if isinstance(marker, Quantity):
-            return marker
-    if get_origin(annotation) is Annotated:
-        return quantity(Any, list(get_args(annotation)[1:]))
-    found = (quantity(member, []) for member in get_args(annotation) if get_origin(annotation) is not Literal)
-    return next((marker for marker in found if marker is not None), None)
+    if isinstance(annotation, Quantity):
+        return annotation
+    return next(filter(None, map(quantity, get_args(annotation))), None)
 
 
 def show(value: object, unit: Quantity | None = None) -> str:
