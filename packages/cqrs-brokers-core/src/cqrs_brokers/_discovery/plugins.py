@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import pluggy
@@ -24,7 +24,7 @@ from cqrs_brokers.url import SCHEME, BrokerURL
 
 from .discovery import find_owner
 from .hookspecs import PROJECT, BrokerHooks
-from .installed import Claim
+from .installed import GROUP, Claim
 
 if TYPE_CHECKING:
     from cqrs_brokers.inspection import Inspection
@@ -103,12 +103,8 @@ class Plugin(NamedTuple):
         return made
 
     def _check_capabilities(self, driver: MessageBroker, url: BrokerURL, options: BrokerOptions) -> None:
-        said, problem = None, None
-        try:
-            said = getattr(driver, "capabilities", None)
-        except (Exception, SystemExit) as error:
-            problem = error
-        if problem is not None:  # raised here: the error must not become the context of ours
+        said, problem = _tried(lambda: getattr(driver, "capabilities", None))
+        if problem is not None:
             self._failed("capabilities", problem, url, options)
         if said is None and not isinstance(driver, Driver | PipelinedDriver):
             return  # a plain MessageBroker need not say anything
@@ -141,10 +137,7 @@ class Plugin(NamedTuple):
         """What a hook of this plugin returned, or what it raised."""
         # A plain call would be answered by whichever plugin was registered last.
         others = [plugin for plugin in _manager.get_plugins() if plugin is not self.implementation]
-        try:
-            return _manager.subset_hook_caller(name, others)(**arguments), None
-        except (Exception, SystemExit) as error:  # KeyboardInterrupt is not caught: the user caused it, not the plugin
-            return None, error
+        return _tried(partial(_manager.subset_hook_caller(name, others), **arguments))
 
     def _failed(self, hook: str, error: BaseException, url: BrokerURL, options: BrokerOptions) -> NoReturn:
         """Raises the plugin's error without the secrets that the plugin was given.
@@ -235,17 +228,14 @@ def _what_is_missing(error: ImportError) -> str:
 
 
 def _import(claim: Claim, secrets: Iterable[str]) -> object:
-    module, _, attribute = claim.value.partition("[")[0].partition(":")
-    try:
-        found: object = importlib.import_module(module.strip())
-        for part in filter(None, attribute.strip().split(".")):
-            found = getattr(found, part)
+    from importlib_metadata import EntryPoint  # the look-up has imported it
+
+    found, problem = _tried(EntryPoint(claim.scheme, claim.value, GROUP).load)
+    if problem is None:
         return found
-    except (Exception, SystemExit) as error:  # KeyboardInterrupt is not caught: the user caused it, not the plugin
-        problem = error
     clean = not _shows(problem, secrets)
     reason = type(problem).__name__ + (f": {problem}" if clean else ", whose text may show a secret")
-    raise PluginLoadError(  # raised here: the error must not become the context of ours
+    raise PluginLoadError(
         f"{claim.scheme}:// is provided by {claim.title}, which is installed but broken: importing {claim.value} "
         f"failed with {reason:.300}: reinstall or upgrade {claim.distribution}"
     ) from (problem if clean else None)
@@ -278,6 +268,14 @@ def _register(plugin: object, name: str, title: str) -> None:
         if _manager.has_plugin(name):
             _manager.unregister(name=name)
         raise PluginContractError(f"{title} is not a broker plugin: {problem}") from cause
+
+
+def _tried(function: Callable[[], Any]) -> tuple[Any, BaseException | None]:
+    """What the plugin's function returned, or what it raised. No error of ours gets it as context in this way."""
+    try:
+        return function(), None
+    except (Exception, SystemExit) as error:  # KeyboardInterrupt is not caught: the user caused it, not the plugin
+        return None, error
 
 
 def _shows(error: BaseException, secrets: Iterable[str]) -> bool:
