@@ -63,13 +63,12 @@ class Deadlines:
         self._in_order = True
         """Whether the order of calls is the order of deadlines."""
         self._loop: asyncio.AbstractEventLoop
-        self._timer: asyncio.TimerHandle | None = None
+        self.timer: asyncio.TimerHandle | None = None
+        """The timer. While there is one, `watch()` need not be called: reading this attribute is cheaper than a call
+        per message."""
         self._due = 0.0
         self._stalled = 0.0
         """How long the event loop stood still, in seconds. The errors of messages that end in a later turn name it."""
-        self.armed = False
-        """Whether there is a timer. If so, `watch()` need not be called: reading this attribute is cheaper than a call
-        per message."""
         self._ending = False
         """Whether messages with a passed deadline are left in the queue. The next turns of the event loop end them."""
         self._held_up = False
@@ -80,8 +79,7 @@ class Deadlines:
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
         """Starts again in that event loop."""
         self._loop = loop
-        self._timer = None
-        self.armed = False
+        self.timer = None
         self._in_order = True
         self._stalled = 0.0
         self._ending = self._held_up = False
@@ -92,37 +90,34 @@ class Deadlines:
 
     def watch(self, deadline: float) -> None:
         """Sets the timer for a message with this deadline (`loop.time()`, in seconds), if no timer is set."""
-        if not self.armed:
-            self.armed = True
+        if self.timer is None:
             self._due = deadline
-            self._timer = self._loop.call_at(deadline, self.expire)
+            self.timer = self._loop.call_at(deadline, self.expire)
 
     def expect(self, deadline: float) -> None:
         """Prepares the timer for a message whose deadline may be earlier than the deadlines of earlier messages."""
         self._in_order = False
         when = min(deadline, self._loop.time() + self._timeout)  # later calls without a timeout have later deadlines
-        if self._timer is not None and when < self._timer.when():
+        if self.timer is not None and when < self.timer.when():
             self.stop()
         self.watch(when)
 
     def stop(self) -> None:
         """Cancels the timer."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-            self.armed = False
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
 
     def are_due(self) -> bool:
         """Whether a deadline has passed and its messages have not ended yet, for example because the event loop stood
         still. Then nothing may be submitted, because the deadline of the next message may have passed, too."""
-        due = self._ending or (self.armed and self._due <= self._loop.time())
+        due = self._ending or (self.timer is not None and self._due <= self._loop.time())
         self._held_up = self._held_up or due
         return due
 
     def expire(self) -> None:
         """Ends the messages whose deadline has passed, and waits for the next deadline."""
-        self._timer = None
-        self.armed = False
+        self.timer = None
         now = self._loop.time() + CLOCK_RESOLUTION
         most = self._in_flight.limit or self._in_flight.max_count
         room = not self._waiting and self._in_flight.count < most

@@ -102,7 +102,7 @@ class Window:
         Returns:
             Whether the driver has it.
         """
-        if not self._deadlines.armed:
+        if self._deadlines.timer is None:
             self._deadlines.watch(delivery.deadline)
         places = self._in_flight
         if (
