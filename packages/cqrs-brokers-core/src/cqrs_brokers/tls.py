@@ -16,16 +16,17 @@ A driver calls `TLSContext.current()` for each connection, so that it uses the n
 from __future__ import annotations
 
 import errno
+import inspect
 import logging
 import os
 import ssl
 import stat
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Self
 
 from pydantic import model_validator
 
-from ._config.caller import warn_caller
 from .exceptions import ConfigError, InsecureTransportWarning, TLSError
 from .options import BrokerOptions, option
 from .secret import Secret
@@ -311,9 +312,20 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def warn_insecure_transport(text: str) -> None:
-    """Warns at the line of the application that made the broker.
+    """Warns at the line of the application that made the broker: at the nearest frame outside core, the bridge, the
+    plugins (`cqrs_broker_…`) and pluggy.
 
     Warns:
         InsecureTransportWarning: With the text.
     """
-    warn_caller(text, InsecureTransportWarning)
+    level = 1
+    frame = inspect.currentframe()
+    while frame is not None and _is_inside(str(frame.f_globals.get("__name__", ""))):
+        frame = frame.f_back
+        level += 1
+    warnings.warn(text, InsecureTransportWarning, stacklevel=level)
+
+
+def _is_inside(module: str) -> bool:
+    package = module.partition(".")[0]
+    return package in ("cqrs_brokers", "cqrs_brokers_python_cqrs", "pluggy") or package.startswith("cqrs_broker_")
