@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from typing import Any, Final, Generic, TypeVar
 from urllib.parse import quote, unquote
 
@@ -179,10 +179,7 @@ class Pipeline(Generic[T]):
         Args:
             wanted: Whether the answer can be about this one, for example by its topic.
         """
-        for token, found in self._unanswered.items():
-            if found is not None and not isinstance(found, asyncio.Future) and wanted(found):
-                return token
-        return None
+        return next((token for token, found in self._handed() if wanted(found)), None)
 
     def heard(self) -> None:
         """Notes that something came from the broker. `answered` does so, too."""
@@ -222,16 +219,15 @@ class Pipeline(Generic[T]):
         for task in self._tasks:
             if task is not asyncio.current_task():
                 drop_task(task)
-        unanswered, self._unanswered = self._unanswered, {}
+        handed, self._unanswered = [*self._handed()], {}
         questions, self._questions = self._questions, set()
         for question in questions:
             if not question.done():
                 question.set_exception(UnreachableError("the connection was lost before the broker answered"))
-        for found in unanswered.values():
-            if found is not None and not isinstance(found, asyncio.Future):
-                lost = ConnectionLostError("the connection was lost before the broker answered")
-                lost.__cause__ = error
-                found.fail(lost)
+        for _, found in handed:
+            lost = ConnectionLostError("the connection was lost before the broker answered")
+            lost.__cause__ = error
+            found.fail(lost)
         broke = UnreachableError(f"the connection broke ({type(error).__name__}): see the broker's log")
         broke.__cause__ = error
         self._lost(broke)
@@ -305,6 +301,12 @@ class Pipeline(Generic[T]):
                 size += its_size
         return batch
 
+    def _handed(self) -> Iterator[tuple[int, Delivery]]:
+        """The messages that were handed over and neither answered nor let go, by token."""
+        for token, found in self._unanswered.items():
+            if found is not None and not isinstance(found, asyncio.Future):
+                yield token, found
+
     def _number(self, entry: Delivery | asyncio.Future[None]) -> int:
         self._token += 1
         self._unanswered[self._token] = entry
@@ -351,11 +353,7 @@ class Pipeline(Generic[T]):
             else:
                 keep.append(entry)
         self._waiting = keep
-        handed = [
-            (token, found)
-            for token, found in self._unanswered.items()
-            if found is not None and not isinstance(found, asyncio.Future)
-        ]
+        handed = [*self._handed()]
         for token, found in handed:
             if found.done and found.deadline <= now:
                 found.release()
