@@ -89,7 +89,8 @@ class Event(BaseModel, Generic[P]):
             else:
                 body = jsonable(self, "")
         except UnencodableError as error:
-            refused = self._refused(str(error), error.__cause__)
+            refused = InvalidMessageError(str(error), message_id=self.event_id, topic=self.topic)
+            refused.__cause__ = safe_cause(error.__cause__, self)
         else:
             return EventBody(body, event_name=self.event_name, ordering_key=key, headers=self.headers, deleted=deleted)
         raise refused  # raised outside the `except` block, so that `error` is not its __context__
@@ -144,11 +145,6 @@ class Event(BaseModel, Generic[P]):
                 f"{type(self).__name__}.ordering_key()", error, content=self, message_id=self.event_id, topic=self.topic
             )
         raise refused
-
-    def _refused(self, text: str, cause: BaseException | None) -> InvalidMessageError:
-        refused = InvalidMessageError(text, message_id=self.event_id, topic=self.topic)
-        refused.__cause__ = safe_cause(cause, self)
-        return refused
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.event_name!r} {self.event_id} topic={self.topic!r}>"
