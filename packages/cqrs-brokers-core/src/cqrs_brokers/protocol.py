@@ -14,11 +14,11 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from operator import attrgetter
 from time import time_ns
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 from uuid import UUID
 
 from ._message.encoding import encode
-from ._message.headers import NO_HEADERS, HeaderValue
 from ._message.ids import from_text, new_text, text_of
 from ._message.tombstone import TOMBSTONE, Tombstone
 
@@ -41,6 +41,10 @@ __all__ = [
     "timestamp_ms",
 ]
 
+HeaderValue = str | bytes | int | float | bool | None
+"""The types that a header's value may have. `Capabilities.header_types` says which of them a broker carries."""
+
+NO_HEADERS: Final[Mapping[str, HeaderValue]] = MappingProxyType({})
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _new = object.__new__
 
@@ -349,14 +353,8 @@ class Receipt:
 
     def to_dict(self) -> dict[str, str | int | bool | None]:
         """The fields, ready for JSON. The id is text."""
-        return {
-            "message_id": str(self.message_id),
-            "topic": self.topic,
-            "broker": self.broker,
-            "confirmed": self.confirmed,
-            "partition": self.partition,
-            "offset": self.offset,
-        }
+        others = {name: getattr(self, name) for name in Receipt.__slots__[1:]}
+        return {"message_id": str(self.message_id), **others}
 
     def __iter__(self) -> Iterator[tuple[str, str | int | bool | None]]:
         """Pairs of name and value, so that `dict(receipt)` and FastAPI's encoder work."""
@@ -368,9 +366,6 @@ class Receipt:
 
         return schema(cls)
 
-    def _fields(self) -> tuple[Any, ...]:
-        return self.message_id, self.topic, self.broker, self.confirmed, self.partition, self.offset
-
     def __repr__(self) -> str:
         where = "" if self.partition is None else f" partition={self.partition}"
         where += "" if self.offset is None else f" offset={self.offset}"
@@ -378,10 +373,10 @@ class Receipt:
         return f"<Receipt {self.message_id} topic={self.topic!r:.80} broker={self.broker!r} {state}{where}>"
 
     def __eq__(self, other: object) -> bool:
-        return self._fields() == other._fields() if isinstance(other, Receipt) else NotImplemented
+        return self.to_dict() == other.to_dict() if isinstance(other, Receipt) else NotImplemented
 
     def __hash__(self) -> int:
-        return hash(self._fields())
+        return hash(tuple(self))
 
 
 @dataclass(frozen=True, slots=True)
