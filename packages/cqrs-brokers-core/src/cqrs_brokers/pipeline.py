@@ -449,12 +449,9 @@ async def _within(seconds: float, work: Coroutine[Any, Any, C], drop: Callable[[
             raise TimeoutError
         return task.result()
     except BaseException:
-        if not task.done():
-            task.cancel()
-            task.add_done_callback(lambda ended: _drop_result(ended, drop))
-            await asyncio.wait((task,), timeout=END_WITHIN)
-        else:
-            _drop_result(task, drop)
+        task.cancel()
+        task.add_done_callback(lambda ended: _drop_result(ended, drop))
+        await asyncio.wait((task,), timeout=END_WITHIN)
         raise
 
 

@@ -340,10 +340,8 @@ class Connection:
         task.add_done_callback(retrieve_exception)
         try:
             await wait_patiently(task, timeout)
-        except asyncio.CancelledError:
+        finally:
             await self._end_attempt(method, task)
-            raise
-        await self._end_attempt(method, task)
         if not task.done() or task.cancelled():
             return UnreachableError(silence, broker=self.address)
         raised = task.exception()
