@@ -81,23 +81,20 @@ class SimpleSender(PipelinedDriver):
             return
         task = asyncio.current_task()
         assert task is not None
-        error: DeliveryError
         try:
             result = await self._broker.send_message(message)
             if result is not None and not isinstance(result, Receipt):
                 raise TypeError(f"send_message() returned a {type(result).__name__}, not a Receipt or None")
         except DeliveryError as classified:
             delivery.fail(classified)
-        except asyncio.CancelledError as cancelled:
-            error = DeliveryUnknownError("the send was cancelled inside the driver")
-            error.__cause__ = cancelled
+        except (asyncio.CancelledError, Exception) as raised:
+            cancelled = isinstance(raised, asyncio.CancelledError)
+            what = "the driver raised an unclassified " + type(raised).__name__
+            error = DeliveryUnknownError("the send was cancelled inside the driver" if cancelled else what)
+            error.__cause__ = raised
             delivery.fail(error)
-            if task.cancelling():
+            if cancelled and task.cancelling():
                 raise
-        except Exception as unclassified:
-            error = DeliveryUnknownError(f"the driver raised an unclassified {type(unclassified).__name__}")
-            error.__cause__ = unclassified
-            delivery.fail(error)
         else:
             delivery.accept(result)
 
