@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic_core import core_schema
 
@@ -26,10 +26,7 @@ def schema(cls: type[Receipt]) -> core_schema.CoreSchema:
     known = core_schema.typed_dict_schema({"message_id": field(core_schema.uuid_schema())} | others)
     written = core_schema.typed_dict_schema({"message_id": field(core_schema.str_schema())} | others)
 
-    def made(fields: dict[str, Any]) -> Receipt:
-        return cls(**fields)
-
-    from_fields = core_schema.no_info_after_validator_function(made, known)
+    from_fields = core_schema.no_info_after_validator_function(lambda fields: cls(**fields), known)
     return core_schema.json_or_python_schema(
         json_schema=from_fields,
         python_schema=core_schema.union_schema([core_schema.is_instance_schema(cls), from_fields]),
