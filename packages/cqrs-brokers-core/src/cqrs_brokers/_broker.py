@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import contextlib
 import logging
 import math
 import warnings
@@ -22,7 +21,6 @@ from contextvars import copy_context
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Self, TypeVar
-from uuid import UUID
 
 from ._config.settings import DEFAULTS, BrokerSettings
 from ._connection.closing import Closing, checked_timeout
@@ -50,7 +48,7 @@ from .exceptions import (
     NotDeliveredError,
 )
 from .observers import Observer, Observers
-from .protocol import Capabilities, Encoder, MessageBroker, MessageEncoder, MessageLike, Receipt
+from .protocol import Capabilities, Encoder, MessageBroker, MessageEncoder, MessageLike, Receipt, named
 
 if TYPE_CHECKING:
     from ._connection.health import Health
@@ -421,14 +419,8 @@ class Broker(MessageBroker):
             The error to raise. It now names the message and the broker.
         """
         if error.message_id is None:
-            message_id = topic = None
-            with contextlib.suppress(Exception):  # the message's own code
-                message_id, topic = getattr(message, "message_id", None), getattr(message, "topic", None)
-            error = error.about(
-                message_id if isinstance(message_id, UUID) else None,
-                topic if isinstance(topic, str) else error.topic,
-                self._address,
-            )
+            message_id, topic = named(message)
+            error = error.about(message_id, error.topic if topic is None else topic, self._address)
         self._observers.refused(message, error)
         return error
 

@@ -25,6 +25,7 @@ from cqrs_brokers.protocol import (
     encoded_anew,
     has_own_id_and_time,
     has_own_time,
+    named,
     raw_id,
 )
 
@@ -171,13 +172,8 @@ class Validator:
     # -- parts --------------------------------------------------------------------------------------------------------
 
     def _refuse(self, message: Any, text: str, cause: BaseException | None = None) -> NoReturn:
-        message_id, topic = getattr(message, "message_id", None), getattr(message, "topic", None)
-        raise InvalidMessageError(
-            text,
-            message_id=message_id if isinstance(message_id, UUID) else None,
-            topic=topic if isinstance(topic, str) else None,
-            broker=self._address,
-        ) from cause
+        message_id, topic = named(message)
+        raise InvalidMessageError(text, message_id=message_id, topic=topic, broker=self._address) from cause
 
     def _refuse_size(self, message: Message, size: int) -> NoReturn:
         raise MessageTooLargeError(
