@@ -73,41 +73,23 @@ def installed(distribution: str | None = None) -> Installed:
     Args:
         distribution: Only the claims of this distribution, given by the normal form of its name. None: all claims.
     """
-    claims = _all_claims() if distribution is None else _claims_of(distribution)
+    versions: dict[str, list[Distribution]] = {}
+    for number, each in enumerate(_distributions(distribution)):
+        versions.setdefault(_folder_name(each) or str(number), []).append(each)
+    if distribution is not None:  # a finder of somebody else may give distributions of other names, too
+        versions = {distribution: versions.get(distribution, [])}
+    claims = (claim for several in versions.values() if several for claim in _claims(_first(several)))
     return Installed(tuple(claims), _core_version())
 
 
-def _all_claims() -> list[Claim]:
-    claims: dict[str, list[Claim]] = {}
-    for number, distribution in enumerate(_distributions()):
-        entry_points, broken = _entry_points(distribution)
-        if not entry_points and broken is None:
-            continue
-        name = _folder_name(distribution)
-        if broken is not None and not _is_ours(distribution, name):
-            continue
-        if not name:
-            claims[str(number)] = _claims(distribution, name, entry_points, broken)
-        elif name not in claims:
-            claims[name] = _claims_of(name, _claims(distribution, name, entry_points, broken))
-    return [claim for listed in claims.values() for claim in listed]
+def _first(several: list[Distribution]) -> Distribution:
+    """Of the distributions with one name: the first, because no other can be imported.
 
-
-def _claims_of(name: str, of_the_only: list[Claim] | None = None) -> list[Claim]:
-    """The claims of the distribution with this name.
-
-    If it is there more than once, only the first one can be imported. A folder without METADATA, which an interrupted
-    upgrade leaves behind, counts only when there is no other.
-
-    Args:
-        of_the_only: The claims to return if the distribution is there only once. None: this function reads them.
+    A folder without METADATA, which an interrupted upgrade leaves behind, counts only when there is no other.
     """
-    # A finder of somebody else may give distributions of other names, too.
-    versions = [each for each in _distributions(name=name) if _folder_name(each) == name]
-    if len(versions) == 1 and of_the_only is not None:
-        return of_the_only
-    first = next(filter(_has_metadata, versions), versions[0] if versions else None)
-    return [] if first is None else _claims(first, name, *_entry_points(first))
+    if len(several) == 1:
+        return several[0]
+    return next(filter(_has_metadata, several), several[0])
 
 
 def canonical(name: str) -> str:
@@ -115,12 +97,12 @@ def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name.strip()).lower()
 
 
-def _distributions(**criteria: str) -> Iterator[Distribution]:
-    """All distributions, or those of a name. A broken finder on `sys.meta_path` only ends the list."""
+def _distributions(name: str | None) -> Iterator[Distribution]:
+    """All distributions, or those of the name. A broken finder on `sys.meta_path` only ends the list."""
     import importlib_metadata
 
     try:
-        yield from cast("Iterable[Distribution]", importlib_metadata.distributions(**criteria))
+        yield from cast("Iterable[Distribution]", importlib_metadata.distributions(name=name))
     except Exception:
         return
 
@@ -163,8 +145,12 @@ def _is_ours(distribution: Distribution, name: str) -> bool:
         return False
 
 
-def _claims(distribution: Distribution, name: str, entry_points: list[EntryPoint], broken: str | None) -> list[Claim]:
+def _claims(distribution: Distribution) -> list[Claim]:
     """A distribution's claims, one for each scheme."""
+    name = _folder_name(distribution)
+    entry_points, broken = _entry_points(distribution)
+    if not entry_points and (broken is None or not _is_ours(distribution, name)):
+        return []
     title, version, requires, problem = _header(distribution)
     owner = _printable(title or name), _printable(version)
     if broken is not None:
@@ -225,7 +211,7 @@ def _header(distribution: Distribution) -> tuple[str, str, tuple[str, ...], str 
 
 
 def _core_version() -> str | None:
-    versions = [_header(core)[1] for core in _distributions(name=CORE)]
+    versions = [_header(core)[1] for core in _distributions(CORE)]
     return versions[0] or None if versions else None
 
 
