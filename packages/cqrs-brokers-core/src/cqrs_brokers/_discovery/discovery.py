@@ -15,7 +15,7 @@ from cqrs_brokers.exceptions import AmbiguousPluginError, ConfigError, PluginLoa
 from cqrs_brokers.url import SCHEME
 
 from .installed import GROUP, OFFICIAL, Claim, Installed, canonical, installed
-from .requirements import why_incompatible
+from .requirements import compatibility
 
 __all__ = ["BrokerInfo", "available_brokers", "find_owner"]
 
@@ -124,13 +124,7 @@ def _status(claim: Claim, table: Installed, pin: str | None) -> tuple[Status, st
     others = sorted(_usable(allowed).keys() - {claim.title})
     if others:
         return "ambiguous", f"also claimed by {' and '.join(others)}"
-    if table.core_version is not None:
-        incompatible, unreadable = why_incompatible(claim.requires, table.core_version)
-        if incompatible:
-            return "incompatible", incompatible
-        if unreadable:
-            return "broken metadata", unreadable
-    return "ready", ""
+    return compatibility(claim.requires, table.core_version)
 
 
 def _not_found(

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import Literal
 
 from .installed import CORE, canonical
 
-__all__ = ["why_incompatible"]
+__all__ = ["compatibility"]
 
 
-def why_incompatible(requires: Iterable[str], core_version: str) -> tuple[str | None, str | None]:
-    """The requirement on core that does not hold, and the requirement that cannot be read, as texts for errors.
+def compatibility(
+    requires: Iterable[str], core_version: str | None
+) -> tuple[Literal["ready", "incompatible", "broken metadata"], str]:
+    """Whether the requirements on core hold, as a plugin's status, and the text of an error if one does not.
 
     Args:
         requires: A distribution's requirements on core, as written.
-        core_version: The version of the running core.
+        core_version: The version of the running core. None: core runs without being installed.
     """
-    unsure = [line for line in requires if not plainly_holds(line, core_version)]
-    if not unsure:
-        return None, None
+    if core_version is None or all(plainly_holds(line, core_version) for line in requires):
+        return "ready", ""
     from packaging.requirements import InvalidRequirement, Requirement  # imported here: a tenth of our import time
 
-    for line in unsure:
+    for line in requires:
         try:
             requirement = Requirement(line)
             applies = canonical(requirement.name) == CORE and (
@@ -31,9 +33,10 @@ def why_incompatible(requires: Iterable[str], core_version: str) -> tuple[str | 
             if not applies or requirement.specifier.contains(core_version, prereleases=True):
                 continue
         except (InvalidRequirement, ValueError):
-            return None, f"its requirement on {CORE} cannot be read"
-        return f"it needs {CORE}{requirement.specifier}, and {core_version} is running; upgrade one of them", None
-    return None, None
+            return "broken metadata", f"its requirement on {CORE} cannot be read"
+        text = f"it needs {CORE}{requirement.specifier}, and {core_version} is running; upgrade one of them"
+        return "incompatible", text
+    return "ready", ""
 
 
 def plainly_holds(requirement: str, version: str) -> bool:
