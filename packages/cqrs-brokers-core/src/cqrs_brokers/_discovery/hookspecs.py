@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import pluggy
 
@@ -20,7 +20,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 hookspec = pluggy.HookspecMarker(PROJECT)
 
 
-class BrokerHooks:
+class BrokerHooks(Protocol):
     """The specifications."""
 
     @staticmethod
@@ -30,7 +30,6 @@ class BrokerHooks:
 
         Optional. Without this hook the scheme has only the options that every broker has.
         """
-        raise NotImplementedError
 
     @staticmethod
     @hookspec(firstresult=True)
@@ -46,7 +45,6 @@ class BrokerHooks:
         Raises:
             ConfigError: The options contradict each other in a way that their model cannot check.
         """
-        raise NotImplementedError
 
     @staticmethod
     @hookspec(firstresult=True)
@@ -63,4 +61,3 @@ class BrokerHooks:
         Raises:
             ConfigError: As in `open_message_broker`.
         """
-        raise NotImplementedError
