@@ -70,7 +70,7 @@ class StallWatch:
         self.stalled = self.longest = 0.0
         self._loop = asyncio.get_running_loop()
         self._due = 0.0
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle
 
     def __enter__(self) -> Self:
         self._watch()
@@ -78,8 +78,7 @@ class StallWatch:
 
     def __exit__(self, *_: object) -> None:
         self._look()
-        if self._timer is not None:
-            self._timer.cancel()
+        self._timer.cancel()
 
     def _watch(self) -> None:
         self._due = self._loop.time() + _LATE / 2

@@ -71,7 +71,7 @@ class Window:
         messages. None: `refill` has to find them again."""
         self._looking: asyncio.TimerHandle | None = None
         self._deadlines = Deadlines(in_flight, self._waiting, why_not_taken, why_late, self._stuck.reason, timeout)
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop: asyncio.AbstractEventLoop
         self._refill_due = False
         in_flight.on_room = self._refill_soon
 
@@ -224,7 +224,7 @@ class Window:
         return aside[0]
 
     def _look_later(self, delay: float = FIRST_LOOK) -> None:
-        if self._looking is None and self._loop is not None:
+        if self._looking is None:
             self._looking = self._loop.call_later(delay, self._look)
 
     def _look(self) -> None:
@@ -247,7 +247,7 @@ class Window:
     def _refill_soon(self) -> None:
         """One refill per turn of the event loop, however many places become free in it."""
         self._in_flight.room_is_wanted = False
-        if self._waiting and self._loop is not None and not self._refill_due:
+        if self._waiting and not self._refill_due:
             self._refill_due = True
             self._loop.call_soon(self.refill)
 
@@ -335,7 +335,6 @@ class Window:
         Returns:
             Whether everything got its outcome within the timeout (in seconds). None: no limit but the deadlines.
         """
-        assert self._loop is not None
         pending = {d for d in (*self._in_flight.pending, *self._waiting) if not d.done}
         if not pending:
             return True
