@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from typing import Final, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
 from uuid import UUID
 
 from cqrs_brokers._message.ids import from_text
@@ -162,7 +162,7 @@ class Sending:
         """See `Delivery`."""
         if self.state == SUBMITTED:
             if self.done:
-                self._release()
+                self._leave(self._in_flight.ended)
                 return False
             self.state = HANDED
             return True
@@ -173,7 +173,7 @@ class Sending:
     def release(self) -> None:
         """See `Delivery`."""
         if self.done and (self.state == SUBMITTED or self.state == HANDED):
-            self._release()
+            self._leave(self._in_flight.ended)
         else:
             self._breach("release", "of a message that is not over")
 
@@ -192,7 +192,7 @@ class Sending:
             self._breach("confirm", "before handed_over()" if self.state == SUBMITTED else "after the end")
         elif self.done:
             logger.debug("message %s was confirmed after its caller had its outcome", self.message_id)
-            self._release()
+            self._leave(self._in_flight.ended)
         else:
             places = self._in_flight
             receipt = Receipt(self._id, self.topic, places.name, places.confirms, partition, offset)
@@ -228,7 +228,7 @@ class Sending:
             logger.debug(
                 "message %s ended in %s after its caller had its outcome", self.message_id, type(error).__name__
             )
-            self._release()
+            self._leave(self._in_flight.ended)
         else:
             self._finish(self._classified(error))
 
@@ -268,7 +268,7 @@ class Sending:
         observers get an outcome.
         """
         if self in self._in_flight.ended:
-            self._release()
+            self._leave(self._in_flight.ended)
         elif not self.done:
             for watch in self._in_flight.watchers:
                 watch(self, self._unanswered("its event loop was closed"))
@@ -280,13 +280,8 @@ class Sending:
     def _finish(self, outcome: Receipt | DeliveryError) -> None:
         """The driver ends the message: the caller gets the outcome, and the place is free."""
         self.done = True
-        self.state = RELEASED
-        places = self._in_flight
-        del places.pending[self]
-        places.bytes -= self.size
-        if places.room_is_wanted:
-            places.on_room()
-        for watch in places.watchers:
+        self._leave(self._in_flight.pending)
+        for watch in self._in_flight.watchers:
             watch(self, outcome)
         self._resolve(outcome)
 
@@ -299,11 +294,12 @@ class Sending:
             del self._in_flight.pending[self]
             self._in_flight.ended[self] = None
 
-    def _release(self) -> None:
-        """The driver lets go of a message whose caller has the outcome already. The place is free."""
+    def _leave(self, held: dict[Any, Any]) -> None:
+        """The driver lets go of the message, which is in `pending` or, if its caller has the outcome already, in
+        `ended`. The place is free."""
         self.state = RELEASED
         places = self._in_flight
-        del places.ended[self]
+        del held[self]
         places.bytes -= self.size
         if places.room_is_wanted:
             places.on_room()
