@@ -286,12 +286,10 @@ class Broker(MessageBroker):
             raise self.refuse(given, refused)
         messages = list(messages)  # reads every message before the first is sent: an iterable that raises sends none
         del given  # else the caller's list, and all messages in it, would stay in memory until the call ends
-        loop = running_loop()
-        if loop is None or self._bound.loop is not loop or self._closed:
-            try:
-                loop = self._enter(loop)
-            except NotDeliveredError as refusal:
-                return [self.refuse(message, type(refusal)(refusal.text)) for message in messages]
+        try:
+            loop = self._enter(running_loop())
+        except NotDeliveredError as refusal:
+            return [self.refuse(message, type(refusal)(refusal.text)) for message in messages]
         self._finish_preparing()
         seconds = self._settings.delivery_timeout if timeout is None else self._checked_timeout(timeout, *messages)
         deadline = loop.time() + seconds
@@ -621,7 +619,7 @@ class Broker(MessageBroker):
     # -- event loops --------------------------------------------------------------------------------------------------
 
     def _enter(self, loop: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop:
-        """The slow path of every call: first use, another loop, another process, closed.
+        """Binds the broker to the event loop of a call, unless it is bound to that loop already.
 
         Raises:
             BrokerClosedError: The broker is closed.
@@ -629,6 +627,8 @@ class Broker(MessageBroker):
         """
         if self._closed:
             raise BrokerClosedError(CLOSED)
+        if loop is not None and self._bound.loop is loop:
+            return loop
         loop = self._bound.checked(loop)
         before, self._bound.loop = self._bound.loop, loop
         self._make_ready = None
@@ -646,11 +646,8 @@ class Broker(MessageBroker):
 
     def _entered(self) -> asyncio.AbstractEventLoop:
         """Does the work of `_enter` for every call except sends."""
-        loop = running_loop()
-        if loop is not None and self._bound.loop is loop and not self._closed:
-            return loop
         try:
-            return self._enter(loop)
+            return self._enter(running_loop())
         except NotDeliveredError as refusal:
             raise BrokerStateError(refusal.text, broker=self._address) from None
 
