@@ -21,6 +21,7 @@ from contextvars import copy_context
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Self, TypeVar
+from uuid import UUID
 
 from ._config.settings import DEFAULTS, BrokerSettings
 from ._connection.closing import Closing, checked_timeout
@@ -32,7 +33,7 @@ from ._delivery.in_flight import InFlight
 from ._delivery.outcomes import AwaitedDelivery, BulkDelivery, BulkOutcomes, TimedDelivery
 from ._delivery.simple import SimpleSender
 from ._delivery.window import Window
-from ._message.coercion import Coercion
+from ._message.coercion import Coercion, readable
 from ._message.validation import Validator
 from .driver import PipelinedDriver
 from .exceptions import (
@@ -48,7 +49,7 @@ from .exceptions import (
     NotDeliveredError,
 )
 from .observers import Observer, Observers
-from .protocol import Capabilities, Encoder, MessageBroker, MessageEncoder, MessageLike, Receipt, named
+from .protocol import Capabilities, Encoder, MessageBroker, MessageEncoder, MessageLike, Receipt
 
 if TYPE_CHECKING:
     from ._connection.health import Health
@@ -417,7 +418,7 @@ class Broker(MessageBroker):
             The error to raise. It now names the message and the broker.
         """
         if error.message_id is None:
-            message_id, topic = named(message)
+            message_id, topic = readable(message, "message_id", UUID), readable(message, "topic", str)
             error = error.about(message_id, error.topic if topic is None else topic, self._address)
         self._observers.refused(message, error)
         return error

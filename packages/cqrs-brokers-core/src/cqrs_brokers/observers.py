@@ -21,6 +21,7 @@ from time import monotonic
 from typing import Any, NamedTuple, Protocol
 from uuid import UUID
 
+from ._message.coercion import readable
 from .exceptions import ConfigError, DeliveryError, InvalidMessageError, NotDeliveredError, safe_cause
 from .protocol import HeaderValue, Message, Receipt, snapshot
 
@@ -277,14 +278,8 @@ class Observers:
 
 def _readable(candidate: Any, error: DeliveryError) -> Message:
     """The message for observers: its name and topic are text, and its id is a UUID."""
-    found: list[Any] = []
-    for name, kind in (("message_name", str), ("topic", str), ("message_id", UUID)):
-        try:
-            value = getattr(candidate, name, None)
-        except Exception:  # the message's own code
-            value = None
-        found.append(value if isinstance(value, kind) else None)
-    if isinstance(candidate, Message) and None not in found:
+    message_name, topic = readable(candidate, "message_name", str), readable(candidate, "topic", str)
+    message_id = readable(candidate, "message_id", UUID)
+    if isinstance(candidate, Message) and None not in (message_name, topic, message_id):
         return candidate
-    message_name, topic, message_id = found
     return Message(message_name or "", topic or error.topic or "", None, message_id or error.message_id)

@@ -7,7 +7,6 @@ This file is longer than 400 lines because a good part of it is the documentatio
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -189,14 +188,6 @@ def set_id_text(message: Message, text: bytes) -> None:
         text: What `id_text` returned. It is not checked, and becomes a `UUID` only when somebody reads `message_id`.
     """
     message._id = text
-
-
-def named(candidate: object) -> tuple[UUID | None, str | None]:
-    """The id and the topic of what should be a message, for errors. None: it has none, or its own code raised."""
-    message_id = topic = None
-    with contextlib.suppress(Exception):
-        message_id, topic = getattr(candidate, "message_id", None), getattr(candidate, "topic", None)
-    return message_id if isinstance(message_id, UUID) else None, topic if isinstance(topic, str) else None
 
 
 raw_id: Callable[[Message], Any] = attrgetter("_id")

@@ -5,13 +5,15 @@ from __future__ import annotations
 
 from inspect import getattr_static
 from types import MemberDescriptorType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 from uuid import UUID
 
 from cqrs_brokers.exceptions import DeliveryError, InvalidMessageError
 from cqrs_brokers.protocol import TOMBSTONE, Encoded, Encoder, EventBody, Message
 
-__all__ = ["Coercion"]
+__all__ = ["Coercion", "readable"]
+
+T = TypeVar("T")
 
 
 class Coercion:
@@ -156,3 +158,13 @@ def _given(candidate: Any, name: str, default: Any) -> Any:
         if known is not _MISSING and not isinstance(known, MemberDescriptorType):
             raise
         return default
+
+
+def readable(candidate: object, name: str, kind: type[T]) -> T | None:
+    """An attribute of what should be a message, for errors and observers. None: it is not of that type, or the object's
+    own code raised."""
+    try:
+        value = getattr(candidate, name, None)
+    except Exception:
+        value = None
+    return value if isinstance(value, kind) else None

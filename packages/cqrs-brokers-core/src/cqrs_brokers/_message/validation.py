@@ -25,10 +25,10 @@ from cqrs_brokers.protocol import (
     encoded_anew,
     has_own_id_and_time,
     has_own_time,
-    named,
     raw_id,
 )
 
+from .coercion import readable
 from .jsonable import UnencodableError
 
 __all__ = ["RESERVED_HEADERS", "Validator"]
@@ -172,7 +172,7 @@ class Validator:
     # -- parts --------------------------------------------------------------------------------------------------------
 
     def _refuse(self, message: Any, text: str, cause: BaseException | None = None) -> NoReturn:
-        message_id, topic = named(message)
+        message_id, topic = readable(message, "message_id", UUID), readable(message, "topic", str)
         raise InvalidMessageError(text, message_id=message_id, topic=topic, broker=self._address) from cause
 
     def _refuse_size(self, message: Message, size: int) -> NoReturn:
