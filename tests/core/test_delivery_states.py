@@ -76,7 +76,8 @@ class Told(AwaitedDelivery):
     """A delivery that a task awaits; it shows what the task will get."""
 
     def __init__(self, window: OwnWindow, size: int = 2) -> None:
-        super().__init__(message(), window.loop.time() + 60, size, window.places, window.wakeups)
+        now = window.loop.time()
+        super().__init__(message(), now, now + 60, size, window.places, window.wakeups)
         self.add_done_callback(lambda _: None, context=copy_context())
 
     @property

@@ -30,7 +30,7 @@ from ._connection.loops import LoopBinding, running_loop
 from ._delivery.breaches import ContractBreach, ContractBreaches
 from ._delivery.delivery import Sending
 from ._delivery.in_flight import InFlight
-from ._delivery.outcomes import AwaitedDelivery, BulkDelivery, BulkOutcomes, TimedDelivery
+from ._delivery.outcomes import AwaitedDelivery, BulkDelivery, BulkOutcomes
 from ._delivery.simple import SimpleSender
 from ._delivery.window import Window
 from ._message.coercion import Coercion, readable
@@ -243,14 +243,11 @@ class Broker(MessageBroker):
             ready, size = self._observers.before_send(ready, size)
             message = ready  # the original is not kept while the copy is in flight: the garbage collector has less work
         window = self._window
-        if timeout is None:
-            deadline = loop.time() + self._settings.delivery_timeout
-            delivery = AwaitedDelivery(ready, deadline, size, self._in_flight, window.wakeups)
-        else:
-            deadline = loop.time() + self._checked_timeout(timeout, ready)
-            delivery = TimedDelivery(ready, deadline, size, self._in_flight, window.wakeups)
-            delivery.timeout = timeout
-            window.expect(deadline)
+        seconds = self._settings.delivery_timeout if timeout is None else self._checked_timeout(timeout, ready)
+        now = loop.time()
+        delivery = AwaitedDelivery(ready, now, now + seconds, size, self._in_flight, window.wakeups)
+        if timeout is not None:
+            window.expect(delivery.deadline)
         if not window.admit(delivery) and not window.accepting:
             self._want(loop)
         try:
@@ -293,10 +290,10 @@ class Broker(MessageBroker):
             return [self.refuse(message, type(refusal)(refusal.text)) for message in messages]
         self._finish_preparing()
         seconds = self._settings.delivery_timeout if timeout is None else self._checked_timeout(timeout, *messages)
-        deadline = loop.time() + seconds
+        bulk = BulkOutcomes(loop.create_future(), loop.time())
+        deadline = bulk.began + seconds
         if timeout is not None:
             self._window.expect(deadline)
-        bulk = BulkOutcomes(loop.create_future(), timeout)
         preparing = self._prepare(messages, bulk, deadline, loop)
         make_ready: Callable[[], object] = partial(collections.deque, preparing, 0)
         if self._are_asked:  # another call may run it; observers must be asked in the context of this call
@@ -592,8 +589,8 @@ class Broker(MessageBroker):
 
         If one destination is stuck and the others go on, the oldest message is one for the stuck destination.
         """
-        loop, delivery = self._bound.loop, self._window.oldest(self._began)
-        return None if loop is None or delivery is None else (delivery.topic, loop.time() - self._began(delivery))
+        loop, delivery = self._bound.loop, self._window.oldest()
+        return None if loop is None or delivery is None else (delivery.topic, loop.time() - delivery.began)
 
     @property
     def contract_breaches(self) -> tuple[ContractBreach, ...]:
@@ -678,13 +675,6 @@ class Broker(MessageBroker):
         self._warn_unclosed("its event loop is ending")
 
     def _observe(self, delivery: Sending, outcome: Receipt | DeliveryError) -> None:
-        # This method runs for each message. So it repeats `_began` here, and asks a batch only once for its timeout.
-        loop, timeout = self._bound.loop, delivery.timeout
+        loop = self._bound.loop
         assert loop is not None
-        if timeout is None:
-            timeout = self._settings.delivery_timeout
-        self._observers.sent(delivery.message, outcome, loop.time() - delivery.deadline + timeout)
-
-    def _began(self, delivery: Sending) -> float:
-        """When its call began, in the event loop's time."""
-        return delivery.deadline - (self._settings.delivery_timeout if delivery.timeout is None else delivery.timeout)
+        self._observers.sent(delivery.message, outcome, loop.time() - delivery.began)

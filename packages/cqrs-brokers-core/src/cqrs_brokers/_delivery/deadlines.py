@@ -198,10 +198,9 @@ class Deadlines:
         if isinstance(reason, NotDeliveredError):
             return told_with_stall(reason, stalled)
         text = self._why_stuck(delivery) if delivery.state == QUEUED else None
-        began = delivery.deadline - (self._timeout if delivery.timeout is None else delivery.timeout)
         if text is not None:
             pass
-        elif delivery.deadline - self._opened < self._opened - began:
+        elif delivery.deadline - self._opened < self._opened - delivery.began:
             text = (
                 "the broker took no messages until shortly before the deadline: there was no connection, or the broker "
                 "was blocked; send again, or raise delivery_timeout"

@@ -137,8 +137,8 @@ class Sending:
 
     __slots__ = ("message", "topic", "deadline", "done", "size", "state", "_id", "_in_flight")
 
-    timeout: float | None = None
-    """The timeout of its call, in seconds. None: the call has none, and `Broker`'s timeout applies."""
+    began: float
+    """When its call began, in the event loop's time."""
 
     def __init__(self, message: Message, deadline: float, size: int, in_flight: InFlight) -> None:
         self.message = message

@@ -14,7 +14,7 @@ from .delivery import QUEUED, Sending
 from .in_flight import InFlight
 from .wakeups import Wakeups
 
-__all__ = ["AwaitedDelivery", "BulkDelivery", "BulkOutcomes", "TimedDelivery"]
+__all__ = ["AwaitedDelivery", "BulkDelivery", "BulkOutcomes"]
 
 
 class AwaitedDelivery(Sending):
@@ -28,13 +28,16 @@ class AwaitedDelivery(Sending):
         context: The context in which it is called.
     """
 
-    __slots__ = ("_asyncio_future_blocking", "callback", "_cancelled", "context", "_outcome", "_wakeups")
+    __slots__ = ("_asyncio_future_blocking", "began", "callback", "_cancelled", "context", "_outcome", "_wakeups")
 
-    def __init__(self, message: Message, deadline: float, size: int, in_flight: InFlight, wakeups: Wakeups) -> None:
+    def __init__(
+        self, message: Message, began: float, deadline: float, size: int, in_flight: InFlight, wakeups: Wakeups
+    ) -> None:
         # These lines repeat `Sending.__init__`, because a call for each message takes time.
         self.message = message
         self.topic = message.topic
         self._id = raw_id(message)
+        self.began = began
         self.deadline = deadline
         self.done = False
         self.size = size
@@ -99,22 +102,14 @@ class AwaitedDelivery(Sending):
         return True
 
 
-class TimedDelivery(AwaitedDelivery):
-    """The delivery of a `send_message` whose call has a timeout of its own."""
-
-    __slots__ = ("timeout",)
-
-    timeout: float | None
-
-
 class BulkOutcomes:
     """The outcomes of one `send_messages`: one future for all of them."""
 
-    __slots__ = ("outcomes", "left", "future", "timeout")
+    __slots__ = ("outcomes", "left", "future", "began")
 
-    def __init__(self, future: asyncio.Future[None], timeout: float | None = None) -> None:
-        self.timeout = timeout
-        """The timeout of the call, in seconds. None: the call has none, and `Broker`'s timeout applies."""
+    def __init__(self, future: asyncio.Future[None], began: float) -> None:
+        self.began = began
+        """When the call began, in the event loop's time."""
         self.outcomes: list[Any] = []
         self.left = 1
         """How many deliveries have no outcome, plus 1 while more deliveries may be added."""
@@ -143,9 +138,9 @@ class BulkDelivery(Sending):
         self._index = index
 
     @property
-    def timeout(self) -> float | None:  # type: ignore[override]
-        """The timeout of the call, in seconds."""
-        return self.bulk.timeout
+    def began(self) -> float:  # type: ignore[override]
+        """When the call began, in the event loop's time."""
+        return self.bulk.began
 
     def _resolve(self, outcome: Receipt | DeliveryError) -> None:
         bulk = self.bulk

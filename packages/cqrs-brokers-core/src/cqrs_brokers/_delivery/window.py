@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import collections
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 
 from cqrs_brokers._stalls import wait_patiently
 from cqrs_brokers.exceptions import DeliveryError, NotDeliveredError
@@ -310,14 +311,10 @@ class Window:
         """How many messages wait for a place, or for a connection."""
         return sum(not delivery.done for delivery in tuple(self._waiting))  # metrics are read in threads of their own
 
-    def oldest(self, began: Callable[[Sending], float]) -> Sending | None:
-        """The message that has been without an outcome for longest. May be asked from any thread.
-
-        Args:
-            began: When a message's call began.
-        """
+    def oldest(self) -> Sending | None:
+        """The message that has been without an outcome for longest. May be asked from any thread."""
         held = (*tuple(self._in_flight.pending), *tuple(self._waiting))
-        return min((delivery for delivery in held if not delivery.done), key=began, default=None)
+        return min((delivery for delivery in held if not delivery.done), key=attrgetter("began"), default=None)
 
     @property
     def is_empty(self) -> bool:
