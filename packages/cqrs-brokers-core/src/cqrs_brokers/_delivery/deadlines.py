@@ -152,23 +152,15 @@ class Deadlines:
         waiting = self._waiting
         most = len(late) + max(FEW, len(waiting) // PARTS)
         held_up, self._ending, self._held_up = self._held_up, False, False
-        if self._in_order:
-            while waiting and (waiting[0].done or waiting[0].deadline <= now):
-                if len(late) == most:
-                    self._ending = True
-                    break
-                late.append(waiting.popleft())
-        else:
-            everything = tuple(waiting)
-            waiting.clear()
-            for delivery in everything:
-                if not delivery.done and delivery.deadline > now:
-                    waiting.append(delivery)
-                elif len(late) < most:
-                    late.append(delivery)
-                else:
-                    self._ending = True
-                    waiting.append(delivery)
+        kept: list[Sending] = []
+        while waiting:
+            passed = waiting[0].done or waiting[0].deadline <= now
+            too_many = passed and len(late) == most
+            self._ending = self._ending or too_many
+            if self._in_order and (too_many or not passed):  # and those after it wait, too
+                break
+            (late if passed and not too_many else kept).append(waiting.popleft())
+        waiting.extendleft(reversed(kept))
         if waiting and (held_up or not self._in_order):
             self._in_flight.on_room()  # a message that ended may have been the only one without room
         return late
