@@ -77,7 +77,7 @@ class Pipeline(Generic[T]):
         self._tasks = Tasks()
         self._opened = False
         self._waiting: deque[tuple[Delivery, T, int]] = deque()
-        self._write_to: Callable[[Sequence[tuple[int, T]]], Awaitable[None]] | None = None
+        self._write_to: Callable[[Sequence[tuple[int, T]]], Awaitable[None]]
         self._window: int | None = None
         self._unanswered: dict[int, Delivery | asyncio.Future[None] | None] = {}
         """The messages and questions without an answer, by token. None: the message was let go. Its entry stays if the
@@ -269,7 +269,6 @@ class Pipeline(Generic[T]):
             self.broken(ConnectionResetError("the broker closed the connection"))
 
     async def _write(self) -> None:
-        assert self._write_to is not None
         while True:
             await self._more.wait()
             batch = self._next_batch()
@@ -279,7 +278,6 @@ class Pipeline(Generic[T]):
                 await self._write_to(batch)
 
     async def _write_question(self, answer: asyncio.Future[None], item: T) -> None:
-        assert self._write_to is not None
         try:
             await self._write_to([(self._number(answer), item)])
         except Exception as error:

@@ -284,14 +284,14 @@ class Connection:
         while True:
             self.state = State.CONNECTING
             self._changed("connecting", "")
-            self._lost = loop.create_future()
+            lost = self._lost = loop.create_future()
             error = await self._connect_once()
             unproven += 1
             if error is None:
                 was_ready, failures = True, 0
                 since = loop.time()
                 self._in_flight.take_confirmed()
-                error = await self._ready_until_lost()
+                error = await self._ready_until_lost(lost)
                 if self._in_flight.take_confirmed() or loop.time() - since >= PROVEN_AFTER:
                     unproven = 0
                     self._logged.clear()
@@ -361,15 +361,14 @@ class Connection:
             if not task.done():
                 self._breaches.add(method, "did not end when it was cancelled")
 
-    async def _ready_until_lost(self) -> ConnectError:
-        assert self._lost is not None
+    async def _ready_until_lost(self, lost: asyncio.Future[ConnectError]) -> ConnectError:
         self.state = State.READY
         self.last_error = None
         self._changed("connected", "")
         self._end_passes(None)
-        if not self._lost.done() and self.blocked_by is None:  # both may have changed since `connect()` returned
+        if not lost.done() and self.blocked_by is None:  # both may have changed since `connect()` returned
             self._open(True)
-        error = await self._lost
+        error = await lost
         error.broker = error.broker or self.address
         self.state = State.CONNECTING
         self.blocked_by = self.throttled_by = None

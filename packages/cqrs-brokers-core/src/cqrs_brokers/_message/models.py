@@ -13,8 +13,7 @@ pydantic's schema of the class is read once. It says what the class asks for:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic_core import PydanticSerializationError, SchemaSerializer
 
@@ -38,8 +37,7 @@ __all__ = ["model_writer"]
 _MISSING = object()
 
 
-@dataclass(frozen=True, slots=True)
-class _Field:
+class _Field(NamedTuple):
     """One field of a class.
 
     Attributes:
