@@ -54,7 +54,6 @@ class StuckDestinations:
         """Forgets all that it knows about destinations."""
         self._before: dict[str, list[Sending]] = {}
         self._held: list[Sending] = []
-        self._bytes = 0
         self._trials: dict[str, dict[object, Sending]] = {}
         """The trials, by destination and by key. A trial without a key has the key None here until the next look, which
         replaces None with the delivery. So each look makes room for one more trial without a key."""
@@ -87,7 +86,6 @@ class StuckDestinations:
         self._held = [delivery for name in self.names for delivery in now[name]]
         if self._again:
             self._note_keys()
-        self._bytes = sum(delivery.size for delivery in self._held)
         self._trials = {name: _that_count(self._trials.get(name, {})) for name in self.names}
         self._set_limits()
 
@@ -114,12 +112,13 @@ class StuckDestinations:
         held = [held for held in self._held if held.state < RELEASED]
         if len(held) == len(self._held):
             return False
-        self._held, self._bytes = held, sum(held.size for held in held)
+        self._held = held
         self._set_limits()
         return True
 
     def _set_limits(self) -> None:
         places = self._in_flight
+        self._bytes = sum(delivery.size for delivery in self._held)
         held, size = len(self._held), min(self._bytes, places.max_bytes)
         self.limit = min(places.max_count, held + max(1, _two_fifths(places.max_count - held)))
         """How many messages the driver may hold now."""
