@@ -23,7 +23,7 @@ from uuid import UUID
 
 from ._message.coercion import readable
 from .exceptions import ConfigError, DeliveryError, InvalidMessageError, NotDeliveredError, safe_cause
-from .protocol import HeaderValue, Message, Receipt, snapshot
+from .protocol import HeaderValue, Message, Receipt, with_body
 
 __all__ = ["BatchObserver", "ObservedBroker", "Observer"]
 
@@ -221,7 +221,7 @@ class Observers:
                 self._failed(observer, "complete", error, None)
 
     def _ask(self, asked: Asked, message: Message, size: int) -> tuple[Message, int]:
-        message = snapshot(message)
+        message = with_body(message, message.body)  # as `snapshot`, without its call
         for observer, before_send in asked:
             try:
                 added = before_send(message)

@@ -222,15 +222,21 @@ def timestamp_ms(message: Message) -> int:
 
 def snapshot(message: Message) -> Message:
     """A copy of a validated message, because the caller may change the original before the driver reads it."""
+    return with_body(message, message.body)  # what was validated, whatever becomes of the payload
+
+
+def with_body(message: Message, body: bytes | None) -> Message:
+    """A copy of a message, with that body."""
     headers = message.headers
     kept = _new(Message) if type(message) is Message else copy.copy(message)
     kept.message_name = message.message_name
     kept.topic = message.topic
     kept.payload = message.payload
     kept.key = message.key
-    kept.headers = dict(headers) if headers else headers
+    is_mapping = headers and (type(headers) is dict or isinstance(headers, Mapping))  # what is none is refused later
+    kept.headers = dict(headers) if is_mapping else headers
     kept.content_type = message.content_type
-    kept.payload_bytes = message.body  # what was validated, whatever becomes of the payload
+    kept.payload_bytes = body
     kept._id = message._id
     kept._time = message._time
     kept._body = None

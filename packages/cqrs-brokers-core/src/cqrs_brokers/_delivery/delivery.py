@@ -27,7 +27,7 @@ from uuid import UUID
 
 from cqrs_brokers._message.ids import from_text
 from cqrs_brokers.exceptions import DeliveryError, DeliveryUnknownError, NotDeliveredError
-from cqrs_brokers.protocol import Message, Receipt, raw_id, snapshot
+from cqrs_brokers.protocol import Message, Receipt, raw_id, with_body
 
 from .in_flight import InFlight
 
@@ -236,7 +236,7 @@ class Sending:
 
     def keep(self) -> None:
         """Copies the message, because it has to wait and the caller may change the original meanwhile."""
-        self.message = snapshot(self.message)
+        self.message = with_body(self.message, self.message.body)  # as `snapshot`, without its call
 
     def end(self, error: DeliveryError) -> None:
         """Broker gives the caller its outcome; the place stays taken while the driver holds the message."""

@@ -9,7 +9,7 @@ from typing import Any, NoReturn, TypeVar
 from uuid import UUID
 
 from cqrs_brokers.exceptions import DeliveryError, InvalidMessageError
-from cqrs_brokers.protocol import TOMBSTONE, Encoded, Encoder, EventBody, Message
+from cqrs_brokers.protocol import TOMBSTONE, Encoded, Encoder, EventBody, Message, with_body
 
 __all__ = ["Coercion", "readable"]
 
@@ -123,24 +123,15 @@ class Coercion:
         """The message with the body, and the headers, that the encoder made."""
         if type(encoded.body) is not bytes:
             self._refuse(f"the encoder must return bytes, not {type(encoded.body).__name__}", message.message_id)
-        headers = message.headers
+        made = with_body(message, encoded.body)
+        made.content_type = encoded.content_type
         if encoded.headers:
-            twice = set(headers) & set(encoded.headers)
+            twice = set(message.headers) & set(encoded.headers)
             if twice:
                 what = f"the encoder sets header {min(twice)!r}, and the message has it already"
                 self._refuse(what, message.message_id)
-            headers = {**headers, **encoded.headers}
-        return Message(
-            message.message_name,
-            message.topic,
-            message.payload,
-            message.message_id,
-            key=message.key,
-            headers=headers,
-            content_type=encoded.content_type,
-            timestamp=message.timestamp,
-            payload_bytes=encoded.body,
-        )
+            made.headers = {**message.headers, **encoded.headers}
+        return made
 
     def _refuse(self, text: str, message_id: UUID | None = None) -> NoReturn:
         raise InvalidMessageError(text, message_id=message_id, broker=self._address)
