@@ -233,8 +233,9 @@ def with_body(message: Message, body: bytes | None) -> Message:
     kept.topic = message.topic
     kept.payload = message.payload
     kept.key = message.key
-    is_mapping = headers and (type(headers) is dict or isinstance(headers, Mapping))  # what is none is refused later
-    kept.headers = dict(headers) if is_mapping else headers
+    kept.headers = headers
+    if headers and (type(headers) is dict or isinstance(headers, Mapping)):  # anything else is refused later
+        kept.headers = dict(headers)
     kept.content_type = message.content_type
     kept.payload_bytes = body
     kept._id = message._id
