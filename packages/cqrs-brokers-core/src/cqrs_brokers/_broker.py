@@ -41,11 +41,9 @@ from .exceptions import (
     BrokerClosedError,
     BrokerStateError,
     ConfigError,
-    ConnectionLostError,
     DeliveryError,
     FlushTimeoutError,
     InvalidMessageError,
-    NotConnectedError,
     NotDeliveredError,
 )
 from .observers import Observer, Observers
@@ -191,7 +189,7 @@ class Broker(MessageBroker):
             self._in_flight,
             settings,
             changed=self._observers.connection_changed,
-            dropped=self._dropped,
+            warn=lambda: self._warn_unclosed("its event loop is ending"),
         )
         self._bound = LoopBinding()
         self._make_ready: Callable[[], object] | None = None
@@ -249,7 +247,7 @@ class Broker(MessageBroker):
         if timeout is not None:
             window.expect(delivery.deadline)
         if not window.admit(delivery) and not window.accepting:
-            self._want(loop)
+            self._connection.want(loop)
         try:
             return await delivery
         except CancelledError:  # the caller's task was cancelled: no other code can cancel the delivery
@@ -363,7 +361,7 @@ class Broker(MessageBroker):
                 if window.accepting:
                     window.refill()
                 else:
-                    self._want(loop)
+                    self._connection.want(loop)
                 window.keep(burst)
             if messages and loop.time() - turn >= TURN:
                 try:
@@ -432,11 +430,6 @@ class Broker(MessageBroker):
         text = f"timeout must be seconds above 0, not {what}: nothing was sent"
         errors = [self.refuse(message, InvalidMessageError(text)) for message in messages]
         raise errors[0] if len(errors) == 1 else InvalidMessageError(text, broker=self._address)
-
-    def _want(self, loop: asyncio.AbstractEventLoop) -> None:
-        error = self._connection.want(loop)
-        if error is not None:
-            self._window.end_not_handed(error)
 
     # -- lifecycle ----------------------------------------------------------------------------------------------------
 
@@ -666,13 +659,7 @@ class Broker(MessageBroker):
             self._connection.drop()
             self._window.forget()
 
-    # -- what the supervisor tells ------------------------------------------------------------------------------------
-
-    def _dropped(self) -> None:
-        text = "the event loop is ending, so the connection was dropped: close the broker first"
-        self._window.settle(ConnectionLostError(text), NotConnectedError(text))
-        self._window.stop()
-        self._warn_unclosed("its event loop is ending")
+    # -- for observers ------------------------------------------------------------------------------------------------
 
     def _observe(self, delivery: Sending, outcome: Receipt | DeliveryError) -> None:
         loop = self._bound.loop

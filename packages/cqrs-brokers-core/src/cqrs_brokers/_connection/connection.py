@@ -28,6 +28,7 @@ from cqrs_brokers.exceptions import (
     BrokerError,
     BrokerStateError,
     ConnectError,
+    ConnectionLostError,
     NotConnectedError,
     NotDeliveredError,
     ProtocolError,
@@ -84,7 +85,7 @@ class Connection:
         settings: `connect_timeout` limits each attempt, with a slack of 0.5 s. `retry_count` and `retry_delay` say how
             many attempts there are, and when.
         changed: Tells the observers the new state and the reason.
-        dropped: Called when the event loop is ending without `close()`.
+        warn: Warns that the event loop is ending without `close()`.
     """
 
     def __init__(
@@ -95,14 +96,14 @@ class Connection:
         settings: BrokerSettings,
         *,
         changed: Callable[[str, str], None],
-        dropped: Callable[[], None],
+        warn: Callable[[], None],
     ) -> None:
         self._driver = driver
         self._window = window
         self._in_flight = in_flight
         self._settings = settings
         self._changed = changed
-        self._dropped = dropped
+        self._warn = warn
         self._breaches = in_flight.breaches
         self.address = in_flight.address
         self.state = State.IDLE
@@ -189,17 +190,14 @@ class Connection:
 
     # -- what Broker asks ---------------------------------------------------------------------------------------------
 
-    def want(self, loop: asyncio.AbstractEventLoop) -> NotConnectedError | None:
-        """Starts connecting for a message that waits, unless that is under way.
-
-        Returns:
-            The error of the message, if connecting failed a moment ago with a permanent error. Then waiting is useless.
-        """
+    def want(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Starts connecting for the messages that wait, unless that is under way. If connecting failed a moment ago
+        with a permanent error, waiting is useless, and the messages end."""
         if self._task is None:
             if self.state is State.FAILED and loop.time() < self._retry_at:
-                return self._why_not_connected()
-            self._start(loop)
-        return None
+                self._window.end_not_handed(self._why_not_connected())
+            else:
+                self._start(loop)
 
     async def connect(self, loop: asyncio.AbstractEventLoop) -> None:
         """Waits for one pass over all hosts.
@@ -267,7 +265,10 @@ class Connection:
         except asyncio.CancelledError:
             if self.state is not State.CLOSED:  # asyncio.run() ends, or somebody cancels every task
                 self._drop()
-                self._dropped()
+                text = "the event loop is ending, so the connection was dropped: close the broker first"
+                self._window.settle(ConnectionLostError(text), NotConnectedError(text))
+                self._window.stop()
+                self._warn()
             raise
         finally:
             # A supervisor whose loop was closed may be collected long after another one has taken its place.
