@@ -219,7 +219,10 @@ class Broker(MessageBroker):
         """
         loop = running_loop()
         if loop is None or self._bound.loop is not loop or self._closed:
-            loop = self._enter_to_send(loop, message)
+            try:
+                loop = self._enter(loop)
+            except NotDeliveredError as error:
+                raise self.refuse(message, error)  # noqa: B904 - it is the same error, or a copy of it
         if self._make_ready is not None:
             self._finish_preparing()
         coercion = self._coercion
@@ -628,12 +631,6 @@ class Broker(MessageBroker):
             self._connection.drop()
             self._warn_unclosed("its event loop was closed")
         return loop
-
-    def _enter_to_send(self, loop: asyncio.AbstractEventLoop | None, message: object) -> asyncio.AbstractEventLoop:
-        try:
-            return self._enter(loop)
-        except NotDeliveredError as refusal:
-            raise self.refuse(message, refusal)  # noqa: B904 - it is the same error, or a copy of it
 
     def _entered(self) -> asyncio.AbstractEventLoop:
         """Does the work of `_enter` for every call except sends."""
