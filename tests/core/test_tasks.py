@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import socket
 import subprocess
 import sys
 import textwrap
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cqrs_brokers.tasks import Tasks, drop_task, retrieve_exception
+from cqrs_brokers.tasks import Tasks, drop_task, drop_transport, retrieve_exception
 from cqrs_brokers_testkit.certificates import make_certificates
 
 
@@ -231,3 +232,26 @@ def test_a_transport_is_dropped_and_the_peer_sees_it(tmp_path: Path, tls: bool, 
         *arguments,
     )
     assert told == "ended\n"
+
+
+async def test_drops_a_transport_that_wrote_its_last_bytes_after_close() -> None:
+    """asyncio forgets the loop of a transport that it has closed, and its `abort()` then fails."""
+    ended = asyncio.Event()
+
+    class Watched(asyncio.Protocol):
+        def connection_lost(self, _: Exception | None) -> None:
+            ended.set()
+
+    ours, theirs = socket.socketpair()
+    theirs.settimeout(10)
+    transport, _ = await asyncio.get_running_loop().create_connection(Watched, sock=ours)
+    transport.write(bytes(4_000_000))
+    transport.close()
+    assert transport.get_write_buffer_size()
+    received = 0
+    while received < 4_000_000:
+        received += len(await asyncio.to_thread(theirs.recv, 1_000_000))
+    await ended.wait()
+    drop_transport(transport)
+    drop_transport(transport)
+    theirs.close()

@@ -62,6 +62,8 @@ def drop_transport(transport: asyncio.BaseTransport | None) -> None:
     if transport is None:
         return
     layer: Any = transport
+    if getattr(layer, "_loop", layer) is None:
+        return  # asyncio has closed it; if `close()` still had bytes to write, `abort()` now fails
     with contextlib.suppress(RuntimeError):  # the event loop is closed
         layer.abort()
     loop: asyncio.AbstractEventLoop | None = getattr(layer, "_loop", None)
