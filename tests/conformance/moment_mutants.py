@@ -165,3 +165,27 @@ class TakesStaleNumbers(UnorderedSound):
         if self.connections > 1:
             number = (number + 1) % len(self.topics)
         return {**super().render(message), "topic": self.topics[number]}
+
+
+class CachesItsHealth(UnorderedSound):
+    """Takes a connection for alive that answered a ping a few seconds ago."""
+
+    caught_by = ("lifecycle.health-when-stalled",)
+    answered_at = float("-inf")
+
+    async def ping(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if now - self.answered_at > 5:
+            await super().ping()
+            self.answered_at = now
+
+
+class LeavesAPing(UnorderedSound):
+    """Leaves the task of a ping that has no answer when it is closed."""
+
+    caught_by = ("faults.close-while-stalled",)
+
+    async def ping(self) -> None:
+        asking = asyncio.ensure_future(super().ping())
+        LEFT.add(asking)
+        await asyncio.shield(asking)

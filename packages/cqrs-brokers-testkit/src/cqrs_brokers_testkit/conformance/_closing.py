@@ -50,9 +50,11 @@ async def _in_time(ctx: Context, broker: Broker, topic: str, what: tuple[int, in
     size = min(what[1], (ctx.capabilities.max_message_bytes or what[1]) - 1_000)
     messages = [ctx.message(topic, bytes(size)) for _ in range(what[0])]
     sends = [asyncio.ensure_future(outcome_of(broker.send_message(message))) for message in messages]
+    asking = asyncio.ensure_future(broker.health())
     await asyncio.sleep(0.2)
     with Clock() as clock:
         await broker.close(1.0)
+    await asking
     check(clock.seconds <= 1.0 + _GRACE, f"close(1.0) took {clock.seconds:.1f} s")
     _, pending = await asyncio.wait(sends, timeout=0.5)
     check(not pending, f"after close() {len(pending)} sends have no outcome")
