@@ -1,8 +1,8 @@
-"""`kafka://` for cqrs-brokers: Apache Kafka, idempotent and in order, on aiokafka.
+"""The plugin for `kafka://`. It publishes to Apache Kafka, idempotently and in order, over aiokafka's connections.
 
     broker = open_broker("kafka://localhost:9092?client_id=my-app")
 
-This module is also the plugin: the entry point names it. aiokafka is imported when the broker connects, not before.
+This module is the plugin that the package's entry point names. aiokafka is imported only when the broker connects.
 """
 
 from cqrs_brokers.driver import PipelinedDriver
@@ -26,13 +26,13 @@ __all__ = [
 
 @hookimpl
 def broker_options() -> type[KafkaOptions]:
-    """The scheme's options."""
+    """The options of `kafka://`."""
     return KafkaOptions
 
 
 @hookimpl
 def open_message_broker(url: BrokerURL, options: KafkaOptions) -> PipelinedDriver:
-    """The driver for a config string; no I/O."""
+    """Makes the driver for a config string, without I/O."""
     from ._driver import KafkaDriver
 
     return KafkaDriver(KafkaSettings(url, options))

@@ -1,8 +1,8 @@
-"""Record batches as bytes (Kafka protocol, record format v2).
+"""Encodes record batches (Kafka protocol, record format v2).
 
-This module writes them, not aiokafka's compiled builder, which is slower. The builder takes the headers of each record
-as a list of pairs. These are three more objects per message for the garbage collector. The builder also computes the
-checksum without the processor's instruction for it.
+aiokafka's compiled builder could do the same, but it is slower. It takes the headers of each record as a list of pairs.
+For the garbage collector the list and its pairs are at least three more objects per message. The builder also computes
+the checksum without the processor's instruction for CRC-32C.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ _checked = Struct(">hiqqqhii").pack
 
 
 _NOW = b"\0" + varints[0]
-"""The attributes of a record, and the difference between its timestamp and that of the first record. Both are 0."""
+"""The attributes of a record, and the difference between its timestamp and the first record's timestamp. In this value
+both are 0."""
 
 
 def batch_encoder(compression: str) -> Encode:
-    """Encodes batches.
+    """Makes the function that encodes batches.
 
     Args:
         compression: The option `compression_type`.
 
     Returns:
-        A function of the records, the producer id, its epoch and the first record's sequence number (-1, -1, -1 without
-        idempotence).
+        The function. Its arguments are the records, the producer id, its epoch and the first record's sequence number.
+        Without idempotence the last three are -1.
     """
     codec, compress = CODECS[compression]
     varint = varints.__getitem__

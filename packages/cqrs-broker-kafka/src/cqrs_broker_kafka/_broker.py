@@ -11,17 +11,17 @@ __all__ = ["KafkaMessageBroker"]
 
 
 class KafkaMessageBroker(Broker):
-    """Publishes to Apache Kafka. It does the same as the broker of `open_broker("kafka://…")`, with an adapter instead
-    of a config string.
+    """Publishes to Apache Kafka. It does the same as the broker of `open_broker("kafka://…")`, but gets its settings
+    from an adapter, not from a config string.
 
     Args:
-        producer: The connection settings; they serve this broker only.
+        producer: The adapter with the connection settings. An adapter can be used for one broker only.
         aiokafka_log_level: The level for the logger "aiokafka". Default: the logger keeps its level.
-        observers: Objects that `Broker` tells about outcomes and connection changes.
+        observers: Objects that `Broker` calls when a message has its outcome and when the connection changes.
 
     Raises:
-        ConfigError: The adapter serves another broker or is an object of another class, a certificate file cannot be
-            used, or there is no such log level.
+        ConfigError: Another broker uses the adapter already, `producer` is an object of another class, a certificate
+            file cannot be used, or the log level does not exist.
     """
 
     def __init__(

@@ -1,20 +1,20 @@
-"""The plugin's use of aiokafka: its connections, its requests for metadata and producer ids, its codecs.
+"""What the plugin uses of aiokafka: connections, requests for metadata and producer ids, and codecs.
 
-`_inspection` makes requests of its own from aiokafka's documented classes. `_options` checks the class of a token
+`_inspection` builds its own requests from aiokafka's documented classes. `_options` checks the class of a token
 provider. No other module uses aiokafka.
 
-We use aiokafka's single connections, but not its client and not its producer. A connection of aiokafka connects,
-negotiates versions and logs in. From the first produce request on, we read and write on it ourselves. aiokafka's reader
-then gets no data, but still notices when the connection ends. Eight names that aiokafka does not document are used, all
-of `AIOKafkaConnection`:
+We use aiokafka's class for one connection, but neither its client nor its producer. A connection of aiokafka connects,
+negotiates versions and logs in. From the first produce request on, we read from the connection and write to it
+ourselves. aiokafka's reader then gets no data, but still notices when the connection ends. We use eight members of
+`AIOKafkaConnection` that aiokafka does not document:
 
 | name | used for |
 |---|---|
 | `_closed_fut`, `_reader`, `_writer`, `_read_task`, `_create_reader_task` | a connection over a socket of our own |
-| `_do_version_lookup`, `_do_sasl_handshake` | the next steps of its `connect()` |
+| `_do_version_lookup`, `_do_sasl_handshake` | the next steps of `AIOKafkaConnection.connect()` |
 | `_versions` | whether the broker knows the version of our produce requests |
 
-`why_unsupported` looks for them before anything is connected, and tests/kafka/test_client.py has a test for each use.
+`why_unsupported` checks that these members exist. tests/kafka/test_client.py has a test for each use.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ __all__ = [
 ]
 
 crc32c: Callable[[bytes], int] = google_crc32c.value if google_crc32c.implementation == "c" else calc_crc32c
-"""The checksum of a batch. Google's extension uses the processor's instruction and takes a tenth of the time of
-aiokafka's: 0.03 instead of 0.29 µs for a record of 600 bytes."""
+"""Computes the checksum of a batch. Google's extension uses the processor's CRC instruction. For a record of 600 bytes
+it takes 0.03 µs, and aiokafka's function takes 0.29 µs."""
 KNOWN_TO_WORK = "0.13 and 0.14"
 PRIVATE = (
     "_closed_fut",
@@ -78,10 +78,10 @@ READ_AHEAD = 2**16
 LARGEST_ANSWER = 2**28
 """The most bytes that an answer may have."""
 LOOK_AT_BUFFER = 0.002
-"""The time between two checks whether a transport's buffer is empty, in seconds. asyncio has no event for it."""
+"""Seconds between two checks whether a transport's write buffer is empty. asyncio has no event for an empty buffer."""
 SHARE_OF_TIMEOUT = 0.8
-"""The share of `connect_timeout` that the TCP connection may take, and that the token provider may take. If such a step
-took all of `connect_timeout`, it would be cut off, and the error would give no reason."""
+"""Two steps may each take this share of `connect_timeout`: the TCP connection, and the token provider. A step that took
+all of `connect_timeout` would be cut off, and the error would give no reason."""
 SHARE_OF_SESSION = 0.8
 """A connection is replaced after this share of the time for which its login is valid."""
 
@@ -92,11 +92,11 @@ CODECS: dict[str, tuple[int, Callable[[bytes], bytes] | None]] = {
     "lz4": (3, lz4_encode),
     "zstd": (4, zstd_encode),
 }
-"""The compressions, by the value of `compression_type`: the number in a batch's attributes, and the function."""
+"""For each value of `compression_type`: its number in the attributes of a batch, and the function that compresses."""
 
 
 def why_unsupported(connection: type = AIOKafkaConnection) -> str | None:
-    """Why the plugin cannot use the aiokafka that is installed; None: it can."""
+    """Why the plugin cannot use the installed version of aiokafka. None: the plugin can use it."""
     known = set(dir(connection))
     for member in vars(connection).values():
         code = getattr(getattr(member, "__func__", member), "__code__", None)
@@ -111,25 +111,25 @@ def why_unsupported(connection: type = AIOKafkaConnection) -> str | None:
 
 
 class TokenError(Exception):
-    """The token provider gave no token. The provider's own error may hold secrets, so it is not the cause of this
-    error."""
+    """The token provider gave no token. The provider's own error may contain secrets, so it is not kept as
+    `__cause__`."""
 
 
 class _Reader(asyncio.StreamReader):
-    """Refuses an answer that is larger than any that a broker sends: bytes of another protocol may look like a size."""
+    """Refuses an answer that is too large for Kafka. The bytes of another protocol may look like a huge size."""
 
     async def readexactly(self, n: int) -> bytes:
-        """As StreamReader's method, but raises a `ConnectionError` for too many bytes."""
+        """Reads as StreamReader's method does, but raises a `ConnectionError` for more than `LARGEST_ANSWER` bytes."""
         if n > LARGEST_ANSWER:
             raise ConnectionError(f"an answer of {n} bytes is announced: this is not Kafka")
         return await super().readexactly(n)
 
 
 class _Protocol(AIOKafkaProtocol, BufferedReads):  # type: ignore[misc]
-    """Hands received data to aiokafka's reader, until the connection is used for produce requests.
+    """Hands received data to aiokafka's reader, until the first produce request is written.
 
-    From then on a response is read in the turn of the event loop in which it arrives. aiokafka's reader is a task, and
-    would read it two turns later.
+    From then on this class reads a response in the turn of the event loop in which the response arrives. aiokafka's
+    reader is a task, and would read the response two turns later.
     """
 
     answered: Callable[[list[bytes]], None] | None = None
@@ -146,22 +146,22 @@ class _Protocol(AIOKafkaProtocol, BufferedReads):  # type: ignore[misc]
 
 
 class Connection(AIOKafkaConnection):  # type: ignore[misc]
-    """A connection to one host, made with `open`.
+    """A connection to one host. The method `open` makes it.
 
     Attributes:
-        replace_at: From this time on the connection is replaced, because its login ends soon (event loop's time). None:
-            the login does not end.
+        replace_at: When to replace the connection, because its login ends soon (event loop's time). None: the login
+            does not end.
     """
 
     replace_at: float | None = None
     _settings: KafkaSettings
     _addresses: list[Address]
-    """The other addresses of the host, to be tried if this one does not answer."""
+    """The host's other addresses. They are tried if the current address does not answer."""
     _until: float
-    """When connecting and the question for the versions must have ended (event loop's time)."""
+    """The time by which we must be connected and must know the broker's versions (event loop's time)."""
     _protocol: _Protocol
     _socket: asyncio.Transport
-    """The transport of the connection; with TLS, the one below the TLS transport."""
+    """The transport of the TCP connection. With TLS it is the transport below the TLS transport."""
 
     @classmethod
     async def open(
@@ -178,8 +178,8 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
             closed: Called when the connection was closed, by us or by the broker.
 
         Raises:
-            OSError, ssl.SSLError, KafkaError, TimeoutError, TokenError: One of the steps failed. It is the failure at
-                the first address.
+            OSError, ssl.SSLError, KafkaError, TimeoutError, TokenError: One of the steps failed. If several addresses
+                failed, the error of the first address is raised.
         """
         loop = asyncio.get_running_loop()
         options = settings.options
@@ -204,7 +204,7 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
                 return connection
 
     async def connect(self) -> None:
-        """As aiokafka's method, but over a socket of our own, to one of the addresses that are left."""
+        """Connects as aiokafka's method does, but opens the socket itself, to one of the addresses that are left."""
         loop = asyncio.get_running_loop()
         options = self._settings.options
         tls = self._settings.ssl_context
@@ -243,7 +243,7 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
         return _TokenLogin(self._settings)
 
     def send(self, request: Any, expect_response: bool = True) -> Any:
-        """As aiokafka's method. It also notes for how long a login is valid."""
+        """Sends a request as aiokafka's method does. Also notes for how long a login is valid."""
         answer = super().send(request, expect_response)
         return self._logged_in(answer) if isinstance(request, SaslAuthenticateRequest) else answer
 
@@ -261,7 +261,7 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
     # -- questions ----------------------------------------------------------------------------------------------------
 
     async def metadata(self, topics: list[str]) -> Any:
-        """Asks for the nodes and for these topics. The broker may create a topic that is asked for.
+        """Asks for the nodes and for these topics. If a topic does not exist, the broker may create it.
 
         Raises:
             KafkaError, TimeoutError: There is no answer.
@@ -287,7 +287,7 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
         """Checks that the broker knows our version of the produce request.
 
         Raises:
-            ProtocolError: The broker does not know it.
+            ProtocolError: The broker does not know this version.
         """
         oldest, newest = self._versions.get(produce.API_KEY, (0, 0))
         if not oldest <= produce.API_VERSION <= newest:
@@ -295,16 +295,16 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
 
     @property
     def versions(self) -> dict[int, tuple[int, int]]:
-        """The oldest and the newest version of each request that the broker knows, by the request's API key."""
+        """For each API key, the oldest and the newest version of the request that the broker knows."""
         return dict(self._versions)
 
     def write(self, request: bytes, answered: Callable[[list[bytes]], None]) -> None:
-        """Writes a request. From then on only the caller uses the connection: aiokafka sends nothing on it any more.
+        """Writes a produce request. From then on only the caller uses the connection: aiokafka sends nothing any more.
 
         Args:
             request: The whole request.
-            answered: Called with every response from now on, as soon as it has arrived. A response comes without the
-                size field before it.
+            answered: Called with the responses that arrive from now on. Each response is given without its size field,
+                as soon as it has arrived.
 
         Raises:
             KafkaConnectionError: The connection is closed; nothing was written.
@@ -316,7 +316,7 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
         writer.write(request)
 
     async def written(self) -> None:
-        """Waits until the operating system has all that was written.
+        """Waits until the operating system has taken all bytes that were written.
 
         Raises:
             OSError: The connection ended first.
@@ -342,7 +342,7 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
             self.close()
 
     def close(self, reason: Any = None, exc: BaseException | None = None) -> Any:
-        """As aiokafka's method, but it does not wait for the peer. TLS would wait 30 s for its `close_notify`."""
+        """Closes as aiokafka's method does, but does not wait for the peer. With TLS the wait would last up to 30 s."""
         writer: asyncio.StreamWriter | None = self._writer
         if writer is not None and self._closed_fut.get_loop().is_closed():
             drop_task(self._read_task)
@@ -353,13 +353,13 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
         return self._closed_fut
 
     async def ended(self) -> None:
-        """Waits after `drop()` until the socket is closed, for 0.2 s at most."""
+        """Waits until the socket is closed, for at most 0.2 s. It is called after `drop()`."""
         if self._closed_fut is not None:
             await asyncio.wait((self._closed_fut,), timeout=0.2)
 
 
 class _TokenLogin:
-    """OAUTHBEARER (RFC 7628): sends a token. If the broker refuses it, asks the broker for the reason."""
+    """Logs in with OAUTHBEARER (RFC 7628). If the token is refused, one more message asks for the broker's error."""
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._provider: Any = settings.options.sasl_oauth_token_provider
@@ -367,7 +367,7 @@ class _TokenLogin:
         self._sent = False
 
     async def step(self, answer: bytes | None) -> tuple[bytes, bool] | None:
-        """What aiokafka sends next. None: nothing more."""
+        """The next message for aiokafka to send. None: there is nothing more to send."""
         if self._sent:
             return (b"\x01", True) if answer else None  # the broker answers this with an error
         self._sent = True
@@ -392,7 +392,7 @@ class _TokenLogin:
 
 
 def _why_no_token(token: object) -> str | None:
-    """What is wrong with the token that the provider gave, as far as the client can see. The broker gives no reason."""
+    """What is visibly wrong with the provider's token. The broker gives no reason when it refuses such a token."""
     if not isinstance(token, str):
         return f"gave {type(token).__name__} in the place of text"
     if not token:

@@ -34,23 +34,23 @@ if TYPE_CHECKING:
 __all__ = ["Cluster"]
 
 TOPIC_GRACE = 3.0
-"""How long we ask again for a topic that the cluster does not know, in seconds. The topic may just have been
-created."""
+"""After this many seconds a topic that the cluster does not know counts as missing. Until then we ask again, because
+the topic may just have been created."""
 TOPIC_GRACE_AGAIN = 0.3
-"""As `TOPIC_GRACE`, for a topic that was missing before."""
+"""The same as `TOPIC_GRACE`, but for a topic that was missing before."""
 TOPIC_MISSING_FOR = 3.0
-"""How long a topic counts as missing, in seconds, before we ask for it again."""
+"""For how many seconds a topic counts as missing. Afterwards the next message for the topic makes us ask again."""
 ID_PAUSE = 0.1
 """Seconds before a producer id is asked for again."""
 _TOPIC_MISSING = "the topic does not exist and the cluster does not create topics by itself: create it"
 
 _TOPIC_FORBIDDEN = "the user may not use the topic: grant it WRITE and DESCRIBE on the topic"
 _ID_COMES_LATER = frozenset({7, 13, 14, 15, 16, 51})
-"""Error codes of InitProducerId that go away by themselves: the coordinator is loading, moving or busy."""
+"""Error codes of InitProducerId for states that pass by themselves: the coordinator is loading, moving or busy."""
 
 
 class Cluster:
-    """The nodes of a cluster and our connections to them. After `drop()` a new `Cluster` is made.
+    """The nodes of a cluster and our connections to them. After `drop()` the driver makes a new `Cluster`.
 
     Args:
         owner: The driver.
@@ -58,8 +58,8 @@ class Cluster:
 
     Attributes:
         nodes: The nodes, by their ids.
-        leaderless: Partitions that are READY and whose leader is not known.
-        metadata: Asks for the nodes and the leaders.
+        leaderless: Partitions in the state READY whose leader is not known.
+        metadata: The object that asks the cluster for its nodes and leaders.
     """
 
     def __init__(self, owner: KafkaDriver, settings: KafkaSettings) -> None:
@@ -75,7 +75,7 @@ class Cluster:
     # -- connecting ---------------------------------------------------------------------------------------------------
 
     async def connect(self, *, trusted: bool) -> None:
-        """Finds a bootstrap host that answers, reaches a node, and gets a producer id.
+        """Finds a bootstrap host that answers, connects to a node, and gets a producer id.
 
         Args:
             trusted: Whether the settings have worked before.
@@ -113,7 +113,7 @@ class Cluster:
             raise UnreachableError(text) from error
 
     async def _reach_a_node(self) -> Node | None:
-        """Tries all nodes at once, and takes the first that can be connected to."""
+        """Tries to connect to all nodes at once. Returns the first node that is connected, or None."""
         attempts = {self._tasks.spawn(node.open()): node for node in self.nodes.values()}
         for attempt in attempts:
             attempt.add_done_callback(retrieve_exception)
@@ -147,11 +147,11 @@ class Cluster:
         )
 
     async def look_again(self) -> ConnectError | None:
-        """Asks the bootstrap servers whether the cluster is still there. Without this the nodes would be tried for
-        ever.
+        """Asks the bootstrap servers whether the cluster is still there. Without this question the driver would try the
+        nodes for ever.
 
         Returns:
-            Why the cluster cannot be used any more. None: it can.
+            Why the cluster cannot be used any more. None: the cluster can be used.
 
         Raises:
             UnreachableError: No bootstrap server answers at the moment.
@@ -218,7 +218,7 @@ class Cluster:
         return [name for name, topic in self._owner.topics.items() if topic.partitions or topic.waiting]
 
     def _learnt(self, answer: Any) -> bool:
-        """Updates nodes, partitions and leaders; see `Metadata`."""
+        """Updates nodes, partitions and leaders from an answer. Returns whether something is missing."""
         self._learn_nodes(answer.brokers)
         for code, name, *_, partitions in answer.topics:
             topic = self._owner.topics.get(name)
@@ -273,8 +273,8 @@ class Cluster:
             partition.resume()
 
     def _look_for(self, topic: Topic) -> None:
-        """Handles the answer that there is no such topic. The topic may have been created a moment ago, so it counts as
-        missing only after a time."""
+        """Handles an answer that names no partition of the topic. The topic may have been created a moment ago. So it
+        counts as missing only if such answers come for some time."""
         now = self._loop.time()
         if topic.unknown_since is None:
             topic.unknown_since = now
@@ -294,11 +294,11 @@ class Cluster:
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def drop(self) -> list[Connection]:
-        """Ends the connections and tasks. Batches in flight lose their answers (`Partition.lost`). Records that wait
-        stay in their partitions, which have no leader now.
+        """Ends the connections and tasks. Calls `Partition.lost` for each batch in flight, because no answer can come
+        any more. Records that wait stay in their partitions. The partitions have no leader then.
 
         Returns:
-            The connections whose sockets close now.
+            The connections whose sockets are being closed.
         """
         nodes, self.nodes = self.nodes, {}
         for node in nodes.values():

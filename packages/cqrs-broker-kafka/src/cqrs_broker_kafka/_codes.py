@@ -1,14 +1,14 @@
-"""What a produce request's error code proves about the records of its batch.
+"""What the error code for a batch, in a produce response, proves about the records of the batch.
 
-A code proves "not appended" only if a row of this table says so. A code without a row, such as one of a later Kafka,
-leaves the batch in doubt. The sources are classes of Apache Kafka's broker (3.9 to 4.4). A produce request passes
-through them in this order: `ReplicaManager.appendRecords` looks up the partition and its leader,
-`Partition.appendRecordsToLeader` counts the in-sync replicas, `UnifiedLog.append` validates, and then writes the first
-byte.
+A code proves "not appended" only if its row in the table `ROWS` says so. A code without a row, for example a new code
+of a later Kafka version, leaves the batch in doubt: the broker may have appended it. The rows follow the source code of
+Apache Kafka's broker (3.9 to 4.4). There a produce request passes through three methods, in this order:
+`ReplicaManager.appendRecords` looks up the partition and its leader. `Partition.appendRecordsToLeader` counts the
+in-sync replicas. `UnifiedLog.append` first validates the records, and then writes the first byte.
 
-A row that proves "not appended" (`WAIT`, `SPLIT`, `FAIL`) holds only for an answer without a base offset. With a base
-offset the batch was appended: the leader stepped down, or the topic was deleted, while the broker waited for its
-followers (`DelayedProduce.tryComplete`).
+A row that proves "not appended" (`WAIT`, `SPLIT`, `FAIL`) holds only for an answer without a base offset. If the answer
+has a base offset, the batch was appended. The error came afterwards, while the leader waited for its followers: the
+leader stepped down, or the topic was deleted (`DelayedProduce.tryComplete`).
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from cqrs_brokers.exceptions import (
 __all__ = ["DUPLICATE_SEQUENCE_NUMBER", "ROWS", "Row", "Then", "error_of", "row_of"]
 
 DUPLICATE_SEQUENCE_NUMBER = 46
-"""The batch is in the log, at an offset that the broker does not know any more."""
+"""The code for a batch that is already in the log. The broker does not know the batch's offset any more."""
 
 
 class Then(Enum):
-    """What follows from a code."""
+    """What follows from an error code."""
 
     WAIT = "not appended; the condition can pass: the records wait and are sent again"
     SPLIT = "not appended, perhaps because of one record: the others are sent again"
@@ -44,15 +44,16 @@ class Then(Enum):
 
 
 class Row(NamedTuple):
-    """One code.
+    """What one error code means.
 
     Attributes:
-        name: Kafka's name for it (`org.apache.kafka.common.protocol.Errors`).
-        then: What follows.
-        error: The class of a record's error.
+        name: Kafka's name for the code (`org.apache.kafka.common.protocol.Errors`).
+        then: What follows from the code.
+        error: The class of the error for each record of the batch.
         text: What happened and what to do.
-        retryable: Whether the same call may succeed later if nobody changes anything. None: as the error's class says.
-        source: The broker's code that gives this answer. It shows whether the batch was already appended.
+        retryable: Whether the same call may succeed later if nobody changes anything. None: the error's class says it.
+        source: The part of the broker's source code that gives this answer. It shows whether the batch was already
+            appended.
     """
 
     name: str
@@ -128,7 +129,7 @@ ROWS: dict[int, Row] = {
 
 
 def row_of(code: int) -> Row:
-    """The row of a code. A code that is not in the table gets a new row: the outcome is unknown."""
+    """The row of a code. A code that is not in the table gets a new row, which says that the outcome is unknown."""
     row = ROWS.get(code)
     if row is None:
         text = f"the broker reported an error that the client does not know (code {code})"
@@ -137,11 +138,11 @@ def row_of(code: int) -> Row:
 
 
 def error_of(row: Row, *, in_doubt: bool) -> DeliveryError:
-    """The error of a batch's records, from the batch's last answer.
+    """Makes the error for the records of a batch.
 
     Args:
-        row: The last answer.
-        in_doubt: Whether an attempt may have been appended.
+        row: The row of the last answer for the batch.
+        in_doubt: Whether the broker may have appended the batch, now or in an earlier attempt.
     """
     if not in_doubt:
         error = row.error(row.text)

@@ -1,9 +1,9 @@
-"""The Kafka driver: messages to partitions, partitions to the nodes that lead them.
+"""The Kafka driver: it gives messages to partitions, and partitions to the nodes that lead them.
 
-Read in this order: `_records` (message to record), `_topic` (which partition), `_partition` (the state machine that
-makes outcomes true, with `_codes`), `_late` (the error at a deadline), `_node` (requests in flight, with `_batch` and
-`_produce`), `_cluster` (which node leads which partition, with `_metadata`), `_probe` (why there is no connection),
-`_client` (all use of aiokafka).
+Read the modules in this order: `_records` (message to record), `_topic` (which partition), `_partition` and `_codes`
+(the state machine that makes sure that outcomes are true), `_late` (the error at a deadline), `_node`, `_batch` and
+`_produce` (requests in flight), `_cluster` and `_metadata` (which node leads which partition), `_probe` (why there is
+no connection), `_client` (all use of aiokafka).
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 __all__ = ["KafkaDriver"]
 
 WORTH_A_REQUEST = 500
-"""When this many new messages have come, a request is written at once, although more may be on their way to `submit`.
-With a smaller number, each partition would be busy with a small batch when the next messages come."""
+"""When this many new messages have come, requests are written at once, not in the event loop's next turn. If the number
+were smaller, each partition would already be busy with a small batch when the next messages come."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
-"""The pause before a batch is tried again, in seconds, is 0.1 after the first failure. Each further failure doubles it,
-up to `LONGEST_PAUSE`."""
+"""The pause before a batch is sent again, in seconds. After the first failure it is twice `FIRST_PAUSE`.
+Each further failure doubles the pause, up to `LONGEST_PAUSE`."""
 TICK = 0.5
 SILENCE = 3.0
-"""If messages wait and the cluster has answered nothing for this many seconds, the bootstrap servers are asked why."""
+"""If messages wait and the cluster is silent for this many seconds, we ask the bootstrap servers for the reason."""
 
 
 class KafkaDriver(PipelinedDriver):
@@ -76,20 +76,20 @@ class KafkaDriver(PipelinedDriver):
         self._last_answer = 0.0
         self._asking = False
         self._reconnecting = False
-        """Whether `Broker` was told that we are reconnecting."""
+        """Whether the last thing that we reported to `Broker` is that we are reconnecting."""
         self._throttled_until = 0.0
         """The time until which a node reads nothing from us. 0.0: no node throttles us."""
         self._throttling = -1
-        """The number of that node."""
+        """The number of the node that throttles us."""
         self._trusted = False
-        """Whether these settings have worked."""
+        """Whether a connection with these settings was made before."""
 
     # -- what it is ---------------------------------------------------------------------------------------------------
 
     @property
     def capabilities(self) -> Capabilities:
-        """Kafka keeps the order of messages with the same key, and carries headers. Kafka confirms messages unless
-        acks=0. Confirmed messages are durable with acks=all only."""
+        """Kafka keeps the order of messages with the same key, and carries headers. It confirms messages, except with
+        acks=0. Confirmed messages are durable only with acks=all."""
         acks = self._settings.options.acks
         return Capabilities(
             confirms=acks != "0",
@@ -121,8 +121,8 @@ class KafkaDriver(PipelinedDriver):
     # -- messages -----------------------------------------------------------------------------------------------------
 
     def submit(self, deliveries: Sequence[Delivery], /) -> None:
-        """Queues each message for its partition. Nodes that have room write requests at once, in the next turn of the
-        event loop, or after `linger_ms`."""
+        """Queues each message for its partition. The requests to the partitions' leaders are written at once, in the
+        next turn of the event loop, after `linger_ms`, or when an earlier request has its answer."""
         topics, add_record = self.topics, self._add_record
         for delivery in deliveries:
             topic = topics.get(delivery.topic)
@@ -148,8 +148,8 @@ class KafkaDriver(PipelinedDriver):
                 self._loop.call_soon(self.flush)
 
     def _keep(self, topic: Topic, delivery: Delivery) -> None:
-        """Keeps the record of a message for a topic that is not open, or fails it with the error of the topic
-        (`Topic.missing`)."""
+        """Keeps the record of a message whose topic is not open (`Topic.is_open`). If the topic counts as missing, the
+        message fails with the topic's error (`Topic.missing`)."""
         if topic.missing is not None and self._loop.time() < topic.missing_until:
             delivery.fail(topic.missing)
             return
@@ -158,7 +158,7 @@ class KafkaDriver(PipelinedDriver):
         self._add_record(delivery, topic.waiting)
 
     def flush(self) -> None:
-        """Writes the records of ready partitions to every node that has room for a request."""
+        """For each node that can take a request now, writes the records of the ready partitions that the node leads."""
         self._new_messages = 0
         self._unwritten = self._flush_due = self.alone = False
         if self._cluster is not None:
@@ -219,7 +219,7 @@ class KafkaDriver(PipelinedDriver):
             topic.left(records)
 
     def resume(self, state: State) -> None:
-        """Lets all partitions in that state go on."""
+        """Resumes all partitions that are in this state."""
         for partition in self._partitions():
             if partition.state is state:
                 partition.resume()
@@ -242,9 +242,9 @@ class KafkaDriver(PipelinedDriver):
             AuthenticationError: The broker does not accept the user, the password, the token or the mechanism.
             AuthorizationError: The user may not use the cluster.
             TLSError: The certificate or the host name is wrong, or the listener has no TLS.
-            ProtocolError: The listener wants TLS or SASL, or the broker is too old, or the host is not Kafka, or the
-                plugin does not know the installed version of aiokafka.
-            UnreachableError: No host can be reached, or none of the nodes that the hosts advertise.
+            ProtocolError: The listener wants TLS or SASL, the listener does not use SASL, the broker is too old, the
+                host is not Kafka, or the plugin cannot use the installed version of aiokafka.
+            UnreachableError: No host can be reached, or no node that the hosts advertise can be reached.
         """
         from ._batch import batch_encoder  # this import and the next one load aiokafka
         from ._cluster import Cluster
@@ -277,7 +277,7 @@ class KafkaDriver(PipelinedDriver):
             self.link.reconnecting(None)
 
     def throttled(self, node: Node, seconds: float) -> None:
-        """The node will not read from us for this many seconds, because of a quota."""
+        """Notes that the node reads nothing from us for this many seconds, because of a quota."""
         until = self._loop.time() + seconds
         if until <= self._throttled_until:
             return
@@ -287,14 +287,14 @@ class KafkaDriver(PipelinedDriver):
         self._say_throttled()
 
     def _say_throttled(self) -> None:
-        """Tells `Broker` that a node throttles us, with the seconds that are left."""
+        """Reports to `Broker` that a node throttles us, and for how many more seconds."""
         left = self._throttled_until - self._loop.time()
         if left > 0:
             text = f"node {self._throttling} reads nothing from this client for {left:.1f} s more (quota)"
             self.link.throttled(text)
 
     def _end_of_throttle(self) -> None:
-        """Tells `Broker` that the throttling has ended, unless a later answer has prolonged it."""
+        """Reports to `Broker` that the throttling has ended, unless a later answer has prolonged the throttling."""
         if self._loop.time() < self._throttled_until - 0.001:
             self._loop.call_at(self._throttled_until, self._end_of_throttle)
             return
@@ -304,7 +304,7 @@ class KafkaDriver(PipelinedDriver):
     # -- watching -----------------------------------------------------------------------------------------------------
 
     def _tick(self) -> None:
-        """Runs every `TICK` seconds while messages wait or are in flight. Removes records whose callers have their
+        """Runs every `TICK` seconds while messages wait or are in flight. Removes records whose callers already have an
         outcome. If the cluster has been silent for longer than `SILENCE`, asks the bootstrap servers for the reason."""
         self._timer = None
         for topic in self.topics.values():
@@ -317,8 +317,8 @@ class KafkaDriver(PipelinedDriver):
             self.tasks.spawn(self._ask_why(self._cluster))
 
     async def _ask_why(self, cluster: Cluster) -> None:
-        """Asks the bootstrap servers what is wrong. Without this the driver would try the nodes for ever, for example
-        after somebody has changed the credentials."""
+        """Asks the bootstrap servers what is wrong. Without this question the driver would try the nodes for ever, for
+        example after somebody has changed the credentials."""
         try:
             dead = await cluster.look_again()
         except UnreachableError as error:
@@ -335,8 +335,8 @@ class KafkaDriver(PipelinedDriver):
             self._last_answer = self._loop.time()
 
     def _lose(self, cluster: Cluster, error: ConnectError) -> None:
-        """Gives up a cluster that cannot be used any more. The outcome of a batch in doubt is unknown; the other
-        records wait."""
+        """Gives up a cluster that cannot be used any more. The records of a batch in doubt (it may have been appended)
+        fail with an unknown outcome. The other records wait."""
         self._cluster = None
         cluster.drop()
         for partition in self._partitions():
@@ -365,8 +365,8 @@ class KafkaDriver(PipelinedDriver):
     # -- the end ------------------------------------------------------------------------------------------------------
 
     async def _disconnect(self) -> None:
-        """Ends every connection and task. Batches in flight lose their answers (`Partition.lost`); records that wait
-        stay."""
+        """Ends every connection and task. Calls `Partition.lost` for each batch in flight, because no answer can come.
+        Records that wait stay in their partitions."""
         cluster, self._cluster = self._cluster, None
         closing = [] if cluster is None else cluster.drop()
         await self.tasks.end(0.3)

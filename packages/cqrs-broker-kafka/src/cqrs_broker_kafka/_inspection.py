@@ -1,8 +1,9 @@
 """What `cqrs-brokers check` learns from Kafka: nodes, topics, and the settings of topics. The check changes nothing in
 the cluster.
 
-Kafka tells a user what that user may do with a topic (Metadata, version 8, KIP-430; aiokafka's own class stops at 5).
-It shows a topic's settings to users who may see them (DescribeConfigs).
+A Metadata response of version 8 says what the user may do with a topic (KIP-430). aiokafka's own class stops at version
+5, so this module has a class for version 8. A DescribeConfigs response shows the settings of a topic, if the user may
+see them.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ __all__ = ["KafkaInspection"]
 _VERSIONS = {8: "2.4", 9: "2.8", 10: "3.7", 11: "3.8", 12: "4.0", 13: "4.1"}
 """For each version of the produce request, the first version of Kafka that knows it."""
 _TOPIC, _NODE = 2, 4
-"""Kinds of resources in DescribeConfigs."""
+"""The numbers of two kinds of resources in DescribeConfigs."""
 _WRITE = 1 << 4
 """The bit of `AclOperation.WRITE` in the set of allowed operations."""
 _ID_PAUSE = 0.1
@@ -173,8 +174,8 @@ class KafkaInspection(Inspection):
         return f"logged in as {options.sasl_plain_username or 'the owner of the token'} ({options.mechanism})"
 
     async def _nodes(self, nodes: Mapping[int, Host]) -> AsyncIterator[Finding]:
-        """Whether the addresses that the cluster advertises can be reached. Messages go to these addresses, not to the
-        bootstrap servers."""
+        """Checks whether the addresses that the cluster advertises can be reached. Messages go to these addresses, not
+        to the bootstrap servers."""
         tried = await asyncio.gather(*(self._reach(host) for host in nodes.values()))
         for (number, host), one in zip(nodes.items(), tried, strict=True):
             subject = f"node {number} at {host}"
@@ -197,8 +198,8 @@ class KafkaInspection(Inspection):
         return connection
 
     async def _node(self, connection: Connection) -> AsyncIterator[Finding]:
-        """The node's version, and whether the cluster gives a producer id. An idempotent producer cannot send without
-        one."""
+        """Finds the node's version, and whether the cluster gives a producer id. An idempotent producer cannot send
+        without a producer id."""
         connection.check_version()
         _, newest = connection.versions[produce.API_KEY]
         known = [version for number, version in _VERSIONS.items() if number <= newest]
@@ -218,7 +219,8 @@ class KafkaInspection(Inspection):
                 )
 
     async def _ask_for_id(self, connection: Connection) -> int:
-        """The last error code, or 0. A node that has just started gives no id in its first moment."""
+        """Asks for a producer id, several times if necessary. A node that has just started gives no id at first.
+        Returns the last error code, or 0."""
         loop = asyncio.get_running_loop()
         end = loop.time() + self._options.connect_timeout / 2
         while True:
@@ -335,7 +337,7 @@ class KafkaInspection(Inspection):
     async def _describe(
         self, connection: Connection, kind: int, name: str, settings: list[str]
     ) -> dict[str, str] | None:
-        """The settings of a topic or a node; None when the user may not see them."""
+        """The settings of a topic or a node. None: the user may not see them."""
         answer = await _answer(connection.send(DescribeConfigsRequest([(kind, name, settings)])))
         code, _, _, _, entries = answer.resources[0]
         if code:

@@ -1,4 +1,4 @@
-"""Why a message has no outcome at its deadline: what the cluster answered last for its partition."""
+"""Finds the reason why a message has no outcome at its deadline, mostly in the last answer for its partition."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def why(topic: Topic | None, delivery: Delivery, *, handed: bool, now: float) ->
     """See `PipelinedDriver.why_late`.
 
     Args:
-        topic: The message's topic; None: no message for it has come so far.
+        topic: The message's topic. None: no message for this topic has come so far.
         now: The event loop's time.
     """
     if topic is None:

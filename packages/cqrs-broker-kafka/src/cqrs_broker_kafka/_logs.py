@@ -1,7 +1,8 @@
-"""Keeps credentials and content out of the log records of aiokafka's connections, whatever its loggers' levels are.
+"""Keeps credentials and the content of messages out of the log records of aiokafka's connections, at every log level.
 
-At DEBUG aiokafka writes whole requests: SASL bytes with the password in clear. One filter per logger replaces each such
-argument of a log record with the name of the argument's class. Levels, handlers and propagation stay as they are.
+At DEBUG aiokafka logs whole requests, and so also the SASL bytes with the password in plain text. If an argument of a
+log record is a protocol object or bytes, a filter replaces the argument with the name of its class. Each logger has one
+such filter. Levels, handlers and propagation stay as they are.
 """
 
 import logging

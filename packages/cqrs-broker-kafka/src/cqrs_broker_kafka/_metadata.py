@@ -1,8 +1,9 @@
-"""Asks the cluster for its nodes, and for the partitions of topics and who leads them.
+"""Asks the cluster for its nodes, for the partitions of topics, and for the leaders of the partitions.
 
-It asks on a connection of its own. A broker answers the requests of one connection in turn, so an answer about new
-leaders would wait behind a produce request that waits for its replicas. If a node does not answer soon, the next one is
-asked as well. So a node that hangs does not delay the answer for long.
+The questions have a connection of their own. The reason: a broker answers the requests of one connection one after the
+other. On a shared connection the answer about new leaders would come only after the answer to an earlier produce
+request. That answer may take long, because the broker waits for the replicas. If a node does not answer soon, the
+next node is asked as well. So a node that hangs does not delay the answer for long.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ __all__ = ["Metadata"]
 logger = logging.getLogger("cqrs_broker_kafka.metadata")
 
 PATIENCE = 0.3
-"""If a node has not answered after this many seconds, the next one is asked too."""
+"""If a node has not answered after this many seconds, the next node is asked too."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 0.5
-"""Seconds before the next question while a leader or a topic is missing. Doubled each time."""
+"""The pause before the next question while a leader or a topic is missing, in seconds. The pause doubles each time, up
+to `LONGEST_PAUSE`."""
 
 
 class Metadata:
@@ -36,10 +38,10 @@ class Metadata:
     Args:
         settings: How to connect, and how old metadata may become.
         tasks: Owns the tasks that this class starts.
-        nodes: The addresses of the nodes, as far as they are known.
-        topics: Which topics to ask for.
-        learnt: Called with each answer. Returns whether something is missing in it; then the question is asked again
-            soon.
+        nodes: Returns the addresses of the known nodes.
+        topics: Returns the names of the topics to ask for.
+        learnt: Called with each answer. Returns whether a leader or a topic is still missing. If so, the question is
+            asked again soon.
     """
 
     def __init__(
@@ -69,7 +71,7 @@ class Metadata:
         """Asks for metadata soon, because something is not known or has changed.
 
         Args:
-            at_once: Ask now, even if the last question was a moment ago. A new topic needs it.
+            at_once: Ask now, even if the last question was a moment ago. The first message of a topic needs this.
         """
         self._wanted.set()
         if at_once:
@@ -99,13 +101,13 @@ class Metadata:
                 pause = min(2 * pause, LONGEST_PAUSE)
 
     async def ask(self, topics: list[str]) -> Any:
-        """The first answer of any node.
+        """Asks the nodes, and returns the first answer.
 
         Args:
-            topics: The topics to ask about. The answer names the nodes in any case.
+            topics: The topics to ask about. The answer also names the nodes.
 
         Raises:
-            OSError, KafkaError, TimeoutError, TokenError: No node answered. It is the failure of the last one.
+            OSError, KafkaError, TimeoutError, TokenError: No node answered. The error is the failure of the last node.
         """
         nodes = list(self._nodes())
         random.shuffle(nodes)
@@ -162,7 +164,7 @@ class Metadata:
         """Ends the task and drops the connection.
 
         Returns:
-            The connection whose socket closes now.
+            The connection whose socket is being closed. None: there was no connection.
         """
         drop_task(self._task)
         kept, self._kept = self._kept, None

@@ -1,10 +1,10 @@
 """One node of the cluster: its connection for produce requests, and the requests in flight on it.
 
 A request is written when a partition that the node leads has records to send and fewer than five requests are in
-flight. A request contains one batch of each ready partition, up to about `REQUEST_SIZE`. Records that come while a
-request is in flight make the next batches larger. At most one batch of each partition is in flight. The reason: while a
-broker does not know a producer on a partition, it accepts any sequence number. So a second batch could be appended
-although the first one was refused.
+flight. A request contains one batch of each ready partition. When the request has about `REQUEST_SIZE` bytes, the
+other partitions wait for the next request. Records that come while a request is in flight make the next batches larger.
+At most one batch of each partition is in flight. The reason: while a broker does not know a producer on a partition,
+the broker accepts any sequence number. So a second batch could be appended although the first batch was refused.
 """
 
 from __future__ import annotations
@@ -33,20 +33,21 @@ __all__ = ["Node"]
 logger = logging.getLogger("cqrs_broker_kafka.node")
 
 MOST_IN_FLIGHT = 5
-"""The most requests in flight. Brokers remember the last five batches of a producer on each partition."""
+"""The largest number of requests in flight. A broker remembers a producer's last five batches on each partition."""
 REQUEST_SIZE = 2**20
 """When a request has this many bytes, no further batch is added to it."""
 SHARE_FOR_REPLICAS = 0.9
-"""The share of `request_timeout_ms` that the broker may wait for replicas. So the broker's answer comes before we give
-the request up."""
+"""For this share of `request_timeout_ms` the broker may wait for replicas. The share is below 1, so that the broker's
+answer comes before we give up the request."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
-"""Seconds before a node that could not be reached is tried again; doubled each time."""
+"""The pause before a node that could not be reached is tried again, in seconds. The pause doubles each time, up to
+`LONGEST_PAUSE`."""
 IDLE_LIMIT = 540.0
-"""After this many seconds of silence the connection is replaced. By default the broker would close it after ten
-minutes."""
+"""If we wrote nothing for this many seconds, the next request gets a new connection. By default a broker closes an idle
+connection after ten minutes."""
 LOOK_AFTER = 1.0
-"""After this many seconds of silence the event loop gets a turn to read the socket before we write to it. The read
-shows whether the broker has closed the connection."""
+"""If we wrote nothing for this many seconds, the event loop reads the socket once before the next request is written.
+The read shows whether the broker has closed the connection."""
 
 
 class _Request(NamedTuple):
@@ -58,18 +59,18 @@ class _Request(NamedTuple):
 
 
 class Node:
-    """One node.
+    """One node of the cluster.
 
     Args:
         owner: The driver.
         settings: How to connect.
         number: The node's id.
-        host: The address that it advertises.
+        host: The address that the node advertises.
 
     Attributes:
         ready: Partitions that this node leads and that have records to send, in the order in which they became ready.
         failure: Why the node could not be reached at the last attempt. None: it was reached, or there was no attempt.
-        connection: The connection for produce requests; None: there is none now.
+        connection: The connection for produce requests. None: there is no connection now.
         throttled_until: The time until which the node does not read from us because of a quota (event loop's time).
     """
 
@@ -97,7 +98,7 @@ class Node:
         self._draining: asyncio.Task[None] | None = None
         self._dropped = False
         self._responses = partial(owner.link.wake_after, self._answered)
-        """Takes the responses of the connection. Callers whose messages are confirmed go on at once."""
+        """Called with the responses of the connection. Then wakes the callers of confirmed messages, without delay."""
 
     def __repr__(self) -> str:
         return f"<Node {self.number} {self.host}>"
@@ -110,7 +111,7 @@ class Node:
     # -- requests -----------------------------------------------------------------------------------------------------
 
     def write(self) -> None:
-        """Writes requests while partitions are ready and there is room for a request."""
+        """Writes requests while partitions are ready and fewer than `MOST_IN_FLIGHT` requests are in flight."""
         if not self.ready or len(self._in_flight) >= MOST_IN_FLIGHT:
             return
         connection = self._usable_connection()
@@ -181,7 +182,7 @@ class Node:
             self._timer = self._loop.call_later(self._timeout, self._check_time)
 
     def _answered(self, frames: list[bytes]) -> None:
-        """Reads responses. A broker answers in the order of the requests."""
+        """Reads responses. They come in the order of the requests."""
         owner, confirmed = self._owner, []
         for frame in frames:
             if not self._in_flight or correlation_id_of(frame) != self._in_flight[0].correlation_id:
@@ -232,8 +233,8 @@ class Node:
     # -- time ---------------------------------------------------------------------------------------------------------
 
     def _check_time(self) -> None:
-        """Drops the connection if the node has not answered the oldest request in time. All requests in flight then
-        lose their answers."""
+        """Drops the connection if the node has not answered the oldest request in time. Then no request in flight can
+        get an answer any more."""
         self._timer = None
         if not self._in_flight:
             return
@@ -246,7 +247,7 @@ class Node:
         self._drop_connection()
 
     def _confirm_when_written(self) -> None:
-        """acks=0: no answer comes, so a record counts as sent when the operating system has it."""
+        """With acks=0 no answer comes. So a record counts as sent when the operating system has taken its bytes."""
         if self._draining is None or self._draining.done():
             self._draining = self._owner.tasks.spawn(self._drain())
 
@@ -274,7 +275,7 @@ class Node:
     # -- the connection -----------------------------------------------------------------------------------------------
 
     def connect(self) -> None:
-        """Starts to connect. Tries again for as long as a partition is ready."""
+        """Starts a task that connects. The task tries again for as long as a partition is ready."""
         if self._connecting is None or self._connecting.done():
             self._connecting = self._owner.tasks.spawn(self._keep_connecting())
 
@@ -315,8 +316,8 @@ class Node:
         return connection
 
     def _closed(self, connection: Connection) -> None:
-        """aiokafka calls this method when the connection is closed. The partitions of the batches in flight are told of
-        the loss in a later turn of the event loop."""
+        """aiokafka calls this method when the connection is closed. `Partition.lost` is called for each batch in
+        flight, but in a later turn of the event loop."""
         if self.connection is connection:
             self.connection = None
             lost, self._in_flight = self._in_flight, deque()
@@ -328,21 +329,21 @@ class Node:
             self.connection.drop()
 
     def moved(self, host: Host) -> None:
-        """Notes that the node has another address now, and drops the connection to the old one."""
+        """Notes that the node has another address now, and drops the connection to the old address."""
         self.host = host
         self._drop_connection()
 
     def abandon(self) -> None:
-        """Drops the connection. Batches in flight lose their answers, in this turn of the event loop."""
+        """Drops the connection, and then calls `Partition.lost` for each batch in flight."""
         in_flight, self._in_flight = self._in_flight, deque()
         self._drop_connection()
         self._lost(in_flight)
 
     def drop(self) -> Connection | None:
-        """Drops the connection and forgets the requests. Its partitions are not told.
+        """Drops the connection and forgets the requests in flight. `Partition.lost` is not called for their batches.
 
         Returns:
-            The connection whose socket closes now.
+            The connection whose socket is being closed. None: there was no connection.
         """
         self._dropped = True
         drop_task(self._connecting)

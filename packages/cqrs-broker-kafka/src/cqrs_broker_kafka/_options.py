@@ -15,7 +15,7 @@ __all__ = ["KafkaOptions"]
 
 
 class KafkaOptions(TLSOptions):
-    """The options behind the `?` of a config string. `KafkaProducerAdapter` takes them by name."""
+    """The options after the `?` of a config string. `KafkaProducerAdapter` takes them as keyword arguments."""
 
     url_parts: ClassVar = frozenset({"hosts"})
     instead_of_parts: ClassVar = {
@@ -125,5 +125,5 @@ class KafkaOptions(TLSOptions):
 
     @property
     def mechanism(self) -> str:
-        """The SASL mechanism in effect."""
+        """The SASL mechanism that is used."""
         return self.sasl_mechanism or ("OAUTHBEARER" if self.sasl_oauth_token_provider is not None else "PLAIN")

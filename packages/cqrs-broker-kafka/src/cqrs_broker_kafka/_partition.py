@@ -1,4 +1,4 @@
-"""One partition's records on their way: an explicit state machine, without I/O.
+"""The records of one partition, from the queue to their outcomes: an explicit state machine, without I/O.
 
                        records                     written by the node
          ┌──────────┐ ─────────▶ ┌─────────┐ ─────────────────────────▶ ┌───────────┐
@@ -8,25 +8,27 @@
                        is left      │   │      be repeated; refused because   │
                                     │   │      of one record; given up        │
                          a new      │   │                                     │
-                       producer id  │   │  pause is over,                     │ refused, and it can pass;
-                         is there   │   │  or a leader is known               │ in doubt
+                       producer id  │   │  pause is over,                     │ refused, for a reason
+                         is there   │   │  or a leader is known               │ that can pass; in doubt
                               ┌─────┴─┐ └────────────┬────────┐               │
                               │ NO_ID │              │ PAUSED │ ◀─────────────┘
                               └───────┘              └────────┘
 
 READY becomes NO_ID when the next batch needs a new producer id.
 
-The broker compares producer id, epoch and sequence numbers of a batch, never its content. So if a sequence number were
-used again for other records, their receipt would be false. These rules make an outcome true:
+The broker recognises a repeated batch by its producer id, epoch and sequence numbers. It never compares the content. So
+if other records used the same sequence numbers, the broker could confirm them without writing them. These rules make
+sure that every outcome is true:
 
-1. One batch at most is in flight. Its sequence numbers are given when it is written, not before.
-2. A batch is *in doubt* when one of its attempts may have been appended. While a batch is not in doubt, every attempt
-   is proven not appended. If such a batch is refused, its sequence numbers are used again. Its records fail, or they
-   wait again. A record whose deadline passes while it waits is proven not delivered.
-3. A batch in doubt is repeated byte for byte, also when the deadlines of its records have passed.
+1. At most one batch is in flight. A batch gets its sequence numbers when it is written, not before.
+2. A batch may be sent several times; each time is an *attempt*. A batch is *in doubt* when the broker may have appended
+   it in one of the attempts. If a batch that is not in doubt is refused, it is proven that the broker has not appended
+   it. Its sequence numbers are used again. Its records fail, or they wait again. A record whose deadline passes while
+   it waits is proven not delivered.
+3. A batch in doubt is repeated byte for byte, even if the deadlines of its records have passed.
 4. When a batch in doubt is given up, the next batch has a new epoch, or a new producer id, and begins at sequence 0.
-   When the broker has seen the new epoch, it refuses the older one. So it does not append the abandoned batch later.
-5. Without idempotence a batch in doubt is never repeated: its outcome is unknown.
+   When the broker has seen the new epoch, it refuses the old epoch. So it cannot append the batch that was given up.
+5. Without idempotence a batch in doubt is never repeated. Its outcome is unknown.
 
 This file is longer than 400 lines because the state machine is in one place, with its figure and its rules.
 """
@@ -54,13 +56,13 @@ __all__ = ["Batch", "Partition", "Producer", "State"]
 
 LAST_EPOCH = 2**15 - 1
 LAST_SEQUENCE = 2**30
-"""Sequence numbers begin anew before they can wrap (at 2**31)."""
+"""After this sequence number a new epoch begins, with sequence number 0. So the numbers never reach 2**31."""
 _ID_IS_SPENT = frozenset({47, 59})
-"""After these codes a higher epoch of the same producer id may not help."""
+"""After these error codes a new producer id is needed: a higher epoch of the same producer id may not help."""
 
 
 class State(Enum):
-    """See the figure."""
+    """See the figure in the docstring of this module."""
 
     IDLE = "nothing to send"
     READY = "something to send; its leader's node writes it when it has room"
@@ -82,30 +84,32 @@ class Producer(Protocol):
 
     @property
     def encode(self) -> Encode:
-        """Makes the bytes of a batch, from records, producer id, epoch and first sequence number."""
+        """The function that makes the bytes of a batch from records, producer id, epoch and first sequence number."""
 
     def ready(self, partition: Partition) -> None:
-        """The partition is READY."""
+        """Called when a partition becomes READY."""
 
     def paused(self, partition: Partition, row: Row | None) -> None:
-        """The partition is PAUSED because of this answer (None: because the answer was lost). Call `resume()` later."""
+        """Called when a partition becomes PAUSED because of the answer `row`. None: no answer came. The owner calls
+        `Partition.resume()` later."""
 
     def spend_id(self, producer_id: int) -> None:
-        """A partition needs another producer id than this one. Call `resume()` when there is one."""
+        """Called when a partition needs a producer id that differs from this one. The owner calls `Partition.resume()`
+        when there is a new producer id."""
 
     def left(self, partition: Partition, records: Records) -> None:
-        """The partition is gone and its last batch has ended. These records are proven not appended. They go to the
-        partitions to which their keys belong now."""
+        """Called when a partition is gone and its last batch has its outcome. The records are proven not appended. The
+        owner gives them to the partitions to which their keys belong now."""
 
 
 class Batch:
-    """Records with their sequence numbers, encoded.
+    """Encoded records, with their sequence numbers.
 
     Attributes:
         partition: The partition of the records.
-        records: The records in it.
-        data: Its bytes.
-        in_doubt: Whether an attempt may have been appended.
+        records: The records in the batch.
+        data: The bytes of the batch.
+        in_doubt: Whether the broker may have appended the batch.
     """
 
     __slots__ = ("partition", "records", "data", "in_doubt")
@@ -121,17 +125,17 @@ class Partition:
     """The records of one partition, in order.
 
     Args:
-        producer: Its owner.
+        producer: The owner of the partition.
         topic: The topic's name in UTF-8.
         number: The partition's number.
 
     Attributes:
         pending: Records that are in no batch.
         batch: The batch that is in flight, or that is in doubt and will be repeated.
-        state: See the figure.
-        leader: The node that leads it, as far as the driver knows. None: it is not known.
-        last: The broker's last answer, unless that was a receipt.
-        gone: Whether the topic has fewer partitions now, or is gone itself.
+        state: See the figure in the docstring of this module.
+        leader: The node that leads the partition, as far as the driver knows. None: the leader is not known.
+        last: The broker's last answer. None: there was none, or the last answer was a receipt (it confirmed a batch).
+        gone: Whether the partition does not exist any more: the topic has fewer partitions now, or the topic is gone.
     """
 
     def __init__(self, producer: Producer, topic: bytes, number: int) -> None:
@@ -154,7 +158,7 @@ class Partition:
         self._suspects = 0
         """How many records at the head of `pending` were refused together, perhaps because of one of them."""
         self._group = 0
-        """These records are sent again in groups of this size. The size is halved until one record is alone."""
+        """The suspect records are sent again in groups of this size. The size is halved until one record is alone."""
 
     @property
     def stuck(self) -> bool:
@@ -164,7 +168,7 @@ class Partition:
     # -- from records to a batch in flight ----------------------------------------------------------------------------
 
     def filled(self) -> None:
-        """There are new records in `pending`."""
+        """Called when there are new records in `pending`."""
         if self.state is State.IDLE:
             self._get_ready()
 
@@ -180,14 +184,14 @@ class Partition:
             self._producer.ready(self)
 
     def resume(self) -> None:
-        """The pause is over, or there is another producer id."""
+        """Called when the pause is over, or when there is another producer id."""
         if self.state is State.PAUSED or self.state is State.NO_ID:
             self._get_ready()
 
     def take(self) -> Batch | None:
-        """The batch to write now: the batch in doubt once more, or else the next one. None: there is nothing to write.
+        """Returns the batch to write now: the batch in doubt, or the next batch. None: nothing can be written now.
 
-        Called in READY. The returned batch is in flight then.
+        Called in the state READY. After the call the returned batch is in flight.
         """
         if self.batch is None and not self._number():
             self.state = State.NO_ID
@@ -216,7 +220,7 @@ class Partition:
         return True
 
     def _begin_epoch(self) -> None:
-        """Raises the epoch, and begins at sequence 0. Kafka's Java client does the same with an idempotent producer."""
+        """Raises the epoch, and begins at sequence 0. The idempotent producer of Kafka's Java client does the same."""
         self._epoch += 1
         self._sequence = 0
         if self._epoch > LAST_EPOCH:
@@ -240,8 +244,8 @@ class Partition:
         return None
 
     def _take_records(self) -> Records:
-        """Takes records from the head, as many as fit into one batch, and marks their deliveries as handed over. A
-        record is left out if its caller has the outcome already, for example because the deadline has passed."""
+        """Takes as many records from the head of `pending` as fit into one batch. Marks their deliveries as handed
+        over. A record is left out if its caller already has an outcome, for example because its deadline has passed."""
         most = min(self._group, self._suspects) if self._suspects else len(self.pending)
         room = self._producer.batch_size - HEAD_SIZE
         if self._limit is not None:
@@ -254,7 +258,7 @@ class Partition:
         return records
 
     def _take_back(self, records: Records) -> None:
-        """Puts records back in their old places, where they wait again. They are proven not appended."""
+        """Puts records, which are proven not appended, back in their old places. There they wait again."""
         for delivery in records.deliveries:
             delivery.returned()
         self.pending.parts[:0] = records.parts
@@ -265,7 +269,7 @@ class Partition:
         """Handles the answer for the batch in flight.
 
         Returns:
-            The batch, if its records have a receipt now; the caller confirms them.
+            The batch, if its records have a receipt now. Then the caller confirms the records. None: no receipt.
         """
         batch = self.batch
         assert batch is not None
@@ -286,10 +290,10 @@ class Partition:
         return None
 
     def lost(self, text: str) -> None:
-        """The batch in flight will have no answer. It is not known whether it was appended.
+        """Called when the batch in flight can get no answer any more. The broker may have appended the batch.
 
         Args:
-            text: The reason, for the error of records that are given up.
+            text: The text of the error, if the batch is given up.
         """
         batch = self.batch
         assert batch is not None
@@ -301,7 +305,7 @@ class Partition:
             self.give_up(ConnectionLostError(text))
 
     def _finish(self, batch: Batch) -> None:
-        """The batch is in the log."""
+        """Handles a batch that is in the log."""
         count = len(batch.records)
         if self._producer.idempotent:
             self._sequence += count
@@ -319,7 +323,7 @@ class Partition:
         self.give_up(error_of(row, in_doubt=True))
 
     def _refused(self, batch: Batch, row: Row, answer: Answer) -> None:
-        """Every attempt of the batch is proven not appended, so the batch's sequence numbers are free again."""
+        """Handles a refused batch that is proven not appended. Its sequence numbers are used again."""
         self.batch = None
         records = batch.records
         if row.then is Then.WAIT or (self.gone and row.then is Then.SPLIT):
@@ -337,8 +341,8 @@ class Partition:
         self._get_ready()
 
     def _blame(self, records: Records, row: Row, culprits: Sequence[int]) -> None:
-        """Handles a batch that was refused because of single records. If the broker names them, they fail. If not, the
-        batch is sent again in halves."""
+        """Handles a batch that was refused because of single records. If the broker names these records, they fail, and
+        the others are sent again. If not, the batch is sent again in halves."""
         named = set(culprits).intersection(range(len(records)))
         if named:
             self._take_back(records.only([place not in named for place in range(len(records))]))
@@ -352,13 +356,14 @@ class Partition:
         self._group = len(records) // 2
 
     def _learn_limit(self, sizes: list[int]) -> None:
-        """Halves the size of later batches, unless one record has more than half of the bytes."""
+        """Limits later batches to half the size of a batch that was too large. If one record has more than half of the
+        bytes, there is no new limit."""
         half = sum(sizes) // 2
         if max(sizes) <= half:
             self._limit = half if self._limit is None else min(self._limit, half)
 
     def _acquit(self, count: int) -> None:
-        """The first group has its outcome. The records behind it are tried in groups of twice the size."""
+        """Called when a group of suspect records has its outcome. The next group has twice the size."""
         self._suspects = max(0, self._suspects - count)
         self._group *= 2
 
@@ -370,8 +375,8 @@ class Partition:
             self._producer.paused(self, row)
 
     def give_up(self, error: DeliveryUnknownError | DeliveryError) -> None:
-        """The batch will not be repeated. The outcome of its records is unknown. An idempotent producer begins a new
-        epoch for the next batch."""
+        """Gives up the batch: it is not repeated, and the outcome of its records is unknown. An idempotent producer
+        begins a new epoch for the next batch."""
         batch, self.batch = self.batch, None
         if batch is None:
             return
@@ -390,13 +395,14 @@ class Partition:
     # -- when it cannot go on -----------------------------------------------------------------------------------------
 
     def purge(self) -> None:
-        """Removes records whose callers have their outcome, so that a stuck partition does not fill the window."""
+        """Removes records whose callers already have an outcome. So the records of a stuck partition do not use up the
+        room for messages in flight (`Broker`'s window)."""
         stay = self.pending.purge()
         self._suspects -= stay[: self._suspects].count(False)
 
     def leave(self) -> Records:
-        """The partition is gone and takes no records any more. Returns the records that were never in doubt: they go to
-        other partitions."""
+        """Marks the partition as gone: it accepts no records any more. Returns the records that are proven not
+        appended. They go to other partitions."""
         self.gone = True
         left, self.pending = self.pending, Records()
         self._suspects = 0

@@ -1,4 +1,4 @@
-"""Which bootstrap host answers, or why none does."""
+"""Finds the bootstrap host that answers first, or the reason why no host answers."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ __all__ = ["Finding", "Greeting", "first_that_answers", "judge_greeting"]
 
 AGAIN_AFTER = 0.3
 PATIENCE = 0.3
-"""A host that closes connections by itself does so within this many seconds."""
+"""How many seconds we wait for a host that closes the connection, or sends something, before we have sent anything."""
 LOOK_FOR = 1.0
 """The time for examining a host that closed the connection at once, in seconds."""
 _API_VERSIONS = b"\x00\x00\x00\x0a\x00\x12\x00\x00\x00\x00\x00\x01\xff\xff"
-"""A whole request, ApiVersions 0, that every Kafka answers."""
+"""A whole ApiVersions request of version 0. Every Kafka answers this request."""
 
 _OUR_ANSWER = b"\x00\x00\x00\x01"
-"""The correlation id of `_API_VERSIONS`. In Kafka's answer it follows the size."""
+"""The correlation id of `_API_VERSIONS`. In Kafka's answer it comes directly after the size."""
 _TLS_ALERT = b"\x15\x03"
 """The start of a TLS alert. A TLS listener may answer plain text with an alert."""
 
@@ -45,7 +45,7 @@ class Greeting(NamedTuple):
 
     Attributes:
         host: The host.
-        answer: Its metadata response.
+        answer: The metadata response of the host.
     """
 
     host: Host
@@ -53,7 +53,7 @@ class Greeting(NamedTuple):
 
     @property
     def nodes(self) -> set[Host]:
-        """The nodes that it names."""
+        """The nodes that the host names."""
         return {Host(name, port) for _, name, port, *_ in self.answer.brokers}
 
 
@@ -62,7 +62,7 @@ class _HungUpError(Exception):
 
 
 async def _greet(settings: KafkaSettings, host: Host) -> Greeting:
-    """Connects to one host as the producer will, and asks for the nodes.
+    """Connects to one host, in the same way as the producer, and asks for the nodes.
 
     Raises:
         OSError, KafkaError, ssl.SSLError, TimeoutError, TokenError: One of the steps failed. `judge_greeting` says what
@@ -84,9 +84,9 @@ class Finding(NamedTuple):
     """What one host's failure means.
 
     Attributes:
-        error: The error.
-        inferred: Whether the meaning is only a guess. The same failure occurs when a node restarts, or when a machine
-            on the way resets the connection.
+        error: The error to raise.
+        inferred: Whether the error is only a guess. The same failure occurs when a node restarts, or when a machine
+            between us and the host resets the connection.
         host: The host.
     """
 
@@ -96,18 +96,18 @@ class Finding(NamedTuple):
 
 
 async def first_that_answers(settings: KafkaSettings, *, timeout: float, trusted: bool) -> Greeting:
-    """The greeting of the bootstrap host that answers first.
+    """Finds the bootstrap host that answers first, and returns its greeting.
 
     All hosts are asked at once, so that a silent host does not delay the answer.
 
     Args:
         settings: Where and how to connect.
         timeout: Seconds, at most.
-        trusted: Whether these settings have worked before. If so, an error that is only inferred from a closed
-            connection is not believed.
+        trusted: Whether these settings have worked before. If so, an error that is only a guess (`Finding.inferred`)
+            becomes an `UnreachableError`.
 
     Raises:
-        ConnectError: No host answers. It is the error that says most about the reason.
+        ConnectError: No host answers. The error of the host that says most about the reason is raised.
     """
     until = asyncio.get_running_loop().time() + timeout
     outcome = await _ask_all(settings, until)
@@ -132,8 +132,7 @@ async def first_that_answers(settings: KafkaSettings, *, timeout: float, trusted
 
 
 async def _confirmed(finding: Finding, settings: KafkaSettings) -> Finding:
-    """Looks at the host once more. An error that was inferred from a closed connection is believed only if this look
-    confirms it.
+    """Checks the host once more. The check shows whether an error that is only a guess (`Finding.inferred`) is right.
 
     If a host closes connections before anything is sent, it is a forwarder whose broker is down.
     """
@@ -157,7 +156,7 @@ async def _confirmed(finding: Finding, settings: KafkaSettings) -> Finding:
 
 
 def _of_another_protocol(start: bytes, host: Host) -> ProtocolError:
-    """The error for a host that answers a request in plain text, and not as Kafka does."""
+    """The error for a host that answers a request without TLS, but not as Kafka does."""
     if start.startswith(b"AMQP"):
         text = f"{host} is a port of RabbitMQ or of another AMQP broker, not of Kafka"
         return ProtocolError(text, remedy="write amqp://, or check the port")
@@ -166,8 +165,8 @@ def _of_another_protocol(start: bytes, host: Host) -> ProtocolError:
 
 
 async def _says(host: Host) -> bytes | None:
-    """The first bytes that the host answers to a request in plain text. None: it closed the connection before the
-    request."""
+    """Connects without TLS, sends a request, and returns the first bytes from the host. None: the host closed the
+    connection before the request."""
     reader, writer = await asyncio.open_connection(sock=await _dial(host))
     try:
         first = await _comes_first(reader)
@@ -180,7 +179,7 @@ async def _says(host: Host) -> bytes | None:
 
 
 async def _says_hello(host: Host) -> bool | None:
-    """Whether the host answers a TLS hello. None: it closed the connection before the hello.
+    """Whether the host answers a TLS hello. None: the host closed the connection before the hello.
 
     Nothing else is sent to the host, so its certificate does not matter.
     """
@@ -207,7 +206,8 @@ async def _closes(reader: asyncio.StreamReader) -> bool:
 
 
 async def _comes_first(reader: asyncio.StreamReader) -> bytes | None:
-    """What the host says before anything is sent. b"": it closes the connection. None: it waits for a request."""
+    """The first bytes that the host sends before we send anything. b"": the host closes the connection. None: the host
+    waits for a request."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(PATIENCE):
             return await reader.read(8)

@@ -1,7 +1,8 @@
-"""Produce requests and their answers, version 8, as bytes (Kafka protocol, Produce).
+"""Encodes produce requests and decodes their responses (Kafka protocol, Produce, version 8).
 
-Version 8 is the first whose answer lists the records that made the broker refuse a batch (KIP-467); brokers have it
-since Kafka 2.4. aiokafka's own classes stop at 7, and copy all records once for each level of the schema.
+From version 8 on, the response lists the records because of which the broker refused a batch (KIP-467). Brokers know
+version 8 since Kafka 2.4. aiokafka's own classes stop at version 7. They also copy all records once for each level of
+the schema.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ class Answer(NamedTuple):
         topic: The topic's name in UTF-8.
         partition: The partition's number.
         code: 0, or an error code.
-        offset: The offset of the first record. -1: it was not appended, or the broker does not know the offset.
-        culprits: The places, in the batch, of the records that the broker refuses. Empty: the broker does not say.
+        offset: The offset of the first record. -1: the batch was not appended, or the broker does not know the offset.
+        culprits: The positions in the batch of the records that the broker refuses. Empty: the broker names none.
     """
 
     topic: bytes
@@ -52,19 +53,19 @@ class Answer(NamedTuple):
 
 
 def request_head(client_id: bytes, acks: int, timeout: int) -> tuple[bytes, bytes]:
-    """What all requests have in common: the client's name in the header, and acks and timeout in the body."""
+    """The bytes that all requests have in common: the client's name in the header, and acks and timeout in the body."""
     return _int16(len(client_id)) + client_id, _start(-1, acks, timeout, 0)[:-4]
 
 
 def request_of(
     correlation_id: int, head: tuple[bytes, bytes], batches: Sequence[tuple[bytes, int, bytes | bytearray]]
 ) -> bytes:
-    """A whole request, with each record copied once.
+    """The bytes of a whole request. Each record is copied only once.
 
     Args:
-        correlation_id: Its number on the connection.
+        correlation_id: The number of the request on the connection.
         head: See `request_head`.
-        batches: Topic in UTF-8, partition and record batch; each partition at most once.
+        batches: For each partition the topic in UTF-8, the partition's number and one record batch.
     """
     client, start = head
     parts: list[bytes | bytearray] = [b"", _head(API_KEY, API_VERSION, correlation_id), client, start, b""]
@@ -81,10 +82,10 @@ def request_of(
 def split_frames(data: bytes) -> tuple[list[bytes], bytes]:
     """Splits bytes from a connection into responses.
 
-    If a size is impossible for a response, the split ends there, with an empty response as the last one.
+    If a size field holds a size that no response can have, the rest is dropped, and the last response is empty.
 
     Returns:
-        The whole responses, without the size field before each, and the bytes of a response that is not whole yet.
+        The complete responses, each without its size field, and the bytes of a response that is not complete yet.
     """
     frames: list[bytes] = []
     at = 0
@@ -100,12 +101,12 @@ def split_frames(data: bytes) -> tuple[list[bytes], bytes]:
 
 
 def correlation_id_of(frame: bytes) -> int:
-    """Which request a response answers; -1 when the response is too short."""
+    """The correlation id in a response. It says which request is answered. -1: the response is too short."""
     return int(_read_int32(frame)[0]) if len(frame) >= 4 else -1
 
 
 def read_answers(frame: bytes) -> tuple[list[Answer], int]:
-    """The answers in a response, which begins with its correlation id.
+    """Reads the answers in a response. The response begins with its correlation id.
 
     Returns:
         The answers, and for how many milliseconds the broker throttles this connection.

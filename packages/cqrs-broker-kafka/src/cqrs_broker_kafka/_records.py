@@ -1,12 +1,11 @@
-"""How a message becomes a Kafka record. The tests check the following table, which is also in the documentation,
-against golden vectors.
+"""Makes Kafka records from messages, as follows. Tests compare the records with golden vectors.
 
 value = body, null for a tombstone; key = `key` in UTF-8, or none; timestamp = `timestamp` in milliseconds
-headers: message-id (UUID as text), message-name, content-type (a tombstone without a content type has no such header),
-then the user's own: text in UTF-8, bytes as they are, None as null
+headers: message-id (UUID as text), message-name, content-type (a tombstone without a content type has no content-type
+header), then the user's own headers: text in UTF-8, bytes as they are, None as null
 
-A record is encoded once, when its message is submitted, except for the few bytes that depend on its place in a batch
-(Kafka protocol, record format v2). Headers repeat, so their bytes are remembered.
+A record is encoded once, when its message is submitted. Only a few bytes are added later, because they depend on the
+record's place in a batch (Kafka protocol, record format v2). Many headers repeat, so their bytes are remembered.
 """
 
 from __future__ import annotations
@@ -20,21 +19,21 @@ from cqrs_brokers.driver import Delivery, Message, content_type_of, id_text, tim
 __all__ = ["Encode", "HEAD_SIZE", "PLACE_SIZE", "RecordMaker", "Records", "key_of", "varints"]
 
 HEAD_SIZE = 61
-"""The bytes of a batch before its records."""
+"""The number of bytes in a batch before its records."""
 PLACE_SIZE = 21
-"""The most bytes that a record has in a batch besides `content`: its length, its attributes, and its
-differences from the batch's first timestamp and offset."""
+"""The most bytes that a record has in a batch besides its content (`Records.contents`). They hold the record's length,
+its attributes, and its differences from the batch's first timestamp and first offset."""
 _REMEMBERED = 1000
 _LONGEST_REMEMBERED = 256
 """The longest header that is remembered, in bytes."""
 
 
 class Records:
-    """Messages in the form that goes on the wire, in order.
+    """Messages as encoded records, in order.
 
-    A record has no object of its own, because each object per message is more work for the garbage collector. Garbage
-    collection takes a fifth of the time when 1 000 messages are sent at a time. The parts of all records are in one
-    list, so that the parts of a record stay together when a `KeyboardInterrupt` comes while a record is added.
+    A record has no object of its own, because each further object per message is more work for the garbage collector.
+    When 1 000 messages are sent at a time, a fifth of the time is garbage collection. The parts of all records are in
+    one list. So the parts of a record stay together even if a `KeyboardInterrupt` comes while a record is added.
 
     Attributes:
         parts: The delivery, the timestamp and the content of the first record, then those of the second, and so on.
@@ -55,12 +54,12 @@ class Records:
 
     @property
     def timestamps(self) -> list[int]:
-        """Milliseconds since 1970-01-01 UTC."""
+        """The timestamps of the records, in milliseconds since 1970-01-01 UTC."""
         return self.parts[1::3]
 
     @property
     def contents(self) -> list[bytes]:
-        """Keys, values and headers, in the format of a record batch."""
+        """The key, value and headers of each record, in the format of a record batch."""
         return self.parts[2::3]
 
     def each(self) -> Iterator[tuple[Delivery, int, bytes]]:
@@ -76,7 +75,7 @@ class Records:
 
         Args:
             most: The largest number of records to count.
-            room: The largest size of the records together, in bytes. The first record goes into the batch in any case.
+            room: The largest total size of the records, in bytes. The first record goes into the batch in any case.
         """
         count = 0
         for content in islice(self.parts, 2, 3 * most, 3):
@@ -87,7 +86,7 @@ class Records:
         return count
 
     def take(self, count: int) -> Records:
-        """Removes records from the head."""
+        """Removes this many records from the head, and returns them."""
         end = 3 * count
         if end == len(self.parts):
             taken, self.parts = self.parts, []
@@ -101,10 +100,10 @@ class Records:
         return Records(list(compress(self.parts, (each for each in wanted for _ in range(3)))))
 
     def purge(self) -> list[bool]:
-        """Removes records whose callers have their outcome.
+        """Removes records whose callers already have an outcome.
 
         Returns:
-            One value for each record that was there: whether the record stays.
+            One value for each record that was there before: whether this record stays.
         """
         deliveries = self.deliveries
         stay = [not delivery.done for delivery in deliveries]
@@ -117,11 +116,11 @@ class Records:
 
 
 Encode = Callable[[Records, int, int, int], bytes]
-"""Makes the bytes of a batch, from records, producer id, epoch and the sequence number of the first."""
+"""Makes the bytes of a batch from records, producer id, epoch and the sequence number of the first record."""
 
 
 class _Varints(dict[int, bytes]):
-    """Integers as zigzag varints; small ones, which come often, are remembered."""
+    """Encodes integers as zigzag varints. The bytes of small integers are remembered, because these come often."""
 
     def __missing__(self, number: int) -> bytes:
         left = (number << 1) ^ (number >> 63)
@@ -140,8 +139,9 @@ _NULL = varints[-1]
 
 
 class _Headers(dict[tuple[str, Any], bytes]):
-    """Headers as bytes, by name and value. The first 1 000 are remembered, and most headers that repeat are among them.
-    Headers that never repeat, such as those of a trace, would cost more to remember than to encode."""
+    """Encodes headers. The bytes of the first 1 000 headers are remembered, by name and value. Most headers that repeat
+    are among these. Later headers are not remembered: for a header that never repeats, such as a trace id, it takes
+    longer to remember the bytes than to encode them."""
 
     def __init__(self) -> None:
         self._names: dict[str, bytes] = {}
@@ -180,14 +180,14 @@ def key_of(record: tuple[Delivery, int, bytes]) -> str | None:
 
 
 class RecordMaker:
-    """Makes records; remembers the headers that repeat."""
+    """Makes records. Remembers the bytes of headers, because many headers repeat."""
 
     def __init__(self) -> None:
         self._known = _Headers()
         self._first: dict[tuple[str, str, int], tuple[bytes, bytes]] = {}
 
     def add(self, delivery: Delivery, records: Records) -> None:
-        """Adds the record of a delivery's message, as the message is now: the caller may change it later."""
+        """Encodes a delivery's message and adds the record. Later changes of the message do not change the record."""
         message = delivery.message
         own, key = message.headers, message.key
         content_type = message.content_type or content_type_of(message)
@@ -209,8 +209,8 @@ class RecordMaker:
         records.parts += (delivery, timestamp_ms(message), b"".join(content))
 
     def _remember(self, message: Message, content_type: str) -> tuple[bytes, bytes]:
-        """The bytes before and behind the id: the number of headers, and our own headers. They are the same for all
-        messages with this name, content type and number of headers."""
+        """Makes and remembers the bytes before and after the message's id: the number of headers, and our own headers.
+        These bytes are the same for all messages with this name, content type and number of headers."""
         if len(self._first) >= _REMEMBERED:
             self._first.clear()
         behind = self._known["message-name", message.message_name]

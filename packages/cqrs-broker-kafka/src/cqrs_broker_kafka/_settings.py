@@ -1,4 +1,4 @@
-"""Where and how to connect. A config string and a `KafkaProducerAdapter` both become these settings."""
+"""The settings: where and how to connect. They are made from a config string or by a `KafkaProducerAdapter`."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ DEFAULT_PORT = 9092
 
 
 class KafkaSettings:
-    """What the driver needs to know.
+    """The settings that the driver needs.
 
     Args:
         url: Its hosts are the bootstrap servers.
         options: The validated options.
 
     Raises:
-        ConfigError: No host, or a certificate file that cannot be used.
+        ConfigError: There is no host, a host is listed twice, or a certificate file cannot be used.
     """
 
     def __init__(self, url: BrokerURL, options: KafkaOptions) -> None:
@@ -74,15 +74,15 @@ class KafkaSettings:
 
 
 class KafkaProducerAdapter(ConnectionAdapter[KafkaOptions, KafkaSettings]):
-    """Connection settings for one `KafkaMessageBroker`, under the names that python-cqrs documents. It reads only the
-    files and environment variables that options name.
+    """Connection settings for one `KafkaMessageBroker`, under the names that python-cqrs documents. The adapter reads
+    only the files and environment variables that options name.
 
     Args:
         bootstrap_servers: `host[:port]`, a list of them, or one text with commas.
         dsn: The hosts as one text with commas, or a whole config string (`kafka://…?acks=all`).
         value_serializer: Encodes payloads that come without `payload_bytes` and without a content type. Default: JSON.
-        **options: The options of the config string by name (see `KafkaOptions`). An option that is given here takes
-            the place of the same option in `dsn`.
+        **options: The options of the config string by name (see `KafkaOptions`). An option that is given here
+            overrides the same option in `dsn`.
 
     Raises:
         ConfigError: An option or host is wrong; the error lists all problems. The error is also raised when both

@@ -1,4 +1,4 @@
-"""The topics in use: how many partitions each has, and to which one a message goes."""
+"""The topics in use: how many partitions each topic has, and to which partition a message goes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Topic", "why_illegal"]
 
 KEYS_REMEMBERED = 20_000
 STICKY_RECORDS = 64
-"""Messages without a key go to the same partition until its batch is taken, or until this many records wait there."""
+"""Messages without a key go to the same partition until a batch is taken from it, or this many records wait there."""
 
 _LEGAL = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 _LONGEST = 249
@@ -32,22 +32,21 @@ def why_illegal(topic: str) -> str | None:
 
 
 class Topic:
-    """One topic's partitions.
+    """One topic and its partitions.
 
     Args:
-        name: The topic.
+        name: The name of the topic.
         new_partition: Makes a partition, from the topic's name in UTF-8 and a number.
 
     Attributes:
-        partitions: Empty while their number is not known.
-        is_open: Whether records go to partitions now. They wait while the number of partitions is not known. They also
-            wait while a batch of a removed partition has no outcome. The records of that batch may still have to go to
-            other partitions, and later records must not overtake them.
+        partitions: The partitions. Empty while the number of partitions is not known.
+        is_open: Whether records go to partitions now. Records wait while the number of partitions is not known. Records
+            also wait while a batch of a removed partition has no outcome. The records of that batch may still have to
+            go to other partitions, and later records must not overtake them.
         waiting: Records that came while the topic was not open, in order.
-        unknown_since: When a node first said that there is no such topic (event loop's time). None: no node has said
-            it.
-        missing: The error for messages while the topic counts as missing. None: it was never missing, or was found
-            since.
+        unknown_since: When a node first said that there is no such topic (event loop's time). None: no node says so.
+        missing: The error for messages while the topic counts as missing. None: the topic was never missing, or it was
+            found again.
         missing_until: Until this time the topic counts as missing (event loop's time).
     """
 
@@ -63,10 +62,11 @@ class Topic:
         self._partition_of: dict[str, Partition] = {}
         self._sticky = 0
         self._gone: dict[int, Partition] = {}
-        """Partitions that do not exist any more. Their sequence numbers are still valid if they come back."""
+        """Partitions that do not exist any more. If such a partition comes back, its sequence numbers are still
+        valid."""
 
     def partition(self, key: str | None) -> Partition:
-        """Where a message with that key goes."""
+        """The partition to which a message with this key goes."""
         if key is None:
             return self._keyless()
         known = self._partition_of.get(key)
@@ -78,8 +78,8 @@ class Topic:
         return known
 
     def _keyless(self) -> Partition:
-        """The partition for a message without a key. The last partition is used again, unless its records were taken
-        for a batch, or enough records wait there, or it is stuck."""
+        """The partition for a message without a key. The partition that was used last is used again, unless its records
+        were taken for a batch, or enough records wait there, or the partition is stuck."""
         partition = self.partitions[self._sticky]
         if partition.pending.parts and len(partition.pending) < STICKY_RECORDS and not partition.stuck:
             return partition
@@ -91,8 +91,8 @@ class Topic:
         return partition
 
     def find(self, key: str | None) -> Partition | None:
-        """The partition that most likely holds a message with that key. Without a key: a partition that is stuck, if
-        there is one."""
+        """The partition that most likely holds a message with this key. If the key is None: a stuck partition, if there
+        is one."""
         if not self.partitions:
             return None
         if key is not None:
@@ -100,10 +100,10 @@ class Topic:
         return next((each for each in self.partitions if each.stuck), None)
 
     def found(self, count: int) -> None:
-        """The topic has this many partitions.
+        """Called when an answer says that the topic has this many partitions.
 
-        When the number has changed, keys map to other partitions from now on, as with every Kafka client. Messages that
-        were waiting for a partition that is gone are mapped anew.
+        If the number has changed, keys map to other partitions from now on, as with every Kafka client. Records that
+        wait in a partition that is gone go to the new partitions of their keys.
         """
         self.missing = self.unknown_since = None
         if count != len(self.partitions):
@@ -118,8 +118,8 @@ class Topic:
         self._open()
 
     def _open(self) -> None:
-        """Gives the records that wait to their partitions. It does nothing while earlier records are still in flight to
-        a partition that is gone."""
+        """Gives the waiting records to their partitions. Does nothing while earlier records are still in flight to a
+        partition that is gone."""
         self.is_open = bool(self.partitions) and not self.gone()
         if self.is_open:
             waiting, self.waiting = self.waiting, Records()
@@ -129,8 +129,8 @@ class Topic:
                 partition.filled()
 
     def not_found(self, error: DeliveryError, until: float) -> None:
-        """The topic does not exist, or the client must not use it. Records that wait fail with `error`. Records that
-        come before `until` fail too."""
+        """Called when the topic does not exist, or when the client must not use it. Waiting records fail with `error`.
+        Messages that come before the time `until` fail too."""
         self.missing = error
         self.missing_until = until
         self.unknown_since = None
@@ -151,7 +151,7 @@ class Topic:
         return records
 
     def left(self, records: Records) -> None:
-        """A partition that is gone has no batch in flight any more.
+        """Called when a partition that is gone has no batch without an outcome any more.
 
         Args:
             records: Records that are proven not appended. They go to the partitions to which their keys belong now,
@@ -165,7 +165,7 @@ class Topic:
             self._open()
 
     def purge(self) -> None:
-        """Removes records whose callers have their outcome."""
+        """Removes records whose callers already have an outcome."""
         self.waiting.purge()
         for partition in self.partitions:
             partition.purge()
@@ -175,7 +175,7 @@ class Topic:
         return [each for each in self._gone.values() if each.state is not State.IDLE]
 
     def all_partitions(self) -> list[Partition]:
-        """Its partitions, and those that are gone."""
+        """The partitions of the topic, and those of `gone()`."""
         return self.partitions + self.gone()
 
     @property
