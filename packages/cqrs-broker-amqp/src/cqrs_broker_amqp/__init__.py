@@ -1,19 +1,20 @@
-"""`amqp://` and `amqps://` for cqrs-brokers: RabbitMQ, with publisher confirms, on aiormq (the client below aio-pika).
+"""The plugin for `amqp://` and `amqps://`. It publishes to RabbitMQ with publisher confirms, over aiormq, the client
+below aio-pika.
 
     from cqrs_brokers import open_broker
 
     broker = open_broker("amqp://user:password@localhost/?exchange=events")
 
-or, without a config string, `AMQPMessageBroker(publisher=AMQPPublisherAdapter(dsn=…))`.
+Another way is the class: `AMQPMessageBroker(publisher=AMQPPublisherAdapter(dsn=…))`.
 
-The parts: `_options` and `_settings` (what is configured), `_broker` (the documented class), `_driver` (the
-connection), `_connecting` (one pass over the hosts), `_session` (one connection), `_publisher` (what waits and what is
-in flight), `_unanswered` (the messages without an answer on a channel), `_leaving` (a channel without answers),
-`_stalled` (destinations that take nothing), `_declaring` (messages that wait for their queue), `_topology` (what is
-declared), `_rendering` (a message as bytes), `_errors` (which error means what), `_foreign` (is the server a Kafka?),
-`_scram` (a log-in without TLS), `_logs` (nothing secret in aiormq's log), `_watch` (dead connections), `_reopening` (a
-closed channel), `_inspection` (`cqrs-brokers check`), `_fallback` (aiormq's documented way), and `_client` and
-`_channels` (the undocumented parts of aiormq).
+The modules: `_options` and `_settings` (what is configured), `_broker` (the documented class), `_driver` (the driver),
+`_connecting` (one pass over the hosts), `_session` (one connection), `_publisher` (the messages that wait and those in
+flight), `_unanswered` (the messages without an answer on a channel), `_leaving` (replaces a channel without answers),
+`_stalled` (destinations that accept no messages), `_declaring` (messages that wait for their queue),
+`_topology` (declares the exchange and the queues), `_rendering` (encodes a message), `_errors` (translates errors),
+`_foreign` (is the server a Kafka?), `_scram` (a log-in without TLS), `_logs` (keeps secrets out of aiormq's log),
+`_watch` (finds dead connections), `_reopening` (replaces a closed channel), `_inspection` (`cqrs-brokers check`),
+`_fallback` (publishes in aiormq's documented way), and `_client` and `_channels` (use undocumented parts of aiormq).
 """
 
 from cqrs_brokers.driver import PipelinedDriver
@@ -37,7 +38,7 @@ def broker_options() -> type[BrokerOptions]:
 
 @hookimpl
 def open_message_broker(url: BrokerURL, options: AMQPOptions) -> PipelinedDriver:
-    """The driver of `amqp://` and `amqps://`."""
+    """Makes the driver of `amqp://` and `amqps://`."""
     from ._driver import AMQPDriver  # aiormq is imported when it is needed, not when a plugin is described
 
     return AMQPDriver(AMQPSettings.of(url, options))

@@ -1,4 +1,4 @@
-"""`AMQPMessageBroker`: the class that the documentation names. It only connects the parts."""
+"""`AMQPMessageBroker`: the class that the documentation names. It gives an adapter's settings to a driver."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class AMQPMessageBroker(Broker):
     """A `Broker` for RabbitMQ, for code that does not use a config string.
 
     Args:
-        publisher: The connection settings. They serve this broker only.
-        exchange_name: The exchange. Default: the one that the settings name, else "events".
+        publisher: The adapter with the connection settings. An adapter can be used for one broker only.
+        exchange_name: The name of the exchange. Default: the exchange of the settings, or "events" if they name none.
         pika_log_level: The level for the loggers `aiormq` and `aio_pika`, in the whole process. None: the loggers keep
             their levels.
-        observers: Objects that `Broker` tells about outcomes and connection changes.
+        observers: Objects that `Broker` calls when a message has its outcome and when the connection changes.
 
     Raises:
-        ConfigError: The settings serve another broker, contradict `exchange_name`, or contradict each other; or there
-            is no such log level.
+        ConfigError: Another broker uses the adapter already, the settings contradict `exchange_name` or each other, or
+            the log level does not exist.
     """
 
     def __init__(

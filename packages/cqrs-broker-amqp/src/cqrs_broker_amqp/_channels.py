@@ -1,4 +1,6 @@
-"""A channel in confirm mode that nobody else publishes on. It is several times faster than aiormq's documented way.
+"""Channels in confirm mode on which only this plugin publishes.
+
+`FastChannel` is several times faster than aiormq's documented way to publish.
 
 `FastChannel` uses these undocumented parts of aiormq. Each has a test in tests/amqp/test_channels.py:
 
@@ -7,7 +9,7 @@
     Channel._on_return_frame, .confirmations, .message_id_delivery_tag      to learn which message was returned
     Connection.channels, Channel.number, .frames                to know whether the channel is still open
 
-When one of them is not as expected, `_fallback` publishes as aiormq documents it.
+If one of these parts is not as expected, `_fallback` publishes in aiormq's documented way.
 """
 
 from __future__ import annotations
@@ -32,18 +34,19 @@ __all__ = ["ConfirmChannel", "Failed", "FastChannel"]
 logger = logging.getLogger("cqrs_broker_amqp.channels")
 
 NACK_HOLD = 0.2
-"""How long a nack waits for a return that may follow, where the server nacks first (Apache Qpid), in seconds."""
+"""Apache Qpid sends the nack of a message before the return of the same message. So a nack is held for this many
+seconds, because a return may follow."""
 
 Failed = Callable[["ConfirmChannel", Entry, BaseException], None]
 
 
 class ConfirmChannel:
-    """A channel that messages are published on.
+    """A channel on which messages are published.
 
     Args:
         connection: The connection of the channel.
         channel: aiormq's channel.
-        failed: Called with a message and its return or nack, as aiormq's exception.
+        failed: Called when a message is returned or nacked, with aiormq's exception for the return or the nack.
         answered: Called after each answer while `watched` is set, with the deliveries that were confirmed or returned.
     """
 
@@ -62,30 +65,31 @@ class ConfirmChannel:
         """The ids of the messages without an answer. Two messages with the same id are never in flight on one
         channel."""
         self.spent: set[bytes] = set()
-        """Ids whose return may still come (Apache Qpid): they cannot be used again on this channel."""
+        """The ids of messages whose return may still come (Apache Qpid). No message with such an id is sent on this
+        channel."""
         self.watched = False
         self.alone = True
-        """Whether the channel is new. Then messages are sent one at a time, until one has its answer."""
+        """Whether the channel is new. Then only one message is in flight at a time, until a message has its answer."""
         self.quiet_since = 0.0
-        """The time of the last answer, or of a later send while no message was in flight (event loop's time). The end
-        of an alarm counts as an answer."""
+        """Since when the channel is waiting for an answer (event loop's time). This is the time of the last answer, or
+        of a later send while no message was in flight. The end of an alarm counts as an answer."""
         self._failed = failed
         self._on_answer = answered
         self._question: asyncio.Task[Any] | None = None
 
     @property
     def open(self) -> bool:
-        """Whether what is sent now reaches an open channel.
+        """Whether a frame that is sent now reaches an open channel.
 
-        When aiormq reads the server's Channel.Close, it first forgets the channel and then sends the answer. A frame
-        after the answer would make the server close the whole connection.
+        When aiormq reads the server's Channel.Close, it first forgets the channel and then sends Channel.CloseOk. If we
+        sent a frame after Channel.CloseOk, the server would close the whole connection.
         """
         connection, channel = self.connection, self.channel
         return connection.channels.get(channel.number) is channel and connection.sockets.open_for_writing
 
     @property
     def has_unread(self) -> bool:
-        """Whether answers have come in that aiormq has not looked at."""
+        """Whether there are received answers that aiormq has not read yet."""
         return not self.channel.frames.empty()
 
     def send(self, entries: Sequence[Entry], now: float) -> None:
@@ -101,7 +105,7 @@ class ConfirmChannel:
         raise NotImplementedError
 
     def take(self) -> list[Entry]:
-        """Takes out the messages without an answer. They get none from this channel any more."""
+        """Removes and returns the messages without an answer. They get no answer from this channel any more."""
         taken = self.entries()
         self.in_flight.clear()
         return taken
@@ -109,7 +113,8 @@ class ConfirmChannel:
     def ask(self, tasks: Tasks) -> asyncio.Task[Any]:
         """Asks a question that changes nothing and that the server must answer (Basic.Qos).
 
-        While a question has no answer, the same task is returned. Do not cancel it: aiormq would close the channel.
+        While a question has no answer, the same task is returned. The caller must not cancel the task, because aiormq
+        would then close the channel.
         """
         if self._question is None or self._question.done():
             self._question = tasks.spawn(self.channel.basic_qos(prefetch_count=0))
@@ -117,13 +122,13 @@ class ConfirmChannel:
         return self._question
 
     def close(self) -> None:
-        """Closes the channel without waiting. Messages without an answer get none any more."""
+        """Closes the channel without waiting. The messages without an answer get no answer any more."""
         self.in_flight.clear()
         close_without_waiting(self.channel)
 
 
 class FastChannel(ConfirmChannel):
-    """Sends all messages that are ready as one write. One ack resolves all messages that it confirms."""
+    """Sends many messages with one write. Handles an ack for many messages in one step."""
 
     def __init__(self, connection: Connection, channel: Any, **callbacks: Any) -> None:
         super().__init__(connection, channel, **callbacks)
@@ -132,15 +137,16 @@ class FastChannel(ConfirmChannel):
         self._frame_max = connection.frame_max
         self._nacks_first = not connection.names_capabilities
         self._nacked: dict[int, asyncio.TimerHandle] = {}
-        """Nacks that wait for the next frame of this channel: a return may follow (Apache Qpid)."""
+        """Nacks that are held until the next answer on this channel, because that may be the return of the message
+        (Apache Qpid)."""
         # aiormq uses the first two to find the message of a Basic.Return, and calls the third for acks and nacks.
         channel.message_id_delivery_tag = _TagById(self._unanswered)
         channel.confirmations = _Returns(self._returned)
         channel._on_confirm_frame = self._confirmed
 
     def send(self, entries: Sequence[Entry], now: float) -> None:
-        """See `ConfirmChannel`. The frames are written at once: aiormq's writer task would write them some turns of the
-        loop later."""
+        """See `ConfirmChannel`. The frames are written at once. aiormq's writer task would write them some turns of the
+        event loop later."""
         if not self._unanswered:
             self.quiet_since = now
         first, number = self._last + 1, self.number
@@ -154,7 +160,7 @@ class FastChannel(ConfirmChannel):
         self.connection.sockets.write(b"".join(parts))
 
     async def _confirmed(self, frame: commands.Basic.Ack | commands.Basic.Nack) -> None:
-        """Takes the place of aiormq's `_on_confirm_frame`, which makes one call in the event loop for each message."""
+        """Replaces aiormq's `_on_confirm_frame`. aiormq's method schedules one call in the event loop per message."""
         tag, multiple, unanswered = frame.delivery_tag or 0, frame.multiple, self._unanswered
         if tag > self._last:
             logger.error("RabbitMQ answered delivery tag %d, and the last one sent is %d: ignored", tag, self._last)
@@ -207,7 +213,7 @@ class FastChannel(ConfirmChannel):
             self._nacked[tag] = self.channel.loop.call_later(NACK_HOLD, self._release_nacks)
 
     def _release_nacks(self, tags: Sequence[int] = ()) -> None:
-        """Fails the messages of these tags, and of the nacks that were held, because no return has followed."""
+        """Fails the messages with these tags and the messages whose nacks were held. No return has followed."""
         held, self._nacked = self._nacked, {}
         for timer in held.values():
             timer.cancel()
@@ -235,18 +241,18 @@ class FastChannel(ConfirmChannel):
 
 
 class _TagById:
-    """Replaces aiormq's table of delivery tags. aiormq looks up the id of a returned message in it."""
+    """Replaces aiormq's table of delivery tags. aiormq looks up the id of a returned message in this table."""
 
     def __init__(self, unanswered: Unanswered) -> None:
         self._unanswered = unanswered
 
     def get(self, message_id: str) -> int | None:
-        """The tag of that message, or None when nothing with this id is in flight."""
+        """The delivery tag of the message with this id. None: no message with this id is in flight."""
         return self._unanswered.tag_of(message_id.encode())
 
 
 class _Returns:
-    """Replaces aiormq's table of confirms. aiormq looks up the future of a returned message in it."""
+    """Replaces aiormq's table of confirms. aiormq looks up the future of a returned message in this table."""
 
     def __init__(self, returned: Callable[[int, BaseException], None]) -> None:
         self._returned = returned
@@ -256,12 +262,12 @@ class _Returns:
         return _Return(self._returned, tag)
 
     def __setitem__(self, tag: int, value: object) -> None:
-        """aiormq marks the message as returned, so that the ack that follows is ignored. `FastChannel` needs no mark:
-        it has taken the message out."""
+        """Does nothing. aiormq calls this method to mark a message as returned, so that the later ack is ignored.
+        `FastChannel` needs no such mark, because it has already removed the message."""
 
 
 class _Return:
-    """Replaces a returned message's future."""
+    """Replaces the future of a returned message."""
 
     def __init__(self, returned: Callable[[int, BaseException], None], tag: int) -> None:
         self._returned = returned

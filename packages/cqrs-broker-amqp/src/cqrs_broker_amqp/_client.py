@@ -1,7 +1,7 @@
-"""aiormq's connection. Only this module and `_channels` use the parts of aiormq that it does not document.
+"""The connection of aiormq. Only this module and `_channels` use undocumented parts of aiormq.
 
-These undocumented parts are used. Each has a test in tests/amqp/test_channels.py, so that a new aiormq fails in a test
-and not for a user:
+This module uses the following undocumented parts. Each has a test in tests/amqp/test_channels.py. So if a new version
+of aiormq changes a part, a test fails before a user notices:
 
     Connection._rpc                       to see the code with which the server refuses a handshake; to answer SCRAM
     Connection._credentials_class         to choose between the mechanisms that the server offers
@@ -39,20 +39,20 @@ __all__ = ["Connection", "ConnectionListener", "Sockets", "close_without_waiting
 
 DEFAULT_FRAME_MAX = 131_072
 LARGEST_FRAME = 16 * 2**20
-"""No server sends frames of this size: RabbitMQ's default limit is 128 KiB."""
+"""A larger frame is refused. No server sends frames of this size: RabbitMQ's default limit is 128 KiB."""
 MOST_CHANNELS = 65_535
 
 
 class _Reader(asyncio.StreamReader):
-    """Remembers when something last came in, and does not wait for frames that nobody sends."""
+    """Remembers when the last data came in. Refuses frames that are larger than any server sends."""
 
     last_inbound = 0.0
     answers = 0
-    """How many pieces of data came."""
+    """How many times data came in."""
 
     def readexactly(self, n: int) -> Coroutine[Any, Any, bytes]:
-        """As StreamReader's method, but refuses a huge frame. aiormq would wait for its bytes, although the size may
-        come from another protocol."""
+        """Reads as StreamReader's method does, but refuses a huge frame. The bytes of another protocol may look like a
+        huge size, and aiormq would wait for that many bytes."""
         if n > LARGEST_FRAME:
             raise NotAMQPError(f"a frame of {n} bytes is announced: this is not AMQP")
         return super().readexactly(n)
@@ -64,7 +64,7 @@ class _Reader(asyncio.StreamReader):
 
 
 class _Protocol(asyncio.StreamReaderProtocol, BufferedReads):
-    """Says when the operating system has taken what was written."""
+    """Calls `drained` when the operating system has taken all bytes that were written."""
 
     drained: Callable[[], None] | None = None
 
@@ -75,7 +75,7 @@ class _Protocol(asyncio.StreamReaderProtocol, BufferedReads):
 
 
 class Sockets(TransportFactory):
-    """Opens the connection's socket and keeps it, so that it can be dropped without asking aiormq.
+    """Opens and keeps the socket of the connection, so that we can drop the socket without aiormq.
 
     Args:
         host: Name or address.
@@ -90,16 +90,16 @@ class Sockets(TransportFactory):
         self._host, self._port, self._tls = host, port, tls
         self._addresses = addresses
         self.other_addresses: list[Address] = []
-        """The other addresses of the host, to be tried if this one does not answer."""
+        """The host's other addresses. They are tried if the current address does not answer."""
         self._streams: tuple[_Reader, asyncio.StreamWriter] | None = None
         self._protocol: _Protocol | None = None
         self._transport: asyncio.Transport | None = None
         self._aborted = False
         self.step = ""
-        """The step that is under way, for the error of a timeout."""
+        """The current step. The error of a timeout names it."""
 
     async def open(self) -> None:
-        """Looks up the name, connects and, with TLS, makes the handshake. aiormq's own way would log each failure."""
+        """Looks up the name, connects and, with TLS, makes the handshake. aiormq itself would log each failure."""
         loop = asyncio.get_running_loop()
         addresses = self._addresses
         if addresses is None:
@@ -124,7 +124,7 @@ class Sockets(TransportFactory):
             transport.abort()
 
     async def create(self, url: URL, **_: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Called by aiormq."""
+        """Returns the streams of the open socket. aiormq calls this method."""
         assert self._streams is not None
         return self._streams
 
@@ -135,27 +135,27 @@ class Sockets(TransportFactory):
 
     @property
     def answers(self) -> int:
-        """How many pieces of data came."""
+        """How many times data came in."""
         return self._streams[0].answers if self._streams is not None else 0
 
     @property
     def open_for_writing(self) -> bool:
-        """Whether what is written now can still reach the server."""
+        """Whether bytes that are written now can still reach the server."""
         return self._transport is not None and not self._transport.is_closing()
 
     def on_drained(self, drained: Callable[[], None]) -> None:
-        """Sets the function that is called when the operating system has taken the rest of what was written. It is not
-        called for a write that is taken at once."""
+        """Sets a function. If the operating system does not take all bytes of a write at once, the function is called
+        when it has taken the rest."""
         if self._protocol is not None:
             self._protocol.drained = drained
 
     @property
     def writing(self) -> bool:
-        """Whether the operating system has not taken all that was written."""
+        """Whether some written bytes still wait for the operating system to take them."""
         return self._transport is not None and bool(self._transport.get_write_buffer_size())
 
     def write(self, frames: bytes) -> None:
-        """Writes whole frames. aiormq's writer task also writes only whole frames, so the two do not mix."""
+        """Writes whole frames. aiormq's writer task also writes only whole frames, so the frames are not mixed up."""
         assert self._transport is not None
         self._transport.write(frames)
 
@@ -166,10 +166,10 @@ class Sockets(TransportFactory):
 
 
 def close_without_waiting(channel: Any) -> None:
-    """Sends Channel.Close and does not wait for the answer; the number is free again when the answer comes.
+    """Sends Channel.Close and does not wait for the answer. When the answer comes, the channel's number is free again.
 
-    aiormq's own close() would send a second Channel.Close if the answer takes longer than a heartbeat, or if the wait
-    is cancelled. RabbitMQ then closes the whole connection.
+    aiormq's own close() sends a second Channel.Close if the answer takes longer than a heartbeat, or if the wait is
+    cancelled. After a second Channel.Close RabbitMQ closes the whole connection.
     """
     if channel.connection.channels.get(channel.number) is channel:
         close = commands.Channel.Close(reply_code=200, class_id=0, method_id=0)
@@ -179,26 +179,26 @@ def close_without_waiting(channel: Any) -> None:
 
 
 class ConnectionListener(Protocol):
-    """The object that is told what happens to a connection."""
+    """The methods that a connection calls when something happens to it."""
 
     def ended(self, error: BaseException | None) -> None:
-        """Nothing more will come in."""
+        """Called when nothing more will come in."""
 
     def blocked(self, reason: str) -> None:
-        """The server reads nothing more from connections that publish."""
+        """Called when the server stops reading from connections that publish."""
 
     def unblocked(self) -> None:
-        """The server reads again."""
+        """Called when the server reads again."""
 
 
 class Connection(aiormq.Connection):
-    """aiormq's connection. It tells a listener what happens to it.
+    """aiormq's connection. It calls a listener when something happens to the connection.
 
     Args:
         url: User, password, host, port and heartbeat, as aiormq wants them.
-        vhost: The virtual host, decoded, because aiormq decodes some names wrongly.
-        sockets: The socket, opened before `connect()`.
-        listener: Is told what happens to the connection.
+        vhost: The name of the virtual host, already decoded. aiormq would decode some names wrongly.
+        sockets: The socket. It must be open before `connect()`.
+        listener: Its methods are called when something happens to the connection.
     """
 
     def __init__(self, url: URL, *, vhost: str, sockets: Sockets, listener: ConnectionListener) -> None:
@@ -209,7 +209,7 @@ class Connection(aiormq.Connection):
         self._scram: Scram | None = None
 
     def _credentials_class(self, start_frame: Any) -> Any:
-        """As aiormq's method, with SCRAM-SHA-256 where the server does not offer PLAIN."""
+        """Chooses the log-in as aiormq's method does, but uses SCRAM-SHA-256 if the server does not offer PLAIN."""
         offered = start_frame.mechanisms.split()
         if AuthMechanism.PLAIN.name in offered or SCRAM not in offered:
             return super()._credentials_class(start_frame)
@@ -219,7 +219,7 @@ class Connection(aiormq.Connection):
     async def _rpc(  # type: ignore[override] # aiormq's is static and called on the instance
         self, request: Any, writer: asyncio.StreamWriter, frame_receiver: Any, wait_response: bool = True
     ) -> Any:
-        """As aiormq's method, but a refusal keeps its code and text, and SCRAM's challenges are answered."""
+        """Does the same as aiormq's method, but keeps the code and text of a refusal, and answers SCRAM challenges."""
         frame = request
         while True:
             writer.write(pamqp.frame.marshal(frame, 0))
@@ -238,15 +238,15 @@ class Connection(aiormq.Connection):
         return frame
 
     def create_task(self, coro: Any) -> Any:
-        """As aiormq's method, but retrieves the exceptions of its tasks. Otherwise asyncio would log them after every
-        reset."""
+        """Makes a task as aiormq's method does, and retrieves the exception of the task. Otherwise asyncio would log
+        such exceptions after every reset of the connection."""
         task = super().create_task(coro)
         task.add_done_callback(retrieve_exception)
         return task
 
     def _on_reader_done(self, task: Any) -> None:
-        """Replaces aiormq's method, which tries to close a lost connection properly and may take minutes. The listener
-        drops the socket and aiormq's tasks."""
+        """Replaces aiormq's method. That method tries to close a lost connection properly, which may take minutes. With
+        this method the listener drops the socket and aiormq's tasks."""
         if self._listener is not None:
             self._listener.ended(asyncio.CancelledError() if task.cancelled() else task.exception())
 
@@ -261,7 +261,7 @@ class Connection(aiormq.Connection):
             self._listener.unblocked()
 
     def forget_listener(self) -> None:
-        """Stops telling the listener what happens."""
+        """Does not call the listener any more."""
         self._listener = None
 
     @property
@@ -272,39 +272,39 @@ class Connection(aiormq.Connection):
 
     @property
     def server_capabilities(self) -> dict[str, Any]:
-        """The capabilities that the server names. Empty where it sends no such table (Apache Qpid)."""
+        """The capabilities that the server names. Empty: the server names no capabilities (Apache Qpid)."""
         known = (self.server_properties or {}).get("capabilities")
         return dict(known) if isinstance(known, dict) else {}
 
     @property
     def names_capabilities(self) -> bool:
-        """Whether the server names its capabilities. If not, each has to be tried."""
+        """Whether the server names its capabilities. If not, only a try shows whether it has a capability."""
         return isinstance((self.server_properties or {}).get("capabilities"), dict)
 
     @property
     def publisher_confirms(self) -> bool:
-        """Whether the server has confirms, or may have them."""
+        """Whether the server has publisher confirms. Also true if the server does not name its capabilities."""
         return not self.names_capabilities or bool(self.server_capabilities.get("publisher_confirms"))
 
     @property
     def tasks(self) -> list[asyncio.Task[Any]]:
-        """aiormq's tasks that have not ended, for this connection and its channels."""
+        """The tasks of aiormq for this connection and its channels, without those that have ended."""
         store = getattr(self, "_Base__future_store", None)
         wrapped = (getattr(item, "task", None) for item in tuple(getattr(store, "futures", ())))
         return [task for task in wrapped if isinstance(task, asyncio.Task) and not task.done()]
 
     @property
     def frame_max(self) -> int:
-        """The largest frame; 0 on the wire means no limit."""
+        """The size of the largest frame, in bytes. If the server sends 0 (no limit), it is `DEFAULT_FRAME_MAX`."""
         return self.connection_tune.frame_max or DEFAULT_FRAME_MAX
 
     @property
     def channel_max(self) -> int:
-        """How many channels the server allows on this connection; 0 on the wire means no limit."""
+        """How many channels the server allows on this connection. If it sends 0 (no limit), it is `MOST_CHANNELS`."""
         return self.connection_tune.channel_max or MOST_CHANNELS
 
     def free_number(self) -> int | None:
-        """The lowest channel number that is not in use, or None when all are."""
+        """The lowest channel number that is free. None: all numbers are in use."""
         return next((number for number in range(1, self.channel_max + 1) if number not in self.channels), None)
 
     def drop_tasks(self) -> None:

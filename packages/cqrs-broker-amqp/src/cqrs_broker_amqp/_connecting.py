@@ -1,4 +1,4 @@
-"""One pass over the hosts. It ends with an open confirm channel on one of them.
+"""Makes one pass over the hosts. A pass that succeeds ends with an open confirm channel on one of the hosts.
 
 `Broker` decides when to try again, and `_publisher` knows what is in flight.
 """
@@ -20,25 +20,28 @@ from ._settings import AMQPSettings
 __all__ = ["connect"]
 
 SECOND_TRY = 0.3
-"""Seconds between two attempts at a host that closes the connection. One reset may come from a proxy and proves
-nothing."""
+"""Seconds between two attempts to connect to a host that closes the connection. A single reset proves nothing, because
+it may come from a proxy."""
 
 
 async def connect(
     settings: AMQPSettings, first: int, listener: SessionListener, *, known: bool, channel_limit: int | None
 ) -> tuple[Session, ConfirmChannel, int]:
-    """Tries the hosts in turn, starting with number `first`; each gets its share of `connect_timeout`. If an address of
-    a host accepts the connection, and then closes it or gives no answer, the other addresses of that host are tried.
+    """Tries one host after the other, starting with number `first`. Each host gets its share of `connect_timeout`. If
+    an address of a host accepts the connection, and then closes it or gives no answer, the host's other addresses are
+    tried.
 
     With TLS 1.3 a server learns only after the handshake that the client certificate is missing. It sends an alert and
-    resets the connection, and the reset may arrive first. A node that restarts also resets it. So the certificate
-    explains a reset only if it comes twice in a row, and only with settings that have never worked (`known` False).
+    resets the connection. We may see only the reset. But a node that restarts also resets its connections. So the
+    missing certificate counts as the reason only if two resets come in a row, and only with settings that have never
+    worked (`known` is False).
 
     Returns:
         The session, its first channel, and the number of its host.
 
     Raises:
-        ConnectError: The pass failed on every host. It is the first error that a person must fix, or else the first.
+        ConnectError: The pass failed on every host. If there is an error that a person must fix, the first such error
+            is raised, else the first error. A `TopologyError` is raised at once, without trying the other hosts.
     """
     loop = asyncio.get_running_loop()
     hosts = settings.hosts

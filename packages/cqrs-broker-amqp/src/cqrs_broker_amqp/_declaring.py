@@ -1,8 +1,8 @@
-"""`declare=queue`: messages wait here, by topic and in order, until their topic's queue is declared.
+"""With `declare=queue`, messages wait here until the queue of their topic is declared. They wait by topic and in order.
 
-Other topics do not wait. The publisher ends the messages whose queue cannot be declared, and those dropped here.
-A few channels do all the declaring. Each is used again until a declaration fails on it, because RabbitMQ then closes
-it.
+Messages of other topics do not wait. This module never gives a message its outcome: the publisher does it. All queues
+are declared on a few channels. A channel is used again until a declaration on it fails, because RabbitMQ then closes
+the channel.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ._unanswered import Entry
 __all__ = ["Declarations"]
 
 MOST_CHANNELS = 4
-"""How many channels declare at a time, besides the one that messages are published on."""
+"""How many channels may declare queues at the same time. The channel for publishing is not counted."""
 
 
 class _Waiting:
@@ -31,18 +31,18 @@ class _Waiting:
 
     def __init__(self) -> None:
         self.returned: list[Entry] = []
-        """Messages that came back because the queue was gone: they go before the others."""
+        """Messages that RabbitMQ returned because the queue was gone. They are sent before the others."""
         self.entries: list[Entry] = []
 
 
 class Declarations:
-    """The messages that wait for their queues, and the queues that are known to be there.
+    """The messages that wait for their queues, and the queues that are known to exist.
 
     Args:
         options: How queues are declared.
         tasks: Owns the tasks in which declarations run.
-        ready: Called with messages whose queue is there.
-        failed: Called with messages whose queue cannot be declared, and why.
+        ready: Called with messages whose queue exists now.
+        failed: Called with messages whose queue cannot be declared, and with the error for them.
         lost: Called when the connection does not answer.
     """
 
@@ -61,18 +61,20 @@ class Declarations:
         self._session: Session | None = None
         self._paused = True
         self._round = 0
-        """`use` and `pause` begin a new round. A declaration from an earlier round proves nothing."""
+        """The number of the current round. `use` and `pause` begin a new round. The result of a declaration from an
+        earlier round is ignored."""
         self._workers = 0
         """How many channels declare now."""
         self._idle: list[Any] = []
-        """Channels that may declare again."""
+        """Channels that are free for another declaration."""
         self._waiting: dict[str, _Waiting] = {}
         self._todo: collections.deque[str] = collections.deque()
-        """Topics that wait and that no channel declares yet."""
+        """Topics with waiting messages whose queue no channel declares yet."""
         self._declared: set[str] = set()
 
     def use(self, session: Session, unsent: Iterable[Entry]) -> None:
-        """Starts again: no queue counts as declared. The unsent messages wait here, behind those that wait already."""
+        """Starts on a session: no queue counts as declared. The unsent messages wait here, after those that wait
+        already."""
         if session is not self._session:
             self._session, self._workers = session, 0
             self._idle.clear()
@@ -101,15 +103,15 @@ class Declarations:
         return topic in self._waiting
 
     def takes(self, topic: str, entry: Entry) -> bool:
-        """Lets a message wait, unless its queue is there."""
+        """Lets a message wait here, unless its queue is declared already. Returns whether the message waits here."""
         if topic in self._declared:
             return False
         self._of(topic).entries.append(entry)
         return True
 
     def again(self, entry: Entry, behind: list[Entry]) -> None:
-        """Keeps a message that came back because its queue was gone. When the queue is declared again, this message is
-        sent first, and then those behind it."""
+        """Keeps a message that RabbitMQ returned because its queue was gone. When the queue is declared again, this
+        message is sent first, and then the messages in `behind`."""
         topic = entry[0].topic
         self._declared.discard(topic)
         waiting = self._of(topic)
@@ -155,7 +157,7 @@ class Declarations:
         """Declares one queue.
 
         Returns:
-            The channel, when it can be used again.
+            The channel, if it can be used again, else None.
         """
         number, asked = self._round, asyncio.get_running_loop().time()
         failure: DeliveryError | None = None

@@ -1,4 +1,4 @@
-"""`AMQPDriver`: the connection of a `Broker` to RabbitMQ. `Publisher` sends the messages over it."""
+"""`AMQPDriver`: the connection of a `Broker` to RabbitMQ. `Publisher` sends the messages over this connection."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _NO_CHANNEL_PAUSE = 0.05
 
 
 class AMQPDriver(PipelinedDriver):
-    """Publishes to RabbitMQ with confirms, `mandatory` and persistent messages.
+    """Publishes to RabbitMQ with confirms. The messages are persistent and have the flag `mandatory`.
 
     Args:
         settings: Where to connect and how.
@@ -57,7 +57,7 @@ class AMQPDriver(PipelinedDriver):
         self._connected_before = False
         self._host = 0
         self._channel_limit: int | None = None
-        """How many channels this user may open, once RabbitMQ has said so."""
+        """How many channels this user may open. None: RabbitMQ has not said it yet."""
         self._session: Session | None = None
         self._ended: list[Session] = []
         """Sessions whose tasks may still be ending."""
@@ -94,7 +94,7 @@ class AMQPDriver(PipelinedDriver):
     # -- connecting and closing ---------------------------------------------------------------------------------------
 
     async def connect(self) -> None:
-        """Makes one pass over the hosts. It begins with the host that follows the last connected host."""
+        """Makes one pass over the hosts. The pass begins with the host that comes after the last connected host."""
         redact_client_logs()
         self._drop_session()
         await self._clear_away()
@@ -109,7 +109,7 @@ class AMQPDriver(PipelinedDriver):
         self._publisher.use(session, channel)
 
     async def ping(self) -> None:
-        """Asks RabbitMQ a question on the channel for messages, because the user may not be allowed to open another."""
+        """Asks RabbitMQ a question on the channel for messages, because some users may open only one channel."""
         while (session := self._session) is not None:
             channel = self._publisher.channel
             if channel is None or not channel.open:  # it is being opened again
@@ -146,7 +146,7 @@ class AMQPDriver(PipelinedDriver):
         self._ended.clear()
 
     def _drop_session(self) -> None:
-        """Drops the connection. `_clear_away` then waits until its tasks have ended."""
+        """Drops the connection. Afterwards `_clear_away` waits until the connection's tasks have ended."""
         session, self._session = self._session, None
         if session is not None:
             session.abort()
@@ -202,8 +202,8 @@ class AMQPDriver(PipelinedDriver):
             self._link.unblocked()
 
     def lost(self, error: ConnectError) -> None:
-        """Handles the loss of the connection. The outcome of messages that were handed over is unknown. The others
-        wait, in order, for the next connection."""
+        """Handles the loss of the connection. Messages that were handed over fail with an unknown outcome. The other
+        messages wait, in order, for the next connection."""
         unanswered = self._publisher.stop()
         self._drop_session()
         if unanswered:

@@ -1,6 +1,7 @@
 """Translates the errors of RabbitMQ, aiormq and the network into the errors of cqrs-brokers. Imports aiormq.
 
-Reply codes: AMQP 0-9-1, 1.2 "Constants", and what RabbitMQ and Apache Qpid do with them.
+The meaning of the reply codes comes from AMQP 0-9-1, 1.2 "Constants", and from the ways in which RabbitMQ and Apache
+Qpid use the codes.
 
 This file is longer than 400 lines because every translation is in one place.
 """
@@ -100,9 +101,9 @@ class HandshakeRefused(Exception):  # noqa: N818 - names what the server did
     """The server answered a step of the handshake with Connection.Close.
 
     Attributes:
-        code: Its reply code.
-        reply: Its reply text.
-        logged_in: Whether it had accepted user and password before.
+        code: The server's reply code.
+        reply: The server's reply text.
+        logged_in: Whether the server had accepted user and password before.
     """
 
     def __init__(self, code: int, reply: str, *, logged_in: bool = True) -> None:
@@ -114,13 +115,14 @@ class HandshakeRefused(Exception):  # noqa: N818 - names what the server did
 
 
 class NotAMQPError(ConnectionError):
-    """The bytes that come in cannot be AMQP."""
+    """The received bytes cannot be AMQP."""
 
 
 def scrubbed(error: BaseException | None) -> BaseException | None:
-    """An exception of the client that may be shown as a cause: it has the same class, and quotes no bytes.
+    """Makes an exception of aiormq safe to show as a cause. The result has the same class, but quotes no bytes.
 
-    pamqp quotes a frame that it cannot read, and RabbitMQ quotes a frame of ours that it cannot read.
+    The text of such an exception may quote bytes: pamqp (aiormq's codec) quotes a frame that it cannot read, and
+    RabbitMQ quotes a frame of ours that it cannot read.
     """
     if isinstance(error, client.ProtocolSyntaxError):
         return type(error)("a frame could not be read")
@@ -143,9 +145,9 @@ def connect_error(
     """The error for a host to which no connection could be made.
 
     Args:
-        error: What the client raised.
+        error: The exception that was raised while connecting.
         where: The host and port.
-        options: For the certificates in use.
+        options: They name the certificates in use.
         declaring: Whether the exchange was being declared.
     """
     found = _connect_error(error, where, options)
@@ -250,7 +252,8 @@ def _no_virtual_host(said: str) -> AuthorizationError:
 
 
 def lost_error(error: BaseException | None) -> UnreachableError:
-    """Why a connection that worked is gone. The next attempt shows whether a new one can be made."""
+    """The error that says why a connection that worked is gone. The next attempt shows whether a new connection can be
+    made."""
     if error is None or isinstance(error, asyncio.CancelledError):
         found = UnreachableError("RabbitMQ has been silent for three heartbeats")
     elif isinstance(error, client.ConnectionClosed):
@@ -262,7 +265,7 @@ def lost_error(error: BaseException | None) -> UnreachableError:
 
 
 def _connection_reply(error: client.ConnectionClosed) -> tuple[int, str]:
-    """The code and text with which the server closed the connection; 0 when it did not say."""
+    """The code and text with which the server closed the connection. The code is 0 if the server gave none."""
     reply = safe_reply(str(error.args[-1])) if error.args else ""
     if len(error.args) == 2 and isinstance(error.args[0], int):
         return error.args[0], reply
@@ -270,7 +273,8 @@ def _connection_reply(error: client.ConnectionClosed) -> tuple[int, str]:
 
 
 def forbidden_publish(error: BaseException | None) -> PublishForbiddenError | None:
-    """The error for the only message in flight, if that message made the server end the connection."""
+    """The error for a message because of which the server (Apache Qpid) ended the connection. None: the connection
+    ended for another reason."""
     if not isinstance(error, client.ConnectionClosed):
         return None
     code, reply = _connection_reply(error)
@@ -283,7 +287,7 @@ def forbidden_publish(error: BaseException | None) -> PublishForbiddenError | No
 
 
 def channel_limit(error: BaseException | None) -> int | None:
-    """How many channels the user may have, if the server closed the connection because there were too many."""
+    """How many channels the user may have. None: the connection did not end because of too many channels."""
     found = _CHANNEL_LIMIT.search(str(error.args[-1])) if isinstance(error, client.ConnectionClosed) else None
     return int(found[1]) if found else None
 
@@ -324,12 +328,13 @@ def publish_failure(error: BaseException, options: AMQPOptions, topic: str) -> D
 
 
 def _routing_ends(options: AMQPOptions) -> bool:
-    """Whether the exchange is known to be of a built-in type: RabbitMQ has checked it, or the user says so."""
+    """Whether the exchange is known to be of a built-in type: RabbitMQ has checked the type, or the user says so. Then
+    a return proves that no queue has the message."""
     return options.declare in ("exchange", "queue") or "exchange_type" in options.model_fields_set
 
 
 def channel_reply(error: BaseException | None) -> tuple[int, str]:
-    """The code and text with which the server closed a channel; 0 if the server did not close it."""
+    """The code and text with which the server closed a channel. Code 0: the server did not close the channel."""
     for kind, code in _CHANNEL_CODES.items():
         if isinstance(error, kind):
             return code, safe_reply(str(error.args[0])) if error.args else ""
@@ -339,8 +344,8 @@ def channel_reply(error: BaseException | None) -> tuple[int, str]:
 
 
 def refusal(code: int, reply: str, exchange: str) -> NotDeliveredError | None:
-    """The error for the only message that can have made the server close the channel. None: the closing proves
-    nothing."""
+    """The error for the message because of which the server closed the channel. None: the reply code proves nothing
+    about a message."""
     if code == NOT_FOUND:
         return DestinationNotFoundError(
             f"there is no exchange {exchange!r} ({reply}): create it, or use declare=exchange"
@@ -359,14 +364,14 @@ def refusal(code: int, reply: str, exchange: str) -> NotDeliveredError | None:
 
 
 def culprit(reply: str, entries: Sequence[Entry]) -> int | None:
-    """Which message made the server close the channel.
+    """Finds the message because of which the server closed the channel.
 
     Args:
-        reply: The server's text, which names no message, but may name a size or a topic.
+        reply: The server's text. It names no message, but may name a size or a topic.
         entries: The messages without an answer, in the order in which they were sent.
 
     Returns:
-        The index of the message, if only one is possible; else None.
+        The index of the message. None: no message, or more than one message, is possible.
     """
     if len(entries) == 1:
         return 0
@@ -380,13 +385,13 @@ def culprit(reply: str, entries: Sequence[Entry]) -> int | None:
 
 
 def body_limit(reply: str) -> int | None:
-    """The largest body that the server takes, if its text says so."""
+    """The size of the largest body that the server accepts. None: the text does not name it."""
     found = _TOO_LARGE.match(reply)
     return int(found[2]) if found else None
 
 
 def forbidden(reply: str) -> str:
-    """What is forbidden, by RabbitMQ's text: "exchange", "topic", or "" for neither."""
+    """What the user may not publish to, according to RabbitMQ's text: "exchange", "topic", or "" for neither."""
     if _INTERNAL_EXCHANGE.match(reply):
         return "exchange"
     found = _FORBIDDEN.match(reply)
@@ -394,8 +399,8 @@ def forbidden(reply: str) -> str:
 
 
 def too_large(entry: Entry, frame_max: int, largest_body: int | None) -> MessageTooLargeError | None:
-    """The error for a message that is certainly too large for the server; else None. If it were sent, the server would
-    close the channel, and the other messages in flight would fail too."""
+    """The error for a message that is certainly too large for the server. None: the message may be sent. If a message
+    that is too large were sent, the server would close the channel, and other messages in flight would fail too."""
     _, _, frames, body, _, _ = entry
     if len(frames) > frame_max and (size := header_frame_size(frames)) > frame_max:
         return MessageTooLargeError(

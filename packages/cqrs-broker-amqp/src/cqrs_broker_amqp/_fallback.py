@@ -1,5 +1,6 @@
-"""Publishes with aiormq's documented `basic_publish` (the call behind aio-pika's `exchange.publish`). It is used if
-aiormq is not as `_channels` needs it. Outcomes are as true as with `FastChannel`, but this way is several times slower.
+"""Publishes with aiormq's documented `basic_publish` (aio-pika's `exchange.publish` calls it, too). This module is used
+if a part of aiormq is not as `_channels` needs it. Outcomes are as true as with `FastChannel`, but publishing is
+several times slower.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class _PlainChannel(ConfirmChannel):
         self._tasks: set[asyncio.Task[None]] = set()
 
     def send(self, entries: Sequence[Entry], now: float) -> None:
-        """See `ConfirmChannel`. Tasks start in the order in which they were made, and aiormq's lock is fair."""
+        """See `ConfirmChannel`. The messages keep their order, because tasks start in the order in which they were made
+        and aiormq's lock is fair."""
         loop = asyncio.get_running_loop()
         if not self._entries:
             self.quiet_since = now
@@ -105,7 +107,7 @@ class _PlainChannel(ConfirmChannel):
 
 
 def make_channel(connection: Connection, channel: Any, **callbacks: Any) -> ConfirmChannel:
-    """The fast channel, or the plain one and a line in the log that says why."""
+    """Makes a fast channel. If aiormq is not as expected, makes a plain channel, and logs the reason."""
     reason = unexpected(connection, channel)
     if reason is None:
         return FastChannel(connection, channel, **callbacks)

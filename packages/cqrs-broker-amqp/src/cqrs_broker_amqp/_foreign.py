@@ -1,4 +1,4 @@
-"""Finds out whether a Kafka closed our connection. A Kafka answers a question in its own protocol."""
+"""Finds out whether a Kafka broker closed our connection, by sending a request that every Kafka broker answers."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _KAFKAS_ANSWER = bytes.fromhex("0000004d")
 
 
 async def name_the_peer(error: ConnectError, host: tuple[str, int]) -> ConnectError:
-    """The error for a peer that closed the connection at AMQP's first bytes: a `ProtocolError` if the peer is a Kafka,
-    else the given error.
+    """The error for a server that closed the connection after the first bytes of AMQP. If the server is a Kafka, the
+    error is a `ProtocolError`, else the given error.
 
     Args:
         error: Why connecting failed.

@@ -1,11 +1,12 @@
 """What `cqrs-brokers check` learns from RabbitMQ over AMQP. Nothing is published, created or changed.
 
-AMQP shows little to somebody who only looks: whether an exchange or a queue is there. Three questions show more. Each
-of them is asked only if it cannot change anything:
+A passive declaration only shows whether an exchange or a queue exists. Three other questions show more. Each of them is
+asked only if it cannot change anything:
 
-* a declaration like the one that `declare=` makes at every connection: RabbitMQ names what differs;
-* the same for the queue of a topic, with `declare=queue`;
-* removing a binding that does not exist (its routing key is random): RabbitMQ checks the write permission first.
+* The check declares an existing exchange, as `declare=` does at every connection. RabbitMQ's answer names what differs.
+* With `declare=queue` the check declares the existing queue of a topic.
+* The check removes a binding that does not exist (its routing key is random). RabbitMQ first checks the permission to
+  write.
 """
 
 from __future__ import annotations
@@ -213,14 +214,14 @@ class AMQPInspection(Inspection):
 
 
 def _with(session: Session, command: str) -> str:
-    """How to look at the server itself; only RabbitMQ has that command."""
+    """The advice how to look at the server itself. Only RabbitMQ has rabbitmqctl."""
     is_rabbitmq = session.connection.server.startswith("RabbitMQ")
     return f"look with rabbitmqctl {command}" if is_rabbitmq else "look at the server itself"
 
 
 class _NobodyListens:
-    """A `SessionListener` for a connection that is open for a few questions only. It ignores all events: each question
-    notices its own failure."""
+    """A `SessionListener` for a connection on which only a few questions are asked. It ignores all events, because each
+    question notices its own failure."""
 
     callbacks: dict[str, Any] = {  # noqa: RUF012 - a constant
         "failed": lambda *_: None,

@@ -1,4 +1,5 @@
-"""Moves from a channel without answers to a fresh one, while the connection works. See `_stalled` for what follows."""
+"""Replaces a channel without answers by a fresh channel, while the connection works. `_stalled` says what happens to
+the messages of the old channel."""
 
 from __future__ import annotations
 
@@ -18,14 +19,15 @@ __all__ = ["Leaving"]
 
 
 class Leaving:
-    """Leaves channels without answers, and keeps a `StalledDestinations` for as long as destinations are stuck.
+    """Leaves channels without answers: messages are published on a fresh channel instead. While destinations are stuck,
+    this class keeps a `StalledDestinations` object.
 
     Args:
         tasks: Owns the task that opens a fresh channel.
-        current: The channel that is published on.
-        use: Called with the fresh channel that is to be published on instead.
-        ready: Called with messages that may now be sent, in this order, ahead of all messages that wait.
-        expect: Called with the time by which `look` is to be called again, in the loop's time.
+        current: Returns the channel on which messages are published.
+        use: Called with the fresh channel. From then on messages are published on it.
+        ready: Called with messages that may now be sent, in this order, before all messages that wait.
+        expect: Called with the time by which `look` must be called again, in the event loop's time.
         lost: Called when the only channel that the server allows is stuck.
     """
 
@@ -49,7 +51,7 @@ class Leaving:
 
     @property
     def channels(self) -> list[ConfirmChannel]:
-        """The channels that were left and may still get answers."""
+        """The channels that may still get answers, besides the current channel."""
         return self.stalled.channels if self.stalled is not None else []
 
     def start(self, session: Session) -> None:
@@ -71,8 +73,8 @@ class Leaving:
         return unanswered, self.stalled.drop_channels()
 
     def leave_soon(self, channel: ConfirmChannel) -> None:
-        """Publishes on a fresh channel, if one opens. If it opens, the connection works, and only a destination is
-        stuck."""
+        """Starts to open a fresh channel. If it opens, the connection works, and only a destination is stuck. Then
+        messages are published on the fresh channel."""
         session = self._session
         if channel is not self._current() or session is None or (self._opening and not self._opening.done()):
             return
@@ -101,12 +103,12 @@ class Leaving:
         self.look_soon()
 
     def look_soon(self) -> None:
-        """Looks once, however many answers come in this turn of the event loop."""
+        """Calls `look` in the next turn of the event loop. Several calls in one turn have the effect of one call."""
         if self._look_at is None:
             self._look_at = asyncio.get_running_loop().call_soon(self.look)
 
     def look(self) -> float | None:
-        """Looks at what is stuck; see `ConnectionWatch`."""
+        """Checks the stuck destinations. Returns in how many seconds to call it again, or None."""
         self._look_at = None
         stalled = self.stalled
         if stalled is None or self._session is None:

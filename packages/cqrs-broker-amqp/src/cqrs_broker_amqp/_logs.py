@@ -1,7 +1,7 @@
 """Keeps bodies, headers and credentials out of aiormq's log records.
 
-At DEBUG aiormq logs every frame with its content. The filters replace each argument that could hold content: only its
-type and size are shown. They never change a level and never drop a record.
+At DEBUG aiormq logs every frame with its content. If an argument of a log record could hold content, a filter replaces
+the argument by its type and size. The filters never change a log level and never drop a log record.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 __all__ = ["LOGGERS", "redact_client_logs", "safe_reply"]
 
 LOGGERS = ("aiormq.connection", "aiormq.channel", "aiormq.base", "aiormq.connection.marshall")
-"""The loggers of aiormq: a filter works only on the logger that a record was made with."""
+"""The loggers of aiormq. Each one gets a filter, because a filter does not work for the children of its logger."""
 
 _PLAIN = (int, float, bool, type(None))
 _SHOWN = frozenset({"Connection", "Channel", "Ack", "Nack", "Heartbeat", "Blocked", "Unblocked"})
@@ -35,9 +35,9 @@ _QUOTES_NOTHING = frozenset(
 def safe_reply(text: str) -> str:
     """A reply text of RabbitMQ, without content of messages.
 
-    Some texts, such as the one of `FRAME_ERROR` (501), quote the bytes that came over the wire, which may be a body.
-    A text stays whole if its kind quotes only names and limits, or if it has no kind. Any other text becomes the name
-    of its kind.
+    A text begins with the name of its kind, for example `NOT_FOUND`. Some kinds, for example `FRAME_ERROR` (501), quote
+    received bytes, which may be a part of a body. A text stays whole if its kind quotes only names and limits, or if it
+    has no kind. Any other text is replaced by the name of its kind.
     """
     found = _REPLY.match(text)
     if found is None or found[1] in _QUOTES_NOTHING:

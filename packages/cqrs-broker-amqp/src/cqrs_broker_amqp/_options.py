@@ -1,4 +1,4 @@
-"""The options of `amqp://` and `amqps://`. They have RabbitMQ's own names where RabbitMQ has one."""
+"""The options of `amqp://` and `amqps://`. If RabbitMQ has a name for an option, the option has this name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ QueueType = Literal["classic", "quorum", "stream"]
 
 
 class AMQPOptions(TLSOptions):
-    """What can be set in `amqp://…?…`, besides what every broker has."""
+    """The options that can be set in `amqp://…?…`, besides the options of every broker."""
 
     url_parts: ClassVar[frozenset[str]] = frozenset({"userinfo", "hosts", "path"})
 

@@ -1,19 +1,22 @@
-"""The messages that wait, the messages in flight, and what each answer of RabbitMQ means for them.
+"""Keeps the messages that wait and the messages in flight, and handles each answer of RabbitMQ.
 
     rendered → outbox ──flush──▶ channel (handed over) ──ack / return / nack──▶ outcome
        │        ▲  └─ held while its destination is stuck (`_stalled`)
        └────────┴─ until the topic's queue is declared (`_declaring`)
 
-One flush hands over the messages that are ready, up to about `FLUSH_BYTES`, as one write ("group commit"). It comes at
-the end of the event loop's turn. In a burst it comes earlier, so that the server works while the rest is rendered. The
-next flush waits until the operating system has taken the write. So a connection that stalls gets few messages, and the
-others are proven not sent.
+A *flush* writes the messages that are ready, up to about `FLUSH_BYTES`, with one write ("group commit"). These messages
+are then *handed over*. Usually a flush runs in the next turn of the event loop. If no message is in flight, it runs at
+once. In a burst of messages it runs at once, too, so that the server works while the rest of the burst is rendered. The
+next flush waits until the operating system has taken all bytes of the write. So if a connection stalls, few messages
+are handed over, and the others are proven not sent.
 
-A new channel is first tried with a single message: RabbitMQ answers a wrong exchange or a missing permission by closing
-the channel without naming a message. A message is known to be the cause if it was alone on the channel. Otherwise the
-size or the topic in RabbitMQ's text must fit only one message (`culprit`).
+On a new channel a single message is sent first. The reason: if the exchange is wrong or a permission is missing,
+RabbitMQ closes the channel and does not say which message was the cause. A message is known to be the cause if no other
+message was in flight on the channel. Otherwise RabbitMQ's text must name a size or a topic that fits only one message
+(`culprit`).
 
-This file is longer than 400 lines because each answer may move messages back to the outbox, whose order is kept here.
+This file is longer than 400 lines because each answer may move messages back to the outbox, and the order of the outbox
+is kept here.
 """
 
 from __future__ import annotations
@@ -61,10 +64,10 @@ from ._watch import ConnectionWatch
 __all__ = ["Publisher"]
 
 FLUSH_BYTES = 512 * 1024
-"""About how many bytes one write has: it ends with the message that reaches this size. A stalled connection holds this
-much in memory, besides the operating system's buffers."""
+"""The approximate limit of one write, in bytes: the message that reaches this size is the last one of the write. So a
+stalled connection keeps about this many bytes in memory, besides the operating system's buffers."""
 BURST = 128
-"""After this many messages in one turn of the event loop, a write does not wait for the end of the turn."""
+"""When this many messages are ready, a flush runs at once. It does not wait for the next turn of the event loop."""
 
 
 class State(enum.Enum):
@@ -80,8 +83,8 @@ class Publisher:
 
     Args:
         options: The exchange, and what is declared.
-        tasks: Owns the tasks that take time. The publisher's owner ends them when the session ends.
-        lost: Called when the connection must be made anew.
+        tasks: Owns the tasks of the publisher. The publisher's owner ends these tasks when the session ends.
+        lost: Called when a new connection is needed.
     """
 
     def __init__(self, options: AMQPOptions, tasks: Tasks, lost: Callable[[ConnectError], None]) -> None:
@@ -126,7 +129,7 @@ class Publisher:
 
     @property
     def channel(self) -> ConfirmChannel | None:
-        """The channel that is published on now."""
+        """The channel on which messages are published now."""
         return self._channel
 
     def bind(self, link: Link) -> None:
@@ -147,10 +150,10 @@ class Publisher:
         self._use(channel, anew=True)
 
     def _use(self, channel: ConfirmChannel, *, anew: bool) -> None:
-        """Publishes on a channel.
+        """Publishes on this channel from now on.
 
         Args:
-            anew: Whether declared queues may be gone, so that they are declared again.
+            anew: Whether declared queues may be gone. If so, they are declared again.
         """
         self._channel = channel
         self._flush_at = self._let_go_at = None  # a callback of an event loop that was closed never runs
@@ -225,7 +228,7 @@ class Publisher:
             self._let_go_at = self._loop.call_later(LOOK_AGAIN, self._let_go)
 
     def _let_go(self) -> None:
-        """Releases the messages that wait although their callers have the outcome, also while nothing can be
+        """Drops the waiting messages whose callers already have an outcome. This also happens while nothing can be
         written."""
         self._let_go_at = None
         self._drop_waiting(_over)
@@ -307,7 +310,7 @@ class Publisher:
             _fail(entry[0], error)
 
     def _send_again(self, entries: Iterable[Entry]) -> None:
-        """Puts messages that RabbitMQ has not taken in front of all messages that wait, in their old order."""
+        """Puts messages back, in their old order, before all messages that wait. RabbitMQ has not accepted them."""
         back: list[Entry] = []
         for entry in entries:
             delivery = entry[0]
@@ -377,13 +380,13 @@ class Publisher:
         return None
 
     def block(self, alarm: str) -> None:
-        """RabbitMQ has an alarm, and reads nothing until the alarm is over. So the publisher writes nothing until
-        `unblock()`."""
+        """Called when RabbitMQ has an alarm. RabbitMQ reads nothing until the alarm is over. So the publisher writes
+        nothing until `unblock()` is called."""
         self._state, self._alarm = State.BLOCKED, alarm
         self._watch.paused = True
 
     def unblock(self) -> None:
-        """The alarm is over."""
+        """Called when the alarm is over."""
         self._watch.paused = False
         if self._state is State.BLOCKED:
             self._state = State.OPEN if self._session is not None else State.CLOSED
@@ -396,8 +399,8 @@ class Publisher:
         return [*self._leaving.channels, *((self._channel,) if self._channel is not None else ())]
 
     def refused(self, error: NotDeliveredError) -> None:
-        """The server (Apache Qpid) ended the connection, because this user may not publish. Fails all messages, if the
-        first message on a new channel was the cause."""
+        """Called when the server (Apache Qpid) ended the connection because this user may not publish. Fails all
+        messages, if the first message on a new channel was the cause."""
         channel = self._channel
         if channel is not None and channel.alone and len(channel.in_flight) == 1:
             for entry in channel.take():
@@ -405,7 +408,7 @@ class Publisher:
             self.fail_waiting(error)
 
     def channel_closed(self, channel: ConfirmChannel, error: BaseException | None) -> None:
-        """Handles the end of a channel that RabbitMQ closed because of one message, without naming it."""
+        """Handles the end of a channel. RabbitMQ closed it because of one message, but did not say which message."""
         if channel not in self._channels() or self._session is None:
             return  # we closed it
         code, reply = channel_reply(error)

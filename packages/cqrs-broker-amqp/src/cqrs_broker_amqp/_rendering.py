@@ -1,13 +1,13 @@
-"""A message as AMQP 0-9-1 frames: Basic.Publish, content header, body.
+"""Renders a message as AMQP 0-9-1 frames: Basic.Publish, content header, body.
 
 The bytes that are the same for all messages of one topic, name and content type are made once. The id, the time, the
-sizes, the headers and the body are put in for each message. That makes publishing cheap: the client's own marshalling
-costs more than all the rest of a send.
+sizes, the headers and the body are put in for each message. This is fast. aiormq's own marshalling would take more time
+than all other steps of a send together.
 
     property        from
     content_type    content_type. The default is application/octet-stream for a bytes payload, else application/json
-    headers         "ordering-key": key, a long string, and the message's headers; by type: long string, byte array,
-                    64-bit integer, double, boolean, void
+    headers         "ordering-key" with the key as long string, and the message's headers: str as long string, bytes as
+                    byte array, int as 64-bit integer, float as double, bool as boolean, None as void
     delivery_mode   2 (persistent)
     message_id      message_id, as 8-4-4-4-12 hex digits
     timestamp       timestamp, in whole seconds
@@ -55,22 +55,22 @@ _RABBITMQS_OWN = frozenset({"CC", "BCC"})
 
 
 class _Route(NamedTuple):
-    """What is the same for all messages of a topic, a name and a content type."""
+    """The bytes that are the same for all messages with one topic, one name and one content type."""
 
     start: bytes
     """For messages without headers: the bytes from the method frame up to the size of the body."""
     before_id: bytes
-    """For messages without headers: the bytes behind the size of the body, up to the id."""
+    """For messages without headers: the bytes after the size of the body, up to the id."""
     end: bytes
-    """The bytes behind the timestamp."""
+    """The bytes after the timestamp."""
     end_and_body: bytes
-    """The same bytes, and the start of a body frame."""
+    """The bytes of `end`, and the start of a body frame."""
     fixed: int
-    """For messages with headers: the size of the header frame, not counting the table."""
+    """For messages with headers: the size of the header frame without the table of headers."""
     rich_start: bytes
     """For messages with headers: the bytes from the method frame up to the size of the header frame."""
     rich_type: bytes
-    """For messages with headers: the bytes behind the size of the body, up to the table."""
+    """For messages with headers: the bytes after the size of the body, up to the table of headers."""
 
 
 class Renderer:
@@ -92,8 +92,8 @@ class Renderer:
             message: A validated message.
 
         Returns:
-            The message's id, its frames, and its body. The frames contain a small body, and then the last value is b"".
-            They do not contain a large body, because it may need several frames.
+            The message's id, its frames, and its body. A small body is part of the frames; then the last value is b"".
+            A large body is not part of the frames, because it may need several frames.
 
         Raises:
             InvalidMessageError: RabbitMQ would refuse a header, and close the channel for the other messages too.
@@ -143,7 +143,7 @@ class Renderer:
         return message_id, b"".join((*parts, end)), body
 
     def _route(self, topic: str, name: str, content_type: str) -> _Route:
-        """What is the same for all messages of a topic, a name and a content type."""
+        """Makes the bytes that are the same for all messages with this topic, name and content type."""
         if len(self._routes) >= _REMEMBERED:
             self._routes.clear()
         arguments = _PUBLISH(60, 40, 0) + self._exchange + _short(topic) + _MANDATORY
@@ -177,7 +177,7 @@ class Renderer:
         return b"".join(fields)
 
     def _text_name(self, name: str) -> bytes:
-        """The name of a header as a short string, and the type of a long string."""
+        """The name of a header as a short string, and then the type byte of a long string."""
         if name in _RABBITMQS_OWN:
             raise InvalidMessageError(
                 f"the header {name!r} is RabbitMQ's own, for further routing keys: give yours another name"
@@ -189,7 +189,7 @@ class Renderer:
 
 
 def _typed(value: object) -> bytes:
-    """The type and the value of a header that is no text. pamqp would write floats with 32 bits."""
+    """The type byte and the value of a header that is no text. pamqp would write floats with 32 bits."""
     if value is None:
         return b"V"
     if isinstance(value, bool):
@@ -214,7 +214,7 @@ def body_size(frames: bytes) -> int:
 
 
 def on_channel(frames: bytes, number: int) -> bytes:
-    """The same frames, for another channel than the one they were rendered for."""
+    """A copy of the frames with another channel number."""
     changed, channel, start = bytearray(frames), number.to_bytes(2, "big"), 0
     while start < len(changed):
         changed[start + 1 : start + 3] = channel
@@ -231,6 +231,6 @@ def body_frames(body: bytes, frame_max: int, number: int, into: list[bytes]) -> 
 
 
 def _short(text: str) -> bytes:
-    """A short string: at most 255 bytes, which `Broker` has checked."""
+    """Encodes a short string. `Broker` has checked that the text has at most 255 bytes."""
     raw = text.encode()
     return bytes((len(raw),)) + raw

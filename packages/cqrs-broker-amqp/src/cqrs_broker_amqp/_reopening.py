@@ -29,15 +29,15 @@ async def reopen(
     *,
     missing: Callable[[NotDeliveredError], None],
 ) -> ConfirmChannel:
-    """Opens a channel, and applies `declare` again or looks whether the exchange is there.
+    """Opens a channel. Then applies `declare` again, or checks whether the exchange exists.
 
     Args:
         session: The connection.
         options: The exchange, and what is declared.
-        link: Is told when this takes long, so that the errors of messages that wait can say why.
+        link: If opening takes long, `reconnecting` is called, so that the errors of waiting messages name the reason.
         code: The reply code with which the channel was closed.
-        reply: Its text.
-        missing: Called when the exchange is not there, with the error for the messages that wait.
+        reply: The reply text with which the channel was closed.
+        missing: Called if the exchange does not exist, with the error for the messages that wait.
 
     Raises:
         ConnectError: No channel could be opened. The session is dropped.

@@ -1,4 +1,4 @@
-"""SCRAM-SHA-256 (RFC 5802, RFC 7677), for servers that offer PLAIN only with TLS, such as Apache Qpid."""
+"""Logs in with SCRAM-SHA-256 (RFC 5802, RFC 7677). Some servers, such as Apache Qpid, offer PLAIN only with TLS."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Scram:
         self._bare = f"n={user.replace('=', '=3D').replace(',', '=2C')},r={self._nonce}"
         self._signature: bytes | None = None
         self.first = f"n,,{self._bare}"
-        """The first message."""
+        """The first message of the client."""
 
     def answer(self, challenge: str) -> str:
-        """Answers a message of the server. The answer to its first message is the proof. Its last message is verified,
-        and the answer to it is empty.
+        """Answers a message of the server. The answer to the server's first message proves that we know the password.
+        The server's last message proves that the server knows the password. It is verified, and the answer is empty.
 
         Raises:
             _ScramError: The message is wrong, or cannot be read.

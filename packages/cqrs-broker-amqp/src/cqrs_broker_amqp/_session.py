@@ -1,4 +1,4 @@
-"""One connection to one host, from its socket to its end, with the channels that messages are published on."""
+"""One connection to one host, from opening the socket to closing it, and the channels on this connection."""
 
 from __future__ import annotations
 
@@ -33,23 +33,24 @@ T = TypeVar("T")
 _FORCED = 0.3
 """How long we wait, in seconds, until aiormq's tasks have ended after their socket was dropped."""
 _READ_TURNS = 20
-"""How many turns of the event loop we wait, after a connection has ended, for aiormq to read what came in before."""
+"""When a connection has ended, we wait at most this many turns of the event loop. Meanwhile aiormq reads the frames
+that came in before the end."""
 
 
 class SessionListener(Protocol):
-    """The object that is told what happens in a session."""
+    """The methods that a session calls when something happens to it."""
 
     def session_ended(self, session: Session, error: BaseException | None) -> None:
-        """The connection is gone; everything of it has been dropped."""
+        """Called when the connection has ended. Its socket and its tasks have been dropped."""
 
     def channel_closed(self, channel: ConfirmChannel, error: BaseException | None) -> None:
-        """A channel that was published on is closed. The connection may still work."""
+        """Called when a channel for publishing was closed. The connection may still work."""
 
     def blocked(self, reason: str) -> None:
-        """RabbitMQ takes no messages now."""
+        """Called when RabbitMQ stops accepting messages."""
 
     def unblocked(self) -> None:
-        """RabbitMQ takes messages again."""
+        """Called when RabbitMQ accepts messages again."""
 
     @property
     def callbacks(self) -> dict[str, Any]:
@@ -62,8 +63,8 @@ class Session:
     Args:
         settings: How to connect.
         host: The name and the port to connect to.
-        listener: Is told what happens in the session.
-        channel_limit: How many channels this user may open, where that is known.
+        listener: Its methods are called when something happens to the session.
+        channel_limit: How many channels this user may open. None: the number is not known.
         addresses: The addresses of the host that are left to try. None: the name is looked up.
     """
 
@@ -79,7 +80,7 @@ class Session:
         self.over = False
         """Whether the session has ended: nothing is sent or received any more."""
         self.largest_body: int | None = None
-        """The largest body that the server takes. None: the server has not said it yet."""
+        """The size of the largest body that the server accepts. None: the server has not said it yet."""
         self._settings = settings
         self._host = host
         self._listener = listener
@@ -97,7 +98,7 @@ class Session:
 
     @property
     def _silent(self) -> bool:
-        """Whether the server has never said anything."""
+        """Whether the server has not sent anything yet."""
         return not self._sockets.answers
 
     @property
@@ -113,20 +114,20 @@ class Session:
 
     @property
     def other_addresses(self) -> list[Address]:
-        """The other addresses of the host, to be tried if this one accepts the connection and does not answer."""
+        """The host's other addresses. They are tried if the current address accepts a connection but is silent."""
         return self._sockets.other_addresses
 
     # -- opening ------------------------------------------------------------------------------------------------------
 
     async def open(self, timeout: float) -> ConfirmChannel:
-        """Logs in, opens a channel and applies `declare` to the exchange.
+        """Connects, logs in, opens a channel and applies the option `declare` to the exchange.
 
         Args:
-            timeout: The seconds that `run` allows. If the host has further addresses, the log-in gets a share of this
-                time.
+            timeout: The seconds that `run` allows. If the host has further addresses, a silent server gets only a share
+                of this time for the log-in.
 
         Raises:
-            ConnectError: Why that failed.
+            ConnectError: One of these steps failed.
         """
         await self._sockets.open()
         self._step = "logging in"
@@ -163,7 +164,7 @@ class Session:
         """Opens a channel to publish on.
 
         Args:
-            declare: Apply `declare` to the exchange.
+            declare: Whether to apply the option `declare` to the exchange.
         """
         channel = await self.raw_channel()
         if declare:
@@ -174,7 +175,7 @@ class Session:
         return self.publish_on(channel)
 
     async def open_another(self, tasks: Tasks) -> ConfirmChannel | None:
-        """One more channel to publish on. None: no further channel is allowed, or it did not open in time."""
+        """Opens one more channel to publish on. None: no further channel is allowed, or it did not open in time."""
         if not self.has_room:
             return None
         opening = tasks.spawn(self._open_channel(declare=False))
@@ -188,7 +189,7 @@ class Session:
         return None if failed or self.over else opening.result()
 
     async def raw_channel(self, *, confirms: bool = True) -> Any:
-        """Opens a channel of aiormq's.
+        """Opens a channel of aiormq.
 
         Raises:
             UnreachableError: All numbers are in use.
@@ -200,7 +201,7 @@ class Session:
         return await self.connection.channel(number, publisher_confirms=confirms, on_return_raises=True)
 
     def publish_on(self, raw: Any) -> ConfirmChannel:
-        """Takes over a channel, so that messages can be published on it."""
+        """Makes a `ConfirmChannel` from a channel of aiormq, so that messages can be published on it."""
         channel = make_channel(self.connection, raw, **self._listener.callbacks)
         self._channels.append(channel)
 
@@ -214,14 +215,13 @@ class Session:
         return channel
 
     async def run(self, work: Coroutine[Any, Any, T], timeout: float, *, declaring: bool = False) -> T:
-        """Runs a coroutine that uses the connection, within the timeout (in seconds). Drops the session if the
-        coroutine fails.
+        """Runs a coroutine that uses the connection. Drops the session if the coroutine fails or takes too long.
 
         Args:
             work: The coroutine.
             timeout: Seconds, at most.
-            declaring: Whether the coroutine begins with the declaration of the exchange. If so, a refusal is explained
-                as a refusal of the declaration.
+            declaring: Whether the coroutine begins with the declaration of the exchange. If so, the error for a refusal
+                says that the declaration was refused.
 
         Raises:
             ConnectError: The coroutine failed or took too long.
@@ -252,7 +252,7 @@ class Session:
         raise connect_error(error, self.where, self._settings.options, declaring=declaring)
 
     def _late(self, timeout: float) -> str:
-        """The text of the error of a timeout: which step had no answer, and whether the server is slow or silent."""
+        """The text of the error for a timeout. It says which step took too long, and whether the server is silent."""
         step = self._step or self._sockets.step
         if step == "resolving its name":
             return f"the name of {self.where} was not resolved within {timeout:.3g} s: the name server does not answer"
@@ -270,7 +270,8 @@ class Session:
     # -- what the connection says (ConnectionListener) ----------------------------------------------------------------
 
     def ended(self, error: BaseException | None) -> None:
-        """The connection has ended. The frames that have come in are read first, because they may contain confirms."""
+        """Called when the connection has ended. The frames that came in before are still read, because they may contain
+        confirms."""
         self._ended_by = error or ConnectionClosed(0, "no reason given")
         self._look_at_rest(_READ_TURNS)
 
@@ -325,7 +326,7 @@ class Session:
         self.connection.drop_tasks()
 
     async def gone(self, *own: asyncio.Task[Any] | None) -> None:
-        """Waits, for a moment, until aiormq's tasks have ended after `abort()`."""
+        """Waits until aiormq's tasks have ended, for at most 0.3 s. It is called after `abort()`."""
         loop = asyncio.get_running_loop()
         end = loop.time() + _FORCED
         while loop.time() < end:

@@ -1,4 +1,4 @@
-"""Where to connect to, and with which login. A config string and an adapter both become these settings.
+"""The settings: where to connect to, and with which login. They are made from a config string or by an adapter.
 
 This module does not use the network. The options are in `_options`.
 """
@@ -27,7 +27,7 @@ class AMQPSettings:
     """Everything the driver needs to know.
 
     Attributes:
-        hosts: Name and port of each, in the order given.
+        hosts: The name and the port of each host, in the given order.
         username: The user's name.
         password: The user's password.
         vhost: The virtual host.
@@ -55,7 +55,8 @@ class AMQPSettings:
                 server's certificate is not verified.
 
         Raises:
-            ConfigError: The URL or an option is wrong, or a certificate file cannot be used. It lists all problems.
+            ConfigError: The URL or an option is wrong, or a certificate file cannot be used. The error lists all
+                problems.
         """
         problems = url.repeated_hosts(PORTS[url.scheme])
         hosts = tuple((host.host, host.port or PORTS[url.scheme]) for host in url.hosts)
@@ -76,16 +77,16 @@ class AMQPSettings:
 
 
 class AMQPPublisherAdapter(ConnectionAdapter[AMQPOptions, AMQPSettings]):
-    """Connection settings for one `AMQPMessageBroker`. They need no event loop, and no I/O except to read the files
-    that options name.
+    """Connection settings for one `AMQPMessageBroker`. To make an adapter, no event loop is needed. The only I/O is to
+    read the files that options name.
 
     Args:
         dsn: A config string: `amqp://user:password@host/vhost?exchange=events`.
         value_serializer: Encodes payloads that come without `payload_bytes` and without a content type. Default: JSON.
-        **options: The options of the config string by name, and `ssl_context`. An option that is given here takes the
-            place of the same option in `dsn`. When `retry_count` passes over all hosts have failed in a row (default:
-            unbounded), the waiting sends get `NotConnectedError`, and the next send starts again. `retry_delay` is the
-            time between passes, in seconds.
+        **options: The options of the config string by name, and `ssl_context`. An option that is given here overrides
+            the same option in `dsn`. `retry_count` is the number of passes over all hosts that may fail in a row
+            (default: no limit). After that many failed passes the waiting sends get `NotConnectedError`, and the next
+            send starts to connect again. `retry_delay` is the time between passes, in seconds.
 
     Raises:
         ConfigError: The string or an option is wrong.

@@ -1,16 +1,16 @@
-"""Destinations that take nothing while others do, for example a quorum queue without a majority.
+"""Handles destinations that accept no messages while others do, for example a quorum queue without a majority.
 
-RabbitMQ works on the messages of a channel one after the other. So a message that it cannot put into a queue holds up
-all messages behind it. A channel without an answer is *left*: a fresh one replaces it. The routing keys of its messages
-without an answer are *suspects*: the fresh channel gets no further messages with these keys. These messages are tried
-one at a time on a channel of their own, the *probe*, until one has an answer. So a suspect is cleared at once if its
-messages only waited behind those of another destination.
+RabbitMQ works on the messages of a channel one after the other. So if it cannot put a message into a queue, all later
+messages of the channel wait. A channel that gives no answer is *left*: a fresh channel replaces it. The routing keys
+of its messages without an answer are *suspects*. New messages with these keys do not go to the fresh
+channel. They are tried one at a time on another channel, the *probe*, until one has an answer. So a suspect is cleared
+soon if its messages only waited behind the messages of another destination.
 
     no answer for 5 s ──▶ suspect ──a message alone has an answer──▶ cleared, its messages go on
                              └──no answer for 1 s──▶ silent: tried again when that message has its outcome
 
-The order of messages with one routing key and one ordering key holds: while one of them has no outcome and its deadline
-has not passed, the next one waits.
+Messages with the same routing key and the same ordering key keep their order: while one of them has no outcome and its
+deadline has not passed, the next message waits.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from ._unanswered import Entry
 __all__ = ["LOOK_AGAIN", "StalledDestinations"]
 
 LOOK_AGAIN = 0.25
-"""The time between two looks at stalled destinations, in seconds."""
+"""The time between two checks of stalled destinations, in seconds."""
 PROBE_PATIENCE = 1.0
-"""After this many seconds without an answer another suspect is tried."""
+"""If the message on the probe has no answer after this many seconds, another suspect is tried."""
 MOST_LEFT = 2
-"""The most channels that were left and still have messages without an answer."""
+"""How many channels may be left and still have messages without an answer."""
 
 
 class StalledDestinations:
-    """Which destinations are stuck, and what waits for them.
+    """The destinations that are stuck, and the messages that wait for them.
 
     Args:
-        tasks: Owns the task that opens a channel for single messages.
-        ready: Called with messages that may now be sent, in this order, ahead of all messages that wait.
+        tasks: Owns the task that opens the probe.
+        ready: Called with messages that may now be sent, in this order, before all messages that wait.
     """
 
     def __init__(self, tasks: Tasks, *, ready: Callable[[list[Entry]], None]) -> None:
@@ -53,8 +53,8 @@ class StalledDestinations:
         self._probe: ConfirmChannel | None = None
         self._opening = False
         self._suspects: dict[str, bool] = {}
-        """The suspects. The value: whether the key is *silent*, because a message that was alone on its channel had no
-        answer."""
+        """The suspects. The value says whether the routing key is *silent*: a message that was alone on its channel had
+        no answer."""
         self._held: collections.deque[Entry] = collections.deque()
         self._busy: set[tuple[str, str]] = set()
         """The pairs of routing key and ordering key for which a message waits or has no outcome."""
@@ -75,7 +75,7 @@ class StalledDestinations:
 
     @property
     def idle(self) -> bool:
-        """Whether there is nothing to look at. There may still be suspects."""
+        """Whether no message waits and no channel must be checked. There may still be suspects."""
         return not (self._held or self._left or self._opening or self._probe is not None)
 
     def use(self, session: Session) -> None:
@@ -83,7 +83,7 @@ class StalledDestinations:
         self._session = session
 
     def leave(self, channel: ConfirmChannel) -> None:
-        """Takes over a channel without answers. Its messages may still get answers."""
+        """Adds a channel without answers to the channels that were left. Its messages may still get answers."""
         channel.watched = True
         self._left.append(channel)
         for delivery, *_ in channel.entries():
@@ -94,8 +94,8 @@ class StalledDestinations:
         self._busy |= self._unanswered_keys()
 
     def holds(self, entry: Entry) -> bool:
-        """Keeps a message back if its destination is stuck, or if an earlier message with its keys has no outcome.
-        Returns whether it was kept back."""
+        """Lets a message wait if its destination is stuck, or if an earlier message with the same routing key and
+        ordering key has no outcome. Returns whether the message waits."""
         topic, key = entry[0].topic, entry[4]
         if topic not in self._suspects and (key is None or (topic, key) not in self._busy):
             return False
@@ -105,7 +105,7 @@ class StalledDestinations:
         return True
 
     def answered(self, deliveries: Sequence[Delivery]) -> None:
-        """RabbitMQ has confirmed or returned these messages, so their destinations are not stuck."""
+        """Called when RabbitMQ has confirmed or returned these messages. So their destinations are not stuck."""
         for delivery in deliveries:
             self._suspects.pop(delivery.topic, None)
 
@@ -137,8 +137,8 @@ class StalledDestinations:
         self._held = collections.deque(entry for entry in self._held if not over(entry))
 
     def look(self, now: float) -> None:
-        """Finds out what has changed, and sends the messages that need not wait any more. Call it a few times a second,
-        and after answers."""
+        """Checks what has changed, and sends the messages that need not wait any more. It must be called a few times a
+        second, and after answers."""
         for channel in list(self._left):
             if all(entry[0].done for entry in channel.entries()):
                 self._left.remove(channel)
@@ -200,8 +200,8 @@ class StalledDestinations:
                 self._try_next(asyncio.get_running_loop().time())
 
     def _next(self, *, silent: bool) -> Entry | None:
-        """The first message that waits for a suspect. A silent suspect is tried only when its last message has its
-        outcome."""
+        """The next message to try for a suspect. A silent suspect is tried only when all messages that were sent for it
+        have their outcomes."""
         unanswered = {entry[0].topic for channel in self.channels for entry in channel.entries() if not entry[0].done}
         keys = self._unanswered_keys()
         for entry in self._held:
@@ -223,7 +223,7 @@ class StalledDestinations:
         }
 
     def _give_up(self) -> None:
-        """Too many channels were left. Closes the one with the fewest messages."""
+        """Too many channels were left. Closes the channel with the fewest messages without an answer."""
         channel = min(self._left, key=lambda one: len(one.in_flight))
         self._left.remove(channel)
         _close(channel)

@@ -1,6 +1,7 @@
-"""What is created or checked in RabbitMQ before publishing: `declare=exchange|queue|passive|never`.
+"""Creates or checks the exchange and the queues before publishing: `declare=exchange|queue|passive|never`.
 
-The exchange is declared on the channel that is then published on. So a user who may open only one channel can connect.
+The exchange is declared on the same channel on which messages are then published. So a user who may open only one
+channel can connect.
 """
 
 from __future__ import annotations
@@ -29,13 +30,15 @@ _RESERVED = "contains reserved prefix 'amq.*'"
 
 
 async def declare_exchange(channel: Any, options: AMQPOptions) -> bool:
-    """Applies `declare` to the exchange.
+    """Applies the option `declare` to the exchange.
 
     Returns:
-        Whether the channel can be published on. RabbitMQ closes the channel if the user may not look at the exchange.
+        Whether messages can be published on the channel. RabbitMQ closes the channel if the user may not look at the
+        exchange.
 
     Raises:
-        ConnectError: The exchange cannot be declared, is not there, or differs from what is asked; the text says how.
+        ConnectError: The exchange cannot be declared, does not exist, or differs from the declaration. The text says
+            which it is.
     """
     if options.declare == "never" or not options.exchange:
         return True
@@ -54,15 +57,15 @@ async def declare_exchange(channel: Any, options: AMQPOptions) -> bool:
 async def reopen_channel(
     open_channel: Callable[[], Awaitable[Any]], options: AMQPOptions, *, look: bool
 ) -> tuple[Any, bool | None]:
-    """A new channel after RabbitMQ closed one, with `declare` applied again.
+    """Opens a new channel after RabbitMQ closed one, and applies the option `declare` again.
 
     Args:
         open_channel: Opens a channel.
-        options: Which exchange, and what is declared.
-        look: With `passive` and `never`: look whether the exchange is there.
+        options: They name the exchange, and what is declared.
+        look: Whether to check that the exchange exists, if `declare` is `passive` or `never`.
 
     Returns:
-        The channel, and whether the exchange is there; None: nobody looked, or RabbitMQ does not say it.
+        The channel, and whether the exchange exists. None: this was not checked, or RabbitMQ does not say it.
 
     Raises:
         ConnectError: As `declare_exchange`.
@@ -78,10 +81,10 @@ async def reopen_channel(
 
 
 async def find_exchange(channel: Any, options: AMQPOptions) -> bool | None:
-    """Whether the exchange is there. If it is not, RabbitMQ closes the channel.
+    """Checks whether the exchange exists. If it does not exist, RabbitMQ closes the channel.
 
     Returns:
-        None: RabbitMQ does not tell this user. The user may still be allowed to publish.
+        Whether it exists. None: RabbitMQ does not say it to this user. The user may still be allowed to publish.
 
     Raises:
         ConnectError: The connection was lost before RabbitMQ answered.
@@ -165,7 +168,7 @@ def _exchange_error(error: BaseException, options: AMQPOptions) -> ConnectError:
 
 
 def _difference(reply: str, what: str) -> str:
-    """Which argument differs, and both values."""
+    """The text that names the argument that differs, and both values."""
     match = _MISMATCH.search(reply)
     if match is None:
         return f"{what} differs from what was declared ({reply})"
@@ -173,7 +176,8 @@ def _difference(reply: str, what: str) -> str:
 
 
 def _value(text: str) -> str:
-    """The plain value. RabbitMQ writes `'topic'`, `''x-random''`, `the value '7' of type 'signedint'` or `none`."""
+    """The value without quotes and without its type. RabbitMQ writes `'topic'`, `''x-random''`,
+    `the value '7' of type 'signedint'` or `none`."""
     quoted = re.search(r"'+([^']*)'", text)
     return quoted[1] if quoted else text.strip()
 

@@ -32,7 +32,7 @@ class _Write:
         self.deliveries: tuple[Delivery, ...] = self.columns[0]
         self.ids: tuple[bytes, ...] = self.columns[1]
         self.start = 0
-        """Every message with a lower index has its answer."""
+        """The index below which every message has its answer."""
         self.answered: set[int] | None = None
         """The indexes of further messages that have their answer."""
 
@@ -41,12 +41,12 @@ class _Write:
         return self.start <= index < self.size and (self.answered is None or index not in self.answered)
 
     def outstanding(self, end: int) -> Sequence[int]:
-        """The indexes below `end` of the messages without an answer."""
+        """The indexes of the messages without an answer, as far as they are below `end`."""
         indexes = range(self.start, end)
         return indexes if self.answered is None else [index for index in indexes if index not in self.answered]
 
     def take_until(self, end: int, in_flight: set[bytes]) -> Sequence[Delivery]:
-        """Takes out the messages without an answer below index `end`. Removes their ids from `in_flight`."""
+        """Takes out the messages below index `end` that have no answer. Also removes their ids from `in_flight`."""
         start, deliveries, ids = self.start, self.deliveries, self.ids
         taken: Sequence[Delivery]
         if self.answered is None:
@@ -80,7 +80,7 @@ class _Write:
             self.start = start
 
     def entry(self, index: int) -> Entry:
-        """One message."""
+        """The message at this index."""
         delivery, message_id, frames, body, key, before = (column[index] for column in self.columns)
         return delivery, message_id, frames, body, key, before
 
@@ -89,7 +89,7 @@ class Unanswered:
     """The messages on a channel that have no answer.
 
     Args:
-        in_flight: The channel's set of ids. This class keeps the ids of its messages in it.
+        in_flight: The channel's set of ids. This class adds the ids of its messages to the set, and removes them again.
     """
 
     def __init__(self, in_flight: set[bytes]) -> None:
@@ -145,7 +145,7 @@ class Unanswered:
         return write, index
 
     def tags(self, last: int) -> list[int]:
-        """The delivery tags up to `last`, in ascending order."""
+        """The delivery tags of the messages without an answer, up to `last`, in ascending order."""
         return [
             write.first + index
             for write in self._writes[: bisect_right(self._firsts, last)]

@@ -14,25 +14,25 @@ from ._session import Session
 __all__ = ["ConnectionWatch"]
 
 PATIENCE = 5.0
-"""A channel that had no answer for this many seconds is stuck."""
+"""If a channel has no answer for this many seconds, it counts as stuck."""
 SILENCE = 2.0
-"""After this many seconds without an answer or other input, the connection is dropped as soon as the deadline of the
-oldest message in flight has passed."""
+"""If nothing comes in for this many seconds, and the deadline of the oldest message in flight has passed, the
+connection is dropped."""
 FIRST_LOOK = 0.05
-"""How long the event loop gets to read what has come in, in seconds: when a timer is late, and before a send after a
-silence."""
+"""We wait this many seconds, so that the event loop reads what has come in: when a timer is late, and before a send
+after a silence."""
 STANDSTILL = 0.5
-"""If a timer is this late, in seconds, the event loop stood still."""
+"""If a timer is late by this many seconds, the event loop stood still."""
 
 
 class ConnectionWatch:
-    """One timer for what is in flight on a connection.
+    """One timer for all messages in flight on a connection.
 
     Args:
         heartbeat: The connection's heartbeat, in seconds.
         channels: The channels that may have something in flight.
-        stuck: Called with a channel that had no answer for `PATIENCE`; again each second.
-        look: Called each time the timer fires. Returns the seconds after which it is to be called again, or None.
+        stuck: Called with a channel that had no answer for `PATIENCE` seconds, and called again each second.
+        look: Called each time the timer fires. Returns the seconds after which it must be called again, or None.
         dead: Called when the connection is dead.
     """
 
@@ -51,9 +51,9 @@ class ConnectionWatch:
         self._session: Session | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._looked_at = 0.0
-        """When a connection that is silent was last looked at, in the loop's time."""
+        """When the first write after a silence was delayed (event loop's time)."""
         self.paused = False
-        """Whether RabbitMQ has an alarm. Then it answers nothing."""
+        """Whether RabbitMQ has an alarm. During an alarm RabbitMQ answers nothing."""
 
     def start(self, session: Session) -> None:
         """Watches a new connection."""
@@ -67,18 +67,20 @@ class ConnectionWatch:
             self._timer = None
 
     def expect(self, deadline: float) -> None:
-        """Watches what is in flight. The deadline is in the loop's time."""
+        """Starts the timer, if it does not run already. It fires at `deadline` (in the event loop's time), or after
+        `PATIENCE` seconds if that is earlier."""
         if self._timer is None and self._loop is not None:
             self._at(min(deadline, self._loop.time() + PATIENCE))
 
     def wait_before_writing(self, now: float) -> float | None:
-        """Whether a message may be written now.
+        """Says how long a message must wait before it is written.
 
         RabbitMQ closes a connection whose client missed two heartbeats, for example because the event loop stood still.
-        So if nothing came in for a heartbeat, the socket is read first: it may hold Connection.Close.
+        So if nothing came in for a heartbeat, the event loop must read the socket first. There may be a
+        Connection.Close.
 
         Returns:
-            None: it may. Otherwise the seconds after which to ask again.
+            The seconds after which to ask again. None: the message may be written now.
         """
         session = self._session
         if session is None or now - session.last_inbound <= self._heartbeat:
