@@ -17,7 +17,7 @@ from cqrs_brokers.driver import Delivery, Message
 from cqrs_brokers.exceptions import ConnectError, RejectedError, UnreachableError
 from cqrs_brokers.pipeline import Pipeline
 from cqrs_brokers.url import Host
-from tests.conformance.later_mutants import Batch, ConnectedResender, Hasty, unanswered
+from tests.conformance.later_mutants import Batch, ConnectedResender, Hasty, deliveries_of, unanswered
 from tests.conformance.unordered_driver import Streams, UnorderedSound
 
 # -- the same message again --------------------------------------------------------------------------------------------
@@ -52,16 +52,27 @@ class DropsWhatIsEqual(UnorderedSound):
         return {**super().render(message), "dedup": hashlib.sha256(repr(told).encode()).hexdigest()}
 
 
+class RememberingPipeline(Pipeline[bytes]):
+    """Remembers what had no answer when the connection broke."""
+
+    lost_ones: Sequence[Delivery] = ()
+
+    def broken(self, error: Exception) -> None:
+        if self.is_open:
+            self.lost_ones = deliveries_of(self)
+        super().broken(error)
+
+
 class ResendsUnderAnotherId(ConnectedResender):
     """Sends what had no answer again after a reconnect, as a message of its own."""
 
+    pipeline_type = RememberingPipeline
     caught_by = ("delivery.lost-answer-is-not-resent",)
 
-    async def read(self, reader: asyncio.StreamReader) -> None:
-        try:
-            await super().read(reader)
-        finally:
-            self.again = unanswered(self)
+    async def connect(self) -> None:
+        assert isinstance(self.pipeline, RememberingPipeline)
+        self.again, self.pipeline.lost_ones = self.pipeline.lost_ones, ()
+        await super().connect()
 
     def line_anew(self, delivery: Delivery) -> bytes:
         word, token, text = super().line_anew(delivery).split(b" ", 2)
