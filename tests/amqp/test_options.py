@@ -182,7 +182,7 @@ def test_an_adapter_serves_one_broker() -> None:
     """A second broker on one adapter is a mistake."""
     adapter = AMQPPublisherAdapter("amqp://localhost")
     AMQPMessageBroker(adapter)
-    with pytest.raises(ConfigError, match="already serves"):
+    with pytest.raises(ConfigError, match="serves one broker, and this one is in use already"):
         AMQPMessageBroker(adapter)
     with pytest.raises(ConfigError, match="AMQPPublisherAdapter"):
         AMQPMessageBroker("amqp://localhost")  # type: ignore[arg-type]
