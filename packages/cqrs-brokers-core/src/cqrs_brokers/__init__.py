@@ -1,24 +1,24 @@
-"""One config string, any message broker, and the truth about every message.
+"""Sends messages to message brokers. A config string selects the broker.
 
     from cqrs_brokers import Message, open_broker
 
     async with open_broker("kafka://localhost:9092") as broker:
         receipt = await broker.send_message(Message(message_name="OrderPlaced", topic="orders", payload={"id": 1}))
 
-An application needs these names; `help(name)` shows each:
+An application needs these names. `help(name)` shows the documentation of a name:
 
     open_broker                      makes a Broker from a config string, or from $CQRS_BROKER_URL
     Broker                           sends messages: send_message, send_messages, publish, flush, health, close
     Message, NotificationEvent, ECSTEvent    what is sent
     Receipt                          a send succeeded; .confirmed says whether the broker confirmed it
     NotDeliveredError                a send failed: the message is not in the broker
-    DeliveryUnknownError             nobody knows: the message may be in the broker
-    SyncBroker                       for code without an event loop
-    lifespan                         for FastAPI and Starlette
-    Observer                         is told of every outcome
-    MessageBroker                    the base class of your own broker
+    DeliveryUnknownError             the outcome is unknown: the message may be in the broker, or may not
+    SyncBroker                       sends messages from code without an event loop
+    lifespan                         opens and closes a Broker together with a FastAPI or Starlette application
+    Observer                         gets the outcome of every message
+    MessageBroker                    the base class for a broker of your own
 
-Authors of plugins begin with `cqrs_brokers.driver` and `cqrs_brokers.hooks`.
+Authors of plugins read `cqrs_brokers.driver` and `cqrs_brokers.hooks` first.
 """
 
 from importlib import import_module
@@ -72,9 +72,9 @@ _IMPORTED_LATE: Final = {
     "SyncBroker": "_synchronous",
     "lifespan": "_lifespan",
 }
-"""The modules of names that are imported at their first use. Opening a broker does not need these names. The event
-classes are pydantic models: building them takes longer than importing everything else, and many applications have
-classes of their own."""
+"""Names that are imported only at their first use, each with its module. They are not needed to open a broker. The
+event classes are pydantic models. Building these models takes longer than importing everything else, and many
+applications use event classes of their own instead."""
 
 
 def __getattr__(name: str) -> Any:

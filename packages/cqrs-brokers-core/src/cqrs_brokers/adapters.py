@@ -1,4 +1,4 @@
-"""The documented way to make a broker from a class: connection settings in an adapter, and a `Broker` that takes it.
+"""Makes a broker from classes: an adapter has the connection settings, and a subclass of `Broker` takes the adapter.
 
     class AcmeAdapter(ConnectionAdapter[AcmeOptions, AcmeSettings]):
         def __init__(self, dsn: str, **options: object) -> None:
@@ -10,8 +10,8 @@
             set_log_level(["acme"], acme_log_level, "acme_log_level")
             super().__init__(AcmeDriver(taken.settings), **taken.for_broker())
 
-This way is for applications that name a broker's class instead of a config string. Options and errors are the same as
-with a config string.
+This is for applications that use a broker's class instead of a config string. Options and errors are the same as with a
+config string.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Taken(NamedTuple, Generic[O, S]):
 
     Attributes:
         settings: The settings for the driver.
-        resolved: The options with their origin.
+        resolved: The options. `resolved.effective` says where each value came from.
         value_serializer: The application's encoder, or None.
     """
 
@@ -45,21 +45,23 @@ class Taken(NamedTuple, Generic[O, S]):
     value_serializer: Callable[[Any], bytes] | None
 
     def for_broker(self) -> dict[str, Any]:
-        """`Broker`'s keyword arguments."""
+        """The keyword arguments for the constructor of `Broker`."""
         return {"encoder": self.value_serializer, **self.resolved.for_broker()}
 
 
 class ConnectionAdapter(Generic[O, S]):
-    """Connection settings for one broker. They need no event loop, and no I/O except to read the files that options
-    name.
+    """Connection settings for one broker. Making them needs no event loop. The only I/O is the reading of the files
+    that options name.
 
     Args:
         options_type: The plugin's options.
         settings: Makes the driver's settings from the URL and the options.
         url: Where to connect to.
         options: The options by name. Each overrides the same option of the URL.
-        value_serializer: Encodes payloads that come without `payload_bytes` and without a content type. None: JSON.
-        source: Where the URL came from, for example "dsn". Problems with its options begin with it.
+        value_serializer: Encodes the payload of a message that has neither `payload_bytes` nor a content type. None:
+            such a payload is encoded as JSON.
+        source: Where the URL came from, for example "dsn". Each problem with an option of the URL begins with this
+            text.
 
     Raises:
         ConfigError: An option is wrong; the error lists all problems.
@@ -88,13 +90,13 @@ class ConnectionAdapter(Generic[O, S]):
         self._resolved = resolve_options(options_type, url=url, keywords=options, source=source)
 
     def take(self, **overrides: object) -> Taken[O, S]:
-        """The settings, for the one broker that this adapter serves.
+        """Gives the settings to a broker. An adapter serves only one broker.
 
         Args:
-            **overrides: Options that the broker's own arguments set. They override those of the adapter.
+            **overrides: Options that the broker's own arguments set. They override the options of the adapter.
 
         Raises:
-            ConfigError: The adapter has a broker already, an option is wrong, or a file cannot be used.
+            ConfigError: The adapter serves another broker already, an option is wrong, or a file cannot be used.
         """
         if self._taken:
             raise ConfigError(f"{_article(type(self))} serves one broker, and this one is in use already: make another")
@@ -107,17 +109,17 @@ class ConnectionAdapter(Generic[O, S]):
 
     @classmethod
     def check(cls, adapter: object, name: str) -> Self:
-        """The adapter itself.
+        """Returns the adapter if it is an instance of this class.
 
         Raises:
-            ConfigError: It is an object of another class.
+            ConfigError: The object is not an instance of this class.
         """
         if not isinstance(adapter, cls):
             raise ConfigError(f"{name} must be {_article(cls)}, not {_article(type(adapter))}")
         return adapter
 
     def given(self, option: str) -> object:
-        """The value of an option that the string or a keyword gives, or None."""
+        """The value of an option if the config string or a keyword sets it. None: the option has its default."""
         return None if self._resolved.effective[option].origin == "default" else getattr(self._resolved.options, option)
 
     def __repr__(self) -> str:
@@ -125,12 +127,13 @@ class ConnectionAdapter(Generic[O, S]):
 
 
 def set_log_level(loggers: Iterable[str], level: str | int | None, option: str) -> None:
-    """Sets the level of a client's loggers, for the whole process.
+    """Sets the level of a client library's loggers. The level applies to the whole process.
 
     Args:
-        loggers: Their names.
-        level: A number, or a name of the logging module in upper or lower case. None: the loggers stay as they are.
-        option: The application's name for the argument, for the error.
+        loggers: The names of the loggers.
+        level: A number, or the name of a level of the `logging` module, in upper or lower case. None: the loggers stay
+            as they are.
+        option: The name of the argument that gives the level. The error shows this name.
 
     Raises:
         ConfigError: There is no such level.

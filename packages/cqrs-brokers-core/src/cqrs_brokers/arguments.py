@@ -1,6 +1,6 @@
-"""For commands that take config strings: errors about a command line that quote none of its values.
+"""An argument parser for commands that take config strings. Its errors do not quote the values of the command line.
 
-A mistyped argument may be a config string with a password, or a piece of such a string that a shell has split.
+A mistyped argument may be a config string with a password, or a part of a config string that the shell has split.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ _OPTION = re.compile(r"(-[a-zA-Z]|--[a-zA-Z][a-zA-Z-]*)")
 
 
 def without_values(complaint: str, given: Iterable[str]) -> str:
-    """A complaint about a command line, with "…" in place of each value. Names of options stay.
+    """Returns an error text about a command line, with "…" in place of each value that is longer than one character.
+    The names of options stay.
 
     Args:
-        complaint: What a parser says.
-        given: The command line, without the program's name.
+        complaint: The parser's error text.
+        given: The arguments of the command line, without the program's name.
     """
     hidden: dict[str, str] = {}
     for argument in given:
@@ -38,7 +39,7 @@ def without_values(complaint: str, given: Iterable[str]) -> str:
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse's parser; its errors name options, and show no value."""
+    """argparse's parser. Its errors show the names of options, but not their values."""
 
     _given: Sequence[str] = ()
 

@@ -1,16 +1,16 @@
-"""For plugin authors: from a host's name to a connected socket, without hanging on a dead address or a silent DNS.
+"""For plugin authors: looks up a host's name and connects, even if an address is dead or a name server is silent.
 
-A name may have several addresses, and the first may be dead. So addresses are tried a quarter of a second apart, and
-the first that connects is used (RFC 8305, "Happy Eyeballs"). A name server may be silent. So each look-up runs in a
-thread of its own, and the event loop's thread pool stays free for the application. The same name is not looked up twice
-at a time.
+A name may have several addresses, and the first may be dead. So if one address has not connected after a quarter of a
+second, the next address is tried, too. The first connection is used (RFC 8305, "Happy Eyeballs"). A name server may be
+silent. So each look-up runs in a thread of its own, and the event loop's thread pool stays free for the application.
+Calls for the same name and port share one look-up while it runs.
 
     raw = await dial("broker.example", 5672, timeout=10.0)
     reader, writer = await open_streams(raw)  # with TLS also: ssl=context, server_hostname=host
 
-A server may take the connection and then send nothing: a frozen node, or a load balancer without a broker behind it. A
-plugin that then tries the other addresses calls `look_up` and `open_socket` itself, and `other_addresses` after each
-attempt.
+A server may accept the connection and then send nothing: for example a frozen node, or a load balancer without a broker
+behind it. Another address of the host may work. To try it, a plugin calls `look_up` and `open_socket` instead of
+`dial`. When a connected server sends nothing, the plugin calls `other_addresses` and gives the result to `open_socket`.
 """
 
 from __future__ import annotations
@@ -30,19 +30,21 @@ from typing import Any, NamedTuple
 __all__ = ["Address", "BufferedReads", "dial", "look_up", "open_socket", "open_streams", "other_addresses"]
 
 NEXT_ADDRESS = 0.25
-"""Seconds without a connection, after which the next address is tried, too (RFC 8305, section 5)."""
+"""If no address has connected after this many seconds, the next address is tried, too (RFC 8305, section 5)."""
 
 
 READ_SIZE = 2**16
-"""The most bytes of one read."""
+"""The most bytes that one read takes from the socket."""
 
 
 class BufferedReads(asyncio.BufferedProtocol):
-    """The second base class of a protocol, for cheaper reads: `class P(asyncio.StreamReaderProtocol, BufferedReads)`.
+    """A second base class for an asyncio protocol. It makes reads cheaper:
+    `class P(asyncio.StreamReaderProtocol, BufferedReads)`.
 
-    Without it, asyncio makes an object of 256 KiB for each read and then shrinks it. The C library takes an object of
-    this size from the operating system and gives it back: three system calls and two page faults per read. With this
-    class asyncio reads into one buffer of the connection. uvloop has a buffer of its own and does not use this one.
+    Without it, asyncio makes an object of 256 KiB for each read and then shrinks it. For an object of this size, the C
+    library takes memory from the operating system and later gives it back. That costs three system calls and two page
+    faults per read. With this class, asyncio uses one buffer for all reads of a connection. uvloop has a buffer of its
+    own and does not use this one.
     """
 
     _buffer: bytearray | None = None
@@ -64,26 +66,27 @@ class BufferedReads(asyncio.BufferedProtocol):
 
 
 class Address(NamedTuple):
-    """One address of a host, as `socket.getaddrinfo` gives it."""
+    """One address of a host, as `socket.getaddrinfo` returns it."""
 
     family: int
     sockaddr: tuple[str | int, ...]
 
 
 async def dial(host: str, port: int, *, timeout: float | None = None) -> socket.socket:
-    """Looks the name up and connects to the first of its addresses that answers.
+    """Looks up the name of a host, and connects to the first of its addresses that answers.
 
     Args:
         host: Name or address.
         port: TCP port.
-        timeout: Seconds, at most, for both steps together. None: unbounded.
+        timeout: Seconds, at most, for the look-up and the connecting together. None: no limit.
 
     Returns:
         A connected, non-blocking socket, for `loop.create_connection(sock=…)`.
 
     Raises:
         socket.gaierror: The name cannot be resolved, or the name server did not answer in time.
-        OSError: No connection to any address was possible. It is a `TimeoutError` if no address answered in time.
+        OSError: No connection to any address was possible. The error is a `TimeoutError` if no address answered in
+            time.
     """
     loop = asyncio.get_running_loop()
     began = loop.time()
@@ -95,16 +98,16 @@ async def dial(host: str, port: int, *, timeout: float | None = None) -> socket.
 async def look_up(host: str, port: int, *, timeout: float | None = None) -> list[Address]:
     """The addresses of a host, in the order in which they should be tried.
 
-    A look-up of the same name that already runs, in any event loop, serves this call too.
+    If another call in this process is looking up the same name and port, this call waits for the same result.
 
     Args:
         host: Name or address.
         port: TCP port.
-        timeout: Seconds, at most. None: until the resolver gives up.
+        timeout: Seconds, at most. None: the call waits until the resolver gives up.
 
     Raises:
-        socket.gaierror: The name cannot be resolved. Its number is `EAI_AGAIN` if the name server did not answer in
-            time.
+        socket.gaierror: The name cannot be resolved. The `errno` of the error is `EAI_AGAIN` if the name server did not
+            answer in time.
     """
     with contextlib.suppress(ValueError):
         ipaddress.ip_address(host.partition("%")[0])
@@ -132,12 +135,12 @@ async def look_up(host: str, port: int, *, timeout: float | None = None) -> list
 
 
 async def open_socket(addresses: Sequence[Address], *, timeout: float | None = None) -> socket.socket:
-    """Connects to the first address that answers. The next address is tried after 0.25 s, or as soon as an earlier one
-    has failed.
+    """Connects to the first address that answers. The next address is tried after 0.25 s, or as soon as an earlier
+    attempt has failed.
 
     Args:
-        addresses: What `look_up` gave.
-        timeout: Seconds, at most. None: until the operating system gives up.
+        addresses: What `look_up` returned.
+        timeout: Seconds, at most. None: the call waits until the operating system gives up.
 
     Returns:
         A connected, non-blocking socket.
@@ -177,12 +180,12 @@ async def open_socket(addresses: Sequence[Address], *, timeout: float | None = N
 
 
 def other_addresses(addresses: Sequence[Address], connected: socket.socket) -> list[Address]:
-    """The addresses without the one that the socket is connected to, in the same order.
+    """The addresses in the same order, without the address to which the socket is connected.
 
     Args:
-        addresses: What `look_up` gave.
-        connected: What `open_socket` gave for them. If that connection has ended already, its address is not known,
-            and no address is returned.
+        addresses: What `look_up` returned.
+        connected: The socket that `open_socket` returned for these addresses. If the connection has ended already, its
+            address is not known, and the result is empty.
     """
     try:
         peer = connected.getpeername()[:2]
@@ -194,13 +197,15 @@ def other_addresses(addresses: Sequence[Address], connected: socket.socket) -> l
 async def open_streams(
     raw: socket.socket, *, ssl: SSLContext | None = None, server_hostname: str | None = None, limit: int = READ_SIZE
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Does what `asyncio.open_connection` does with a connected socket, with cheaper reads (`BufferedReads`).
+    """Makes a reader and a writer for a connected socket, as `asyncio.open_connection` does, but with cheaper reads
+    (`BufferedReads`).
 
     Args:
-        raw: What `dial` or `open_socket` gave.
+        raw: The socket that `dial` or `open_socket` returned.
         ssl: The TLS context; None: no TLS.
         server_hostname: The name that the server's certificate must have; with TLS only.
-        limit: The reader pauses the connection when it holds twice as many bytes.
+        limit: A number of bytes. When the reader holds more than twice as many, it stops reading from the socket until
+            the plugin has read some of them.
 
     Raises:
         OSError: The connection was lost, or the TLS handshake failed (`ssl.SSLError`).
@@ -228,14 +233,15 @@ async def _connect(address: Address) -> socket.socket:
 
 
 def _close_result(attempt: asyncio.Task[socket.socket]) -> None:
-    """Closes the socket of an address that connected too late: another one had connected in the same turn of the
-    loop."""
+    """Closes the socket of an attempt that connected too late, because another attempt had connected in the same turn
+    of the event loop."""
     if not attempt.cancelled() and attempt.exception() is None:
         attempt.result().close()
 
 
 def _in_order(found: Sequence[tuple[Any, ...]]) -> list[Address]:
-    """Alternates between address families, in the resolver's order (RFC 8305, section 4), without duplicates."""
+    """Returns the addresses without duplicates. Address families alternate; each family keeps the resolver's order (RFC
+    8305, section 4)."""
     by_family: dict[int, dict[Address, None]] = {}
     for family, _, _, _, sockaddr in found:
         by_family.setdefault(family, {})[Address(family, sockaddr)] = None
@@ -245,14 +251,14 @@ def _in_order(found: Sequence[tuple[Any, ...]]) -> list[Address]:
 
 _lock = threading.Lock()
 _look_ups: dict[tuple[str, int, int], Future[list[Address] | Exception]] = {}
-"""The look-ups that run, by name, port and process. A forked child does not have the thread of a look-up, so it needs a
-look-up of its own."""
+"""The look-ups that are running now, by name, port and process. The thread of a look-up does not exist in a forked
+child process, so the child must start a look-up of its own."""
 
 
 def _running_look_up(host: str, port: int) -> Future[list[Address] | Exception]:
-    """The look-up of that name that runs in this process, or a new one.
+    """The look-up of this name and port that is running in this process. If there is none, starts one.
 
-    It runs in a daemon thread, so that no process waits for a dead DNS.
+    A look-up runs in a daemon thread, so that the process can exit while a name server does not answer.
     """
     key = (host, port, os.getpid())
     with _lock:

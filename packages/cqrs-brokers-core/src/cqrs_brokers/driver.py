@@ -1,18 +1,19 @@
-"""For plugin authors: what a driver is, and what `Broker` gives it.
+"""For plugin authors: what a driver does, and what `Broker` does for it.
 
-A driver maps a `Message` to its broker and classifies its client's errors. `Broker` does everything else, the same for
-every driver: validation, encoding, deadlines, the in-flight window, connecting once, reconnecting with backoff,
-draining and closing.
+A driver sends each `Message` to its broker through a client library. It turns the client's errors into the errors of
+`cqrs_brokers.exceptions`. `Broker` does everything else, in the same way for every driver: validation, encoding,
+deadlines, the in-flight window (it limits how many messages the driver holds), connecting once, reconnecting with
+backoff, draining and closing.
 
-| your broker | take |
+| your broker | derive from |
 |---|---|
-| answers at once, in the process or through one call | `Driver` and its `send_message` |
-| is reached over a network | `PipelinedDriver`, on `cqrs_brokers.pipeline`: it can say what was written |
+| runs in the process, or takes a message and answers in one call | `Driver`: define its `send_message` |
+| is reached over a network | `PipelinedDriver`, with `cqrs_brokers.pipeline`: it knows which messages were written |
 
 Every driver of a networked broker must follow these rules, whichever client it uses. Use one connection, not a pool: a
-pool reorders messages. (In a cluster such as Kafka, use one for each node that owns destinations.) Switch the client's
-own retries off: they send again what may have been written. Notice a dead connection while it is idle. Call `Link.lost`
-only for the connection in use: a callback of an old connection may come late.
+pool reorders messages. (In a cluster such as Kafka, use one connection for each node that leads partitions.) Switch off
+the client's own retries: a retry may write a message twice. Detect a dead connection even while no message is sent.
+Call `Link.lost` only for the connection in use: a callback of an old connection may come late.
 """
 
 from __future__ import annotations
@@ -44,99 +45,107 @@ __all__ = [
 
 
 class Link(Protocol):
-    """The methods by which a driver tells `Broker` what happens to its connection. Call them in the event loop's
+    """The methods by which a driver tells `Broker` what happens to the connection. Call them in the event loop's
     thread."""
 
     def wake_after(self, handler: Callable[..., object], *args: object) -> None:
-        """Calls a handler of the driver, and then wakes the callers that got their outcomes in the handler.
+        """Calls a handler of the driver. Then wakes the callers whose messages got their outcomes in the handler.
 
-        A driver may use this method for the event loop's callback that reads answers, if nothing is left to do after
-        the handler. Without it these callers are woken in the loop's next turn. When messages are sent one by one, that
-        turn takes 4 % of the time.
+        This method makes sends faster; a driver need not use it. The event loop calls the driver back when answers have
+        arrived. In that callback the driver may call `wake_after` with the function that reads the answers. The
+        callback must do nothing after this call. Without `wake_after` the callers are woken only in the next turn of
+        the loop. When messages are sent one by one, that extra turn takes 4 % of the time for a message.
 
         Args:
-            handler: What to call. Callers may send again before this method returns.
+            handler: The function to call. Woken callers may send again before `wake_after` returns.
             args: Its arguments.
         """
 
     def lost(self, error: ConnectError) -> None:
-        """The connection is gone, or must be made anew; `Broker` will call `connect()`.
+        """Reports that the connection is lost, or that a new one must be made. `Broker` then calls `connect()`.
 
-        A permanent error stops the reconnecting. Report the loss of a working connection as `UnreachableError`,
-        whatever the server sent last. If the cause persists, the next `connect()` will raise the specific error.
+        If the error is permanent, `Broker` does not reconnect by itself. So report the loss of a working connection as
+        `UnreachableError`, even if the last answer of the server gives a more specific reason. If the cause persists,
+        the next `connect()` will raise the specific error.
 
-        Before this call the driver ends the messages that it had handed over: with `fail(ConnectionLostError)`, or with
-        `returned()` for those that are proven not written. It keeps the other messages, in order, and sends them after
-        the next `connect()`.
+        Before this call the driver calls a method of each delivery that was handed over and has no answer: `returned()`
+        if it is proven that the message was not written, else `fail()` with a `ConnectionLostError`. The driver keeps
+        the returned messages and those that it has not handed over, in order. It sends them after the next `connect()`.
         """
 
     def reconnecting(self, error: ConnectError | None) -> None:
-        """The driver lost the broker and reconnects by itself, as the Kafka driver does. None: it is connected again.
+        """Reports that the driver lost its connections and reconnects by itself, as the Kafka driver does. None: the
+        driver is connected again.
 
-        `Broker` goes on submitting. A message that is not handed over by its deadline fails with a `NotConnectedError`
-        whose cause is this error. `health()` gives it as the reason.
+        Meanwhile `Broker` continues to submit messages. A message that is not handed over by its deadline fails with a
+        `NotConnectedError` whose cause is this error. `health()` gives this error as the reason.
         """
 
     def blocked(self, reason: str) -> None:
-        """The broker is connected but takes no messages for now. `Broker` submits nothing until `unblocked()`."""
+        """Reports that the message broker is connected but takes no messages now. `Broker` submits nothing until the
+        driver calls `unblocked()` or has a new connection."""
 
     def unblocked(self) -> None:
-        """The broker takes messages again."""
+        """Reports that the message broker takes messages again."""
 
     def may_go_on(self) -> None:
-        """Destinations that took nothing may take messages now, because the driver sends another way: over a fresh
-        channel, for example.
+        """Reports that destinations which took no messages may take them now, for example because the driver has opened
+        a new channel.
 
-        `Broker` keeps back most messages for such destinations. It now tries one message for each of them, even if
-        earlier ones have no answer.
+        While a destination takes no messages, `Broker` submits only few messages for it. After this call `Broker`
+        submits one more message for each such destination, even if earlier messages have no answer.
         """
 
     def throttled(self, reason: str | None) -> None:
-        """The broker slows this client down because of a quota. None: the throttling has ended.
+        """Reports that the message broker slows this client down because of a quota. None: the throttling has ended.
 
-        `Broker` goes on submitting. `health()` gives the reason. Observers are told when the throttling begins and
-        ends.
+        Meanwhile `Broker` continues to submit messages. `health()` gives the reason. Observers are informed when the
+        throttling begins and when it ends.
         """
 
 
 class Driver(MessageBroker):
-    """The base class of drivers. Only `send_message` must be written; override the other methods that the broker needs.
+    """The base class of drivers. A driver must define `send_message`. It overrides other methods if its broker needs
+    them.
 
-    `Broker` calls `send_message` in tasks of its own, at most one at a time for the same topic and key when the driver
-    declares `ordering_key`. A send that has started counts as handed over. So raise `NotDeliveredError` only if the
-    message is proven not to be in the broker. An unclassified exception becomes a `DeliveryUnknownError`. Return a
-    `Receipt` (`confirmed=True` after the broker's confirm) or None.
+    `Broker` calls `send_message` in a task of its own for each message. If the driver declares the capability
+    `ordering_key`, only one call runs at a time for the same topic and key. A message counts as handed over as soon as
+    the call has started. So raise `NotDeliveredError` only if it is proven that the message is not in the broker. Any
+    exception that is not a `DeliveryError` becomes a `DeliveryUnknownError`. Return a `Receipt`, or None. A `Receipt`
+    has `confirmed=True` by default: pass `confirmed=False` if the broker has not confirmed the message.
     """
 
     @property
     def capabilities(self) -> Capabilities:
-        """What this broker can do; constant, and known before connecting."""
+        """What this broker can do. The value is known before the driver connects, and never changes."""
         return Capabilities()
 
     def bind(self, link: Link) -> None:
-        """`Broker` calls it once, before any other method. Only `capabilities` may be read earlier. Keep the link if
-        the driver notices lost connections by itself."""
+        """Gives the link to the driver. `Broker` calls this method once, before any other method. Only `capabilities`
+        may be read earlier. Keep the link if the driver detects lost connections by itself."""
         return
 
     def refuse_topic(self, topic: str) -> str | None:
-        """Why this broker cannot have such a topic, or None when it can.
+        """Returns the reason why this broker cannot have a topic of this name. None: it can.
 
-        `Broker` asks before any I/O, and remembers the topics that the broker can have. The driver gets every topic
-        that is not empty, even one that is longer than 255 bytes or has characters that are not printable. `Broker`
-        itself refuses such a topic afterwards. After a refusal `Broker` also asks about the name of the message,
-        because name and topic may be swapped.
+        `Broker` calls this method before any I/O, and remembers the topics for which it returned None. The method gets
+        every topic that is not empty. The topic may be longer than 255 bytes or have characters that are not printable:
+        `Broker` refuses such a topic itself, after this call. When a topic is refused, `Broker` calls the method again
+        with the name of the message, because the application may have swapped name and topic.
         """
         return None
 
     async def connect(self) -> None:
-        """Makes one pass over all hosts. Called again after `lost`, `abort()` and failed passes.
+        """Tries all hosts once, until one is connected. `Broker` calls this method again after `lost`, after `abort()`,
+        and after a call that failed.
 
-        The driver first drops what is left of an earlier connection.
+        The driver first drops what still exists of an earlier connection.
 
-        `Broker` ends it after `connect_timeout` plus 0.5 s, so that the driver's own, better error comes first.
+        If no host has answered after `connect_timeout`, the driver should raise an error itself, because its error can
+        give a better reason. `Broker` cancels the call 0.5 s later.
 
         Raises:
-            ConnectError: Why it failed; a permanent one stops the reconnecting.
+            ConnectError: No host could be connected. If the error is permanent, `Broker` does not try again by itself.
         """
 
     async def ping(self) -> None:
@@ -147,27 +156,28 @@ class Driver(MessageBroker):
         """
 
     async def close(self, grace: float) -> None:
-        """Closes the connection: gracefully for `grace` seconds, then by force within a further 0.8 s.
+        """Closes the connection. The driver has `grace` seconds to close it gracefully, and then 0.8 s to close it by
+        force.
 
-        `Broker` has ended every delivery before the call, so the driver forgets those that it has. After the call no
-        task or socket of the driver is left.
+        `Broker` has ended every delivery before this call, so the driver forgets the deliveries that it still has.
+        After the call no task and no socket of the driver may be left.
         """
 
     def abort(self) -> None:
-        """Drops the connection at once, without awaiting; also when the event loop is closed.
+        """Drops the connection at once, without awaiting. It must also work when the event loop is closed.
 
-        Deliveries need no answer any more: `Broker` ends them itself.
+        The driver need not end its deliveries: `Broker` ends them itself.
         """
 
 
 class PipelinedDriver(Driver):
-    """A driver that takes many messages in flight."""
+    """A driver that takes further messages while earlier ones have no answer yet."""
 
     async def send_message(self, message: Message) -> NoReturn:
-        """Raises an error: a pipelined driver gets its messages by `submit`.
+        """Always raises an error, because a pipelined driver gets its messages through `submit`.
 
         Raises:
-            TypeError: Always: pass the driver to a `Broker` and send through that.
+            TypeError: Always. Pass the driver to a `Broker`, and send messages with that `Broker`.
         """
         raise TypeError(f"{type(self).__name__} takes messages from a Broker only: Broker(driver).send_message(…)")
 
@@ -175,29 +185,32 @@ class PipelinedDriver(Driver):
     def submit(self, deliveries: Sequence[Delivery], /) -> None:
         """Takes messages, in order, and returns at once: it must not block.
 
-        Called only while connected. The driver keeps the order of submission among messages with the same topic and
-        key, also when its client reconnects. Messages without a key have no order. The driver must end each delivery:
-        with `confirm`, `fail` or `release`, or with a `handed_over` that returns False.
+        `Broker` calls this method only while the driver is connected. The driver keeps the order of submission among
+        messages with the same topic and key, also when its client reconnects. Messages without a key have no order. The
+        driver must end each delivery: with a call of `confirm`, `fail` or `release`, or with a call of `handed_over`
+        that returns False.
         """
 
     def destination(self, message: Message) -> str:
-        """The place where the message goes. One place can be stuck while others are not. Errors name it.
+        """The place to which the message goes, for example a partition. One place may take no messages while other
+        places take them. Errors name the place.
 
-        While a place takes nothing, `Broker` submits few further messages for it, and keeps room in flight for the
-        others. Default: the topic.
+        While a place takes no messages, `Broker` submits only few further messages for it. So there is room in flight
+        for messages to the other places. Default: the topic.
         """
         return message.topic
 
     def why_late(self, delivery: Delivery, /, *, handed: bool) -> DeliveryError | None:
         """Says why a message has no outcome at its deadline. None: the driver knows no reason.
 
-        `Broker` asks about each message that was handed over and has no outcome then. It asks about other messages only
-        while the driver is connected and not blocked. The error should name what the broker said last about the
-        message's destination. The driver keeps the message as before.
+        `Broker` calls this method for each message that was handed over and has no outcome at its deadline. For a
+        message that was not handed over, it calls this method only while the driver is connected and not blocked. The
+        error should contain the broker's last answer about the destination of the message. This call does not end the
+        delivery for the driver: it keeps the message as before.
 
         Args:
-            delivery: The message; the driver may not have been given it yet.
-            handed: Whether it was handed over. If so, the error must be a `DeliveryUnknownError`, else a
+            delivery: The message. It may still wait in `Broker`, so the driver may not know it yet.
+            handed: Whether the message was handed over. If so, the error must be a `DeliveryUnknownError`, else a
                 `NotDeliveredError`. An error of the other kind is ignored.
         """
         return None

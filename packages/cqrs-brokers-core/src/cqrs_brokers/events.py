@@ -1,4 +1,4 @@
-"""Integration events as pydantic models: what a CQRS application publishes.
+"""Integration events, as pydantic models. An application publishes them to tell other applications what happened.
 
     class OrderPlaced(ECSTEvent[Order]):
         topic: str = "orders"
@@ -6,8 +6,9 @@
         def ordering_key(self) -> str | None:
             return self.payload.order_id
 
-Under python-cqrs use the bridge's classes (`cqrs_brokers_python_cqrs`). They derive from these classes and from
-python-cqrs' own, because python-cqrs' emitter drops events of classes that it does not know.
+With the framework python-cqrs, use the event classes of the package `cqrs_brokers_python_cqrs` instead. They derive
+both from the classes here and from the event classes of python-cqrs. The event emitter of python-cqrs drops events of
+all other classes.
 """
 
 from __future__ import annotations
@@ -39,16 +40,18 @@ _UTCDatetime = Annotated[AwareDatetime, AfterValidator(lambda moment: moment.ast
 
 
 class Event(BaseModel, Generic[P]):
-    """The base of both kinds of events. Unknown keywords are an error: a misspelt `key=` would lose the order.
+    """The base class of both kinds of events. An unknown keyword is an error: if a misspelt `key=` were ignored, the
+    events would lose their order.
 
     Attributes:
-        event_id: Identifies the event; becomes the message id.
-        event_timestamp: When the event happened, in UTC; a time without a zone is refused.
-        event_name: What happened; becomes the message name. Default: the class name.
+        event_id: Identifies the event. It becomes the id of the message.
+        event_timestamp: When the event happened. It is converted to UTC. A time without a time zone is refused.
+        event_name: What happened. It becomes the name of the message. Default: the name of the class.
         topic: The topic of the message.
         payload: The data of the event.
-        key: What `ordering_key()` returns if it is not overridden. Events with the same topic and key keep their order.
-        headers: Headers of the message; no part of the body.
+        key: What `ordering_key()` returns, unless a subclass overrides that method. Events with the same topic and key
+            keep their order.
+        headers: The headers of the message. They are not in the body.
     """
 
     model_config = ConfigDict(  # an error must not show the payload
@@ -69,17 +72,19 @@ class Event(BaseModel, Generic[P]):
             object.__setattr__(self, "event_name", type(self).__name__.partition("[")[0])
 
     def ordering_key(self) -> str | None:
-        """The key that keeps events in order, or None. Override it to derive the key from the payload."""
+        """The key that keeps events in order, or None. Override this method to derive the key from the payload."""
         return self.key
 
     def to_dict(self) -> EventBody:
-        """The body: every field except `key` and `headers`, ready for JSON, in snake_case and with RFC 3339 times.
+        """The body of the message, ready for JSON. It has every field except `key` and `headers`. Its keys are the
+        names of the fields, or their aliases if the class has `serialize_by_alias`. Times have the form of RFC 3339.
 
-        The body of an event made with `ECSTEvent.deleted` also has `deleted` and the key, so that an outbox can store
-        it.
+        If the event was made with `ECSTEvent.deleted`, the body also has `deleted` and the key, so that an outbox can
+        store the event.
 
         Raises:
-            InvalidMessageError: Something in it has no JSON form, or the event's own code raised.
+            InvalidMessageError: A value in the event has no JSON form, or the code of the event's class raised an
+                exception.
         """
         key = self._message_key()
         deleted = self.payload is TOMBSTONE
@@ -97,12 +102,13 @@ class Event(BaseModel, Generic[P]):
 
     @classmethod
     def from_dict(cls, **body: Any) -> Self:
-        """Rebuilds an event from what `to_dict` returned. An outbox uses it for the events in its rows.
+        """Makes an event again from the result of `to_dict`. An outbox does this with the events that it has stored.
 
-        The body has no `headers`, and it has a `key` only for a deletion. So an event that goes through an outbox must
-        override `ordering_key()` to keep its order. The body may have the names of fields or their aliases. For the
-        fields of a payload that is a model, this needs pydantic 2.14. With an older pydantic the class of the payload
-        decides whether it accepts names or aliases. Computed fields are computed again.
+        The body has no `headers`, and it has a `key` only for a deletion. So if an event goes through an outbox and
+        must keep its order, its class must override `ordering_key()`. The keys of the body may be the names of the
+        fields or their aliases. If the payload is a pydantic model, the same is true for its fields only with pydantic
+        2.14 or newer. With an older pydantic the class of the payload decides whether it accepts names or aliases.
+        Computed fields are computed again.
 
         Raises:
             pydantic.ValidationError: A field is missing, wrong or unknown.
@@ -119,7 +125,7 @@ class Event(BaseModel, Generic[P]):
         """The message that `Broker.publish` sends.
 
         Raises:
-            InvalidMessageError: As `to_dict`.
+            InvalidMessageError: For the same reasons as `to_dict`.
         """
         deleted = self.payload is TOMBSTONE
         body: Any = TOMBSTONE if deleted else self.to_dict()
@@ -134,8 +140,8 @@ class Event(BaseModel, Generic[P]):
         )
 
     def _message_key(self) -> str | None:
-        """`ordering_key()`. For a tombstone: the key that the event was made with, because it has no payload to derive
-        one from."""
+        """The result of `ordering_key()`. If the event reports a deletion: its field `key`, because there is no payload
+        from which a key could be derived."""
         if self.payload is TOMBSTONE:
             return self.key
         try:
@@ -157,7 +163,7 @@ class NotificationEvent(Event[P], Generic[P]):
 
 
 class ECSTEvent(Event[P], Generic[P]):
-    """Event-carried state transfer: the event contains the state, so that consumers need not ask for it.
+    """Event-carried state transfer: the event contains the new state, so that consumers need not ask for the state.
 
     `deleted` makes an event which reports a deletion.
     """
@@ -166,8 +172,9 @@ class ECSTEvent(Event[P], Generic[P]):
     def deleted(cls, key: str, **fields: Any) -> Self:
         """Makes the event which reports that the object with this key was deleted. Its message has the key and no body.
 
-        A compacted topic then forgets the key. Only a broker with the capability `tombstones` takes it. On every other
-        broker, publishing it raises an `InvalidMessageError`: send an ordinary event about the deletion instead.
+        Kafka then removes the earlier messages with this key from a compacted topic. Only a broker with the capability
+        `tombstones` takes such a message. With every other broker, publishing the event raises an
+        `InvalidMessageError`: publish an ordinary event about the deletion instead.
 
         Args:
             key: The ordering key of the deleted object.

@@ -1,12 +1,12 @@
-"""Every error of the library, as one tree.
+"""All errors of the library, as one tree of classes.
 
     BrokerError                          picklable, without secrets; .retryable
     ├─ ConfigError (ValueError)          the config string or an option is wrong; nothing was opened
     ├─ PluginError
     │  ├─ PluginNotFoundError            no installed distribution has the scheme
     │  ├─ PluginLoadError                installed, but broken
-    │  ├─ PluginContractError            loaded, but it does not keep the contract
-    │  └─ AmbiguousPluginError           claimed by more than one distribution
+    │  ├─ PluginContractError            loaded, but it does not follow the contract
+    │  └─ AmbiguousPluginError           more than one distribution claims the scheme
     ├─ BrokerStateError                  the Broker is closed, or belongs to another event loop or process
     ├─ FlushTimeoutError (TimeoutError)  flush() ran out of time
     ├─ ConnectError                      .permanent: trying again cannot help
@@ -23,8 +23,8 @@
        │  ├─ UnroutableError
        │  ├─ DestinationNotFoundError
        │  ├─ PublishForbiddenError
-       │  ├─ RejectedError               retryable; the broker refused it as a whole
-       │  ├─ BackpressureError           retryable; not taken until the deadline: no room, or no leader
+       │  ├─ RejectedError               retryable; the broker refused it, and no queue or partition has it
+       │  ├─ BackpressureError           retryable; no room until the deadline, or its destination took nothing
        │  ├─ BrokerBlockedError          retryable; the broker took no messages until the deadline
        │  ├─ NotConnectedError           no connection until the deadline; the cause is a ConnectError
        │  ├─ BrokerClosedError
@@ -32,14 +32,14 @@
        └─ DeliveryUnknownError           the message may be in the broker, or may not
           ├─ DeliveryTimeoutError (TimeoutError)
           ├─ ConnectionLostError
-          ├─ NackedError                 retryable; one queue refused it, others may hold it
-          ├─ ReturnedError               the broker returned it, but this exchange may keep it, too
+          ├─ NackedError                 retryable; one queue refused the message, others may hold it
+          ├─ ReturnedError               the broker returned it, but the exchange may also have kept it
           └─ ClosedWhilePendingError
 
-`retryable` says whether the same call may succeed later if nobody changes anything. A send ends in a `Receipt`, a
-`NotDeliveredError` or a `DeliveryUnknownError`; nothing else. `connect()`, `flush()`, `close()` and `async with` never
-raise a `DeliveryError`. They raise only `ConnectError`, `FlushTimeoutError` and `BrokerStateError` of this tree.
-`health()` raises nothing.
+`retryable` says whether the same call may succeed later although nobody has changed anything. A send always ends in a
+`Receipt`, a `NotDeliveredError` or a `DeliveryUnknownError`. `connect()`, `flush()`, `close()` and `async with` never
+raise a `DeliveryError`. Of the errors in this tree they raise only `ConnectError`, `FlushTimeoutError` and
+`BrokerStateError`. `health()` raises no error.
 
 This file is longer than 400 lines because all errors are one tree, each with its documentation.
 """
@@ -92,8 +92,8 @@ __all__ = [
 
 
 class InsecureTransportWarning(UserWarning):
-    """The transport is not secure. Either credentials go without TLS to a host that is not loopback, or the server's
-    certificate is not verified."""
+    """The transport is not secure. Either credentials are sent without TLS to another machine (a host that is not
+    loopback), or the server's certificate is not verified."""
 
 
 class BrokerError(Exception):
@@ -101,7 +101,8 @@ class BrokerError(Exception):
 
     Args:
         text: What happened, and what to do about it.
-        broker: The broker's redacted URL, where there is one; `Broker` fills it in when a driver leaves it empty.
+        broker: The broker's URL with its secrets masked, if there is one. If a driver leaves it empty, `Broker` fills
+            it in.
     """
 
     retryable: bool = False
@@ -132,7 +133,7 @@ class ConfigError(BrokerError, ValueError):
     """The config string or an option is wrong. Nothing was opened.
 
     Args:
-        problems: Every problem found, a sentence each; none quotes a secret.
+        problems: All problems that were found, one sentence for each. No sentence quotes a secret.
     """
 
     def __init__(self, problems: str | Iterable[str]) -> None:
@@ -152,21 +153,23 @@ class PluginNotFoundError(PluginError):
 
 
 class PluginLoadError(PluginError):
-    """The plugin is installed but its metadata, its import or its requirement on core is broken."""
+    """The plugin is installed but cannot be loaded: its metadata is wrong, its import fails, or it does not fit this
+    version of core."""
 
 
 class PluginContractError(PluginError):
-    """The plugin was loaded but does not do what the contract says."""
+    """The plugin was loaded, but it does not follow the contract for plugins (`cqrs_brokers.hooks`)."""
 
 
 class AmbiguousPluginError(PluginError):
-    """More than one installed distribution claims the scheme; none of them was imported."""
+    """More than one installed distribution claims the scheme. None of these distributions was imported."""
 
 
 class BrokerStateError(BrokerError):
     """The `Broker` cannot be used here: it is closed, or it belongs to another event loop or to another process.
 
-    Raised by `connect()`, `async with`, `flush()` and `close()`. A send gets `BrokerClosedError` or `WrongLoopError`.
+    `connect()`, `async with`, `flush()` and `close()` raise this error. A send raises `BrokerClosedError` or
+    `WrongLoopError` instead.
     """
 
 
@@ -180,11 +183,12 @@ class ConnectError(BrokerError):
     Args:
         text: What happened.
         broker: See `BrokerError`.
-        remedy: What to do about it. The error's `text` ends with it, after a colon. "" when the text itself says it.
+        remedy: What to do about the error. It is added to the end of the error's `text`, after a colon. "" when the
+            argument `text` already says what to do.
     """
 
     permanent: ClassVar[bool] = False
-    """Whether trying again is useless until a person changes something."""
+    """Whether further attempts to connect are useless until a person changes something."""
 
     def __init__(self, text: str = "", *, broker: str = "", remedy: str = "") -> None:
         super().__init__(f"{text}: {remedy}" if remedy else text, broker=broker)
@@ -192,7 +196,7 @@ class ConnectError(BrokerError):
 
 
 class AuthenticationError(ConnectError):
-    """The broker does not accept the credentials or the mechanism."""
+    """The broker does not accept the credentials or the authentication mechanism."""
 
     permanent = True
 
@@ -216,7 +220,7 @@ class UnreachableError(ConnectError):
 
 
 class ProtocolError(ConnectError):
-    """The peer is reached but does not speak the protocol that is expected of it."""
+    """The server can be reached, but it does not use the protocol that the driver expects."""
 
     permanent = True
 
@@ -230,7 +234,7 @@ class TopologyError(ConnectError):
 class DeliveryError(BrokerError):
     """A message was not delivered, or it is not known whether it was.
 
-    A driver gives only the text; `Broker` fills in the message and the broker.
+    A driver gives only the text. `Broker` adds the message's id, its topic and the broker's URL.
 
     Args:
         text: What happened and what to do.
@@ -257,10 +261,10 @@ class DeliveryError(BrokerError):
         return f"{self.text} [{', '.join(about)}]" if about else self.text
 
     def about(self, message_id: UUID | None, topic: str | None, broker: str) -> Self:
-        """This error, with the details of a message: the same object if the error names no other message yet, else a
-        copy with the same cause.
+        """Adds the details of a message to this error, and returns it. If the error names another message already, the
+        method returns a copy with the details and the same cause.
 
-        A driver may fail many messages with one error object, but each caller must get an object of its own.
+        A driver may use one error object for many messages, but each caller must get an error object of its own.
         """
         error = self
         if self.message_id is not None and self.message_id is not message_id:
@@ -271,11 +275,12 @@ class DeliveryError(BrokerError):
 
 
 class NotDeliveredError(DeliveryError):
-    """The message is not in the broker, and this call will not put it there."""
+    """The message is not in the broker, and the call that raised this error will not put it there later."""
 
 
 class InvalidMessageError(NotDeliveredError):
-    """The message cannot be sent as it is: its topic, id, key or a header is wrong, or its payload has no encoding."""
+    """The message cannot be sent as it is: its topic, id, key or a header is wrong, or its payload cannot be
+    encoded."""
 
     @classmethod
     def raised_by(
@@ -288,12 +293,13 @@ class InvalidMessageError(NotDeliveredError):
         topic: str | None = None,
         broker: str = "",
     ) -> Self:
-        """The error for a message whose own code raised: a serializer, `ordering_key()`, an encoder.
+        """Makes the error for a message that cannot be read because code of the application raised an exception: for
+        example a serializer, `ordering_key()` or an encoder.
 
         Args:
-            what: The code that raised. It is the subject of the text's sentence.
-            error: What that code raised. It becomes the cause, unless its text quotes the payload or may quote it.
-            content: What must not be quoted: the payload, or whatever holds it.
+            what: The name of the code that raised the exception. The error's text begins with it.
+            error: The exception. It becomes the cause, unless its text may quote the payload.
+            content: What must not be quoted: the payload, or an object that contains the payload.
             message_id: The message's id, if known.
             topic: The message's topic, if known.
             broker: The broker's redacted URL, if known.
@@ -304,10 +310,10 @@ class InvalidMessageError(NotDeliveredError):
 
 
 def safe_cause(error: BaseException | None, content: object = None) -> BaseException | None:
-    """The error. None when the error, or one of its causes, may quote the content.
+    """Returns the error, or None if the error or one of its causes may quote the content.
 
-    It is None for every error of pydantic and for every Unicode error. For any other error it is None if the text of
-    the error contains a part of the content.
+    Every pydantic error and every Unicode error may quote the content. Any other error may quote the content if its
+    text contains a part of the content. If its text cannot be read, the result is None, too.
     """
     one, seen = error, set[int]()
     quotable = None
@@ -327,13 +333,13 @@ def safe_cause(error: BaseException | None, content: object = None) -> BaseExcep
 
 
 _SHORTEST = 3
-"""The length of the shortest text that counts as a quotation. Shorter ones occur in any sentence by chance."""
+"""The length of the shortest text that counts as a quotation. Shorter texts occur in any sentence by chance."""
 _MOST = 10_000
 _LONG_WORD = r"\w{8,}"
 
 
 def _texts(content: object) -> set[str]:
-    """The texts and numbers in a payload, or in an object that holds one."""
+    """The texts and numbers in a payload, or in an object that contains a payload."""
     found: set[str] = set()
     todo, seen = [content], set[int]()
     while todo and len(seen) < _MOST:
@@ -361,11 +367,11 @@ def _texts(content: object) -> set[str]:
 
 
 class MessageTooLargeError(NotDeliveredError):
-    """The message is larger than `max_message_bytes`, or than the broker accepts."""
+    """The message is larger than `max_message_bytes`, or larger than the broker accepts."""
 
 
 class UnroutableError(NotDeliveredError):
-    """The broker took the message, found no queue for it and returned it."""
+    """The broker found no queue for the message, and returned the message."""
 
 
 class DestinationNotFoundError(NotDeliveredError):
@@ -377,13 +383,14 @@ class PublishForbiddenError(NotDeliveredError):
 
 
 class RejectedError(NotDeliveredError):
-    """The broker refused the message as a whole."""
+    """The broker refused the message. No queue and no partition of the broker has it."""
 
     retryable = True
 
 
 class BackpressureError(NotDeliveredError):
-    """The in-flight window had no room until the deadline, or the broker took nothing for this topic or partition."""
+    """Until the deadline there was no room in flight (`max_in_flight`), or the broker took nothing for this topic or
+    partition."""
 
     retryable = True
 
@@ -395,10 +402,10 @@ class BrokerBlockedError(NotDeliveredError):
 
 
 class NotConnectedError(NotDeliveredError):
-    """There was no connection until the deadline, or connecting cannot succeed. `__cause__` is the last `ConnectError`,
-    if there was one.
+    """There was no connection until the deadline, or a further attempt to connect is useless. `__cause__` is the last
+    `ConnectError`, if there was one.
 
-    `retryable` has the value of the cause: False for a wrong password, for example.
+    `retryable` is the same as that of the cause. For example, it is False if the password is wrong.
     """
 
     retryable = True
@@ -409,29 +416,30 @@ class BrokerClosedError(NotDeliveredError):
 
 
 class WrongLoopError(NotDeliveredError):
-    """The `Broker` belongs to another event loop that is not closed, or to another process; or no asyncio loop runs."""
+    """The `Broker` belongs to another event loop that is not closed, or to another process, or no asyncio event loop is
+    running."""
 
 
 class DeliveryUnknownError(DeliveryError):
-    """The message may be in the broker, or may not: it was handed over and no proof came back."""
+    """The message was handed over, and nothing proves what happened to it. It may be in the broker, or may not."""
 
 
 class DeliveryTimeoutError(DeliveryUnknownError, TimeoutError):
-    """The message was handed over and the broker did not confirm it before the deadline."""
+    """The message was handed over, but the broker did not confirm it before the deadline."""
 
 
 class ConnectionLostError(DeliveryUnknownError):
-    """The connection was lost between handing over and the confirm."""
+    """The connection was lost after the message was handed over and before the broker confirmed it."""
 
 
 class NackedError(DeliveryUnknownError):
-    """The broker answered with a nack: at least one queue refused the message, others may hold it."""
+    """The broker answered with a nack: at least one queue refused the message, but other queues may hold it."""
 
     retryable = True
 
 
 class ReturnedError(DeliveryUnknownError):
-    """The broker returned the message. But an exchange of this type may also keep a message that it returns."""
+    """The broker returned the message, but an exchange of this type may return a message and also keep it."""
 
 
 class ClosedWhilePendingError(DeliveryUnknownError):

@@ -1,7 +1,7 @@
-"""The pluggy hooks that a plugin implements for its schemes.
+"""The pluggy hooks of a plugin. A plugin implements them for its schemes, such as `kafka` in `kafka://localhost`.
 
-A plugin is a module or an object. Its distribution names it in an entry point of the group `cqrs_brokers`. The name of
-the entry point is the scheme:
+A plugin is a module or an object. The plugin's distribution declares an entry point in the group `cqrs_brokers`. The
+name of the entry point is the scheme, and its value is the plugin:
 
     # pyproject.toml of cqrs-broker-acme
     [project.entry-points.cqrs_brokers]
@@ -20,11 +20,12 @@ the entry point is the scheme:
 
 A third hook, `inspect_broker`, is optional: see `cqrs_brokers.inspection`.
 
-An implementation may take fewer arguments than the specification; so a later core can add arguments without breaking
-today's plugins. An argument that the specification does not have is an error that names the plugin.
+An implementation of a hook may take fewer arguments than the specification of the hook (`BrokerHooks`). So a later
+version of core can add arguments without breaking today's plugins. If an implementation takes an argument that the
+specification does not have, loading the plugin raises an error that names the plugin.
 
-`register_plugin` registers a plugin of this process without packaging, for tests and frameworks. `load_plugin` is for
-tools: it loads the plugin of a scheme without opening a broker.
+`register_plugin` registers a plugin in the running process, without a distribution. It is for tests and frameworks.
+`load_plugin` is for tools: it loads the plugin of a scheme without opening a broker.
 """
 
 from ._discovery.hookspecs import BrokerHooks, hookimpl

@@ -1,9 +1,9 @@
-"""For plugin authors: what only the plugin can find out about a config string, for `cqrs-brokers check`. Optional.
+"""For plugin authors: checks of a config string that only the plugin can make, for `cqrs-brokers check`. Optional.
 
 The command itself checks the parts that are the same for every broker: the string, the plugin and the options. For each
-endpoint of the plugin it checks the name, the TCP connection and the TLS handshake. The plugin checks the rest: the
-log-in, what the server is, and whether it would take a message to a topic. Its hook `inspect_broker` returns an
-`Inspection`:
+endpoint (host and port) that the plugin names, the command also checks the look-up of the host's name, the TCP
+connection and the TLS handshake. The plugin checks the rest: the log-in, the product and version of the server, and
+whether the server would accept a message for a topic. Its hook `inspect_broker` returns an `Inspection`:
 
     # cqrs_broker_acme/__init__.py
     @hookimpl
@@ -27,8 +27,9 @@ log-in, what the server is, and whether it would take a message to a topic. Its 
             if not await self._client.exists(topic):
                 yield Finding("topic", "fail", topic, "there is no such topic", "create it")
 
-An inspection changes nothing in the broker and publishes nothing. It lists what cannot be found out in this way with
-the level "unseen". Without the hook the command connects, asks for `health()`, and lists what it did not check.
+An inspection changes nothing in the broker and publishes nothing. Some facts cannot be found out in this way. The
+inspection lists each of them as a finding with the level "unseen". If a plugin does not have the hook, the command
+connects, calls `health()`, and lists what it did not check.
 """
 
 from __future__ import annotations
@@ -52,22 +53,22 @@ from .url import Host
 __all__ = ["Endpoint", "Finding", "Inspection", "Level", "Step"]
 
 Level = Literal["ok", "warn", "fail", "unseen"]
-"""What was found. "ok": it is good. "warn": it works, but a person should look at it. "fail": it does not work.
-"unseen": it could not be looked at, and the text says why."""
+"""The result of a check. "ok": it is good. "warn": it works, but a person should check it. "fail": it does not work.
+"unseen": it was not checked, and the text says why."""
 
 Step = Literal["string", "plugin", "options", "dns", "tcp", "tls", "login", "access", "server", "topic", "send"]
-"""What was looked at, in this order. "access" is the permission to use the virtual host or the cluster."""
+"""The parts that are checked, in this order. "access" is the permission to use the virtual host or the cluster."""
 
 
 class Finding(NamedTuple):
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
         step: Which part was checked; see `Step`.
-        level: How good it is; see `Level`.
-        subject: What it is about: a host with its port, a virtual host, a topic; "" for the string as a whole.
+        level: Whether this part works; see `Level`.
+        subject: What was checked: a host with its port, a virtual host, or a topic. "" for the whole config string.
         text: What was found, without a secret.
-        remedy: What to do about it; "" when there is nothing to do, or when the text says it.
+        remedy: What to do about a problem. "" when there is nothing to do, or when the text already says it.
     """
 
     step: Step
@@ -78,12 +79,12 @@ class Finding(NamedTuple):
 
     @classmethod
     def of(cls, error: BrokerError, subject: str) -> Self:
-        """A finding of the level "fail" for an error. The step follows from the class of the error. The remedy is that
-        of a `ConnectError`; other errors have none.
+        """Makes a finding of the level "fail" from an error. The class of the error decides the step. The finding has
+        the remedy of a `ConnectError`, and no remedy for other errors.
 
         Args:
-            error: For example a `ConnectError` of the driver.
-            subject: What it is about.
+            error: The error, for example a `ConnectError` of the driver.
+            subject: What was checked; see `Finding`.
         """
         remedy = error.remedy if isinstance(error, ConnectError) else ""
         step: Step = next((step for kind, step in _STEPS.items() if isinstance(error, kind)), "server")
@@ -100,11 +101,11 @@ _STEPS: dict[type[BrokerError], Step] = {
 
 
 class Endpoint(NamedTuple):
-    """Where the driver connects to.
+    """A host to which the driver connects.
 
     Attributes:
         host: The host with its port.
-        tls: The TLS context of the driver's connections; None: they use no TLS.
+        tls: The TLS context of the driver's connections. None: the connections use no TLS.
     """
 
     host: Host
@@ -115,34 +116,38 @@ class Endpoint(NamedTuple):
 
 
 class Inspection(ABC):
-    """What the plugin can find out about one config string.
+    """The plugin's checks of one config string.
 
     The command iterates over `server()` first, then over `topic()` for each topic, then calls `close()`. It limits the
-    time until each next finding, and cancels an iterator that takes longer. If an iterator raises a `BrokerError`, the
-    error becomes a failure. For any other exception the command shows only the class.
+    time that an iterator may take for each finding, and cancels an iterator that takes longer. If an iterator raises a
+    `BrokerError`, the command makes a finding of the level "fail" from it. If an iterator raises any other exception,
+    the command shows only the class of the exception.
     """
 
     @abstractmethod
     def endpoints(self) -> Sequence[Endpoint]:
-        """The endpoints to which the driver connects, in the order of the string. Each has its port, even a default
-        one. The method does no I/O."""
+        """The endpoints to which the driver connects, in the order of the config string. Each endpoint has a port: the
+        default port if the config string gives none. The method does no I/O."""
 
     @abstractmethod
     def server(self, endpoints: Sequence[Endpoint], /) -> AsyncIterator[Finding]:
-        """The log-in at each endpoint, the virtual host or cluster, and which product and version the server is.
+        """Checks the log-in at each endpoint and the access to the virtual host or cluster. Reports the product and
+        version of the server.
 
-        An endpoint that fails while another one works is a "warn": the driver works without it.
+        If one endpoint fails and another one works, the finding about the failed endpoint has the level "warn": the
+        driver works without this endpoint.
 
         Args:
-            endpoints: The endpoints to which a connection was possible; at least one, unless the plugin has none.
+            endpoints: The endpoints for which the command's own checks (name, TCP, TLS) found no failure. The sequence
+                is empty only if `endpoints()` returned no endpoint.
         """
 
     @abstractmethod
     def topic(self, topic: str, /) -> AsyncIterator[Finding]:
-        """Whether the topic exists, whether this user may publish there, and which settings of the topic would refuse a
-        message or make it less durable.
+        """Checks whether the topic exists, and whether this user may publish to it. Reports settings of the topic
+        because of which the broker would refuse a message or would store it less durably.
 
-        Called only when `server()` gave no failure.
+        The command calls this method only if `server()` gave no finding of the level "fail".
         """
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Validate and encode a message now and send it later: for an outbox, a journal, or your own queue.
+"""Validates and encodes a message that is sent later: for an outbox, a journal, or a queue of your own.
 
     ready = MessageValidator().ready(message)   # raises what Broker.send_message would raise, before any I/O
 """
@@ -23,16 +23,16 @@ _EVERYTHING = Capabilities(
     tombstones=True,
     header_types=frozenset({str, bytes, int, float, bool, type(None)}),
 )
-"""All capabilities. A broker that has fewer refuses the message itself, when it is sent."""
+"""All capabilities. A broker with fewer capabilities may still refuse the message when it is sent."""
 
 
 class MessageValidator:
-    """Validates and encodes as `Broker` does, without a broker. It does not check what only some brokers refuse.
+    """Validates and encodes messages as `Broker` does, but needs no broker. So it does not find what only some brokers
+    refuse.
 
     Args:
         max_message_bytes: The largest message: body, key and headers together.
-        encoder: Makes the bodies of messages that come without `payload_bytes` and without a content type. Default:
-            JSON.
+        encoder: Makes the body of a message that has neither `payload_bytes` nor a content type. Default: JSON.
     """
 
     def __init__(self, *, max_message_bytes: int = 1_000_000, encoder: Encoder | None = None) -> None:
@@ -45,14 +45,15 @@ class MessageValidator:
         self._coercion = Coercion(address="", encoder=encoder)
 
     def ready(self, message: MessageLike | Event[Any]) -> Message:
-        """A snapshot of the message as `Broker` would send it: validated, and with its body as bytes.
+        """Returns a copy of the message as `Broker` would send it. The copy is validated, and its body is encoded.
 
         Args:
-            message: A `Message`, anything with its attributes, or an event with `to_message()`.
+            message: A `Message`, an object with the same attributes, or an event (an object with a method
+                `to_message()`).
 
         Raises:
-            InvalidMessageError: It cannot be sent.
-            MessageTooLargeError: It is larger than allowed.
+            InvalidMessageError: The message cannot be sent.
+            MessageTooLargeError: The message is larger than `max_message_bytes`.
         """
         try:
             is_event = hasattr(message, "to_message")

@@ -1,4 +1,5 @@
-"""Observers are told what happens: for metrics, tracing and tests. A broker without observers does no work for them.
+"""Observers: objects that `Broker` calls for each message and each change of the connection. They are for metrics,
+tracing and tests. A broker without observers does no work for them.
 
     class Tenant(Observer):
         def before_send(self, message: Message) -> Mapping[str, HeaderValue]:
@@ -6,8 +7,9 @@
 
     broker = open_broker("kafka://localhost:9092", observers=[Tenant()])
 
-Observers never break a send. An exception of an observer is logged with its traceback, at most once a minute for each
-method. The text of the exception is left out when it may quote the message.
+An observer cannot make a send fail. If a method of an observer raises an exception, the exception is logged with its
+traceback, at most once a minute for each method. The log does not contain the text of the exception if that text may
+quote the message.
 """
 
 from __future__ import annotations
@@ -30,11 +32,12 @@ __all__ = ["BatchObserver", "ObservedBroker", "Observer"]
 logger = logging.getLogger("cqrs_brokers.observers")
 
 LOG_EVERY = 60.0
-"""How often the same fault of an observer is logged, in seconds."""
+"""The same fault of an observer is logged at most once in this many seconds."""
 
 
 class ObservedBroker(Protocol):
-    """What an observer may read of its `Broker`, at any time and without awaiting. `Broker` describes each."""
+    """The properties of its `Broker` that an observer may read at any time, without awaiting. Their descriptions are in
+    `Broker`."""
 
     @property
     def name(self) -> str: ...
@@ -51,86 +54,93 @@ class ObservedBroker(Protocol):
 
 
 class BatchObserver(Protocol):
-    """The object that `Observer.before_batch` returns. Its methods are called for the messages of one
+    """The object that `Observer.before_batch` returns. Its methods are called for the messages of one call of
     `send_messages`."""
 
     def before_send(self, message: Message, /) -> Mapping[str, HeaderValue] | None:
-        """As `Observer.before_send`, which is not called for the messages of the batch."""
+        """Does the same as `Observer.before_send`, and is called instead of that method for the messages of the
+        batch."""
 
     def complete(self) -> None:
-        """`before_send` is not called any more: all messages of the batch are ready, or the call was cancelled. The
-        outcomes go to `Observer.sent`, some perhaps before this call."""
+        """Says that `before_send` will not be called again: all messages of the batch are ready, or the call of
+        `send_messages` was cancelled. `Observer.sent` gets the outcomes. Some of them may come before `complete` is
+        called."""
 
 
 class Observer:
-    """An object that is told what happens to the messages and to the connection of one broker. Derive from this class
-    and write the methods that you need.
+    """The base class of observers. `Broker` calls the methods when something happens to its messages or to its
+    connection. Derive from this class, and write the methods that you need.
 
     Its methods run in the event loop's thread and must not block. If a `SyncBroker` itself refuses a message, `sent` is
-    called in the caller's thread. `before_send` runs in the context (`contextvars`) of the call, with `SyncBroker` too.
+    called in the caller's thread. `before_send` runs in the context (`contextvars`) of the call that sends the message.
+    This is also true with `SyncBroker`.
     """
 
     def attached(self, broker: ObservedBroker) -> None:
-        """A broker with this observer was just made. An exception of this method reaches the code that makes the
-        broker."""
+        """Called when a broker with this observer is made. If this method raises an exception, the code that makes the
+        broker gets the exception."""
 
     def before_send(self, message: Message) -> Mapping[str, HeaderValue] | None:
         """Called before a message is sent, whichever method sends it. It may return headers to add.
 
         The message is a validated and encoded copy. It must not be changed. `sent` later gets the same object, once. A
-        returned header replaces a header of the message that has the same name. If this method raises, that is logged,
-        and the message is sent without the headers. The same happens if the message would be refused because of them
-        (names, values, size, a broker without headers).
+        returned header replaces a header of the message that has the same name. If this method raises an exception, the
+        exception is logged, and the message is sent without this observer's headers. The same happens if the broker
+        would refuse the message because of these headers: because of their names, values or size, or because the broker
+        has no headers.
 
         Returns:
             Headers, or None.
         """
 
     def before_batch(self, count: int) -> BatchObserver | None:
-        """A call of `send_messages` with at least one message begins. This method runs in the context of the call,
-        before `before_send` for any of its messages.
+        """Called when a call of `send_messages` with at least one message begins. This method runs in the context of
+        that call, before `before_send` is called for any of the messages.
 
         Args:
-            count: The number of messages. Messages that are refused go to `sent`, and `before_send` is not called for
-                them.
+            count: The number of messages, with those that will be refused. For a refused message `sent` is called, but
+                not `before_send`.
 
         Returns:
             The object whose `before_send` is called for each of these messages. None: the observer's own `before_send`
-            is called. The same happens when this method raises. The exception is logged.
+            is called. If this method raises an exception, the exception is logged, and the result counts as None.
         """
         return None
 
     def sent(self, message: Message, outcome: Receipt | DeliveryError, elapsed: float) -> None:
-        """A message has its outcome. This method is called once for each message of each call, at the latest at the
-        deadline.
+        """Called when a message has its outcome: once for each message of each call, at the latest at the deadline.
 
-        It is called for cancelled calls too: with a receipt or an error when the outcome is known, else with
-        `NotDeliveredError` (the message was not handed over) or `DeliveryUnknownError`. It is also called for messages
-        that were refused before sending: the message is invalid or too large, the broker is closed, or it belongs to
-        another event loop or process.
+        It is also called for the messages of a cancelled call. If the message was not handed over, the outcome is a
+        `NotDeliveredError`. If it was handed over, the outcome is what the broker answers, or a `DeliveryUnknownError`
+        if there is no answer. This method is also called for a message that is refused before it is sent: because the
+        message is invalid or too large, because the broker is closed, or because the broker belongs to another event
+        loop or process.
 
         Args:
-            message: The message. A refused object may not be a `Message`, or may have a topic or a name that is not
-                text. Then this is a message without payload, with the name, topic and id that could be read.
-            outcome: What the caller got, or would have got.
-            elapsed: Seconds since the call; 0 for what was refused before it was sent.
+            message: The message. If a refused object is no `Message`, or its topic, name or id has a wrong type, the
+                observer gets another `Message` instead: without payload, with the name, topic and id that could be
+                read.
+            outcome: What the call returns or raises for this message. For a cancelled call: what it would have returned
+                or raised.
+            elapsed: Seconds since the call began. 0 if the message was refused before it was sent.
         """
 
     def connection_changed(self, state: str, reason: str) -> None:
-        """The connection has a new state: connecting, connected, reconnecting, lost, failed, idle or closed. This
-        method is also called when the connected broker takes no messages (blocked), takes them again (unblocked), slows
-        this client down (throttled) or no longer slows it down (unthrottled)."""
+        """Called when the state of the connection changes. The state is connecting, connected, reconnecting, lost,
+        failed, idle or closed. Four further states are about a connected broker: it takes no messages (blocked), takes
+        messages again (unblocked), slows this client down (throttled), or no longer slows it down (unthrottled). The
+        reason is a text, or "" if there is none."""
 
 
 METHODS = ("attached", "before_send", "before_batch", "sent", "connection_changed")
 """An observer has at least one of these methods."""
 
 Asked = list[tuple[Any, Callable[..., Any]]]
-"""The observers that may add headers, each with the function that asks it."""
+"""The observers that may add headers, each with the function that returns its headers."""
 
 
 class AskedBatch(NamedTuple):
-    """All observers, for the messages of one `send_messages`."""
+    """The functions that `Broker` calls for the messages of one `send_messages`. Each function calls all observers."""
 
     before_send: Callable[[Message, int], tuple[Message, int]]
     """See `Observers.before_send`."""
@@ -139,12 +149,12 @@ class AskedBatch(NamedTuple):
 
 
 class Observers:
-    """All observers of one broker; none of them can break a send.
+    """All observers of one broker. None of them can make a send fail.
 
     Args:
-        observers: The observers. If an object does not derive from `Observer`, the methods that it has are called.
-        add_headers: Adds headers to a validated message. The last argument is the message's size; the result is its new
-            size.
+        observers: The observers. An object that does not derive from `Observer` may have only some of its methods.
+        add_headers: Adds headers to a validated message. The last argument is the message's size in bytes. The function
+            returns the new size.
     """
 
     def __init__(
@@ -171,24 +181,25 @@ class Observers:
         asked = {id(observer) for observer, _ in self._before}
         self._before += [(it, it.before_send) for it, _ in self._having("before_batch") if id(it) not in asked]
         self.before_send: Callable[[Message, int], tuple[Message, int]] = partial(self._ask, self._before)
-        """Returns a copy of a validated message, with the headers that the observers add, and its size (in bytes)."""
+        """Takes a validated message and its size in bytes. Returns a copy with the headers that the observers add, and
+        the size of the copy."""
         self._logged: dict[tuple[int, str], float] = {}
         """When a fault was last logged, by observer and method."""
 
     def _having(self, name: str) -> list[tuple[Any, Callable[..., Any]]]:
-        """The observers that have the method, each with its method."""
+        """The observers that define the method themselves, each with the method."""
         ours = getattr(Observer, name)
         found = [(observer, getattr(observer, name, None)) for observer in self._observers]
         return [(it, method) for it, method in found if method and getattr(method, "__func__", None) is not ours]
 
     @property
     def are_told(self) -> bool:
-        """Whether one of them is told of outcomes."""
+        """Whether any observer gets outcomes (has the method `sent`)."""
         return bool(self._sent)
 
     @property
     def are_asked(self) -> bool:
-        """Whether one of them may add headers."""
+        """Whether any observer may add headers."""
         return bool(self._before)
 
     def attached(self, broker: ObservedBroker) -> None:
@@ -197,7 +208,8 @@ class Observers:
             attached(broker)
 
     def batch(self, count: int) -> AskedBatch:
-        """Calls `Observer.before_batch` for one `send_messages`. Returns the functions to call for its messages."""
+        """Calls `Observer.before_batch` of all observers for one `send_messages`. Returns the functions to call for the
+        messages of that `send_messages`."""
         asked: Asked = []
         batches: list[tuple[object, BatchObserver]] = []
         for observer, before_send in self._before:
@@ -246,7 +258,8 @@ class Observers:
                 self._failed(observer, "sent", error, message)
 
     def refused(self, candidate: object, error: DeliveryError) -> None:
-        """Tells the observers that a message was refused before it was sent. The candidate may be any object."""
+        """Tells the observers that a message was refused before it was sent. The candidate is what the application
+        tried to send: it may be any object."""
         if self._sent:
             self.sent(_readable(candidate, error), error, 0.0)
 
@@ -277,7 +290,8 @@ class Observers:
 
 
 def _readable(candidate: Any, error: DeliveryError) -> Message:
-    """The message for observers: its name and topic are text, and its id is a UUID."""
+    """A message that observers can read: its name and topic are text, and its id is a UUID. This is the candidate
+    itself if it is such a message."""
     message_name, topic = readable(candidate, "message_name", str), readable(candidate, "topic", str)
     message_id = readable(candidate, "message_id", UUID)
     if isinstance(candidate, Message) and None not in (message_name, topic, message_id):

@@ -1,4 +1,4 @@
-"""The options of a broker: one pydantic model per plugin, made from strings and keywords.
+"""The options of a broker. They are one pydantic model per plugin, with values from config strings and keywords.
 
 A plugin declares its options:
 
@@ -9,12 +9,14 @@ A plugin declares its options:
         ssl_key_password: Secret | None = option(None, description="Decrypts the private key.")
         ssl_context: ssl.SSLContext | None = option(None, description="Replaces the ssl_* options.", keyword_only=True)
 
-and gets an instance, validated, in `open_message_broker(url, options)`. Names, types, defaults, ranges, units and
-descriptions are read from the model by validation, by `Broker.describe()` and by the documentation.
-A rule over several options is a pydantic `model_validator(mode="after")` that raises `ValueError` with a sentence.
+The plugin's hook `open_message_broker(url, options)` gets a validated instance of this class. Validation,
+`Broker.describe()` and the documentation read the names, types, defaults, ranges, units and descriptions from the
+class. A rule about several options is a pydantic `model_validator(mode="after")`. It raises `ValueError` with one
+sentence.
 
-A secret option has the type `Secret` (or `Secret | None`) and a name that says so (`url.names_a_secret`), so that it is
-redacted before its plugin is known. Its `<name>_file` and `<name>_env` exist without being declared.
+A secret option has the type `Secret` (or `Secret | None`). Its name must contain a word such as "password" or "token"
+(see `url.names_a_secret`), so that core can mask the value before it knows the plugin. For a secret option `<name>` the
+options `<name>_file` and `<name>_env` exist, too: the plugin does not declare them.
 """
 
 from ._config.model import BrokerOptions, option

@@ -1,15 +1,17 @@
-"""For plugin authors: what every driver of a networked broker needs, written once.
+"""For plugin authors: code that every driver of a networked broker needs.
 
     submit → waiting → writer ── handed_over ──▶ client → broker → answered → confirm / fail
                  ▲                                  │
                  └── kept, in order ◀── broken ─────┴──▶ ConnectionLostError
 
-* `Pipeline`: the messages of a `PipelinedDriver` between `submit` and the broker's answers, and the tasks that write,
-  read and look for signs of life. The messages that wait when a connection ends are written to the next one.
-* `connect_to_any`: one pass over the hosts, with a share of the time for each.
-* `header_name`, `header_value`, `header_text`: percent-encoding, for brokers whose headers are lines of text.
+* `Pipeline` keeps the messages of a `PipelinedDriver` between `submit` and the broker's answers. It runs the tasks that
+  write, read, and ping a silent broker. Messages that still wait when a connection ends are written to the next
+  connection.
+* `connect_to_any` tries the hosts one after the other until one is connected. Each host gets a share of the time.
+* `header_name` and `header_value` percent-encode headers for brokers whose headers are lines of text. `header_text`
+  decodes them.
 
-The driver knows what a connection is, how a message looks on the wire, and what an answer means.
+The driver itself makes the connection, encodes messages for the wire, and decides what an answer means.
 
 This file is longer than 400 lines because its docstrings are the documentation of the API for plugin authors.
 """
@@ -33,31 +35,32 @@ T = TypeVar("T")
 C = TypeVar("C")
 
 LET_GO_AFTER: Final = 0.1
-"""How long after a message's deadline the pipeline waits for an answer that is late, in seconds."""
+"""For this many seconds after a message's deadline the pipeline still waits for the answer."""
 END_WITHIN: Final = 0.4
-"""How long the pipeline waits until the tasks of a connection have ended, in seconds."""
+"""The pipeline waits at most this many seconds until the tasks of a connection have ended."""
 LEAST_SHARE: Final = 0.1
-"""The shortest time for one host of a pass, in seconds."""
+"""The shortest time that `connect_to_any` gives to one host, in seconds."""
 
 
 class Pipeline(Generic[T]):
-    """The messages between `submit` and the broker's answers, over one connection at a time.
+    """Keeps the messages of a driver between `submit` and the broker's answers. It uses one connection at a time.
 
-    The driver puts in each delivery together with its form on the wire (`put`), opens the pipeline with each new
-    connection (`open`), and says what the broker answers (`answered`). `answered` returns the delivery, which the
-    driver confirms or fails. The pipeline does the rest. It hands over as much as the client takes, and no more. When
-    the connection breaks, it fails the messages without an answer and keeps those that wait. It lets go of messages
-    that are never answered, and pings a silent broker.
+    The driver calls `put` with each delivery and its form on the wire. It calls `open` for each new connection, and
+    `answered` for each answer of the broker. `answered` returns the delivery, and the driver then confirms or fails it.
+    The pipeline does the rest. It hands over only as many messages as the client takes. When the connection breaks, it
+    fails the messages that were handed over and have no answer, and keeps those that wait. When the deadline of a
+    message has passed, it releases the message. It pings a silent broker.
 
     Args:
-        lost: Called once for each opened connection that broke, after everything that was handed over has failed. The
-            driver then drops its connection and calls `link.lost` with the error, whose cause is the reason.
-        in_order: True: the broker answers in the order in which it got the messages, and its answers name no message.
-            False: each answer says the number of the message (its token).
-        batch_bytes: About how much is handed over and written at a time, in bytes: a batch ends with the message that
-            reaches this size. With 1 each batch is one message.
+        lost: Called once for each opened connection that breaks, after the messages that were handed over have failed.
+            This function gets an error whose cause is the reason. It must drop the connection and call `link.lost` with
+            this error.
+        in_order: True: the broker answers in the order in which it got the messages, and its answers contain no number
+            of a message. False: each answer contains the number of its message (the token).
+        batch_bytes: About how many bytes are handed over and written at a time. A batch ends with the message that
+            reaches this size. With 1, each batch has one message.
         ping_after: Seconds of silence after which the broker is pinged; `open` may set another time.
-        ping_timeout: Seconds that the broker has to answer a ping. If it does not, the connection counts as broken.
+        ping_timeout: If the broker does not answer a ping within this many seconds, the connection counts as broken.
     """
 
     def __init__(
@@ -80,12 +83,12 @@ class Pipeline(Generic[T]):
         self._write_to: Callable[[Sequence[tuple[int, T]]], Awaitable[None]]
         self._window: int | None = None
         self._unanswered: dict[int, Delivery | asyncio.Future[None] | None] = {}
-        """The messages and questions without an answer, by token. None: the message was let go. Its entry stays if the
-        answers come in order, or if the message holds a place in the window."""
+        """The messages and questions without an answer, by token. The value None stands for a message that was released
+        without an answer. Its entry stays if the answers come in order, or if the connection has a window."""
         self._in_window = 0
-        """How many of the unanswered are messages."""
+        """How many entries of `_unanswered` are messages."""
         self._questions: set[asyncio.Future[None]] = set()
-        """The questions of `ask` without an answer, also those that are not yet written."""
+        """The questions of `ask` without an answer, with those that are not written yet."""
         self._token = 0
         self._heard_at = 0.0
         self._more = asyncio.Event()
@@ -100,12 +103,13 @@ class Pipeline(Generic[T]):
     # -- from the Broker ----------------------------------------------------------------------------------------------
 
     def put(self, delivery: Delivery, item: T, size: int) -> None:
-        """Takes a message that is to be written in its turn. The driver's `submit` calls it.
+        """Adds a message to the messages that wait to be written. The driver's `submit` calls this method.
 
         Args:
             delivery: The message.
-            item: What `write` gets for it. It is made now, because the caller may change the message later.
-            size: About how many bytes it is on the wire.
+            item: The message's form on the wire, which `write` gets later. The driver makes it in `submit`, because the
+                application may change the message after that.
+            size: About how many bytes the item has on the wire.
         """
         self._waiting.append((delivery, item, size))
         self._more.set()
@@ -122,22 +126,25 @@ class Pipeline(Generic[T]):
         window: int | None = None,
         ping_after: float | None = None,
     ) -> None:
-        """Starts to write to a new connection, beginning with the messages that waited.
+        """Starts to write to a new connection. The messages that already wait are written first.
 
         Args:
-            write: Writes a batch of tokens and items, in order. It must write the whole batch before it first awaits.
-                It must return only when the client's own buffer has room again (`drain()`), because what it is given
-                counts as handed over. While it waits for room it may be called again, with what `ask` writes.
-            read: Reads answers until the connection ends, if the client has no task of its own for that. At the end it
-                returns or raises; both mean the same. An incomplete answer does not count. If an answer ends the
-                connection, as STOMP's ERROR does, `read` calls `answered` for it first.
-            ping: Sends a ping, and returns when its answer came.
-            window: How many messages without an answer the broker takes (MQTT's Receive Maximum, credit); further ones
-                wait. A message that was let go keeps its place until it is answered. None: any number.
-            ping_after: Seconds for this connection, if the broker sets them. None: those of the pipeline. The pipeline
-                asks only a silent broker. A broker that sends heartbeats is never silent, so it is never asked. If such
-                a broker expects heartbeats from the client, too, switch the broker's heartbeats off, or send the
-                client's heartbeats from a task of your own.
+            write: Writes a batch of pairs (token, item), in order. It must write the whole batch before its first
+                `await`. It must return only when the client's own buffer has room again (`drain()`): then it gets the
+                next batch, whose messages count as handed over. While it waits for room, the pipeline may call it again
+                with a question of `ask`.
+            read: Reads answers until the connection ends. None: the client has a task of its own for that. When the
+                connection ends, `read` may return or raise an exception: the pipeline does the same in both cases. It
+                must ignore an incomplete answer. If an answer ends the connection, as STOMP's ERROR does, `read` must
+                call `answered` for this answer before it ends.
+            ping: Sends a ping, and returns when the answer has come.
+            window: The most messages without an answer that the broker takes (MQTT calls it Receive Maximum, other
+                protocols call it credit). Further messages wait. A message that was released after its deadline still
+                counts until the broker answers it. None: no limit.
+            ping_after: Seconds of silence before a ping on this connection, if the broker sets the time. None: the
+                pipeline's own `ping_after`. The pipeline pings only a silent broker. A broker that sends heartbeats is
+                never silent, so it is never pinged. If such a broker also expects heartbeats from the client, switch
+                the broker's heartbeats off, or send the client's heartbeats from a task of your own.
         """
         self._write_to, self._window, self._in_window = write, window, 0
         self._ping_after = self._usual_ping_after if ping_after is None else ping_after
@@ -152,51 +159,56 @@ class Pipeline(Generic[T]):
             self._tasks.spawn(self._until_broken(self._watch(ping)))
 
     def answered(self, token: int | None = None) -> Delivery | None:
-        """Takes out the message that the broker has answered.
+        """Removes the message that the broker has answered, and returns its delivery.
 
         Args:
-            token: Its number. None: the oldest one without an answer, for a broker that answers in order.
+            token: The message's number. None: the oldest message without an answer, for a broker that answers in order.
 
         Returns:
-            The delivery, to be confirmed or failed. None: it was let go, or there never was one.
+            The delivery. The driver must then confirm or fail it. None: the message was released before, or no message
+            has this token.
 
         Raises:
-            ProtocolError: The answer belongs to nothing that was written. Do not catch this error in `read`: the
-                connection must end.
+            ProtocolError: The token is None, but either nothing waits for an answer, or what waits longest is a
+                question of `ask`. Do not catch this error in `read`: the connection must end.
         """
         found = self._take(token, question=False)
         return None if isinstance(found, asyncio.Future) else found
 
     def answered_question(self, token: int | None = None) -> None:
-        """Reports that the answer to an `ask` came. Arguments and errors are those of `answered`."""
+        """Reports that the answer to a question of `ask` came. The token has the same meaning as in `answered`. If the
+        token is None, and what waits longest for an answer is not a question, the method raises a `ProtocolError`."""
         found = self._take(token, question=True)
         if isinstance(found, asyncio.Future) and not found.done():
             found.set_result(None)
 
     def oldest(self, wanted: Callable[[Delivery], bool]) -> int | None:
-        """The token of the oldest unanswered message that is wanted, for an answer without a token.
+        """The token of the oldest message that may belong to an answer, for answers that contain no token. None: there
+        is no such message.
 
         Args:
-            wanted: Whether the answer can be about this one, for example by its topic.
+            wanted: Says whether the answer may belong to a delivery, for example by comparing the topic.
         """
         return next((token for token, found in self._handed() if wanted(found)), None)
 
     def heard(self) -> None:
-        """Notes that something came from the broker. `answered` does so, too."""
+        """Call this method when something came from the broker, so that the broker does not count as silent. `answered`
+        does the same."""
         self._heard_at = asyncio.get_running_loop().time()
 
     async def ask(self, item: T) -> None:
-        """Writes a question that is no message, such as a ping, and waits for its answer.
+        """Writes a question (a request that is no message, such as a ping), and waits for the answer.
 
-        The question needs no place in the window, and does not wait for a `write` that waits for room in the client's
-        buffer. But the client sends it after everything that is in this buffer. So limit the wait yourself, as
-        `Broker.health()` does.
+        The question needs no place in the window. It is written even while an earlier call of `write` waits for room in
+        the client's buffer. But the client sends the question after everything that is in its buffer already. So the
+        caller of `ask` must limit the wait, as `Broker.health()` does.
 
-        For the answer to a question the driver calls `answered_question`, not `answered`. If it looks like the answer
-        to a message, as with STOMP's RECEIPT, put a prefix before the question's number on the wire.
+        For the answer to a question the driver calls `answered_question`, not `answered`. The answers to questions and
+        to messages may have the same form, as with STOMP's RECEIPT. Then put a prefix before a question's number on the
+        wire, so that the driver can tell the two kinds of answers apart.
 
         Raises:
-            UnreachableError: There is no connection, or it broke meanwhile.
+            UnreachableError: There is no connection, or it broke before the answer came.
         """
         if not self._opened:
             raise UnreachableError("there is no connection")
@@ -208,10 +220,10 @@ class Pipeline(Generic[T]):
         await answer
 
     def broken(self, error: Exception) -> None:
-        """Reports that the connection is lost: for a client that says so by a callback.
+        """Reports that the connection is lost. Call this method if the client reports the loss by a callback.
 
-        Fails the messages that were handed over and not answered, keeps those that wait, and calls `lost`. A second
-        call does nothing.
+        The pipeline fails the messages that were handed over and not answered, keeps those that wait, and calls `lost`.
+        A second call for the same connection does nothing.
         """
         if not self._opened:
             return
@@ -235,20 +247,21 @@ class Pipeline(Generic[T]):
     # -- the end ------------------------------------------------------------------------------------------------------
 
     async def end(self) -> None:
-        """Ends the tasks of the last connection, within 0.4 s, and keeps what waits. Call it at the start of
-        `connect`."""
+        """Ends the tasks of the last connection, within 0.4 s, and keeps the messages that wait. Call it at the start
+        of the driver's `connect`."""
         self._opened = False
         await self._tasks.end(END_WITHIN)
 
     async def close(self) -> None:
-        """Ends the tasks, within 0.4 s, and forgets every message. Call it in `close`, after the connection was
-        dropped."""
+        """Ends the tasks, within 0.4 s, and forgets every message. Call it in the driver's `close`, after the driver
+        has dropped the connection."""
         await self.end()
         self.abort()
         await asyncio.sleep(0)  # asyncio closes an aborted socket in the next round of its loop
 
     def abort(self) -> None:
-        """Drops everything without awaiting, also when the event loop is closed. Call it in the driver's `abort`."""
+        """Drops the tasks and forgets every message, without awaiting. It also works when the event loop is closed.
+        Call it in the driver's `abort`."""
         self._opened = False
         self._tasks.abort()
         self._waiting.clear()
@@ -287,8 +300,8 @@ class Pipeline(Generic[T]):
         return self._window is not None and self._in_window >= self._window
 
     def _next_batch(self) -> list[tuple[int, T]]:
-        """Hands over the messages that fit. The others stay: a message that is not handed over is certainly not
-        delivered."""
+        """Hands over the messages that fit into the batch and the window, and returns them. The others wait, because a
+        message that was not handed over is certainly not delivered."""
         batch: list[tuple[int, T]] = []
         size = 0
         while self._waiting and size < self._batch_bytes and not self._is_full():
@@ -300,7 +313,7 @@ class Pipeline(Generic[T]):
         return batch
 
     def _handed(self) -> Iterator[tuple[int, Delivery]]:
-        """The messages that were handed over and neither answered nor let go, by token."""
+        """The messages that were handed over and neither answered nor released, each with its token."""
         for token, found in self._unanswered.items():
             if found is not None and not isinstance(found, asyncio.Future):
                 yield token, found
@@ -367,7 +380,7 @@ class Pipeline(Generic[T]):
             self._watch_deadline(max(min(due), now))
 
     async def _watch(self, ping: Callable[[], Awaitable[None]]) -> None:
-        """Pings the broker after a silence, and when a message was given up without an answer."""
+        """Pings the broker when it was silent for too long, and when a message was released without an answer."""
         loop = asyncio.get_running_loop()
         while True:
             silence = loop.time() - self._heard_at
@@ -393,23 +406,24 @@ async def connect_to_any(
     *,
     drop: Callable[[C], object],
 ) -> C:
-    """Makes one pass over the hosts, in their order, and stops at the first that can be connected.
+    """Makes one pass over the hosts: tries them in their order, and stops at the first host to which it can connect.
 
     Each host gets an equal share of the time that is left, so that a silent host leaves time for the others.
 
     Args:
         hosts: The hosts of the config string.
         connect: Connects to one host. It must leave nothing open when it fails or is cancelled.
-        timeout: Seconds for the pass: the option `connect_timeout`.
-        drop: Drops a connection without awaiting. It is called for a connection that is made although nobody waits for
-            it any more, for example because the client swallowed the cancellation of its `connect`.
+        timeout: Seconds for the whole pass. Give the option `connect_timeout`.
+        drop: Drops a connection without awaiting. It is called for a connection that comes too late, when nobody waits
+            for it any more. That happens, for example, if a client ignores the cancellation of its `connect`.
 
     Returns:
         What `connect` returned.
 
     Raises:
-        ConnectError: No host could be connected. It is the first permanent error, or else the first error, and its text
-            names all of them. A host that does not answer in its share of the time gives an `UnreachableError`.
+        ConnectError: No connection to any host was possible. This is the first permanent error, or the first error if
+            none is permanent. Its text contains the texts of all errors. If a host does not answer in its share of the
+            time, its error is an `UnreachableError`.
     """
     loop = asyncio.get_running_loop()
     end = loop.time() + timeout
@@ -426,8 +440,8 @@ async def connect_to_any(
 
 
 def error_of_pass(errors: Sequence[ConnectError]) -> ConnectError:
-    """The error for a pass over the hosts in which none could be connected: the first one that a person must fix, or
-    else the first one. Its text names all. `connect_to_any` raises it.
+    """The error to raise after a pass in which no host could be connected: the first permanent error, or the first
+    error if none is permanent. Its text then contains the texts of all errors. `connect_to_any` raises this error.
 
     Args:
         errors: One error for each host, in the order of the hosts.
@@ -438,8 +452,8 @@ def error_of_pass(errors: Sequence[ConnectError]) -> ConnectError:
 
 
 async def _within(seconds: float, work: Coroutine[Any, Any, C], drop: Callable[[C], object]) -> C:
-    """As `asyncio.wait_for`. But if the task swallows its cancellation and returns a connection later, that connection
-    is dropped."""
+    """Does what `asyncio.wait_for` does. But if the task ignores its cancellation and returns a connection later, that
+    connection is dropped."""
     task = asyncio.get_running_loop().create_task(work)
     try:
         await asyncio.wait((task,), timeout=seconds)
@@ -464,16 +478,17 @@ _IN_A_NAME = _IN_A_VALUE.replace(":", "")
 
 
 def header_name(text: str) -> str:
-    """Encodes a header's name for brokers whose headers are lines. Colons, and what `header_value` encodes, become
-    `%XX`."""
+    """Encodes a header's name for brokers whose headers are lines. Colons, and all characters that `header_value`
+    encodes, become `%XX`."""
     return quote(text, safe=_IN_A_NAME)
 
 
 def header_value(text: str) -> str:
-    """Encodes a header's value for brokers whose headers are lines. Blanks, `%`, control characters (line breaks and
-    NUL, too) and characters outside ASCII become `%XX`.
+    """Encodes a header's value for brokers whose headers are lines. Spaces, `%`, control characters (such as line
+    breaks and NUL) and characters outside ASCII become `%XX`.
 
-    NUL is encoded because it ends a frame or a text for many readers, and a protocol may have no escape for it.
+    NUL is encoded because many parsers take it as the end of a frame or of a text, and a protocol may have no escape
+    for NUL.
 
     One byte may become three: the longest key or header value of a message, 32 767 bytes, may become 98 301 bytes. If
     your broker takes less, refuse the message (`MessageTooLargeError`), or split the value; never cut it.
@@ -482,5 +497,5 @@ def header_value(text: str) -> str:
 
 
 def header_text(encoded: str) -> str:
-    """Decodes what `header_name` or `header_value` made. Consumers need it."""
+    """Decodes what `header_name` or `header_value` returned. Consumers need this function to read the headers."""
     return unquote(encoded)

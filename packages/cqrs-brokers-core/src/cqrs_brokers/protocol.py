@@ -1,8 +1,8 @@
-"""What a message, a receipt and a message broker are. The author of a custom broker needs only this module.
+"""The classes for messages, receipts and message brokers. The author of a custom broker needs only this module.
 
 Other modules validate and encode messages (`_message`) and send them (`_broker`).
 
-This file is longer than 400 lines because a good part of it is the documentation of the API.
+This file is longer than 400 lines because a large part of it is the documentation of the API.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ __all__ = [
 ]
 
 HeaderValue = str | bytes | int | float | bool | None
-"""The types that a header's value may have. `Capabilities.header_types` says which of them a broker carries."""
+"""The types that a header's value may have. `Capabilities.header_types` says which of these types a broker
+transports."""
 
 NO_HEADERS: Final[Mapping[str, HeaderValue]] = MappingProxyType({})
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -52,25 +53,27 @@ _new = object.__new__
 class Message:
     """A message for a broker.
 
-    `str` and `repr` show the name, the id, the topic and the size, never the payload, a header or the key.
+    `str` and `repr` show the name, the id, the topic and the size. They never show the payload, a header or the key.
 
     Pass the first two arguments by name, as in `Message(message_name="OrderPlaced", topic="orders", …)`: both are text,
-    so nobody would notice a swap.
+    so nobody would notice if they were swapped.
 
     Attributes:
-        message_name: What kind of message this is; consumers dispatch on it.
-        topic: Where it goes: Kafka's topic, AMQP's routing key.
-        payload: The content: bytes (sent as they are), anything that has a JSON form (sent as JSON), or `TOMBSTONE` (no
-            body: a compacted topic then forgets the key). A broker's `encoder` also gets payloads of bytes, unless the
-            message has a content type.
+        message_name: The kind of message. Consumers choose their handler by this name.
+        topic: Where the message goes: Kafka's topic, AMQP's routing key.
+        payload: The content. Bytes are sent as they are. Any other value is sent as JSON, and must have a JSON form.
+            With `TOMBSTONE` the message has no body: Kafka then removes the earlier messages with its key from a
+            compacted topic. If the broker has an `encoder`, the encoder makes the body instead, also from bytes, unless
+            the message has a content type or `payload_bytes`.
         message_id: Identifies the message for consumers that must recognise a duplicate. Default: a new random UUID.
-        key: Messages with the same topic and key keep their order. None: unordered.
-        headers: Values by name, for the transport. Every broker with headers carries text; `capabilities.header_types`
-            says which other types a broker carries.
-        content_type: MIME type of the body. None: `application/octet-stream` for a bytes payload, none for a tombstone,
-            else `application/json`.
+        key: Messages with the same topic and key keep their order. None: the message has no order.
+        headers: Values by name. They are sent with the message, but not in its body. Every broker with headers
+            transports text values. `capabilities.header_types` says which other types a broker transports.
+        content_type: MIME type of the body. None: a payload of bytes gets `application/octet-stream`, a tombstone gets
+            no content type, and every other payload gets `application/json`.
         timestamp: When the message was made, timezone-aware. Default: now.
-        payload_bytes: The body, if it is already encoded. Then the payload only decides the default content type.
+        payload_bytes: The body, if it is already encoded. Then the payload is used only to choose the default content
+            type.
     """
 
     __slots__ = (
@@ -145,12 +148,13 @@ class Message:
 
     @property
     def body(self) -> bytes | None:
-        """The bytes that go on the wire, encoded once for each send; None for a tombstone.
+        """The bytes that go on the wire. They are encoded once for each send. None for a tombstone.
 
         A driver whose `Capabilities` do not declare `tombstones` never gets None.
 
         Raises:
-            ValueError: The payload, or something in it, has no JSON form; the text names it by its path.
+            ValueError: The payload, or a value in the payload, has no JSON form. The error's text contains the path of
+                that value.
         """
         body = self.payload_bytes
         if body is None:
@@ -181,17 +185,18 @@ def id_text(message: Message) -> bytes:
 
 
 def set_id_text(message: Message, text: bytes) -> None:
-    """Gives the message an id whose text is known, for code that stores messages and sends them later.
+    """Sets the id of a message from the id's text. It is for code that stores messages and sends them later.
 
     Args:
         message: The message.
-        text: What `id_text` returned. It is not checked, and becomes a `UUID` only when somebody reads `message_id`.
+        text: What `id_text` returned. The text is not checked. It becomes a `UUID` only when somebody reads
+            `message_id`.
     """
     message._id = text
 
 
 raw_id: Callable[[Message], Any] = attrgetter("_id")
-"""The message's id as the message keeps it: the text of an id, or what the caller set."""
+"""The message's id as the message stores it: the text of an id, or the value that the caller set."""
 
 
 def has_own_time(message: Message) -> bool:
@@ -205,7 +210,7 @@ def has_own_id_and_time(message: Message) -> bool:
 
 
 def encoded_anew(message: Message) -> bytes | None:
-    """The message's body, encoded again: its payload may have changed since an earlier send."""
+    """The message's body, encoded again, because the payload may have changed since an earlier send."""
     message._body = None
     return message.body
 
@@ -226,7 +231,7 @@ def snapshot(message: Message) -> Message:
 
 
 def with_body(message: Message, body: bytes | None) -> Message:
-    """A copy of a message, with that body."""
+    """A copy of a message with the given body."""
     headers = message.headers
     kept = _new(Message) if type(message) is Message else copy.copy(message)
     kept.message_name = message.message_name
@@ -245,16 +250,17 @@ def with_body(message: Message, body: bytes | None) -> Message:
 
 
 class EventBody(dict[str, Any]):
-    """A JSON-ready mapping that knows the event it came from.
+    """The body of an event: a mapping, ready for JSON, that also has attributes from the event.
 
-    Frameworks pass on only what an event's `to_dict()` returned. The attributes carry the rest of the event to
-    `Broker`, through such a framework. They are never part of the body.
+    A framework such as python-cqrs gives a broker only the result of an event's `to_dict()`. So this result has the
+    other data of the event as attributes, and `Broker` reads them. They are never part of the body.
 
     Attributes:
         event_name: The event's name.
-        ordering_key: Its ordering key, or None.
-        headers: Its headers.
-        deleted: Whether the event reports a deletion. If so, the message has no body, whatever the mapping says.
+        ordering_key: The event's ordering key, or None.
+        headers: The event's headers.
+        deleted: Whether the event reports a deletion. If so, the message has no body, and the content of the mapping is
+            not sent.
     """
 
     __slots__ = ("event_name", "ordering_key", "headers", "deleted")
@@ -277,10 +283,10 @@ class EventBody(dict[str, Any]):
 
 @runtime_checkable
 class MessageLike(Protocol):
-    """Any object with these four attributes. Five more are used when it has them: `content_type`, `headers`, `key`,
-    `payload_bytes`, `timestamp`.
+    """Any object with these four attributes. Five further attributes are used if the object has them: `content_type`,
+    `headers`, `key`, `payload_bytes`, `timestamp`.
 
-    python-cqrs' `Message` is one.
+    The class `Message` of python-cqrs is an example.
     """
 
     @property
@@ -294,12 +300,12 @@ class MessageLike(Protocol):
 
 
 class Encoded(NamedTuple):
-    """What a `MessageEncoder` makes of a message.
+    """The result of a `MessageEncoder` for one message.
 
     Attributes:
         body: The bytes that go on the wire.
-        content_type: Their MIME type. None: the same as without an encoder.
-        headers: Headers that consumers need to read the body; they are added to the message's own.
+        content_type: The MIME type of the body. None: the message gets the same content type as without an encoder.
+        headers: Headers that consumers need in order to read the body. They are added to the headers of the message.
     """
 
     body: bytes
@@ -309,14 +315,16 @@ class Encoded(NamedTuple):
 
 @runtime_checkable
 class MessageEncoder(Protocol):
-    """An encoder that sees the message: for formats that need its topic or name, such as those of a schema registry."""
+    """An encoder that gets the whole message, not only the payload. It is for formats that depend on the topic or the
+    name of the message, such as the formats of a schema registry."""
 
     def encode_message(self, message: Message, /) -> Encoded:
-        """The body of a message, and what goes with it. Called before the message is sent; it must not block."""
+        """Returns the body of a message, the body's content type, and headers. `Broker` calls this method before it
+        sends the message. The method must not block."""
 
 
 Encoder = Callable[[object], bytes] | MessageEncoder
-"""Makes the body of a message, from its payload alone or from the whole message."""
+"""Makes the body of a message. A function gets only the payload, and a `MessageEncoder` gets the whole message."""
 
 
 class Receipt:
@@ -328,9 +336,10 @@ class Receipt:
         message_id: The message's id.
         topic: The message's topic.
         broker: The broker's name.
-        confirmed: True: the broker confirmed it under the configured durability. False: handed over, unconfirmed.
-        partition: Kafka's partition; None where the broker has none or does not say.
-        offset: The record's offset in its partition; None where the broker has none or does not say.
+        confirmed: True: the broker confirmed the message, with the durability that is configured. False: the message
+            was handed over without a confirm.
+        partition: The partition (Kafka). None if the broker has no partitions or does not report it.
+        offset: The record's offset in the partition. None if the broker has no offsets or does not report it.
     """
 
     __slots__ = ("_id", "topic", "broker", "confirmed", "partition", "offset")
@@ -388,19 +397,20 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a broker can do. Its driver declares it honestly: the conformance suite checks both what is declared and
-    what is not.
+    """What a broker can do. The driver declares it. The conformance suite tests whether the broker has the declared
+    capabilities, and also whether it really lacks the others.
 
     Attributes:
-        confirms: It confirms each message; a `Receipt` is then `confirmed=True`.
+        confirms: The broker confirms each message. A `Receipt` then has `confirmed=True`.
         ordering_key: Messages with the same topic and key keep their order.
         headers: The headers of a message arrive with it.
-        header_types: Which types the values of headers may have, of str, bytes, int, float, bool and `type(None)`. A
-            value arrives with its type.
+        header_types: The types that header values may have: some or all of str, bytes, int, float, bool and
+            `type(None)`. A value of such a type arrives with the same type.
         tombstones: A message can have no body at all (`TOMBSTONE`). That is not the same as an empty body.
-        unroutable_detection: A message that no queue takes is reported, not dropped.
+        unroutable_detection: If no queue takes a message, the broker reports that. It does not drop the message
+            silently.
         durable: A confirmed message survives a restart of the broker.
-        max_message_bytes: The most bytes that a message may have. None: the broker sets no limit of its own.
+        max_message_bytes: The most bytes that a message may have. None: the broker has no limit of its own.
     """
 
     confirms: bool = False
@@ -413,19 +423,19 @@ class Capabilities:
     header_types: frozenset[type] = frozenset({str})
 
     def to_dict(self) -> dict[str, bool | int | list[str] | None]:
-        """What it can do, ready for JSON; types by name."""
+        """The capabilities, ready for JSON. Types are given by their names."""
         names = sorted("None" if kind is type(None) else kind.__name__ for kind in self.header_types)
         plain = {field.name: getattr(self, field.name) for field in fields(self)}
         return plain | {"header_types": names}
 
 
 class MessageBroker(ABC):
-    """The documented protocol: all that a custom broker must be."""
+    """The base class of a custom broker. Such a broker needs only the method `send_message`."""
 
     @abstractmethod
     async def send_message(self, message: Message) -> Receipt | None:
         """Sends one message.
 
         Returns:
-            A receipt. None: the message was handed over, without a confirm.
+            A receipt. None: the message was handed over, but the broker has not confirmed it.
         """

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["MASK", "Secret", "masked", "secrets_in"]
 
 MASK: Final = "**********"
-"""What is shown instead of a secret. Its length says nothing about the secret's."""
+"""What is shown instead of a secret. The mask always has the same length, whatever the length of the secret is."""
 
 MAX_FILE_BYTES: Final = 64 * 1024
 _UNFIT = "[\x00-\x1f\x7f-\x9f\ud800-\udfff]"  # control characters and broken UTF-8
@@ -25,11 +25,12 @@ _UNFIT = "[\x00-\x1f\x7f-\x9f\ud800-\udfff]"  # control characters and broken UT
 
 @final
 class Secret:
-    """A password, passphrase or token that shows itself only through `reveal()`.
+    """A password, passphrase or token. Only `reveal()` returns its text.
 
-    `str`, `repr`, `format` and JSON by pydantic give the mask. `json.dumps` and `pickle` refuse it: a pickled secret
-    would be in clear text, and a pickled mask would later be used as a password. A copy is the same object. It is not a
-    dataclass, because `dataclasses.asdict` of an object that holds it would give the text.
+    `str`, `repr`, `format` and JSON by pydantic give the mask. `json.dumps` and `pickle` raise a `TypeError`: a pickled
+    secret would be in clear text, and a pickled mask would later be used as a password. A copy is the same object.
+    `Secret` is not a dataclass, because `dataclasses.asdict` of an object that contains a `Secret` would then return
+    the text.
 
     Args:
         value: The secret text, or another `Secret`.
@@ -50,13 +51,15 @@ class Secret:
 
     @classmethod
     def from_file(cls, path: str | bytes) -> Secret:
-        """The text of a file, without the newline at its end and without the byte order mark of UTF-8 at its start.
+        """Makes a secret from the text of a file, without a newline at the end and without the byte order mark of UTF-8
+        at the start.
 
-        The file must be a regular one, as Docker and Kubernetes mount it. A pipe or a device could block for ever.
+        The file must be a regular file. Docker and Kubernetes mount secrets as regular files. Reading a pipe or a
+        device could block for ever.
 
         Raises:
-            ValueError: The file cannot be read, is empty, too large, or not one line of text. The error quotes neither
-                path nor text.
+            ValueError: The file cannot be read, is empty, is too large, or is not one line of text. The error quotes
+                neither the path nor the text of the file.
         """
         try:
             # Without O_NONBLOCK the call would wait for the other end of a pipe.
@@ -79,10 +82,10 @@ class Secret:
 
     @classmethod
     def from_environment(cls, name: str | bytes) -> Secret:
-        """The value of an environment variable.
+        """Makes a secret from the value of an environment variable.
 
         Raises:
-            ValueError: It is empty, not set, or not one line of text.
+            ValueError: The variable is empty, is not set, or is not one line of text.
         """
         value = os.environ.get(os.fsdecode(name))
         if value is None:
@@ -161,9 +164,11 @@ def _one_line(text: str, what: str) -> str:
 
 
 def secrets_in(values: Iterable[object]) -> frozenset[str]:
-    """The secrets among values, in clear and percent-encoded, for a search in texts.
+    """The texts of the secrets among some values, for a search in other texts. Each secret is given as it is and
+    percent-encoded.
 
-    Secrets of up to three characters are left out: text contains them by chance, and masking them would reveal them.
+    Secrets of up to three characters are left out. Many texts contain such characters by chance, and the masks in these
+    texts would reveal the secret.
     """
     found = [value.reveal() for value in values if isinstance(value, Secret)]
     forms = (form for secret in found for form in (secret, quote(secret, safe=""), quote(secret, safe=":/,+=*")))
@@ -171,7 +176,7 @@ def secrets_in(values: Iterable[object]) -> frozenset[str]:
 
 
 def masked(text: str, secrets: Iterable[str]) -> str:
-    """The text with every secret in it masked."""
+    """The text, with the mask in place of each secret."""
     for secret in sorted(secrets, key=len, reverse=True):  # one may be a part of another
         text = text.replace(secret, MASK)
     return text

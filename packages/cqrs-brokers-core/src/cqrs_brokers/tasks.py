@@ -1,7 +1,9 @@
-"""For plugin authors: tasks with an owner, and how a connection is dropped when its event loop is closed.
+"""For plugin authors: keeps and ends tasks, and drops tasks and connections even when their event loop is closed.
 
-A driver's `abort()` must work without awaiting, also after the event loop was closed without `close()` (a test
-framework with a loop per test, a job per `asyncio.run`). asyncio has no public way to do that; these functions do it.
+A driver's `abort()` must work without awaiting. It must also work when the event loop was closed before anybody closed
+the broker. This happens in test frameworks with one event loop per test, and in programs that call `asyncio.run` for
+each job. asyncio has no public function that drops tasks and connections of a closed event loop. The functions of this
+module do this.
 """
 
 from __future__ import annotations
@@ -18,12 +20,12 @@ __all__ = ["Tasks", "drop_task", "drop_transport", "patient_timeout", "retrieve_
 T = TypeVar("T")
 
 _CLOSE_ATTEMPTS = 10
-"""The most attempts to close a coroutine. Each `finally` that awaits makes one attempt fail."""
+"""The most attempts to close a coroutine. Each `finally` block of the coroutine that awaits makes one attempt fail."""
 
 
 def retrieve_exception(task: asyncio.Future[Any]) -> None:
-    """A done callback for a task whose error does not matter. Without it asyncio would log that nobody retrieved the
-    error.
+    """A done callback for a task whose error does not matter. Without this callback, asyncio would log that nobody
+    retrieved the error.
 
     Args:
         task: The task or future that is done.
@@ -36,7 +38,7 @@ def drop_task(task: asyncio.Task[Any] | None) -> None:
     """Cancels a task without awaiting it. If its event loop is closed, ends the task at once, without a log line.
 
     Args:
-        task: Any task, also of a client. None and a task that is done are left alone.
+        task: Any task, also one that a client library started. If it is None or done, nothing happens.
     """
     if task is None or task.done():
         return
@@ -57,7 +59,7 @@ def drop_transport(transport: asyncio.BaseTransport | None) -> None:
     """Closes a connection at once, without awaiting, also when its event loop is closed.
 
     Args:
-        transport: A transport of asyncio, with or without TLS, or of uvloop. None: nothing is closed.
+        transport: A transport of asyncio or uvloop, with or without TLS. None: nothing is closed.
     """
     if transport is None:
         return
@@ -81,11 +83,12 @@ def drop_transport(transport: asyncio.BaseTransport | None) -> None:
 
 
 class Tasks:
-    """The tasks that one object has started and has to end.
+    """The tasks that one object has started and must end.
 
-    A task that has ended is forgotten. An error in a task is logged by asyncio, as always, until `end()` or `abort()`.
-    If an event loop is closed without cancelling its tasks, asyncio would log that each of them was destroyed while it
-    was pending. It does not log that for these tasks, because `Broker` itself warns when nobody has closed it.
+    A task that has ended is forgotten. If a task raises an error, asyncio logs the error as usual. `end()` and
+    `abort()` switch this log off for the tasks that they end. If an event loop is closed before its tasks have ended,
+    asyncio usually logs for each task that it was destroyed while it was pending. This log is switched off for these
+    tasks, because `Broker` itself warns when nobody has closed it.
     """
 
     def __init__(self) -> None:
@@ -95,7 +98,7 @@ class Tasks:
         """Starts a task in the running event loop.
 
         Args:
-            work: What the task does.
+            work: The coroutine that the task runs.
             name: The task's name, for debugging.
         """
         task = asyncio.get_running_loop().create_task(work, name=name)
@@ -108,10 +111,10 @@ class Tasks:
         """Cancels every task and waits until they have ended.
 
         Args:
-            timeout: How long it waits, in seconds.
+            timeout: How long the method waits, in seconds.
 
         Returns:
-            Whether all tasks have ended. The others stay here, for `abort()`.
+            Whether all tasks have ended. Tasks that have not ended stay in this object until `abort()` drops them.
         """
         tasks = self._tasks - {asyncio.current_task()}
         for task in tasks:
@@ -123,7 +126,8 @@ class Tasks:
         return not left
 
     def abort(self) -> None:
-        """Ends every task without awaiting, also when the event loop is closed, and forgets them."""
+        """Drops every task (see `drop_task`) and forgets it, without awaiting. It also works when the event loop is
+        closed."""
         for task in self:
             drop_task(task)
         self._tasks.clear()

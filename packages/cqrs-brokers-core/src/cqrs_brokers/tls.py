@@ -1,4 +1,4 @@
-"""TLS for plugins: one set of options, the context made from them, and errors that explain a failed handshake.
+"""TLS for plugins: declares the TLS options, makes the TLS context from them, and explains why a handshake failed.
 
     class AcmeOptions(TLSOptions):
         url_parts = frozenset({"hosts"})
@@ -68,7 +68,8 @@ class TLSOptions(BrokerOptions):
         return self
 
     def tls_problems(self, *, secure: bool, instead: str) -> list[str]:
-        """Says which options contradict the transport: sentences for a `ConfigError`.
+        """Returns a sentence for each contradiction between the options and the transport. The sentences are for a
+        `ConfigError`.
 
         Args:
             secure: Whether the connection uses TLS.
@@ -89,11 +90,12 @@ class TLSOptions(BrokerOptions):
 
 
 class TLSContext:
-    """The `ssl.SSLContext` for the next connection. Certificate files are read again when they have changed.
+    """Gives the `ssl.SSLContext` for the next connection. It reads certificate files again when they have changed.
 
     Args:
-        options: The context is the one in `ssl_context`, or is made from the certificate files.
-        problems: A list. It gets one more sentence for each file that cannot be used.
+        options: The TLS options. If `ssl_context` is set, this is the context. Else the context is made from the
+            certificate files.
+        problems: A list. If certificate files cannot be used, sentences that say why are added to the list.
     """
 
     def __init__(self, options: TLSOptions, problems: list[str]) -> None:
@@ -112,12 +114,13 @@ class TLSContext:
         secret: bool,
         instead: str,
     ) -> Self | None:
-        """Decides about TLS. It is the last step of a plugin's `open_message_broker`.
+        """Makes the TLS context, or decides that the connection uses no TLS. Call it in a plugin's
+        `open_message_broker` after all other checks.
 
         Args:
             url: Where the broker is.
             options: The validated options.
-            problems: What else is wrong with the config string: a sentence each.
+            problems: The problems that the other checks found in the config string, one sentence for each.
             secure: Whether the connection uses TLS.
             secret: Whether a password or token is sent.
             instead: What to write for a connection with TLS, for example "write acmes://".
@@ -130,8 +133,8 @@ class TLSContext:
                 The error lists all problems.
 
         Warns:
-            InsecureTransportWarning: The server is not verified, or a secret goes in plain text to a host that is not
-                loopback. It points at the line of the application that made the broker.
+            InsecureTransportWarning: The server is not verified, or a secret is sent in plain text to a host that is
+                not loopback. The warning shows the line of the application that made the broker.
         """
         found = [*problems, *options.tls_problems(secure=secure, instead=instead)]
         tls = cls(options, found) if secure else None
@@ -144,7 +147,8 @@ class TLSContext:
         return tls
 
     def current(self) -> ssl.SSLContext:
-        """The context. When changed files cannot be used, the last context stays and a warning is logged once."""
+        """The context for a new connection. If certificate files have changed and cannot be used, this is the previous
+        context, and a warning is logged once for each change."""
         stamps = self._read_stamps()
         if stamps != self._stamps:
             self._stamps = stamps
@@ -160,10 +164,11 @@ class TLSContext:
         return self._context
 
     def warn_unverified(self) -> None:
-        """Warns when the context does not verify the server. `for_url` does so, too.
+        """Warns if the context does not verify the server. `for_url` calls this method.
 
         Warns:
-            InsecureTransportWarning: It points at the line of the application that made the broker.
+            InsecureTransportWarning: The server is not verified. The warning shows the line of the application that
+                made the broker.
         """
         if self._context.verify_mode != ssl.CERT_REQUIRED or not self._context.check_hostname:
             which = "the ssl_context" if self._options.ssl_context is not None else "ssl_verify=false"
@@ -224,7 +229,7 @@ def _build(options: TLSOptions, problems: list[str]) -> ssl.SSLContext:
 
 
 def _look_at(file: str) -> None:
-    """Refuses a pipe or a device: to read it could block for ever.
+    """Refuses a pipe or a device, because reading it could block for ever.
 
     Raises:
         OSError: The file is not a regular one, or is not there.
@@ -249,7 +254,7 @@ _VERIFY_FAILURES = {
     62: "is for another host name: connect by a host name that is in it",
     64: "is for another address: connect by a host name that is in it",
 }
-"""OpenSSL's verification results (`X509_V_ERR_…`)."""
+"""What OpenSSL's verification results (`X509_V_ERR_…`) mean. The text after a colon says what to do."""
 
 _CERTIFICATE_ALERTS = {
     "SSLV3_ALERT_CERTIFICATE_EXPIRED": "it has expired: renew it",
@@ -270,12 +275,13 @@ _NO_COMMON_VERSION = frozenset({"TLSV1_ALERT_PROTOCOL_VERSION", "UNSUPPORTED_PRO
 def tls_error(error: BaseException, where: str, options: TLSOptions) -> TLSError | None:
     """The `TLSError` for a connection attempt that failed because of TLS, or None when TLS was not the reason.
 
-    If the connection only ends during the handshake, the result is None, too: a node that restarts also ends it.
+    If the connection is closed during the handshake without a TLS error, the result is None, too. The reason may be a
+    node that restarts.
 
     Args:
-        error: What the client raised; its causes are looked at too.
+        error: The exception that the client raised. The causes of the exception are checked, too.
         where: The host and port, for the text.
-        options: The certificates in use.
+        options: The TLS options of the connection.
     """
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
@@ -312,8 +318,8 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def warn_insecure_transport(text: str) -> None:
-    """Warns at the line of the application that made the broker: at the nearest frame outside core, the bridge, the
-    plugins (`cqrs_broker_…`) and pluggy.
+    """Warns, and shows the line of the application that made the broker. This is the line of the nearest stack frame
+    outside core, the python-cqrs bridge, the plugins (`cqrs_broker_…`) and pluggy.
 
     Warns:
         InsecureTransportWarning: With the text.

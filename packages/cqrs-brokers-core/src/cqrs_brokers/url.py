@@ -1,10 +1,11 @@
 """The config string: `scheme://[user[:password]@]host[:port][,host[:port]…][/path][?option=value&…]`.
 
-This module has the grammar only. The meaning of options is in `options`, and the owners of schemes are in `_discovery`.
+This module only parses the string. `options` interprets the options, and `_discovery` finds the plugin of a scheme.
 
-It has its own parser, for three reasons. General parsers cannot read a list of hosts. They accept ambiguous strings.
-They put passwords into their errors. The errors of this module quote only the scheme and the names of options. They
-quote no name that comes after a secret: an unencoded `&` may have made a part of the secret look like a name.
+The module has its own parser, because general URL parsers have three faults. They cannot read a list of hosts. They
+accept ambiguous strings. They put passwords into their errors. The errors of this module quote only the scheme and the
+names of options. They do not quote a name that comes after a secret: if the secret contains an unencoded `&`, this name
+may be a part of the secret.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ _ZONE = r"[A-Za-z0-9._~-]{1,64}"
 _PORT = r"[0-9]{1,5}"
 _SECRET_WORDS = ("password", "passwd", "passphrase", "secret", "token", "credential")
 _HIDDEN_ELSEWHERE = r"pwd|jaas|api_?key|access_?key|(^|[_.-])(pass|pw)([_.-]|$)"
-"""Names that other clients use for secrets. A config string may contain such an option, and may be shown before the
-option is refused."""
+"""Names that other clients use for secrets. A config string may contain an option with such a name. The string may be
+shown before the option is refused, so the value is masked."""
 _ENCODE = "percent-encode / ? # @ % and spaces in user names, passwords and values (@ is %40, / is %2F)"
 
 
 def names_a_secret(option: str) -> bool:
-    """Whether core treats an option of that name as a secret. Core asks before it knows the plugin."""
+    """Whether core treats an option of that name as a secret. Only the name decides, before the plugin is known."""
     name = option.lower()
     return any(word in name for word in _SECRET_WORDS)
 
@@ -52,7 +53,7 @@ class Host(NamedTuple):
 
     Attributes:
         host: Name or address; an IPv6 address without brackets.
-        port: None when the string gives none. The plugin then uses its default port.
+        port: The port. None if the config string gives none: the plugin then uses its default port.
     """
 
     host: str
@@ -60,7 +61,7 @@ class Host(NamedTuple):
 
     @property
     def is_loopback(self) -> bool:
-        """Whether the host is this machine, by its name or address alone. Nothing is looked up."""
+        """Whether the host is `localhost` or a loopback address. No name is looked up."""
         import ipaddress  # imported here: only a check of credentials needs it
 
         if self.host.rstrip(".").lower() == "localhost":
@@ -72,8 +73,8 @@ class Host(NamedTuple):
 
     @property
     def normal(self) -> Host:
-        """The same host in the one spelling that can be compared: lower case, without the dot at the end of a name, and
-        the short form of an IPv6 address."""
+        """The same host in a uniform spelling, so that hosts can be compared: in lower case, without a dot at the end
+        of a name, and with the short form of an IPv6 address."""
         address, percent, zone = self.host.partition("%")
         if ":" in address:
             address = socket.inet_ntop(socket.AF_INET6, socket.inet_pton(socket.AF_INET6, address))
@@ -87,23 +88,23 @@ class Host(NamedTuple):
 @final
 @dataclass(frozen=True, slots=True, repr=False)
 class BrokerURL:
-    """A parsed config string, which cannot be changed. `str` and `repr` show no secret.
+    """A parsed config string. The object cannot be changed. `str` and `repr` show no secret.
 
-    They show the options only up to the first secret: an unencoded `&` may have made a part of the secret look like an
-    option.
+    `str` and `repr` show the options only up to the first secret, and mask the rest. If this secret contains an
+    unencoded `&`, what follows may be a part of the secret.
 
-    Make it with `BrokerURL.parse`, `BrokerURL.build` or `replace`, which check it. It can be pickled only when it holds
-    no secret.
+    Make an object with `BrokerURL.parse`, `BrokerURL.build` or `replace`: these methods check the parts. An object can
+    be pickled only if it contains no secret.
 
     Attributes:
         scheme: The scheme, in lower case.
-        username: The user name, decoded, or None.
+        username: The user name, percent-decoded, or None.
         password: A `Secret`, or None.
         hosts: The hosts, in the order given; empty for `devnull://`.
-        path: Decoded text after the first `/` behind the hosts, or None when there is no `/`: `amqp://h/` has the path
-            "", `amqp://h/%2F` has "/", `/a/b` and `/a%2Fb` both have "a/b".
-        query: The options, decoded. A value is a `Secret` if its name says so (`names_a_secret`), or if other clients
-            use that name for a secret, such as `pwd`.
+        path: The percent-decoded text after the first `/` that follows the hosts. None: there is no such `/`.
+            `amqp://h/` has the path "", `amqp://h/%2F` has "/", `amqp://h/a/b` and `amqp://h/a%2Fb` have "a/b".
+        query: The options by name. The values are percent-decoded. A value is a `Secret` if `names_a_secret` is true
+            for the name of the option, or if other clients use that name for a secret, such as `pwd`.
     """
 
     scheme: str
@@ -118,10 +119,10 @@ class BrokerURL:
         """Reads a config string.
 
         Args:
-            source: Where the string came from, for example a variable's name. Each problem begins with it.
+            source: Where the string came from, for example a variable's name. Each problem begins with this text.
 
         Raises:
-            ConfigError: The text is not a config string. Names all problems at once and quotes no secret.
+            ConfigError: The text is not a valid config string. The error lists all problems and quotes no secret.
         """
         if isinstance(text, BrokerURL):
             return text
@@ -147,7 +148,7 @@ class BrokerURL:
         """Makes a `BrokerURL` from parts that are not percent-encoded, by the same rules as `parse`.
 
         Args:
-            hosts: `name`, `name:port` or `[IPv6]:port` each.
+            hosts: The hosts, each as `name`, `name:port` or `[IPv6]:port`.
 
         Raises:
             ConfigError: A part is invalid. The error lists all problems.
@@ -164,7 +165,7 @@ class BrokerURL:
         return cls.parse(f"{scheme}://{authority}" + ("" if path is None else "/" + _encode(path)))
 
     def repeated_hosts(self, default_port: int) -> list[str]:
-        """Says which hosts are listed twice if a missing port means the default one: `h,h:9092`.
+        """A sentence for each host that is listed twice. If 9092 is the default port, `h,h:9092` lists `h` twice.
 
         Args:
             default_port: The plugin's default port.
@@ -176,7 +177,7 @@ class BrokerURL:
         """A copy with other hosts or another password. An argument that is None changes nothing.
 
         Args:
-            hosts: `name`, `name:port` or `[IPv6]:port` each.
+            hosts: The hosts, each as `name`, `name:port` or `[IPv6]:port`.
 
         Raises:
             ConfigError: A part is invalid. The error lists all problems.
@@ -189,10 +190,10 @@ class BrokerURL:
         return replace(self, **changes)
 
     def render(self, *, reveal: bool = False) -> str:
-        """The config string in its normal form. With `reveal`, `parse` makes an equal object of it.
+        """The config string in its normal form. With `reveal=True`, `parse` makes an equal object from this string.
 
         Args:
-            reveal: Show the secrets. Only for code that needs them, never for people or logs.
+            reveal: Whether to show the secrets. Only for code that needs them, never for people or logs.
         """
         text = f"{self.scheme}://"
         if self.username is not None:
@@ -234,8 +235,8 @@ class _Query(dict[str, str | Secret]):
 
 
 def _shown(query: Mapping[str, str | Secret]) -> dict[str, str]:
-    """What people may see: the options up to the first secret. If there are more options, a mask without a name stands
-    for them."""
+    """The options that people may see: those up to the first secret, which is masked. If more options follow, one mask
+    without a name replaces them all."""
     shown: dict[str, str] = {}
     for name, value in query.items():
         if isinstance(value, Secret):
@@ -252,8 +253,8 @@ def _parse(text: object) -> BrokerURL:
     """The parts of the string.
 
     Raises:
-        ConfigError: It lists every problem. If one problem makes the rest unreadable, or shows that a password was not
-            encoded, the error has only this one.
+        ConfigError: The string is wrong. The error lists every problem. But if one problem makes the rest unreadable,
+            or shows that a password was not encoded, the error lists only this problem.
     """
     if not isinstance(text, str):
         raise ConfigError(f"a config string must be str, not {type(text).__name__}")
@@ -297,8 +298,8 @@ def _parse(text: object) -> BrokerURL:
 
 
 def _decode(text: str, what: str, problems: list[str]) -> str | None:
-    """The percent-decoded text. Escapes must be complete, and must give UTF-8 without control characters. `+` is a
-    plus."""
+    """The percent-decoded text, or None if there is a problem. Escapes must be complete, and the decoded text must be
+    UTF-8 without control characters. A `+` stays a plus."""
     if text.count("%") != len(re.findall(_ESCAPE, text)):
         problems.append(f"{what} contains a '%' that starts no escape: write %25")
         return None
