@@ -1,9 +1,11 @@
-"""`Broker`, the object that applications use. It does, in one place, everything that must be the same for every broker.
+"""`Broker`, the object that applications use. It does the work that is the same for every broker.
 
     message → validate and encode → window → driver → client → outcome
 
-The parts: `_message` (what may be sent), `_delivery` (states, window, deadlines, outcomes, drivers with only
-`send_message`), `_connection` (connecting, reconnecting, closing, event loops and forks, health).
+It uses three packages. `_message` checks and encodes messages. `_delivery` has the state and the deadline of each
+message, and the window, which limits how many messages the driver holds at a time. It also wraps drivers that have only
+`send_message`. `_connection` connects, reconnects, checks the health and closes, and binds the broker to its event loop
+and process.
 
 This file is longer than 400 lines because the docstrings of its one class are the documentation of the API.
 """
@@ -65,9 +67,9 @@ CLOSED = (
     "the broker is closed and cannot be opened again: make a new Broker (give lifespan() a function that makes one)"
 )
 BURST = 250
-"""How many messages of a `send_messages` go to the driver at a time."""
+"""A `send_messages` call makes this many messages ready, hands them to the window, and goes on with the next ones."""
 TURN = 0.005
-"""How long a `send_messages` makes messages ready before the event loop gets a turn, in seconds."""
+"""How long a `send_messages` call makes messages ready before it lets the event loop do other work, in seconds."""
 LATE = (
     "the deadline passed before this message of the batch was made ready: send fewer messages at a time, or raise the "
     "timeout"
@@ -75,7 +77,7 @@ LATE = (
 
 
 class Broker(MessageBroker):
-    """Sends messages through a driver and tells the truth about each.
+    """Sends messages through a driver and reports a true outcome for each message.
 
     Every send ends in one of three ways, at the latest at its deadline: a `Receipt`, a `NotDeliveredError` (the message
     is not in the broker, and this call will not put it there) or a `DeliveryUnknownError` (the message may be in the
@@ -88,22 +90,27 @@ class Broker(MessageBroker):
     Args:
         driver: A driver, or any `MessageBroker`.
         name: The broker's name in receipts. Default: the URL's scheme, else the driver's class name.
-        url: Where the driver connects to; shown redacted.
-        delivery_timeout: Seconds from the call to the outcome, at most.
+        url: The URL to which the driver connects. Its secrets are never shown.
+        delivery_timeout: The longest time from a call to its outcome, in seconds.
         connect_timeout: Seconds for `connect()` and for each attempt to connect. It never extends a send's deadline.
         close_timeout: Seconds that `close()` has for sending the accepted messages and closing the connection.
-        max_in_flight: The most messages that the driver holds. While all destinations take messages, the driver holds
-            at most two fifths of this number. When some destinations take nothing, the driver gets few further messages
-            for them: most of the free places are kept for the other destinations. Further messages wait.
-        max_in_flight_bytes: The most bytes that the driver holds, with the same shares.
-        max_message_bytes: The largest message: body, key and headers together.
-        encoder: Encodes payloads that come without `payload_bytes` and without a content type. Default: JSON. A
-            function of the payload that returns bytes, or a `MessageEncoder`, which sees the message.
-        observers: They are told of every message's outcome and of the connection, and may add headers.
-        retry_count: When this many attempts to connect have failed in a row, the waiting sends fail. None: they fail at
-            their deadlines.
-        retry_delay: Seconds between attempts to connect. None: 0.1 to 1, doubled after each failure, with jitter.
-        options: The effective options with their origin, for `describe()`.
+        max_in_flight: The most messages that the driver may hold at a time. Further messages wait in the `Broker`. The
+            driver usually holds at most two fifths of this number. The rest is used only when a destination (for
+            example a topic) takes no messages. Then the driver gets few further messages for this destination, and most
+            of the rest is used for the other destinations.
+        max_in_flight_bytes: The most bytes that the driver may hold at a time. The two fifths apply to bytes, too. A
+            larger message is sent when the driver holds nothing else.
+        max_message_bytes: The most bytes that a message may have: body, key and headers together.
+        encoder: Encodes the payloads of messages that have neither `payload_bytes` nor a content type. It is a function
+            that takes the payload and returns bytes, or a `MessageEncoder`, which takes the whole message. Default:
+            JSON.
+        observers: Objects that `Broker` informs about the outcome of every message and about every change of the
+            connection. They may add headers to messages.
+        retry_count: When this many attempts to connect have failed in a row, the waiting sends fail. None: the number
+            of attempts does not matter.
+        retry_delay: Seconds between attempts to connect. None: the delay begins at 0.1 s and doubles after each
+            failure, up to 1 s. Each delay is shortened at random, by at most half.
+        options: The options with the values that are in effect and where each value came from, for `describe()`.
 
     Raises:
         TypeError: The driver is a `Broker`, or is not a `MessageBroker`.
@@ -193,7 +200,8 @@ class Broker(MessageBroker):
         )
         self._bound = LoopBinding()
         self._make_ready: Callable[[], object] | None = None
-        """Makes the rest of a `send_messages` ready. It is set only while that call gives the event loop a turn."""
+        """Makes the rest of a running `send_messages` call ready. It is set only while that call lets the event loop do
+        other work."""
         self._closing: Closing | None = None
         self._closed = False
         self._observers.attached(self)
@@ -204,11 +212,12 @@ class Broker(MessageBroker):
         """Sends one message and waits for its outcome.
 
         Messages with the same topic and the same key keep the order of the calls. A call begins when its coroutine
-        first runs. If the call is cancelled after the message was handed to the client, the outcome is unknown.
+        first runs. If the call is cancelled after the driver gave the message to its client library, the message may
+        still be delivered.
 
         Args:
             message: A `Message`, or anything with its attributes (python-cqrs' `Message`).
-            timeout: Seconds from the call to the outcome, at most. None: the broker's `delivery_timeout`.
+            timeout: The longest time from the call to the outcome, in seconds. None: the broker's `delivery_timeout`.
 
         Returns:
             The receipt.
@@ -260,15 +269,18 @@ class Broker(MessageBroker):
     async def send_messages(
         self, messages: Iterable[MessageLike], *, timeout: float | None = None
     ) -> list[Receipt | DeliveryError]:
-        """Sends many messages. This is the cheapest way to send a batch, which may be larger than the window.
+        """Sends many messages. This is the cheapest way to send a batch. The batch may have more messages than
+        `max_in_flight`.
 
-        A large batch is made ready in several turns of the event loop. Do not change its messages before the call ends.
-        If another call of this broker begins meanwhile, the rest of the batch is made ready at once. The messages of
-        the other call follow the batch.
+        A large batch is made ready (checked and encoded) in several turns of the event loop. Do not change its messages
+        before the call ends. If another call of this broker begins meanwhile, the rest of the batch is first made ready
+        at once. So the messages of the other call follow the batch.
 
         Args:
-            messages: The messages, in the order in which they are to be sent. All deadlines start with the call.
-            timeout: Seconds from the call to the last outcome, at most. None: the broker's `delivery_timeout`.
+            messages: The messages, in the order in which they are to be sent. All have the same deadline, counted from
+                the call.
+            timeout: The longest time from the call to the last outcome, in seconds. None: the broker's
+                `delivery_timeout`.
 
         Returns:
             One outcome per message, in the same order. Errors are returned, not raised.
@@ -325,9 +337,9 @@ class Broker(MessageBroker):
         deadline: float,
         loop: asyncio.AbstractEventLoop,
     ) -> Generator[None, None, None]:
-        """Makes the messages of a `send_messages` ready and hands them to the window, in bursts. It yields when the
-        event loop should have a turn. It takes the messages that are ready out of the list, so that they do not use
-        memory longer than necessary. Before that it reverses the list, because taking from the end is cheap."""
+        """Makes the messages of a `send_messages` call ready and hands them to the window, in bursts of 250. It yields
+        when the event loop should do other work. It removes each burst from the list, so that these messages do not
+        stay in memory longer than necessary. It first reverses the list, because removing from the end is cheap."""
         window, coercion, validator, observers = self._window, self._coercion, self._validator, self._observers
         batch = observers.batch(len(messages)) if self._are_asked and messages else None
         outcomes = bulk.outcomes
@@ -379,21 +391,22 @@ class Broker(MessageBroker):
             bulk.finish()
 
     def _finish_preparing(self) -> None:
-        """Makes the rest of a `send_messages` ready, because another call begins. The messages of the batch go first.
-        So the order of calls holds, and a flush or a close knows all of them."""
+        """Makes the rest of a `send_messages` call ready, because another call begins. So the messages of the batch
+        come before those of the new call, and a flush or a close waits for the whole batch."""
         make_ready, self._make_ready = self._make_ready, None
         if make_ready is not None:
             make_ready()
 
     async def publish(self, event: Event[Any], *, timeout: float | None = None) -> Receipt:
-        """Sends an event as a message: its name, topic, id, time, key and headers, and `to_dict()` as the body.
+        """Sends an event as a message. The message has the event's name, topic, id, time, key and headers. Its body is
+        what the event's `to_dict()` returns, as JSON.
 
         Args:
             event: The event, or anything with a `to_message()`.
-            timeout: Seconds from the call to the outcome, at most. None: the broker's `delivery_timeout`.
+            timeout: The longest time from the call to the outcome, in seconds. None: the broker's `delivery_timeout`.
 
         Raises:
-            DeliveryError: As `send_message`.
+            DeliveryError: The same errors as from `send_message`.
         """
         try:
             message = self._coercion.event_message(event)
@@ -403,14 +416,13 @@ class Broker(MessageBroker):
         return await self.send_message(message, timeout=timeout)
 
     def refuse(self, message: object, error: Refused) -> Refused:
-        """Tells observers of a call that is refused before it reaches `send_message`.
+        """Tells the observers that a message is refused before it reaches `send_message`.
 
-        Code between an application and the broker, such as a bridge, calls this method when it refuses a message
-        itself.
+        Code that stands between an application and the broker calls this method when it refuses a message itself.
 
         Args:
             message: What was to be sent.
-            error: Why it is refused.
+            error: Why the message is refused.
 
         Returns:
             The error to raise. It now names the message and the broker.
@@ -425,7 +437,7 @@ class Broker(MessageBroker):
         """The timeout of a call.
 
         Raises:
-            InvalidMessageError: It is not a number of seconds above 0.
+            InvalidMessageError: The timeout is not a number of seconds above 0.
         """
         if isinstance(timeout, int | float) and not isinstance(timeout, bool) and 0 < timeout < math.inf:
             return timeout
@@ -437,25 +449,26 @@ class Broker(MessageBroker):
     # -- lifecycle ----------------------------------------------------------------------------------------------------
 
     async def connect(self) -> None:
-        """Connects now instead of at the first send, with one pass over all hosts. So a wrong setting shows at
+        """Connects now instead of at the first send: makes one pass over all hosts. So a wrong setting is found at
         start-up.
 
         Raises:
-            ConnectError: The pass failed. The class of the error says why. Nothing is retried.
-            BrokerStateError: The broker is closed, or it belongs to another event loop that is not closed, or to the
-                process that forked this one.
+            ConnectError: The pass failed. The class of the error says why. `connect()` does not wait for further
+                attempts.
+            BrokerStateError: The broker is closed. Or it was used before in another event loop that is still open. Or
+                it was used in the parent process before the fork.
         """
         await self._connection.connect(self._entered())
 
     async def flush(self, timeout: float | None = None) -> None:
-        """Waits until everything that was sent so far has its outcome.
+        """Waits until every message that was sent so far has its outcome.
 
         Args:
-            timeout: Seconds, at most. None: the wait ends with the messages' own deadlines.
+            timeout: The longest wait, in seconds. None: the wait ends at the latest with the messages' own deadlines.
 
         Raises:
             FlushTimeoutError: The time is over and some messages have no outcome yet. Their sends continue.
-            BrokerStateError: As `connect`.
+            BrokerStateError: For the same reasons as in `connect`.
         """
         if self._bound.loop is None:
             return
@@ -469,7 +482,8 @@ class Broker(MessageBroker):
             )
 
     async def health(self) -> Health:
-        """The state of the broker now. Never raises, and never takes longer than `connect_timeout` plus 1 s."""
+        """Returns the state of the broker now. For this it may connect or ping the broker. It raises nothing. It takes
+        at most `connect_timeout` plus 1 s, unless the event loop stands still."""
         from ._connection.health import Health, whats_wrong  # opening a broker does not need it
 
         started = monotonic()
@@ -489,18 +503,20 @@ class Broker(MessageBroker):
         )
 
     async def close(self, timeout: float | None = None) -> None:
-        """Flushes the accepted messages, then closes the connection. No task and no socket of the broker is left.
+        """Flushes the accepted messages, then closes the connection. Afterwards no task and no socket of the broker is
+        left.
 
         It may be called more than once, by several tasks, before the first connection, and while the broker is down. A
-        later call with a shorter timeout shortens a close that is under way. A cancelled close first ends by force,
-        then raises.
+        later call with a shorter timeout shortens a close that is under way. If the caller is cancelled, the close is
+        ended by force before `CancelledError` is raised.
 
         Args:
-            timeout: Seconds for flushing and closing; default `close_timeout`. A forced end takes at most 1.5 s more.
+            timeout: Seconds for flushing and closing. None: the broker's `close_timeout`. If the close has to be
+                forced, it takes at most 1.5 s more.
 
         Raises:
-            BrokerStateError: The broker belongs to another event loop that is not closed, or to the process that forked
-                this one.
+            BrokerStateError: The broker was used before in another event loop that is still open, or in the parent
+                process before the fork.
             TypeError: The timeout is not a number.
             ValueError: The timeout is NaN.
         """
@@ -531,12 +547,12 @@ class Broker(MessageBroker):
 
     @property
     def name(self) -> str:
-        """The broker's name, as in receipts."""
+        """The broker's name. Receipts show it as `broker`."""
         return self._name
 
     @property
     def driver(self) -> MessageBroker:
-        """The driver it was made from."""
+        """The driver that this broker sends through."""
         return self._driver
 
     @property
@@ -546,26 +562,34 @@ class Broker(MessageBroker):
 
     @property
     def delivery_timeout(self) -> float:
-        """Seconds from a call to its outcome, at most."""
+        """The longest time from a call to its outcome, in seconds."""
         return self._settings.delivery_timeout
 
     @property
     def max_message_bytes(self) -> int:
-        """The largest message, in bytes: body, key and headers together. It is the option of that name, or the broker's
-        own limit if that is lower."""
+        """The most bytes that a message may have: body, key and headers together. This is the option
+        `max_message_bytes`, or the limit in the driver's `capabilities` if that limit is lower."""
         option = self._settings.max_message_bytes
         return min(option, self._capabilities.max_message_bytes or option)
 
     @property
     def url(self) -> str | None:
-        """The URL it was opened with, redacted."""
+        """The broker's URL, with its secrets masked. None: the broker was made without a URL."""
         return None if self._url is None else self._address
 
     @property
     def state(self) -> str:
-        """The state of the connection: "idle", "connecting", "connected", "reconnecting" (the driver reconnects by
-        itself), "blocked" (connected, but the broker takes no messages), "throttled" (the broker takes fewer messages),
-        "failed" (trying again is useless until somebody changes something) or "closed"."""
+        """The state of the connection, in one word.
+
+        * "idle": there is no connection, and nobody waits for one.
+        * "connecting": the first connection, or a new one, is being made.
+        * "connected": messages can be sent.
+        * "reconnecting": the driver lost the connection and reconnects by itself.
+        * "blocked": there is a connection, but the broker takes no messages.
+        * "throttled": there is a connection, but the broker slows this client down.
+        * "failed": connecting failed, and it will fail again until somebody changes a setting here or in the broker.
+        * "closed": `close()` was called.
+        """
         return "closed" if self._closed else self._connection.described
 
     @property
@@ -575,7 +599,7 @@ class Broker(MessageBroker):
 
     @property
     def waiting(self) -> int:
-        """How many messages wait for a place in flight, or for the connection."""
+        """How many messages wait in the `Broker`, because the driver has no room for them or takes no messages now."""
         return self._window.waiting
 
     @property
@@ -583,18 +607,19 @@ class Broker(MessageBroker):
         """The topic and the age (in seconds) of the message that has waited longest for its outcome. None: no message
         waits.
 
-        If one destination is stuck and the others go on, the oldest message is one for the stuck destination.
+        If one destination takes no messages and the others do, the oldest message is soon one for that destination.
         """
         loop, delivery = self._bound.loop, self._window.oldest()
         return None if loop is None or delivery is None else (delivery.topic, loop.time() - delivery.began)
 
     @property
     def contract_breaches(self) -> tuple[ContractBreach, ...]:
-        """The last 100 breaches of the driver contract, for the tests of drivers."""
+        """The last 100 cases in which the driver broke the driver contract. Tests of drivers read them."""
         return tuple(self._breaches.kept)
 
     def describe(self) -> dict[str, Any]:
-        """Name, redacted URL, driver, state, capabilities, and every effective option with its origin, redacted."""
+        """Returns the broker's name, URL, driver, state, capabilities and options. Each option has its value and where
+        the value came from. Secrets are masked."""
         return {
             "name": self._name,
             "url": self.url,
@@ -617,7 +642,7 @@ class Broker(MessageBroker):
 
         Raises:
             BrokerClosedError: The broker is closed.
-            WrongLoopError: The broker belongs to another event loop or process.
+            WrongLoopError: No event loop runs, or the broker belongs to another event loop or process.
         """
         if self._closed:
             raise BrokerClosedError(CLOSED)
@@ -633,14 +658,14 @@ class Broker(MessageBroker):
         return loop
 
     def _entered(self) -> asyncio.AbstractEventLoop:
-        """Does the work of `_enter` for every call except sends."""
+        """Does the work of `_enter` for calls that send nothing. A refusal becomes a `BrokerStateError`."""
         try:
             return self._enter(running_loop())
         except NotDeliveredError as refusal:
             raise BrokerStateError(refusal.text, broker=self._address) from None
 
     def _warn_unclosed(self, what: str) -> None:
-        """One warning per connection that nobody closed."""
+        """Warns once for each connection that nobody closed."""
         if not self._connection.unclosed:
             return
         self._connection.unclosed = False

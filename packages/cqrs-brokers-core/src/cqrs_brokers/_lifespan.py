@@ -16,7 +16,7 @@ EXAMPLE = "write lifespan(lambda: open_broker(…)), or a function that returns 
 def lifespan(
     broker: Broker | Callable[[], Broker], /, *, connect: bool = True
 ) -> Callable[[object], AbstractAsyncContextManager[dict[str, Broker]]]:
-    """Connects at start-up; flushes and closes at shutdown.
+    """Makes a lifespan that connects a broker at start-up, and flushes and closes it at shutdown.
 
         app = FastAPI(lifespan=lifespan(lambda: open_broker("kafka://localhost:9092")))
 
@@ -25,17 +25,18 @@ def lifespan(
             await request.state.broker.send_message(…)
 
     Args:
-        broker: A broker, or a function that makes one at each start. Take a function where the application starts more
-            than once in a process, as in tests: a closed broker cannot be opened again.
-        connect: True: a broker that cannot be reached stops the start-up with its `ConnectError`. False: the
-            application starts anyway, and the first `health()` or send connects.
+        broker: A broker, or a function that makes one at each start. Pass a function if the application starts more
+            than once in a process, as in tests, because a closed broker cannot be opened again.
+        connect: Whether to connect at start-up. If True, the start-up fails with a `ConnectError` when the broker
+            cannot be reached. If False, the application starts without a connection, and the first `health()` or send
+            connects.
 
     Returns:
-        What frameworks take as `lifespan=`. The broker is in the application's state as `broker`.
+        The value for a framework's `lifespan=`. The application's requests find the broker as `request.state.broker`.
 
     Raises:
-        TypeError: The argument is an async function, or it is neither a broker nor a function. At start-up: the
-            function did not return a broker.
+        TypeError: The argument is an async function, or it is neither a broker nor a function. The start-up raises this
+            error, too, if the function did not return a broker.
     """
     if not isinstance(broker, Broker) and (not callable(broker) or inspect.iscoroutinefunction(broker)):
         what = "an async function" if callable(broker) else f"a {type(broker).__name__}"

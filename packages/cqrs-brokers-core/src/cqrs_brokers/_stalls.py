@@ -1,8 +1,9 @@
 """What to do when a timer fires late because the event loop stood still.
 
-The loop stands still while a laptop sleeps, while a virtual machine or function is frozen, and during a blocking call.
-When it goes on, timers fire at once, while the broker's answers still wait in the socket. So the loop gets a moment to
-read them before a timeout counts.
+The loop stands still while a laptop sleeps, while a virtual machine or a serverless function is frozen, and during a
+blocking call. This is called a *stall*. When the loop runs again, the timers that are due fire at once, although the
+broker's answers still wait in the socket. So the loop first gets a moment to read these answers. A timeout counts only
+after that.
 """
 
 from __future__ import annotations
@@ -28,25 +29,26 @@ __all__ = [
 E = TypeVar("E", bound=BrokerError)
 
 _LATE = 0.2
-"""A timer that is later than this, in seconds, means that the loop stood still. A shorter delay means only a busy
-loop."""
+"""If a timer fires more than this many seconds late, the loop stood still. A shorter delay only means that the loop is
+busy."""
 LOOK = 0.25
-"""How long the loop, after it stood still, gets to read what came in, in seconds."""
+"""After a stall, the loop gets this many seconds to read the answers that came in meanwhile."""
 
 
 def stalled_for(due: float, now: float) -> float:
-    """For how long the event loop stood still, in seconds. It is 0 if the timer that was due at `due` fires in time."""
+    """How long the event loop stood still, in seconds. It is 0 if the timer for the time `due` is not more than 0.2 s
+    late."""
     return now - due if now - due > _LATE else 0.0
 
 
 def because_of_a_stall(text: str, stalled: float) -> str:
-    """The text of an error, with the stall if there was one (in seconds)."""
+    """The text of an error. If there was a stall, the text also says how many seconds the event loop stood still."""
     return f"{text} (the event loop of this process stood still for {stalled:.1f} s)" if stalled else text
 
 
 def told_with_stall(error: E, stalled: float) -> E:
-    """The error, with the stall in its text. Without a stall it is the same object. With a stall it is a copy, because
-    the owner of the error may use it for other messages."""
+    """The error, with the stall in its text. If there was no stall, this is the same object. If there was a stall, this
+    is a copy, because the original may be used for other messages."""
     if not stalled:
         return error
     told = copy.copy(error)
@@ -56,14 +58,15 @@ def told_with_stall(error: E, stalled: float) -> E:
 
 
 class StallWatch:
-    """Measures for how long the event loop stands still in a `with` block.
+    """Measures how long the event loop stands still while a `with` block runs.
 
-    A driver has timeouts of its own. After a stall they end before the answers are read. So the driver's error does
-    not name the stall, and says that the broker did not answer.
+    A driver has timeouts of its own. After a stall these timeouts end before the loop has read the broker's answers.
+    The driver's error then says that the broker did not answer. It does not mention the stall.
 
     Attributes:
-        stalled: How long the loop stood still until now, in seconds. Short delays of a busy loop do not count.
-        longest: The longest standstill, in seconds.
+        stalled: How long the loop has stood still in this block, all stalls together, in seconds. Short delays of a
+            busy loop do not count.
+        longest: The longest single stall, in seconds.
     """
 
     def __init__(self) -> None:
@@ -96,19 +99,20 @@ class StallWatch:
 
 @contextlib.asynccontextmanager
 async def patient_timeout(seconds: float) -> AsyncIterator[None]:
-    """For drivers: like `asyncio.timeout`, for a request whose answer may already be in the socket.
+    """Ends a block after a timeout, as `asyncio.timeout` does. Drivers use it for a request whose answer may already be
+    in the socket.
 
-    After a laptop has slept, or a function was frozen, the timer fires late. Then the event loop gets a quarter of a
-    second to read the answers that came in meanwhile, before the timeout counts.
+    After a laptop has slept, or a serverless function was frozen, the timer fires late. Then the event loop first gets
+    a quarter of a second to read the answers that came in meanwhile. The block is ended only after that.
 
         async with patient_timeout(5.0):
             await client.declare(queue)
 
     Args:
-        seconds: Seconds until the block is ended.
+        seconds: The block is ended after this many seconds.
 
     Raises:
-        TimeoutError: The block was ended.
+        TimeoutError: The block took longer, and was ended.
     """
     loop = asyncio.get_running_loop()
     due = loop.time() + seconds
@@ -127,15 +131,15 @@ async def patient_timeout(seconds: float) -> AsyncIterator[None]:
 
 
 async def wait_patiently(future: asyncio.Future[Any], timeout: float | None) -> float:
-    """Waits for a future, and 0.25 s longer if the event loop stood still. It neither cancels the future nor raises the
-    future's error.
+    """Waits for a future until the timeout. If the event loop stood still, it waits 0.25 s longer. It does not cancel
+    the future, and it does not raise the future's error.
 
     Args:
         future: What to wait for.
-        timeout: Seconds, at most; None: unbounded.
+        timeout: The longest wait, in seconds. None: there is no limit.
 
     Returns:
-        For how long the loop stood still, in seconds, if the timeout came late.
+        How long the loop stood still, in seconds. It is 0 unless the timeout came late.
     """
     if timeout is None:
         await asyncio.wait((future,))

@@ -1,4 +1,4 @@
-"""`SyncBroker`: a `Broker` for code without an event loop, in a thread of its own."""
+"""`SyncBroker` runs a `Broker` in a thread of its own, for code without an event loop."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class SyncBroker:
         broker: A broker that is used nowhere else.
 
     Raises:
-        TypeError: It is not a `Broker`.
+        TypeError: The argument is not a `Broker`.
     """
 
     def __init__(self, broker: Broker, /) -> None:
@@ -55,16 +55,17 @@ class SyncBroker:
 
         Args:
             message: A `Message`, or anything with its attributes.
-            timeout: Seconds from the call to the outcome, at most. None: the broker's `delivery_timeout`.
+            timeout: The longest time from the call to the outcome, in seconds. None: the broker's `delivery_timeout`.
 
         Returns:
             The receipt.
 
         Raises:
-            NotDeliveredError: The message is not in the broker, and this call will not put it there. After `close()` it
-                is a `BrokerClosedError`. It is a `WrongLoopError` in a process that was forked after the first send,
-                and in the SyncBroker's own thread, in which observers are called. If the thread cannot start, it is a
-                `NotConnectedError`, and the next send tries again.
+            NotDeliveredError: The message is not in the broker, and this call will not put it there. After `close()`
+                the error is a `BrokerClosedError`. In a process that was forked after the first send, the error is a
+                `WrongLoopError`. It is also a `WrongLoopError` in the SyncBroker's own thread, in which observers are
+                called. If this thread cannot start, the error is a `NotConnectedError`, and the next send tries to
+                start it again.
             DeliveryUnknownError: The message may be in the broker.
         """
         if self._forked:  # before the lock, which another thread may have held at the fork
@@ -91,13 +92,13 @@ class SyncBroker:
             raise
 
     def close(self, timeout: float | None = None) -> None:
-        """Flushes the accepted messages, closes the connection and ends the thread. May be called again.
+        """Flushes the accepted messages, closes the connection and ends the thread. It may be called more than once.
 
         Args:
             timeout: Seconds for flushing and closing. None: the broker's `close_timeout`.
 
         Raises:
-            BrokerStateError: It was called in the SyncBroker's own thread, in which observers are called.
+            BrokerStateError: `close()` was called in the SyncBroker's own thread, for example by an observer.
             TypeError: The timeout is not a number.
             ValueError: The timeout is NaN.
         """
@@ -126,7 +127,7 @@ class SyncBroker:
         return self._pid not in (0, os.getpid())
 
     def _running(self) -> asyncio.AbstractEventLoop:
-        """The event loop of the thread. Starts the thread if it does not run."""
+        """Returns the event loop of the thread. If the thread does not run, it is started first."""
         if self._thread is not None and self._thread.is_alive():
             return self._loop
         self._loop = loop = asyncio.new_event_loop()

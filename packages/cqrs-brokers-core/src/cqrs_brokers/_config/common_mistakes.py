@@ -1,7 +1,8 @@
-"""Recognises mistakes that platforms and shells often make in config strings, and says what to write instead.
+"""Recognises common mistakes in config strings, many of which come from platforms and shells, and says what to write
+instead.
 
 The parser calls `common_mistakes` for strings that it has refused, and `silent_mistakes` for strings that it can read.
-The sentences never quote the string.
+The sentences that they return never quote the string.
 """
 
 from __future__ import annotations
@@ -81,8 +82,8 @@ FOREIGN_OPTIONS: Final[Mapping[str, str]] = {
     "username": "sasl_plain_username",
     "verify": "ssl_verify",
 }
-"""Names of options in other clients (with `_` for `-` and `.`), and the name here. A name is suggested only if the
-plugin has that option."""
+"""Names of options in other clients (with `_` in place of `-` and `.`), and the name of the same option here. A name is
+suggested only if the plugin has that option."""
 
 _JAAS = "give its username and password as sasl_plain_username= and sasl_plain_password= (or sasl_plain_password_env=)"
 _SCHEME_IS_TLS = "TLS comes with the scheme: write amqps://"
@@ -101,22 +102,23 @@ NO_OPTIONS: Final[Mapping[str, str]] = {
     "vhost": "the virtual host is the path: amqp://user:password@host/vhost",
     "virtual_host": "the virtual host is the path: amqp://user:password@host/vhost",
 }
-"""Names of options in other clients (with `_` for `-` and `.`) for which there is no option here, and what to do."""
+"""Names of options in other clients (with `_` in place of `-` and `.`) that plugins here do not have, and what to do
+instead."""
 
 _HOSTS = r"[A-Za-z0-9_.-]+:[0-9]{1,5}(,\s*[A-Za-z0-9_.-]+(:[0-9]{1,5})?)*"
 _VARIABLE = (
     r"\$\{[A-Za-z_][^{}]*\}|\{\{.*\}\}|%\([A-Za-z_]+\)s|(?:^|[:/@,=])<[A-Za-z][A-Za-z_ -]*>(?=$|[:/@,?&])"
     r"|(?:^|:)\$[A-Z][A-Z0-9_]+(?=[:@])"
 )
-"""The placeholders of shells, templates, Python and instructions."""
+"""Matches a placeholder that was not replaced: `${NAME}`, `{{ name }}`, `%(name)s`, `<name>` or `$NAME`."""
 _INVISIBLE = "\u00a0\u00ad\u200b\u200c\u200d\u2060\ufeff"
 _QUOTES = "\"'`\u2018\u2019\u201c\u201d"
 _SPACE = " \t\r\n"
 
 
 def common_mistakes(text: object) -> list[str]:
-    """A sentence for each common mistake in a string that was refused. A value that is not text, or is too long, gives
-    none."""
+    """A sentence for each common mistake in a string that was refused. If the value is not text or is too long, there
+    are no sentences."""
     if not isinstance(text, str) or len(text) > MAX_LENGTH:
         return []
     problems = []

@@ -11,8 +11,8 @@ __all__ = ["did_you_mean"]
 
 
 def did_you_mean(name: str, known: Iterable[object]) -> str:
-    """The end of an error about an unknown name: `; did you mean 'x'?` with the closest known name, or an instruction
-    for an option of another client. It is "" when there is neither."""
+    """Returns the end of an error about an unknown name. It is `; did you mean 'x'?` with the closest known name. For
+    an option of another client it may say what to do instead. It is "" if there is nothing to suggest."""
     from difflib import get_close_matches
 
     plain = re.sub(r"[-.]", "_", name.lower())[:64]

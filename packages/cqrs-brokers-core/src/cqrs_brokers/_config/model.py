@@ -1,4 +1,4 @@
-"""`option` and `BrokerOptions`: the author of a plugin declares its options with them."""
+"""The author of a plugin declares the plugin's options with `option` and `BrokerOptions`."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ UrlPart = Literal["userinfo", "hosts", "path"]
 def option(
     default: Any = ..., *, description: str, unit: str | None = None, keyword_only: bool = False, **constraints: Any
 ) -> Any:
-    """A field of a `BrokerOptions` model.
+    """Declares one option: a field of a `BrokerOptions` model.
 
     Args:
-        default: The default. Without one the option is required.
+        default: The default. Without a default the option is required.
         description: One sentence for the documentation.
         unit: The unit of a plain number, for example "ms". `Duration` and `Size` have units of their own.
         keyword_only: Whether the option is an object that no string can hold (`ssl_context`). Such an option is given
             only as a keyword.
-        **constraints: pydantic's own: `ge`, `gt`, `le`, `lt`, `min_length`, `max_length`, `pattern` ...
+        **constraints: The constraints of pydantic's `Field`: `ge`, `gt`, `le`, `lt`, `min_length`, `max_length`,
+            `pattern` ...
     """
     extra: dict[str, Any] = {"unit": unit, "keyword_only": keyword_only}
     # An object's own repr may show its contents.
@@ -38,9 +39,10 @@ def option(
 
 
 class BrokerOptions(BaseModel):
-    """The base of every plugin's options. It has the options that `Broker` itself uses.
+    """The base class of every plugin's options. It has the options that `Broker` itself uses.
 
-    An instance made directly takes Python values and raises `ConfigError`, never pydantic's `ValidationError`.
+    Its constructor takes Python values, not text. If a value is wrong, the constructor raises `ConfigError`, never
+    pydantic's `ValidationError`.
     """
 
     # A ValidationError contains the input. `__init__` raises a ConfigError instead, which does not contain it.
@@ -55,11 +57,12 @@ class BrokerOptions(BaseModel):
     )
 
     url_parts: ClassVar[frozenset[str]] = frozenset()
-    """Which parts of the URL the plugin reads: "userinfo", "hosts", "path". Any other part is a `ConfigError`, so that
-    nothing in a config string is silently ignored."""
+    """Which parts of the URL the plugin reads: "userinfo", "hosts", "path". A URL that has any other part is refused
+    with a `ConfigError`, so that nothing in a config string is silently ignored."""
 
     instead_of_parts: ClassVar[Mapping[str, str]] = {}
-    """What to write instead of a part that the plugin does not read. The error ends with it."""
+    """For parts that the plugin does not read: what to write instead. The error about such a part ends with this
+    text."""
 
     delivery_timeout: Duration = option(
         **bounds("delivery_timeout"), description="A send has its outcome after this time at the latest."
@@ -123,6 +126,6 @@ def _problems_of(options_type: type[BaseModel], error: ValidationError) -> list[
 
 
 def without_secrets(problems: list[str], values: Iterable[object]) -> list[str]:
-    """The problems with all secrets masked: a plugin's validator may have quoted its input."""
+    """The problems with all secrets masked, because a plugin's validator may have quoted its input."""
     secrets = secrets_in(values)
     return [masked(problem, secrets) for problem in problems]

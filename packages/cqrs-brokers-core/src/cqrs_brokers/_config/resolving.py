@@ -1,4 +1,4 @@
-"""Makes a plugin's options from the text of a config string and from keywords."""
+"""Makes a plugin's options from the text of a config string and from keyword arguments."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class EffectiveOption(NamedTuple):
     """An option with the value that is in effect.
 
     Attributes:
-        name: The name in a config string.
+        name: The option's name, as in a config string.
         value: The value as text. A secret is shown as its mask, and an object as its type.
         default: The default as text; "required" when there is none.
         origin: Where the value came from.
-        unit: What the number counts, or None.
+        unit: The unit of the value, for example "ms" or "messages". None: it has no unit.
         description: One sentence about the option.
     """
 
@@ -47,11 +47,12 @@ O = TypeVar("O", bound=BrokerOptions)  # noqa: E741 - the usual one-letter name 
 
 
 class ResolvedOptions(NamedTuple, Generic[O]):
-    """What `resolve_options` found.
+    """The result of `resolve_options`.
 
     Attributes:
         options: The validated model.
-        url: The URL. It has the password, even one that was given as a keyword, in a file or in a variable.
+        url: The URL. It contains the password, even if the password was given as a keyword, in a file or in an
+            environment variable.
         effective: Every option by name, for `Broker.describe()`.
     """
 
@@ -69,7 +70,8 @@ class _Spec(NamedTuple):
     """What is known about one option."""
 
     convert: Callable[[str], Any] | None
-    """None: it is an object that no string can hold, and is given only as a keyword."""
+    """Converts the option's text to its value. None: the value is an object that no text can express, so it is given
+    only as a keyword."""
     description: str
     default: Any = None
     quantity: Quantity | None = None
@@ -84,16 +86,17 @@ class _Spec(NamedTuple):
 
 
 class _Given(NamedTuple):
-    """A value before it is converted."""
+    """The value of an option before it is converted."""
 
     value: object
     origin: Origin
     suffix: Literal["", "_file", "_env"] = ""
-    """The end of the option's name. It says that the value names a file, or a variable, that holds a secret."""
+    """The suffix of the name under which the value was given. "_file": the value is the name of a file that holds the
+    secret. "_env": the value is the name of an environment variable that holds the secret."""
 
 
 _PASSWORD = _Spec(Secret, "Of the user in the URL.", secret=True)
-"""An option that is no field of the model."""
+"""The password of the URL's user. It is an option, but it is no field of the plugin's model."""
 _ORIGINS: dict[str, Origin] = {"_file": "file", "_env": "environment"}
 
 
@@ -104,18 +107,21 @@ def resolve_options(
     keywords: Mapping[str, object] | None = None,
     source: str = "",
 ) -> ResolvedOptions[O]:
-    """Makes a plugin's options from a URL's query and from keywords. A keyword overrides the string.
+    """Makes a plugin's options from a URL's query and from keyword arguments. A keyword argument overrides the same
+    option in the URL.
 
-    `open_broker` and the documented adapters use it, so both say the same about the same mistake. It reads the files
-    and environment variables that options such as `password_file=` name, and does no other I/O. When the plugin reads
-    the userinfo, `password=` (keyword only), `password_file=` and `password_env=` give the password of the URL's user.
+    `open_broker` and the adapters (`cqrs_brokers.adapters`) use this function, so both give the same error for the same
+    mistake. The function reads the files and environment variables that options such as `password_file=` name. It does
+    no other I/O. If the plugin reads the userinfo (`user:password@`), the user's password may also be given as
+    `password=` (keyword only), `password_file=` or `password_env=`.
 
     Args:
-        source: Where the URL came from, for example a variable's name. Problems of the URL begin with it.
+        source: Where the URL came from, for example the name of an environment variable. Each problem of the URL begins
+            with it.
 
     Raises:
-        ConfigError: An option is wrong; the error lists all problems.
-        PluginContractError: The model breaks a rule of this module.
+        ConfigError: An option is wrong. The error lists all problems.
+        PluginContractError: The plugin's model breaks a rule that holds for all plugins' models.
     """
     specs = _specs(options_type)
     if url is None:
@@ -169,7 +175,7 @@ def resolve_options(
 
 
 def describe_options(options_type: type[BrokerOptions]) -> list[EffectiveOption]:
-    """Every option with its default, for documentation and for `describe` without opening anything."""
+    """Every option with its default. Documentation and the command line show these options without opening a broker."""
     listed = []
     for name, spec in _specs(options_type).items():
         default = None if spec.default is PydanticUndefined else spec.default
@@ -179,7 +185,7 @@ def describe_options(options_type: type[BrokerOptions]) -> list[EffectiveOption]
 
 @lru_cache(maxsize=256)
 def _specs(options_type: type[BrokerOptions]) -> Mapping[str, _Spec]:
-    """What is known about each field of the model. Checks the rules that hold for every plugin's model."""
+    """What is known about each field of the model. Also checks the rules that hold for every plugin's model."""
     specs: dict[str, _Spec] = {}
     where = f"{options_type.__module__}.{options_type.__qualname__}"
     _build(options_type)
@@ -218,11 +224,11 @@ def _specs(options_type: type[BrokerOptions]) -> Mapping[str, _Spec]:
 
 
 def _build(options_type: type[BrokerOptions]) -> None:
-    """Builds the model's validator, which `defer_build` put off.
+    """Builds the model's validator. `defer_build` (see `BrokerOptions`) has delayed this until now.
 
-    Before pydantic builds its first model, it looks for its own plugins in every installed distribution. This search
-    fails if any package has a malformed entry_points.txt, and the build with it. pydantic searches only once. So a
-    second build that fails shows that the model itself is wrong.
+    Before pydantic builds its first model, it looks for its own plugins in every installed distribution. If any package
+    has a malformed entry_points.txt, this search fails, and so the build fails. pydantic searches only once. So the
+    build is tried a second time. If it fails again, the model itself is wrong.
     """
     for second in (False, True):
         try:
@@ -237,7 +243,8 @@ def _build(options_type: type[BrokerOptions]) -> None:
 def _layer(
     layer: Mapping[str, object], origin: Origin, specs: Mapping[str, _Spec], problems: list[str]
 ) -> dict[str, _Given]:
-    """The options of one source, by the name of the option without `_file` or `_env`."""
+    """The options that one source (the URL or the keyword arguments) gives, by the option's name without `_file` or
+    `_env`. Wrong options are added to `problems`."""
     known: dict[str, tuple[str, Literal["", "_file", "_env"]]] = {}
     for name, spec in specs.items():
         if spec.secret:
@@ -268,7 +275,7 @@ def _layer(
 
 
 def _unread_parts(url: BrokerURL, options_type: type[BrokerOptions]) -> list[str]:
-    """A problem for each part of the URL that the plugin does not read. A lone "/" counts as no path."""
+    """A problem for each part of the URL that the plugin does not read. A path that is only "/" counts as no path."""
     problems = []
     parts = {"userinfo": ("user", url.username is not None), "hosts": ("hosts", url.hosts), "path": ("path", url.path)}
     for part, (name, present) in parts.items():
@@ -279,7 +286,8 @@ def _unread_parts(url: BrokerURL, options_type: type[BrokerOptions]) -> list[str
 
 
 def _read(item: _Given, spec: _Spec) -> Any:
-    """The Python value. This function converts text; the model validates everything else."""
+    """The Python value of what was given. This function reads files and environment variables, and converts text. The
+    model validates everything else."""
     value = item.value
     if item.suffix:
         reference = value.reveal() if isinstance(value, Secret) else value
@@ -305,7 +313,7 @@ def _read(item: _Given, spec: _Spec) -> Any:
 def _validate(
     options_type: type[O], values: dict[str, Any], bad: set[str], *, only_fields: bool
 ) -> tuple[O | None, list[str]]:
-    """The model, or the problems that pydantic and the plugin's own validators found."""
+    """Returns the model, or None and the problems that pydantic and the plugin's own validators found."""
     problems: list[str] = []
     failed: str | None = None
     try:

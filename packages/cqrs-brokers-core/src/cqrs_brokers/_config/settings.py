@@ -1,4 +1,5 @@
-"""The settings of `Broker`. Its keywords and the options of config strings take their defaults and ranges from here."""
+"""The settings of `Broker`. This module has the defaults and ranges for `Broker`'s keyword arguments and for the
+options in config strings."""
 
 from __future__ import annotations
 
@@ -58,5 +59,5 @@ DEFAULTS: Final = BrokerSettings()
 
 
 def bounds(name: str) -> dict[str, Any]:
-    """The default and the range of a setting, as arguments of `option`."""
+    """The default and the range of a setting, as keyword arguments for `option()`."""
     return {"default": getattr(DEFAULTS, name), **_BOUNDS[name]}

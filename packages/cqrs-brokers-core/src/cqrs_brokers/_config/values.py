@@ -1,4 +1,5 @@
-"""Converts option values from the text of a config string to Python and back. Ambiguous text is refused.
+"""Converts the text of options in a config string to Python values, and Python values to text. Ambiguous text is
+refused.
 
 A converter takes text and returns the value, or raises a `ValueError` that says which text is allowed. The error never
 quotes the text.
@@ -58,20 +59,23 @@ _SIZE = Quantity(
 )
 
 Duration = Annotated[float, _DURATION]
-"""Seconds. In a config string the unit is required: `500ms`, `30s`, `1m`, `2h`. As a keyword: a number of seconds."""
+"""A duration in seconds. In a config string it is written with its unit: `500ms`, `30s`, `1m`, `2h`. As a keyword it is
+a number of seconds."""
 
 Size = Annotated[int, _SIZE]
-"""Bytes. In a config string: `1MiB`, `64kB` or a plain number."""
+"""A size in bytes. In a config string it is written with a unit (`1MiB`, `64kB`) or as a plain number."""
 
 Converter = Callable[[str], Any]
 
 
 _WHOLE = {"s": " of seconds, without a unit", "ms": " of milliseconds, without a unit"}
-"""By unit: how the error about a wrong whole number ends. People write the unit, because a `Duration` needs one."""
+"""By unit of the option: the end of the error about text that is not a whole number. It says that the unit must be left
+out. People write it because a `Duration` needs its unit."""
 
 
 def converter(annotation: Any, unit: str | None = None) -> Converter | None:
-    """The function that converts text to the type, or None when there is none (a keyword-only object).
+    """The function that converts text to the type. None: text cannot become this type, so the option must be
+    keyword-only.
 
     Args:
         annotation: The type.
@@ -116,8 +120,8 @@ _SIMPLE: dict[type, Converter] = {bool: _boolean, float: _number, str: str, Secr
 
 
 def _choice(choices: dict[str, Any]) -> Converter:
-    """The choices are listed from the safest to the weakest. An error suggests only the first one, so that no error
-    leads to a weaker choice."""
+    """Makes the converter for an option that allows only certain texts. Plugins list these choices from the safest to
+    the weakest. An error suggests only the first choice, so that no error leads people to a weaker one."""
 
     def convert(text: str) -> Any:
         if text in choices:
@@ -167,7 +171,8 @@ def quantity(annotation: Any) -> Quantity | None:
 
 
 def show(value: object, unit: Quantity | None = None) -> str:
-    """The value as text for people: as in a config string, a secret as its mask, an object as its type."""
+    """The value as text for people, written as in a config string. A secret is shown as its mask, and an object as its
+    type."""
     if isinstance(value, Secret):
         return MASK
     if value is None:

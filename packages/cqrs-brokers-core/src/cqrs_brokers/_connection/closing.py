@@ -1,5 +1,5 @@
-"""Closes a broker: flushes accepted messages, gives the rest a true outcome, leaves no task. The time is always
-bounded.
+"""Closes a broker: flushes the accepted messages, gives the other messages a true outcome, and ends every task. A close
+always ends within a limited time.
 
 flush until the deadline → end what is left → stop the supervisor → close the driver → abort it when it is late
 """
@@ -21,18 +21,18 @@ __all__ = ["Closing", "checked_timeout"]
 logger = logging.getLogger("cqrs_brokers.closing")
 
 UNAWAITED = 1.0
-"""How long a close waits for messages whose callers were cancelled, in seconds. Most are confirmed in that time. An
-interrupted program still ends soon."""
+"""How long a close waits, in seconds, when the callers of all remaining messages were cancelled. Most of these messages
+are confirmed in that time, and an interrupted program still ends soon."""
 LOOK_AGAIN = 0.05
-"""The time between two checks whether the deadline of a flush was shortened, in seconds."""
+"""A close checks again after this many seconds whether its deadline was shortened."""
 
 
 def checked_timeout(timeout: float | None) -> None:
     """Checks the timeout of a `close()`, before anything is closed. A timeout below 0 means 0.
 
     Raises:
-        TypeError: It is not a number.
-        ValueError: It is NaN.
+        TypeError: The timeout is not a number.
+        ValueError: The timeout is NaN.
     """
     if timeout is None:
         return
@@ -58,7 +58,8 @@ class Closing:
         self._by = min(self._by, self.loop.time() + timeout)
 
     async def wait(self) -> None:
-        """Waits for the end. If the caller is cancelled meanwhile, the close first ends by force."""
+        """Waits until the close has ended. If the caller is cancelled meanwhile, the close is ended by force before
+        `CancelledError` is raised."""
         try:
             await asyncio.wait((self._task,))
         except asyncio.CancelledError:

@@ -1,4 +1,5 @@
-"""Keeps a driver connected: one supervisor per `Broker`, the only task that lives as long as the connection.
+"""Keeps a driver connected. Each `Broker` has one supervisor task. No other task of `Broker` lives as long as the
+connection.
 
 IDLE ──first send / connect()──▶ CONNECTING ──ok──▶ READY ──lost──▶ CONNECTING …
   ▲                                 │  ▲
@@ -47,22 +48,22 @@ RETRY_AFTER_PERMANENT = 5.0
 PROVEN_AFTER = 5.0
 """A connection that has lasted this long (in seconds) counts as good, even if no message was confirmed on it."""
 MOST_LINES = 20
-"""How many different reasons of one outage are logged."""
+"""At most this many different errors are logged in one outage."""
 FORCED_CLOSE = 0.8
-"""How long a driver's `close` may take beyond its grace, in seconds."""
+"""How much longer than `grace` a driver's `close(grace)` may take, in seconds."""
 OWN_TIMEOUT_SLACK = 0.5
-"""How much longer than `connect_timeout` an attempt may take, in seconds. If the driver's own timeout ends the attempt,
-the error gives a better reason."""
+"""How much longer than `connect_timeout` an attempt may take, in seconds. So the driver's own timeout can end the
+attempt first: the driver's error gives a better reason."""
 STALL_THAT_MATTERS = 0.5
-"""A failed attempt is made again if the event loop stood still during the attempt, without a break, for more than this
-share of `connect_timeout`. On a busy machine shorter delays are frequent. They must not double the time of an
-attempt."""
+"""If the event loop stood still during a failed attempt, and one such stall took more than this share of
+`connect_timeout`, the attempt is made again. On a busy machine shorter stalls are frequent. They must not double the
+time of an attempt."""
 _PERHAPS_LATE = (UnreachableError, ProtocolError, TLSError)
 """Errors that may come from a timeout of the driver. Other errors are answers of the broker."""
 
 
 def _backoff(unproven: int) -> float:
-    """Seconds until the next attempt, after that many attempts without success."""
+    """Seconds until the next attempt, after `unproven` attempts that gave no good connection."""
     doublings = min(max(0, unproven - 1), 10)  # bounded: an outage of hours must not end in an OverflowError
     return min(LONGEST_DELAY, FIRST_DELAY * 2.0**doublings)
 
@@ -76,14 +77,15 @@ class State(enum.Enum):
 
 
 class Connection:
-    """The supervisor, and the link that the driver reports to.
+    """The supervisor. It is also the `Link` to which the driver reports what happens to its connection.
 
     Args:
         driver: The driver to keep connected.
-        window: It submits messages while the driver takes some. Its messages fail when connecting fails.
-        in_flight: The messages that the driver holds. A confirm of one proves that the connection is good.
-        settings: `connect_timeout` limits each attempt, with a slack of 0.5 s. `retry_count` and `retry_delay` say how
-            many attempts there are, and when.
+        window: Submits messages while the driver takes them. Its waiting messages fail at once when further attempts to
+            connect are useless.
+        in_flight: The messages that the driver holds. If one of them is confirmed, the connection is good.
+        settings: `connect_timeout` plus 0.5 s limits each attempt. `retry_count` says after how many failed attempts
+            the waiting messages fail. `retry_delay` is the time between two attempts.
         changed: Tells the observers the new state and the reason.
         warn: Warns that the event loop is ending without `close()`.
     """
@@ -109,9 +111,9 @@ class Connection:
         self.state = State.IDLE
         self.last_error: ConnectError | None = None
         self.blocked_by: str | None = None
-        """Why the broker takes no messages now, while it is connected."""
+        """Why the broker takes no messages, although it is connected. None: it is not blocked."""
         self.throttled_by: str | None = None
-        """Why the broker slows this client down, while it is connected."""
+        """Why the broker slows this client down. None: it does not."""
         self._tasks = Tasks()
         self._task: asyncio.Task[None] | None = None
         self._lost: asyncio.Future[ConnectError] | None = None
@@ -123,7 +125,8 @@ class Connection:
         self._engaged = False
         """Whether the driver may hold a connection."""
         self.unclosed = False
-        """Whether the driver has taken messages, and nobody has closed the broker or was warned since."""
+        """Whether a warning is due: a connection was open for messages, and since then nobody closed the broker or was
+        warned."""
         driver.bind(self)
 
     @property
@@ -191,8 +194,8 @@ class Connection:
     # -- what Broker asks ---------------------------------------------------------------------------------------------
 
     def want(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Starts connecting for the messages that wait, unless that is under way. If connecting failed a moment ago
-        with a permanent error, waiting is useless, and the messages end."""
+        """Starts to connect, because messages wait. Does nothing if the supervisor already runs. If connecting failed
+        less than 5 s ago with a permanent error, waiting is useless. Then the waiting messages fail at once."""
         if self._task is None:
             if self.state is State.FAILED and loop.time() < self._retry_at:
                 self._window.end_not_handed(self._why_not_connected())
@@ -200,7 +203,7 @@ class Connection:
                 self._start(loop)
 
     async def connect(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Waits for one pass over all hosts.
+        """Starts the supervisor if necessary, and waits for one pass over all hosts.
 
         Raises:
             ConnectError: The pass failed.
@@ -222,7 +225,7 @@ class Connection:
         """Asks the connected broker whether it is alive.
 
         Raises:
-            ConnectError: It is not alive, or gives no answer within the timeout (in seconds).
+            ConnectError: The broker is not alive, or gives no answer within the timeout (in seconds).
         """
         with StallWatch() as watch:
             error = await self._bounded("ping", self._driver.ping(), timeout, "it does not answer a ping")
@@ -230,7 +233,7 @@ class Connection:
             raise told_with_stall(error, watch.stalled)
 
     def _why_not_connected(self) -> NotConnectedError:
-        """The error for a message that finds no connection; its cause is the last `ConnectError`."""
+        """The error for a message while there is no connection. The cause of this error is the last `ConnectError`."""
         cause = self.last_error
         if cause is None:
             error = NotConnectedError(f"there was no connection yet: still connecting to {self.address}")
@@ -316,8 +319,8 @@ class Connection:
             await self._pause(loop, unproven)
 
     async def _connect_once(self) -> ConnectError | None:
-        """One pass over the hosts. If it fails and the event loop stood still meanwhile, it is made once more: the
-        driver's timeouts may have ended before the loop read the answers that had arrived."""
+        """Makes one pass over the hosts. If the pass fails and the event loop stood still meanwhile, makes one more
+        pass, because the driver's timeouts may have ended before the loop read the broker's answers."""
         error, stalled = await self._attempt()
         if stalled and isinstance(error, _PERHAPS_LATE):
             error, again = await self._attempt()
@@ -325,7 +328,8 @@ class Connection:
         return told_with_stall(error, stalled) if isinstance(error, _PERHAPS_LATE) else error
 
     async def _attempt(self) -> tuple[ConnectError | None, float]:
-        """Returns the error, and for how long the event loop stood still (in seconds), if that matters."""
+        """Makes one pass. Returns its error, and how long the event loop stood still (in seconds). Short stalls count
+        as 0."""
         limit = self._settings.connect_timeout
         what = f"no answer within {limit:g} s: check the address, the network and the broker"
         with StallWatch() as watch:
@@ -335,8 +339,8 @@ class Connection:
     async def _bounded(
         self, method: str, work: Coroutine[Any, Any, None], timeout: float, silence: str
     ) -> ConnectError | None:
-        """Runs the driver's work in a task of its own. So a client that cancels its current task does not cancel the
-        supervisor."""
+        """Runs a coroutine of the driver with a timeout, in a separate task. So a client library that cancels its
+        current task does not cancel the supervisor."""
         task = self._tasks.spawn(work)
         task.add_done_callback(retrieve_exception)
         try:
@@ -392,7 +396,7 @@ class Connection:
         self._end_passes(error)
 
     def _log(self, level: int, text: str, error: ConnectError) -> None:
-        """Logs one line for each reason in an outage, however many attempts fail."""
+        """Logs an error only once in an outage, even if many attempts fail with it."""
         line = text % (self.address, error.text)
         if line not in self._logged and len(self._logged) < MOST_LINES:
             self._logged.add(line)
@@ -418,7 +422,7 @@ class Connection:
     # -- the end ------------------------------------------------------------------------------------------------------
 
     async def stop(self) -> None:
-        """Ends the supervisor and its attempt. The driver is not closed here."""
+        """Ends the supervisor and its attempt to connect. The driver is not closed here."""
         self.state = State.CLOSED
         self._end_passes(BrokerStateError("the broker was closed while it connected", broker=self.address))
         task = self._task
@@ -427,7 +431,8 @@ class Connection:
             await asyncio.wait((task,), timeout=0.5)
 
     async def close_driver(self, grace: float) -> None:
-        """Closes the driver: gracefully within that many seconds, else by force."""
+        """Closes the driver. The driver has `grace` seconds to close gracefully, and 0.8 s more to close by force. If
+        it is late, it is aborted."""
         closing = asyncio.get_running_loop().create_task(self._driver.close(grace))
         closing.add_done_callback(retrieve_exception)
         await wait_patiently(closing, grace + FORCED_CLOSE)

@@ -1,4 +1,4 @@
-"""What `Broker.health()` answers."""
+"""What `Broker.health()` returns."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Health:
 
     Attributes:
         ok: Whether the broker is connected, answers, and takes messages.
-        reason: Why it is not ok. If it is ok: "ok", or "throttled: …" while the broker slows this client down (a
-            quota).
+        reason: Why the broker is not ok. If it is ok, the reason is "ok", or "throttled: …" while the broker slows this
+            client down (a quota).
         latency: How long the check took, in seconds.
         last_error: Why the connection was lost or could not be made; None while connected.
         blocked: Whether the broker is connected but takes no messages (RabbitMQ: a memory or disk alarm).
@@ -35,7 +35,8 @@ class Health:
 
 
 async def whats_wrong(connection: Connection, loop: AbstractEventLoop, timeout: float) -> str:
-    """Why the broker is not healthy; "" when it is. Connects, or pings within the timeout (in seconds)."""
+    """Connects or pings the broker. Returns why the broker is not healthy, or "" if it is. The timeout (in seconds)
+    limits the ping."""
     try:
         if connection.state in (State.IDLE, State.FAILED):
             await connection.connect(loop)

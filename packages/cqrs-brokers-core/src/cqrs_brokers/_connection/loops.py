@@ -23,7 +23,7 @@ NO_LOOP = (
 
 
 class LoopBinding:
-    """The event loop to which one broker is bound. It is None until the broker is used for the first time."""
+    """Knows the event loop to which one broker is bound. `loop` is None until the broker is used for the first time."""
 
     def __init__(self) -> None:
         self.loop: AbstractEventLoop | None = None
@@ -46,7 +46,8 @@ class LoopBinding:
 
 
 def running_loop() -> AbstractEventLoop | None:
-    """The running event loop, or None. It is also None in a child process that was forked inside a coroutine."""
+    """The running event loop, or None. The result is also None in a child process that was forked inside a
+    coroutine."""
     try:
         return get_running_loop()
     except RuntimeError:
@@ -55,7 +56,7 @@ def running_loop() -> AbstractEventLoop | None:
 
 _bindings: weakref.WeakSet[LoopBinding] = weakref.WeakSet()
 _PARENTS_LOOP: Any = object()
-"""Replaces the parent's event loop in a forked child. No running loop is equal to it."""
+"""This object replaces the parent's event loop in a forked child process. No running loop is equal to it."""
 
 
 def _mark_forked() -> None:

@@ -1,4 +1,4 @@
-"""Breaches of the driver contract. They are logged, and kept for the tests of drivers."""
+"""Breaches of the driver contract. They are logged. The last 100 are kept for the tests of drivers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class ContractBreach(NamedTuple):
 
     Attributes:
         method: The method's name.
-        what: What was wrong, without anything of the message.
+        what: What was wrong. The text shows nothing of the message.
         message_id: The id of the message, if the breach concerns one.
     """
 
@@ -41,7 +41,7 @@ class ContractBreaches:
         """The last 100 breaches."""
 
     def add(self, method: str, what: str, message_id: UUID | None = None, error: BaseException | None = None) -> None:
-        """Logs a breach and keeps it. The broker goes on."""
+        """Logs a breach and keeps it. The broker continues to work."""
         self.kept.append(ContractBreach(method, what, message_id))
         about = "" if message_id is None else f" for message {message_id}"
         logger.error(

@@ -1,7 +1,8 @@
 """The deadlines of all messages, and the errors that callers get when a deadline has passed.
 
 One timer serves all messages. If all calls have the same timeout, the order of calls is the order of deadlines. While
-there are calls with timeouts of their own, the order may differ, and the timer looks at every message.
+some calls have timeouts of their own, the two orders may differ. Then every message is checked each time the timer
+fires.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ __all__ = ["Deadlines"]
 WhyLate = Callable[..., DeliveryError | None]
 
 FEW, PARTS = 1_000, 20
-"""How many waiting messages end at their deadlines in one turn of the event loop: at most `FEW`, or the number of
-waiting messages divided by `PARTS`, if that is more. So the loop does other work in between."""
+"""These two numbers limit how many waiting messages end at their deadlines in one turn of the event loop: at most
+`FEW`, or the number of waiting messages divided by `PARTS`, if that is more. So the loop does other work between these
+turns."""
 CLOCK_RESOLUTION = 0.001
-"""The event loop may fire a timer this much too early, in seconds."""
+"""The event loop may fire a timer up to this many seconds too early."""
 
 
 class Deadlines:
@@ -39,9 +41,10 @@ class Deadlines:
     Args:
         in_flight: The messages that the driver holds.
         waiting: The messages that wait for a place, in the order of calls.
-        why_not_taken: Why the broker takes no messages now. None: it takes messages.
-        why_late: The driver's `why_late`: why a message has no outcome, as far as the driver knows.
-        why_stuck: Why a message had no room. None: its destination takes messages.
+        why_not_taken: Says why the broker takes no messages now. None: it takes messages.
+        why_late: The driver's `why_late`. It says why a message has no outcome, as far as the driver knows.
+        why_stuck: Says why a message had no room, if the reason is that its destination takes nothing. None: its
+            destination takes messages.
         timeout: The timeout of calls that have none of their own, in seconds.
     """
 
@@ -64,20 +67,21 @@ class Deadlines:
         """Whether the order of calls is the order of deadlines."""
         self._loop: asyncio.AbstractEventLoop
         self.timer: asyncio.TimerHandle | None = None
-        """The timer. While there is one, `watch()` need not be called: reading this attribute is cheaper than a call
-        per message."""
+        """The timer, or None. While a timer is set, `watch()` need not be called. `Window` reads this attribute first,
+        because that is cheaper than a call for each message."""
         self._due = 0.0
         self._stalled = 0.0
-        """How long the event loop stood still, in seconds. The errors of messages that end in a later turn name it."""
+        """How long the event loop stood still, in seconds. The value is kept for the messages that end in a later turn,
+        because their errors mention the stall, too."""
         self._ending = False
         """Whether messages with a passed deadline are left in the queue. The next turns of the event loop end them."""
         self._held_up = False
-        """Whether `are_due` has prevented a submit for which there may have been room."""
+        """Whether `are_due()` has stopped messages from being submitted, although there may have been room for them."""
         self._opened = 0.0
-        """When the driver began to take messages, in the event loop's time."""
+        """When the driver began to take messages (`loop.time()`, in seconds)."""
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Starts again in that event loop."""
+        """Begins anew in that event loop, without a timer."""
         self._loop = loop
         self.timer = None
         self._in_order = True
@@ -85,7 +89,7 @@ class Deadlines:
         self._ending = self._held_up = False
 
     def opened(self) -> None:
-        """The driver takes messages from now on."""
+        """Notes that the driver takes messages from now on."""
         self._opened = self._loop.time()
 
     def watch(self, deadline: float) -> None:
@@ -95,7 +99,8 @@ class Deadlines:
             self.timer = self._loop.call_at(deadline, self.expire)
 
     def expect(self, deadline: float) -> None:
-        """Prepares the timer for a message whose deadline may be earlier than the deadlines of earlier messages."""
+        """Prepares the timer for a message whose deadline may come before the deadlines of messages that were sent
+        before it."""
         self._in_order = False
         when = min(deadline, self._loop.time() + self._timeout)  # later calls without a timeout have later deadlines
         if self.timer is not None and when < self.timer.when():
@@ -109,14 +114,15 @@ class Deadlines:
             self.timer = None
 
     def are_due(self) -> bool:
-        """Whether a deadline has passed and its messages have not ended yet, for example because the event loop stood
-        still. Then nothing may be submitted, because the deadline of the next message may have passed, too."""
+        """Whether the deadline of a message has passed and the message has not ended yet, for example because the event
+        loop stood still. Then nothing may be submitted, because the deadline of the next message may have passed,
+        too."""
         due = self._ending or (self.timer is not None and self._due <= self._loop.time())
         self._held_up = self._held_up or due
         return due
 
     def expire(self) -> None:
-        """Ends the messages whose deadline has passed, and waits for the next deadline."""
+        """Ends the messages whose deadline has passed, and sets the timer for the next deadline."""
         self.timer = None
         now = self._loop.time() + CLOCK_RESOLUTION
         most = self._in_flight.limit or self._in_flight.max_count
@@ -141,8 +147,8 @@ class Deadlines:
             self.watch(when)
 
     def _late(self, now: float) -> list[Sending]:
-        """The messages whose deadline has passed, as many as may be ended in one turn. Those that waited are taken out
-        of the queue."""
+        """Returns the messages whose deadline has passed, as many as may be ended in one turn. Messages that waited are
+        removed from the queue."""
         late: list[Sending] = []
         for delivery in self._in_flight.pending:
             if delivery.deadline <= now:
@@ -166,7 +172,7 @@ class Deadlines:
         return late
 
     def _next(self, now: float) -> float | None:
-        """The next deadline. None: there is no message."""
+        """When the timer must fire next. None: there is no message."""
         some = (self._in_flight.pending, self._waiting)
         if self._in_order:
             return min((next(iter(messages)).deadline for messages in some if messages), default=None)
@@ -178,7 +184,7 @@ class Deadlines:
         return max(min(first, now + self._timeout), now + 10 * (self._loop.time() + CLOCK_RESOLUTION - now))
 
     def _error(self, delivery: Sending, room: bool, stalled: float) -> DeliveryError:
-        """The error of a message at its deadline: the first one that applies."""
+        """The error for a message that has no outcome at its deadline. The first reason that applies is used."""
         if delivery.state == HANDED:
             known = self._known(delivery, handed=True)
             if isinstance(known, DeliveryUnknownError):

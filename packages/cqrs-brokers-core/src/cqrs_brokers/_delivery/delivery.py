@@ -1,13 +1,14 @@
-"""One message on its way, as an explicit state machine. `Window` submits messages (QUEUED to SUBMITTED). Every other
-change of state is in this module.
+"""One message between the call and its outcome, as a state machine. `Window` submits messages (QUEUED to SUBMITTED).
+Every other change of state is in this module.
 
     QUEUED ──submitted──▶ SUBMITTED ──handed_over──▶ HANDED ──confirm / fail / release──▶ RELEASED
        │                    ▲  │  └────fail / release / handed_over when done──────────────▲ │
        │                    └──┴──────── returned ──────┘                                  │ └──settle──▶ SETTLED
        └────────────────── end / abandon ──────────────────────────────────────────────────┘
 
-A message has an *outcome* (`done`: the caller has a receipt or an error) and a *place* in flight (`in_flight`). The
-driver may hold the place longer than the caller waits for the outcome.
+Each message has an *outcome*: the receipt or the error that the caller gets. The message is `done` when the caller has
+its outcome or was cancelled. A message that the driver holds also takes a *place* in flight (see `in_flight`). The
+driver may hold the message, and so the place, longer than the caller waits for the outcome.
 
 | call | who calls | outcome | place |
 |---|---|---|---|
@@ -15,7 +16,8 @@ driver may hold the place longer than the caller waits for the outcome.
 | `handed_over` when done, `release` | the driver | the caller has it already | free |
 | `end` | `Broker`: deadline, close, no connection | the caller gets it | taken while the driver holds the message |
 | `abandon` | `Broker`: the caller was cancelled | observers get it when it is known | taken while the driver holds it |
-| `settle` | `Broker`: the driver will not be asked any more | the caller has it already, or its loop is closed | free |
+| `settle` | `Broker`: it does not wait for the driver any more | the caller has it already, or its loop is closed |
+free |
 """
 
 from __future__ import annotations
@@ -36,76 +38,80 @@ __all__ = ["Delivery", "Sending", "confirm_all"]
 logger = logging.getLogger("cqrs_brokers.delivery")
 
 QUEUED: Final = 0
-"""In `Broker`'s own queue; the driver does not know it."""
+"""The message is in `Broker`'s own queue. The driver does not know it."""
 SUBMITTED: Final = 1
-"""The driver has it and has not given it to its client ("waiting" in the driver's contract)."""
+"""The driver has the message and has not given it to its client library ("waiting" in the driver contract)."""
 HANDED: Final = 2
-"""Given to the client: from here on only the broker's answer proves anything."""
+"""The driver has given the message to its client library. From now on the message may be in the broker."""
 RELEASED: Final = 3
-"""The driver has let go, or never had it."""
+"""The driver does not hold the message any more, or never held it."""
 SETTLED: Final = 4
-"""`Broker` has freed the place. Calls of the driver may still come late; they are not breaches."""
+"""`Broker` has freed the place without waiting for the driver. If the driver still calls methods of the delivery, that
+is no breach of its contract."""
 
 
 @runtime_checkable
 class Delivery(Protocol):
-    """One message that a driver was given.
+    """One message that was given to a driver.
 
-    A driver calls `handed_over()` immediately before it gives the message to its client, and then `confirm()` or
-    `fail()` once. For a message that is over (`done`) it may call `release()` instead. Every delivery must get
-    `confirm()`, `fail()`, `release()`, or a `handed_over()` that returns False, even if the caller already has its
-    outcome.
+    A driver calls `handed_over()` immediately before it gives the message to its client library. Then it calls
+    `confirm()` or `fail()` once. If the message is over (`done`), the driver may call `release()` instead. The driver
+    must end every delivery with `confirm()`, `fail()`, `release()`, or a `handed_over()` that returns False, even if
+    the caller already has its outcome.
     """
 
     @property
     def message(self) -> Message:
-        """What to send. Read it before `submit` returns, or keep a snapshot: the caller may change it later."""
+        """The message to send. Read it before `submit` returns, or keep a snapshot, because the caller may change the
+        message later."""
 
     @property
     def message_id(self) -> UUID:
-        """The message's id at the call of `submit`."""
+        """The id that the message had when `submit` was called."""
 
     @property
     def topic(self) -> str:
-        """The message's topic at the call of `submit`."""
+        """The topic that the message had when `submit` was called."""
 
     @property
     def deadline(self) -> float:
-        """When `Broker` ends it, in the event loop's time (`loop.time()`), in seconds."""
+        """When `Broker` ends the message if it still has no outcome (`loop.time()`, in seconds)."""
 
     @property
     def done(self) -> bool:
-        """Whether the message is over: it has an outcome (expired, closed), or its caller was cancelled before it was
-        handed over."""
+        """Whether the message is over. Either it has an outcome, for example because its deadline has passed or the
+        broker was closed. Or its caller was cancelled before the message was handed over."""
 
     def handed_over(self) -> bool:
-        """Says that the message goes to the client now.
+        """Says that the driver gives the message to its client library now.
 
         Returns:
-            True: write it. False: it is over; do not write it. Its place is free again.
+            True: send the message. False: the message is over, so do not send it. Its place in flight is free again.
         """
 
     def release(self) -> None:
-        """Lets go of a message that is over (`done`), whether or not it was handed over. Its place is free again."""
+        """Says that the driver does not hold the message any more, because the message is over (`done`). It may have
+        been handed over or not. Its place in flight is free again."""
 
     def returned(self) -> None:
-        """Says that a message that was handed over is proven not written. It waits in the driver again."""
+        """Undoes `handed_over()`, because it is proven that the message was not written. The message waits in the
+        driver again."""
 
     def confirm(self, *, partition: int | None = None, offset: int | None = None) -> None:
         """Says that the broker confirmed the message.
 
         Args:
-            partition: The partition it is in, where the broker has partitions.
-            offset: Its offset in the partition, if the broker reports it.
+            partition: The message's partition, if the broker has partitions.
+            offset: The message's offset in the partition, if the broker reports offsets.
         """
 
     def fail(self, error: DeliveryError) -> None:
         """Says that the message ended without a confirm.
 
         Args:
-            error: `NotDeliveredError` only when it is proven that the broker does not have the message and will not get
-                it; in every other case a `DeliveryUnknownError`. `Broker` fills in message and broker. The same error
-                object may be given to many deliveries.
+            error: A `NotDeliveredError` only if it is proven that the broker does not have the message and will not get
+                it. In every other case a `DeliveryUnknownError`. `Broker` adds the message's id and topic and the
+                broker's URL to the error. The same error object may be given to many deliveries.
         """
 
 
@@ -114,8 +120,8 @@ def confirm_all(deliveries: Iterable[Delivery], *, partition: int | None = None,
 
     Args:
         deliveries: The batch, in its order in the partition.
-        partition: The partition it is in, where the broker has partitions.
-        offset: The offset of the first message in the partition, if the broker reports it.
+        partition: The batch's partition, if the broker has partitions.
+        offset: The offset of the batch's first message, if the broker reports offsets.
     """
     if partition is None and offset is None:
         for delivery in deliveries:
@@ -128,17 +134,18 @@ def confirm_all(deliveries: Iterable[Delivery], *, partition: int | None = None,
 
 
 class Sending:
-    """The implementation of `Delivery`. Its subclasses are in `outcomes`: one for each way to wait for the outcome.
+    """Implements `Delivery`. The module `outcomes` has two subclasses, one for each way in which a caller waits for its
+    outcome.
 
     Attributes:
         size: The message's size, in bytes.
-        state: One of the five states.
+        state: One of the five states, QUEUED to SETTLED.
     """
 
     __slots__ = ("message", "topic", "deadline", "done", "size", "state", "_id", "_in_flight")
 
     began: float
-    """When its call began, in the event loop's time."""
+    """When the caller's call began (`loop.time()`, in seconds)."""
 
     def __init__(self, message: Message, deadline: float, size: int, in_flight: InFlight) -> None:
         self.message = message
@@ -210,7 +217,8 @@ class Sending:
             self._resolve(receipt)
 
     def accept(self, receipt: Receipt | None) -> None:
-        """`confirm` for a driver that only has `send_message`, whose result says whether the message is confirmed."""
+        """Does the work of `confirm` for a driver that has only `send_message`. The receipt which that method returned
+        says whether the message is confirmed."""
         if self.state != HANDED or self.done:
             self.confirm()
             return
@@ -235,11 +243,11 @@ class Sending:
     # -- Broker's side ------------------------------------------------------------------------------------------------
 
     def keep(self) -> None:
-        """Copies the message, because it has to wait and the caller may change the original meanwhile."""
+        """Copies the message, because the message has to wait and the caller may change the original meanwhile."""
         self.message = with_body(self.message, self.message.body)  # as `snapshot`, without its call
 
     def end(self, error: DeliveryError) -> None:
-        """Broker gives the caller its outcome; the place stays taken while the driver holds the message."""
+        """Gives the caller this error as its outcome. The place stays taken while the driver holds the message."""
         error = error.about(self.message_id, self.topic, self._in_flight.address)
         self._detach()
         for watch in self._in_flight.watchers:
@@ -247,8 +255,9 @@ class Sending:
         self._resolve(error)
 
     def abandon(self) -> None:
-        """The caller was cancelled. A message that was handed over may still reach the broker. Observers get its
-        outcome when it is known, at the latest at its deadline. A message that was not handed over ends here."""
+        """Notes that the caller was cancelled. A message that was not handed over ends here. A message that was handed
+        over may still reach the broker. The observers get the outcome of such a message when it is known, at the latest
+        at the deadline."""
         places = self._in_flight
         if self.state == HANDED:
             logger.info(
@@ -262,9 +271,9 @@ class Sending:
             watch(self, self._unanswered("its caller was cancelled"))
 
     def settle(self) -> None:
-        """Frees the place, because the driver will not be asked any more.
+        """Frees the place, because `Broker` does not wait for the driver any more.
 
-        A delivery without an outcome belongs to a closed event loop. Its caller does not wait any more, so only
+        If the delivery has no outcome yet, its event loop was closed. Then its caller does not wait any more, and only
         observers get an outcome.
         """
         if self in self._in_flight.ended:
@@ -278,7 +287,7 @@ class Sending:
     # -- parts --------------------------------------------------------------------------------------------------------
 
     def _finish(self, outcome: Receipt | DeliveryError) -> None:
-        """The driver ends the message: the caller gets the outcome, and the place is free."""
+        """Gives the caller the outcome and frees the place, because the driver has ended the message."""
         self.done = True
         self._leave(self._in_flight.pending)
         for watch in self._in_flight.watchers:
@@ -286,7 +295,7 @@ class Sending:
         self._resolve(outcome)
 
     def _detach(self) -> None:
-        """The caller gets nothing more from this delivery. The driver may still hold the message."""
+        """Marks the message as done. The driver may still hold it; then its place stays taken."""
         self.done = True
         if self.state == QUEUED:
             self.state = RELEASED
@@ -295,8 +304,8 @@ class Sending:
             self._in_flight.ended[self] = None
 
     def _leave(self, held: dict[Any, Any]) -> None:
-        """The driver lets go of the message, which is in `pending` or, if its caller has the outcome already, in
-        `ended`. The place is free."""
+        """Frees the place, because the driver does not hold the message any more. `held` is where the message is:
+        `pending`, or `ended` if it is done already."""
         self.state = RELEASED
         places = self._in_flight
         del held[self]
@@ -314,7 +323,7 @@ class Sending:
         return error.about(self.message_id, self.topic, self._in_flight.address)
 
     def _resolve(self, outcome: Receipt | DeliveryError) -> None:
-        """Tells the caller, if it was not cancelled. Called once at most."""
+        """Gives the caller the outcome, unless the caller was cancelled. It is called at most once."""
         raise NotImplementedError
 
     def _classified(self, error: BaseException) -> DeliveryError:

@@ -1,7 +1,8 @@
-"""The places that messages take in flight, and the functions that are told of outcomes.
+"""The places of the messages that the driver holds, and the functions that are called with each outcome.
 
-A place is taken when a message is submitted to the driver. It is free when the *driver* lets go of the message, which
-may be later than the caller's outcome. So the memory that a stalled client holds is bounded.
+A place is taken when a message is submitted to the driver. It becomes free when the *driver* does not hold the message
+any more. That may be later than the caller's outcome. So there is a limit for the messages in memory, even if the
+driver's client library hangs.
 """
 
 from __future__ import annotations
@@ -20,16 +21,19 @@ Watcher = Callable[[Any, "Receipt | DeliveryError"], None]
 
 
 class InFlight:
-    """The places of one broker. Deliveries take and leave them; the window looks for room.
+    """The places of one broker. The window takes a place for each message that it submits. The delivery frees the
+    place.
 
     Args:
         name: The broker's name, for receipts.
         address: The broker's redacted URL, for errors.
         confirms: Whether the driver's `confirm()` means that the broker has confirmed the message.
-        max_count: The most messages the driver holds at any time.
-        max_bytes: The most bytes that the driver holds. A larger message is taken when the driver holds nothing else.
-        breaches: What the driver did against its contract.
-        observe: Called with every outcome, also for cancelled callers. None: no observer wants outcomes.
+        max_count: The most messages that the driver may hold at a time.
+        max_bytes: The most bytes that the driver may hold at a time. A larger message is submitted when the driver
+            holds nothing else.
+        breaches: Collects what the driver does against its contract.
+        observe: A function that is called with every delivery and its outcome, also if the caller was cancelled. None:
+            no observer wants outcomes.
     """
 
     def __init__(
@@ -49,22 +53,23 @@ class InFlight:
         self.max_count = max_count
         self.max_bytes = max_bytes
         self.limit = self.limit_bytes = 0
-        """How much the driver may hold before the window looks at the destinations of messages; see `stuck`."""
+        """How many messages and bytes the driver may hold before the window must check the destination of each further
+        message; see the module `stuck`."""
         self.breaches = breaches
         self.pending: dict[Any, bool] = {}
-        """The deliveries without an outcome, in the order in which they were submitted. The value: whether the caller
-        was cancelled."""
+        """The submitted deliveries without an outcome, in the order in which they were submitted. The value of each
+        says whether its caller was cancelled."""
         self.ended: dict[Any, None] = {}
-        """The deliveries whose callers have their outcome and that the driver still holds."""
+        """The deliveries that are done but that the driver still holds."""
         self.bytes = 0
         self.confirmed = False
-        """Whether the broker has confirmed a message since `take_confirmed`."""
+        """Whether the broker has confirmed a message since the last call of `take_confirmed`."""
         self.room_is_wanted = False
-        """Whether `on_room` is to be called when a place becomes free."""
+        """Whether `on_room()` must be called when a place becomes free."""
         self.on_room: Callable[[], None]
         self._observers = () if observe is None else (observe,)
         self.watchers: tuple[Watcher, ...] = self._observers
-        """Called for each outcome."""
+        """The functions that are called with each delivery and its outcome."""
 
     @property
     def count(self) -> int:
@@ -77,7 +82,7 @@ class InFlight:
         return confirmed
 
     def clear(self) -> None:
-        """Forgets every delivery and every watcher, because the driver will not be used any more."""
+        """Forgets every delivery and every watcher except observers, because their event loop is not used any more."""
         self.pending.clear()
         self.ended.clear()
         self.bytes = 0

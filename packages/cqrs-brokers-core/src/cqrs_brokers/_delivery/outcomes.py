@@ -1,4 +1,5 @@
-"""How callers get their outcomes: the delivery that a `send_message` awaits, and those of a `send_messages`."""
+"""How callers get their outcomes: the delivery that a `send_message` call awaits, and the deliveries of a
+`send_messages` call."""
 
 from __future__ import annotations
 
@@ -18,14 +19,14 @@ __all__ = ["AwaitedDelivery", "BulkDelivery", "BulkOutcomes"]
 
 
 class AwaitedDelivery(Sending):
-    """The delivery that a `send_message` awaits. It is also the future that asyncio's task waits for.
+    """The delivery that a `send_message` call awaits. It also replaces the future for which an asyncio task waits.
 
-    `asyncio.isfuture` takes it for a future. One task may await it once. It supports only that, and so costs less than
-    an `asyncio.Future`.
+    `asyncio.isfuture` returns True for it. It supports only one use: one task awaits it once. So it costs less than an
+    `asyncio.Future`.
 
     Attributes:
-        callback: Lets the task go on.
-        context: The context in which it is called.
+        callback: The function that lets the waiting task continue.
+        context: The context in which `callback` is called.
     """
 
     __slots__ = ("_asyncio_future_blocking", "began", "callback", "_cancelled", "context", "_outcome", "_wakeups")
@@ -70,7 +71,7 @@ class AwaitedDelivery(Sending):
         return outcome  # type: ignore[return-value] # there is one now
 
     def wake_soon(self) -> None:
-        """Wakes the task that awaits it; `Wakeups` says when. Tasks are woken in the order of these calls."""
+        """Asks `Wakeups` to wake the task that awaits this delivery. Tasks are woken in the order of these calls."""
         wakeups = self._wakeups
         if not wakeups.due:
             wakeups.expect()
@@ -83,18 +84,18 @@ class AwaitedDelivery(Sending):
         return self._wakeups.loop
 
     def add_done_callback(self, callback: Callable[[Any], object], *, context: Context) -> None:
-        """Keeps the callback that wakes the task."""
+        """Stores the callback that wakes the task."""
         self.callback = callback
         self.context = context
 
     def result(self) -> None:
-        """Raises `CancelledError` when the task was cancelled. `await` gives the outcome, this method does not."""
+        """Raises `CancelledError` if the task was cancelled. This method does not return the outcome; `await` does."""
         if self._cancelled is not None:
             raise asyncio.CancelledError(*self._cancelled)
 
     def cancel(self, msg: object = None) -> bool:
-        """Wakes the task, because it is cancelled. Does nothing if there is an outcome, or if it was cancelled
-        before."""
+        """Wakes the task, because the task is cancelled. Does nothing if there is an outcome, or if the task was
+        cancelled before."""
         if self._outcome is not None or self._cancelled is not None:
             return False
         self._cancelled = () if msg is None else (msg,)
@@ -103,13 +104,13 @@ class AwaitedDelivery(Sending):
 
 
 class BulkOutcomes:
-    """The outcomes of one `send_messages`: one future for all of them."""
+    """The outcomes of one `send_messages` call. The call waits for one future, not for one per message."""
 
     __slots__ = ("outcomes", "left", "future", "began")
 
     def __init__(self, future: asyncio.Future[None], began: float) -> None:
         self.began = began
-        """When the call began, in the event loop's time."""
+        """When the call began (`loop.time()`, in seconds)."""
         self.outcomes: list[Any] = []
         self.left = 1
         """How many deliveries have no outcome, plus 1 while more deliveries may be added."""
@@ -122,7 +123,7 @@ class BulkOutcomes:
 
 
 class BulkDelivery(Sending):
-    """A delivery that is one of many in a `send_messages`.
+    """One of the deliveries of a `send_messages` call.
 
     Attributes:
         bulk: The outcomes of that call.
@@ -139,7 +140,7 @@ class BulkDelivery(Sending):
 
     @property
     def began(self) -> float:  # type: ignore[override]
-        """When the call began, in the event loop's time."""
+        """When the call began (`loop.time()`, in seconds)."""
         return self.bulk.began
 
     def _resolve(self, outcome: Receipt | DeliveryError) -> None:

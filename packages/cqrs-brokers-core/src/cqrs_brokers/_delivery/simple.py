@@ -1,7 +1,7 @@
-"""Wraps a broker that has only `send_message`, so that `Broker` can treat every driver as a pipelined one.
+"""Wraps a driver that has only `send_message`, so that `Broker` can treat every driver as a pipelined one.
 
-Each send is a task of ours. With the capability `ordering_key` at most one runs at a time per topic and key; messages
-without a key do not wait for each other.
+Each send runs in a task of this module. If the driver has the capability `ordering_key`, at most one send runs at a
+time for the same topic and key. Messages without a key do not wait for each other.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["SimpleSender"]
 
 
 class SimpleSender(PipelinedDriver):
-    """A pipelined driver that calls one `send_message` for each message."""
+    """A pipelined driver that calls the wrapped driver's `send_message` once for each message."""
 
     def __init__(self, broker: MessageBroker) -> None:
         self._broker = broker
@@ -30,10 +30,12 @@ class SimpleSender(PipelinedDriver):
         self._tasks = Tasks()
         self._per_key: dict[tuple[str, str], collections.deque[tuple[Sending, Message]]] = {}
         self.passes_through = not isinstance(broker, Driver)
-        """Whether it is a plain `MessageBroker`, which gets the caller's own object."""
+        """Whether the wrapped driver is a plain `MessageBroker`. Such a driver gets the caller's own message object,
+        not a copy."""
         said = getattr(broker, "capabilities", None)
         self.declared: Capabilities | None = said if isinstance(said, Capabilities) else None
-        """The capabilities that it declares. None: it is a plain `MessageBroker` that declares none."""
+        """The capabilities that the wrapped driver declares. None: it is a plain `MessageBroker` that declares no
+        capabilities."""
         self._ordered = self.capabilities.ordering_key
 
     @property
@@ -111,7 +113,7 @@ class SimpleSender(PipelinedDriver):
 
 
 class _Undeclared(Driver):
-    """Has the lifecycle methods that a plain `MessageBroker` does not have."""
+    """Has the methods of `Driver` that a plain `MessageBroker` lacks, for example `connect` and `close`."""
 
     async def send_message(self, message: object) -> None:
         raise AssertionError("a plain MessageBroker is called directly")

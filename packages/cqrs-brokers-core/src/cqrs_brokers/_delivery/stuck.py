@@ -1,28 +1,31 @@
-"""Destinations that take nothing, and how much of the window they may hold.
+"""Finds the destinations that take nothing (*stuck* destinations), and limits how many messages the driver holds for
+them. A destination is the place to which the driver sends a message, for example a topic.
 
-A message that was handed over cannot be taken back. So the driver must not hold more than half of the window before it
-is known which destinations take nothing. The window has three parts:
+The window has `max_in_flight` places. A message that was handed over cannot be taken back. So the driver must not fill
+more than half of the window before it is known which destinations are stuck. The window has three parts:
 
 | part of the window | for |
 |---|---|
 | two fifths | every message, while all destinations take messages |
 | a tenth | trials: single messages for destinations that take nothing |
-| half | the other destinations, when some take nothing; it is empty until then |
+| half | the other destinations, when some take nothing; this half is empty until then |
 
 When some destinations take nothing, the others get two fifths of the free places, not all of them. So there is still
-room when another destination stops later. Destinations that stop one after the other may together hold more than half:
-of 2 500 places they hold first 1 000, then 1 600, then 1 960. The driver never holds more than the window.
+room if another destination becomes stuck later. If several destinations become stuck one after the other, the driver
+may hold more than half of the window for them: of 2 500 places first 1 000, then 1 600, then 1 960. The driver never
+holds more than the window.
 
-The first look is 0.1 s after messages begin to wait for room. Then there is one look a second, while messages wait or a
-destination takes nothing. A destination takes nothing when the driver still holds all of the destination's messages
-that it held at the previous look. Further messages for it wait outside the window, in the order of calls.
+The window checks all destinations at intervals. Such a check is called a *look*. The first look is 0.1 s after messages
+begin to wait for room. Further looks follow, one a second, while messages wait or a destination is stuck. A destination
+is stuck if the driver still holds every message for it that the driver held at the previous look. Further messages for
+this destination wait outside the window, in the order of calls.
 
-A few messages for such a destination still go to the driver, one per key: the destination's *trials*. They are needed
-because a destination may only seem stuck: its messages wait behind those of another one. Trials show when such a
-destination takes messages again. Without trials the destination would seem stuck until the deadlines of its earlier
-messages. The trials have several keys, because a driver may have to keep back the next message of a key whose earlier
-message is stuck. A message without a key waits for no other message. So after each look the driver may get one more
-trial without a key, because the earlier one may be stuck, too.
+A few messages for a stuck destination still go to the driver, one for each key. They are the destination's *trials*.
+Trials are needed because a destination may only seem stuck, while its messages wait behind messages of another
+destination. If the driver can send a trial, the destination takes messages again. Without trials the destination would
+seem stuck until the deadlines of its earlier messages. The trials have different keys, because a driver may not send a
+message while an earlier message with the same key is stuck. A message without a key does not wait for other messages.
+So after each look the driver may get one more trial without a key, because the earlier trial may be stuck, too.
 """
 
 from __future__ import annotations
@@ -38,11 +41,11 @@ __all__ = ["StuckDestinations"]
 
 
 class StuckDestinations:
-    """The stuck destinations of one broker. Sets how much of the window may be used.
+    """Knows the stuck destinations of one broker, and sets how much of the window may be used.
 
     Args:
         in_flight: The messages that the driver holds.
-        destination: Where a message goes, as the driver says it.
+        destination: The driver's `destination`, which names the place where a message goes.
     """
 
     def __init__(self, in_flight: InFlight, destination: Callable[[Message], str]) -> None:
@@ -51,22 +54,23 @@ class StuckDestinations:
         self.clear()
 
     def clear(self) -> None:
-        """Forgets all that it knows about destinations."""
+        """Forgets everything about destinations."""
         self._before: dict[str, list[Sending]] = {}
         self._held: list[Sending] = []
         self._trials: dict[str, dict[object, Sending]] = {}
-        """The trials, by destination and by key. A trial without a key has the key None here until the next look, which
-        replaces None with the delivery. So each look makes room for one more trial without a key."""
+        """The trials, by destination and by key. A trial without a key is under None here until the next look. The look
+        replaces None with the delivery itself. So one more trial without a key is possible after each look."""
         self.names: frozenset[str] = frozenset()
-        """The destinations that take nothing."""
+        """The stuck destinations."""
         self._again: set[str] = set()
         """The stuck destinations that get one more trial, even if the earlier trials have no answer."""
         self._keys: set[tuple[str, str]] = set()
-        """The pairs of stuck destination and key for which the driver holds a message. A further message of such a pair
-        is no trial, because it would wait for the earlier one."""
+        """Pairs of a stuck destination and a key: for each pair the driver holds a message. A further message with the
+        same destination and key is no trial, because it would wait for the earlier message."""
         self._looks_for_more = 0
-        """How many of the next looks give one more trial to each destination that was not stuck at the look before.
-        `try_again` sets the number: such a destination may be stuck only because of messages from before that call."""
+        """How many of the next looks give one more trial to each destination that becomes stuck in that look.
+        `try_again` sets this number, because such a destination may seem stuck only because of messages that were
+        submitted before that call."""
         self._set_limits()
 
     def look(self) -> None:
@@ -94,8 +98,8 @@ class StuckDestinations:
         self._before = {}
 
     def try_again(self) -> None:
-        """Each destination that takes nothing gets one more trial, because the driver says that it may take messages
-        now."""
+        """Gives each stuck destination one more trial, because the driver says that stuck destinations may take
+        messages now."""
         self._again, self._looks_for_more = set(self.names), 2
         self._note_keys()
 
@@ -104,10 +108,11 @@ class StuckDestinations:
         self._keys = {(name, key) for name, key in held if key is not None}
 
     def count(self) -> bool:
-        """Counts what stuck destinations hold: once before the window is filled, not for each message.
+        """Counts what the driver holds for stuck destinations. It is called once before the window is filled, not for
+        each message.
 
         Returns:
-            Whether the driver has let go of something since the last time.
+            Whether the driver has released any of these messages since the last count.
         """
         held = [held for held in self._held if held.state < RELEASED]
         if len(held) == len(self._held):
@@ -123,20 +128,20 @@ class StuckDestinations:
         self.limit = min(places.max_count, held + max(1, _two_fifths(places.max_count - held)))
         """How many messages the driver may hold now."""
         self.limit_bytes = size + _two_fifths(places.max_bytes - size)
-        """How many bytes the driver may hold now. A larger message is taken when the driver holds nothing else."""
+        """How many bytes the driver may hold now. A larger message is submitted when the driver holds nothing else."""
         self._most = _most_with_trials(held, places.max_count)
         self._most_bytes = _most_with_trials(size, places.max_bytes)
         # While something is stuck, no message goes to the driver before its destination was looked at.
         places.limit, places.limit_bytes = (0, 0) if self.names else (self.limit, self.limit_bytes)
 
     def is_alone(self, delivery: Sending) -> bool:
-        """Whether a message larger than the limit may go, because the driver holds only messages of stuck
-        destinations."""
+        """Whether a message may go to the driver although it exceeds `limit_bytes`: the driver holds only messages for
+        stuck destinations, and `max_in_flight_bytes` leaves room for this message."""
         places = self._in_flight
         return places.bytes <= self._bytes and places.bytes + delivery.size <= places.max_bytes
 
     def must_wait(self, delivery: Sending) -> bool:
-        """Whether the message goes to a stuck destination, and has no room in the part of such destinations."""
+        """Whether the message must wait, because its destination is stuck and may get no further message now."""
         name, key = self._destination(delivery.message), delivery.message.key
         trials = self._trials.get(name)
         if trials is None or not self._is_full(delivery):
@@ -152,7 +157,7 @@ class StuckDestinations:
         return unanswered >= max(1, self._in_flight.max_count // (10 * len(self.names)))
 
     def took(self, delivery: Sending) -> None:
-        """The driver got the message."""
+        """Notes that the driver got the message."""
         name = self._destination(delivery.message)
         if name in self.names:
             self._again.discard(name)
@@ -162,14 +167,15 @@ class StuckDestinations:
             self._bytes += delivery.size
 
     def _is_full(self, delivery: Sending) -> bool:
-        """Whether stuck destinations hold so much that a further message of theirs can only be a trial."""
+        """Whether the driver holds so much for stuck destinations that a further message for them can only be a
+        trial."""
         places = self._in_flight
         if len(self._held) + 1 > _two_fifths(places.max_count):
             return True
         return self._bytes + delivery.size > _two_fifths(places.max_bytes)
 
     def reason(self, delivery: Sending) -> str | None:
-        """Why a message had no room, if it goes to a stuck destination."""
+        """Why a message had no room, if its destination is stuck. None: its destination is not stuck."""
         name = self._destination(delivery.message)
         if name not in self.names:
             return None
@@ -186,8 +192,8 @@ def _that_count(trials: dict[object, Sending]) -> dict[object, Sending]:
 
 
 def _most_with_trials(held: int, window: int) -> int:
-    """How much stuck destinations may hold, with their trials: half of the window. If they already hold more than half,
-    they may hold a tenth of the rest in addition."""
+    """How much the driver may hold for stuck destinations, including their trials: half of the window. If it already
+    holds more than half for them, it may hold a tenth of the free part in addition."""
     half = window // 2
     return half if held <= half else held + (window - held) // 10
 

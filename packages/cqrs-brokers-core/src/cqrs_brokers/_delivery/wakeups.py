@@ -1,7 +1,8 @@
-"""Callers of `send_message` are woken together: one callback wakes all whose outcomes came in one turn of the loop.
+"""Wakes the callers of `send_message` together. One callback of the event loop wakes all callers whose outcomes came in
+the same turn of the loop.
 
-`asyncio.Future` would need one callback for each caller. With 1 000 sends at a time the one callback saves a tenth of
-the time for a message.
+`asyncio.Future` would need one callback for each caller. With 1 000 sends at a time, a single callback for all saves a
+tenth of the time that each message takes.
 """
 
 from __future__ import annotations
@@ -18,19 +19,19 @@ class _Sleeper(Protocol):
     """A delivery that a task awaits.
 
     Attributes:
-        callback: Lets the task go on. None after it was called.
-        context: The context in which it is called.
+        callback: The function that lets the waiting task continue. None: it was called.
+        context: The context in which `callback` is called.
     """
 
     callback: Callable[[Any], object] | None
     context: Context
 
     def wake_soon(self) -> None:
-        """Wakes the task; `Wakeups` says when. Tasks are woken in the order of these calls."""
+        """Asks `Wakeups` to wake the task. Tasks are woken in the order of these calls."""
 
 
 class Wakeups:
-    """The deliveries whose tasks are to be woken: in the event loop's next turn, or at the end of `after`.
+    """The deliveries whose tasks must be woken. They are woken in the event loop's next turn, or at the end of `after`.
 
     Args:
         loop: The event loop.
@@ -39,13 +40,14 @@ class Wakeups:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.due: list[_Sleeper] = []
-        """The deliveries, in the order in which their tasks are woken. Before the first is added, `expect()` must be
-        called."""
+        """The deliveries, in the order in which their tasks are woken. Before the first delivery is added, `expect()`
+        must be called."""
         self._held = False
-        """Whether `after` calls `_wake()`, not the loop."""
+        """Whether `after` will call `_wake()`. If not, the event loop calls it."""
 
     def after(self, handler: Callable[..., object], *args: object) -> None:
-        """Calls the handler, and then wakes the tasks that got their outcomes in it. See `Link.wake_after`."""
+        """Calls the handler, and then wakes the tasks whose outcomes came while the handler ran. See
+        `Link.wake_after`."""
         if self.due or asyncio.current_task(self.loop) is not None:  # a task cannot go on inside another task
             handler(*args)
             return

@@ -1,5 +1,5 @@
-"""The in-flight window: which messages the driver gets, and which wait until there is room. It keeps the order of
-calls.
+"""The window: decides which messages the driver gets, and which wait until there is room. Messages with the same topic
+and key keep the order of calls.
 
 admit / queue ──room──▶ submit to the driver ──▶ outcome
       └──no room──▶ waiting ──a place became free──▶ submit
@@ -26,22 +26,22 @@ from .wakeups import Wakeups
 __all__ = ["Window"]
 
 LOOK_EVERY = 1.0
-"""How often, in seconds, the window looks for stuck destinations while messages wait for room or a destination is
-stuck."""
+"""Seconds between two looks for stuck destinations (see `stuck`). The window looks for them while messages wait for
+room or a destination is stuck."""
 FIRST_LOOK = 0.1
-"""When messages begin to wait, the window looks for the first time after this many seconds. A destination that takes
-none of its messages between this look and the next one is stuck."""
+"""Seconds from the moment when messages begin to wait until the first look. A destination that takes none of its
+messages between this look and the next look is stuck."""
 
 
 class Window:
-    """Deliveries from the call to the outcome.
+    """Manages the deliveries from the call to the outcome.
 
     Args:
         in_flight: The places that messages take while the driver holds them.
         submit: The driver's `submit`.
         copies: Whether messages that have to wait are copied, so that later changes by the caller have no effect. They
             are not copied if they are copies already, or if the driver gets the caller's own object.
-        why_not_taken: Why the broker takes no messages now. None: it takes messages.
+        why_not_taken: Says why the broker takes no messages now. None: it takes messages.
         why_late: The driver's `why_late`.
         destination: The driver's `destination`.
         timeout: The timeout of calls that have none of their own, in seconds.
@@ -62,14 +62,14 @@ class Window:
         self._submit = submit
         self._copies = copies
         self.accepting = False
-        """Whether the driver takes messages now: connected and not blocked."""
+        """Whether the driver takes messages now, because it is connected and not blocked."""
         self._waiting: collections.deque[Sending] = collections.deque()
         self.wakeups: Wakeups
         """The callers that are to be woken in this event loop."""
         self._stuck = StuckDestinations(in_flight, destination)
         self._aside: tuple[int, Sending] | None = None
-        """How many messages at the front must wait until a stuck destination takes a message, and the last of these
-        messages. None: `refill` has to find them again."""
+        """How many messages at the front of the queue must wait until a stuck destination takes messages, and the last
+        of these messages. None: `refill` has to find these messages again."""
         self._looking: asyncio.TimerHandle | None = None
         self._deadlines = Deadlines(in_flight, self._waiting, why_not_taken, why_late, self._stuck.reason, timeout)
         self._loop: asyncio.AbstractEventLoop
@@ -77,7 +77,7 @@ class Window:
         in_flight.on_room = self._refill_soon
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Starts again in that event loop, and forgets what belonged to a closed one."""
+        """Begins anew in that event loop, and forgets everything that belonged to an earlier event loop."""
         self.forget()
         self._stuck.clear()
         self._looking = None
@@ -98,10 +98,10 @@ class Window:
     # -- in -----------------------------------------------------------------------------------------------------------
 
     def admit(self, delivery: Sending) -> bool:
-        """Submits at once if there is room and no message waits; otherwise the delivery waits its turn.
+        """Submits the delivery at once if there is room and no other message waits. If not, the delivery waits.
 
         Returns:
-            Whether the driver has it.
+            Whether the delivery was submitted.
         """
         if self._deadlines.timer is None:
             self._deadlines.watch(delivery.deadline)
@@ -129,12 +129,13 @@ class Window:
         return False
 
     def expect(self, deadline: float) -> None:
-        """Prepares the timer for a message whose deadline may be earlier than the deadlines of earlier messages."""
+        """Prepares the timer for a message whose deadline may come before the deadlines of messages that were sent
+        before it."""
         self._deadlines.expect(deadline)
 
     def queue(self, deliveries: Sequence[Sending]) -> None:
-        """Adds many messages to those that wait. Then call `refill()` to submit those that have room, and `keep()` for
-        the others."""
+        """Adds many messages to the waiting messages. Then call `refill()`, which submits the messages that have room,
+        and `keep()`, which copies the others."""
         if deliveries:
             self._deadlines.watch(deliveries[0].deadline)
             self._wait(deliveries)
@@ -155,13 +156,13 @@ class Window:
             self.refill()
 
     def try_again(self) -> None:
-        """Each destination that takes nothing gets one more trial."""
+        """Gives each stuck destination one more trial."""
         self._stuck.try_again()
         self._aside = None
         self._refill_soon()
 
     def refill(self) -> None:
-        """Submits the messages that have room, in the order of calls, as one batch."""
+        """Submits the waiting messages that have room, in the order of calls, as one batch."""
         self._refill_due = False
         if not self.accepting or self._deadlines.are_due():
             return
@@ -210,11 +211,11 @@ class Window:
                 self._not_submitted(batch, error)
 
     def _take_aside(self) -> int:
-        """An earlier `refill` has found messages that must wait. This method moves them behind all others, and `refill`
-        moves them back.
+        """Moves the messages that must wait, as an earlier `refill` has found, behind all others. `refill` moves them
+        back at its end.
 
         Returns:
-            The number of these messages.
+            The number of these messages. It is 0 if `refill` has to find them again.
         """
         aside, self._aside = self._aside, None
         if self._stuck.count() or aside is None or len(self._waiting) < aside[0]:
@@ -246,7 +247,8 @@ class Window:
             self._look_later()
 
     def _refill_soon(self) -> None:
-        """One refill per turn of the event loop, however many places become free in it."""
+        """Plans a refill for the next turn of the event loop. There is only one, even if many places become free in
+        this turn."""
         self._in_flight.room_is_wanted = False
         if self._waiting and not self._refill_due:
             self._refill_due = True
@@ -270,13 +272,13 @@ class Window:
             self._refill_soon()
 
     def give_up_all(self, bulk: BulkOutcomes) -> None:
-        """Abandons the messages of a `send_messages` that was cancelled."""
+        """Abandons the messages of a `send_messages` call that was cancelled."""
         for delivery in (*self._in_flight.pending, *self._waiting):
             if isinstance(delivery, BulkDelivery) and delivery.bulk is bulk:
                 self.give_up(delivery)
 
     def end_not_handed(self, error: NotDeliveredError) -> None:
-        """Ends every message that was not handed over, because connecting cannot succeed or waiting is useless."""
+        """Ends every message that was not handed over, because waiting for the connection is useless."""
         for delivery in [d for d in self._in_flight.pending if d.state != HANDED]:
             delivery.end(error)
         while self._waiting:
@@ -285,7 +287,7 @@ class Window:
                 waiter.end(error)
 
     def settle(self, handed: DeliveryError, not_handed: NotDeliveredError) -> list[Sending]:
-        """Ends every message, and frees every place, because the driver will not be asked any more.
+        """Ends every message, and frees every place, because `Broker` does not wait for the driver any more.
 
         Returns:
             The messages that had been handed over. Their outcome is unknown.
@@ -312,13 +314,14 @@ class Window:
         return sum(not delivery.done for delivery in tuple(self._waiting))  # metrics are read in threads of their own
 
     def oldest(self) -> Sending | None:
-        """The message that has been without an outcome for longest. May be asked from any thread."""
+        """Of the messages without an outcome, the message whose call began first. This method may be called in any
+        thread."""
         held = (*tuple(self._in_flight.pending), *tuple(self._waiting))
         return min((delivery for delivery in held if not delivery.done), key=attrgetter("began"), default=None)
 
     @property
     def is_empty(self) -> bool:
-        """Whether every message has its outcome. The driver may still hold some."""
+        """Whether every message has its outcome. The driver may still hold some of the messages."""
         return not self._in_flight.pending and all(delivery.done for delivery in self._waiting)
 
     @property
@@ -327,10 +330,13 @@ class Window:
         return not all(self._in_flight.pending.values()) or self.waiting > 0
 
     async def drained(self, timeout: float | None) -> bool:
-        """Waits until everything that is here now has its outcome.
+        """Waits until every message that is here now has its outcome.
+
+        Args:
+            timeout: The longest wait, in seconds. None: only the messages' deadlines limit the wait.
 
         Returns:
-            Whether everything got its outcome within the timeout (in seconds). None: no limit but the deadlines.
+            Whether every message got its outcome within the timeout.
         """
         pending = {d for d in (*self._in_flight.pending, *self._waiting) if not d.done}
         if not pending:

@@ -1,1 +1,1 @@
-"""From a scheme to its plugin: entry points, loading, opening."""
+"""Finds the plugin that owns a URL scheme, loads it, and opens brokers with it."""

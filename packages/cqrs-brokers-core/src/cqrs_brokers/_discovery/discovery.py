@@ -1,4 +1,8 @@
-"""Decides who owns a scheme, from the table of installed plugins and the pins, before anything is imported."""
+"""Decides which distribution owns a URL scheme, before any plugin is imported.
+
+It reads the table of installed plugins and the *pins*. A pin names the only distribution that may provide a scheme. The
+user sets pins with `open_broker(…, distribution=…)` or in the variable `CQRS_BROKERS_PIN`.
+"""
 
 from __future__ import annotations
 
@@ -25,17 +29,18 @@ Status = Literal["ready", "ambiguous", "incompatible", "broken metadata", "refus
 
 
 class BrokerInfo(NamedTuple):
-    """A scheme that an installed distribution claims.
+    """A scheme that an installed distribution claims: the distribution has an entry point with the scheme's name.
 
     Attributes:
         name: The scheme.
-        distribution: Who claims it.
-        version: The distribution's version, "" when its metadata does not say.
-        entry_point: The module or object that its entry point names.
+        distribution: The distribution that claims the scheme.
+        version: The distribution's version; "" if the metadata gives none.
+        entry_point: The module or object that the entry point names.
         status: "ready": `open_broker` will load it. "ambiguous": another distribution claims the scheme too.
-            "incompatible": it needs another version of core. "broken metadata": it cannot be read. "refused": the
-            scheme is reserved for another distribution, or pinned to it.
-        reason: Why it is not ready; "" when it is.
+            "incompatible": the distribution needs another version of core. "broken metadata": the distribution's
+            metadata or entry point cannot be used. "refused": the scheme is reserved for another distribution, or
+            pinned to another one.
+        reason: Why the status is not "ready"; "" if it is.
     """
 
     name: str
@@ -47,7 +52,7 @@ class BrokerInfo(NamedTuple):
 
 
 def available_brokers() -> list[BrokerInfo]:
-    """The schemes that installed distributions claim, by name. Imports no plugin.
+    """Lists the schemes that installed distributions claim, sorted by name. Imports no plugin.
 
     Raises:
         ConfigError: `CQRS_BROKERS_PIN` is not of the form `scheme=distribution,…`.
@@ -61,18 +66,19 @@ def available_brokers() -> list[BrokerInfo]:
 
 
 def find_owner(scheme: str, distribution: str | None = None) -> Claim:
-    """The one claim on the scheme that may be loaded.
+    """Returns the claim (the distribution's entry point) that may be loaded for the scheme.
 
     Args:
-        distribution: A pin: no other distribution may provide the scheme, even if it is reserved. None: the pin of
-            `CQRS_BROKERS_PIN`, if there is one.
+        distribution: The only distribution that may provide the scheme, even if the scheme is reserved for another one.
+            None: the distribution that `CQRS_BROKERS_PIN` names for the scheme, if any.
 
     Raises:
         ConfigError: `CQRS_BROKERS_PIN` is not of the form `scheme=distribution,…`.
-        PluginNotFoundError: The scheme is misspelt, not installed, or reserved for a distribution that is not
-            installed.
-        AmbiguousPluginError: More than one distribution claims it, and none is pinned.
-        PluginLoadError: The distribution's metadata is missing or broken, or it needs another version of core.
+        PluginNotFoundError: The scheme is misspelt or not installed, or it is reserved for or pinned to a distribution
+            that is not installed.
+        AmbiguousPluginError: More than one distribution claims the scheme, and no distribution is pinned.
+        PluginLoadError: The distribution's metadata is missing or broken, or the distribution needs another version of
+            core.
     """
     pin = distribution if distribution is not None else _pins().get(scheme)
     owner = pin or OFFICIAL.get(scheme)
@@ -102,7 +108,8 @@ def find_owner(scheme: str, distribution: str | None = None) -> Claim:
 
 
 def _allowed(claims: Iterable[Claim], scheme: str, pin: str | None) -> list[Claim]:
-    """The claims on the scheme. If it is pinned, or else reserved: only the claims of that distribution."""
+    """The claims on the scheme. If the scheme is pinned to a distribution, only this distribution's claims are
+    returned. The same holds if there is no pin, but the scheme is reserved for a distribution."""
     owner = pin or OFFICIAL.get(scheme)
     found = [claim for claim in claims if claim.scheme == scheme]
     return [claim for claim in found if owner is None or canonical(claim.distribution) == canonical(owner)]
@@ -130,7 +137,7 @@ def _status(claim: Claim, table: Installed, pin: str | None) -> tuple[Status, st
 def _not_found(
     scheme: str, pin: str | None, claims: Sequence[Claim], table: Installed
 ) -> PluginNotFoundError | PluginLoadError:
-    """Why no installed distribution may provide the scheme."""
+    """The error that says why no installed distribution may provide the scheme."""
     if pin is not None:
         others = ", ".join(claim.title for claim in claims) or "no installed distribution"
         return PluginNotFoundError(

@@ -21,26 +21,27 @@ hookspec = pluggy.HookspecMarker(PROJECT)
 
 
 class BrokerHooks(Protocol):
-    """The specifications."""
+    """The hooks that a plugin can implement."""
 
     @staticmethod
     @hookspec(firstresult=True)
     def broker_options() -> type[BrokerOptions]:
-        """The plugin's options.
+        """Returns the class of the plugin's options.
 
-        Optional. Without this hook the scheme has only the options that every broker has.
+        This hook is optional. Without it the scheme has only the options that every broker has.
         """
 
     @staticmethod
     @hookspec(firstresult=True)
     def open_message_broker(url: BrokerURL, options: BrokerOptions) -> MessageBroker:
-        """Makes the driver, or any other `MessageBroker`, but not a `Broker`. It is synchronous, and does no I/O except
-        to read certificate files.
+        """Makes the driver. Any `MessageBroker` except a `Broker` is possible. The hook is synchronous. It does no I/O
+        except to read certificate files.
 
         Args:
-            url: The parsed config string. It has the password, even one that was given as a keyword, in a file or in a
-                variable. `url.hosts` has None for a port that the string leaves out.
-            options: An instance of what `broker_options` returned, validated.
+            url: The parsed config string. It contains the password, even if the password was given as a keyword, in a
+                file or in an environment variable. If the string gives no port for a host, the port in `url.hosts` is
+                None.
+            options: A validated instance of the class that `broker_options` returned.
 
         Raises:
             ConfigError: The options contradict each other in a way that their model cannot check.
@@ -49,10 +50,10 @@ class BrokerHooks(Protocol):
     @staticmethod
     @hookspec(firstresult=True)
     def inspect_broker(url: BrokerURL, options: BrokerOptions) -> Inspection:
-        """Makes the inspection of a config string, for `cqrs-brokers check`. It is synchronous, and does no I/O except
-        to read certificate files.
+        """Makes the `Inspection` with which the command `cqrs-brokers check` checks a config string. The hook is
+        synchronous. It does no I/O except to read certificate files.
 
-        Optional.
+        This hook is optional.
 
         Args:
             url: As in `open_message_broker`.

@@ -1,8 +1,8 @@
-"""The table of installed plugins: which distribution claims which scheme. Imports no plugin.
+"""The table of installed plugins: which distribution claims which scheme. This module imports no plugin.
 
-importlib-metadata reads the entry points, one distribution after the other: a malformed file breaks only its own
-scheme. importlib-metadata is imported at the first look-up, because the import replaces the standard library's finder
-of distributions in the whole process.
+The library importlib-metadata reads the entry points of one distribution after the other. So a malformed file breaks
+only the schemes of its own distribution. importlib-metadata is imported at the first look-up, because the import
+replaces the standard library's finder of distributions in the whole process.
 """
 
 from __future__ import annotations
@@ -29,15 +29,16 @@ OFFICIAL: Final[Mapping[str, str]] = {
     "kafka": "cqrs-broker-kafka",
     "memory": "cqrs-broker-memory",
 }
-"""Reserved schemes. Errors suggest only these distributions: any other name could be anybody's package."""
+"""The reserved schemes, and the distribution that owns each. Errors suggest only these distributions to install,
+because a package with any other name could be anybody's."""
 
 
 class Claim(NamedTuple):
-    """One entry point of one distribution.
+    """One entry point of one distribution: the distribution claims the scheme.
 
     Attributes:
         value: The module, or `module:attribute`.
-        requires: The distribution's requirements on core, as written.
+        requires: The distribution's requirements on core, as they are written in its metadata.
         broken: Why the entry point or the distribution's metadata cannot be used, or None.
     """
 
@@ -71,7 +72,8 @@ def installed(distribution: str | None = None) -> Installed:
     """Reads the table, once per process (`installed.cache_clear()` forgets it).
 
     Args:
-        distribution: Only the claims of this distribution, given by the normal form of its name. None: all claims.
+        distribution: The normal form of a distribution's name. Then only the claims of this distribution are read.
+            None: all claims are read.
     """
     versions: dict[str, list[Distribution]] = {}
     for number, each in enumerate(_distributions(distribution)):
@@ -83,7 +85,7 @@ def installed(distribution: str | None = None) -> Installed:
 
 
 def _first(several: list[Distribution]) -> Distribution:
-    """Of the distributions with one name: the first, because no other can be imported.
+    """Of several distributions with the same name, the first on `sys.path`, because no other can be imported.
 
     A folder without METADATA, which an interrupted upgrade leaves behind, counts only when there is no other.
     """
@@ -98,7 +100,8 @@ def canonical(name: str) -> str:
 
 
 def _distributions(name: str | None) -> Iterator[Distribution]:
-    """All distributions, or those of the name. A broken finder on `sys.meta_path` only ends the list."""
+    """All distributions, or only those with this name. If a finder on `sys.meta_path` is broken, the list ends
+    there."""
     import importlib_metadata
 
     try:
@@ -117,7 +120,7 @@ def _has_metadata(distribution: Distribution) -> bool:
 def _folder_name(distribution: Distribution) -> str:
     """The normal form of a distribution's name, taken from its folder's name where that is possible.
 
-    The public `name` reads and parses METADATA, which is slow, and impossible when METADATA is broken.
+    The public attribute `name` needs METADATA to be parsed. That is slow, and it fails if METADATA is broken.
     """
     try:
         return str(distribution._normalized_name).replace("_", "-")
@@ -126,7 +129,7 @@ def _folder_name(distribution: Distribution) -> str:
 
 
 def _entry_points(distribution: Distribution) -> tuple[list[EntryPoint], str | None]:
-    """The entry points in our group, and why the file cannot be read, or None."""
+    """Returns the entry points in our group. The second value says why the file cannot be read; None if it can."""
     try:
         return [entry_point for entry_point in distribution.entry_points if entry_point.group == GROUP], None
     except Exception as error:
@@ -134,7 +137,8 @@ def _entry_points(distribution: Distribution) -> tuple[list[EntryPoint], str | N
 
 
 def _is_ours(distribution: Distribution, name: str) -> bool:
-    """Whether a file of entry points that cannot be parsed belongs to a plugin."""
+    """Whether a distribution is a plugin. This function is called only if the distribution's entry_points.txt cannot be
+    parsed."""
     if name.startswith("cqrs-broker-"):
         return True
     try:
@@ -176,7 +180,8 @@ def _why_unreadable(error: Exception) -> str:
 
 
 def _why_unusable(entry_point: EntryPoint) -> str | None:
-    """What is wrong with one entry point, or None. The format: packaging.python.org/specifications/entry-points."""
+    """Says what is wrong with one entry point; None if nothing is. The format is defined in
+    packaging.python.org/specifications/entry-points."""
     if not re.fullmatch(SCHEME, entry_point.name):
         return "the name in its entry_points.txt is not a URL scheme"
     try:
@@ -189,7 +194,8 @@ def _why_unusable(entry_point: EntryPoint) -> str | None:
 
 
 def _header(distribution: Distribution) -> tuple[str, str, tuple[str, ...], str | None]:
-    """A distribution's name, version and requirements on core, and what is wrong with its metadata.
+    """A distribution's name, version and requirements on core, and what is wrong with its metadata (None if nothing
+    is).
 
     The standard library's `HeaderParser` reads the text. `Distribution.metadata` takes twice the time, because it loads
     all the modules for mail headers.

@@ -32,22 +32,21 @@ def open_broker(
     encoder: Encoder | None = None,
     **options: object,
 ) -> Broker:
-    """Makes the `Broker` that a config string names. It does no network I/O: the first send connects. It reads the
-    metadata of installed distributions, and the files and environment variables that options name.
+    """Makes the `Broker` that a config string names. This function does no network I/O: the first send connects. The
+    function reads the metadata of installed distributions, and the files and environment variables that options name.
 
     Args:
         url: `scheme://[user:password@]host[:port][,…][/path][?option=value&…]`. None: the environment variable
             `CQRS_BROKER_URL`.
         distribution: Only this installed distribution may provide the scheme.
         observers: Objects that `Broker` tells about outcomes and connection changes.
-        encoder: Encodes payloads that come without `payload_bytes` and without a content type; see `Broker`.
-        **options: The scheme's options by name. An option that is given here takes the place of the same option in the
-            string.
+        encoder: Encodes the payloads of messages that have neither `payload_bytes` nor a content type; see `Broker`.
+        **options: The scheme's options by name. An option that is given here overrides the same option in the string.
 
     Raises:
-        ConfigError: The string or an option is wrong, or there is no string at all. Reports all problems of the grammar
-            at once, or else all problems of the options.
-        PluginError: The scheme is misspelt, broken, incompatible, claimed twice, or not installed.
+        ConfigError: The string or an option is wrong, or there is no string at all. The error lists all problems of the
+            string's grammar. If the grammar is right, the error lists all problems of the options.
+        PluginError: The scheme is misspelt, not installed or claimed twice, or its plugin is broken or incompatible.
     """
     source = ""
     if url is None:

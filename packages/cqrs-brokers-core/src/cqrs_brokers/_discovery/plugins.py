@@ -1,6 +1,7 @@
 """Loads plugins into pluggy's registry and checks what their hooks return.
 
-`discovery` decides who owns a scheme before anything is imported. This module then imports that one plugin.
+`discovery` decides which distribution owns a scheme, before any plugin is imported. This module then imports the plugin
+of that distribution only.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ _in_process: dict[str, Plugin] = {}
 
 
 class Plugin(NamedTuple):
-    """A loaded plugin, as the owner of a scheme.
+    """A loaded plugin, which owns a scheme.
 
     Attributes:
-        title: Its distribution and version, for errors.
+        title: The plugin's distribution and version, for errors.
         implementation: The module or object with the hooks.
     """
 
@@ -50,10 +51,10 @@ class Plugin(NamedTuple):
     implementation: object
 
     def options_type(self) -> type[BrokerOptions]:
-        """The class that its `broker_options` hook returns.
+        """The class that the plugin's `broker_options` hook returns.
 
         Raises:
-            PluginContractError: It raised, or gave something else.
+            PluginContractError: The hook raised an error, or returned something else.
         """
         if not self._has("broker_options"):
             return BrokerOptions
@@ -67,12 +68,13 @@ class Plugin(NamedTuple):
         return options_type
 
     def open(self, url: BrokerURL, options: BrokerOptions) -> MessageBroker:
-        """The driver that its `open_message_broker` hook makes.
+        """The driver that the plugin's `open_message_broker` hook makes.
 
         Raises:
-            ConfigError: From the plugin.
-            PluginContractError: It raised something else, or gave no `MessageBroker`, or one whose `capabilities` are
-                wrong.
+            BrokerError: The hook raised it, for example a `ConfigError`.
+            PluginLoadError: The hook raised an `ImportError`.
+            PluginContractError: The hook raised another error. Or it returned no `MessageBroker`, or one whose
+                `capabilities` are wrong.
         """
         driver = self._made("open_message_broker", url, options)
         if inspect.iscoroutine(driver):
@@ -87,11 +89,13 @@ class Plugin(NamedTuple):
         return driver
 
     def inspection(self, url: BrokerURL, options: BrokerOptions) -> Inspection | None:
-        """What its `inspect_broker` hook makes, for `cqrs-brokers check`; None when it has none.
+        """The `Inspection` that the plugin's `inspect_broker` hook makes, for `cqrs-brokers check`. None: the plugin
+        has no such hook.
 
         Raises:
-            ConfigError: From the plugin.
-            PluginContractError: It raised something else, or gave no `Inspection`.
+            BrokerError: The hook raised it, for example a `ConfigError`.
+            PluginLoadError: The hook raised an `ImportError`.
+            PluginContractError: The hook raised another error, or returned no `Inspection`.
         """
         from cqrs_brokers.inspection import Inspection  # no application needs it
 
@@ -127,7 +131,7 @@ class Plugin(NamedTuple):
         return any(caller.name == hook for caller in _manager.get_hookcallers(self.implementation) or ())
 
     def _made(self, hook: str, url: BrokerURL, options: BrokerOptions) -> Any:
-        """What a hook makes of a URL and its options."""
+        """What a hook makes from a URL and the options."""
         made, problem = self._ask(hook, url=url, options=options)
         if problem is not None:
             self._failed(hook, problem, url, options)
@@ -142,7 +146,8 @@ class Plugin(NamedTuple):
     def _failed(self, hook: str, error: BaseException, url: BrokerURL, options: BrokerOptions) -> NoReturn:
         """Raises the plugin's error without the secrets that the plugin was given.
 
-        The text of a client library's error, or of its cause, may quote them. Then the cause is left out.
+        The text of a client library's error, or of that error's cause, may quote secrets. Then the raised error has no
+        cause.
         """
         given = [url.password, *url.query.values(), *(getattr(options, name) for name in type(options).model_fields)]
         secrets = secrets_in(given)
@@ -161,15 +166,15 @@ class Plugin(NamedTuple):
 
 
 def load_plugin(scheme: str, distribution: str | None = None, *, secrets: Iterable[str] = ()) -> Plugin:
-    """The plugin that owns the scheme. Imports it if necessary, and no other plugin.
+    """Returns the plugin that owns the scheme. Imports this plugin if necessary, but no other plugin.
 
     Args:
         distribution: Only this installed distribution may provide the scheme.
-        secrets: Texts that no error may show.
+        secrets: Texts that no error may contain.
 
     Raises:
-        PluginError: The scheme is misspelt, broken, incompatible, claimed twice or not installed, or the plugin breaks
-            the contract.
+        PluginError: The scheme is misspelt, not installed or claimed twice, or its plugin is broken or incompatible, or
+            breaks the plugin contract.
     """
     if distribution is None and scheme in _in_process:
         return _in_process[scheme]
@@ -180,9 +185,11 @@ def load_plugin(scheme: str, distribution: str | None = None, *, secrets: Iterab
 
 
 def register_plugin(schemes: str | Iterable[str], plugin: object, *, name: str | None = None) -> None:
-    """Registers a plugin of this process, without packaging: for tests and frameworks.
+    """Registers a plugin in this process only. The plugin needs no installed distribution. Tests and frameworks use
+    this function.
 
-    It comes before installed distributions, also for a reserved scheme, because the application itself asked for it.
+    The registered plugin is used instead of an installed one, even for a reserved scheme, because the application
+    itself asked for it. Only `open_broker(…, distribution=…)` still uses the installed plugin.
 
     Args:
         schemes: One scheme or several.
@@ -190,8 +197,8 @@ def register_plugin(schemes: str | Iterable[str], plugin: object, *, name: str |
         name: The plugin's name in errors. Default: the name of its module or class.
 
     Raises:
-        ConfigError: A name is not a scheme, or another registered plugin has the scheme.
-        PluginContractError: It has no hooks, or wrong ones.
+        ConfigError: No scheme was given, a scheme is not a valid URL scheme, or another plugin is registered for it.
+        PluginContractError: The plugin has no hooks, or its hooks are wrong.
     """
     wanted = [schemes] if isinstance(schemes, str) else list(schemes)
     problems = [f"{scheme!r:.80} is not a URL scheme" for scheme in wanted if not re.fullmatch(SCHEME, str(scheme))]
@@ -242,7 +249,7 @@ def _import(claim: Claim, secrets: Iterable[str]) -> object:
 
 
 def _register(plugin: object, name: str, title: str) -> None:
-    """Registers once; pluggy validates the hooks' signatures."""
+    """Registers a plugin with pluggy, unless it is registered already. pluggy checks the signatures of its hooks."""
     if type(plugin).__hash__ is None:  # pluggy keeps sets of plugins
         raise PluginContractError(f"{title} is not a broker plugin: a {type(plugin).__name__} cannot be hashed")
     if _manager.is_registered(plugin):
@@ -271,7 +278,8 @@ def _register(plugin: object, name: str, title: str) -> None:
 
 
 def _tried(function: Callable[[], Any]) -> tuple[Any, BaseException | None]:
-    """What the plugin's function returned, or what it raised. No error of ours gets it as context in this way."""
+    """Returns the result of a plugin's function, or the error that the function raised. The error is returned, not
+    raised, so that it does not become the context of our own errors."""
     try:
         return function(), None
     except (Exception, SystemExit) as error:  # KeyboardInterrupt is not caught: the user caused it, not the plugin

@@ -1,4 +1,5 @@
-"""Whether a plugin's own requirement on core holds. It is checked before the plugin is imported."""
+"""Checks whether the running core is a version that a plugin's distribution requires. This happens before the plugin is
+imported."""
 
 from __future__ import annotations
 
@@ -14,10 +15,11 @@ __all__ = ["compatibility"]
 def compatibility(
     requires: Iterable[str], core_version: str | None
 ) -> tuple[Literal["ready", "incompatible", "broken metadata"], str]:
-    """Whether the requirements on core hold, as a plugin's status, and the text of an error if one does not.
+    """Returns a plugin's status, and why it is not "ready" ("" if it is). The status is "ready" if all requirements on
+    core hold.
 
     Args:
-        requires: A distribution's requirements on core, as written.
+        requires: The distribution's requirements on core, as they are written in its metadata.
         core_version: The version of the running core. None: core runs without being installed.
     """
     if core_version is None or all(plainly_holds(line, core_version) for line in requires):
@@ -40,7 +42,8 @@ def compatibility(
 
 
 def plainly_holds(requirement: str, version: str) -> bool:
-    """Whether a requirement like `cqrs-brokers-core<0.2,>=0.1` holds for a final release. False: ask `packaging`."""
+    """Whether a requirement has a simple form like `cqrs-brokers-core<0.2,>=0.1`, and holds for a version that is a
+    final release. False: only the library `packaging` can tell."""
     limits = re.fullmatch(rf"{CORE}<([0-9]+)\.([0-9]+),>=([0-9]+)\.([0-9]+)", requirement)
     release = re.fullmatch(r"([0-9]+)\.([0-9]+)(?:\.[0-9]+)*", version)
     if limits is None or release is None:

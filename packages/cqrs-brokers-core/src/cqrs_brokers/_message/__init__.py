@@ -1,1 +1,1 @@
-"""From what an application passes to bytes on the wire: validation, encoding, ids."""
+"""Turns what an application passes into bytes for the wire: validation, encoding, message ids."""

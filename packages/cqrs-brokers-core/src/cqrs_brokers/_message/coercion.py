@@ -1,4 +1,4 @@
-"""Makes a `Message` of what an application passes: an event or a message-like object. Also calls the broker's
+"""Makes a `Message` from what an application passes: an event or a message-like object. Also calls the broker's
 encoder."""
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ class Coercion:
 
     Args:
         address: The broker's redacted URL, for errors.
-        encoder: Makes the bodies of messages that come without `payload_bytes` and without a content type.
+        encoder: Makes the bodies of messages that have neither `payload_bytes` nor a content type.
     """
 
     def __init__(self, *, address: str, encoder: Encoder | None) -> None:
         self._address = address
         self._encoder = encoder
         self.unchanged_type = Message if encoder is None else None
-        """The class whose instances `message()` returns as they are. None: there is an encoder."""
+        """The class whose instances `message()` returns as they are. None: there is no such class, because there is an
+        encoder."""
 
     def message(self, candidate: Any) -> Message:
         """The message to send: the caller's own object if it is a `Message` that needs no encoder, else a new one."""
@@ -43,14 +44,15 @@ class Coercion:
         return message
 
     def unreadable(self, error: Exception, message: object) -> InvalidMessageError:
-        """The error for a message whose own code raised while it was read."""
+        """The error for a message that could not be read, because its own code (for example a property) raised an
+        error."""
         return InvalidMessageError.raised_by("reading the message", error, content=message, broker=self._address)
 
     def event_message(self, event: Any) -> Message:
         """The message of an event.
 
         Raises:
-            InvalidMessageError: It is no event, or its own code raised.
+            InvalidMessageError: The object is no event, or the event's own code raised an error.
         """
         refused: DeliveryError
         try:
@@ -141,7 +143,8 @@ _MISSING: Any = object()
 
 
 def _given(candidate: Any, name: str, default: Any) -> Any:
-    """An attribute of a message-like object, or the default. An AttributeError of the object's own code is raised."""
+    """An attribute of a message-like object, or the default. If the object's own code raises an `AttributeError`, this
+    function raises it, too."""
     try:
         return getattr(candidate, name)
     except AttributeError:
@@ -152,8 +155,8 @@ def _given(candidate: Any, name: str, default: Any) -> Any:
 
 
 def readable(candidate: object, name: str, kind: type[T]) -> T | None:
-    """An attribute of what should be a message, for errors and observers. None: it is not of that type, or the object's
-    own code raised."""
+    """An attribute of an object that should be a message, for errors and observers. None: the attribute is missing or
+    has another type, or the object's own code raised an error."""
     try:
         value = getattr(candidate, name, None)
     except Exception:

@@ -19,10 +19,11 @@ BYTES = "application/octet-stream"
 
 
 def encode(payload: object) -> bytes:
-    """The JSON of a payload.
+    """Returns the JSON of a payload.
 
     Raises:
-        UnencodableError: The payload, or something in it, has no JSON form. The text names it by its path.
+        UnencodableError: The payload, or something in it, has no JSON form. The error's text gives the path of that
+            part.
     """
     if payload is None:
         raise UnencodableError("the payload is None: give a mapping, or TOMBSTONE to delete the key")

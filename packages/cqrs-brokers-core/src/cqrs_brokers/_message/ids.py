@@ -1,11 +1,11 @@
 """Message ids: random UUIDs (RFC 9562, version 4), made as the text that goes on the wire.
 
-The bits come from `os.urandom`, as in `uuid.uuid4`. Ids of a burst are made 256 at a time, which costs less than making
-them one by one.
+The bits come from `os.urandom`, as in `uuid.uuid4`. If many ids are needed within a short time, they are made 256 at a
+time. That costs less than making them one by one. The ids that are made but not used yet are called the *pool*.
 
-Ids that are made before they are needed must be used soon. A process may be started several times from one
-snapshot of its memory (a frozen virtual machine or function), and each copy would use the same ids. So a pool is used
-only for 5 ms. A snapshot that is taken within those 5 ms also holds messages that are being sent, which each copy sends
+The ids of a pool must be used soon. A process may be started several times from one snapshot of its memory (a frozen
+virtual machine or serverless function), and each copy would use the same ids. So a pool is used only for 5 ms. A
+snapshot that is taken within those 5 ms also contains messages that are being sent, and each copy sends these messages
 again anyway. A fork empties the pool.
 """
 
@@ -21,7 +21,7 @@ __all__ = ["from_text", "new_message_id", "new_text", "text_of"]
 
 _POOLED = 256
 _FRESH_NS = 5_000_000
-"""How long a pool is used, in nanoseconds. A second id that is asked for within this time begins a burst."""
+"""How long a pool is used, in nanoseconds. If a second id is needed within this time, a pool is made."""
 _TEXT = b"--------------4---------------------"  # 4: the version (RFC 9562, 4.2)
 _TEXTS = _TEXT * _POOLED
 _SIZE, _VERSION, _VARIANT = len(_TEXT), 14, 19
@@ -40,7 +40,7 @@ _made_ns = 0
 
 
 def new_text(now: int) -> bytes:
-    """The text of a new id. Safe in threads: two threads never get the same id.
+    """Returns the text of a new id. It may be called in several threads: two threads never get the same id.
 
     Args:
         now: `time.time_ns()`.
@@ -72,7 +72,7 @@ if hasattr(os, "register_at_fork"):  # Windows has no fork
 
 
 def from_text(text: bytes) -> UUID:
-    """The id of a text of 8-4-4-4-12 hex digits."""
+    """The id that a text of 8-4-4-4-12 hex digits stands for."""
     return UUID(text.decode())
 
 

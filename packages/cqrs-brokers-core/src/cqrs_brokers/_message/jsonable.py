@@ -1,4 +1,5 @@
-"""What a payload may be made of, and what it becomes in JSON: one rule for every depth and every kind of container.
+"""Says what a payload may contain, and how each value is written in JSON. The rule is the same at every depth and in
+every kind of container.
 
 | accepted | in JSON |
 |---|---|
@@ -9,9 +10,10 @@
 | UUID, Decimal (finite, with its digits), URL, IP address, path | text |
 | date, time, datetime | ISO 8601 (with a time zone also RFC 3339), with `Z` for UTC |
 
-Refused: NaN and infinities, bytes, sets, generators, keys that are no text, secrets, everything else. The writer of a
-class is found once. An instance of a subclass of a model or a dataclass is written with the fields that the subclass
-adds.
+Everything else is refused, for example NaN and infinities, bytes, sets, generators, secrets, and keys that are no text.
+If an object is an instance of a subclass of a model or a dataclass, the fields that the subclass adds are written, too.
+The function that writes the instances of a class is called the *writer* of that class. It is looked up once for each
+class.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ __all__ = [
 ]
 
 Writer = Callable[[Any, int], Any]
-"""Turns a value into what JSON can hold. The number is the value's nesting depth."""
+"""A function that turns a value into what JSON can hold. Its second argument is the nesting depth of the value."""
 
 MAX_DEPTH = 200
 PLAIN = frozenset({str, bool, type(None)})
@@ -64,7 +66,7 @@ TOO_DEEP = "is nested too deeply, or refers to itself"
 _MOST_CLASSES = 10_000
 _SURROGATE = "[\ud800-\udfff]"
 WRITERS: dict[type, Writer] = {}
-"""How instances of a class are written."""
+"""The writer of each class that has occurred so far."""
 
 
 class UnencodableError(TypeError, ValueError):
@@ -76,7 +78,7 @@ class Refused(Exception):  # noqa: N818 - a signal inside this package, not an e
 
     Args:
         text: What is wrong with it: the end of a sentence that begins with the path.
-        cause: What the payload's own code raised.
+        cause: The error that the payload's own code raised.
     """
 
     def __init__(self, text: str, cause: BaseException | None = None) -> None:
@@ -84,7 +86,7 @@ class Refused(Exception):  # noqa: N818 - a signal inside this package, not an e
         self.text = text
         self.cause = cause
         self.path: list[str | int] = []
-        """Where it is, from the inside out."""
+        """The keys and indexes that lead to this part of the payload, the innermost first."""
 
 
 def jsonable(value: object, root: str) -> Any:
@@ -92,10 +94,10 @@ def jsonable(value: object, root: str) -> Any:
 
     Args:
         value: A payload, or an event.
-        root: What a path begins with; "" for the fields of the value itself.
+        root: How the paths in errors begin. "": a path begins with the name of a field.
 
     Raises:
-        UnencodableError: Something in it has no JSON form.
+        UnencodableError: Something in the value has no JSON form.
     """
     try:
         return write(value, 0)
@@ -114,10 +116,10 @@ def jsonable(value: object, root: str) -> Any:
 
 
 def write(value: Any, depth: int) -> Any:
-    """The value as JSON can hold it.
+    """The value in a form that JSON can hold.
 
     Raises:
-        Refused: Something in it has no JSON form.
+        Refused: Something in the value has no JSON form.
     """
     kind = type(value)
     if kind in PLAIN:
@@ -141,7 +143,8 @@ def asked(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def where_text_fails(ready: Any, path: str) -> str:
-    """Says which text cannot be written, with its path. The value comes from `jsonable`."""
+    """Says which text is not valid Unicode, with its path; "" if every text is valid. `ready` is a result of
+    `jsonable`."""
     if isinstance(ready, str):
         return f"{path} is not valid Unicode (a lone surrogate)" if re.search(_SURROGATE, ready) else ""
     parts: Any = enumerate(ready) if isinstance(ready, list) else ()
@@ -245,11 +248,12 @@ _LEAVES: dict[type, Writer] = {
     str: lambda value, depth: str.__str__(value),
     int: _int,
 }
-"""Writers by class. For a subclass the first base class in this order is used: a datetime is a date too."""
+"""Writers by class. For an instance of a subclass, the first base class in this order is used. The order matters: a
+datetime is a date, too."""
 
 
 def writer_of(kind: type) -> Writer:
-    """The writer for instances of a class; it is found once."""
+    """Finds the writer of a class, and remembers it."""
     writer = _find_writer(kind)
     if len(WRITERS) >= _MOST_CLASSES:
         WRITERS.clear()
@@ -296,7 +300,8 @@ _SHOWN_DEPTH = 8
 
 
 def _path(root: str, inside_out: list[str | int]) -> str:
-    """Such as `payload.lines[3].price`. A key that is no identifier might be content, so it is not shown."""
+    """The path as text, such as `payload.lines[3].price`. A key that is no identifier might be content, so it is not
+    shown."""
     parts = inside_out[::-1]
     text = root
     for part in parts[:_SHOWN_DEPTH]:

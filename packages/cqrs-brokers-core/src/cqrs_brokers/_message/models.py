@@ -1,10 +1,13 @@
-"""How pydantic models and pydantic's dataclasses become JSON: by their own serializers, else by the rule of `jsonable`.
+"""Writes pydantic models and pydantic's dataclasses as JSON. Their own serializers are used. Everything else follows
+the rule of `jsonable`.
 
-pydantic alone would write NaN as `null`, a secret as asterisks, and a key of 1 as "1". It would write only those fields
-of a subclass that the declared class has. So we read the fields of a model and write them by the rule of `jsonable`.
-pydantic's schema of the class is read once. It says what the class asks for:
+pydantic alone would write NaN as `null`, a secret as asterisks, and a key of 1 as "1". If a field is declared with a
+base class and holds an instance of a subclass, pydantic would leave out the fields that the subclass adds. So we read
+the fields of a model and write them by the rule of `jsonable`. We read pydantic's schema of the class once. The schema
+says how the class wants to be written:
 
-* names: those of the fields, or their serialization aliases if the model's configuration has `serialize_by_alias`;
+* names: the names of the fields in Python, or their serialization aliases if the model's configuration has
+  `serialize_by_alias`;
 * `exclude=True`: left out; computed fields: written; extra fields (`extra="allow"`): written;
 * serializers of the model's own: called as in pydantic's JSON mode; their results are written by the same rule;
 * serializers deeper inside a field's type, or pydantic's own (`Base64Bytes`): that field is written by pydantic.
@@ -43,8 +46,8 @@ class _Field(NamedTuple):
     Attributes:
         name: Its name in Python.
         key: Its name in JSON.
-        function: Its own serializer, as pydantic's schema describes it.
-        by_pydantic: Whether pydantic writes it.
+        function: The field's own serializer, as pydantic's schema describes it.
+        by_pydantic: Whether pydantic writes the field.
         skip: Says whether a value is left out.
     """
 
@@ -56,7 +59,7 @@ class _Field(NamedTuple):
 
 
 class _Info:
-    """Replaces pydantic's `FieldSerializationInfo`: what a serializer may ask about its call."""
+    """Replaces pydantic's `FieldSerializationInfo`. A serializer may read from it how it was called."""
 
     mode = "json"
     by_alias = exclude_unset = exclude_defaults = exclude_none = exclude_computed_fields = False
@@ -71,7 +74,7 @@ class _Info:
 
 
 def model_writer(kind: Any) -> Writer:
-    """How instances of a pydantic class are written."""
+    """Returns the writer of a pydantic class."""
     schema = dict(kind.__pydantic_core_schema__)
     own = next(_models(schema, kind), schema)
     if own.get("root_model"):
@@ -101,7 +104,8 @@ def _models(schema: Any, kind: type) -> Iterator[Mapping[str, Any]]:
 
 
 def _fields(own: Mapping[str, Any], schema: Mapping[str, Any], kind: Any) -> tuple[list[_Field], bool]:
-    """The fields that are written, and whether the class has nothing else to write."""
+    """Returns the fields that are written, and whether `_plain` can write the class: a model that has only fields
+    without an alias or a serializer, and no computed or extra fields."""
     inside: Any = own["schema"]
     while inside["type"] not in ("model-fields", "dataclass-args"):
         inside = inside["schema"]
@@ -162,8 +166,8 @@ def _serializers(schema: Any, whole: Mapping[str, Any], seen: set[str]) -> Itera
 
 
 def _says_nothing(serializer: Mapping[str, Any]) -> bool:
-    """Whether the serializer is pydantic's own for a path, a deque or a secret. The rule of `jsonable` applies to these
-    types instead: it refuses secrets."""
+    """Whether the serializer is one of pydantic's own, for a path, a deque or a secret. It is not used, because the
+    rule of `jsonable` applies to these types. This rule refuses secrets."""
     function = serializer.get("function")
     module, name = getattr(function, "__module__", "") or "", getattr(function, "__qualname__", "")
     of_a_secret = module == "pydantic.types" and name.startswith("_serialize_secret")
@@ -174,7 +178,7 @@ def _says_nothing(serializer: Mapping[str, Any]) -> bool:
 
 
 def _plain(names: tuple[str, ...]) -> Writer:
-    """The writer for a model that has only plain fields to write, as most models do."""
+    """The writer for a model that has only plain fields. Most models are like this."""
 
     def write_model(model: Any, depth: int) -> dict[str, Any]:
         if depth >= MAX_DEPTH:
@@ -259,8 +263,8 @@ def _mixed(fields: Sequence[_Field], kind: Any) -> Writer:
 
 
 def _by_model_serializer(function: Mapping[str, Any], write_fields: Writer) -> Writer:
-    """The writer for a class with a `model_serializer`. If the serializer wraps, its handler writes the fields by the
-    rule of `jsonable`."""
+    """The writer for a class with a `model_serializer`. If it is a wrap serializer, its handler writes the fields by
+    the rule of `jsonable`."""
 
     def write_model(model: Any, depth: int) -> Any:
         arguments: list[Any] = [model]
@@ -274,7 +278,7 @@ def _by_model_serializer(function: Mapping[str, Any], write_fields: Writer) -> W
 
 
 def _serialized(function: Mapping[str, Any], model: Any, item: Any, name: str, depth: int) -> Any:
-    """What the serializer of a field makes of its value."""
+    """The result of a field's serializer for the field's value."""
     if item is None and function.get("when_used") in ("unless-none", "json-unless-none"):
         return None
     arguments = [model, item] if function.get("is_field_serializer") else [item]

@@ -1,4 +1,4 @@
-"""What pydantic, and FastAPI with it, must know to write and to read a `Receipt`."""
+"""The schema with which pydantic (and so FastAPI) writes and reads a `Receipt`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ __all__ = ["schema"]
 
 
 def schema(cls: type[Receipt]) -> core_schema.CoreSchema:
-    """Accepts a receipt, or a JSON object with its fields. A receipt is written to JSON as `to_dict()`."""
+    """Returns the schema. It accepts a receipt, or a JSON object with the receipt's fields. A receipt is written to
+    JSON as `to_dict()`."""
     number = core_schema.nullable_schema(core_schema.int_schema())
     field = core_schema.typed_dict_field
     others = {

@@ -25,8 +25,9 @@ class Tombstone:
 
 _the_one: Tombstone = object.__new__(Tombstone)
 TOMBSTONE: Final = _the_one
-"""The payload of a message without a body. The message says that the object with its key was deleted.
+"""The payload of a message without a body. Such a message says that the object with the message's key was deleted.
 
-It is for compacted topics, where the newest message of a key is the state of that key. It is not an empty body and not
-JSON's `null`. The message needs a key. The broker needs the capability `tombstones`.
+Tombstones are for compacted topics, in which the newest message with a key is the state of that key. A tombstone has no
+body at all. That is not the same as an empty body, or as a body with JSON's `null`. The message needs a key. The broker
+needs the capability `tombstones`.
 """

@@ -1,11 +1,13 @@
-"""What may be sent: every message is checked before any I/O.
+"""Checks every message before any I/O.
 
-Legal topics, names, content types and header names repeat; they are remembered in bounded sets. Values are checked
-every time. In the message a subclass of `str`, such as an enum member, is replaced by the plain text that it holds, so
-that drivers get only `str`.
+The same topics, names, content types and header names occur in many messages. So those that have passed the check are
+remembered, up to a limit, and are not checked again. Keys and the values of headers are checked every time. A text in
+the message may be an instance of a subclass of `str`, such as an enum member. It is replaced by the plain `str` that it
+holds, so that drivers get only `str`.
 
-The limits are those of the strictest broker that we know: AMQP's short strings have at most 255 bytes (AMQP 0-9-1,
-4.2.5.3), and its field names 128 (4.2.5.5). A driver may have further rules, for example for topics (`refuse_topic`).
+The limits come from AMQP, the strictest protocol that we know. AMQP allows at most 255 bytes for a short string (AMQP
+0-9-1, 4.2.5.3), and at most 128 bytes for a field name (4.2.5.5). A driver may have further rules, for example for
+topics (`refuse_topic`).
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from .jsonable import UnencodableError
 __all__ = ["RESERVED_HEADERS", "Validator"]
 
 RESERVED_HEADERS = frozenset({"message-id", "message-name", "content-type", "ordering-key"})
-"""Header names that carry the message's own fields on some broker; compared without case."""
+"""Header names that some driver uses for the message's own fields. Upper and lower case do not matter."""
 
 MAX_HEADERS = 100
 MAX_NAME_BYTES = 255
@@ -50,9 +52,9 @@ class Validator:
 
     Args:
         address: The broker's redacted URL, for errors.
-        capabilities: What its driver can do; a message that needs more is refused, not silently reduced. None: the
-            broker declares nothing, and is given headers of text and no key.
-        refuse_topic: Says why the broker cannot have a topic; None: it can.
+        capabilities: What the driver can do. A message that needs more is refused; nothing is left out silently. None:
+            the driver declares nothing. Then messages may have headers of text, and a message with a key is refused.
+        refuse_topic: Says why the broker cannot have a topic. None: the broker can have it.
         max_message_bytes: The most bytes that body, key and headers may have together.
     """
 
@@ -79,7 +81,7 @@ class Validator:
         self._known_headers: dict[str, int] = {}
         self._texts: Mapping[str, HeaderValue] = {}
         """The headers that were last added to a message, if all their values were text. Headers with other values are
-        not kept: they would be compared with `==`, for which 1 and True are equal."""
+        not kept, because the comparison uses `==`, for which 1 and True are equal."""
         self._texts_size = 0
         self._are_typed = False
 
@@ -90,8 +92,8 @@ class Validator:
             Its size in bytes: body, key, header names and values in UTF-8.
 
         Raises:
-            InvalidMessageError: It cannot be sent.
-            MessageTooLargeError: It is larger than allowed.
+            InvalidMessageError: The message cannot be sent.
+            MessageTooLargeError: The message is larger than allowed.
         """
         topic = message.topic
         if type(topic) is not str or topic not in self._known_topics:
@@ -125,9 +127,9 @@ class Validator:
         return size
 
     def add_headers(self, message: Message, added: Mapping[str, HeaderValue], size: int) -> int:
-        """Adds headers to a message that was checked, or leaves the message as it is and raises.
+        """Adds headers to a message that was checked before. If it raises an error, the message stays as it was.
 
-        It checks only the added headers. A second check of the others would double the cost.
+        Only the added headers are checked. A second check of the other headers would double the cost.
 
         Args:
             message: The message. Its headers are not changed in place.
@@ -135,11 +137,11 @@ class Validator:
             size: What `check` returned.
 
         Returns:
-            Its size with them.
+            The message's size with the added headers.
 
         Raises:
-            InvalidMessageError: They cannot be sent.
-            MessageTooLargeError: It is larger than allowed with them.
+            InvalidMessageError: The headers cannot be sent.
+            MessageTooLargeError: The message is larger than allowed with the added headers.
         """
         before = message.headers
         try:
@@ -316,7 +318,8 @@ class Validator:
         return size
 
     def _check_typed(self, message: Message, name: str, value: object) -> int:
-        """The size of a header value that is no text: a number has 8 bytes, bool 1, None none."""
+        """Checks a header value that is no text. Returns its size: a number has 8 bytes, a bool 1, None 0, and bytes
+        have their length."""
         self._are_typed = True
         kind = type(value)
         if kind not in self._header_types:
