@@ -346,3 +346,59 @@ async def test_caught_destinations_go_on_when_the_driver_has_left_its_channel(wi
         assert first.keys() == {"a", "b"}
         assert max(first.values()) < 7.5, first
     await outcomes(sends)
+
+
+class Ordered(Dead):
+    """Notes the messages in the order in which it got them."""
+
+    def __init__(self, *dead: str) -> None:
+        super().__init__(*dead)
+        self.got: dict[tuple[str, str | None], list[int]] = {}
+
+    def submit(self, deliveries: Sequence[Delivery], /) -> None:
+        for delivery in deliveries:
+            sent = delivery.message
+            self.got.setdefault((sent.topic, sent.key), []).append(int((sent.body or b"").partition(b" ")[0]))
+        super().submit(deliveries)
+
+
+async def test_a_small_message_does_not_overtake_a_large_one_with_its_key() -> None:
+    """The large one must wait, because stuck destinations have too many bytes; the small one would have room."""
+    driver = Ordered("dead")
+    async with Broker(driver, max_in_flight_bytes=10_000, delivery_timeout=30, close_timeout=0) as broker:
+        sizes = [("k1", 1000), ("k2", 1000), ("k3", 1000), ("A", 3000), ("A", 500)]
+        sends = [
+            asyncio.ensure_future(broker.send_message(Message("n", "dead", b"%d " % n + bytes(size), key=key)))
+            for n, (key, size) in enumerate(sizes)
+        ]
+        await asyncio.sleep(2.5)
+        driver.dead.clear()
+        driver.confirm()
+        assert {type(outcome) for outcome in await outcomes(sends)} == {Receipt}
+    assert driver.got["dead", "A"] == [3, 4]
+
+
+@pytest.mark.parametrize("first_seed", [0, 40])
+async def test_messages_with_one_topic_and_key_keep_their_order(first_seed: int) -> None:
+    """Whatever their sizes are, and whichever destinations stop and go on meanwhile."""
+
+    async def run(seed: int) -> dict[tuple[str, str | None], list[int]]:
+        chance = random.Random(seed)
+        driver = Ordered("a", "b")
+        async with Broker(driver, max_in_flight=30, max_in_flight_bytes=20_000, delivery_timeout=30) as broker:
+            sends = []
+            for number in range(200):
+                body = b"%d " % number + bytes(chance.choice((10, 500, 3000, 6000)))
+                sent = Message("n", chance.choice("abc"), body, key=chance.choice((None, "x", "y")))
+                sends.append(asyncio.ensure_future(broker.send_message(sent)))
+                await asyncio.sleep(chance.choice((0, 0, 0.02)))
+            for dead in ("a", "c", "b", "", ""):
+                await asyncio.sleep(1.0)
+                driver.dead = {dead}
+                driver.confirm()
+            assert {type(outcome) for outcome in await outcomes(sends)} == {Receipt}
+        return driver.got
+
+    for got in await asyncio.gather(*(run(first_seed + seed) for seed in range(40))):
+        assert sum(map(len, got.values())) == 200
+        assert {pair: numbers for pair, numbers in got.items() if numbers != sorted(numbers)} == {}

@@ -70,6 +70,9 @@ class Window:
         self._aside: tuple[int, Sending] | None = None
         """How many messages at the front of the queue must wait until a stuck destination takes messages, and the last
         of these messages. None: `refill` has to find these messages again."""
+        self._behind: set[tuple[str, str | None]] = set()
+        """The topics and keys of these messages. Later messages with the same topic and key wait behind them, also if
+        they are smaller and would have room."""
         self._looking: asyncio.TimerHandle | None = None
         self._deadlines = Deadlines(in_flight, self._waiting, why_not_taken, why_late, self._stuck.reason, timeout)
         self._loop: asyncio.AbstractEventLoop
@@ -170,12 +173,14 @@ class Window:
         batch: list[Sending] = []
         are_stuck, pending = bool(stuck.names), places.pending
         aside = self._take_aside() if are_stuck else 0
+        if not aside:
+            self._behind.clear()
         left = len(waiting) - aside
         room, most_bytes = stuck.limit - places.count, stuck.limit_bytes
         while left and room > 0:
             delivery = waiting[0]
             if not delivery.done:
-                if are_stuck and stuck.must_wait(delivery):
+                if are_stuck and self._must_wait(delivery):
                     waiting.rotate(-1)  # behind those that were put aside before
                     aside += 1
                     left -= 1
@@ -209,6 +214,15 @@ class Window:
                 self._submit(batch)
             except Exception as error:
                 self._not_submitted(batch, error)
+
+    def _must_wait(self, delivery: Sending) -> bool:
+        """Whether a message is put aside: it must wait, or an earlier message with its topic and key was put aside."""
+        pair = delivery.topic, delivery.message.key
+        if pair not in self._behind:
+            if not self._stuck.must_wait(delivery):
+                return False
+            self._behind.add(pair)
+        return True
 
     def _take_aside(self) -> int:
         """Moves the messages that must wait, as an earlier `refill` has found, behind all others. `refill` moves them
