@@ -300,7 +300,8 @@ class Connection(aiormq.Connection):
 
     @property
     def channel_max(self) -> int:
-        """How many channels the server allows on this connection. If it sends 0 (no limit), it is `MOST_CHANNELS`."""
+        """How many channels the server allows on this connection. If the server sends 0 (no limit), the result is
+        `MOST_CHANNELS`."""
         return self.connection_tune.channel_max or MOST_CHANNELS
 
     def free_number(self) -> int | None:

@@ -144,7 +144,8 @@ class Declarations:
             self._tasks.spawn(self._work(session))
 
     async def _work(self, session: Session) -> None:
-        """Declares the queues that messages wait for, one after the other, on one channel."""
+        """Declares queues that messages wait for, one after the other, on one channel. After a failed declaration it
+        goes on with a new channel."""
         channel = self._idle.pop() if self._idle else None
         while self._todo and session is self._session and not self._paused:
             channel = await self._declare(session, channel, self._todo.popleft())

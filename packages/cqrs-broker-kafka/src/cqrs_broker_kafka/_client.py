@@ -3,9 +3,9 @@
 `_inspection` builds its own requests from aiokafka's documented classes. `_options` checks the class of a token
 provider. No other module uses aiokafka.
 
-We use aiokafka's class for one connection, but neither its client nor its producer. A connection of aiokafka connects,
-negotiates versions and logs in. From the first produce request on, we read from the connection and write to it
-ourselves. aiokafka's reader then gets no data, but still notices when the connection ends. We use eight members of
+We use aiokafka's class `AIOKafkaConnection`, but neither aiokafka's client nor its producer. A connection of aiokafka
+connects, negotiates versions and logs in. From the first produce request on, we read from the connection and write to
+it ourselves. aiokafka's reader then gets no data, but still notices when the connection ends. We use eight members of
 `AIOKafkaConnection` that aiokafka does not document:
 
 | name | used for |

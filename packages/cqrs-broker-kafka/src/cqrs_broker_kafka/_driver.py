@@ -121,8 +121,8 @@ class KafkaDriver(PipelinedDriver):
     # -- messages -----------------------------------------------------------------------------------------------------
 
     def submit(self, deliveries: Sequence[Delivery], /) -> None:
-        """Queues each message for its partition. The requests to the partitions' leaders are written at once, in the
-        next turn of the event loop, after `linger_ms`, or when an earlier request has its answer."""
+        """Queues each message for its partition. A request to the partition's leader is written either at once, or
+        in the next turn of the event loop, or after `linger_ms`, or when an earlier request has its answer."""
         topics, add_record = self.topics, self._add_record
         for delivery in deliveries:
             topic = topics.get(delivery.topic)

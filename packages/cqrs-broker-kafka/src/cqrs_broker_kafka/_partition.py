@@ -402,7 +402,7 @@ class Partition:
 
     def leave(self) -> Records:
         """Marks the partition as gone: it accepts no records any more. Returns the records that are proven not
-        appended. They go to other partitions."""
+        appended. The caller gives them to other partitions, or fails them if the topic cannot be used."""
         self.gone = True
         left, self.pending = self.pending, Records()
         self._suspects = 0

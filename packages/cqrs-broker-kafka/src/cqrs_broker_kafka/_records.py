@@ -139,9 +139,10 @@ _NULL = varints[-1]
 
 
 class _Headers(dict[tuple[str, Any], bytes]):
-    """Encodes headers. The bytes of the first 1 000 headers are remembered, by name and value. Most headers that repeat
-    are among these. Later headers are not remembered: for a header that never repeats, such as a trace id, it takes
-    longer to remember the bytes than to encode them."""
+    """Encodes headers. The bytes of the first 1 000 different headers are remembered, by name and value. Headers of
+    more than 256 bytes are not remembered and do not count. Most headers that repeat are among the 1 000. Later headers
+    are not remembered: for a header that never repeats, such as a trace id, it takes longer to remember the bytes than
+    to encode them."""
 
     def __init__(self) -> None:
         self._names: dict[str, bytes] = {}

@@ -4,9 +4,9 @@
                  ▲                                  │
                  └── kept, in order ◀── broken ─────┴──▶ ConnectionLostError
 
-* `Pipeline` keeps the messages of a `PipelinedDriver` between `submit` and the broker's answers. It runs the tasks that
-  write, read, and ping a silent broker. Messages that still wait when a connection ends are written to the next
-  connection.
+* `Pipeline` keeps the messages of a `PipelinedDriver` between `submit` and the broker's answers. Its tasks write
+  messages, read answers, and ping a silent broker. Messages that still wait when a connection ends are written to the
+  next connection.
 * `connect_to_any` tries the hosts one after the other until one is connected. Each host gets a share of the time.
 * `header_name` and `header_value` percent-encode headers for brokers whose headers are lines of text. `header_text`
   decodes them.
@@ -131,8 +131,8 @@ class Pipeline(Generic[T]):
         Args:
             write: Writes a batch of pairs (token, item), in order. It must write the whole batch before its first
                 `await`. It must return only when the client's own buffer has room again (`drain()`): then it gets the
-                next batch, whose messages count as handed over. While it waits for room, the pipeline may call it again
-                with a question of `ask`.
+                next batch, whose messages count as handed over. While `write` waits for room, the pipeline may call
+                `write` again, with a question (see `ask`).
             read: Reads answers until the connection ends. None: the client has a task of its own for that. When the
                 connection ends, `read` may return or raise an exception: the pipeline does the same in both cases. It
                 must ignore an incomplete answer. If an answer ends the connection, as STOMP's ERROR does, `read` must

@@ -104,7 +104,7 @@ class BrokerURL:
         path: The percent-decoded text after the first `/` that follows the hosts. None: there is no such `/`.
             `amqp://h/` has the path "", `amqp://h/%2F` has "/", `amqp://h/a/b` and `amqp://h/a%2Fb` have "a/b".
         query: The options by name. The values are percent-decoded. A value is a `Secret` if `names_a_secret` is true
-            for the name of the option, or if other clients use that name for a secret, such as `pwd`.
+            for the name of the option, or if other clients use the name for a secret (for example the name `pwd`).
     """
 
     scheme: str

@@ -328,8 +328,8 @@ class Connection:
         return told_with_stall(error, stalled) if isinstance(error, _PERHAPS_LATE) else error
 
     async def _attempt(self) -> tuple[ConnectError | None, float]:
-        """Makes one pass. Returns its error, and how long the event loop stood still (in seconds). Short stalls count
-        as 0."""
+        """Makes one pass over the hosts. Returns its error, and how long the event loop stood still (in seconds). Short
+        stalls count as 0."""
         limit = self._settings.connect_timeout
         what = f"no answer within {limit:g} s: check the address, the network and the broker"
         with StallWatch() as watch:

@@ -229,7 +229,8 @@ class Window:
         back at its end.
 
         Returns:
-            The number of these messages. It is 0 if `refill` has to find them again.
+            The number of these messages. 0: it is not known any more which messages must wait, so none was moved, and
+            `refill` checks them again.
         """
         aside, self._aside = self._aside, None
         if self._stuck.count() or aside is None or len(self._waiting) < aside[0]:

@@ -223,7 +223,8 @@ def unregister_plugin(plugin: object) -> None:
 
 
 def _what_is_missing(error: ImportError) -> str:
-    """Says which part of a dependency is missing, and what to do. Slim and frozen bundles leave parts out."""
+    """Says which part of a dependency is missing, and what to do. For example, PyInstaller may leave a module, or the
+    metadata of a distribution, out of an application."""
     from importlib.metadata import PackageNotFoundError  # importing core must not load it
 
     if isinstance(error, PackageNotFoundError):

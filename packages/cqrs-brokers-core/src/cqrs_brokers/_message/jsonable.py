@@ -86,7 +86,7 @@ class Refused(Exception):  # noqa: N818 - a signal inside this package, not an e
         self.text = text
         self.cause = cause
         self.path: list[str | int] = []
-        """The keys and indexes that lead to this part of the payload, the innermost first."""
+        """The keys and indexes that lead from the payload to the part without a JSON form, the innermost first."""
 
 
 def jsonable(value: object, root: str) -> Any:
