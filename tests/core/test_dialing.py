@@ -2,15 +2,18 @@
 
 import asyncio
 import socket
+import ssl
 import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from cqrs_brokers import dialing
-from cqrs_brokers.dialing import Address, BufferedReads, dial, look_up, open_socket, other_addresses
+from cqrs_brokers.dialing import Address, BufferedReads, dial, look_up, open_socket, open_streams, other_addresses
+from cqrs_brokers_testkit.certificates import make_certificates
 from tests.dead_address import DEAD, dead_address
 
 WELL = "127.0.0.1"
@@ -150,25 +153,31 @@ async def test_what_is_no_name(names: dict[str, Callable[[], list[str]]]) -> Non
 class Kept(asyncio.StreamReaderProtocol, BufferedReads):
     """Notes how the loop reads."""
 
-    buffers: list[bytearray]
+    buffers: list[memoryview]
 
-    def get_buffer(self, sizehint: int) -> bytearray:
+    def get_buffer(self, sizehint: int) -> memoryview:
         buffer = super().get_buffer(sizehint)
         self.buffers.append(buffer)
         return buffer
 
 
+SENT = b"".join(struct.pack(">i", number) for number in range(100_000))
+
+
+async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Sends pieces of all sizes. With TLS each piece is a record."""
+    at = 0
+    while at < len(SENT):
+        size = (1, 5, 700, 16_000, 3, 40_000)[at % 6]
+        writer.write(SENT[at : at + size])
+        at += size
+    await writer.drain()
+    writer.close()
+
+
 async def test_buffered_reads_use_one_buffer() -> None:
     """All reads of a connection go into one buffer, and the stream gets every byte in order."""
-    sent = b"".join(struct.pack(">i", number) for number in range(100_000))
     loop = asyncio.get_running_loop()
-
-    async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        for start in range(0, len(sent), 30_000):
-            writer.write(sent[start : start + 30_000])
-            await writer.drain()
-        writer.close()
-
     server = await asyncio.start_server(serve, WELL, 0)
     async with server:
         reader = asyncio.StreamReader(limit=2**20)
@@ -176,7 +185,24 @@ async def test_buffered_reads_use_one_buffer() -> None:
         protocol.buffers = []
         raw = await dial(WELL, server.sockets[0].getsockname()[1])
         transport, _ = await loop.create_connection(lambda: protocol, sock=raw)
-        assert await reader.read(-1) == sent
+        assert await reader.read(-1) == SENT
         transport.close()
     assert len({id(buffer) for buffer in protocol.buffers}) == 1
     assert len(protocol.buffers) > 1
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_streams_give_every_byte_in_order(tls: bool, tmp_path: Path) -> None:
+    """Also when one read brings several TLS records."""
+    ours = theirs = None
+    if tls:
+        made = make_certificates(tmp_path)
+        theirs = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        theirs.load_cert_chain(made.server, made.server_key)
+        ours = ssl.create_default_context(cafile=made.ca)
+    server = await asyncio.start_server(serve, WELL, 0, ssl=theirs)
+    async with server:
+        raw = await dial(WELL, server.sockets[0].getsockname()[1])
+        reader, writer = await open_streams(raw, ssl=ours, server_hostname="localhost" if tls else None)
+        assert await reader.read(-1) == SENT
+        writer.close()

@@ -47,18 +47,22 @@ class BufferedReads(asyncio.BufferedProtocol):
     own and does not use this one.
     """
 
-    _buffer: bytearray | None = None
+    _buffer: memoryview | None = None
 
-    def get_buffer(self, sizehint: int) -> bytearray:
-        """See `asyncio.BufferedProtocol`."""
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """See `asyncio.BufferedProtocol`.
+
+        A `bytearray` would lose bytes with TLS: for the second record of a read, asyncio takes a slice of the buffer,
+        and the slice of a `bytearray` is a copy.
+        """
         if self._buffer is None:
-            self._buffer = bytearray(READ_SIZE)
+            self._buffer = memoryview(bytearray(READ_SIZE))
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
         """See `asyncio.BufferedProtocol`."""
         assert self._buffer is not None
-        self.data_received(bytes(memoryview(self._buffer)[:nbytes]))
+        self.data_received(bytes(self._buffer[:nbytes]))
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
