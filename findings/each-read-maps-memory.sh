@@ -27,7 +27,7 @@ class Streams(asyncio.StreamReaderProtocol):
 
 
 class BufferedStreams(asyncio.StreamReaderProtocol, asyncio.BufferedProtocol):
-    buffer = bytearray(2**16)
+    buffer = memoryview(bytearray(2**16))
 
     def get_buffer(self, sizehint):
         return self.buffer
