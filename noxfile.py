@@ -190,7 +190,7 @@ def versions(session: nox.Session) -> None:
 
 @nox.session
 def mutants(session: nox.Session) -> None:
-    """Runs every case of the conformance suite against every mutant, and writes the page (45 minutes)."""
+    """Runs every case of the conformance suite against every mutant, and writes the page (an hour)."""
     install(session, EVERYTHING, *group("test"))
     session.run("python", "-m", "tests.conformance.documents", "mutants")
 

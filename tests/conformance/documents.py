@@ -2,7 +2,7 @@
 
 `python -m tests.conformance.documents [memory] [devnull] [amqp] [kafka] [mutants]`; without arguments all of them.
 Needs RabbitMQ and Kafka for theirs. `mutants` runs every case against each mutant of which the page has no result,
-which takes three quarters of an hour for all of them, and may be interrupted; delete the page to begin anew.
+which takes an hour for all of them on two cores, and may be interrupted; delete the page to begin anew.
 """
 
 from __future__ import annotations
