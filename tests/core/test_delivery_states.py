@@ -81,12 +81,8 @@ class Told(AwaitedDelivery):
         self.add_done_callback(lambda _: None, context=copy_context())
 
     @property
-    def outcome(self) -> Receipt | DeliveryError | None:
-        return self._outcome
-
-    @property
     def was_cancelled(self) -> bool:
-        return self._cancelled is not None
+        return self.cancelled is not None
 
 
 OPERATIONS: dict[str, Callable[[OwnWindow, Any], Any]] = {

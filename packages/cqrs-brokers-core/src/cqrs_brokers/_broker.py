@@ -17,7 +17,7 @@ import collections
 import logging
 import math
 import warnings
-from asyncio import CancelledError
+from asyncio import CancelledError, get_running_loop
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextvars import copy_context
 from functools import partial
@@ -226,7 +226,10 @@ class Broker(MessageBroker):
             NotDeliveredError: The message is not in the broker, and this call will not put it there.
             DeliveryUnknownError: The message may be in the broker.
         """
-        loop = running_loop()
+        try:  # as `running_loop`, without its call
+            loop = get_running_loop()
+        except RuntimeError:
+            loop = None
         if loop is None or self._bound.loop is not loop or self._closed:
             try:
                 loop = self._enter(loop)
@@ -261,10 +264,18 @@ class Broker(MessageBroker):
         if not window.admit(delivery) and not window.accepting:
             self._connection.want(loop)
         try:
-            return await delivery
+            if delivery.outcome is None:
+                await delivery
         except CancelledError:  # the caller's task was cancelled: no other code can cancel the delivery
             window.give_up(delivery)
             raise
+        outcome, delivery.outcome = delivery.outcome, None
+        if isinstance(outcome, DeliveryError):
+            try:
+                raise outcome
+            finally:  # the traceback of the error holds this frame; the frame must not hold the error (a cycle)
+                del outcome
+        return outcome  # type: ignore[return-value] # there is one now
 
     async def send_messages(
         self, messages: Iterable[MessageLike], *, timeout: float | None = None

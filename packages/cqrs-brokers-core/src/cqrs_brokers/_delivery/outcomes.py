@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Generator
 from contextvars import Context
+from itertools import repeat
 from typing import Any
 
 from cqrs_brokers.exceptions import DeliveryError
@@ -27,9 +28,20 @@ class AwaitedDelivery(Sending):
     Attributes:
         callback: The function that lets the waiting task continue.
         context: The context in which `callback` is called.
+        cancelled: The arguments of the `CancelledError`. None: the task was not cancelled.
+        outcome: The outcome, until the caller takes it. Do not await the delivery if the outcome is here already.
     """
 
-    __slots__ = ("_asyncio_future_blocking", "began", "callback", "_cancelled", "context", "_outcome", "_wakeups")
+    __slots__ = (
+        "began",
+        "callback",
+        "cancelled",
+        "context",
+        "outcome",
+        "_asyncio_future_blocking",
+        "_loop",
+        "_wakeups",
+    )
 
     def __init__(
         self, message: Message, began: float, deadline: float, size: int, in_flight: InFlight, wakeups: Wakeups
@@ -45,30 +57,24 @@ class AwaitedDelivery(Sending):
         self.state = QUEUED
         self._in_flight = in_flight
         self._wakeups = wakeups
+        self._loop = wakeups.loop  # asyncio's task reads it of a future without `get_loop()`, which would cost a call
         self._asyncio_future_blocking = True  # asyncio's task reads this attribute of each object that `await` yields
         self.callback: Callable[[Any], object] | None = None
-        self._cancelled: tuple[object, ...] | None = None
-        self._outcome: Receipt | DeliveryError | None = None
+        self.cancelled: tuple[object, ...] | None = None
+        self.outcome: Receipt | DeliveryError | None = None
 
     def _resolve(self, outcome: Receipt | DeliveryError) -> None:
-        if self._cancelled is None:
-            self._outcome = outcome
+        if self.cancelled is None:
+            self.outcome = outcome
             if self.callback is not None:  # the lines below repeat `wake_soon`: a call for each message takes time
                 wakeups = self._wakeups
                 if not wakeups.due:
                     wakeups.expect()
                 wakeups.due.append(self)
 
-    def __await__(self) -> Generator[Any, None, Receipt]:
-        if self._outcome is None:
-            yield self
-        outcome, self._outcome = self._outcome, None
-        if isinstance(outcome, DeliveryError):
-            try:
-                raise outcome
-            finally:  # the traceback of the error holds this frame; the frame must not hold the error (a cycle)
-                del outcome
-        return outcome  # type: ignore[return-value] # there is one now
+    def __await__(self) -> Generator[Any, None, None]:
+        # It yields this object once. A generator would be one more large object per message for the garbage collector.
+        return repeat(self, 1)  # type: ignore[return-value] # `await` needs an iterator only
 
     def wake_soon(self) -> None:
         """Asks `Wakeups` to wake the task that awaits this delivery. Tasks are woken in the order of these calls."""
@@ -79,10 +85,6 @@ class AwaitedDelivery(Sending):
 
     # -- what asyncio's task calls ------------------------------------------------------------------------------------
 
-    def get_loop(self) -> asyncio.AbstractEventLoop:
-        """See `asyncio.Future`."""
-        return self._wakeups.loop
-
     def add_done_callback(self, callback: Callable[[Any], object], *, context: Context) -> None:
         """Stores the callback that wakes the task."""
         self.callback = callback
@@ -90,15 +92,15 @@ class AwaitedDelivery(Sending):
 
     def result(self) -> None:
         """Raises `CancelledError` if the task was cancelled. This method does not return the outcome; `await` does."""
-        if self._cancelled is not None:
-            raise asyncio.CancelledError(*self._cancelled)
+        if self.cancelled is not None:
+            raise asyncio.CancelledError(*self.cancelled)
 
     def cancel(self, msg: object = None) -> bool:
         """Wakes the task, because the task is cancelled. Does nothing if there is an outcome, or if the task was
         cancelled before."""
-        if self._outcome is not None or self._cancelled is not None:
+        if self.outcome is not None or self.cancelled is not None:
             return False
-        self._cancelled = () if msg is None else (msg,)
+        self.cancelled = () if msg is None else (msg,)
         self.wake_soon()
         return True
 

@@ -21,8 +21,10 @@ class _Sleeper(Protocol):
     Attributes:
         callback: The function that lets the waiting task continue. None: it was called.
         context: The context in which `callback` is called.
+        cancelled: The arguments of the `CancelledError`. None: the task was not cancelled.
     """
 
+    cancelled: tuple[object, ...] | None
     callback: Callable[[Any], object] | None
     context: Context
 
@@ -39,6 +41,10 @@ class Wakeups:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
+        self._success = loop.create_future()
+        """Tasks that were not cancelled are woken with this future, which has a result. asyncio's task asks for the
+        result. The question costs a call if the object is not asyncio's own future, as a delivery."""
+        self._success.set_result(None)
         self.due: list[_Sleeper] = []
         """The deliveries, in the order in which their tasks are woken. Before the first delivery is added, `expect()`
         must be called."""
@@ -70,7 +76,8 @@ class Wakeups:
         try:
             for sleeper in waking:
                 callback, sleeper.callback = sleeper.callback, None
-                sleeper.context.run(callback, sleeper)  # type: ignore[arg-type] # each of them has a callback
+                future = self._success if sleeper.cancelled is None else sleeper
+                sleeper.context.run(callback, future)  # type: ignore[arg-type] # each of them has a callback
         finally:  # a task that raises KeyboardInterrupt or SystemExit ends this turn: the others are woken later
             for sleeper in waking:
                 sleeper.wake_soon()
