@@ -145,3 +145,33 @@ async def test_typed_headers_count() -> None:
         await broker.send_message(Message("n", "t", b"x", headers=headers))  # 1 + 5 names + 8 + 8 + 1 + 0 + 2
         with pytest.raises(MessageTooLargeError, match="26 bytes"):
             await broker.send_message(Message("n", "t", b"xx", headers=headers))
+
+
+async def test_headers_that_repeat_are_still_checked() -> None:
+    """After many equal headers, those with another type, size or value are checked as before."""
+    driver = Scripted(automatic=True, capabilities=TYPED)
+    usual: dict[str, Any] = {"tenant": "orders", "n": "1"}
+    async with Broker(driver, max_message_bytes=200) as broker:
+        for _ in range(100):
+            await broker.send_message(Message("E", "t", {}, headers=usual))
+        await broker.send_message(Message("E", "t", {}, headers={"tenant": Mixed.ORDERS, Text("n"): "1"}))
+        assert {type(text) for item in driver.seen[-1].headers.items() for text in item} == {str}
+        assert driver.seen[-1].headers == usual
+        with pytest.raises(MessageTooLargeError):  # the headers count, also if they are compared only
+            await broker.send_message(Message("E", "t", None, headers=usual, payload_bytes=b"x" * 190))
+        usual["n"] = object()
+        with pytest.raises(InvalidMessageError):
+            await broker.send_message(Message("E", "t", {}, headers=usual))
+        usual["n"] = "x" * 300
+        with pytest.raises(MessageTooLargeError):
+            await broker.send_message(Message("E", "t", {}, headers=usual))
+
+
+async def test_numbers_that_equal_others_keep_their_type() -> None:
+    """1, 1.0 and True are equal; each arrives as what it is, also after many of another type."""
+    driver = Scripted(automatic=True, capabilities=TYPED)
+    async with Broker(driver) as broker:
+        for value in (1, True, 1.0):
+            for _ in range(40):
+                await broker.send_message(Message("E", "t", {}, headers={"n": value}))
+                assert type(driver.seen[-1].headers["n"]) is type(value)

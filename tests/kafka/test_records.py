@@ -107,6 +107,27 @@ def test_what_is_remembered_is_not_mixed_up() -> None:
                 ]
 
 
+def test_headers_that_repeat() -> None:
+    """After many equal headers, those that differ in value, type, order or number are written as they are."""
+    maker = RecordMaker()
+    usual: dict[str, Any] = {"a": "1", "b": "2"}
+    others: list[dict[str, Any]] = [{"a": "1", "b": b"2"}, {"b": "2", "a": "1"}, {"a": "1"}, {}, {"a": "1", "b": "3"}]
+    given = [usual] * 5
+    for other in others:
+        given += [other, usual, usual]
+    for at_once in (1, 2, len(given)):
+        for start in range(0, len(given), at_once):
+            part = given[start : start + at_once]
+            records = records_of(*(Message("E", "t", {}, ID, headers=each) for each in part), maker=maker)
+            found = [fields[3][3:] for fields in read(batch_encoder("none")(records, -1, -1, -1))]
+            as_bytes = [[(n, v.encode() if isinstance(v, str) else v) for n, v in each.items()] for each in part]
+            assert found == as_bytes
+    usual["b"] = "changed in place"
+    records = records_of(*[Message("E", "t", {}, ID, headers=usual)] * 3, maker=maker)
+    for fields in read(batch_encoder("none")(records, -1, -1, -1)):
+        assert fields[3][3:] == [("a", b"1"), ("b", b"changed in place")]
+
+
 def test_what_is_remembered_is_bounded() -> None:
     """Headers that are long, or that never come again, do not stay."""
     maker = RecordMaker()

@@ -10,11 +10,11 @@ record's place in a batch (Kafka protocol, record format v2). Many headers repea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import compress, islice
 from typing import Any
 
-from cqrs_brokers.driver import Delivery, Message, content_type_of, id_text, timestamp_ms
+from cqrs_brokers.driver import Delivery, HeaderValue, Message, content_type_of, id_text, timestamp_ms
 
 __all__ = ["Encode", "HEAD_SIZE", "PLACE_SIZE", "RecordMaker", "Records", "key_of", "varints"]
 
@@ -186,6 +186,14 @@ class RecordMaker:
     def __init__(self) -> None:
         self._known = _Headers()
         self._first: dict[tuple[str, str, int], tuple[bytes, bytes]] = {}
+        self._usual: Mapping[str, HeaderValue] = {}
+        """The headers of an earlier message."""
+        self._usual_names: list[str] = []
+        """Their names. Equal dictionaries may have another order, which a record keeps."""
+        self._usual_bytes = b""
+        self._repeat = False
+        """Whether later messages had these headers too. In many programs all messages have equal headers. Then a
+        comparison replaces the encoding, and takes a fifth of its time."""
 
     def add(self, delivery: Delivery, records: Records) -> None:
         """Encodes a delivery's message and adds the record. Later changes of the message do not change the record."""
@@ -205,9 +213,22 @@ class RecordMaker:
             around_id[0],
             id_text(message),
             around_id[1],
-            *map(self._known.__getitem__, own.items()),
         ]
+        if self._repeat and own == self._usual and [*own] == self._usual_names:
+            content.append(self._usual_bytes)
+        else:
+            content += map(self._known.__getitem__, own.items())
+            self._repeat = False
+            if not records.parts:  # once for each batch
+                self._look_for_repeats(own)
         records.parts += (delivery, timestamp_ms(message), b"".join(content))
+
+    def _look_for_repeats(self, headers: Mapping[str, HeaderValue]) -> None:
+        """Notes whether these headers are equal to those that were noted before."""
+        self._repeat = headers == self._usual
+        if not self._repeat:
+            self._usual, self._usual_names = dict(headers), [*headers]
+            self._usual_bytes = b"".join(map(self._known.__getitem__, headers.items()))
 
     def _remember(self, message: Message, content_type: str) -> tuple[bytes, bytes]:
         """Makes and remembers the bytes before and after the message's id: the number of headers, and our own headers.
