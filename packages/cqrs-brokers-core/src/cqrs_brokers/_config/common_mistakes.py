@@ -1,8 +1,8 @@
-"""Recognises common mistakes in config strings, many of which come from platforms and shells, and says what to write
-instead.
+"""Recognises common mistakes in config strings, and says what to write instead. Many of these mistakes come from
+platforms and shells.
 
 The parser calls `common_mistakes` for strings that it has refused, and `silent_mistakes` for strings that it can read.
-The sentences that they return never quote the string.
+The sentences that these functions return quote nothing of the string, except a scheme or a separator that they know.
 """
 
 from __future__ import annotations

@@ -11,8 +11,9 @@ __all__ = ["did_you_mean"]
 
 
 def did_you_mean(name: str, known: Iterable[object]) -> str:
-    """Returns the end of an error about an unknown name. It is `; did you mean 'x'?` with the closest known name. For
-    an option of another client it may say what to do instead. It is "" if there is nothing to suggest."""
+    """Returns a text for the end of an error about an unknown name: `; did you mean 'x'?` with the known name that was
+    probably meant. For an option of another client, the text may say what to do instead. The text is "" if there is
+    nothing to suggest."""
     from difflib import get_close_matches
 
     plain = re.sub(r"[-.]", "_", name.lower())[:64]

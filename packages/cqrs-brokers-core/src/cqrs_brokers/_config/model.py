@@ -39,7 +39,7 @@ def option(
 
 
 class BrokerOptions(BaseModel):
-    """The base class of every plugin's options. It has the options that `Broker` itself uses.
+    """The base class of every plugin's options. This class has the options that `Broker` itself uses.
 
     Its constructor takes Python values, not text. If a value is wrong, the constructor raises `ConfigError`, never
     pydantic's `ValidationError`.
@@ -61,7 +61,7 @@ class BrokerOptions(BaseModel):
     with a `ConfigError`, so that nothing in a config string is silently ignored."""
 
     instead_of_parts: ClassVar[Mapping[str, str]] = {}
-    """For parts that the plugin does not read: what to write instead. The error about such a part ends with this
+    """What to write instead of a part that the plugin does not read, by part. The error about the part ends with this
     text."""
 
     delivery_timeout: Duration = option(
@@ -109,7 +109,8 @@ class BrokerOptions(BaseModel):
 
 
 def _problems_of(options_type: type[BaseModel], error: ValidationError) -> list[str]:
-    """A sentence for each error. No sentence quotes the input."""
+    """A sentence for each error. The sentences of pydantic itself do not quote the input, but those of a plugin's
+    validator may."""
     problems: dict[str, None] = {}  # a union reports each of its members
     for item in error.errors(include_input=False, include_url=False):
         raised = item.get("ctx", {}).get("error")

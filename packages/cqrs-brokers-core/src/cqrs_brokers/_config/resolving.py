@@ -117,7 +117,7 @@ def resolve_options(
 
     Args:
         source: Where the URL came from, for example the name of an environment variable. Each problem of the URL begins
-            with it.
+            with this text.
 
     Raises:
         ConfigError: An option is wrong. The error lists all problems.
@@ -185,7 +185,8 @@ def describe_options(options_type: type[BrokerOptions]) -> list[EffectiveOption]
 
 @lru_cache(maxsize=256)
 def _specs(options_type: type[BrokerOptions]) -> Mapping[str, _Spec]:
-    """What is known about each field of the model. Also checks the rules that hold for every plugin's model."""
+    """What is known about each field of the model. The function also checks the rules that hold for every plugin's
+    model."""
     specs: dict[str, _Spec] = {}
     where = f"{options_type.__module__}.{options_type.__qualname__}"
     _build(options_type)
@@ -224,11 +225,11 @@ def _specs(options_type: type[BrokerOptions]) -> Mapping[str, _Spec]:
 
 
 def _build(options_type: type[BrokerOptions]) -> None:
-    """Builds the model's validator. `defer_build` (see `BrokerOptions`) has delayed this until now.
+    """Builds the model's validator. `defer_build` (see `BrokerOptions`) has delayed this work until now.
 
     Before pydantic builds its first model, it looks for its own plugins in every installed distribution. If any package
     has a malformed entry_points.txt, this search fails, and so the build fails. pydantic searches only once. So the
-    build is tried a second time. If it fails again, the model itself is wrong.
+    build is tried a second time. If the second build fails, too, the model itself is wrong.
     """
     for second in (False, True):
         try:
@@ -244,7 +245,7 @@ def _layer(
     layer: Mapping[str, object], origin: Origin, specs: Mapping[str, _Spec], problems: list[str]
 ) -> dict[str, _Given]:
     """The options that one source (the URL or the keyword arguments) gives, by the option's name without `_file` or
-    `_env`. Wrong options are added to `problems`."""
+    `_env`. For each wrong option, a sentence is added to `problems`."""
     known: dict[str, tuple[str, Literal["", "_file", "_env"]]] = {}
     for name, spec in specs.items():
         if spec.secret:

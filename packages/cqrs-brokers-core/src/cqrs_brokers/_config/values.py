@@ -69,8 +69,8 @@ Converter = Callable[[str], Any]
 
 
 _WHOLE = {"s": " of seconds, without a unit", "ms": " of milliseconds, without a unit"}
-"""By unit of the option: the end of the error about text that is not a whole number. It says that the unit must be left
-out. People write it because a `Duration` needs its unit."""
+"""The end of the error about text that is not a whole number, by the unit of the option. This end says that the text
+must not contain a unit. People write a unit because the text of a `Duration` needs one."""
 
 
 def converter(annotation: Any, unit: str | None = None) -> Converter | None:
@@ -120,8 +120,9 @@ _SIMPLE: dict[type, Converter] = {bool: _boolean, float: _number, str: str, Secr
 
 
 def _choice(choices: dict[str, Any]) -> Converter:
-    """Makes the converter for an option that allows only certain texts. Plugins list these choices from the safest to
-    the weakest. An error suggests only the first choice, so that no error leads people to a weaker one."""
+    """Makes the converter for an option that allows only certain texts. If some texts are less secure than others,
+    plugins list the most secure text first. An error suggests only the first text, so that no error leads people to a
+    weaker one."""
 
     def convert(text: str) -> Any:
         if text in choices:

@@ -1,5 +1,5 @@
-"""Closes a broker: flushes the accepted messages, gives the other messages a true outcome, and ends every task. A close
-always ends within a limited time.
+"""Closes a broker: flushes the accepted messages, gives a true outcome to the messages that are left, and ends every
+task. A close always ends within a limited time.
 
 flush until the deadline → end what is left → stop the supervisor → close the driver → abort it when it is late
 """
@@ -43,7 +43,7 @@ def checked_timeout(timeout: float | None) -> None:
 
 
 class Closing:
-    """One close, which all callers of `close()` share. A later caller can only shorten it."""
+    """One close, which all callers of `close()` share. A later caller can only shorten the close."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, window: Window, connection: Connection, timeout: float) -> None:
         self.loop = loop

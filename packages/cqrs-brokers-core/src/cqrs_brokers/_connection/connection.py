@@ -55,15 +55,14 @@ OWN_TIMEOUT_SLACK = 0.5
 """How much longer than `connect_timeout` an attempt may take, in seconds. So the driver's own timeout can end the
 attempt first: the driver's error gives a better reason."""
 STALL_THAT_MATTERS = 0.5
-"""If the event loop stood still during a failed attempt, and one such stall took more than this share of
-`connect_timeout`, the attempt is made again. On a busy machine shorter stalls are frequent. They must not double the
-time of an attempt."""
+"""A failed attempt is made again if a single stall of the event loop took more than this share of `connect_timeout`.
+Shorter stalls are frequent on a busy machine, and must not double the time of an attempt."""
 _PERHAPS_LATE = (UnreachableError, ProtocolError, TLSError)
-"""Errors that may come from a timeout of the driver. Other errors are answers of the broker."""
+"""Errors that may come from a timeout of the driver. Every other error counts as an answer of the broker."""
 
 
 def _backoff(unproven: int) -> float:
-    """Seconds until the next attempt, after `unproven` attempts that gave no good connection."""
+    """The longest pause before the next attempt, in seconds, after `unproven` attempts that gave no good connection."""
     doublings = min(max(0, unproven - 1), 10)  # bounded: an outage of hours must not end in an OverflowError
     return min(LONGEST_DELAY, FIRST_DELAY * 2.0**doublings)
 
@@ -111,9 +110,9 @@ class Connection:
         self.state = State.IDLE
         self.last_error: ConnectError | None = None
         self.blocked_by: str | None = None
-        """Why the broker takes no messages, although it is connected. None: it is not blocked."""
+        """Why the broker takes no messages, although it is connected. None: the broker is not blocked."""
         self.throttled_by: str | None = None
-        """Why the broker slows this client down. None: it does not."""
+        """Why the broker slows this client down. None: the client is not slowed down."""
         self._tasks = Tasks()
         self._task: asyncio.Task[None] | None = None
         self._lost: asyncio.Future[ConnectError] | None = None
@@ -125,8 +124,8 @@ class Connection:
         self._engaged = False
         """Whether the driver may hold a connection."""
         self.unclosed = False
-        """Whether a warning is due: a connection was open for messages, and since then nobody closed the broker or was
-        warned."""
+        """Whether the warning about a broker that nobody closed is due. This is True from the moment when a connection
+        takes messages until the broker is closed or the warning was given."""
         driver.bind(self)
 
     @property
@@ -194,8 +193,8 @@ class Connection:
     # -- what Broker asks ---------------------------------------------------------------------------------------------
 
     def want(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Starts to connect, because messages wait. Does nothing if the supervisor already runs. If connecting failed
-        less than 5 s ago with a permanent error, waiting is useless. Then the waiting messages fail at once."""
+        """Starts to connect, because messages wait. If the supervisor already runs, nothing happens. If connecting
+        failed less than 5 s ago with a permanent error, waiting is useless. Then the waiting messages fail at once."""
         if self._task is None:
             if self.state is State.FAILED and loop.time() < self._retry_at:
                 self._window.end_not_handed(self._why_not_connected())
@@ -319,8 +318,8 @@ class Connection:
             await self._pause(loop, unproven)
 
     async def _connect_once(self) -> ConnectError | None:
-        """Makes one pass over the hosts. If the pass fails and the event loop stood still meanwhile, makes one more
-        pass, because the driver's timeouts may have ended before the loop read the broker's answers."""
+        """Makes one pass over the hosts. A second pass follows if a long stall of the event loop may be the reason why
+        the first pass failed: the driver's timeouts may have ended before the loop read the broker's answers."""
         error, stalled = await self._attempt()
         if stalled and isinstance(error, _PERHAPS_LATE):
             error, again = await self._attempt()
@@ -328,8 +327,8 @@ class Connection:
         return told_with_stall(error, stalled) if isinstance(error, _PERHAPS_LATE) else error
 
     async def _attempt(self) -> tuple[ConnectError | None, float]:
-        """Makes one pass over the hosts. Returns its error, and how long the event loop stood still (in seconds). Short
-        stalls count as 0."""
+        """Makes one pass over the hosts. Returns the error of the pass, and how long the event loop stood still (in
+        seconds). The time is 0 if no stall was long (see `STALL_THAT_MATTERS`)."""
         limit = self._settings.connect_timeout
         what = f"no answer within {limit:g} s: check the address, the network and the broker"
         with StallWatch() as watch:
@@ -432,7 +431,7 @@ class Connection:
 
     async def close_driver(self, grace: float) -> None:
         """Closes the driver. The driver has `grace` seconds to close gracefully, and 0.8 s more to close by force. If
-        it is late, it is aborted."""
+        the driver is late or raises an error, it is aborted."""
         closing = asyncio.get_running_loop().create_task(self._driver.close(grace))
         closing.add_done_callback(retrieve_exception)
         await wait_patiently(closing, grace + FORCED_CLOSE)
@@ -446,7 +445,8 @@ class Connection:
             self._driver.abort()
 
     def drop(self) -> None:
-        """Forgets the tasks of an event loop that is closed, and aborts the driver. It awaits nothing."""
+        """Drops the tasks and aborts the driver, without awaiting, because the event loop is closed or nobody refers to
+        the broker any more."""
         self._task = self._lost = self._wake = None
         self._passes.clear()
         self._tasks.abort()
