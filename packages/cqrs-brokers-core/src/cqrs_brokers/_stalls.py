@@ -1,9 +1,9 @@
-"""What to do when a timer fires late because the event loop stood still.
+"""Handles timers that fire late because the event loop stood still.
 
 The loop stands still while a laptop sleeps, while a virtual machine or a serverless function is frozen, and during a
-blocking call. This is called a *stall*. When the loop runs again, the timers that are due fire at once, although the
-broker's answers still wait in the socket. So the loop first gets a moment to read these answers. A timeout counts only
-after that.
+blocking call. Such a standstill is called a *stall*. When the loop runs again, the timers that are due fire at once,
+although the broker's answers still wait in the socket. So the loop first gets a moment to read these answers. A timeout
+counts only after this moment.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ LOOK = 0.25
 
 
 def stalled_for(due: float, now: float) -> float:
-    """How long the event loop stood still, in seconds. It is 0 if the timer for the time `due` is not more than 0.2 s
-    late."""
+    """How long the event loop stood still, in seconds. The result is 0 if the timer for the time `due` is not more than
+    0.2 s late."""
     return now - due if now - due > _LATE else 0.0
 
 
@@ -47,8 +47,8 @@ def because_of_a_stall(text: str, stalled: float) -> str:
 
 
 def told_with_stall(error: E, stalled: float) -> E:
-    """The error, with the stall in its text. If there was no stall, this is the same object. If there was a stall, this
-    is a copy, because the original may be used for other messages."""
+    """The error, with the stall in its text. If there was no stall, the result is the same object. If there was a
+    stall, the result is a copy, because the original may be used for other messages."""
     if not stalled:
         return error
     told = copy.copy(error)
@@ -61,7 +61,7 @@ class StallWatch:
     """Measures how long the event loop stands still while a `with` block runs.
 
     A driver has timeouts of its own. After a stall these timeouts end before the loop has read the broker's answers.
-    The driver's error then says that the broker did not answer. It does not mention the stall.
+    The driver's error then says that the broker did not answer, and does not mention the stall.
 
     Attributes:
         stalled: How long the loop has stood still in this block, all stalls together, in seconds. Short delays of a
@@ -99,11 +99,11 @@ class StallWatch:
 
 @contextlib.asynccontextmanager
 async def patient_timeout(seconds: float) -> AsyncIterator[None]:
-    """Ends a block after a timeout, as `asyncio.timeout` does. Drivers use it for a request whose answer may already be
-    in the socket.
+    """Ends a block after a timeout, as `asyncio.timeout` does. Drivers use this function for a request whose answer may
+    already be in the socket.
 
     After a laptop has slept, or a serverless function was frozen, the timer fires late. Then the event loop first gets
-    a quarter of a second to read the answers that came in meanwhile. The block is ended only after that.
+    a quarter of a second to read the answers that came in meanwhile. The block is ended only after this time.
 
         async with patient_timeout(5.0):
             await client.declare(queue)
@@ -131,15 +131,15 @@ async def patient_timeout(seconds: float) -> AsyncIterator[None]:
 
 
 async def wait_patiently(future: asyncio.Future[Any], timeout: float | None) -> float:
-    """Waits for a future until the timeout. If the event loop stood still, it waits 0.25 s longer. It does not cancel
-    the future, and it does not raise the future's error.
+    """Waits for a future until the timeout. After a stall of the event loop, this function waits 0.25 s longer. It does
+    not cancel the future, and does not raise the future's error.
 
     Args:
         future: What to wait for.
         timeout: The longest wait, in seconds. None: there is no limit.
 
     Returns:
-        How long the loop stood still, in seconds. It is 0 unless the timeout came late.
+        How long the loop stood still, in seconds. The result is 0 unless the timeout came late.
     """
     if timeout is None:
         await asyncio.wait((future,))

@@ -20,7 +20,7 @@ class ContractBreach(NamedTuple):
     Attributes:
         method: The method's name.
         what: What was wrong. The text shows nothing of the message.
-        message_id: The id of the message, if the breach concerns one.
+        message_id: The id of the message. None: the breach does not concern a single message.
     """
 
     method: str

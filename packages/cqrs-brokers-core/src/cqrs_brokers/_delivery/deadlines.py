@@ -29,8 +29,8 @@ WhyLate = Callable[..., DeliveryError | None]
 
 FEW, PARTS = 1_000, 20
 """These two numbers limit how many waiting messages end at their deadlines in one turn of the event loop: at most
-`FEW`, or the number of waiting messages divided by `PARTS`, if that is more. So the loop does other work between these
-turns."""
+`FEW`, or the number of waiting messages divided by `PARTS`, if that is more. So the loop can do other work between two
+such turns."""
 CLOCK_RESOLUTION = 0.001
 """The event loop may fire a timer up to this many seconds too early."""
 
@@ -81,7 +81,7 @@ class Deadlines:
         """When the driver began to take messages (`loop.time()`, in seconds)."""
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begins anew in that event loop, without a timer."""
+        """Begins anew in the given event loop, without a timer."""
         self._loop = loop
         self.timer = None
         self._in_order = True
@@ -114,7 +114,7 @@ class Deadlines:
             self.timer = None
 
     def are_due(self) -> bool:
-        """Whether the deadline of a message has passed and the message has not ended yet, for example because the event
+        """Whether a message may still have to be ended because its deadline has passed, for example because the event
         loop stood still. Then nothing may be submitted, because the deadline of the next message may have passed,
         too."""
         due = self._ending or (self.timer is not None and self._due <= self._loop.time())

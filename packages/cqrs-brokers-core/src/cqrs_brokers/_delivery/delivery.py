@@ -6,18 +6,18 @@ Every other change of state is in this module.
        │                    └──┴──────── returned ──────┘                                  │ └──settle──▶ SETTLED
        └────────────────── end / abandon ──────────────────────────────────────────────────┘
 
-Each message has an *outcome*: the receipt or the error that the caller gets. The message is `done` when the caller has
-its outcome or was cancelled. A message that the driver holds also takes a *place* in flight (see `in_flight`). The
-driver may hold the message, and so the place, longer than the caller waits for the outcome.
+Each message has an *outcome*: the receipt or the error that the caller gets. The message is `done` when it has its
+outcome, or when its caller was cancelled before the message was handed over. A message that the driver holds also takes
+a *place* in flight (see `in_flight`). The driver may hold the message, and so the place, longer than the caller waits
+for the outcome.
 
 | call | who calls | outcome | place |
 |---|---|---|---|
 | `confirm`, `fail`, `accept` | the driver | the caller gets it, if it has none | free |
-| `handed_over` when done, `release` | the driver | the caller has it already | free |
+| `handed_over` when done, `release` | the driver | the caller has it already, or was cancelled | free |
 | `end` | `Broker`: deadline, close, no connection | the caller gets it | taken while the driver holds the message |
 | `abandon` | `Broker`: the caller was cancelled | observers get it when it is known | taken while the driver holds it |
-| `settle` | `Broker`: it does not wait for the driver any more | the caller has it already, or its loop is closed |
-free |
+| `settle` | `Broker`: it does not wait for the driver any more | the caller has it, or does not wait any more | free |
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ class Delivery(Protocol):
         """
 
     def release(self) -> None:
-        """Says that the driver does not hold the message any more, because the message is over (`done`). It may have
-        been handed over or not. Its place in flight is free again."""
+        """Says that the driver does not hold the message any more, because the message is over (`done`). The message
+        may have been handed over or not. Its place in flight is free again."""
 
     def returned(self) -> None:
         """Undoes `handed_over()`, because it is proven that the message was not written. The message waits in the
@@ -109,9 +109,9 @@ class Delivery(Protocol):
         """Says that the message ended without a confirm.
 
         Args:
-            error: A `NotDeliveredError` only if it is proven that the broker does not have the message and will not get
-                it. In every other case a `DeliveryUnknownError`. `Broker` adds the message's id and topic and the
-                broker's URL to the error. The same error object may be given to many deliveries.
+            error: Give a `NotDeliveredError` only if it is proven that the broker does not have the message and will
+                not get it. In every other case, give a `DeliveryUnknownError`. `Broker` adds the message's id and topic
+                and the broker's URL to the error. The same error object may be given to many deliveries.
         """
 
 
@@ -217,8 +217,8 @@ class Sending:
             self._resolve(receipt)
 
     def accept(self, receipt: Receipt | None) -> None:
-        """Does the work of `confirm` for a driver that has only `send_message`. The receipt which that method returned
-        says whether the message is confirmed."""
+        """Does the work of `confirm` for a driver that has only `send_message`. The receipt that `send_message`
+        returned says whether the message is confirmed."""
         if self.state != HANDED or self.done:
             self.confirm()
             return
@@ -295,7 +295,7 @@ class Sending:
         self._resolve(outcome)
 
     def _detach(self) -> None:
-        """Marks the message as done. The driver may still hold it; then its place stays taken."""
+        """Marks the message as done. If the driver still holds the message, the place stays taken."""
         self.done = True
         if self.state == QUEUED:
             self.state = RELEASED
@@ -304,8 +304,8 @@ class Sending:
             self._in_flight.ended[self] = None
 
     def _leave(self, held: dict[Any, Any]) -> None:
-        """Frees the place, because the driver does not hold the message any more. `held` is where the message is:
-        `pending`, or `ended` if it is done already."""
+        """Frees the place, because the driver does not hold the message any more. `held` is the dict that contains the
+        message: `pending`, or `ended` if the message is done already."""
         self.state = RELEASED
         places = self._in_flight
         del held[self]
@@ -323,7 +323,7 @@ class Sending:
         return error.about(self.message_id, self.topic, self._in_flight.address)
 
     def _resolve(self, outcome: Receipt | DeliveryError) -> None:
-        """Gives the caller the outcome, unless the caller was cancelled. It is called at most once."""
+        """Gives the caller the outcome, unless the caller was cancelled. This method is called at most once."""
         raise NotImplementedError
 
     def _classified(self, error: BaseException) -> DeliveryError:

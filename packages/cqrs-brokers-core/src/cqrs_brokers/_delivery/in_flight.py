@@ -1,8 +1,8 @@
 """The places of the messages that the driver holds, and the functions that are called with each outcome.
 
 A place is taken when a message is submitted to the driver. It becomes free when the *driver* does not hold the message
-any more. That may be later than the caller's outcome. So there is a limit for the messages in memory, even if the
-driver's client library hangs.
+any more, which may be later than the caller's outcome. So the driver never holds more messages than there are places,
+even if its client library hangs.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class InFlight:
         address: The broker's redacted URL, for errors.
         confirms: Whether the driver's `confirm()` means that the broker has confirmed the message.
         max_count: The most messages that the driver may hold at a time.
-        max_bytes: The most bytes that the driver may hold at a time. A larger message is submitted when the driver
-            holds nothing else.
+        max_bytes: The most bytes that the driver may hold at a time. A message that is too large for this is submitted
+            when the driver holds nothing else.
         breaches: Collects what the driver does against its contract.
         observe: A function that is called with every delivery and its outcome, also if the caller was cancelled. None:
             no observer wants outcomes.
@@ -53,8 +53,8 @@ class InFlight:
         self.max_count = max_count
         self.max_bytes = max_bytes
         self.limit = self.limit_bytes = 0
-        """How many messages and bytes the driver may hold before the window must check the destination of each further
-        message; see the module `stuck`."""
+        """How many messages and bytes the driver may hold while no destination is stuck. Both are 0 while a destination
+        is stuck, because then the destination of each message must be checked (see the module `stuck`)."""
         self.breaches = breaches
         self.pending: dict[Any, bool] = {}
         """The submitted deliveries without an outcome, in the order in which they were submitted. The value of each
@@ -82,7 +82,8 @@ class InFlight:
         return confirmed
 
     def clear(self) -> None:
-        """Forgets every delivery and every watcher except observers, because their event loop is not used any more."""
+        """Forgets every delivery and every watcher except observers, because the event loop of the deliveries is not
+        used any more."""
         self.pending.clear()
         self.ended.clear()
         self.bytes = 0

@@ -20,10 +20,10 @@ __all__ = ["AwaitedDelivery", "BulkDelivery", "BulkOutcomes"]
 
 
 class AwaitedDelivery(Sending):
-    """The delivery that a `send_message` call awaits. It also replaces the future for which an asyncio task waits.
+    """The delivery that a `send_message` call awaits. The asyncio task waits for this object as for a future.
 
-    `asyncio.isfuture` returns True for it. It supports only one use: one task awaits it once. So it costs less than an
-    `asyncio.Future`.
+    `asyncio.isfuture` returns True for such a delivery. A delivery supports only one use: one task awaits it once. So a
+    delivery costs less than an `asyncio.Future`.
 
     Attributes:
         callback: The function that lets the waiting task continue.
@@ -91,13 +91,14 @@ class AwaitedDelivery(Sending):
         self.context = context
 
     def result(self) -> None:
-        """Raises `CancelledError` if the task was cancelled. This method does not return the outcome; `await` does."""
+        """Raises `CancelledError` if the task was cancelled. This method does not return the outcome: the caller reads the
+        attribute `outcome`."""
         if self.cancelled is not None:
             raise asyncio.CancelledError(*self.cancelled)
 
     def cancel(self, msg: object = None) -> bool:
-        """Wakes the task, because the task is cancelled. Does nothing if there is an outcome, or if the task was
-        cancelled before."""
+        """Wakes the task, because the task is cancelled. If there is an outcome, or if the task was cancelled before,
+        nothing happens."""
         if self.outcome is not None or self.cancelled is not None:
             return False
         self.cancelled = () if msg is None else (msg,)
@@ -119,7 +120,7 @@ class BulkOutcomes:
         self.future = future
 
     def finish(self) -> None:
-        """Wakes the caller, because every delivery has its outcome. Does nothing if the caller was cancelled."""
+        """Wakes the caller, because every delivery has its outcome. If the caller was cancelled, nothing happens."""
         if not self.future.done():
             self.future.set_result(None)
 

@@ -13,19 +13,20 @@ more than half of the window before it is known which destinations are stuck. Th
 When some destinations take nothing, the others get two fifths of the free places, not all of them. So there is still
 room if another destination becomes stuck later. If several destinations become stuck one after the other, the driver
 may hold more than half of the window for them: of 2 500 places first 1 000, then 1 600, then 1 960. The driver never
-holds more than the window.
+holds more messages than the window has places.
 
 The window checks all destinations at intervals. Such a check is called a *look*. The first look is 0.1 s after messages
 begin to wait for room. Further looks follow, one a second, while messages wait or a destination is stuck. A destination
-is stuck if the driver still holds every message for it that the driver held at the previous look. Further messages for
-this destination wait outside the window, in the order of calls.
+is stuck if the driver still holds every message for it that the driver held at the previous look. When the driver holds
+two fifths of the window for stuck destinations, further messages for them wait outside the window, in the order of
+calls.
 
-A few messages for a stuck destination still go to the driver, one for each key. They are the destination's *trials*.
+A few of these further messages still go to the driver, one for each key. They are the *trials* of their destination.
 Trials are needed because a destination may only seem stuck, while its messages wait behind messages of another
 destination. If the driver can send a trial, the destination takes messages again. Without trials the destination would
 seem stuck until the deadlines of its earlier messages. The trials have different keys, because a driver may not send a
-message while an earlier message with the same key is stuck. A message without a key does not wait for other messages.
-So after each look the driver may get one more trial without a key, because the earlier trial may be stuck, too.
+message while an earlier message with the same key is stuck. A message without a key does not wait for other messages,
+but its trial may be stuck, too. So the driver may get one more trial without a key after each look.
 """
 
 from __future__ import annotations
@@ -65,12 +66,12 @@ class StuckDestinations:
         self._again: set[str] = set()
         """The stuck destinations that get one more trial, even if the earlier trials have no answer."""
         self._keys: set[tuple[str, str]] = set()
-        """Pairs of a stuck destination and a key: for each pair the driver holds a message. A further message with the
-        same destination and key is no trial, because it would wait for the earlier message."""
+        """Pairs of a stuck destination and a key for which the driver holds a message. A further message with the same
+        destination and key is no trial, because it would wait for the earlier message."""
         self._looks_for_more = 0
         """How many of the next looks give one more trial to each destination that becomes stuck in that look.
-        `try_again` sets this number, because such a destination may seem stuck only because of messages that were
-        submitted before that call."""
+        `try_again` sets this number. After that call, a destination may still seem stuck only because of messages that
+        were submitted before the call."""
         self._set_limits()
 
     def look(self) -> None:
@@ -108,8 +109,8 @@ class StuckDestinations:
         self._keys = {(name, key) for name, key in held if key is not None}
 
     def count(self) -> bool:
-        """Counts what the driver holds for stuck destinations. It is called once before the window is filled, not for
-        each message.
+        """Counts what the driver holds for stuck destinations. The window calls this method once before it submits
+        messages, not for each message.
 
         Returns:
             Whether the driver has released any of these messages since the last count.
@@ -135,8 +136,8 @@ class StuckDestinations:
         places.limit, places.limit_bytes = (0, 0) if self.names else (self.limit, self.limit_bytes)
 
     def is_alone(self, delivery: Sending) -> bool:
-        """Whether a message may go to the driver although it exceeds `limit_bytes`: the driver holds only messages for
-        stuck destinations, and `max_in_flight_bytes` leaves room for this message."""
+        """Whether a message may go to the driver although the driver would then hold more than `limit_bytes`. It may if
+        the driver holds only messages for stuck destinations, and `max_in_flight_bytes` leaves room for the message."""
         places = self._in_flight
         return places.bytes <= self._bytes and places.bytes + delivery.size <= places.max_bytes
 
@@ -192,8 +193,8 @@ def _that_count(trials: dict[object, Sending]) -> dict[object, Sending]:
 
 
 def _most_with_trials(held: int, window: int) -> int:
-    """How much the driver may hold for stuck destinations, including their trials: half of the window. If it already
-    holds more than half for them, it may hold a tenth of the free part in addition."""
+    """How much the driver may hold for stuck destinations, including their trials: half of the window. If the driver
+    already holds more than half for them, it may hold a tenth of the free part in addition."""
     half = window // 2
     return half if held <= half else held + (window - held) // 10
 

@@ -33,7 +33,8 @@ class _Sleeper(Protocol):
 
 
 class Wakeups:
-    """The deliveries whose tasks must be woken. They are woken in the event loop's next turn, or at the end of `after`.
+    """The deliveries whose tasks must be woken. The tasks are woken in the event loop's next turn, or at the end of
+    `after`.
 
     Args:
         loop: The event loop.
@@ -52,8 +53,9 @@ class Wakeups:
         """Whether `after` will call `_wake()`. If not, the event loop calls it."""
 
     def after(self, handler: Callable[..., object], *args: object) -> None:
-        """Calls the handler, and then wakes the tasks whose outcomes came while the handler ran. See
-        `Link.wake_after`."""
+        """Calls the handler, and then wakes the tasks whose outcomes came while the handler ran (see
+        `Link.wake_after`). If a task is running, or other tasks wait to be woken, the event loop wakes all in its next
+        turn."""
         if self.due or asyncio.current_task(self.loop) is not None:  # a task cannot go on inside another task
             handler(*args)
             return

@@ -1,5 +1,5 @@
-"""The window: decides which messages the driver gets, and which wait until there is room. Messages with the same topic
-and key keep the order of calls.
+"""The window decides which messages the driver gets now, and which messages wait until there is room. Messages with the
+same topic and key keep the order of calls.
 
 admit / queue ──room──▶ submit to the driver ──▶ outcome
       └──no room──▶ waiting ──a place became free──▶ submit
@@ -39,8 +39,8 @@ class Window:
     Args:
         in_flight: The places that messages take while the driver holds them.
         submit: The driver's `submit`.
-        copies: Whether messages that have to wait are copied, so that later changes by the caller have no effect. They
-            are not copied if they are copies already, or if the driver gets the caller's own object.
+        copies: Whether messages that have to wait are copied, so that later changes by the caller have no effect. No
+            copy is needed if the messages are copies already, or if the driver gets the caller's own object.
         why_not_taken: Says why the broker takes no messages now. None: it takes messages.
         why_late: The driver's `why_late`.
         destination: The driver's `destination`.
@@ -71,8 +71,8 @@ class Window:
         """How many messages at the front of the queue must wait until a stuck destination takes messages, and the last
         of these messages. None: `refill` has to find these messages again."""
         self._behind: set[tuple[str, str | None]] = set()
-        """The topics and keys of these messages. Later messages with the same topic and key wait behind them, also if
-        they are smaller and would have room."""
+        """The topics and keys of the messages that must wait until a stuck destination takes messages. Later messages
+        with the same topic and key wait, too, even if they are smaller and would have room."""
         self._looking: asyncio.TimerHandle | None = None
         self._deadlines = Deadlines(in_flight, self._waiting, why_not_taken, why_late, self._stuck.reason, timeout)
         self._loop: asyncio.AbstractEventLoop
@@ -80,7 +80,7 @@ class Window:
         in_flight.on_room = self._refill_soon
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begins anew in that event loop, and forgets everything that belonged to an earlier event loop."""
+        """Begins anew in the given event loop, and forgets everything that belonged to an earlier event loop."""
         self.forget()
         self._stuck.clear()
         self._looking = None
@@ -90,8 +90,7 @@ class Window:
         self.accepting = self._refill_due = False
 
     def forget(self) -> None:
-        """Forgets every message, because the event loop is closed and no caller waits any more. Only observers get
-        outcomes."""
+        """Forgets every message, because no caller waits any more. Only observers get outcomes."""
         forgotten = (*self._in_flight.pending, *self._in_flight.ended, *self._waiting)
         self._in_flight.clear()
         self._waiting.clear()
@@ -101,7 +100,8 @@ class Window:
     # -- in -----------------------------------------------------------------------------------------------------------
 
     def admit(self, delivery: Sending) -> bool:
-        """Submits the delivery at once if there is room and no other message waits. If not, the delivery waits.
+        """Submits the delivery at once if the driver takes messages, there is room, and no other message waits. If not,
+        the delivery waits.
 
         Returns:
             Whether the delivery was submitted.
@@ -152,7 +152,8 @@ class Window:
                     delivery.keep()
 
     def open(self, accepting: bool) -> None:
-        """Notes whether the driver takes messages from now on. If it does, submits the messages that wait."""
+        """Notes whether the driver takes messages from now on. If the driver takes messages, the messages that wait are
+        submitted."""
         self.accepting = accepting
         if accepting:
             self._deadlines.opened()
@@ -225,12 +226,12 @@ class Window:
         return True
 
     def _take_aside(self) -> int:
-        """Moves the messages that must wait, as an earlier `refill` has found, behind all others. `refill` moves them
-        back at its end.
+        """Moves the messages that had to wait in an earlier `refill` to the end of the queue. The present `refill`
+        moves them back when it ends.
 
         Returns:
-            The number of these messages. 0: it is not known any more which messages must wait, so none was moved, and
-            `refill` checks them again.
+            The number of these messages. 0: no message was moved, because the window does not know any more which
+            messages must wait. `refill` checks all messages again.
         """
         aside, self._aside = self._aside, None
         if self._stuck.count() or aside is None or len(self._waiting) < aside[0]:
@@ -262,8 +263,8 @@ class Window:
             self._look_later()
 
     def _refill_soon(self) -> None:
-        """Plans a refill for the next turn of the event loop. There is only one, even if many places become free in
-        this turn."""
+        """Plans a refill for the next turn of the event loop. Only one refill is planned, even if many places become
+        free in this turn."""
         self._in_flight.room_is_wanted = False
         if self._waiting and not self._refill_due:
             self._refill_due = True
@@ -293,7 +294,7 @@ class Window:
                 self.give_up(delivery)
 
     def end_not_handed(self, error: NotDeliveredError) -> None:
-        """Ends every message that was not handed over, because waiting for the connection is useless."""
+        """Ends every message that was not handed over, because waiting for the driver is useless."""
         for delivery in [d for d in self._in_flight.pending if d.state != HANDED]:
             delivery.end(error)
         while self._waiting:
@@ -329,7 +330,7 @@ class Window:
         return sum(not delivery.done for delivery in tuple(self._waiting))  # metrics are read in threads of their own
 
     def oldest(self) -> Sending | None:
-        """Of the messages without an outcome, the message whose call began first. This method may be called in any
+        """The message whose call began first, among the messages without an outcome. This method may be called in any
         thread."""
         held = (*tuple(self._in_flight.pending), *tuple(self._waiting))
         return min((delivery for delivery in held if not delivery.done), key=attrgetter("began"), default=None)
@@ -351,7 +352,7 @@ class Window:
             timeout: The longest wait, in seconds. None: only the messages' deadlines limit the wait.
 
         Returns:
-            Whether every message got its outcome within the timeout.
+            Whether all these messages got their outcomes within the timeout.
         """
         pending = {d for d in (*self._in_flight.pending, *self._waiting) if not d.done}
         if not pending:
