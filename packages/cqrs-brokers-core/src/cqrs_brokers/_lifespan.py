@@ -25,8 +25,8 @@ def lifespan(
             await request.state.broker.send_message(…)
 
     Args:
-        broker: A broker, or a function that makes one at each start. Pass a function if the application starts more
-            than once in a process, as in tests, because a closed broker cannot be opened again.
+        broker: A broker, or a function that makes a broker at each start. Pass a function if the application starts
+            more than once in a process, as in tests, because a closed broker cannot be opened again.
         connect: Whether to connect at start-up. If True, the start-up fails with a `ConnectError` when the broker
             cannot be reached. If False, the application starts without a connection, and the first `health()` or send
             connects.

@@ -1,7 +1,7 @@
 """Decides which distribution owns a URL scheme, before any plugin is imported.
 
-It reads the table of installed plugins and the *pins*. A pin names the only distribution that may provide a scheme. The
-user sets pins with `open_broker(…, distribution=…)` or in the variable `CQRS_BROKERS_PIN`.
+This module reads the table of installed plugins and the *pins*. A pin names the only distribution that may provide a
+scheme. The user sets pins with `open_broker(…, distribution=…)` or in the variable `CQRS_BROKERS_PIN`.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class BrokerInfo(NamedTuple):
     Attributes:
         name: The scheme.
         distribution: The distribution that claims the scheme.
-        version: The distribution's version; "" if the metadata gives none.
+        version: The distribution's version; "" if the metadata gives no version.
         entry_point: The module or object that the entry point names.
         status: "ready": `open_broker` will load it. "ambiguous": another distribution claims the scheme too.
             "incompatible": the distribution needs another version of core. "broken metadata": the distribution's
-            metadata or entry point cannot be used. "refused": the scheme is reserved for another distribution, or
-            pinned to another one.
-        reason: Why the status is not "ready"; "" if it is.
+            metadata or entry point cannot be used. "refused": the scheme is reserved for another distribution, or is
+            pinned to another distribution.
+        reason: Why the status is not "ready"; "" if the status is "ready".
     """
 
     name: str
@@ -52,10 +52,10 @@ class BrokerInfo(NamedTuple):
 
 
 def available_brokers() -> list[BrokerInfo]:
-    """Lists the schemes that installed distributions claim, sorted by name. Imports no plugin.
+    """Lists the schemes that installed distributions claim, sorted by name. No plugin is imported.
 
     Raises:
-        ConfigError: `CQRS_BROKERS_PIN` is not of the form `scheme=distribution,…`.
+        ConfigError: `CQRS_BROKERS_PIN` is not of the form `scheme=distribution,…`, or names a scheme twice.
     """
     table, pins = installed(), _pins()
     infos = []
@@ -69,13 +69,13 @@ def find_owner(scheme: str, distribution: str | None = None) -> Claim:
     """Returns the claim (the distribution's entry point) that may be loaded for the scheme.
 
     Args:
-        distribution: The only distribution that may provide the scheme, even if the scheme is reserved for another one.
-            None: the distribution that `CQRS_BROKERS_PIN` names for the scheme, if any.
+        distribution: The only distribution that may provide the scheme, even if the scheme is reserved for another
+            distribution. None: the distribution that `CQRS_BROKERS_PIN` names for the scheme, if any.
 
     Raises:
-        ConfigError: `CQRS_BROKERS_PIN` is not of the form `scheme=distribution,…`.
-        PluginNotFoundError: The scheme is misspelt or not installed, or it is reserved for or pinned to a distribution
-            that is not installed.
+        ConfigError: `CQRS_BROKERS_PIN` is not of the form `scheme=distribution,…`, or names a scheme twice.
+        PluginNotFoundError: The scheme is misspelt or not installed. Or the scheme is reserved for a distribution, or
+            pinned to a distribution, that is not installed or does not claim the scheme.
         AmbiguousPluginError: More than one distribution claims the scheme, and no distribution is pinned.
         PluginLoadError: The distribution's metadata is missing or broken, or the distribution needs another version of
             core.
@@ -109,7 +109,8 @@ def find_owner(scheme: str, distribution: str | None = None) -> Claim:
 
 def _allowed(claims: Iterable[Claim], scheme: str, pin: str | None) -> list[Claim]:
     """The claims on the scheme. If the scheme is pinned to a distribution, only this distribution's claims are
-    returned. The same holds if there is no pin, but the scheme is reserved for a distribution."""
+    returned. If the scheme is not pinned but reserved for a distribution, only the claims of that distribution are
+    returned."""
     owner = pin or OFFICIAL.get(scheme)
     found = [claim for claim in claims if claim.scheme == scheme]
     return [claim for claim in found if owner is None or canonical(claim.distribution) == canonical(owner)]

@@ -34,8 +34,8 @@ class BrokerHooks(Protocol):
     @staticmethod
     @hookspec(firstresult=True)
     def open_message_broker(url: BrokerURL, options: BrokerOptions) -> MessageBroker:
-        """Makes the driver. Any `MessageBroker` except a `Broker` is possible. The hook is synchronous. It does no I/O
-        except to read certificate files.
+        """Makes the driver. The hook may return any `MessageBroker` except a `Broker`. The hook is synchronous. It does
+        no I/O except to read certificate files.
 
         Args:
             url: The parsed config string. It contains the password, even if the password was given as a keyword, in a
@@ -44,7 +44,8 @@ class BrokerHooks(Protocol):
             options: A validated instance of the class that `broker_options` returned.
 
         Raises:
-            ConfigError: The options contradict each other in a way that their model cannot check.
+            ConfigError: The options contradict each other in a way that their model cannot check, or a certificate file
+                cannot be used.
         """
 
     @staticmethod

@@ -69,7 +69,7 @@ class Installed(NamedTuple):
 
 @cache
 def installed(distribution: str | None = None) -> Installed:
-    """Reads the table, once per process (`installed.cache_clear()` forgets it).
+    """Reads the table. The process keeps each result until `installed.cache_clear()` is called.
 
     Args:
         distribution: The normal form of a distribution's name. Then only the claims of this distribution are read.
@@ -85,9 +85,10 @@ def installed(distribution: str | None = None) -> Installed:
 
 
 def _first(several: list[Distribution]) -> Distribution:
-    """Of several distributions with the same name, the first on `sys.path`, because no other can be imported.
+    """The distribution that comes first on `sys.path`, of several with the same name. No other can be imported.
 
-    A folder without METADATA, which an interrupted upgrade leaves behind, counts only when there is no other.
+    An interrupted upgrade may leave a folder without metadata behind. Such a folder counts only if all folders are like
+    this.
     """
     if len(several) == 1:
         return several[0]
@@ -100,8 +101,8 @@ def canonical(name: str) -> str:
 
 
 def _distributions(name: str | None) -> Iterator[Distribution]:
-    """All distributions, or only those with this name. If a finder on `sys.meta_path` is broken, the list ends
-    there."""
+    """All distributions, or only those with this name. If a finder on `sys.meta_path` raises an error, the list ends
+    with the distributions that were found before."""
     import importlib_metadata
 
     try:
@@ -129,7 +130,8 @@ def _folder_name(distribution: Distribution) -> str:
 
 
 def _entry_points(distribution: Distribution) -> tuple[list[EntryPoint], str | None]:
-    """Returns the entry points in our group. The second value says why the file cannot be read; None if it can."""
+    """Returns the entry points in our group, and why entry_points.txt cannot be read. The second value is None if the
+    file can be read."""
     try:
         return [entry_point for entry_point in distribution.entry_points if entry_point.group == GROUP], None
     except Exception as error:
@@ -180,7 +182,7 @@ def _why_unreadable(error: Exception) -> str:
 
 
 def _why_unusable(entry_point: EntryPoint) -> str | None:
-    """Says what is wrong with one entry point; None if nothing is. The format is defined in
+    """Says what is wrong with one entry point. None: the entry point can be used. The format is defined in
     packaging.python.org/specifications/entry-points."""
     if not re.fullmatch(SCHEME, entry_point.name):
         return "the name in its entry_points.txt is not a URL scheme"

@@ -44,7 +44,7 @@ def open_broker(
         **options: The scheme's options by name. An option that is given here overrides the same option in the string.
 
     Raises:
-        ConfigError: The string or an option is wrong, or there is no string at all. The error lists all problems of the
+        ConfigError: The string or an option is wrong, or there is no string at all. The error lists the problems of the
             string's grammar. If the grammar is right, the error lists all problems of the options.
         PluginError: The scheme is misspelt, not installed or claimed twice, or its plugin is broken or incompatible.
     """

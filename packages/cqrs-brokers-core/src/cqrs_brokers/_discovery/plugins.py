@@ -51,10 +51,10 @@ class Plugin(NamedTuple):
     implementation: object
 
     def options_type(self) -> type[BrokerOptions]:
-        """The class that the plugin's `broker_options` hook returns.
+        """The class that the plugin's `broker_options` hook returns, or `BrokerOptions` if the plugin has no such hook.
 
         Raises:
-            PluginContractError: The hook raised an error, or returned something else.
+            PluginContractError: The hook raised an error, or returned no subclass of `BrokerOptions`.
         """
         if not self._has("broker_options"):
             return BrokerOptions
@@ -73,8 +73,8 @@ class Plugin(NamedTuple):
         Raises:
             BrokerError: The hook raised it, for example a `ConfigError`.
             PluginLoadError: The hook raised an `ImportError`.
-            PluginContractError: The hook raised another error. Or it returned no `MessageBroker`, or one whose
-                `capabilities` are wrong.
+            PluginContractError: The hook raised another error, or returned no `MessageBroker`, or returned a `Broker`.
+                Or the `capabilities` of the driver are wrong.
         """
         driver = self._made("open_message_broker", url, options)
         if inspect.iscoroutine(driver):
@@ -131,14 +131,14 @@ class Plugin(NamedTuple):
         return any(caller.name == hook for caller in _manager.get_hookcallers(self.implementation) or ())
 
     def _made(self, hook: str, url: BrokerURL, options: BrokerOptions) -> Any:
-        """What a hook makes from a URL and the options."""
+        """The result of a hook that takes the URL and the options."""
         made, problem = self._ask(hook, url=url, options=options)
         if problem is not None:
             self._failed(hook, problem, url, options)
         return made
 
     def _ask(self, name: str, **arguments: object) -> tuple[Any, BaseException | None]:
-        """What a hook of this plugin returned, or what it raised."""
+        """The result of a hook of this plugin, or the error that the hook raised."""
         # A plain call would be answered by whichever plugin was registered last.
         others = [plugin for plugin in _manager.get_plugins() if plugin is not self.implementation]
         return _tried(partial(_manager.subset_hook_caller(name, others), **arguments))
@@ -166,13 +166,14 @@ class Plugin(NamedTuple):
 
 
 def load_plugin(scheme: str, distribution: str | None = None, *, secrets: Iterable[str] = ()) -> Plugin:
-    """Returns the plugin that owns the scheme. Imports this plugin if necessary, but no other plugin.
+    """Returns the plugin that owns the scheme. If necessary, this plugin is imported, but no other plugin.
 
     Args:
         distribution: Only this installed distribution may provide the scheme.
         secrets: Texts that no error may contain.
 
     Raises:
+        ConfigError: The variable `CQRS_BROKERS_PIN` is malformed.
         PluginError: The scheme is misspelt, not installed or claimed twice, or its plugin is broken or incompatible, or
             breaks the plugin contract.
     """
@@ -197,7 +198,8 @@ def register_plugin(schemes: str | Iterable[str], plugin: object, *, name: str |
         name: The plugin's name in errors. Default: the name of its module or class.
 
     Raises:
-        ConfigError: No scheme was given, a scheme is not a valid URL scheme, or another plugin is registered for it.
+        ConfigError: No scheme was given, a scheme is not a valid URL scheme, or another plugin is registered for the
+            scheme.
         PluginContractError: The plugin has no hooks, or its hooks are wrong.
     """
     wanted = [schemes] if isinstance(schemes, str) else list(schemes)
@@ -250,7 +252,8 @@ def _import(claim: Claim, secrets: Iterable[str]) -> object:
 
 
 def _register(plugin: object, name: str, title: str) -> None:
-    """Registers a plugin with pluggy, unless it is registered already. pluggy checks the signatures of its hooks."""
+    """Registers a plugin with pluggy, unless it is registered already. pluggy checks the signatures of the plugin's
+    hooks."""
     if type(plugin).__hash__ is None:  # pluggy keeps sets of plugins
         raise PluginContractError(f"{title} is not a broker plugin: a {type(plugin).__name__} cannot be hashed")
     if _manager.is_registered(plugin):

@@ -1,5 +1,5 @@
-"""Checks whether the running core is a version that a plugin's distribution requires. This happens before the plugin is
-imported."""
+"""Checks whether the running core is a version that a plugin's distribution requires. The check happens before the
+plugin is imported."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ __all__ = ["compatibility"]
 def compatibility(
     requires: Iterable[str], core_version: str | None
 ) -> tuple[Literal["ready", "incompatible", "broken metadata"], str]:
-    """Returns a plugin's status, and why it is not "ready" ("" if it is). The status is "ready" if all requirements on
-    core hold.
+    """Returns a plugin's status, and why the status is not "ready" ("" if it is). The status is "ready" if all
+    requirements on core hold.
 
     Args:
         requires: The distribution's requirements on core, as they are written in its metadata.
@@ -43,7 +43,7 @@ def compatibility(
 
 def plainly_holds(requirement: str, version: str) -> bool:
     """Whether a requirement has a simple form like `cqrs-brokers-core<0.2,>=0.1`, and holds for a version that is a
-    final release. False: only the library `packaging` can tell."""
+    final release. False: only the library `packaging` can say whether the requirement holds."""
     limits = re.fullmatch(rf"{CORE}<([0-9]+)\.([0-9]+),>=([0-9]+)\.([0-9]+)", requirement)
     release = re.fullmatch(r"([0-9]+)\.([0-9]+)(?:\.[0-9]+)*", version)
     if limits is None or release is None:

@@ -1,5 +1,5 @@
-"""Makes a `Message` from what an application passes: an event or a message-like object. Also calls the broker's
-encoder."""
+"""Makes a `Message` from what an application passes: an event or a message-like object. This module also calls the
+broker's encoder."""
 
 from __future__ import annotations
 

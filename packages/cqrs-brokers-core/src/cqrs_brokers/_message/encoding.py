@@ -1,6 +1,6 @@
 """Turns a payload into bytes: compact JSON in UTF-8. A value that JSON cannot hold is refused, never changed.
 
-`jsonable` says what is accepted and what is refused. Its rule is the same at every depth.
+`jsonable` says which values are accepted and which are refused. Only the payload itself may not be `None`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def encode(payload: object) -> bytes:
     """Returns the JSON of a payload.
 
     Raises:
-        UnencodableError: The payload, or something in it, has no JSON form. The error's text gives the path of that
-            part.
+        UnencodableError: The payload is None, or the payload or something in it has no JSON form. The error's text
+            gives the path of that part.
     """
     if payload is None:
         raise UnencodableError("the payload is None: give a mapping, or TOMBSTONE to delete the key")

@@ -12,8 +12,8 @@ every kind of container.
 
 Everything else is refused, for example NaN and infinities, bytes, sets, generators, secrets, and keys that are no text.
 If an object is an instance of a subclass of a model or a dataclass, the fields that the subclass adds are written, too.
-The function that writes the instances of a class is called the *writer* of that class. It is looked up once for each
-class.
+The function that writes the instances of a class is called the *writer* of that class. The writer is looked up once for
+each class.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Refused(Exception):  # noqa: N818 - a signal inside this package, not an e
     """Something in a payload has no JSON form.
 
     Args:
-        text: What is wrong with it: the end of a sentence that begins with the path.
+        text: What is wrong. The text is the end of a sentence that begins with the path.
         cause: The error that the payload's own code raised.
     """
 

@@ -1,5 +1,5 @@
-"""Writes pydantic models and pydantic's dataclasses as JSON. Their own serializers are used. Everything else follows
-the rule of `jsonable`.
+"""Writes pydantic models and pydantic's dataclasses as JSON. The serializers of these classes are used. Everything else
+follows the rule of `jsonable`.
 
 pydantic alone would write NaN as `null`, a secret as asterisks, and a key of 1 as "1". If a field is declared with a
 base class and holds an instance of a subclass, pydantic would leave out the fields that the subclass adds. So we read
@@ -104,8 +104,8 @@ def _models(schema: Any, kind: type) -> Iterator[Mapping[str, Any]]:
 
 
 def _fields(own: Mapping[str, Any], schema: Mapping[str, Any], kind: Any) -> tuple[list[_Field], bool]:
-    """Returns the fields that are written, and whether `_plain` can write the class: a model that has only fields
-    without an alias or a serializer, and no computed or extra fields."""
+    """Returns the fields that are written, and whether `_plain` can write the class. `_plain` can write a model that
+    has only fields without an alias or a serializer, and no computed or extra fields."""
     inside: Any = own["schema"]
     while inside["type"] not in ("model-fields", "dataclass-args"):
         inside = inside["schema"]
@@ -166,8 +166,8 @@ def _serializers(schema: Any, whole: Mapping[str, Any], seen: set[str]) -> Itera
 
 
 def _says_nothing(serializer: Mapping[str, Any]) -> bool:
-    """Whether the serializer is one of pydantic's own, for a path, a deque or a secret. It is not used, because the
-    rule of `jsonable` applies to these types. This rule refuses secrets."""
+    """Whether the serializer is one of pydantic's own, for a path, a deque or a secret. Such a serializer is not used,
+    because the rule of `jsonable` applies to these types. This rule refuses secrets."""
     function = serializer.get("function")
     module, name = getattr(function, "__module__", "") or "", getattr(function, "__qualname__", "")
     of_a_secret = module == "pydantic.types" and name.startswith("_serialize_secret")
@@ -219,7 +219,7 @@ def _root(field: _Field, kind: Any) -> Writer:
 
 
 def _mixed(fields: Sequence[_Field], kind: Any) -> Writer:
-    """The writer for a class with serializers, aliases, computed or extra fields, or without a `__dict__`."""
+    """The writer for a dataclass, and for a model with serializers, aliases, computed or extra fields."""
     left_to_pydantic = {field.name for field in fields if field.by_pydantic}
     # The class's own serializer would write NaN as null. This one keeps NaN, so that `write` refuses it.
     pydantics = SchemaSerializer(kind.__pydantic_core_schema__, {"ser_json_inf_nan": "constants"})
@@ -290,7 +290,7 @@ def _serialized(function: Mapping[str, Any], model: Any, item: Any, name: str, d
 
 
 def _value(model: Any, name: str) -> Any:
-    """A field's value. For a computed field this runs code of the application."""
+    """A field's value. Reading a computed field runs code of the application."""
     try:
         return getattr(model, name)
     except AttributeError:

@@ -2,12 +2,12 @@
 
 The same topics, names, content types and header names occur in many messages. So those that have passed the check are
 remembered, up to a limit, and are not checked again. Keys and the values of headers are checked every time. A text in
-the message may be an instance of a subclass of `str`, such as an enum member. It is replaced by the plain `str` that it
-holds, so that drivers get only `str`.
+the message may be an instance of a subclass of `str`, such as an enum member. Such a text is replaced by the plain
+`str` that it holds, so that drivers get only `str`.
 
-The limits come from AMQP, the strictest protocol that we know. AMQP allows at most 255 bytes for a short string (AMQP
-0-9-1, 4.2.5.3), and at most 128 bytes for a field name (4.2.5.5). A driver may have further rules, for example for
-topics (`refuse_topic`).
+The limits for topics and names come from AMQP, the strictest protocol that we know. AMQP allows at most 255 bytes for a
+short string (AMQP 0-9-1, 4.2.5.3), and at most 128 bytes for a field name (4.2.5.5). A driver may have further rules,
+for example for topics (`refuse_topic`).
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class Validator:
         """Checks the message.
 
         Returns:
-            Its size in bytes: body, key, header names and values in UTF-8.
+            The message's size in bytes: body, key, header names and values in UTF-8.
 
         Raises:
             InvalidMessageError: The message cannot be sent.
@@ -151,7 +151,8 @@ class Validator:
         return size
 
     def add_headers(self, message: Message, added: Mapping[str, HeaderValue], size: int) -> int:
-        """Adds headers to a message that was checked before. If it raises an error, the message stays as it was.
+        """Adds headers to a message that was checked before. If this method raises an error, the message stays as it
+        was.
 
         Only the added headers are checked. A second check of the other headers would double the cost.
 
@@ -268,7 +269,7 @@ class Validator:
         return self._checked_name(self._known_topics, topic, message, "topic", MAX_NAME_BYTES)
 
     def _body(self, message: Message) -> bytes:
-        """The bytes of the message's body; none for a tombstone."""
+        """The bytes of the message's body. A tombstone gives `b""`."""
         if message.payload is TOMBSTONE:
             if not self._tombstones:
                 self._refuse(
