@@ -73,8 +73,8 @@ _IMPORTED_LATE: Final = {
     "lifespan": "_lifespan",
 }
 """Names that are imported only at their first use, each with its module. They are not needed to open a broker. The
-event classes are pydantic models. Building these models takes longer than importing everything else, and many
-applications use event classes of their own instead."""
+event classes are pydantic models. Building these models takes time, and many applications use event classes of their
+own instead."""
 
 
 def __getattr__(name: str) -> Any:

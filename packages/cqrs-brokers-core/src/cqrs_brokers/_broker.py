@@ -2,10 +2,10 @@
 
     message → validate and encode → window → driver → client → outcome
 
-It uses three packages. `_message` checks and encodes messages. `_delivery` has the state and the deadline of each
-message, and the window, which limits how many messages the driver holds at a time. It also wraps drivers that have only
-`send_message`. `_connection` connects, reconnects, checks the health and closes, and binds the broker to its event loop
-and process.
+Three packages do most of this work. `_message` checks and encodes messages. `_delivery` has the state and the deadline
+of each message, and the window, which limits how many messages the driver holds at a time. `_delivery` also wraps
+drivers that have only `send_message`. `_connection` connects, reconnects, checks the health and closes, and binds the
+broker to its event loop and process.
 
 This file is longer than 400 lines because the docstrings of its one class are the documentation of the API.
 """
@@ -84,8 +84,8 @@ class Broker(MessageBroker):
     broker).
 
     A `Broker` is made without I/O and without an event loop. The first send, `connect()`, `health()` or `async with`
-    connects it. It belongs to the event loop in which it connects. When that loop is closed, the broker connects again
-    in the next one.
+    connects it. The broker belongs to the event loop in which it connects. After that loop is closed, the broker may be
+    used in another loop, and connects again there.
 
     Args:
         driver: A driver, or any `MessageBroker`.
@@ -96,10 +96,10 @@ class Broker(MessageBroker):
         close_timeout: Seconds that `close()` has for sending the accepted messages and closing the connection.
         max_in_flight: The most messages that the driver may hold at a time. Further messages wait in the `Broker`. The
             driver usually holds at most two fifths of this number. The rest is used only when a destination (for
-            example a topic) takes no messages. Then the driver gets few further messages for this destination, and most
-            of the rest is used for the other destinations.
+            example a topic) takes no messages. Then the driver gets few further messages for this destination. The
+            other destinations may use two fifths of the free places.
         max_in_flight_bytes: The most bytes that the driver may hold at a time. The two fifths apply to bytes, too. A
-            larger message is sent when the driver holds nothing else.
+            message that is larger than two fifths of this number is sent when the driver holds nothing else.
         max_message_bytes: The most bytes that a message may have: body, key and headers together.
         encoder: Encodes the payloads of messages that have neither `payload_bytes` nor a content type. It is a function
             that takes the payload and returns bytes, or a `MessageEncoder`, which takes the whole message. Default:
@@ -108,8 +108,8 @@ class Broker(MessageBroker):
             connection. They may add headers to messages.
         retry_count: When this many attempts to connect have failed in a row, the waiting sends fail. None: the number
             of attempts does not matter.
-        retry_delay: Seconds between attempts to connect. None: the delay begins at 0.1 s and doubles after each
-            failure, up to 1 s. Each delay is shortened at random, by at most half.
+        retry_delay: Seconds between attempts to connect. None: the delay begins at 0.1 s, doubles after each failure up
+            to 1 s, and is shortened at random by at most half.
         options: The options with the values that are in effect and where each value came from, for `describe()`.
 
     Raises:
@@ -200,8 +200,8 @@ class Broker(MessageBroker):
         )
         self._bound = LoopBinding()
         self._make_ready: Callable[[], object] | None = None
-        """Makes the rest of a running `send_messages` call ready. It is set only while that call lets the event loop do
-        other work."""
+        """Makes the remaining messages of a running `send_messages` call ready. The attribute is set only while that
+        call lets the event loop do other work."""
         self._closing: Closing | None = None
         self._closed = False
         self._observers.attached(self)
@@ -216,7 +216,7 @@ class Broker(MessageBroker):
         still be delivered.
 
         Args:
-            message: A `Message`, or anything with its attributes (python-cqrs' `Message`).
+            message: A `Message`, or any other `MessageLike`, for example python-cqrs' `Message`.
             timeout: The longest time from the call to the outcome, in seconds. None: the broker's `delivery_timeout`.
 
         Returns:
@@ -284,8 +284,8 @@ class Broker(MessageBroker):
         `max_in_flight`.
 
         A large batch is made ready (checked and encoded) in several turns of the event loop. Do not change its messages
-        before the call ends. If another call of this broker begins meanwhile, the rest of the batch is first made ready
-        at once. So the messages of the other call follow the batch.
+        before the call ends. If another send, a flush or a close of this broker begins meanwhile, the rest of the batch
+        is made ready first. So the messages of the other send come after the batch.
 
         Args:
             messages: The messages, in the order in which they are to be sent. All have the same deadline, counted from
@@ -297,7 +297,7 @@ class Broker(MessageBroker):
             One outcome per message, in the same order. Errors are returned, not raised.
 
         Raises:
-            InvalidMessageError: The argument is not iterable, or the timeout is not a number of seconds above 0.
+            InvalidMessageError: The argument is not iterable, or the timeout is not a finite number above 0.
         """
         given: object = messages
         if not isinstance(given, Iterable):
@@ -348,9 +348,9 @@ class Broker(MessageBroker):
         deadline: float,
         loop: asyncio.AbstractEventLoop,
     ) -> Generator[None, None, None]:
-        """Makes the messages of a `send_messages` call ready and hands them to the window, in bursts of 250. It yields
-        when the event loop should do other work. It removes each burst from the list, so that these messages do not
-        stay in memory longer than necessary. It first reverses the list, because removing from the end is cheap."""
+        """Makes the messages of a `send_messages` call ready and hands them to the window, in bursts of 250. The
+        generator yields when the event loop should do other work. It removes each burst from the list, so that the list
+        does not keep these messages in memory. It first reverses the list, because removing from the end is cheap."""
         window, coercion, validator, observers = self._window, self._coercion, self._validator, self._observers
         batch = observers.batch(len(messages)) if self._are_asked and messages else None
         outcomes = bulk.outcomes
@@ -409,11 +409,12 @@ class Broker(MessageBroker):
             make_ready()
 
     async def publish(self, event: Event[Any], *, timeout: float | None = None) -> Receipt:
-        """Sends an event as a message. The message has the event's name, topic, id, time, key and headers. Its body is
-        what the event's `to_dict()` returns, as JSON.
+        """Sends an event as a message. The message has the event's name, topic, id, time, key and headers. The body is
+        the result of the event's `to_dict()`, as JSON or in the form that the broker's `encoder` makes. The message
+        about a deletion has no body.
 
         Args:
-            event: The event, or anything with a `to_message()`.
+            event: The event, or any object with a method `to_message()`.
             timeout: The longest time from the call to the outcome, in seconds. None: the broker's `delivery_timeout`.
 
         Raises:
@@ -432,7 +433,7 @@ class Broker(MessageBroker):
         Code that stands between an application and the broker calls this method when it refuses a message itself.
 
         Args:
-            message: What was to be sent.
+            message: The object that was to be sent.
             error: Why the message is refused.
 
         Returns:
@@ -448,7 +449,7 @@ class Broker(MessageBroker):
         """The timeout of a call.
 
         Raises:
-            InvalidMessageError: The timeout is not a number of seconds above 0.
+            InvalidMessageError: The timeout is not a finite number above 0.
         """
         if isinstance(timeout, int | float) and not isinstance(timeout, bool) and 0 < timeout < math.inf:
             return timeout
@@ -460,14 +461,14 @@ class Broker(MessageBroker):
     # -- lifecycle ----------------------------------------------------------------------------------------------------
 
     async def connect(self) -> None:
-        """Connects now instead of at the first send: makes one pass over all hosts. So a wrong setting is found at
-        start-up.
+        """Connects now instead of at the first send, so that a wrong setting is found at start-up. The driver makes one
+        pass over all hosts.
 
         Raises:
             ConnectError: The pass failed. The class of the error says why. `connect()` does not wait for further
                 attempts.
-            BrokerStateError: The broker is closed. Or it was used before in another event loop that is still open. Or
-                it was used in the parent process before the fork.
+            BrokerStateError: The broker is closed, or belongs to another event loop that is still open, or was used in
+                the parent process before a fork. Or no asyncio event loop is running.
         """
         await self._connection.connect(self._entered())
 
@@ -493,8 +494,8 @@ class Broker(MessageBroker):
             )
 
     async def health(self) -> Health:
-        """Returns the state of the broker now. For this it may connect or ping the broker. It raises nothing. It takes
-        at most `connect_timeout` plus 1 s, unless the event loop stands still."""
+        """Returns the state of the broker now. This method may connect or ping the broker to find the state. It raises
+        no error, and takes at most `connect_timeout` plus 1 s, unless the event loop stands still."""
         from ._connection.health import Health, whats_wrong  # opening a broker does not need it
 
         started = monotonic()
@@ -517,17 +518,17 @@ class Broker(MessageBroker):
         """Flushes the accepted messages, then closes the connection. Afterwards no task and no socket of the broker is
         left.
 
-        It may be called more than once, by several tasks, before the first connection, and while the broker is down. A
-        later call with a shorter timeout shortens a close that is under way. If the caller is cancelled, the close is
-        ended by force before `CancelledError` is raised.
+        This method may be called more than once, by several tasks, before the first connection, and while the broker is
+        down. A later call with a shorter timeout shortens a close that is under way. If the caller is cancelled, the
+        close is ended by force before `CancelledError` is raised.
 
         Args:
-            timeout: Seconds for flushing and closing. None: the broker's `close_timeout`. If the close has to be
-                forced, it takes at most 1.5 s more.
+            timeout: Seconds for flushing and closing. None: the broker's `close_timeout`. A close that has to be forced
+                takes at most 1.5 s more.
 
         Raises:
-            BrokerStateError: The broker was used before in another event loop that is still open, or in the parent
-                process before the fork.
+            BrokerStateError: The broker belongs to another event loop that is still open, or was used in the parent
+                process before a fork. Or no asyncio event loop is running.
             TypeError: The timeout is not a number.
             ValueError: The timeout is NaN.
         """
@@ -598,7 +599,7 @@ class Broker(MessageBroker):
         * "reconnecting": the driver lost the connection and reconnects by itself.
         * "blocked": there is a connection, but the broker takes no messages.
         * "throttled": there is a connection, but the broker slows this client down.
-        * "failed": connecting failed, and it will fail again until somebody changes a setting here or in the broker.
+        * "failed": connecting failed, and will fail again until somebody changes a setting here or in the broker.
         * "closed": `close()` was called.
         """
         return "closed" if self._closed else self._connection.described

@@ -54,7 +54,7 @@ class SyncBroker:
         """Sends one message and waits for its outcome.
 
         Args:
-            message: A `Message`, or anything with its attributes.
+            message: A `Message`, or any other `MessageLike`.
             timeout: The longest time from the call to the outcome, in seconds. None: the broker's `delivery_timeout`.
 
         Returns:
@@ -62,10 +62,9 @@ class SyncBroker:
 
         Raises:
             NotDeliveredError: The message is not in the broker, and this call will not put it there. After `close()`
-                the error is a `BrokerClosedError`. In a process that was forked after the first send, the error is a
-                `WrongLoopError`. It is also a `WrongLoopError` in the SyncBroker's own thread, in which observers are
-                called. If this thread cannot start, the error is a `NotConnectedError`, and the next send tries to
-                start it again.
+                the error is a `BrokerClosedError`. The error is a `WrongLoopError` in a process that was forked after
+                the first send, and in the SyncBroker's own thread, in which observers are called. If this thread cannot
+                start, the error is a `NotConnectedError`, and the next send tries to start it again.
             DeliveryUnknownError: The message may be in the broker.
         """
         if self._forked:  # before the lock, which another thread may have held at the fork
@@ -92,7 +91,8 @@ class SyncBroker:
             raise
 
     def close(self, timeout: float | None = None) -> None:
-        """Flushes the accepted messages, closes the connection and ends the thread. It may be called more than once.
+        """Flushes the accepted messages, closes the connection and ends the thread. This method may be called more than
+        once.
 
         Args:
             timeout: Seconds for flushing and closing. None: the broker's `close_timeout`.

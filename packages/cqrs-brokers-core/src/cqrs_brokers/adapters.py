@@ -10,8 +10,8 @@
             set_log_level(["acme"], acme_log_level, "acme_log_level")
             super().__init__(AcmeDriver(taken.settings), **taken.for_broker())
 
-This is for applications that use a broker's class instead of a config string. Options and errors are the same as with a
-config string.
+Such classes are for applications that use a broker's class instead of a config string. Options and errors are the same
+as with a config string.
 """
 
 from __future__ import annotations

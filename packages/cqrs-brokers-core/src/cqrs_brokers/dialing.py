@@ -1,4 +1,4 @@
-"""For plugin authors: looks up a host's name and connects, even if an address is dead or a name server is silent.
+"""For plugin authors: looks up the name of a host, and connects to one of its addresses even if others are dead.
 
 A name may have several addresses, and the first may be dead. So if one address has not connected after a quarter of a
 second, the next address is tried, too. The first connection is used (RFC 8305, "Happy Eyeballs"). A name server may be
@@ -38,13 +38,13 @@ READ_SIZE = 2**16
 
 
 class BufferedReads(asyncio.BufferedProtocol):
-    """A second base class for an asyncio protocol. It makes reads cheaper:
+    """A second base class for an asyncio protocol, which makes reads cheaper:
     `class P(asyncio.StreamReaderProtocol, BufferedReads)`.
 
-    Without it, asyncio makes an object of 256 KiB for each read and then shrinks it. For an object of this size, the C
-    library takes memory from the operating system and later gives it back. That costs three system calls and two page
-    faults per read. With this class, asyncio uses one buffer for all reads of a connection. uvloop has a buffer of its
-    own and does not use this one.
+    Without this class, asyncio makes an object of 256 KiB for each read and then shrinks the object. For an object of
+    this size, the C library takes memory from the operating system and later gives the memory back. This costs three
+    system calls and two page faults per read. With this class, asyncio uses one buffer for all reads of a connection.
+    uvloop has a buffer of its own and does not use this one.
     """
 
     _buffer: memoryview | None = None
@@ -82,7 +82,7 @@ async def dial(host: str, port: int, *, timeout: float | None = None) -> socket.
     Args:
         host: Name or address.
         port: TCP port.
-        timeout: Seconds, at most, for the look-up and the connecting together. None: no limit.
+        timeout: The most seconds for the look-up and the connecting together. None: no limit.
 
     Returns:
         A connected, non-blocking socket, for `loop.create_connection(sock=…)`.
@@ -107,7 +107,7 @@ async def look_up(host: str, port: int, *, timeout: float | None = None) -> list
     Args:
         host: Name or address.
         port: TCP port.
-        timeout: Seconds, at most. None: the call waits until the resolver gives up.
+        timeout: The longest wait, in seconds. None: the call waits until the resolver gives up.
 
     Raises:
         socket.gaierror: The name cannot be resolved. The `errno` of the error is `EAI_AGAIN` if the name server did not
@@ -144,7 +144,7 @@ async def open_socket(addresses: Sequence[Address], *, timeout: float | None = N
 
     Args:
         addresses: What `look_up` returned.
-        timeout: Seconds, at most. None: the call waits until the operating system gives up.
+        timeout: The longest wait, in seconds. None: the call waits until the operating system gives up.
 
     Returns:
         A connected, non-blocking socket.
@@ -208,8 +208,8 @@ async def open_streams(
         raw: The socket that `dial` or `open_socket` returned.
         ssl: The TLS context; None: no TLS.
         server_hostname: The name that the server's certificate must have; with TLS only.
-        limit: A number of bytes. When the reader holds more than twice as many, it stops reading from the socket until
-            the plugin has read some of them.
+        limit: A number of bytes. When the reader holds more than twice as many bytes, it stops reading from the socket,
+            until the plugin has read so much that at most `limit` bytes are left.
 
     Raises:
         OSError: The connection was lost, or the TLS handshake failed (`ssl.SSLError`).
@@ -237,8 +237,8 @@ async def _connect(address: Address) -> socket.socket:
 
 
 def _close_result(attempt: asyncio.Task[socket.socket]) -> None:
-    """Closes the socket of an attempt that connected too late, because another attempt had connected in the same turn
-    of the event loop."""
+    """Closes the socket of an attempt that connected too late, for example because another attempt connected in the
+    same turn of the event loop."""
     if not attempt.cancelled() and attempt.exception() is None:
         attempt.result().close()
 
@@ -260,7 +260,7 @@ child process, so the child must start a look-up of its own."""
 
 
 def _running_look_up(host: str, port: int) -> Future[list[Address] | Exception]:
-    """The look-up of this name and port that is running in this process. If there is none, starts one.
+    """The look-up of this name and port that is running in this process. If no such look-up is running, one is started.
 
     A look-up runs in a daemon thread, so that the process can exit while a name server does not answer.
     """

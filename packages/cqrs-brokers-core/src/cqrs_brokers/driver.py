@@ -1,6 +1,6 @@
 """For plugin authors: what a driver does, and what `Broker` does for it.
 
-A driver sends each `Message` to its broker through a client library. It turns the client's errors into the errors of
+A driver sends each `Message` to its broker through a client library, and turns the client's errors into the errors of
 `cqrs_brokers.exceptions`. `Broker` does everything else, in the same way for every driver: validation, encoding,
 deadlines, the in-flight window (it limits how many messages the driver holds), connecting once, reconnecting with
 backoff, draining and closing.
@@ -8,7 +8,7 @@ backoff, draining and closing.
 | your broker | derive from |
 |---|---|
 | runs in the process, or takes a message and answers in one call | `Driver`: define its `send_message` |
-| is reached over a network | `PipelinedDriver`, with `cqrs_brokers.pipeline`: it knows which messages were written |
+| is reached over a network | `PipelinedDriver`; `cqrs_brokers.pipeline` knows which messages were written |
 
 Every driver of a networked broker must follow these rules, whichever client it uses. Use one connection, not a pool: a
 pool reorders messages. (In a cluster such as Kafka, use one connection for each node that leads partitions.) Switch off
@@ -49,7 +49,7 @@ class Link(Protocol):
     thread."""
 
     def wake_after(self, handler: Callable[..., object], *args: object) -> None:
-        """Calls a handler of the driver. Then wakes the callers whose messages got their outcomes in the handler.
+        """Calls a handler of the driver, and then wakes the callers whose messages got their outcomes in the handler.
 
         This method makes sends faster; a driver need not use it. The event loop calls the driver back when answers have
         arrived. In that callback the driver may call `wake_after` with the function that reads the answers. The
@@ -58,7 +58,7 @@ class Link(Protocol):
 
         Args:
             handler: The function to call. Woken callers may send again before `wake_after` returns.
-            args: Its arguments.
+            args: The arguments of the handler.
         """
 
     def lost(self, error: ConnectError) -> None:
@@ -77,8 +77,9 @@ class Link(Protocol):
         """Reports that the driver lost its connections and reconnects by itself, as the Kafka driver does. None: the
         driver is connected again.
 
-        Meanwhile `Broker` continues to submit messages. A message that is not handed over by its deadline fails with a
-        `NotConnectedError` whose cause is this error. `health()` gives this error as the reason.
+        While the driver reconnects, `Broker` continues to submit messages. A message that is not handed over by its
+        deadline fails with a `NotConnectedError`. The cause of that error is the error that the driver reported.
+        `health()` gives the text of the reported error as the reason.
         """
 
     def blocked(self, reason: str) -> None:
@@ -99,8 +100,8 @@ class Link(Protocol):
     def throttled(self, reason: str | None) -> None:
         """Reports that the message broker slows this client down because of a quota. None: the throttling has ended.
 
-        Meanwhile `Broker` continues to submit messages. `health()` gives the reason. Observers are informed when the
-        throttling begins and when it ends.
+        `Broker` continues to submit messages during the throttling. `health()` gives the reason. Observers are informed
+        when the throttling begins and when it ends.
         """
 
 
@@ -108,11 +109,12 @@ class Driver(MessageBroker):
     """The base class of drivers. A driver must define `send_message`. It overrides other methods if its broker needs
     them.
 
-    `Broker` calls `send_message` in a task of its own for each message. If the driver declares the capability
-    `ordering_key`, only one call runs at a time for the same topic and key. A message counts as handed over as soon as
-    the call has started. So raise `NotDeliveredError` only if it is proven that the message is not in the broker. Any
-    exception that is not a `DeliveryError` becomes a `DeliveryUnknownError`. Return a `Receipt`, or None. A `Receipt`
-    has `confirmed=True` by default: pass `confirmed=False` if the broker has not confirmed the message.
+    `Broker` calls `send_message` once for each message. Calls for several messages run at the same time, in tasks of
+    `Broker`. If the driver declares the capability `ordering_key`, only one call runs at a time for the same topic and
+    key. A message counts as handed over as soon as the call has started. So raise `NotDeliveredError` only if it is
+    proven that the message is not in the broker. Any exception that is not a `DeliveryError` becomes a
+    `DeliveryUnknownError`. Return a `Receipt`, or None. A `Receipt` has `confirmed=True` by default: pass
+    `confirmed=False` if the broker has not confirmed the message.
     """
 
     @property
@@ -126,7 +128,7 @@ class Driver(MessageBroker):
         return
 
     def refuse_topic(self, topic: str) -> str | None:
-        """Returns the reason why this broker cannot have a topic of this name. None: it can.
+        """Returns the reason why this broker cannot have a topic of this name. None: the name is allowed.
 
         `Broker` calls this method before any I/O, and remembers the topics for which it returned None. The method gets
         every topic that is not empty. The topic may be longer than 255 bytes or have characters that are not printable:
@@ -164,7 +166,7 @@ class Driver(MessageBroker):
         """
 
     def abort(self) -> None:
-        """Drops the connection at once, without awaiting. It must also work when the event loop is closed.
+        """Drops the connection at once, without awaiting. This method must also work when the event loop is closed.
 
         The driver need not end its deliveries: `Broker` ends them itself.
         """
@@ -183,12 +185,12 @@ class PipelinedDriver(Driver):
 
     @abstractmethod
     def submit(self, deliveries: Sequence[Delivery], /) -> None:
-        """Takes messages, in order, and returns at once: it must not block.
+        """Takes messages, in order, and returns at once. This method must not block.
 
-        `Broker` calls this method only while the driver is connected. The driver keeps the order of submission among
-        messages with the same topic and key, also when its client reconnects. Messages without a key have no order. The
-        driver must end each delivery: with a call of `confirm`, `fail` or `release`, or with a call of `handed_over`
-        that returns False.
+        `Broker` calls this method only while the driver is connected and not blocked. A driver that has reported
+        `Link.reconnecting` counts as connected. The driver keeps the order of submission among messages with the same
+        topic and key, also when its client reconnects. Messages without a key have no order. The driver must end each
+        delivery: with a call of `confirm`, `fail` or `release`, or with a call of `handed_over` that returns False.
         """
 
     def destination(self, message: Message) -> str:
@@ -204,9 +206,9 @@ class PipelinedDriver(Driver):
         """Says why a message has no outcome at its deadline. None: the driver knows no reason.
 
         `Broker` calls this method for each message that was handed over and has no outcome at its deadline. For a
-        message that was not handed over, it calls this method only while the driver is connected and not blocked. The
-        error should contain the broker's last answer about the destination of the message. This call does not end the
-        delivery for the driver: it keeps the message as before.
+        message that was not handed over, `Broker` calls this method only while the driver is connected and not blocked.
+        The error should contain the broker's last answer about the destination of the message. This call does not end
+        the delivery for the driver: the driver keeps the message as before.
 
         Args:
             delivery: The message. It may still wait in `Broker`, so the driver may not know it yet.

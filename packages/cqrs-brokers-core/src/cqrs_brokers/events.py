@@ -7,8 +7,8 @@
             return self.payload.order_id
 
 With the framework python-cqrs, use the event classes of the package `cqrs_brokers_python_cqrs` instead. They derive
-both from the classes here and from the event classes of python-cqrs. The event emitter of python-cqrs drops events of
-all other classes.
+both from the classes here and from the event classes of python-cqrs. The event emitter of python-cqrs drops every event
+whose class it does not know.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ class Event(BaseModel, Generic[P]):
     events would lose their order.
 
     Attributes:
-        event_id: Identifies the event. It becomes the id of the message.
-        event_timestamp: When the event happened. It is converted to UTC. A time without a time zone is refused.
-        event_name: What happened. It becomes the name of the message. Default: the name of the class.
+        event_id: Identifies the event. The value becomes the id of the message.
+        event_timestamp: When the event happened. The time is converted to UTC. A time without a time zone is refused.
+        event_name: What happened. The value becomes the name of the message. Default: the name of the class.
         topic: The topic of the message.
         payload: The data of the event.
-        key: What `ordering_key()` returns, unless a subclass overrides that method. Events with the same topic and key
-            keep their order.
+        key: The ordering key, unless a subclass overrides `ordering_key()`. Events with the same topic and key keep
+            their order.
         headers: The headers of the message. They are not in the body.
     """
 
@@ -76,8 +76,9 @@ class Event(BaseModel, Generic[P]):
         return self.key
 
     def to_dict(self) -> EventBody:
-        """The body of the message, ready for JSON. It has every field except `key` and `headers`. Its keys are the
-        names of the fields, or their aliases if the class has `serialize_by_alias`. Times have the form of RFC 3339.
+        """The body of the message, ready for JSON. The body has every field except `key`, `headers` and the fields that
+        the class excludes. Its keys are the names of the fields, or their aliases if the class has
+        `serialize_by_alias`. `event_timestamp` has the form of RFC 3339.
 
         If the event was made with `ECSTEvent.deleted`, the body also has `deleted` and the key, so that an outbox can
         store the event.
@@ -102,13 +103,14 @@ class Event(BaseModel, Generic[P]):
 
     @classmethod
     def from_dict(cls, **body: Any) -> Self:
-        """Makes an event again from the result of `to_dict`. An outbox does this with the events that it has stored.
+        """Makes an event again from the result of `to_dict`. An outbox calls this method for the events that it has
+        stored.
 
         The body has no `headers`, and it has a `key` only for a deletion. So if an event goes through an outbox and
         must keep its order, its class must override `ordering_key()`. The keys of the body may be the names of the
-        fields or their aliases. If the payload is a pydantic model, the same is true for its fields only with pydantic
-        2.14 or newer. With an older pydantic the class of the payload decides whether it accepts names or aliases.
-        Computed fields are computed again.
+        fields or their aliases. If the payload is a pydantic model, the keys of its fields may be both only with
+        pydantic 2.14 or newer. With an older pydantic, the class of the payload decides whether names or aliases are
+        accepted. Computed fields are computed again.
 
         Raises:
             pydantic.ValidationError: A field is missing, wrong or unknown.
@@ -140,8 +142,8 @@ class Event(BaseModel, Generic[P]):
         )
 
     def _message_key(self) -> str | None:
-        """The result of `ordering_key()`. If the event reports a deletion: its field `key`, because there is no payload
-        from which a key could be derived."""
+        """The result of `ordering_key()`. If the event reports a deletion, the result is the field `key`, because there
+        is no payload from which a key could be derived."""
         if self.payload is TOMBSTONE:
             return self.key
         try:
@@ -165,12 +167,13 @@ class NotificationEvent(Event[P], Generic[P]):
 class ECSTEvent(Event[P], Generic[P]):
     """Event-carried state transfer: the event contains the new state, so that consumers need not ask for the state.
 
-    `deleted` makes an event which reports a deletion.
+    `deleted` makes an event that reports a deletion.
     """
 
     @classmethod
     def deleted(cls, key: str, **fields: Any) -> Self:
-        """Makes the event which reports that the object with this key was deleted. Its message has the key and no body.
+        """Makes an event that reports the deletion of the object with this key. The message of the event has the key
+        and no body.
 
         Kafka then removes the earlier messages with this key from a compacted topic. Only a broker with the capability
         `tombstones` takes such a message. With every other broker, publishing the event raises an

@@ -38,7 +38,7 @@
 
 `retryable` says whether the same call may succeed later although nobody has changed anything. A send always ends in a
 `Receipt`, a `NotDeliveredError` or a `DeliveryUnknownError`. `connect()`, `flush()`, `close()` and `async with` never
-raise a `DeliveryError`. Of the errors in this tree they raise only `ConnectError`, `FlushTimeoutError` and
+raise a `DeliveryError`. They raise only three classes of this tree: `ConnectError`, `FlushTimeoutError` and
 `BrokerStateError`. `health()` raises no error.
 
 This file is longer than 400 lines because all errors are one tree, each with its documentation.
@@ -101,8 +101,8 @@ class BrokerError(Exception):
 
     Args:
         text: What happened, and what to do about it.
-        broker: The broker's URL with its secrets masked, if there is one. If a driver leaves it empty, `Broker` fills
-            it in.
+        broker: The broker's URL with its secrets masked, if there is one. If a driver leaves this argument empty,
+            `Broker` fills in the URL.
     """
 
     retryable: bool = False
@@ -232,7 +232,7 @@ class TopologyError(ConnectError):
 
 
 class DeliveryError(BrokerError):
-    """A message was not delivered, or it is not known whether it was.
+    """A message was not delivered, or nobody knows whether it was delivered.
 
     A driver gives only the text. `Broker` adds the message's id, its topic and the broker's URL.
 
@@ -261,8 +261,8 @@ class DeliveryError(BrokerError):
         return f"{self.text} [{', '.join(about)}]" if about else self.text
 
     def about(self, message_id: UUID | None, topic: str | None, broker: str) -> Self:
-        """Adds the details of a message to this error, and returns it. If the error names another message already, the
-        method returns a copy with the details and the same cause.
+        """Adds the details of a message to this error, and returns the error. If the error names another message
+        already, the method returns a copy with the details and the same cause.
 
         A driver may use one error object for many messages, but each caller must get an error object of its own.
         """
@@ -279,8 +279,8 @@ class NotDeliveredError(DeliveryError):
 
 
 class InvalidMessageError(NotDeliveredError):
-    """The message cannot be sent as it is: its topic, id, key or a header is wrong, or its payload cannot be
-    encoded."""
+    """The message cannot be sent as it is: for example, its topic, id, key or a header is wrong, or its payload cannot
+    be encoded."""
 
     @classmethod
     def raised_by(
@@ -297,9 +297,9 @@ class InvalidMessageError(NotDeliveredError):
         example a serializer, `ordering_key()` or an encoder.
 
         Args:
-            what: The name of the code that raised the exception. The error's text begins with it.
+            what: The name of the code that raised the exception. The error's text begins with this name.
             error: The exception. It becomes the cause, unless its text may quote the payload.
-            content: What must not be quoted: the payload, or an object that contains the payload.
+            content: The object that must not be quoted: the payload, or an object that contains the payload.
             message_id: The message's id, if known.
             topic: The message's topic, if known.
             broker: The broker's redacted URL, if known.
@@ -389,8 +389,8 @@ class RejectedError(NotDeliveredError):
 
 
 class BackpressureError(NotDeliveredError):
-    """Until the deadline there was no room in flight (`max_in_flight`), or the broker took nothing for this topic or
-    partition."""
+    """There was no room for the message before its deadline, for example because `max_in_flight` messages were in
+    flight or the broker took nothing for this topic or partition."""
 
     retryable = True
 
@@ -402,17 +402,17 @@ class BrokerBlockedError(NotDeliveredError):
 
 
 class NotConnectedError(NotDeliveredError):
-    """There was no connection until the deadline, or a further attempt to connect is useless. `__cause__` is the last
-    `ConnectError`, if there was one.
+    """There was no connection until the deadline, or `Broker` gave up connecting. `__cause__` is the last
+    `ConnectError`, if there was such an error.
 
-    `retryable` is the same as that of the cause. For example, it is False if the password is wrong.
+    `retryable` has the same value as in the cause. For example, the value is False if the password is wrong.
     """
 
     retryable = True
 
 
 class BrokerClosedError(NotDeliveredError):
-    """The `Broker` was closed before the message was handed to the client."""
+    """The `Broker` was closed before the message was handed over to the client library."""
 
 
 class WrongLoopError(NotDeliveredError):
@@ -443,4 +443,4 @@ class ReturnedError(DeliveryUnknownError):
 
 
 class ClosedWhilePendingError(DeliveryUnknownError):
-    """The `Broker` was closed before the message was confirmed."""
+    """The message was handed over, and the `Broker` was closed before the broker confirmed the message."""

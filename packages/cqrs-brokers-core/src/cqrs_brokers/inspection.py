@@ -1,9 +1,9 @@
-"""For plugin authors: checks of a config string that only the plugin can make, for `cqrs-brokers check`. Optional.
+"""For plugin authors: checks of a config string that only the plugin can make. `cqrs-brokers check` runs these checks.
 
 The command itself checks the parts that are the same for every broker: the string, the plugin and the options. For each
 endpoint (host and port) that the plugin names, the command also checks the look-up of the host's name, the TCP
 connection and the TLS handshake. The plugin checks the rest: the log-in, the product and version of the server, and
-whether the server would accept a message for a topic. Its hook `inspect_broker` returns an `Inspection`:
+whether the server would accept a message for a topic. Its optional hook `inspect_broker` returns an `Inspection`:
 
     # cqrs_broker_acme/__init__.py
     @hookimpl
@@ -28,7 +28,7 @@ whether the server would accept a message for a topic. Its hook `inspect_broker`
                 yield Finding("topic", "fail", topic, "there is no such topic", "create it")
 
 An inspection changes nothing in the broker and publishes nothing. Some facts cannot be found out in this way. The
-inspection lists each of them as a finding with the level "unseen". If a plugin does not have the hook, the command
+inspection lists each such fact as a finding with the level "unseen". If a plugin does not have the hook, the command
 connects, calls `health()`, and lists what it did not check.
 """
 
@@ -53,8 +53,8 @@ from .url import Host
 __all__ = ["Endpoint", "Finding", "Inspection", "Level", "Step"]
 
 Level = Literal["ok", "warn", "fail", "unseen"]
-"""The result of a check. "ok": it is good. "warn": it works, but a person should check it. "fail": it does not work.
-"unseen": it was not checked, and the text says why."""
+"""The result of checking one part. "ok": the part is good. "warn": the part works, but a person should look at it.
+"fail": the part does not work. "unseen": the part was not checked, and the text says why."""
 
 Step = Literal["string", "plugin", "options", "dns", "tcp", "tls", "login", "access", "server", "topic", "send"]
 """The parts that are checked, in this order. "access" is the permission to use the virtual host or the cluster."""
@@ -66,7 +66,8 @@ class Finding(NamedTuple):
     Attributes:
         step: Which part was checked; see `Step`.
         level: Whether this part works; see `Level`.
-        subject: What was checked: a host with its port, a virtual host, or a topic. "" for the whole config string.
+        subject: The object that was checked: a host with its port, a virtual host, or a topic. "" for the whole config
+            string.
         text: What was found, without a secret.
         remedy: What to do about a problem. "" when there is nothing to do, or when the text already says it.
     """
@@ -79,8 +80,8 @@ class Finding(NamedTuple):
 
     @classmethod
     def of(cls, error: BrokerError, subject: str) -> Self:
-        """Makes a finding of the level "fail" from an error. The class of the error decides the step. The finding has
-        the remedy of a `ConnectError`, and no remedy for other errors.
+        """Makes a finding of the level "fail" from an error. The class of the error decides the step. If the error is a
+        `ConnectError`, the finding has its remedy. If not, the finding has no remedy.
 
         Args:
             error: The error, for example a `ConnectError` of the driver.
@@ -118,10 +119,10 @@ class Endpoint(NamedTuple):
 class Inspection(ABC):
     """The plugin's checks of one config string.
 
-    The command iterates over `server()` first, then over `topic()` for each topic, then calls `close()`. It limits the
-    time that an iterator may take for each finding, and cancels an iterator that takes longer. If an iterator raises a
-    `BrokerError`, the command makes a finding of the level "fail" from it. If an iterator raises any other exception,
-    the command shows only the class of the exception.
+    The command iterates over `server()` first, then over `topic()` for each topic, then calls `close()`. The command
+    limits the time that an iterator may take for each finding, and cancels an iterator that takes longer. If an
+    iterator raises a `BrokerError`, the command makes a finding of the level "fail" from it. If an iterator raises any
+    other exception, the command shows only the class of the exception.
     """
 
     @abstractmethod
@@ -131,8 +132,8 @@ class Inspection(ABC):
 
     @abstractmethod
     def server(self, endpoints: Sequence[Endpoint], /) -> AsyncIterator[Finding]:
-        """Checks the log-in at each endpoint and the access to the virtual host or cluster. Reports the product and
-        version of the server.
+        """Checks the log-in at each endpoint and the access to the virtual host or cluster. This method also reports
+        the product and version of the server.
 
         If one endpoint fails and another one works, the finding about the failed endpoint has the level "warn": the
         driver works without this endpoint.
@@ -144,8 +145,8 @@ class Inspection(ABC):
 
     @abstractmethod
     def topic(self, topic: str, /) -> AsyncIterator[Finding]:
-        """Checks whether the topic exists, and whether this user may publish to it. Reports settings of the topic
-        because of which the broker would refuse a message or would store it less durably.
+        """Checks whether the topic exists, and whether this user may publish to the topic. This method also reports
+        settings of the topic that make the broker refuse a message or store it less durably.
 
         The command calls this method only if `server()` gave no finding of the level "fail".
         """

@@ -27,11 +27,11 @@ _EVERYTHING = Capabilities(
 
 
 class MessageValidator:
-    """Validates and encodes messages as `Broker` does, but needs no broker. So it does not find what only some brokers
-    refuse.
+    """Validates and encodes messages as `Broker` does, but needs no broker. So this class does not find faults that
+    only some brokers refuse.
 
     Args:
-        max_message_bytes: The largest message: body, key and headers together.
+        max_message_bytes: The most bytes that a message may have: body, key and headers together.
         encoder: Makes the body of a message that has neither `payload_bytes` nor a content type. Default: JSON.
     """
 
@@ -48,8 +48,7 @@ class MessageValidator:
         """Returns a copy of the message as `Broker` would send it. The copy is validated, and its body is encoded.
 
         Args:
-            message: A `Message`, an object with the same attributes, or an event (an object with a method
-                `to_message()`).
+            message: A `Message`, any other `MessageLike`, or an event (an object with a method `to_message()`).
 
         Raises:
             InvalidMessageError: The message cannot be sent.

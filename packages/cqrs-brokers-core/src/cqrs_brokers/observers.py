@@ -1,4 +1,4 @@
-"""Observers: objects that `Broker` calls for each message and each change of the connection. They are for metrics,
+"""Observers are objects that `Broker` informs about each message and each change of the connection, for metrics,
 tracing and tests. A broker without observers does no work for them.
 
     class Tenant(Observer):
@@ -7,9 +7,9 @@ tracing and tests. A broker without observers does no work for them.
 
     broker = open_broker("kafka://localhost:9092", observers=[Tenant()])
 
-An observer cannot make a send fail. If a method of an observer raises an exception, the exception is logged with its
-traceback, at most once a minute for each method. The log does not contain the text of the exception if that text may
-quote the message.
+An observer cannot make a send fail. If a method of an observer (except `attached`) raises an exception, the exception
+is logged with its traceback, at most once a minute for each method. The log does not contain the text of the exception
+if that text may quote the message.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ LOG_EVERY = 60.0
 
 
 class ObservedBroker(Protocol):
-    """The properties of its `Broker` that an observer may read at any time, without awaiting. Their descriptions are in
-    `Broker`."""
+    """The properties of a `Broker` that its observers may read at any time, without awaiting. The class `Broker`
+    describes them."""
 
     @property
     def name(self) -> str: ...
@@ -63,7 +63,7 @@ class BatchObserver(Protocol):
 
     def complete(self) -> None:
         """Says that `before_send` will not be called again: all messages of the batch are ready, or the call of
-        `send_messages` was cancelled. `Observer.sent` gets the outcomes. Some of them may come before `complete` is
+        `send_messages` was cancelled. `Observer.sent` gets the outcomes. Some outcomes may come before `complete` is
         called."""
 
 
@@ -71,9 +71,10 @@ class Observer:
     """The base class of observers. `Broker` calls the methods when something happens to its messages or to its
     connection. Derive from this class, and write the methods that you need.
 
-    Its methods run in the event loop's thread and must not block. If a `SyncBroker` itself refuses a message, `sent` is
-    called in the caller's thread. `before_send` runs in the context (`contextvars`) of the call that sends the message.
-    This is also true with `SyncBroker`.
+    The methods run in the event loop's thread and must not block. There are two exceptions. `attached` runs in the
+    thread that makes the broker. If a `SyncBroker` itself refuses a message, `sent` runs in the caller's thread.
+    `before_send` runs in the context (`contextvars`) of the call that sends the message. This is also true with
+    `SyncBroker`.
     """
 
     def attached(self, broker: ObservedBroker) -> None:
@@ -81,9 +82,9 @@ class Observer:
         broker gets the exception."""
 
     def before_send(self, message: Message) -> Mapping[str, HeaderValue] | None:
-        """Called before a message is sent, whichever method sends it. It may return headers to add.
+        """Called before a message is sent, whichever method sends the message. This method may return headers to add.
 
-        The message is a validated and encoded copy. It must not be changed. `sent` later gets the same object, once. A
+        The message is a validated and encoded copy, and must not be changed. `sent` later gets the same object, once. A
         returned header replaces a header of the message that has the same name. If this method raises an exception, the
         exception is logged, and the message is sent without this observer's headers. The same happens if the broker
         would refuse the message because of these headers: because of their names, values or size, or because the broker
@@ -98,8 +99,8 @@ class Observer:
         that call, before `before_send` is called for any of the messages.
 
         Args:
-            count: The number of messages, with those that will be refused. For a refused message `sent` is called, but
-                not `before_send`.
+            count: The number of messages, including the messages that will be refused. For a refused message `sent` is
+                called, but not `before_send`.
 
         Returns:
             The object whose `before_send` is called for each of these messages. None: the observer's own `before_send`
@@ -110,18 +111,18 @@ class Observer:
     def sent(self, message: Message, outcome: Receipt | DeliveryError, elapsed: float) -> None:
         """Called when a message has its outcome: once for each message of each call, at the latest at the deadline.
 
-        It is also called for the messages of a cancelled call. If the message was not handed over, the outcome is a
-        `NotDeliveredError`. If it was handed over, the outcome is what the broker answers, or a `DeliveryUnknownError`
-        if there is no answer. This method is also called for a message that is refused before it is sent: because the
-        message is invalid or too large, because the broker is closed, or because the broker belongs to another event
-        loop or process.
+        This method is also called for the messages of a cancelled call. If such a message was not handed over, the
+        outcome is a `NotDeliveredError`. If the message was handed over, the outcome is the answer of the broker, or a
+        `DeliveryUnknownError` if there is no answer. This method is also called for a message that is refused before it
+        is sent: because the message is invalid or too large, because the broker is closed, or because the broker
+        belongs to another event loop or process.
 
         Args:
             message: The message. If a refused object is no `Message`, or its topic, name or id has a wrong type, the
                 observer gets another `Message` instead: without payload, with the name, topic and id that could be
                 read.
-            outcome: What the call returns or raises for this message. For a cancelled call: what it would have returned
-                or raised.
+            outcome: The result or the error of the call for this message. A cancelled call would have returned or
+                raised this outcome.
             elapsed: Seconds since the call began. 0 if the message was refused before it was sent.
         """
 
@@ -290,8 +291,8 @@ class Observers:
 
 
 def _readable(candidate: Any, error: DeliveryError) -> Message:
-    """A message that observers can read: its name and topic are text, and its id is a UUID. This is the candidate
-    itself if it is such a message."""
+    """A message that observers can read: its name and topic are text, and its id is a UUID. If the candidate is such a
+    message, the result is the candidate itself."""
     message_name, topic = readable(candidate, "message_name", str), readable(candidate, "topic", str)
     message_id = readable(candidate, "message_id", UUID)
     if isinstance(candidate, Message) and None not in (message_name, topic, message_id):

@@ -1,4 +1,5 @@
-"""The options of a broker. They are one pydantic model per plugin, with values from config strings and keywords.
+"""The options of a broker. Each plugin has one pydantic model for its options. Their values come from config strings
+and keywords.
 
 A plugin declares its options:
 
@@ -11,8 +12,8 @@ A plugin declares its options:
 
 The plugin's hook `open_message_broker(url, options)` gets a validated instance of this class. Validation,
 `Broker.describe()` and the documentation read the names, types, defaults, ranges, units and descriptions from the
-class. A rule about several options is a pydantic `model_validator(mode="after")`. It raises `ValueError` with one
-sentence.
+class. A rule about several options is a pydantic `model_validator(mode="after")`. Such a validator raises a
+`ValueError` with one sentence.
 
 A secret option has the type `Secret` (or `Secret | None`). Its name must contain a word such as "password" or "token"
 (see `url.names_a_secret`), so that core can mask the value before it knows the plugin. For a secret option `<name>` the

@@ -1,4 +1,4 @@
-"""For plugin authors: code that every driver of a networked broker needs.
+"""For plugin authors: parts from which the driver of a networked broker can be made.
 
     submit → waiting → writer ── handed_over ──▶ client → broker → answered → confirm / fail
                  ▲                                  │
@@ -35,7 +35,7 @@ T = TypeVar("T")
 C = TypeVar("C")
 
 LET_GO_AFTER: Final = 0.1
-"""For this many seconds after a message's deadline the pipeline still waits for the answer."""
+"""The pipeline waits for an answer until this many seconds after the message's deadline."""
 END_WITHIN: Final = 0.4
 """The pipeline waits at most this many seconds until the tasks of a connection have ended."""
 LEAST_SHARE: Final = 0.1
@@ -52,9 +52,9 @@ class Pipeline(Generic[T]):
     message has passed, it releases the message. It pings a silent broker.
 
     Args:
-        lost: Called once for each opened connection that breaks, after the messages that were handed over have failed.
-            This function gets an error whose cause is the reason. It must drop the connection and call `link.lost` with
-            this error.
+        lost: The pipeline calls this function once for each opened connection that breaks, after the messages that were
+            handed over have failed. The argument is an error whose cause is the reason. The function must drop the
+            connection and call `link.lost` with this error.
         in_order: True: the broker answers in the order in which it got the messages, and its answers contain no number
             of a message. False: each answer contains the number of its message (the token).
         batch_bytes: About how many bytes are handed over and written at a time. A batch ends with the message that
@@ -88,7 +88,7 @@ class Pipeline(Generic[T]):
         self._in_window = 0
         """How many entries of `_unanswered` are messages."""
         self._questions: set[asyncio.Future[None]] = set()
-        """The questions of `ask` without an answer, with those that are not written yet."""
+        """The questions of `ask` without an answer, including the questions that are not written yet."""
         self._token = 0
         self._heard_at = 0.0
         self._more = asyncio.Event()
@@ -130,17 +130,17 @@ class Pipeline(Generic[T]):
 
         Args:
             write: Writes a batch of pairs (token, item), in order. It must write the whole batch before its first
-                `await`. It must return only when the client's own buffer has room again (`drain()`): then it gets the
-                next batch, whose messages count as handed over. While `write` waits for room, the pipeline may call
+                `await`. It must return only when the client's own buffer has room again (`drain()`). Then the pipeline
+                hands over the next batch and calls `write` with it. While `write` waits for room, the pipeline may call
                 `write` again, with a question (see `ask`).
             read: Reads answers until the connection ends. None: the client has a task of its own for that. When the
-                connection ends, `read` may return or raise an exception: the pipeline does the same in both cases. It
-                must ignore an incomplete answer. If an answer ends the connection, as STOMP's ERROR does, `read` must
-                call `answered` for this answer before it ends.
-            ping: Sends a ping, and returns when the answer has come.
+                connection ends, `read` may return or raise an exception: the pipeline does the same in both cases.
+                `read` must ignore an incomplete answer. If an answer ends the connection, as STOMP's ERROR does, `read`
+                must call `answered` for this answer before it ends.
+            ping: Sends a ping, and returns when the answer has come. None: the pipeline sends no pings.
             window: The most messages without an answer that the broker takes (MQTT calls it Receive Maximum, other
                 protocols call it credit). Further messages wait. A message that was released after its deadline still
-                counts until the broker answers it. None: no limit.
+                counts until the broker answers the message. None: no limit.
             ping_after: Seconds of silence before a ping on this connection, if the broker sets the time. None: the
                 pipeline's own `ping_after`. The pipeline pings only a silent broker. A broker that sends heartbeats is
                 never silent, so it is never pinged. If such a broker also expects heartbeats from the client, switch
@@ -169,15 +169,16 @@ class Pipeline(Generic[T]):
             has this token.
 
         Raises:
-            ProtocolError: The token is None, but either nothing waits for an answer, or what waits longest is a
-                question of `ask`. Do not catch this error in `read`: the connection must end.
+            ProtocolError: The token is None, and either nothing waits for an answer, or a question of `ask` has waited
+                longest. Do not catch this error in `read`: the connection must end.
         """
         found = self._take(token, question=False)
         return None if isinstance(found, asyncio.Future) else found
 
     def answered_question(self, token: int | None = None) -> None:
         """Reports that the answer to a question of `ask` came. The token has the same meaning as in `answered`. If the
-        token is None, and what waits longest for an answer is not a question, the method raises a `ProtocolError`."""
+        token is None, and a message has waited longest for an answer or nothing waits, this method raises a
+        `ProtocolError`."""
         found = self._take(token, question=True)
         if isinstance(found, asyncio.Future) and not found.done():
             found.set_result(None)
@@ -192,8 +193,8 @@ class Pipeline(Generic[T]):
         return next((token for token, found in self._handed() if wanted(found)), None)
 
     def heard(self) -> None:
-        """Call this method when something came from the broker, so that the broker does not count as silent. `answered`
-        does the same."""
+        """Notes that something came from the broker, so that the broker does not count as silent. `answered` and
+        `answered_question` note the same."""
         self._heard_at = asyncio.get_running_loop().time()
 
     async def ask(self, item: T) -> None:
@@ -247,21 +248,21 @@ class Pipeline(Generic[T]):
     # -- the end ------------------------------------------------------------------------------------------------------
 
     async def end(self) -> None:
-        """Ends the tasks of the last connection, within 0.4 s, and keeps the messages that wait. Call it at the start
-        of the driver's `connect`."""
+        """Ends the tasks of the last connection, within 0.4 s, and keeps the messages that wait. Call this method at
+        the start of the driver's `connect`."""
         self._opened = False
         await self._tasks.end(END_WITHIN)
 
     async def close(self) -> None:
-        """Ends the tasks, within 0.4 s, and forgets every message. Call it in the driver's `close`, after the driver
-        has dropped the connection."""
+        """Ends the tasks, within 0.4 s, and forgets every message. Call this method in the driver's `close`, after the
+        driver has dropped the connection."""
         await self.end()
         self.abort()
         await asyncio.sleep(0)  # asyncio closes an aborted socket in the next round of its loop
 
     def abort(self) -> None:
-        """Drops the tasks and forgets every message, without awaiting. It also works when the event loop is closed.
-        Call it in the driver's `abort`."""
+        """Drops the tasks and forgets every message, without awaiting. This method also works when the event loop is
+        closed. Call it in the driver's `abort`."""
         self._opened = False
         self._tasks.abort()
         self._waiting.clear()
@@ -353,8 +354,8 @@ class Pipeline(Generic[T]):
         self._timer = asyncio.get_running_loop().call_at(when, self._let_go)
 
     def _let_go(self) -> None:
-        """Releases all messages whose deadline has passed and whose callers have their outcome. Runs at most once in
-        0.1 s."""
+        """Releases all messages whose deadline has passed and whose callers have their outcome. The timer calls this
+        method at most once in 0.1 s."""
         self._timer = None
         now = asyncio.get_running_loop().time()
         keep: deque[tuple[Delivery, T, int]] = deque()
@@ -413,17 +414,17 @@ async def connect_to_any(
     Args:
         hosts: The hosts of the config string.
         connect: Connects to one host. It must leave nothing open when it fails or is cancelled.
-        timeout: Seconds for the whole pass. Give the option `connect_timeout`.
-        drop: Drops a connection without awaiting. It is called for a connection that comes too late, when nobody waits
-            for it any more. That happens, for example, if a client ignores the cancellation of its `connect`.
+        timeout: Seconds for the whole pass. Pass the value of the option `connect_timeout`.
+        drop: Drops a connection without awaiting. This function is called for a connection that comes too late, when
+            nobody waits for it any more, for example because a client ignored the cancellation of its `connect`.
 
     Returns:
         What `connect` returned.
 
     Raises:
-        ConnectError: No connection to any host was possible. This is the first permanent error, or the first error if
-            none is permanent. Its text contains the texts of all errors. If a host does not answer in its share of the
-            time, its error is an `UnreachableError`.
+        ConnectError: No connection to any host was possible. The error is the first permanent error, or the first error
+            if none is permanent. Its text contains the texts of all errors. If a host does not answer in its share of
+            the time, its error is an `UnreachableError`.
     """
     loop = asyncio.get_running_loop()
     end = loop.time() + timeout

@@ -56,15 +56,15 @@ class Message:
     `str` and `repr` show the name, the id, the topic and the size. They never show the payload, a header or the key.
 
     Pass the first two arguments by name, as in `Message(message_name="OrderPlaced", topic="orders", …)`: both are text,
-    so nobody would notice if they were swapped.
+    so it would be easy to swap them by mistake.
 
     Attributes:
         message_name: The kind of message. Consumers choose their handler by this name.
         topic: Where the message goes: Kafka's topic, AMQP's routing key.
         payload: The content. Bytes are sent as they are. Any other value is sent as JSON, and must have a JSON form.
             With `TOMBSTONE` the message has no body: Kafka then removes the earlier messages with its key from a
-            compacted topic. If the broker has an `encoder`, the encoder makes the body instead, also from bytes, unless
-            the message has a content type or `payload_bytes`.
+            compacted topic. If the broker has an `encoder`, the encoder makes the body from every other payload, also
+            from bytes, unless the message has a content type or `payload_bytes`.
         message_id: Identifies the message for consumers that must recognise a duplicate. Default: a new random UUID.
         key: Messages with the same topic and key keep their order. None: the message has no order.
         headers: Values by name. They are sent with the message, but not in its body. Every broker with headers
@@ -185,7 +185,7 @@ def id_text(message: Message) -> bytes:
 
 
 def set_id_text(message: Message, text: bytes) -> None:
-    """Sets the id of a message from the id's text. It is for code that stores messages and sends them later.
+    """Sets the id of a message from the id's text. This function is for code that stores messages and sends them later.
 
     Args:
         message: The message.
@@ -196,16 +196,16 @@ def set_id_text(message: Message, text: bytes) -> None:
 
 
 raw_id: Callable[[Message], Any] = attrgetter("_id")
-"""The message's id as the message stores it: the text of an id, or the value that the caller set."""
+"""The message's id as the message stores it: the text of an id that the message made (as bytes), or the id itself."""
 
 
 def has_own_time(message: Message) -> bool:
-    """Whether the message made its own timestamp. If not, the caller set it."""
+    """Whether the message made its own timestamp, and nobody has read the timestamp since."""
     return type(message._time) is int
 
 
 def has_own_id_and_time(message: Message) -> bool:
-    """Whether the message made its own id and timestamp. Values that the caller set need a check."""
+    """Whether the message made its own id and timestamp, and nobody has read them since. Other values need a check."""
     return type(message._id) is bytes and type(message._time) is int
 
 
@@ -253,7 +253,7 @@ class EventBody(dict[str, Any]):
     """The body of an event: a mapping, ready for JSON, that also has attributes from the event.
 
     A framework such as python-cqrs gives a broker only the result of an event's `to_dict()`. So this result has the
-    other data of the event as attributes, and `Broker` reads them. They are never part of the body.
+    other data of the event as attributes, and `Broker` reads these attributes. They are never part of the body.
 
     Attributes:
         event_name: The event's name.
@@ -283,10 +283,11 @@ class EventBody(dict[str, Any]):
 
 @runtime_checkable
 class MessageLike(Protocol):
-    """Any object with these four attributes. Five further attributes are used if the object has them: `content_type`,
-    `headers`, `key`, `payload_bytes`, `timestamp`.
+    """Any object with the attributes `message_name`, `topic`, `payload` and `message_id`. The class `Message` of
+    python-cqrs is an example.
 
-    The class `Message` of python-cqrs is an example.
+    Five further attributes are used if the object has them: `content_type`, `headers`, `key`, `payload_bytes`,
+    `timestamp`.
     """
 
     @property
@@ -315,8 +316,8 @@ class Encoded(NamedTuple):
 
 @runtime_checkable
 class MessageEncoder(Protocol):
-    """An encoder that gets the whole message, not only the payload. It is for formats that depend on the topic or the
-    name of the message, such as the formats of a schema registry."""
+    """An encoder that gets the whole message, not only the payload. Such an encoder is for formats that depend on the
+    topic or the name of the message, such as the formats of a schema registry."""
 
     def encode_message(self, message: Message, /) -> Encoded:
         """Returns the body of a message, the body's content type, and headers. `Broker` calls this method before it
@@ -330,7 +331,7 @@ Encoder = Callable[[object], bytes] | MessageEncoder
 class Receipt:
     """What is known about a message that was sent.
 
-    `to_dict()` and `dict(receipt)` give its fields, ready for JSON. pydantic and FastAPI can write and read it.
+    `to_dict()` and `dict(receipt)` give the fields, ready for JSON. pydantic and FastAPI can write and read receipts.
 
     Attributes:
         message_id: The message's id.
@@ -338,8 +339,8 @@ class Receipt:
         broker: The broker's name.
         confirmed: True: the broker confirmed the message, with the durability that is configured. False: the message
             was handed over without a confirm.
-        partition: The partition (Kafka). None if the broker has no partitions or does not report it.
-        offset: The record's offset in the partition. None if the broker has no offsets or does not report it.
+        partition: The partition (Kafka). None if the broker has no partitions or does not report the partition.
+        offset: The record's offset in the partition. None if the broker has no offsets or does not report the offset.
     """
 
     __slots__ = ("_id", "topic", "broker", "confirmed", "partition", "offset")
@@ -397,8 +398,8 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a broker can do. The driver declares it. The conformance suite tests whether the broker has the declared
-    capabilities, and also whether it really lacks the others.
+    """What a broker can do. The driver declares these capabilities. The conformance suite tests whether the broker has
+    them, and whether a message is refused if it needs a capability that is not declared.
 
     Attributes:
         confirms: The broker confirms each message. A `Receipt` then has `confirmed=True`.

@@ -58,8 +58,8 @@ class Secret:
         device could block for ever.
 
         Raises:
-            ValueError: The file cannot be read, is empty, is too large, or is not one line of text. The error quotes
-                neither the path nor the text of the file.
+            ValueError: The file cannot be read, is not a regular file, is empty, is too large, or is not one line of
+                text. The error quotes neither the path nor the text of the file.
         """
         try:
             # Without O_NONBLOCK the call would wait for the other end of a pipe.

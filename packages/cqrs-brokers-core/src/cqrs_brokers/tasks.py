@@ -1,9 +1,9 @@
 """For plugin authors: keeps and ends tasks, and drops tasks and connections even when their event loop is closed.
 
 A driver's `abort()` must work without awaiting. It must also work when the event loop was closed before anybody closed
-the broker. This happens in test frameworks with one event loop per test, and in programs that call `asyncio.run` for
-each job. asyncio has no public function that drops tasks and connections of a closed event loop. The functions of this
-module do this.
+the broker. Event loops are closed in this way by test frameworks with one event loop per test, and by programs that
+call `asyncio.run` for each job. asyncio has no public function that drops tasks and connections of a closed event loop.
+The functions of this module drop them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def retrieve_exception(task: asyncio.Future[Any]) -> None:
 
 
 def drop_task(task: asyncio.Task[Any] | None) -> None:
-    """Cancels a task without awaiting it. If its event loop is closed, ends the task at once, without a log line.
+    """Cancels a task without awaiting it. If the task's event loop is closed, the task is ended at once, without a log
+    line.
 
     Args:
         task: Any task, also one that a client library started. If it is None or done, nothing happens.
@@ -114,7 +115,8 @@ class Tasks:
             timeout: How long the method waits, in seconds.
 
         Returns:
-            Whether all tasks have ended. Tasks that have not ended stay in this object until `abort()` drops them.
+            Whether all tasks have ended. Tasks that have not ended stay in this object until they end or `abort()`
+            drops them.
         """
         tasks = self._tasks - {asyncio.current_task()}
         for task in tasks:
@@ -126,8 +128,8 @@ class Tasks:
         return not left
 
     def abort(self) -> None:
-        """Drops every task (see `drop_task`) and forgets it, without awaiting. It also works when the event loop is
-        closed."""
+        """Drops every task (see `drop_task`) and forgets it, without awaiting. This method also works when the event
+        loop is closed."""
         for task in self:
             drop_task(task)
         self._tasks.clear()

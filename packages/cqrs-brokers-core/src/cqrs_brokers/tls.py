@@ -93,7 +93,7 @@ class TLSContext:
     """Gives the `ssl.SSLContext` for the next connection. It reads certificate files again when they have changed.
 
     Args:
-        options: The TLS options. If `ssl_context` is set, this is the context. Else the context is made from the
+        options: The TLS options. If `ssl_context` is set, that object is the context. Else the context is made from the
             certificate files.
         problems: A list. If certificate files cannot be used, sentences that say why are added to the list.
     """
@@ -114,7 +114,7 @@ class TLSContext:
         secret: bool,
         instead: str,
     ) -> Self | None:
-        """Makes the TLS context, or decides that the connection uses no TLS. Call it in a plugin's
+        """Makes the TLS context, or decides that the connection uses no TLS. Call this method in a plugin's
         `open_message_broker` after all other checks.
 
         Args:
@@ -147,8 +147,8 @@ class TLSContext:
         return tls
 
     def current(self) -> ssl.SSLContext:
-        """The context for a new connection. If certificate files have changed and cannot be used, this is the previous
-        context, and a warning is logged once for each change."""
+        """The context for a new connection. If certificate files have changed and cannot be used, the result is the
+        previous context, and a warning is logged once for each change."""
         stamps = self._read_stamps()
         if stamps != self._stamps:
             self._stamps = stamps
@@ -318,8 +318,8 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def warn_insecure_transport(text: str) -> None:
-    """Warns, and shows the line of the application that made the broker. This is the line of the nearest stack frame
-    outside core, the python-cqrs bridge, the plugins (`cqrs_broker_…`) and pluggy.
+    """Warns, and shows the line of the application that made the broker. That line is the one of the nearest stack
+    frame outside core, the python-cqrs bridge, the plugins (`cqrs_broker_…`) and pluggy.
 
     Warns:
         InsecureTransportWarning: With the text.

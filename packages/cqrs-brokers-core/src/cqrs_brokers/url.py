@@ -53,7 +53,7 @@ class Host(NamedTuple):
 
     Attributes:
         host: Name or address; an IPv6 address without brackets.
-        port: The port. None if the config string gives none: the plugin then uses its default port.
+        port: The port. None if the config string gives no port: the plugin then uses its default port.
     """
 
     host: str
@@ -90,11 +90,11 @@ class Host(NamedTuple):
 class BrokerURL:
     """A parsed config string. The object cannot be changed. `str` and `repr` show no secret.
 
-    `str` and `repr` show the options only up to the first secret, and mask the rest. If this secret contains an
-    unencoded `&`, what follows may be a part of the secret.
+    `str` and `repr` show the options only up to the first secret, and mask the rest. The reason: if a secret contains
+    an unencoded `&`, the text after the `&` looks like further options.
 
-    Make an object with `BrokerURL.parse`, `BrokerURL.build` or `replace`: these methods check the parts. An object can
-    be pickled only if it contains no secret.
+    Make an object with `BrokerURL.parse`, `BrokerURL.build` or `replace`. `parse` and `build` check all parts, and
+    `replace` checks the new hosts. An object can be pickled only if it contains no secret.
 
     Attributes:
         scheme: The scheme, in lower case.
@@ -122,7 +122,7 @@ class BrokerURL:
             source: Where the string came from, for example a variable's name. Each problem begins with this text.
 
         Raises:
-            ConfigError: The text is not a valid config string. The error lists all problems and quotes no secret.
+            ConfigError: The text is not a valid config string. The error lists the problems, and quotes no secret.
         """
         if isinstance(text, BrokerURL):
             return text
@@ -151,7 +151,7 @@ class BrokerURL:
             hosts: The hosts, each as `name`, `name:port` or `[IPv6]:port`.
 
         Raises:
-            ConfigError: A part is invalid. The error lists all problems.
+            ConfigError: A part is invalid. The error lists the problems.
         """
         listed = [str(host) for host in hosts]
         if any(not host or re.search(r"[@/?#,]", host) for host in listed):
@@ -180,7 +180,7 @@ class BrokerURL:
             hosts: The hosts, each as `name`, `name:port` or `[IPv6]:port`.
 
         Raises:
-            ConfigError: A part is invalid. The error lists all problems.
+            ConfigError: A host is invalid. The error lists the problems.
         """
         changes: dict[str, Any] = {}
         if hosts is not None:
