@@ -109,7 +109,7 @@ class Tasks:
         return task
 
     async def end(self, timeout: float) -> bool:
-        """Cancels every task except the one that calls this method, and waits until they have ended.
+        """Cancels every task except the task that calls this method, and waits until the cancelled tasks have ended.
 
         Args:
             timeout: How long the method waits, in seconds.

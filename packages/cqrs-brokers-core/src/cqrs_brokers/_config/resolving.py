@@ -31,7 +31,7 @@ class EffectiveOption(NamedTuple):
         value: The value as text. A secret is shown as its mask, and an object as its type.
         default: The default as text; "required" when there is none.
         origin: Where the value came from.
-        unit: The unit of the value, for example "ms" or "messages". None: it has no unit.
+        unit: The unit of the value, for example "ms" or "messages". None: the value has no unit.
         description: One sentence about the option.
     """
 

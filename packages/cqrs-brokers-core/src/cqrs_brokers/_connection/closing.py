@@ -54,7 +54,7 @@ class Closing:
         self._task = loop.create_task(self._run(), name=f"cqrs-brokers close {connection.address}")
 
     def shorten(self, timeout: float) -> None:
-        """Ends the close within that many seconds from now, if that is sooner than planned."""
+        """Ends the close within the given number of seconds from now, unless the close is to end earlier anyway."""
         self._by = min(self._by, self.loop.time() + timeout)
 
     async def wait(self) -> None:

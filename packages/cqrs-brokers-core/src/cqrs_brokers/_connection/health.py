@@ -1,4 +1,4 @@
-"""What `Broker.health()` returns."""
+"""The result of `Broker.health()`, and the check that finds it."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Health:
 
 
 async def whats_wrong(connection: Connection, loop: AbstractEventLoop, timeout: float) -> str:
-    """Connects or pings the broker. Returns why the broker is not healthy, or "" if it is. The timeout (in seconds)
-    limits the ping."""
+    """Connects or pings the broker, and returns why the broker is not healthy, or "" if it is healthy. The timeout (in
+    seconds) limits the ping."""
     try:
         if connection.state in (State.IDLE, State.FAILED):
             await connection.connect(loop)

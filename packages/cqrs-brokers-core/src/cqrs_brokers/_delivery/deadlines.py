@@ -41,7 +41,7 @@ class Deadlines:
     Args:
         in_flight: The messages that the driver holds.
         waiting: The messages that wait for a place, in the order of calls.
-        why_not_taken: Says why the broker takes no messages now. None: it takes messages.
+        why_not_taken: Says why the broker takes no messages now. None: the broker takes messages.
         why_late: The driver's `why_late`. It says why a message has no outcome, as far as the driver knows.
         why_stuck: Says why a message had no room, if the reason is that its destination takes nothing. None: its
             destination takes messages.

@@ -1,8 +1,8 @@
 """The places of the messages that the driver holds, and the functions that are called with each outcome.
 
-A place is taken when a message is submitted to the driver. It becomes free when the *driver* does not hold the message
-any more, which may be later than the caller's outcome. So the driver never holds more messages than there are places,
-even if its client library hangs.
+A place is taken when a message is submitted to the driver. The place becomes free when the *driver* does not hold the
+message any more, which may be later than the caller's outcome. So the driver never holds more messages than there are
+places, even if its client library hangs.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class InFlight:
         address: The broker's redacted URL, for errors.
         confirms: Whether the driver's `confirm()` means that the broker has confirmed the message.
         max_count: The most messages that the driver may hold at a time.
-        max_bytes: The most bytes that the driver may hold at a time. A message that is too large for this is submitted
-            when the driver holds nothing else.
-        breaches: Collects what the driver does against its contract.
+        max_bytes: The most bytes that the driver may hold at a time. A message with more bytes is submitted when the
+            driver holds nothing else.
+        breaches: Collects the driver's breaches of its contract.
         observe: A function that is called with every delivery and its outcome, also if the caller was cancelled. None:
             no observer wants outcomes.
     """

@@ -1,4 +1,4 @@
-"""Wraps a driver that has only `send_message`, so that `Broker` can treat every driver as a pipelined one.
+"""Wraps a driver that has only `send_message`, so that `Broker` can treat every driver as a pipelined driver.
 
 Each send runs in a task of this module. If the driver has the capability `ordering_key`, at most one send runs at a
 time for the same topic and key. Messages without a key do not wait for each other.
@@ -30,12 +30,12 @@ class SimpleSender(PipelinedDriver):
         self._tasks = Tasks()
         self._per_key: dict[tuple[str, str], collections.deque[tuple[Sending, Message]]] = {}
         self.passes_through = not isinstance(broker, Driver)
-        """Whether the wrapped driver is a plain `MessageBroker`. Such a driver gets the caller's own message object,
+        """Whether the wrapped driver is a plain `MessageBroker`. Such a driver gets the message of the delivery itself,
         not a copy."""
         said = getattr(broker, "capabilities", None)
         self.declared: Capabilities | None = said if isinstance(said, Capabilities) else None
-        """The capabilities that the wrapped driver declares. None: it is a plain `MessageBroker` that declares no
-        capabilities."""
+        """The capabilities that the wrapped driver declares. None: the wrapped driver is a plain `MessageBroker` that
+        declares no capabilities."""
         self._ordered = self.capabilities.ordering_key
 
     @property

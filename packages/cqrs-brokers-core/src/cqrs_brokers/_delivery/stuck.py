@@ -2,7 +2,7 @@
 them. A destination is the place to which the driver sends a message, for example a topic.
 
 The window has `max_in_flight` places. A message that was handed over cannot be taken back. So the driver must not fill
-more than half of the window before it is known which destinations are stuck. The window has three parts:
+more than half of the window before `Broker` knows which destinations are stuck. The window has three parts:
 
 | part of the window | for |
 |---|---|
@@ -129,7 +129,8 @@ class StuckDestinations:
         self.limit = min(places.max_count, held + max(1, _two_fifths(places.max_count - held)))
         """How many messages the driver may hold now."""
         self.limit_bytes = size + _two_fifths(places.max_bytes - size)
-        """How many bytes the driver may hold now. A larger message is submitted when the driver holds nothing else."""
+        """How many bytes the driver may hold now. A message with more bytes is submitted when the driver holds nothing
+        else."""
         self._most = _most_with_trials(held, places.max_count)
         self._most_bytes = _most_with_trials(size, places.max_bytes)
         # While something is stuck, no message goes to the driver before its destination was looked at.

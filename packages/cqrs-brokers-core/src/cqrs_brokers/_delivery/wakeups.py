@@ -54,8 +54,8 @@ class Wakeups:
 
     def after(self, handler: Callable[..., object], *args: object) -> None:
         """Calls the handler, and then wakes the tasks whose outcomes came while the handler ran (see
-        `Link.wake_after`). If a task is running, or other tasks wait to be woken, the event loop wakes all in its next
-        turn."""
+        `Link.wake_after`). If a task is running, or other tasks wait to be woken, the event loop wakes all these tasks
+        in its next turn."""
         if self.due or asyncio.current_task(self.loop) is not None:  # a task cannot go on inside another task
             handler(*args)
             return

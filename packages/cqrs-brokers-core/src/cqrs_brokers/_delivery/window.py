@@ -41,7 +41,7 @@ class Window:
         submit: The driver's `submit`.
         copies: Whether messages that have to wait are copied, so that later changes by the caller have no effect. No
             copy is needed if the messages are copies already, or if the driver gets the caller's own object.
-        why_not_taken: Says why the broker takes no messages now. None: it takes messages.
+        why_not_taken: Says why the broker takes no messages now. None: the broker takes messages.
         why_late: The driver's `why_late`.
         destination: The driver's `destination`.
         timeout: The timeout of calls that have none of their own, in seconds.
@@ -144,8 +144,8 @@ class Window:
             self._wait(deliveries)
 
     def keep(self, deliveries: Sequence[Sending]) -> None:
-        """Copies the messages of those deliveries that still wait. Call it before the caller awaits, because other code
-        may then change the messages."""
+        """Copies the messages of those deliveries that still wait. Call this method before the caller awaits, because
+        other code may then change the messages."""
         if self._copies and self._waiting:
             for delivery in deliveries:
                 if delivery.state == QUEUED:
@@ -226,8 +226,8 @@ class Window:
         return True
 
     def _take_aside(self) -> int:
-        """Moves the messages that had to wait in an earlier `refill` to the end of the queue. The present `refill`
-        moves them back when it ends.
+        """Takes the messages that had to wait in an earlier `refill`, and moves them to the end of the queue. The
+        present `refill` moves them back when it ends.
 
         Returns:
             The number of these messages. 0: no message was moved, because the window does not know any more which
@@ -346,7 +346,7 @@ class Window:
         return not all(self._in_flight.pending.values()) or self.waiting > 0
 
     async def drained(self, timeout: float | None) -> bool:
-        """Waits until every message that is here now has its outcome.
+        """Waits until every message that the window has now has its outcome.
 
         Args:
             timeout: The longest wait, in seconds. None: only the messages' deadlines limit the wait.

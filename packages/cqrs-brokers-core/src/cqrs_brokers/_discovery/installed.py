@@ -121,7 +121,7 @@ def _has_metadata(distribution: Distribution) -> bool:
 def _folder_name(distribution: Distribution) -> str:
     """The normal form of a distribution's name, taken from its folder's name where that is possible.
 
-    The public attribute `name` needs METADATA to be parsed. That is slow, and it fails if METADATA is broken.
+    The public attribute `name` needs METADATA to be parsed. Parsing is slow, and fails if METADATA is broken.
     """
     try:
         return str(distribution._normalized_name).replace("_", "-")

@@ -32,7 +32,8 @@ class Coercion:
         encoder."""
 
     def message(self, candidate: Any) -> Message:
-        """The message to send: the caller's own object if it is a `Message` that needs no encoder, else a new one."""
+        """The message to send: the caller's own object if it is a `Message` that needs no encoder, else a new
+        object."""
         message = candidate if type(candidate) is Message else self._coerced(candidate)
         if (
             self._encoder is not None

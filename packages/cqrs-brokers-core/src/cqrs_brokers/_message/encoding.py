@@ -1,6 +1,6 @@
-"""Turns a payload into bytes: compact JSON in UTF-8. A value that JSON cannot hold is refused, never changed.
+"""Turns a payload into bytes: compact JSON in UTF-8. A value without a JSON form is refused.
 
-`jsonable` says which values are accepted and which are refused. Only the payload itself may not be `None`.
+`jsonable` says which values have a JSON form. `None` is accepted inside a payload, but not as the payload.
 """
 
 from __future__ import annotations

@@ -44,8 +44,8 @@ class _Field(NamedTuple):
     """One field of a class.
 
     Attributes:
-        name: Its name in Python.
-        key: Its name in JSON.
+        name: The field's name in Python.
+        key: The field's name in JSON.
         function: The field's own serializer, as pydantic's schema describes it.
         by_pydantic: Whether pydantic writes the field.
         skip: Says whether a value is left out.
@@ -263,8 +263,8 @@ def _mixed(fields: Sequence[_Field], kind: Any) -> Writer:
 
 
 def _by_model_serializer(function: Mapping[str, Any], write_fields: Writer) -> Writer:
-    """The writer for a class with a `model_serializer`. If it is a wrap serializer, its handler writes the fields by
-    the rule of `jsonable`."""
+    """The writer for a class with a `model_serializer`. If the serializer is a wrap serializer, its handler writes the
+    fields by the rule of `jsonable`."""
 
     def write_model(model: Any, depth: int) -> Any:
         arguments: list[Any] = [model]

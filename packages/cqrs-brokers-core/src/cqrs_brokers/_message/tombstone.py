@@ -28,6 +28,6 @@ TOMBSTONE: Final = _the_one
 """The payload of a message without a body. Such a message says that the object with the message's key was deleted.
 
 Tombstones are for compacted topics, in which the newest message with a key is the state of that key. A tombstone has no
-body at all. That is not the same as an empty body, or as a body with JSON's `null`. The message needs a key. The broker
-needs the capability `tombstones`.
+body at all. A missing body is not the same as an empty body, or as a body with JSON's `null`. The message needs a key.
+The broker needs the capability `tombstones`.
 """

@@ -63,8 +63,9 @@ class Validator:
 
     Args:
         address: The broker's redacted URL, for errors.
-        capabilities: What the driver can do. A message that needs more is refused; nothing is left out silently. None:
-            the driver declares nothing. Then messages may have headers of text, and a message with a key is refused.
+        capabilities: What the driver can do. A message that needs a further capability is refused; nothing is left out
+            silently. None: the driver declares nothing. Then messages may have headers of text, and a message with a
+            key is refused.
         refuse_topic: Says why the broker cannot have a topic. None: the broker can have it.
         max_message_bytes: The most bytes that body, key and headers may have together.
     """
@@ -159,7 +160,7 @@ class Validator:
         Args:
             message: The message. Its headers are not changed in place.
             added: The headers. An added header replaces a header of the message that has the same name.
-            size: What `check` returned.
+            size: The size that `check` returned.
 
         Returns:
             The message's size with the added headers.
@@ -350,8 +351,8 @@ class Validator:
         return size
 
     def _check_typed(self, message: Message, name: str, value: object) -> int:
-        """Checks a header value that is no text. Returns its size: a number has 8 bytes, a bool 1, None 0, and bytes
-        have their length."""
+        """Checks a header value that is no text. Returns the size of the value: a number has 8 bytes, a bool 1, None 0,
+        and bytes have their length."""
         self._are_typed = True
         kind = type(value)
         if kind not in self._header_types:
