@@ -446,7 +446,7 @@ class Broker(MessageBroker):
         return error
 
     def _checked_timeout(self, timeout: float, *messages: object) -> float:
-        """The timeout of a call.
+        """Checks the timeout of a call, and returns the timeout.
 
         Raises:
             InvalidMessageError: The timeout is not a finite number above 0.
@@ -476,11 +476,11 @@ class Broker(MessageBroker):
         """Waits until every message that was sent so far has its outcome.
 
         Args:
-            timeout: The longest wait, in seconds. None: the wait ends at the latest with the messages' own deadlines.
+            timeout: The longest wait, in seconds. None: only the deadlines of the messages limit the wait.
 
         Raises:
             FlushTimeoutError: The time is over and some messages have no outcome yet. Their sends continue.
-            BrokerStateError: For the same reasons as in `connect`.
+            BrokerStateError: The reasons are the same as in `connect`.
         """
         if self._bound.loop is None:
             return
@@ -593,7 +593,7 @@ class Broker(MessageBroker):
     def state(self) -> str:
         """The state of the connection, in one word.
 
-        * "idle": there is no connection, and nobody waits for one.
+        * "idle": there is no connection, and nobody waits for a connection.
         * "connecting": the first connection, or a new one, is being made.
         * "connected": messages can be sent.
         * "reconnecting": the driver lost the connection and reconnects by itself.
@@ -619,7 +619,8 @@ class Broker(MessageBroker):
         """The topic and the age (in seconds) of the message that has waited longest for its outcome. None: no message
         waits.
 
-        If one destination takes no messages and the others do, the oldest message is soon one for that destination.
+        If one destination takes no messages and the others do, the oldest message is soon a message for that
+        destination.
         """
         loop, delivery = self._bound.loop, self._window.oldest()
         return None if loop is None or delivery is None else (delivery.topic, loop.time() - delivery.began)

@@ -32,7 +32,7 @@ S = TypeVar("S")
 
 
 class Taken(NamedTuple, Generic[O, S]):
-    """What an adapter hands to its broker.
+    """The settings and options that an adapter hands to its broker.
 
     Attributes:
         settings: The settings for the driver.
@@ -57,7 +57,7 @@ class ConnectionAdapter(Generic[O, S]):
         options_type: The plugin's options.
         settings: Makes the driver's settings from the URL and the options.
         url: Where to connect to.
-        options: The options by name. Each overrides the same option of the URL.
+        options: The options by name. Each option overrides the same option of the URL.
         value_serializer: Encodes the payload of a message that has neither `payload_bytes` nor a content type. None:
             such a payload is encoded as JSON.
         source: Where the URL came from, for example "dsn". Each problem with an option of the URL begins with this

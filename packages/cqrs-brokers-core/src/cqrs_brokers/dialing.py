@@ -9,8 +9,9 @@ Calls for the same name and port share one look-up while it runs.
     reader, writer = await open_streams(raw)  # with TLS also: ssl=context, server_hostname=host
 
 A server may accept the connection and then send nothing: for example a frozen node, or a load balancer without a broker
-behind it. Another address of the host may work. To try it, a plugin calls `look_up` and `open_socket` instead of
-`dial`. When a connected server sends nothing, the plugin calls `other_addresses` and gives the result to `open_socket`.
+behind it. Another address of the host may work. To try the other address, a plugin calls `look_up` and `open_socket`
+instead of `dial`. When a connected server sends nothing, the plugin calls `other_addresses` and gives the result to
+`open_socket`.
 """
 
 from __future__ import annotations
@@ -143,14 +144,14 @@ async def open_socket(addresses: Sequence[Address], *, timeout: float | None = N
     attempt has failed.
 
     Args:
-        addresses: What `look_up` returned.
+        addresses: The result of `look_up`.
         timeout: The longest wait, in seconds. None: the call waits until the operating system gives up.
 
     Returns:
         A connected, non-blocking socket.
 
     Raises:
-        OSError: No connection to any address was possible. The error is that of the first attempt that failed.
+        OSError: No connection to any address was possible. This is the error of the first attempt that failed.
         socket.gaierror: There is no address.
         TimeoutError: No address answered in time.
     """
@@ -187,7 +188,7 @@ def other_addresses(addresses: Sequence[Address], connected: socket.socket) -> l
     """The addresses in the same order, without the address to which the socket is connected.
 
     Args:
-        addresses: What `look_up` returned.
+        addresses: The result of `look_up`.
         connected: The socket that `open_socket` returned for these addresses. If the connection has ended already, its
             address is not known, and the result is empty.
     """
@@ -222,7 +223,7 @@ async def open_streams(
 
 
 class _Streams(asyncio.StreamReaderProtocol, BufferedReads):
-    """asyncio's protocol for streams."""
+    """asyncio's protocol for streams, with `BufferedReads`."""
 
 
 async def _connect(address: Address) -> socket.socket:

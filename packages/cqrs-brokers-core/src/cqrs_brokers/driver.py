@@ -62,7 +62,7 @@ class Link(Protocol):
         """
 
     def lost(self, error: ConnectError) -> None:
-        """Reports that the connection is lost, or that a new one must be made. `Broker` then calls `connect()`.
+        """Reports that the connection is lost, or that a new connection must be made. `Broker` then calls `connect()`.
 
         If the error is permanent, `Broker` does not reconnect by itself. So report the loss of a working connection as
         `UnreachableError`, even if the last answer of the server gives a more specific reason. If the cause persists,
@@ -173,7 +173,7 @@ class Driver(MessageBroker):
 
 
 class PipelinedDriver(Driver):
-    """A driver that takes further messages while earlier ones have no answer yet."""
+    """A driver that takes further messages while earlier messages have no answer yet."""
 
     async def send_message(self, message: Message) -> NoReturn:
         """Always raises an error, because a pipelined driver gets its messages through `submit`.
@@ -207,8 +207,8 @@ class PipelinedDriver(Driver):
 
         `Broker` calls this method for each message that was handed over and has no outcome at its deadline. For a
         message that was not handed over, `Broker` calls this method only while the driver is connected and not blocked.
-        The error should contain the broker's last answer about the destination of the message. This call does not end
-        the delivery for the driver: the driver keeps the message as before.
+        The returned error should contain the broker's last answer about the destination of the message. This call does
+        not end the delivery for the driver: the driver keeps the message as before.
 
         Args:
             delivery: The message. It may still wait in `Broker`, so the driver may not know it yet.

@@ -40,8 +40,8 @@ _UTCDatetime = Annotated[AwareDatetime, AfterValidator(lambda moment: moment.ast
 
 
 class Event(BaseModel, Generic[P]):
-    """The base class of both kinds of events. An unknown keyword is an error: if a misspelt `key=` were ignored, the
-    events would lose their order.
+    """The base class of `NotificationEvent` and `ECSTEvent`. An unknown keyword is an error: if a misspelt `key=` were
+    ignored, the events would lose their order.
 
     Attributes:
         event_id: Identifies the event. The value becomes the id of the message.
@@ -108,9 +108,9 @@ class Event(BaseModel, Generic[P]):
 
         The body has no `headers`, and it has a `key` only for a deletion. So if an event goes through an outbox and
         must keep its order, its class must override `ordering_key()`. The keys of the body may be the names of the
-        fields or their aliases. If the payload is a pydantic model, the keys of its fields may be both only with
-        pydantic 2.14 or newer. With an older pydantic, the class of the payload decides whether names or aliases are
-        accepted. Computed fields are computed again.
+        fields or their aliases. For the fields of a payload that is a pydantic model, this is true only with pydantic
+        2.14 or newer. With an older pydantic, the class of the payload decides whether names or aliases are accepted.
+        Computed fields are computed again.
 
         Raises:
             pydantic.ValidationError: A field is missing, wrong or unknown.
@@ -127,7 +127,7 @@ class Event(BaseModel, Generic[P]):
         """The message that `Broker.publish` sends.
 
         Raises:
-            InvalidMessageError: For the same reasons as `to_dict`.
+            InvalidMessageError: The reasons are the same as in `to_dict`.
         """
         deleted = self.payload is TOMBSTONE
         body: Any = TOMBSTONE if deleted else self.to_dict()
@@ -167,7 +167,7 @@ class NotificationEvent(Event[P], Generic[P]):
 class ECSTEvent(Event[P], Generic[P]):
     """Event-carried state transfer: the event contains the new state, so that consumers need not ask for the state.
 
-    `deleted` makes an event that reports a deletion.
+    The method `deleted` makes an event that reports a deletion.
     """
 
     @classmethod
@@ -175,8 +175,8 @@ class ECSTEvent(Event[P], Generic[P]):
         """Makes an event that reports the deletion of the object with this key. The message of the event has the key
         and no body.
 
-        Kafka then removes the earlier messages with this key from a compacted topic. Only a broker with the capability
-        `tombstones` takes such a message. With every other broker, publishing the event raises an
+        When Kafka has this message in a compacted topic, it removes the earlier messages with the key. Only a broker
+        with the capability `tombstones` takes such a message. With every other broker, publishing the event raises an
         `InvalidMessageError`: publish an ordinary event about the deletion instead.
 
         Args:

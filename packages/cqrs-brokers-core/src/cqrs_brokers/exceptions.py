@@ -101,7 +101,7 @@ class BrokerError(Exception):
 
     Args:
         text: What happened, and what to do about it.
-        broker: The broker's URL with its secrets masked, if there is one. If a driver leaves this argument empty,
+        broker: The broker's URL with its secrets masked, if there is a URL. If a driver leaves this argument empty,
             `Broker` fills in the URL.
     """
 
@@ -174,7 +174,7 @@ class BrokerStateError(BrokerError):
 
 
 class FlushTimeoutError(BrokerError, TimeoutError):
-    """`flush()` ran out of time. The sends continue, and each still gets its own outcome."""
+    """`flush()` ran out of time. The sends continue, and each send still gets its own outcome."""
 
 
 class ConnectError(BrokerError):
@@ -183,8 +183,8 @@ class ConnectError(BrokerError):
     Args:
         text: What happened.
         broker: See `BrokerError`.
-        remedy: What to do about the error. It is added to the end of the error's `text`, after a colon. "" when the
-            argument `text` already says what to do.
+        remedy: What to do about the error. The remedy is added to the end of the error's `text`, after a colon. "" when
+            the argument `text` already says what to do.
     """
 
     permanent: ClassVar[bool] = False
@@ -214,7 +214,7 @@ class TLSError(ConnectError):
 
 
 class UnreachableError(ConnectError):
-    """No node of the broker can be reached, or none answers."""
+    """No node of the broker can be reached, or no node answers."""
 
     retryable = True
 
@@ -313,7 +313,7 @@ def safe_cause(error: BaseException | None, content: object = None) -> BaseExcep
     """Returns the error, or None if the error or one of its causes may quote the content.
 
     Every pydantic error and every Unicode error may quote the content. Any other error may quote the content if its
-    text contains a part of the content. If its text cannot be read, the result is None, too.
+    text contains a part of the content. If the text of the error cannot be read, the result is None, too.
     """
     one, seen = error, set[int]()
     quotable = None
@@ -421,7 +421,8 @@ class WrongLoopError(NotDeliveredError):
 
 
 class DeliveryUnknownError(DeliveryError):
-    """The message was handed over, and nothing proves what happened to it. It may be in the broker, or may not."""
+    """The message was handed over, and nothing proves what happened to it. The message may be in the broker, or may
+    not."""
 
 
 class DeliveryTimeoutError(DeliveryUnknownError, TimeoutError):

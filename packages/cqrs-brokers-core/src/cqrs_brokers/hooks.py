@@ -1,7 +1,7 @@
 """The pluggy hooks of a plugin. A plugin implements them for its schemes, such as `kafka` in `kafka://localhost`.
 
 A plugin is a module or an object. The plugin's distribution declares an entry point in the group `cqrs_brokers`. The
-name of the entry point is the scheme, and its value is the plugin:
+name of the entry point is the scheme, and the value of the entry point is the plugin:
 
     # pyproject.toml of cqrs-broker-acme
     [project.entry-points.cqrs_brokers]

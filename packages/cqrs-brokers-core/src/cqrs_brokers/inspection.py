@@ -69,7 +69,7 @@ class Finding(NamedTuple):
         subject: The object that was checked: a host with its port, a virtual host, or a topic. "" for the whole config
             string.
         text: What was found, without a secret.
-        remedy: What to do about a problem. "" when there is nothing to do, or when the text already says it.
+        remedy: What to do about a problem. "" when there is nothing to do, or when the text already says what to do.
     """
 
     step: Step
@@ -81,7 +81,7 @@ class Finding(NamedTuple):
     @classmethod
     def of(cls, error: BrokerError, subject: str) -> Self:
         """Makes a finding of the level "fail" from an error. The class of the error decides the step. If the error is a
-        `ConnectError`, the finding has its remedy. If not, the finding has no remedy.
+        `ConnectError`, the finding has the error's remedy. If not, the finding has no remedy.
 
         Args:
             error: The error, for example a `ConnectError` of the driver.
@@ -121,22 +121,22 @@ class Inspection(ABC):
 
     The command iterates over `server()` first, then over `topic()` for each topic, then calls `close()`. The command
     limits the time that an iterator may take for each finding, and cancels an iterator that takes longer. If an
-    iterator raises a `BrokerError`, the command makes a finding of the level "fail" from it. If an iterator raises any
-    other exception, the command shows only the class of the exception.
+    iterator raises a `BrokerError`, the command makes a finding of the level "fail" from this error. If an iterator
+    raises any other exception, the command shows only the class of the exception.
     """
 
     @abstractmethod
     def endpoints(self) -> Sequence[Endpoint]:
         """The endpoints to which the driver connects, in the order of the config string. Each endpoint has a port: the
-        default port if the config string gives none. The method does no I/O."""
+        default port if the config string gives no port. The method does no I/O."""
 
     @abstractmethod
     def server(self, endpoints: Sequence[Endpoint], /) -> AsyncIterator[Finding]:
         """Checks the log-in at each endpoint and the access to the virtual host or cluster. This method also reports
         the product and version of the server.
 
-        If one endpoint fails and another one works, the finding about the failed endpoint has the level "warn": the
-        driver works without this endpoint.
+        If one endpoint fails and another endpoint works, the finding about the failed endpoint has the level "warn":
+        the driver works without this endpoint.
 
         Args:
             endpoints: The endpoints for which the command's own checks (name, TCP, TLS) found no failure. The sequence

@@ -259,8 +259,8 @@ class Observers:
                 self._failed(observer, "sent", error, message)
 
     def refused(self, candidate: object, error: DeliveryError) -> None:
-        """Tells the observers that a message was refused before it was sent. The candidate is what the application
-        tried to send: it may be any object."""
+        """Tells the observers that a message was refused before it was sent. The candidate is the object that the
+        application tried to send. It may have any type."""
         if self._sent:
             self.sent(_readable(candidate, error), error, 0.0)
 

@@ -1,5 +1,5 @@
-"""The options of a broker. Each plugin has one pydantic model for its options. Their values come from config strings
-and keywords.
+"""The options of a broker. Each plugin has one pydantic model for its options. The values of the options come from
+config strings and keywords.
 
 A plugin declares its options:
 

@@ -58,7 +58,7 @@ class Pipeline(Generic[T]):
         in_order: True: the broker answers in the order in which it got the messages, and its answers contain no number
             of a message. False: each answer contains the number of its message (the token).
         batch_bytes: About how many bytes are handed over and written at a time. A batch ends with the message that
-            reaches this size. With 1, each batch has one message.
+            reaches this size. With the value 1, each batch has one message.
         ping_after: Seconds of silence after which the broker is pinged; `open` may set another time.
         ping_timeout: If the broker does not answer a ping within this many seconds, the connection counts as broken.
     """
@@ -133,8 +133,8 @@ class Pipeline(Generic[T]):
                 `await`. It must return only when the client's own buffer has room again (`drain()`). Then the pipeline
                 hands over the next batch and calls `write` with it. While `write` waits for room, the pipeline may call
                 `write` again, with a question (see `ask`).
-            read: Reads answers until the connection ends. None: the client has a task of its own for that. When the
-                connection ends, `read` may return or raise an exception: the pipeline does the same in both cases.
+            read: Reads answers until the connection ends. None: the client reads the answers in a task of its own. When
+                the connection ends, `read` may return or raise an exception: the pipeline does the same in both cases.
                 `read` must ignore an incomplete answer. If an answer ends the connection, as STOMP's ERROR does, `read`
                 must call `answered` for this answer before it ends.
             ping: Sends a ping, and returns when the answer has come. None: the pipeline sends no pings.
@@ -165,7 +165,8 @@ class Pipeline(Generic[T]):
             token: The message's number. None: the oldest message without an answer, for a broker that answers in order.
 
         Returns:
-            The delivery. The driver must then confirm or fail it. None: the message was released before, or no message
+            The delivery. The driver must then confirm or fail the message. None: the message was released before, or no
+            message
             has this token.
 
         Raises:
@@ -200,13 +201,13 @@ class Pipeline(Generic[T]):
     async def ask(self, item: T) -> None:
         """Writes a question (a request that is no message, such as a ping), and waits for the answer.
 
-        The question needs no place in the window. It is written even while an earlier call of `write` waits for room in
-        the client's buffer. But the client sends the question after everything that is in its buffer already. So the
-        caller of `ask` must limit the wait, as `Broker.health()` does.
+        The question needs no place in the window. The pipeline writes it even while an earlier call of `write` waits
+        for room in the client's buffer. But the client sends the question after everything that is in its buffer
+        already. So the caller of `ask` must limit the wait, as `Broker.health()` does.
 
         For the answer to a question the driver calls `answered_question`, not `answered`. The answers to questions and
-        to messages may have the same form, as with STOMP's RECEIPT. Then put a prefix before a question's number on the
-        wire, so that the driver can tell the two kinds of answers apart.
+        to messages may have the same form, as with STOMP's RECEIPT. In that case, put a prefix before a question's
+        number on the wire, so that the driver can tell the two kinds of answers apart.
 
         Raises:
             UnreachableError: There is no connection, or it broke before the answer came.
@@ -407,7 +408,8 @@ async def connect_to_any(
     *,
     drop: Callable[[C], object],
 ) -> C:
-    """Makes one pass over the hosts: tries them in their order, and stops at the first host to which it can connect.
+    """Tries the hosts in their order, and stops at the first host to which it can connect. This is one *pass* over the
+    hosts.
 
     Each host gets an equal share of the time that is left, so that a silent host leaves time for the others.
 

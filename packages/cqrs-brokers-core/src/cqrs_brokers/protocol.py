@@ -189,7 +189,7 @@ def set_id_text(message: Message, text: bytes) -> None:
 
     Args:
         message: The message.
-        text: What `id_text` returned. The text is not checked. It becomes a `UUID` only when somebody reads
+        text: The result of `id_text`. The text is not checked. It becomes a `UUID` only when somebody reads
             `message_id`.
     """
     message._id = text
@@ -329,7 +329,7 @@ Encoder = Callable[[object], bytes] | MessageEncoder
 
 
 class Receipt:
-    """What is known about a message that was sent.
+    """The result of a send that succeeded.
 
     `to_dict()` and `dict(receipt)` give the fields, ready for JSON. pydantic and FastAPI can write and read receipts.
 
@@ -407,8 +407,8 @@ class Capabilities:
         headers: The headers of a message arrive with it.
         header_types: The types that header values may have: some or all of str, bytes, int, float, bool and
             `type(None)`. A value of such a type arrives with the same type.
-        tombstones: A message can have no body at all (`TOMBSTONE`). That is not the same as an empty body.
-        unroutable_detection: If no queue takes a message, the broker reports that. It does not drop the message
+        tombstones: A message can have no body at all (`TOMBSTONE`). A missing body is not the same as an empty body.
+        unroutable_detection: If no queue takes a message, the broker reports this, and does not drop the message
             silently.
         durable: A confirmed message survives a restart of the broker.
         max_message_bytes: The most bytes that a message may have. None: the broker has no limit of its own.

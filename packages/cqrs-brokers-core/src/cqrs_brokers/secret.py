@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["MASK", "Secret", "masked", "secrets_in"]
 
 MASK: Final = "**********"
-"""What is shown instead of a secret. The mask always has the same length, whatever the length of the secret is."""
+"""The text that is shown instead of a secret. The mask always has the same length, whatever the length of the secret
+is."""
 
 MAX_FILE_BYTES: Final = 64 * 1024
 _UNFIT = "[\x00-\x1f\x7f-\x9f\ud800-\udfff]"  # control characters and broken UTF-8
@@ -167,8 +168,8 @@ def secrets_in(values: Iterable[object]) -> frozenset[str]:
     """The texts of the secrets among some values, for a search in other texts. Each secret is given as it is and
     percent-encoded.
 
-    Secrets of up to three characters are left out. Many texts contain such characters by chance, and the masks in these
-    texts would reveal the secret.
+    Results of up to three characters are left out. Other texts contain such short secrets by chance, and the masks in
+    these texts would reveal the secret.
     """
     found = [value.reveal() for value in values if isinstance(value, Secret)]
     forms = (form for secret in found for form in (secret, quote(secret, safe=""), quote(secret, safe=":/,+=*")))

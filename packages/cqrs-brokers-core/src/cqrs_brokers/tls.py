@@ -232,7 +232,7 @@ def _look_at(file: str) -> None:
     """Refuses a pipe or a device, because reading it could block for ever.
 
     Raises:
-        OSError: The file is not a regular one, or is not there.
+        OSError: The file is not a regular file, or does not exist.
     """
     if not stat.S_ISREG(os.stat(file).st_mode):
         raise OSError(errno.EINVAL, "the file is not a regular file")
@@ -254,7 +254,7 @@ _VERIFY_FAILURES = {
     62: "is for another host name: connect by a host name that is in it",
     64: "is for another address: connect by a host name that is in it",
 }
-"""What OpenSSL's verification results (`X509_V_ERR_…`) mean. The text after a colon says what to do."""
+"""The meanings of OpenSSL's verification results (`X509_V_ERR_…`). The text after a colon says what to do."""
 
 _CERTIFICATE_ALERTS = {
     "SSLV3_ALERT_CERTIFICATE_EXPIRED": "it has expired: renew it",
@@ -318,8 +318,8 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def warn_insecure_transport(text: str) -> None:
-    """Warns, and shows the line of the application that made the broker. That line is the one of the nearest stack
-    frame outside core, the python-cqrs bridge, the plugins (`cqrs_broker_…`) and pluggy.
+    """Warns, and shows the line of the application that made the broker. The line belongs to the nearest stack frame
+    outside core, the python-cqrs bridge, the plugins (`cqrs_broker_…`) and pluggy.
 
     Warns:
         InsecureTransportWarning: With the text.

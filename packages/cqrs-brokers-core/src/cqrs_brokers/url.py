@@ -43,7 +43,8 @@ _ENCODE = "percent-encode / ? # @ % and spaces in user names, passwords and valu
 
 
 def names_a_secret(option: str) -> bool:
-    """Whether core treats an option of that name as a secret. Only the name decides, before the plugin is known."""
+    """Whether core treats an option of that name as a secret. The decision needs only the name, because the plugin may
+    not be known yet."""
     name = option.lower()
     return any(word in name for word in _SECRET_WORDS)
 
@@ -193,7 +194,7 @@ class BrokerURL:
         """The config string in its normal form. With `reveal=True`, `parse` makes an equal object from this string.
 
         Args:
-            reveal: Whether to show the secrets. Only for code that needs them, never for people or logs.
+            reveal: Whether to show the secrets. True is only for code that needs the secrets, never for people or logs.
         """
         text = f"{self.scheme}://"
         if self.username is not None:
