@@ -1,9 +1,9 @@
 """For plugin authors: keeps and ends tasks, and drops tasks and connections even when their event loop is closed.
 
-A driver's `abort()` must work without awaiting. It must also work when the event loop was closed before anybody closed
-the broker. Event loops are closed in this way by test frameworks with one event loop per test, and by programs that
-call `asyncio.run` for each job. asyncio has no public function that drops tasks and connections of a closed event loop.
-The functions of this module drop them.
+A driver's `abort()` must work without awaiting. The method must also work when the event loop was closed before anybody
+closed the broker. Event loops are closed in this way by test frameworks with one event loop per test, and by programs
+that call `asyncio.run` for each job. asyncio has no public function that drops tasks and connections of a closed event
+loop. The functions of this module drop them.
 """
 
 from __future__ import annotations

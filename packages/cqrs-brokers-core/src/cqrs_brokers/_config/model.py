@@ -109,8 +109,8 @@ class BrokerOptions(BaseModel):
 
 
 def _problems_of(options_type: type[BaseModel], error: ValidationError) -> list[str]:
-    """A sentence for each error. The sentences of pydantic itself do not quote the input, but those of a plugin's
-    validator may."""
+    """A sentence for each error. pydantic's own sentences do not quote the input, but the sentence of a plugin's
+    validator may quote it."""
     problems: dict[str, None] = {}  # a union reports each of its members
     for item in error.errors(include_input=False, include_url=False):
         raised = item.get("ctx", {}).get("error")

@@ -51,8 +51,8 @@ class ResolvedOptions(NamedTuple, Generic[O]):
 
     Attributes:
         options: The validated model.
-        url: The URL. It contains the password, even if the password was given as a keyword, in a file or in an
-            environment variable.
+        url: The URL with the password, even if the password was given as a keyword, in a file or in an environment
+            variable. None: no URL was given.
         effective: Every option by name, for `Broker.describe()`.
     """
 
@@ -287,7 +287,7 @@ def _unread_parts(url: BrokerURL, options_type: type[BrokerOptions]) -> list[str
 
 
 def _read(item: _Given, spec: _Spec) -> Any:
-    """The Python value of what was given. This function reads files and environment variables, and converts text. The
+    """The Python value of a given option. This function reads files and environment variables, and converts text. The
     model validates everything else."""
     value = item.value
     if item.suffix:

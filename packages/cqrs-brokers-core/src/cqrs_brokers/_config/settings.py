@@ -24,7 +24,7 @@ _BOUNDS: Final[dict[str, dict[str, float]]] = {
 
 
 class BrokerSettings(NamedTuple):
-    """The settings that `Broker` itself uses. `Broker`'s docstring says what each means."""
+    """The settings that `Broker` itself uses. `Broker`'s docstring says what each setting means."""
 
     delivery_timeout: float = 30.0
     connect_timeout: float = 10.0

@@ -59,18 +59,18 @@ _SIZE = Quantity(
 )
 
 Duration = Annotated[float, _DURATION]
-"""A duration in seconds. In a config string it is written with its unit: `500ms`, `30s`, `1m`, `2h`. As a keyword it is
-a number of seconds."""
+"""A duration in seconds. A config string contains the duration with its unit: `500ms`, `30s`, `1m`, `2h`. A keyword
+takes a number of seconds."""
 
 Size = Annotated[int, _SIZE]
-"""A size in bytes. In a config string it is written with a unit (`1MiB`, `64kB`) or as a plain number."""
+"""A size in bytes. A config string contains the size with a unit (`1MiB`, `64kB`) or as a plain number."""
 
 Converter = Callable[[str], Any]
 
 
 _WHOLE = {"s": " of seconds, without a unit", "ms": " of milliseconds, without a unit"}
 """The end of the error about text that is not a whole number, by the unit of the option. This end says that the text
-must not contain a unit. People write a unit because the text of a `Duration` needs one."""
+must not contain a unit. People write a unit because the text of a `Duration` needs a unit."""
 
 
 def converter(annotation: Any, unit: str | None = None) -> Converter | None:
@@ -122,7 +122,7 @@ _SIMPLE: dict[type, Converter] = {bool: _boolean, float: _number, str: str, Secr
 def _choice(choices: dict[str, Any]) -> Converter:
     """Makes the converter for an option that allows only certain texts. If some texts are less secure than others,
     plugins list the most secure text first. An error suggests only the first text, so that no error leads people to a
-    weaker one."""
+    weaker choice."""
 
     def convert(text: str) -> Any:
         if text in choices:

@@ -82,7 +82,7 @@ class Connection:
         driver: The driver to keep connected.
         window: Submits messages while the driver takes them. Its waiting messages fail at once when further attempts to
             connect are useless.
-        in_flight: The messages that the driver holds. If one of them is confirmed, the connection is good.
+        in_flight: The messages that the driver holds. If one of these messages is confirmed, the connection is good.
         settings: `connect_timeout` plus 0.5 s limits each attempt. `retry_count` says after how many failed attempts
             the waiting messages fail. `retry_delay` is the time between two attempts.
         changed: Tells the observers the new state and the reason.

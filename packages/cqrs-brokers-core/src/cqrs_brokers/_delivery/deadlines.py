@@ -42,7 +42,7 @@ class Deadlines:
         in_flight: The messages that the driver holds.
         waiting: The messages that wait for a place, in the order of calls.
         why_not_taken: Says why the broker takes no messages now. None: the broker takes messages.
-        why_late: The driver's `why_late`. It says why a message has no outcome, as far as the driver knows.
+        why_late: The driver's `why_late`. This method says why a message has no outcome, as far as the driver knows.
         why_stuck: Says why a message had no room, if the reason is that its destination takes nothing. None: its
             destination takes messages.
         timeout: The timeout of calls that have none of their own, in seconds.

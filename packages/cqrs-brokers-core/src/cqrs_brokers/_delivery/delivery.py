@@ -54,7 +54,7 @@ is no breach of its contract."""
 class Delivery(Protocol):
     """One message that was given to a driver.
 
-    A driver calls `handed_over()` immediately before it gives the message to its client library. Then it calls
+    A driver calls `handed_over()` immediately before it gives the message to its client library. Then the driver calls
     `confirm()` or `fail()` once. If the message is over (`done`), the driver may call `release()` instead. The driver
     must end every delivery with `confirm()`, `fail()`, `release()`, or a `handed_over()` that returns False, even if
     the caller already has its outcome.

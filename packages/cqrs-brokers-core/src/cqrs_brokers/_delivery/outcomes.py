@@ -107,7 +107,7 @@ class AwaitedDelivery(Sending):
 
 
 class BulkOutcomes:
-    """The outcomes of one `send_messages` call. The call waits for one future, not for one per message."""
+    """The outcomes of one `send_messages` call. The call waits for a single future, not for one future per message."""
 
     __slots__ = ("outcomes", "left", "future", "began")
 

@@ -137,15 +137,15 @@ class Window:
         self._deadlines.expect(deadline)
 
     def queue(self, deliveries: Sequence[Sending]) -> None:
-        """Adds many messages to the waiting messages. Then call `refill()`, which submits the messages that have room,
-        and `keep()`, which copies the others."""
+        """Adds many messages to the waiting messages. The caller must then call `refill()`, which submits the messages
+        that have room, and `keep()`, which copies the other messages."""
         if deliveries:
             self._deadlines.watch(deliveries[0].deadline)
             self._wait(deliveries)
 
     def keep(self, deliveries: Sequence[Sending]) -> None:
-        """Copies the messages of those deliveries that still wait. Call this method before the caller awaits, because
-        other code may then change the messages."""
+        """Copies the messages of the given deliveries that still wait. Call this method before the caller awaits,
+        because other code may then change the messages."""
         if self._copies and self._waiting:
             for delivery in deliveries:
                 if delivery.state == QUEUED:

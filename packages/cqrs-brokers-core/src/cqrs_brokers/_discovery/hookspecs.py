@@ -38,9 +38,9 @@ class BrokerHooks(Protocol):
         no I/O except to read certificate files.
 
         Args:
-            url: The parsed config string. It contains the password, even if the password was given as a keyword, in a
-                file or in an environment variable. If the string gives no port for a host, the port in `url.hosts` is
-                None.
+            url: The parsed config string. The URL contains the password, even if the password was given as a keyword,
+                in a file or in an environment variable. If the string gives no port for a host, the port in `url.hosts`
+                is None.
             options: A validated instance of the class that `broker_options` returned.
 
         Raises:

@@ -72,8 +72,8 @@ def installed(distribution: str | None = None) -> Installed:
     """Reads the table. The process keeps each result until `installed.cache_clear()` is called.
 
     Args:
-        distribution: The normal form of a distribution's name. Then only the claims of this distribution are read.
-            None: all claims are read.
+        distribution: The normal form of a distribution's name. Only the claims of this distribution are read. None: all
+            claims are read.
     """
     versions: dict[str, list[Distribution]] = {}
     for number, each in enumerate(_distributions(distribution)):
@@ -85,7 +85,7 @@ def installed(distribution: str | None = None) -> Installed:
 
 
 def _first(several: list[Distribution]) -> Distribution:
-    """The distribution that comes first on `sys.path`, of several with the same name. No other can be imported.
+    """The distribution that comes first on `sys.path`, of several with the same name. Python cannot import the others.
 
     An interrupted upgrade may leave a folder without metadata behind. Such a folder counts only if all folders are like
     this.
@@ -101,8 +101,8 @@ def canonical(name: str) -> str:
 
 
 def _distributions(name: str | None) -> Iterator[Distribution]:
-    """All distributions, or only those with this name. If a finder on `sys.meta_path` raises an error, the list ends
-    with the distributions that were found before."""
+    """All distributions, or only the distributions with this name. If a finder on `sys.meta_path` raises an error, the
+    list ends with the distributions that were found before."""
     import importlib_metadata
 
     try:

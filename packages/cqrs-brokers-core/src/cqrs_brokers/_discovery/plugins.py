@@ -1,4 +1,4 @@
-"""Loads plugins into pluggy's registry and checks what their hooks return.
+"""Loads plugins into pluggy's registry, and checks the results of their hooks.
 
 `discovery` decides which distribution owns a scheme, before any plugin is imported. This module then imports the plugin
 of that distribution only.
@@ -71,7 +71,7 @@ class Plugin(NamedTuple):
         """The driver that the plugin's `open_message_broker` hook makes.
 
         Raises:
-            BrokerError: The hook raised it, for example a `ConfigError`.
+            BrokerError: The hook raised this error, for example a `ConfigError`.
             PluginLoadError: The hook raised an `ImportError`.
             PluginContractError: The hook raised another error, or returned no `MessageBroker`, or returned a `Broker`.
                 Or the `capabilities` of the driver are wrong.
@@ -93,7 +93,7 @@ class Plugin(NamedTuple):
         has no such hook.
 
         Raises:
-            BrokerError: The hook raised it, for example a `ConfigError`.
+            BrokerError: The hook raised this error, for example a `ConfigError`.
             PluginLoadError: The hook raised an `ImportError`.
             PluginContractError: The hook raised another error, or returned no `Inspection`.
         """
@@ -189,8 +189,8 @@ def register_plugin(schemes: str | Iterable[str], plugin: object, *, name: str |
     """Registers a plugin in this process only. The plugin needs no installed distribution. Tests and frameworks use
     this function.
 
-    The registered plugin is used instead of an installed one, even for a reserved scheme, because the application
-    itself asked for it. Only `open_broker(…, distribution=…)` still uses the installed plugin.
+    The registered plugin is used instead of an installed plugin, even for a reserved scheme, because the application
+    itself asked for the registered plugin. Only `open_broker(…, distribution=…)` still uses the installed plugin.
 
     Args:
         schemes: One scheme or several.

@@ -1,7 +1,8 @@
 """Message ids: random UUIDs (RFC 9562, version 4), made as the text that goes on the wire.
 
 The bits come from `os.urandom`, as in `uuid.uuid4`. If many ids are needed within a short time, they are made 256 at a
-time. That costs less than making them one by one. The ids that are made but not used yet are called the *pool*.
+time. Making ids together costs less than making them one by one. The ids that are made but not used yet are called the
+*pool*.
 
 The ids of a pool must be used soon. A process may be started several times from one snapshot of its memory (a frozen
 virtual machine or serverless function), and each copy would use the same ids. So a pool is used only for 5 ms. A

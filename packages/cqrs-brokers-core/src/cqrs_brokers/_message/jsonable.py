@@ -59,9 +59,9 @@ PLAIN = frozenset({str, bool, type(None)})
 NUMBERS = frozenset({int, float})
 LARGEST: int = 10**4_300 - 1
 LEAST: int = -LARGEST
-"""Numbers from `LEAST` to `LARGEST` are written as they are. They are finite, and have at most 4 300 digits, which is
-the default of `sys.set_int_max_str_digits`. `LEAST` has a name, because `-LARGEST` would be computed anew for each
-number."""
+"""Numbers from `LEAST` to `LARGEST` are written as they are. These numbers are finite, and have at most 4 300 digits,
+which is the default of `sys.set_int_max_str_digits`. `LEAST` has a name, because `-LARGEST` would be computed anew for
+each number."""
 TOO_DEEP = "is nested too deeply, or refers to itself"
 _MOST_CLASSES = 10_000
 _SURROGATE = "[\ud800-\udfff]"

@@ -166,8 +166,8 @@ def _serializers(schema: Any, whole: Mapping[str, Any], seen: set[str]) -> Itera
 
 
 def _says_nothing(serializer: Mapping[str, Any]) -> bool:
-    """Whether the serializer is one of pydantic's own, for a path, a deque or a secret. Such a serializer is not used,
-    because the rule of `jsonable` applies to these types. This rule refuses secrets."""
+    """Whether the serializer is pydantic's own serializer for a path, a deque or a secret. Such a serializer is not
+    used, because the rule of `jsonable` applies to these types. This rule refuses secrets."""
     function = serializer.get("function")
     module, name = getattr(function, "__module__", "") or "", getattr(function, "__qualname__", "")
     of_a_secret = module == "pydantic.types" and name.startswith("_serialize_secret")
