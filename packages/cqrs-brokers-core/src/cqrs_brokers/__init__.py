@@ -5,7 +5,7 @@
     async with open_broker("kafka://localhost:9092") as broker:
         receipt = await broker.send_message(Message(message_name="OrderPlaced", topic="orders", payload={"id": 1}))
 
-An application needs these names. `help(name)` shows the documentation of a name:
+Applications use these names. `help(name)` shows the documentation of a name:
 
     open_broker                      makes a Broker from a config string, or from $CQRS_BROKER_URL
     Broker                           sends messages: send_message, send_messages, publish, flush, health, close

@@ -67,7 +67,8 @@ CLOSED = (
     "the broker is closed and cannot be opened again: make a new Broker (give lifespan() a function that makes one)"
 )
 BURST = 250
-"""A `send_messages` call makes this many messages ready, hands them to the window, and goes on with the next ones."""
+"""A `send_messages` call makes this many messages ready, hands them to the window, and goes on with the next
+messages."""
 TURN = 0.005
 """How long a `send_messages` call makes messages ready before it lets the event loop do other work, in seconds."""
 LATE = (
@@ -92,20 +93,21 @@ class Broker(MessageBroker):
         name: The broker's name in receipts. Default: the URL's scheme, else the driver's class name.
         url: The URL to which the driver connects. Its secrets are never shown.
         delivery_timeout: The longest time from a call to its outcome, in seconds.
-        connect_timeout: Seconds for `connect()` and for each attempt to connect. It never extends a send's deadline.
+        connect_timeout: Seconds for `connect()` and for each attempt to connect. This time never extends the deadline
+            of a send.
         close_timeout: Seconds that `close()` has for sending the accepted messages and closing the connection.
         max_in_flight: The most messages that the driver may hold at a time. Further messages wait in the `Broker`. The
             driver usually holds at most two fifths of this number. The rest is used only when a destination (for
-            example a topic) takes no messages. Then the driver gets few further messages for this destination. The
-            other destinations may use two fifths of the free places.
+            example a topic) takes no messages. Then the driver gets only few messages beyond the two fifths for this
+            destination. The other destinations may use two fifths of the free places.
         max_in_flight_bytes: The most bytes that the driver may hold at a time. The two fifths apply to bytes, too. A
             message that is larger than two fifths of this number is sent when the driver holds nothing else.
         max_message_bytes: The most bytes that a message may have: body, key and headers together.
-        encoder: Encodes the payloads of messages that have neither `payload_bytes` nor a content type. It is a function
-            that takes the payload and returns bytes, or a `MessageEncoder`, which takes the whole message. Default:
-            JSON.
+        encoder: Encodes the payloads of messages that have neither `payload_bytes` nor a content type. The argument is
+            a function that takes the payload and returns bytes, or a `MessageEncoder`, which takes the whole message.
+            Default: JSON.
         observers: Objects that `Broker` informs about the outcome of every message and about every change of the
-            connection. They may add headers to messages.
+            connection. Observers may add headers to messages.
         retry_count: When this many attempts to connect have failed in a row, the waiting sends fail. None: the number
             of attempts does not matter.
         retry_delay: Seconds between attempts to connect. None: the delay begins at 0.1 s, doubles after each failure up
@@ -280,7 +282,7 @@ class Broker(MessageBroker):
     async def send_messages(
         self, messages: Iterable[MessageLike], *, timeout: float | None = None
     ) -> list[Receipt | DeliveryError]:
-        """Sends many messages. This is the cheapest way to send a batch. The batch may have more messages than
+        """Sends many messages. A batch is sent most cheaply in this way. The batch may have more messages than
         `max_in_flight`.
 
         A large batch is made ready (checked and encoded) in several turns of the event loop. Do not change its messages
@@ -403,7 +405,7 @@ class Broker(MessageBroker):
 
     def _finish_preparing(self) -> None:
         """Makes the rest of a `send_messages` call ready, because another call begins. So the messages of the batch
-        come before those of the new call, and a flush or a close waits for the whole batch."""
+        come before the messages of the new call, and a flush or a close waits for the whole batch."""
         make_ready, self._make_ready = self._make_ready, None
         if make_ready is not None:
             make_ready()
@@ -437,7 +439,7 @@ class Broker(MessageBroker):
             error: Why the message is refused.
 
         Returns:
-            The error to raise. It now names the message and the broker.
+            The error to raise. The error now names the message and the broker.
         """
         if error.message_id is None:
             message_id, topic = readable(message, "message_id", UUID), readable(message, "topic", str)
@@ -619,8 +621,8 @@ class Broker(MessageBroker):
         """The topic and the age (in seconds) of the message that has waited longest for its outcome. None: no message
         waits.
 
-        If one destination takes no messages and the others do, the oldest message is soon a message for that
-        destination.
+        If one destination takes no messages and the other destinations do, the oldest message is soon a message for
+        that destination.
         """
         loop, delivery = self._bound.loop, self._window.oldest()
         return None if loop is None or delivery is None else (delivery.topic, loop.time() - delivery.began)

@@ -93,7 +93,7 @@ class ConnectionAdapter(Generic[O, S]):
         """Gives the settings to a broker. An adapter serves only one broker.
 
         Args:
-            **overrides: Options that the broker's own arguments set. They override the options of the adapter.
+            **overrides: Options that the broker's own arguments set. These options override the options of the adapter.
 
         Raises:
             ConfigError: The adapter serves another broker already, an option is wrong, or a file cannot be used.

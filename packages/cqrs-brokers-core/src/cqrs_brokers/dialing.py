@@ -1,4 +1,5 @@
-"""For plugin authors: looks up the name of a host, and connects to one of its addresses even if others are dead.
+"""For plugin authors: looks up the name of a host, and connects to one of its addresses even if other addresses are
+dead.
 
 A name may have several addresses, and the first may be dead. So if one address has not connected after a quarter of a
 second, the next address is tried, too. The first connection is used (RFC 8305, "Happy Eyeballs"). A name server may be
@@ -45,7 +46,7 @@ class BufferedReads(asyncio.BufferedProtocol):
     Without this class, asyncio makes an object of 256 KiB for each read and then shrinks the object. For an object of
     this size, the C library takes memory from the operating system and later gives the memory back. This costs three
     system calls and two page faults per read. With this class, asyncio uses one buffer for all reads of a connection.
-    uvloop has a buffer of its own and does not use this one.
+    uvloop has a buffer of its own and does not use this buffer.
     """
 
     _buffer: memoryview | None = None

@@ -70,7 +70,8 @@ class Link(Protocol):
 
         Before this call the driver calls a method of each delivery that was handed over and has no answer: `returned()`
         if it is proven that the message was not written, else `fail()` with a `ConnectionLostError`. The driver keeps
-        the returned messages and those that it has not handed over, in order. It sends them after the next `connect()`.
+        the returned messages and the messages that it has not handed over, in order. It sends these messages after the
+        next `connect()`.
         """
 
     def reconnecting(self, error: ConnectError | None) -> None:
@@ -93,8 +94,9 @@ class Link(Protocol):
         """Reports that destinations which took no messages may take them now, for example because the driver has opened
         a new channel.
 
-        While a destination takes no messages, `Broker` submits only few messages for it. After this call `Broker`
-        submits one more message for each such destination, even if earlier messages have no answer.
+        While a destination takes no messages, `Broker` limits the number of messages that it submits for the
+        destination. After this call `Broker` submits one more message for each such destination, even if earlier
+        messages have no answer.
         """
 
     def throttled(self, reason: str | None) -> None:
@@ -106,8 +108,8 @@ class Link(Protocol):
 
 
 class Driver(MessageBroker):
-    """The base class of drivers. A driver must define `send_message`. It overrides other methods if its broker needs
-    them.
+    """The base class of drivers. A driver must define `send_message`. The driver overrides other methods if its broker
+    needs them.
 
     `Broker` calls `send_message` once for each message. Calls for several messages run at the same time, in tasks of
     `Broker`. If the driver declares the capability `ordering_key`, only one call runs at a time for the same topic and
@@ -141,7 +143,7 @@ class Driver(MessageBroker):
         """Tries all hosts once, until one is connected. `Broker` calls this method again after `lost`, after `abort()`,
         and after a call that failed.
 
-        The driver first drops what still exists of an earlier connection.
+        The driver first drops everything that is left of an earlier connection.
 
         If no host has answered after `connect_timeout`, the driver should raise an error itself, because its error can
         give a better reason. `Broker` cancels the call 0.5 s later.
@@ -197,8 +199,8 @@ class PipelinedDriver(Driver):
         """The place to which the message goes, for example a partition. One place may take no messages while other
         places take them. Errors name the place.
 
-        While a place takes no messages, `Broker` submits only few further messages for it. So there is room in flight
-        for messages to the other places. Default: the topic.
+        While a place takes no messages, `Broker` limits the number of messages that it submits for this place. So there
+        is room in flight for messages to the other places. Default: the topic.
         """
         return message.topic
 
@@ -211,7 +213,7 @@ class PipelinedDriver(Driver):
         not end the delivery for the driver: the driver keeps the message as before.
 
         Args:
-            delivery: The message. It may still wait in `Broker`, so the driver may not know it yet.
+            delivery: The message. The message may still wait in `Broker`, so the driver may not know it yet.
             handed: Whether the message was handed over. If so, the error must be a `DeliveryUnknownError`, else a
                 `NotDeliveredError`. An error of the other kind is ignored.
         """

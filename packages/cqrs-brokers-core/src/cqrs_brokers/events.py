@@ -1,4 +1,4 @@
-"""Integration events, as pydantic models. An application publishes them to tell other applications what happened.
+"""Integration events, as pydantic models. An application publishes events to tell other applications what happened.
 
     class OrderPlaced(ECSTEvent[Order]):
         topic: str = "orders"
@@ -6,9 +6,9 @@
         def ordering_key(self) -> str | None:
             return self.payload.order_id
 
-With the framework python-cqrs, use the event classes of the package `cqrs_brokers_python_cqrs` instead. They derive
-both from the classes here and from the event classes of python-cqrs. The event emitter of python-cqrs drops every event
-whose class it does not know.
+With the framework python-cqrs, use the event classes of the package `cqrs_brokers_python_cqrs` instead. The classes of
+that package derive both from the classes of this module and from the event classes of python-cqrs. The event emitter of
+python-cqrs drops every event whose class it does not know.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Event(BaseModel, Generic[P]):
         payload: The data of the event.
         key: The ordering key, unless a subclass overrides `ordering_key()`. Events with the same topic and key keep
             their order.
-        headers: The headers of the message. They are not in the body.
+        headers: The headers of the message. The headers are not in the body.
     """
 
     model_config = ConfigDict(  # an error must not show the payload

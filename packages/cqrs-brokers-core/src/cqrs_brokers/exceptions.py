@@ -298,7 +298,7 @@ class InvalidMessageError(NotDeliveredError):
 
         Args:
             what: The name of the code that raised the exception. The error's text begins with this name.
-            error: The exception. It becomes the cause, unless its text may quote the payload.
+            error: The exception. The exception becomes the cause, unless its text may quote the payload.
             content: The object that must not be quoted: the payload, or an object that contains the payload.
             message_id: The message's id, if known.
             topic: The message's topic, if known.
@@ -421,8 +421,8 @@ class WrongLoopError(NotDeliveredError):
 
 
 class DeliveryUnknownError(DeliveryError):
-    """The message was handed over, and nothing proves what happened to it. The message may be in the broker, or may
-    not."""
+    """The message was handed over, and nothing proves whether the broker has it. The message may be in the broker, or
+    may not."""
 
 
 class DeliveryTimeoutError(DeliveryUnknownError, TimeoutError):

@@ -5,8 +5,8 @@
                  └── kept, in order ◀── broken ─────┴──▶ ConnectionLostError
 
 * `Pipeline` keeps the messages of a `PipelinedDriver` between `submit` and the broker's answers. Its tasks write
-  messages, read answers, and ping a silent broker. Messages that still wait when a connection ends are written to the
-  next connection.
+  messages, read answers, and ping the broker. Messages that still wait when a connection ends are written to the next
+  connection.
 * `connect_to_any` tries the hosts one after the other until one is connected. Each host gets a share of the time.
 * `header_name` and `header_value` percent-encode headers for brokers whose headers are lines of text. `header_text`
   decodes them.
@@ -47,9 +47,10 @@ class Pipeline(Generic[T]):
 
     The driver calls `put` with each delivery and its form on the wire. It calls `open` for each new connection, and
     `answered` for each answer of the broker. `answered` returns the delivery, and the driver then confirms or fails it.
-    The pipeline does the rest. It hands over only as many messages as the client takes. When the connection breaks, it
-    fails the messages that were handed over and have no answer, and keeps those that wait. When the deadline of a
-    message has passed, it releases the message. It pings a silent broker.
+    The pipeline does the rest. It hands over only as many messages as the client takes. When the connection breaks, the
+    pipeline fails the messages that were handed over and have no answer, and keeps the messages that wait. When the
+    deadline of a message has passed, the pipeline releases the message. It pings the broker when the broker was silent
+    for too long, and when a message was released without an answer.
 
     Args:
         lost: The pipeline calls this function once for each opened connection that breaks, after the messages that were
@@ -107,8 +108,8 @@ class Pipeline(Generic[T]):
 
         Args:
             delivery: The message.
-            item: The message's form on the wire, which `write` gets later. The driver makes it in `submit`, because the
-                application may change the message after that.
+            item: The message's form on the wire, which `write` gets later. The driver makes the item in `submit`,
+                because the application may change the message later.
             size: About how many bytes the item has on the wire.
         """
         self._waiting.append((delivery, item, size))
@@ -142,9 +143,9 @@ class Pipeline(Generic[T]):
                 protocols call it credit). Further messages wait. A message that was released after its deadline still
                 counts until the broker answers the message. None: no limit.
             ping_after: Seconds of silence before a ping on this connection, if the broker sets the time. None: the
-                pipeline's own `ping_after`. The pipeline pings only a silent broker. A broker that sends heartbeats is
-                never silent, so it is never pinged. If such a broker also expects heartbeats from the client, switch
-                the broker's heartbeats off, or send the client's heartbeats from a task of your own.
+                pipeline's own `ping_after`. A broker that sends heartbeats is never silent, so the pipeline pings it
+                only after it has released a message without an answer. If such a broker also expects heartbeats from
+                the client, switch the broker's heartbeats off, or send the client's heartbeats from a task of your own.
         """
         self._write_to, self._window, self._in_window = write, window, 0
         self._ping_after = self._usual_ping_after if ping_after is None else ping_after
@@ -224,8 +225,8 @@ class Pipeline(Generic[T]):
     def broken(self, error: Exception) -> None:
         """Reports that the connection is lost. Call this method if the client reports the loss by a callback.
 
-        The pipeline fails the messages that were handed over and not answered, keeps those that wait, and calls `lost`.
-        A second call for the same connection does nothing.
+        The pipeline fails the messages that were handed over and not answered, keeps the messages that wait, and calls
+        `lost`. A second call for the same connection does nothing.
         """
         if not self._opened:
             return
@@ -415,13 +416,13 @@ async def connect_to_any(
 
     Args:
         hosts: The hosts of the config string.
-        connect: Connects to one host. It must leave nothing open when it fails or is cancelled.
+        connect: Connects to one host. This function must leave nothing open when it fails or is cancelled.
         timeout: Seconds for the whole pass. Pass the value of the option `connect_timeout`.
         drop: Drops a connection without awaiting. This function is called for a connection that comes too late, when
             nobody waits for it any more, for example because a client ignored the cancellation of its `connect`.
 
     Returns:
-        What `connect` returned.
+        The result of `connect`.
 
     Raises:
         ConnectError: No connection to any host was possible. The error is the first permanent error, or the first error
@@ -500,5 +501,5 @@ def header_value(text: str) -> str:
 
 
 def header_text(encoded: str) -> str:
-    """Decodes what `header_name` or `header_value` returned. Consumers need this function to read the headers."""
+    """Decodes the result of `header_name` or `header_value`. Consumers need this function to read the headers."""
     return unquote(encoded)

@@ -67,7 +67,7 @@ class Message:
             from bytes, unless the message has a content type or `payload_bytes`.
         message_id: Identifies the message for consumers that must recognise a duplicate. Default: a new random UUID.
         key: Messages with the same topic and key keep their order. None: the message has no order.
-        headers: Values by name. They are sent with the message, but not in its body. Every broker with headers
+        headers: Values by name. The headers are sent with the message, but not in its body. Every broker with headers
             transports text values. `capabilities.header_types` says which other types a broker transports.
         content_type: MIME type of the body. None: a payload of bytes gets `application/octet-stream`, a tombstone gets
             no content type, and every other payload gets `application/json`.

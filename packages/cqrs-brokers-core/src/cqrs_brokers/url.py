@@ -4,8 +4,8 @@ This module only parses the string. `options` interprets the options, and `_disc
 
 The module has its own parser, because general URL parsers have three faults. They cannot read a list of hosts. They
 accept ambiguous strings. They put passwords into their errors. The errors of this module quote only the scheme and the
-names of options. They do not quote a name that comes after a secret: if the secret contains an unencoded `&`, this name
-may be a part of the secret.
+names of options. The errors do not quote a name that comes after a secret: if the secret contains an unencoded `&`,
+this name may be a part of the secret.
 """
 
 from __future__ import annotations
@@ -236,8 +236,8 @@ class _Query(dict[str, str | Secret]):
 
 
 def _shown(query: Mapping[str, str | Secret]) -> dict[str, str]:
-    """The options that people may see: those up to the first secret, which is masked. If more options follow, one mask
-    without a name replaces them all."""
+    """The options that people may see: the options up to the first secret, which is masked. If more options follow, one
+    mask without a name replaces them all."""
     shown: dict[str, str] = {}
     for name, value in query.items():
         if isinstance(value, Secret):
