@@ -29,7 +29,7 @@ class AwaitedDelivery(Sending):
         callback: The function that lets the waiting task continue.
         context: The context in which `callback` is called.
         cancelled: The arguments of the `CancelledError`. None: the task was not cancelled.
-        outcome: The outcome, until the caller takes it. Do not await the delivery if the outcome is here already.
+        outcome: The outcome, until the caller takes it. If there is an outcome already, do not await the delivery.
     """
 
     __slots__ = (
@@ -91,8 +91,8 @@ class AwaitedDelivery(Sending):
         self.context = context
 
     def result(self) -> None:
-        """Raises `CancelledError` if the task was cancelled. This method does not return the outcome: the caller reads the
-        attribute `outcome`."""
+        """Raises `CancelledError` if the task was cancelled. This method returns None; the caller reads the attribute
+        `outcome`."""
         if self.cancelled is not None:
             raise asyncio.CancelledError(*self.cancelled)
 

@@ -44,7 +44,7 @@ class Wakeups:
         self.loop = loop
         self._success = loop.create_future()
         """Tasks that were not cancelled are woken with this future, which has a result. asyncio's task asks for the
-        result. The question costs a call if the object is not asyncio's own future, as a delivery."""
+        result. A call is necessary for this if the object is not asyncio's own future, for example a delivery."""
         self._success.set_result(None)
         self.due: list[_Sleeper] = []
         """The deliveries, in the order in which their tasks are woken. Before the first delivery is added, `expect()`
