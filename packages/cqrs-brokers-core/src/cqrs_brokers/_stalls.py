@@ -102,8 +102,8 @@ async def patient_timeout(seconds: float) -> AsyncIterator[None]:
     """Ends a block after a timeout, as `asyncio.timeout` does. Drivers use this function for a request whose answer may
     already be in the socket.
 
-    After a laptop has slept, or a serverless function was frozen, the timer fires late. Then the event loop first gets
-    a quarter of a second to read the answers that came in meanwhile. The block is ended only after this time.
+    After a laptop slept, or a serverless function was frozen, the timer fires late. Then the event loop first gets a
+    quarter of a second to read the answers that came in meanwhile. The block is ended only after this time.
 
         async with patient_timeout(5.0):
             await client.declare(queue)

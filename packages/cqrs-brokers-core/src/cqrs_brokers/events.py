@@ -175,8 +175,8 @@ class ECSTEvent(Event[P], Generic[P]):
         """Makes an event that reports the deletion of the object with this key. The message of the event has the key
         and no body.
 
-        When Kafka has this message in a compacted topic, it removes the earlier messages with the key. Only a broker
-        with the capability `tombstones` takes such a message. With every other broker, publishing the event raises an
+        In a compacted topic, Kafka then removes the earlier messages with this key. Only a broker with the capability
+        `tombstones` takes such a message. With every other broker, publishing the event raises an
         `InvalidMessageError`: publish an ordinary event about the deletion instead.
 
         Args:

@@ -71,8 +71,8 @@ class Observer:
     """The base class of observers. `Broker` calls the methods when something happens to its messages or to its
     connection. Derive from this class, and write the methods that you need.
 
-    The methods run in the event loop's thread and must not block. There are two exceptions. `attached` runs in the
-    thread that makes the broker. If a `SyncBroker` itself refuses a message, `sent` runs in the caller's thread.
+    The methods run in the event loop's thread and must not block. Two cases differ: `attached` runs in the
+    thread that makes the broker, and `sent` runs in the caller's thread if a `SyncBroker` itself refuses a message.
     `before_send` runs in the context (`contextvars`) of the call that sends the message. This is also true with
     `SyncBroker`.
     """

@@ -1,4 +1,5 @@
-"""Breaches of the driver contract. They are logged. The last 100 are kept for the tests of drivers."""
+"""Breaches of the driver contract. `Broker` logs every breach, and keeps the last 100 breaches for the tests of
+drivers."""
 
 from __future__ import annotations
 
