@@ -43,8 +43,7 @@ _ENCODE = "percent-encode / ? # @ % and spaces in user names, passwords and valu
 
 
 def names_a_secret(option: str) -> bool:
-    """Whether core treats an option of that name as a secret. The decision needs only the name, because the plugin may
-    not be known yet."""
+    """Whether core treats an option of that name as a secret. For this, core need not know the plugin."""
     name = option.lower()
     return any(word in name for word in _SECRET_WORDS)
 
