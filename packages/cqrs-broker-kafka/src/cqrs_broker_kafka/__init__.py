@@ -1,8 +1,10 @@
-"""The plugin for `kafka://`. It publishes to Apache Kafka, idempotently and in order, over aiokafka's connections.
+"""The plugin for `kafka://`. It publishes to Apache Kafka over aiokafka's connections. By default the producer is
+idempotent. Messages with the same key keep their order.
 
     broker = open_broker("kafka://localhost:9092?client_id=my-app")
 
-This module is the plugin that the package's entry point names. aiokafka is imported only when the broker connects.
+This module is the plugin that the package's entry point names. Opening a broker does not import aiokafka, except to
+check a token provider. The driver imports aiokafka when it connects.
 """
 
 from cqrs_brokers.driver import PipelinedDriver
@@ -26,13 +28,13 @@ __all__ = [
 
 @hookimpl
 def broker_options() -> type[KafkaOptions]:
-    """The options of `kafka://`."""
+    """Returns the class with the options of `kafka://`."""
     return KafkaOptions
 
 
 @hookimpl
 def open_message_broker(url: BrokerURL, options: KafkaOptions) -> PipelinedDriver:
-    """Makes the driver for a config string, without I/O."""
+    """Makes the driver for a config string. The driver connects later."""
     from ._driver import KafkaDriver
 
     return KafkaDriver(KafkaSettings(url, options))
@@ -40,7 +42,7 @@ def open_message_broker(url: BrokerURL, options: KafkaOptions) -> PipelinedDrive
 
 @hookimpl
 def inspect_broker(url: BrokerURL, options: KafkaOptions) -> Inspection:
-    """The inspection that `cqrs-brokers check` makes of a Kafka cluster."""
+    """Makes the object with which `cqrs-brokers check` inspects a Kafka cluster."""
     from ._inspection import KafkaInspection
 
     return KafkaInspection(KafkaSettings(url, options))

@@ -1,7 +1,7 @@
 """Encodes record batches (Kafka protocol, record format v2).
 
 aiokafka's compiled builder could do the same, but it is slower. It takes the headers of each record as a list of pairs.
-For the garbage collector the list and its pairs are at least three more objects per message. The builder also computes
+The list and its pairs are at least three more objects per message for the garbage collector. The builder also computes
 the checksum without the processor's instruction for CRC-32C.
 """
 
@@ -20,8 +20,8 @@ _checked = Struct(">hiqqqhii").pack
 
 
 _NOW = b"\0" + varints[0]
-"""The attributes of a record, and the difference between its timestamp and the first record's timestamp. In this value
-both are 0."""
+"""The bytes of a record's attributes (0), and of the difference between the record's timestamp and the batch's first
+timestamp (0)."""
 
 
 def batch_encoder(compression: str) -> Encode:

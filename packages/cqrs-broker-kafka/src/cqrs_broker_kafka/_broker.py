@@ -11,16 +11,15 @@ __all__ = ["KafkaMessageBroker"]
 
 
 class KafkaMessageBroker(Broker):
-    """Publishes to Apache Kafka. It does the same as the broker of `open_broker("kafka://…")`, but gets its settings
-    from an adapter, not from a config string.
+    """Publishes to Apache Kafka, as the broker of `open_broker("kafka://…")` does. The settings come from an adapter.
 
     Args:
         producer: The adapter with the connection settings. An adapter can be used for one broker only.
         aiokafka_log_level: The level for the logger "aiokafka". Default: the logger keeps its level.
-        observers: Objects that `Broker` calls when a message has its outcome and when the connection changes.
+        observers: Objects that `Broker` tells each message's outcome and each change of the connection's state.
 
     Raises:
-        ConfigError: Another broker uses the adapter already, `producer` is an object of another class, a certificate
+        ConfigError: Another broker uses the adapter already, `producer` is not a `KafkaProducerAdapter`, a certificate
             file cannot be used, or the log level does not exist.
     """
 

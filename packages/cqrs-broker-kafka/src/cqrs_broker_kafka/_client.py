@@ -1,18 +1,18 @@
-"""What the plugin uses of aiokafka: connections, requests for metadata and producer ids, and codecs.
+"""The parts of aiokafka that the plugin uses: connections, requests for metadata and producer ids, codecs, a checksum.
 
-`_inspection` builds its own requests from aiokafka's documented classes. `_options` checks the class of a token
-provider. No other module uses aiokafka.
+The other modules get aiokafka's classes from this module. The only exception is `_options`: it imports the base class
+of token providers.
 
-We use aiokafka's class `AIOKafkaConnection`, but neither aiokafka's client nor its producer. A connection of aiokafka
-connects, negotiates versions and logs in. From the first produce request on, we read from the connection and write to
-it ourselves. aiokafka's reader then gets no data, but still notices when the connection ends. We use eight members of
-`AIOKafkaConnection` that aiokafka does not document:
+We use aiokafka's class `AIOKafkaConnection`, but neither aiokafka's client nor its producer. aiokafka's code negotiates
+versions and logs in. From the first produce request on, our code reads from the socket and writes to it. aiokafka's
+reader then gets no data, but still notices when the connection ends. We use eight members of `AIOKafkaConnection` that
+aiokafka does not document:
 
 | name | used for |
 |---|---|
 | `_closed_fut`, `_reader`, `_writer`, `_read_task`, `_create_reader_task` | a connection over a socket of our own |
 | `_do_version_lookup`, `_do_sasl_handshake` | the next steps of `AIOKafkaConnection.connect()` |
-| `_versions` | whether the broker knows the version of our produce requests |
+| `_versions` | the versions of requests that the broker knows |
 
 `why_unsupported` checks that these members exist. tests/kafka/test_client.py has a test for each use.
 """
@@ -60,8 +60,8 @@ __all__ = [
 ]
 
 crc32c: Callable[[bytes], int] = google_crc32c.value if google_crc32c.implementation == "c" else calc_crc32c
-"""Computes the checksum of a batch. Google's extension uses the processor's CRC instruction. For a record of 600 bytes
-it takes 0.03 µs, and aiokafka's function takes 0.29 µs."""
+"""Computes the checksum of a batch. Google's extension uses the processor's CRC instruction. For 600 bytes the
+extension takes 0.03 µs, and aiokafka's function takes 0.29 µs."""
 KNOWN_TO_WORK = "0.13 and 0.14"
 PRIVATE = (
     "_closed_fut",
@@ -76,12 +76,12 @@ PRIVATE = (
 READ_AHEAD = 2**16
 """The limit of a connection's `asyncio.StreamReader`, in bytes."""
 LARGEST_ANSWER = 2**28
-"""The most bytes that an answer may have."""
+"""The most bytes that an answer may have while aiokafka's reader reads the answers."""
 LOOK_AT_BUFFER = 0.002
 """Seconds between two checks whether a transport's write buffer is empty. asyncio has no event for an empty buffer."""
 SHARE_OF_TIMEOUT = 0.8
-"""Two steps may each take this share of `connect_timeout`: the TCP connection, and the token provider. A step that took
-all of `connect_timeout` would be cut off, and the error would give no reason."""
+"""Looking up and connecting to a host may take this share of `connect_timeout`, and so may the token provider. A step
+that took all of `connect_timeout` would be cut off, and the error would give no reason."""
 SHARE_OF_SESSION = 0.8
 """A connection is replaced after this share of the time for which its login is valid."""
 
@@ -96,7 +96,7 @@ CODECS: dict[str, tuple[int, Callable[[bytes], bytes] | None]] = {
 
 
 def why_unsupported(connection: type = AIOKafkaConnection) -> str | None:
-    """Why the plugin cannot use the installed version of aiokafka. None: the plugin can use it."""
+    """Returns the reason why the plugin cannot use the installed version of aiokafka. None: the plugin can use it."""
     known = set(dir(connection))
     for member in vars(connection).values():
         code = getattr(getattr(member, "__func__", member), "__code__", None)
@@ -116,7 +116,7 @@ class TokenError(Exception):
 
 
 class _Reader(asyncio.StreamReader):
-    """Refuses an answer that is too large for Kafka. The bytes of another protocol may look like a huge size."""
+    """A reader that refuses a huge answer. The first bytes of another protocol may look like a huge size."""
 
     async def readexactly(self, n: int) -> bytes:
         """Reads as StreamReader's method does, but raises a `ConnectionError` for more than `LARGEST_ANSWER` bytes."""
@@ -149,16 +149,16 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
     """A connection to one host. The method `open` makes it.
 
     Attributes:
-        replace_at: When to replace the connection, because its login ends soon (event loop's time). None: the login
-            does not end.
+        replace_at: The time (event loop's) for a new connection, because the login ends soon. None: it does not end.
     """
 
     replace_at: float | None = None
     _settings: KafkaSettings
     _addresses: list[Address]
-    """The host's other addresses. They are tried if the current address does not answer."""
+    """The host's other addresses. They are tried if the connection to the current address fails."""
     _until: float
-    """The time by which we must be connected and must know the broker's versions (event loop's time)."""
+    """The time by which the TCP connection must exist (event loop's time). While there are other addresses, TLS and the
+    question for the broker's versions each get a share of the remaining time."""
     _protocol: _Protocol
     _socket: asyncio.Transport
     """The transport of the TCP connection. With TLS it is the transport below the TLS transport."""
@@ -175,11 +175,11 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
         Args:
             settings: How to connect.
             host: Where to connect to.
-            closed: Called when the connection was closed, by us or by the broker.
+            closed: A function that is called when the connection was closed, by us or by the broker.
 
         Raises:
             OSError, ssl.SSLError, KafkaError, TimeoutError, TokenError: One of the steps failed. If several addresses
-                failed, the error of the first address is raised.
+                failed, the first error is raised.
         """
         loop = asyncio.get_running_loop()
         options = settings.options
@@ -204,7 +204,7 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
                 return connection
 
     async def connect(self) -> None:
-        """Connects as aiokafka's method does, but opens the socket itself, to one of the addresses that are left."""
+        """Connects as aiokafka's method does, but over a socket of our own, to one of the addresses that are left."""
         loop = asyncio.get_running_loop()
         options = self._settings.options
         tls = self._settings.ssl_context
@@ -303,8 +303,8 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
 
         Args:
             request: The whole request.
-            answered: Called with the responses that arrive from now on. Each response is given without its size field,
-                as soon as it has arrived.
+            answered: Called with the responses that arrive from now on, each without its size field, as soon as a
+                response is complete.
 
         Raises:
             KafkaConnectionError: The connection is closed; nothing was written.
@@ -319,7 +319,7 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
         """Waits until the operating system has taken all bytes that were written.
 
         Raises:
-            OSError: The connection ended first.
+            OSError: The connection ended before that.
         """
         writer: asyncio.StreamWriter | None = self._writer
         if writer is None:
@@ -336,13 +336,13 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def drop(self) -> None:
-        """Closes the connection at once, also when its event loop is closed. A request without an answer gets an
-        error."""
+        """Closes the connection at once, also when its event loop is closed. If the loop is open, each call of `send`
+        that waits for its answer fails."""
         if self._writer is not None:
             self.close()
 
     def close(self, reason: Any = None, exc: BaseException | None = None) -> Any:
-        """Closes as aiokafka's method does, but does not wait for the peer. With TLS the wait would last up to 30 s."""
+        """Closes as aiokafka's method does, but does not wait for the peer. Such a wait could last 30 s with TLS."""
         writer: asyncio.StreamWriter | None = self._writer
         if writer is not None and self._closed_fut.get_loop().is_closed():
             drop_task(self._read_task)
@@ -353,7 +353,7 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
         return self._closed_fut
 
     async def ended(self) -> None:
-        """Waits until the socket is closed, for at most 0.2 s. It is called after `drop()`."""
+        """Waits until the socket is closed, for at most 0.2 s. The caller calls `drop()` first."""
         if self._closed_fut is not None:
             await asyncio.wait((self._closed_fut,), timeout=0.2)
 
@@ -367,7 +367,7 @@ class _TokenLogin:
         self._sent = False
 
     async def step(self, answer: bytes | None) -> tuple[bytes, bool] | None:
-        """The next message for aiokafka to send. None: there is nothing more to send."""
+        """Returns the next message that aiokafka must send. None: there is nothing more to send."""
         if self._sent:
             return (b"\x01", True) if answer else None  # the broker answers this with an error
         self._sent = True
@@ -392,7 +392,7 @@ class _TokenLogin:
 
 
 def _why_no_token(token: object) -> str | None:
-    """What is visibly wrong with the provider's token. The broker gives no reason when it refuses such a token."""
+    """Returns what is visibly wrong with the token, or None. A broker refuses such a token without a reason."""
     if not isinstance(token, str):
         return f"gave {type(token).__name__} in the place of text"
     if not token:

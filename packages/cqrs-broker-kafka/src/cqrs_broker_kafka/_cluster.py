@@ -37,11 +37,11 @@ TOPIC_GRACE = 3.0
 """After this many seconds a topic that the cluster does not know counts as missing. Until then we ask again, because
 the topic may just have been created."""
 TOPIC_GRACE_AGAIN = 0.3
-"""The same as `TOPIC_GRACE`, but for a topic that was missing before."""
+"""The same as `TOPIC_GRACE`, but for a topic that counted as missing before and was not found since."""
 TOPIC_MISSING_FOR = 3.0
-"""For how many seconds a topic counts as missing. Afterwards the next message for the topic makes us ask again."""
+"""A topic counts as missing for this many seconds. Afterwards the next message for the topic makes us ask again."""
 ID_PAUSE = 0.1
-"""Seconds before a producer id is asked for again."""
+"""After this many seconds we ask for a producer id again, or try again to connect to the nodes."""
 _TOPIC_MISSING = "the topic does not exist and the cluster does not create topics by itself: create it"
 
 _TOPIC_FORBIDDEN = "the user may not use the topic: grant it WRITE and DESCRIBE on the topic"
@@ -50,7 +50,7 @@ _ID_COMES_LATER = frozenset({7, 13, 14, 15, 16, 51})
 
 
 class Cluster:
-    """The nodes of a cluster and our connections to them. After `drop()` the driver makes a new `Cluster`.
+    """The nodes of a cluster and our connections to them. For each new connection the driver makes a new `Cluster`.
 
     Args:
         owner: The driver.
@@ -75,7 +75,7 @@ class Cluster:
     # -- connecting ---------------------------------------------------------------------------------------------------
 
     async def connect(self, *, trusted: bool) -> None:
-        """Finds a bootstrap host that answers, connects to a node, and gets a producer id.
+        """Finds a bootstrap host that answers and connects to a node. With idempotence, also gets a producer id.
 
         Args:
             trusted: Whether the settings have worked before.
@@ -96,7 +96,7 @@ class Cluster:
         self.metadata.start()
 
     async def _reach(self, until: float) -> None:
-        """Connects to a node that can take messages, and gets a producer id from it."""
+        """Connects to a node that can take messages. With idempotence, also gets a producer id from this node."""
         reached: Node | None = None
         try:
             async with asyncio.timeout_at(until):
@@ -113,7 +113,7 @@ class Cluster:
             raise UnreachableError(text) from error
 
     async def _reach_a_node(self) -> Node | None:
-        """Tries to connect to all nodes at once. Returns the first node that is connected, or None."""
+        """Tries to connect to all nodes at once. Returns the node that is reached first. None: all attempts failed."""
         attempts = {self._tasks.spawn(node.open()): node for node in self.nodes.values()}
         for attempt in attempts:
             attempt.add_done_callback(retrieve_exception)
@@ -151,7 +151,7 @@ class Cluster:
         nodes for ever.
 
         Returns:
-            Why the cluster cannot be used any more. None: the cluster can be used.
+            The reason why the cluster cannot be used any more. None: the cluster can be used.
 
         Raises:
             UnreachableError: No bootstrap server answers at the moment.
@@ -170,7 +170,7 @@ class Cluster:
     # -- producer ids -------------------------------------------------------------------------------------------------
 
     def renew_id(self) -> None:
-        """Gets another producer id, then resumes the partitions that wait for it."""
+        """Starts a task that gets another producer id, and then resumes the partitions that wait for the id."""
         if not self._renewing:
             self._renewing = True
             self._tasks.spawn(self._renew_id())
@@ -218,7 +218,7 @@ class Cluster:
         return [name for name, topic in self._owner.topics.items() if topic.partitions or topic.waiting]
 
     def _learnt(self, answer: Any) -> bool:
-        """Updates nodes, partitions and leaders from an answer. Returns whether something is missing."""
+        """Updates nodes, partitions and leaders from an answer. Returns whether a leader or topic is still missing."""
         self._learn_nodes(answer.brokers)
         for code, name, *_, partitions in answer.topics:
             topic = self._owner.topics.get(name)
@@ -235,7 +235,7 @@ class Cluster:
         self._owner.flush()
         missing = bool(self.leaderless)
         for topic in self._owner.topics.values():
-            if not topic.busy:  # nobody sends to it (any more)
+            if not topic.busy:  # no message for the topic waits
                 topic.unknown_since = None
             missing = missing or bool(topic.waiting) or topic.unknown_since is not None
         return missing
@@ -273,8 +273,8 @@ class Cluster:
             partition.resume()
 
     def _look_for(self, topic: Topic) -> None:
-        """Handles an answer that names no partition of the topic. The topic may have been created a moment ago. So it
-        counts as missing only if such answers come for some time."""
+        """Handles an answer that names no partition of the topic. The topic may have been created a moment ago. So the
+        topic counts as missing only if such answers come for some time."""
         now = self._loop.time()
         if topic.unknown_since is None:
             topic.unknown_since = now
@@ -294,11 +294,12 @@ class Cluster:
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def drop(self) -> list[Connection]:
-        """Ends the connections and tasks. Calls `Partition.lost` for each batch in flight, because no answer can come
-        any more. Records that wait stay in their partitions. The partitions have no leader then.
+        """Drops the connections, and ends the tasks that connect to nodes and ask for metadata. Calls `Partition.lost`
+        for each batch in flight, because no answer can come any more. Records that wait stay in their partitions.
+        Afterwards no partition has a leader.
 
         Returns:
-            The connections whose sockets are being closed.
+            The connections whose `ended()` the caller must await.
         """
         nodes, self.nodes = self.nodes, {}
         for node in nodes.values():

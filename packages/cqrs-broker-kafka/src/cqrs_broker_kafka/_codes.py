@@ -1,4 +1,4 @@
-"""What the error code for a batch, in a produce response, proves about the records of the batch.
+"""The error codes of produce responses, and what each code proves about the records of a batch.
 
 A code proves "not appended" only if its row in the table `ROWS` says so. A code without a row, for example a new code
 of a later Kafka version, leaves the batch in doubt: the broker may have appended it. The rows follow the source code of
@@ -50,10 +50,10 @@ class Row(NamedTuple):
         name: Kafka's name for the code (`org.apache.kafka.common.protocol.Errors`).
         then: What follows from the code.
         error: The class of the error for each record of the batch.
-        text: What happened and what to do.
+        text: The text of the error: what happened and, for most codes, what to do.
         retryable: Whether the same call may succeed later if nobody changes anything. None: the error's class says it.
-        source: The part of the broker's source code that gives this answer. It shows whether the batch was already
-            appended.
+        source: The part of the broker's source code that gives this answer. This part shows whether the batch was
+            appended before.
     """
 
     name: str
@@ -129,7 +129,7 @@ ROWS: dict[int, Row] = {
 
 
 def row_of(code: int) -> Row:
-    """The row of a code. A code that is not in the table gets a new row, which says that the outcome is unknown."""
+    """Returns the row of a code. For a code that is not in the table, returns a row with an unknown outcome."""
     row = ROWS.get(code)
     if row is None:
         text = f"the broker reported an error that the client does not know (code {code})"
@@ -142,7 +142,7 @@ def error_of(row: Row, *, in_doubt: bool) -> DeliveryError:
 
     Args:
         row: The row of the last answer for the batch.
-        in_doubt: Whether the broker may have appended the batch, now or in an earlier attempt.
+        in_doubt: Whether the broker may have appended the batch, in the last attempt or an earlier one.
     """
     if not in_doubt:
         error = row.error(row.text)

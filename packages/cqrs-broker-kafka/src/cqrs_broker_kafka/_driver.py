@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 __all__ = ["KafkaDriver"]
 
 WORTH_A_REQUEST = 500
-"""When this many new messages have come, requests are written at once, not in the event loop's next turn. If the number
-were smaller, each partition would already be busy with a small batch when the next messages come."""
+"""When this many new messages have come, requests are written at once, not in the event loop's next turn. With a
+smaller number each partition would already be busy with a small batch when the next messages come."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
-"""The pause before a batch is sent again, in seconds. After the first failure it is twice `FIRST_PAUSE`.
-Each further failure doubles the pause, up to `LONGEST_PAUSE`."""
+"""The pause between an error code and the next attempt, in seconds. After the first failure the pause is twice
+`FIRST_PAUSE`. Each further failure doubles the pause, up to `LONGEST_PAUSE`."""
 TICK = 0.5
 SILENCE = 3.0
-"""If messages wait and the cluster is silent for this many seconds, we ask the bootstrap servers for the reason."""
+"""If messages have no outcome and the cluster is silent for this many seconds, we ask the bootstrap servers why."""
 
 
 class KafkaDriver(PipelinedDriver):
@@ -57,8 +57,8 @@ class KafkaDriver(PipelinedDriver):
         self.batch_size = settings.options.max_batch_size
         self.encode: Encode
         self.alone = True
-        """Whether the application sends messages one by one: the last request had one record and is answered, and no
-        message has come since. A request for the next message is then written at once."""
+        """Whether messages seem to come one by one: there was no request yet, or the last request had one record and
+        has its answer. Then the next message is written at once."""
         self._settings = settings
         self.link: Link
         self._loop: asyncio.AbstractEventLoop
@@ -67,7 +67,7 @@ class KafkaDriver(PipelinedDriver):
         self._new_messages = 0
         """How many messages were submitted since requests were last written."""
         self._unwritten = False
-        """Whether a partition has become ready since requests were last written."""
+        """Whether a partition was queued at a node since requests were last written."""
         self._linger = settings.options.linger_ms / 1000
         self._lingering: dict[Partition, None] = {}
         """READY partitions that wait for more messages (`linger_ms`)."""
@@ -76,7 +76,7 @@ class KafkaDriver(PipelinedDriver):
         self._last_answer = 0.0
         self._asking = False
         self._reconnecting = False
-        """Whether the last thing that we reported to `Broker` is that we are reconnecting."""
+        """Whether our last report to `Broker` was that we are reconnecting."""
         self._throttled_until = 0.0
         """The time until which a node reads nothing from us. 0.0: no node throttles us."""
         self._throttling = -1
@@ -111,7 +111,7 @@ class KafkaDriver(PipelinedDriver):
     def destination(self, message: Message) -> str:
         """See `PipelinedDriver.destination`. The destination is a partition, because each partition has its own leader.
 
-        A message without a key may go to any partition, so its destination is the topic.
+        If the message has no key, or the topic's partitions are not known, the destination is the topic.
         """
         topic = self.topics.get(message.topic)
         if topic is None or not topic.partitions or message.key is None:
@@ -121,8 +121,8 @@ class KafkaDriver(PipelinedDriver):
     # -- messages -----------------------------------------------------------------------------------------------------
 
     def submit(self, deliveries: Sequence[Delivery], /) -> None:
-        """Queues each message for its partition. A request to the partition's leader is written either at once, or
-        in the next turn of the event loop, or after `linger_ms`, or when an earlier request has its answer."""
+        """Queues each message for its partition, or in a topic that is not open. A request to the partition's leader is
+        written at once, in the next turn of the event loop, after `linger_ms`, or after an earlier answer."""
         topics, add_record = self.topics, self._add_record
         for delivery in deliveries:
             topic = topics.get(delivery.topic)
@@ -158,7 +158,7 @@ class KafkaDriver(PipelinedDriver):
         self._add_record(delivery, topic.waiting)
 
     def flush(self) -> None:
-        """For each node that can take a request now, writes the records of the ready partitions that the node leads."""
+        """Writes the records of the ready partitions whose leaders can take a request now."""
         self._new_messages = 0
         self._unwritten = self._flush_due = self.alone = False
         if self._cluster is not None:
@@ -183,7 +183,7 @@ class KafkaDriver(PipelinedDriver):
         self._queue(partition)
 
     def _queue(self, partition: Partition) -> None:
-        """Queues the partition at the node that leads it. The node writes the records when a request can be sent."""
+        """Queues the partition at its leader, for one of the next requests. Asks for metadata if no leader is known."""
         node = partition.leader
         if node is not None:
             node.ready[partition] = None
@@ -219,7 +219,7 @@ class KafkaDriver(PipelinedDriver):
             topic.left(records)
 
     def resume(self, state: State) -> None:
-        """Resumes all partitions that are in this state."""
+        """Resumes all partitions that are in this state, and writes requests."""
         for partition in self._partitions():
             if partition.state is state:
                 partition.resume()
@@ -236,7 +236,7 @@ class KafkaDriver(PipelinedDriver):
     # -- connecting ---------------------------------------------------------------------------------------------------
 
     async def connect(self) -> None:
-        """Finds a host that answers, gets a producer id, and sends the records that wait.
+        """Connects to the cluster, gets a producer id if `enable_idempotence` is set, and sends the records that wait.
 
         Raises:
             AuthenticationError: The broker does not accept the user, the password, the token or the mechanism.
@@ -244,7 +244,7 @@ class KafkaDriver(PipelinedDriver):
             TLSError: The certificate or the host name is wrong, or the listener has no TLS.
             ProtocolError: The listener wants TLS or SASL, the listener does not use SASL, the broker is too old, the
                 host is not Kafka, or the plugin cannot use the installed version of aiokafka.
-            UnreachableError: No host can be reached, or no node that the hosts advertise can be reached.
+            UnreachableError: No host or no advertised node can be reached, or there is no token or no producer id.
         """
         from ._batch import batch_encoder  # this import and the next one load aiokafka
         from ._cluster import Cluster
@@ -270,7 +270,7 @@ class KafkaDriver(PipelinedDriver):
     # -- what nodes tell ----------------------------------------------------------------------------------------------
 
     def heard(self) -> None:
-        """Notes that the cluster has answered."""
+        """Notes that the cluster has answered, and that we are not reconnecting any more."""
         self._last_answer = self._loop.time()
         if self._reconnecting:
             self._reconnecting = False
@@ -351,7 +351,7 @@ class KafkaDriver(PipelinedDriver):
         """Asks a node for metadata.
 
         Raises:
-            UnreachableError: No node answers.
+            UnreachableError: No node answers, or there is no connection now.
         """
         if self._cluster is None:
             raise UnreachableError("the driver is connecting to the cluster again")

@@ -1,5 +1,5 @@
-"""What `cqrs-brokers check` learns from Kafka: nodes, topics, and the settings of topics. The check changes nothing in
-the cluster.
+"""Finds what `cqrs-brokers check` shows of Kafka: nodes, topics, and the settings of topics. The check sends no message
+and creates no topic.
 
 A Metadata response of version 8 says what the user may do with a topic (KIP-430). aiokafka's own class stops at version
 5, so this module has a class for version 8. A DescribeConfigs response shows the settings of a topic, if the user may
@@ -32,7 +32,7 @@ _TOPIC, _NODE = 2, 4
 _WRITE = 1 << 4
 """The bit of `AclOperation.WRITE` in the set of allowed operations."""
 _ID_PAUSE = 0.1
-"""Seconds before a producer id is asked for again."""
+"""After this many seconds we ask for a producer id again."""
 _QUOTAS = "quotas: a client sees only while it sends whether Kafka slows it down"
 _SEE_QUOTAS = "look with kafka-configs --describe, for users and clients"
 _NOT_SAID = -(2**31)
@@ -116,9 +116,9 @@ class KafkaInspection(Inspection):
         self._settings = settings
         self._options = settings.options
         self._connections: list[Connection] = []
-        """Connections to the nodes that can be reached. The first is used for questions about topics."""
+        """Connections to the nodes that can be reached. Questions about topics use the first connection."""
         self._unreachable: set[int] = set()
-        """Nodes that the cluster advertises and that cannot be reached."""
+        """The ids of nodes that the cluster advertises, but that cannot be reached."""
 
     def endpoints(self) -> Sequence[Endpoint]:
         """See `Inspection.endpoints`."""
@@ -198,8 +198,8 @@ class KafkaInspection(Inspection):
         return connection
 
     async def _node(self, connection: Connection) -> AsyncIterator[Finding]:
-        """Finds the node's version, and whether the cluster gives a producer id. An idempotent producer cannot send
-        without a producer id."""
+        """Finds the node's version. With idempotence, also finds whether the cluster gives a producer id. An idempotent
+        producer cannot send without a producer id."""
         connection.check_version()
         _, newest = connection.versions[produce.API_KEY]
         known = [version for number, version in _VERSIONS.items() if number <= newest]

@@ -1,4 +1,4 @@
-"""Finds the reason why a message has no outcome at its deadline, mostly in the last answer for its partition."""
+"""Finds the reason why a message has no outcome at its deadline. Mostly the last answer for its partition says it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Keeps credentials and the content of messages out of the log records of aiokafka's connections, at every log level.
 
-At DEBUG aiokafka logs whole requests, and so also the SASL bytes with the password in plain text. If an argument of a
-log record is a protocol object or bytes, a filter replaces the argument with the name of its class. Each logger has one
-such filter. Levels, handlers and propagation stay as they are.
+At DEBUG aiokafka logs whole requests, also the SASL bytes. With the mechanism PLAIN these bytes contain the password.
+If an argument of a log record is a protocol object or bytes, a filter replaces the argument with the name of its class.
+Each logger has one such filter. Levels, handlers and propagation stay as they are.
 """
 
 import logging

@@ -1,9 +1,9 @@
 """Asks the cluster for its nodes, for the partitions of topics, and for the leaders of the partitions.
 
-The questions have a connection of their own. The reason: a broker answers the requests of one connection one after the
+The questions have a connection of their own, because a broker answers the requests of one connection one after the
 other. On a shared connection the answer about new leaders would come only after the answer to an earlier produce
-request. That answer may take long, because the broker waits for the replicas. If a node does not answer soon, the
-next node is asked as well. So a node that hangs does not delay the answer for long.
+request. A produce request may take long, because the broker waits for the replicas. If a node does not answer soon, we
+also ask the next node. So a node that hangs does not delay the answer for long.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["Metadata"]
 logger = logging.getLogger("cqrs_broker_kafka.metadata")
 
 PATIENCE = 0.3
-"""If a node has not answered after this many seconds, the next node is asked too."""
+"""If a node has not answered after this many seconds, we also ask the next node."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 0.5
 """The pause before the next question while a leader or a topic is missing, in seconds. The pause doubles each time, up
 to `LONGEST_PAUSE`."""
@@ -40,8 +40,8 @@ class Metadata:
         tasks: Owns the tasks that this class starts.
         nodes: Returns the addresses of the known nodes.
         topics: Returns the names of the topics to ask for.
-        learnt: Called with each answer. Returns whether a leader or a topic is still missing. If so, the question is
-            asked again soon.
+        learnt: A function that is called with each answer. It returns whether a leader or a topic is still missing. If
+            so, we ask again soon.
     """
 
     def __init__(
@@ -71,7 +71,8 @@ class Metadata:
         """Asks for metadata soon, because something is not known or has changed.
 
         Args:
-            at_once: Ask now, even if the last question was a moment ago. The first message of a topic needs this.
+            at_once: Whether to ask now, even if the last question was a moment ago. The first message of a topic needs
+                such a question.
         """
         self._wanted.set()
         if at_once:
@@ -107,7 +108,7 @@ class Metadata:
             topics: The topics to ask about. The answer also names the nodes.
 
         Raises:
-            OSError, KafkaError, TimeoutError, TokenError: No node answered. The error is the failure of the last node.
+            OSError, KafkaError, TimeoutError, TokenError: No node answered. The error is the last failure.
         """
         nodes = list(self._nodes())
         random.shuffle(nodes)

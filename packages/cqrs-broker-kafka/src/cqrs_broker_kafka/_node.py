@@ -1,10 +1,10 @@
-"""One node of the cluster: its connection for produce requests, and the requests in flight on it.
+"""One node of the cluster, its connection for produce requests, and the requests in flight on this connection.
 
 A request is written when a partition that the node leads has records to send and fewer than five requests are in
 flight. A request contains one batch of each ready partition. When the request has about `REQUEST_SIZE` bytes, the
 other partitions wait for the next request. Records that come while a request is in flight make the next batches larger.
-At most one batch of each partition is in flight. The reason: while a broker does not know a producer on a partition,
-the broker accepts any sequence number. So a second batch could be appended although the first batch was refused.
+At most one batch of each partition is in flight, for this reason: a broker that does not know a producer on a partition
+accepts any sequence number. So a second batch could be appended although the first batch was refused.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MOST_IN_FLIGHT = 5
 REQUEST_SIZE = 2**20
 """When a request has this many bytes, no further batch is added to it."""
 SHARE_FOR_REPLICAS = 0.9
-"""For this share of `request_timeout_ms` the broker may wait for replicas. The share is below 1, so that the broker's
+"""The broker may wait for replicas for this share of `request_timeout_ms`. The share is below 1, so that the broker's
 answer comes before we give up the request."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 """The pause before a node that could not be reached is tried again, in seconds. The pause doubles each time, up to
@@ -69,7 +69,7 @@ class Node:
 
     Attributes:
         ready: Partitions that this node leads and that have records to send, in the order in which they became ready.
-        failure: Why the node could not be reached at the last attempt. None: it was reached, or there was no attempt.
+        failure: The error of the last attempt to connect. None: the attempt succeeded, or there was no attempt.
         connection: The connection for produce requests. None: there is no connection now.
         throttled_until: The time until which the node does not read from us because of a quota (event loop's time).
     """
@@ -98,7 +98,7 @@ class Node:
         self._draining: asyncio.Task[None] | None = None
         self._dropped = False
         self._responses = partial(owner.link.wake_after, self._answered)
-        """Called with the responses of the connection. Then wakes the callers of confirmed messages, without delay."""
+        """Handles the responses of the connection, and then wakes the callers of confirmed messages without delay."""
 
     def __repr__(self) -> str:
         return f"<Node {self.number} {self.host}>"
@@ -182,7 +182,7 @@ class Node:
             self._timer = self._loop.call_later(self._timeout, self._check_time)
 
     def _answered(self, frames: list[bytes]) -> None:
-        """Reads responses. They come in the order of the requests."""
+        """Reads responses. Responses come in the order of the requests."""
         owner, confirmed = self._owner, []
         for frame in frames:
             if not self._in_flight or correlation_id_of(frame) != self._in_flight[0].correlation_id:

@@ -1,4 +1,4 @@
-"""The options of `kafka://`, under Kafka's own names."""
+"""The options of `kafka://`. Most of their names come from Kafka or from aiokafka."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["KafkaOptions"]
 
 
 class KafkaOptions(TLSOptions):
-    """The options after the `?` of a config string. `KafkaProducerAdapter` takes them as keyword arguments."""
+    """The options after the `?` of a config string. `KafkaProducerAdapter` takes the same options as keywords."""
 
     url_parts: ClassVar = frozenset({"hosts"})
     instead_of_parts: ClassVar = {

@@ -22,13 +22,14 @@ sure that every outcome is true:
 
 1. At most one batch is in flight. A batch gets its sequence numbers when it is written, not before.
 2. A batch may be sent several times; each time is an *attempt*. A batch is *in doubt* when the broker may have appended
-   it in one of the attempts. If a batch that is not in doubt is refused, it is proven that the broker has not appended
-   it. Its sequence numbers are used again. Its records fail, or they wait again. A record whose deadline passes while
-   it waits is proven not delivered.
-3. A batch in doubt is repeated byte for byte, even if the deadlines of its records have passed.
+   the batch in one of the attempts. The refusal of a batch that is not in doubt proves that the batch was not appended.
+   The sequence numbers of such a batch are used again. Its records fail, or they wait again. A record whose deadline
+   passes while the record waits is proven not delivered.
+3. With idempotence a batch in doubt is repeated byte for byte, even if the deadlines of its records have passed.
 4. When a batch in doubt is given up, the next batch has a new epoch, or a new producer id, and begins at sequence 0.
-   When the broker has seen the new epoch, it refuses the old epoch. So it cannot append the batch that was given up.
-5. Without idempotence a batch in doubt is never repeated. Its outcome is unknown.
+   When the broker has seen the new epoch, it refuses the old epoch. Then the batch that was given up cannot be appended
+   any more.
+5. Without idempotence a batch in doubt is never repeated. The outcome of its records is unknown.
 
 This file is longer than 400 lines because the state machine is in one place, with its figure and its rules.
 """
@@ -58,7 +59,7 @@ LAST_EPOCH = 2**15 - 1
 LAST_SEQUENCE = 2**30
 """After this sequence number a new epoch begins, with sequence number 0. So the numbers never reach 2**31."""
 _ID_IS_SPENT = frozenset({47, 59})
-"""After these error codes a new producer id is needed: a higher epoch of the same producer id may not help."""
+"""After these error codes a new producer id is needed, because a higher epoch of the same id may not help."""
 
 
 class State(Enum):
@@ -90,8 +91,8 @@ class Producer(Protocol):
         """Called when a partition becomes READY."""
 
     def paused(self, partition: Partition, row: Row | None) -> None:
-        """Called when a partition becomes PAUSED because of the answer `row`. None: no answer came. The owner calls
-        `Partition.resume()` later."""
+        """Called when a partition becomes PAUSED because of the answer `row`. If no answer came, `row` is None. The
+        owner calls `Partition.resume()` later."""
 
     def spend_id(self, producer_id: int) -> None:
         """Called when a partition needs a producer id that differs from this one. The owner calls `Partition.resume()`
@@ -99,7 +100,7 @@ class Producer(Protocol):
 
     def left(self, partition: Partition, records: Records) -> None:
         """Called when a partition is gone and its last batch has its outcome. The records are proven not appended. The
-        owner gives them to the partitions to which their keys belong now."""
+        owner gives the records to the partitions to which their keys belong now."""
 
 
 class Batch:
@@ -134,7 +135,8 @@ class Partition:
         batch: The batch that is in flight, or that is in doubt and will be repeated.
         state: See the figure in the docstring of this module.
         leader: The node that leads the partition, as far as the driver knows. None: the leader is not known.
-        last: The broker's last answer. None: there was none, or the last answer was a receipt (it confirmed a batch).
+        last: The row of the broker's last answer, if the answer was an error code. None: there was no answer, or the
+            last answer confirmed a batch.
         gone: Whether the partition does not exist any more: the topic has fewer partitions now, or the topic is gone.
     """
 
@@ -149,7 +151,7 @@ class Partition:
         self.last: Row | None = None
         self.gone = False
         self._limit: int | None = None
-        """The topic refuses batches larger than this many bytes; None: no such limit is known."""
+        """The most bytes of records in a batch, after the topic refused a batch as too large. None: no limit."""
         self.failures = 0
         """How many attempts have failed since the last receipt."""
         self._producer_id = self._epoch = self._sequence = -1
@@ -158,11 +160,12 @@ class Partition:
         self._suspects = 0
         """How many records at the head of `pending` were refused together, perhaps because of one of them."""
         self._group = 0
-        """The suspect records are sent again in groups of this size. The size is halved until one record is alone."""
+        """The suspect records are sent again in groups of this size. After a refusal the size is halved. After the
+        outcome of a group the size is doubled."""
 
     @property
     def stuck(self) -> bool:
-        """Whether the partition's last attempt failed, or it has no leader that can be reached."""
+        """Whether the partition's last attempt failed, or no leader is known, or the leader cannot be reached."""
         return self.failures > 0 or self.leader is None or self.leader.failure is not None
 
     # -- from records to a batch in flight ----------------------------------------------------------------------------
@@ -184,7 +187,7 @@ class Partition:
             self._producer.ready(self)
 
     def resume(self) -> None:
-        """Called when the pause is over, or when there is another producer id."""
+        """Called when the pause is over, a leader is known, or there is another producer id."""
         if self.state is State.PAUSED or self.state is State.NO_ID:
             self._get_ready()
 
@@ -220,7 +223,7 @@ class Partition:
         return True
 
     def _begin_epoch(self) -> None:
-        """Raises the epoch, and begins at sequence 0. The idempotent producer of Kafka's Java client does the same."""
+        """Raises the epoch, and begins at sequence 0, as the idempotent producer of Kafka's Java client does."""
         self._epoch += 1
         self._sequence = 0
         if self._epoch > LAST_EPOCH:
@@ -258,7 +261,7 @@ class Partition:
         return records
 
     def _take_back(self, records: Records) -> None:
-        """Puts records, which are proven not appended, back in their old places. There they wait again."""
+        """Puts records that are proven not appended back at the head of `pending`. There the records wait again."""
         for delivery in records.deliveries:
             delivery.returned()
         self.pending.parts[:0] = records.parts
@@ -269,7 +272,7 @@ class Partition:
         """Handles the answer for the batch in flight.
 
         Returns:
-            The batch, if its records have a receipt now. Then the caller confirms the records. None: no receipt.
+            The batch, if the broker confirmed it. Then the caller confirms the records. Otherwise None.
         """
         batch = self.batch
         assert batch is not None
@@ -305,7 +308,7 @@ class Partition:
             self.give_up(ConnectionLostError(text))
 
     def _finish(self, batch: Batch) -> None:
-        """Handles a batch that is in the log."""
+        """Handles a batch that the broker confirmed."""
         count = len(batch.records)
         if self._producer.idempotent:
             self._sequence += count
@@ -323,7 +326,7 @@ class Partition:
         self.give_up(error_of(row, in_doubt=True))
 
     def _refused(self, batch: Batch, row: Row, answer: Answer) -> None:
-        """Handles a refused batch that is proven not appended. Its sequence numbers are used again."""
+        """Handles a refused batch that is proven not appended. The next batch may use the same sequence numbers."""
         self.batch = None
         records = batch.records
         if row.then is Then.WAIT or (self.gone and row.then is Then.SPLIT):
@@ -342,7 +345,7 @@ class Partition:
 
     def _blame(self, records: Records, row: Row, culprits: Sequence[int]) -> None:
         """Handles a batch that was refused because of single records. If the broker names these records, they fail, and
-        the others are sent again. If not, the batch is sent again in halves."""
+        the others are sent again. If the broker names none, the records are sent again in smaller groups."""
         named = set(culprits).intersection(range(len(records)))
         if named:
             self._take_back(records.only([place not in named for place in range(len(records))]))
@@ -356,14 +359,14 @@ class Partition:
         self._group = len(records) // 2
 
     def _learn_limit(self, sizes: list[int]) -> None:
-        """Limits later batches to half the size of a batch that was too large. If one record has more than half of the
-        bytes, there is no new limit."""
+        """Limits later batches to half the size of a batch that was too large. But if one record has more than half of
+        the bytes, there is no new limit."""
         half = sum(sizes) // 2
         if max(sizes) <= half:
             self._limit = half if self._limit is None else min(self._limit, half)
 
     def _acquit(self, count: int) -> None:
-        """Called when a group of suspect records has its outcome. The next group has twice the size."""
+        """Called when a group of suspect records has its outcome. The next group may have twice as many records."""
         self._suspects = max(0, self._suspects - count)
         self._group *= 2
 
@@ -375,7 +378,7 @@ class Partition:
             self._producer.paused(self, row)
 
     def give_up(self, error: DeliveryUnknownError | DeliveryError) -> None:
-        """Gives up the batch: it is not repeated, and the outcome of its records is unknown. An idempotent producer
+        """Gives up the batch: the batch is not repeated, and its records fail with this error. An idempotent producer
         begins a new epoch for the next batch."""
         batch, self.batch = self.batch, None
         if batch is None:
@@ -401,8 +404,8 @@ class Partition:
         self._suspects -= stay[: self._suspects].count(False)
 
     def leave(self) -> Records:
-        """Marks the partition as gone: it accepts no records any more. Returns the records that are proven not
-        appended. The caller gives them to other partitions, or fails them if the topic cannot be used."""
+        """Marks the partition as gone: it accepts no records any more. Returns the records that are in no batch. The
+        caller gives these records to other partitions, or fails them if the topic cannot be used."""
         self.gone = True
         left, self.pending = self.pending, Records()
         self._suspects = 0

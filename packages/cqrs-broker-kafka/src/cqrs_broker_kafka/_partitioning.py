@@ -1,4 +1,4 @@
-"""Maps keys to partitions as Kafka's Java client and aiokafka do. So these clients send a key to the same partition."""
+"""Maps keys to partitions. Kafka's Java client and aiokafka map each key to the same partition as this module."""
 
 import struct
 from collections.abc import Callable
@@ -14,8 +14,8 @@ _words: dict[int, Callable[[bytes], tuple[Any, ...]]] = {}
 
 
 def murmur2(data: bytes) -> int:
-    """Computes MurmurHash2 as Kafka's `Utils.murmur2` does, but unsigned. aiokafka's function, which reads byte by
-    byte, takes twice the time."""
+    """Computes MurmurHash2 as Kafka's `Utils.murmur2` does, but unsigned. aiokafka's function reads byte by byte and
+    takes twice the time."""
     length = len(data)
     count = length >> 2
     words = _words.get(count)

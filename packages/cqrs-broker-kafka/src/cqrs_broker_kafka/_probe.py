@@ -28,14 +28,14 @@ __all__ = ["Finding", "Greeting", "first_that_answers", "judge_greeting"]
 
 AGAIN_AFTER = 0.3
 PATIENCE = 0.3
-"""How many seconds we wait for a host that closes the connection, or sends something, before we have sent anything."""
+"""After connecting we wait this many seconds. In this time a host may close the connection or send something first."""
 LOOK_FOR = 1.0
-"""The time for examining a host that closed the connection at once, in seconds."""
+"""The most seconds for the examination of a host that closed the connection at once."""
 _API_VERSIONS = b"\x00\x00\x00\x0a\x00\x12\x00\x00\x00\x00\x00\x01\xff\xff"
-"""A whole ApiVersions request of version 0. Every Kafka answers this request."""
+"""A whole ApiVersions request of version 0. Every Kafka broker since 0.10 answers this request."""
 
 _OUR_ANSWER = b"\x00\x00\x00\x01"
-"""The correlation id of `_API_VERSIONS`. In Kafka's answer it comes directly after the size."""
+"""The correlation id of `_API_VERSIONS`. Kafka's answer contains this id directly after the size."""
 _TLS_ALERT = b"\x15\x03"
 """The start of a TLS alert. A TLS listener may answer plain text with an alert."""
 
@@ -53,20 +53,20 @@ class Greeting(NamedTuple):
 
     @property
     def nodes(self) -> set[Host]:
-        """The nodes that the host names."""
+        """The addresses of the nodes that the host names."""
         return {Host(name, port) for _, name, port, *_ in self.answer.brokers}
 
 
 class _HungUpError(Exception):
-    """The host accepted the connection and closed it at the first request."""
+    """The host answered the question for its versions, but not the next request."""
 
 
 async def _greet(settings: KafkaSettings, host: Host) -> Greeting:
-    """Connects to one host, in the same way as the producer, and asks for the nodes.
+    """Connects to one host, in the same way as for messages, and asks for the nodes.
 
     Raises:
-        OSError, KafkaError, ssl.SSLError, TimeoutError, TokenError: One of the steps failed. `judge_greeting` says what
-            the error means.
+        OSError, KafkaError, ssl.SSLError, TimeoutError, TokenError, _HungUpError: One of the steps failed.
+            `judge_greeting` says what the error means.
     """
     connection = await Connection.open(settings, host)
     try:
@@ -87,7 +87,7 @@ class Finding(NamedTuple):
         error: The error to raise.
         inferred: Whether the error is only a guess. The same failure occurs when a node restarts, or when a machine
             between us and the host resets the connection.
-        host: The host.
+        host: The host. None: the failure concerns several hosts.
     """
 
     error: ConnectError
@@ -102,12 +102,12 @@ async def first_that_answers(settings: KafkaSettings, *, timeout: float, trusted
 
     Args:
         settings: Where and how to connect.
-        timeout: Seconds, at most.
+        timeout: A host must answer within this many seconds.
         trusted: Whether these settings have worked before. If so, an error that is only a guess (`Finding.inferred`)
             becomes an `UnreachableError`.
 
     Raises:
-        ConnectError: No host answers. The error of the host that says most about the reason is raised.
+        ConnectError: No host answers. If the hosts' errors differ, the most specific error is raised.
     """
     until = asyncio.get_running_loop().time() + timeout
     outcome = await _ask_all(settings, until)
@@ -132,9 +132,9 @@ async def first_that_answers(settings: KafkaSettings, *, timeout: float, trusted
 
 
 async def _confirmed(finding: Finding, settings: KafkaSettings) -> Finding:
-    """Checks the host once more. The check shows whether an error that is only a guess (`Finding.inferred`) is right.
+    """Examines the host once more, to find out whether an error that is only a guess (`Finding.inferred`) is right.
 
-    If a host closes connections before anything is sent, it is a forwarder whose broker is down.
+    A host that closes connections before anything is sent is a forwarder whose broker is down.
     """
     host, error = finding.host, finding.error
     if host is None or isinstance(error.__cause__, _HungUpError):
@@ -156,7 +156,7 @@ async def _confirmed(finding: Finding, settings: KafkaSettings) -> Finding:
 
 
 def _of_another_protocol(start: bytes, host: Host) -> ProtocolError:
-    """The error for a host that answers a request without TLS, but not as Kafka does."""
+    """Makes the error for a host that answers a request without TLS, but not as Kafka does."""
     if start.startswith(b"AMQP"):
         text = f"{host} is a port of RabbitMQ or of another AMQP broker, not of Kafka"
         return ProtocolError(text, remedy="write amqp://, or check the port")
@@ -181,7 +181,7 @@ async def _says(host: Host) -> bytes | None:
 async def _says_hello(host: Host) -> bool | None:
     """Whether the host answers a TLS hello. None: the host closed the connection before the hello.
 
-    Nothing else is sent to the host, so its certificate does not matter.
+    Nothing is sent after the TLS handshake, so the host's certificate does not matter.
     """
     context = ssl.create_default_context()
     context.check_hostname = False
@@ -201,13 +201,13 @@ async def _says_hello(host: Host) -> bool | None:
 
 
 async def _closes(reader: asyncio.StreamReader) -> bool:
-    """Whether the host closes a connection on which nothing was sent."""
+    """Whether the host closes a connection on which we have sent nothing."""
     return await _comes_first(reader) == b""
 
 
 async def _comes_first(reader: asyncio.StreamReader) -> bytes | None:
-    """The first bytes that the host sends before we send anything. b"": the host closes the connection. None: the host
-    waits for a request."""
+    """Returns the first bytes that the host sends before we send anything. b"": the host closes the connection. None:
+    the host waits for a request."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(PATIENCE):
             return await reader.read(8)
@@ -257,7 +257,7 @@ def _importance(finding: Finding) -> int:
 
 
 def judge_greeting(error: BaseException, host: Host, settings: KafkaSettings) -> Finding:
-    """What the failure of one host means."""
+    """Returns what the failure of one host means."""
     finding = _judge(error, host, settings)
     finding.error.__cause__ = error
     return finding._replace(host=host)

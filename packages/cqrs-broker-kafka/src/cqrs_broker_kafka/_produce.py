@@ -1,7 +1,7 @@
 """Encodes produce requests and decodes their responses (Kafka protocol, Produce, version 8).
 
-From version 8 on, the response lists the records because of which the broker refused a batch (KIP-467). Brokers know
-version 8 since Kafka 2.4. aiokafka's own classes stop at version 7. They also copy all records once for each level of
+From version 8 on, a response can name the records that made the broker refuse a batch (KIP-467). Brokers know version 8
+since Kafka 2.4. aiokafka's own classes stop at version 7. These classes also copy all records once for each level of
 the schema.
 """
 
@@ -42,7 +42,7 @@ class Answer(NamedTuple):
         partition: The partition's number.
         code: 0, or an error code.
         offset: The offset of the first record. -1: the batch was not appended, or the broker does not know the offset.
-        culprits: The positions in the batch of the records that the broker refuses. Empty: the broker names none.
+        culprits: The positions of the records that the broker refuses, within the batch. Empty: the broker names none.
     """
 
     topic: bytes
@@ -101,7 +101,7 @@ def split_frames(data: bytes) -> tuple[list[bytes], bytes]:
 
 
 def correlation_id_of(frame: bytes) -> int:
-    """The correlation id in a response. It says which request is answered. -1: the response is too short."""
+    """The correlation id in a response, which says which request is answered. -1: the response is too short."""
     return int(_read_int32(frame)[0]) if len(frame) >= 4 else -1
 
 

@@ -1,4 +1,4 @@
-"""Makes Kafka records from messages, as follows. Tests compare the records with golden vectors.
+"""Makes Kafka records from messages. Tests compare the records with golden vectors. A record contains:
 
 value = body, null for a tombstone; key = `key` in UTF-8, or none; timestamp = `timestamp` in milliseconds
 headers: message-id (UUID as text), message-name, content-type (a tombstone without a content type has no content-type
@@ -21,8 +21,8 @@ __all__ = ["Encode", "HEAD_SIZE", "PLACE_SIZE", "RecordMaker", "Records", "key_o
 HEAD_SIZE = 61
 """The number of bytes in a batch before its records."""
 PLACE_SIZE = 21
-"""The most bytes that a record has in a batch besides its content (`Records.contents`). They hold the record's length,
-its attributes, and its differences from the batch's first timestamp and first offset."""
+"""The most bytes that a record has in a batch besides its content (`Records.contents`). These bytes hold the record's
+length, its attributes, and its differences from the batch's first timestamp and first offset."""
 _REMEMBERED = 1000
 _LONGEST_REMEMBERED = 256
 """The longest header that is remembered, in bytes."""
@@ -71,7 +71,7 @@ class Records:
         return [PLACE_SIZE + len(content) for content in self.contents]
 
     def fitting(self, most: int, room: int) -> int:
-        """How many records from the head go into one batch.
+        """Returns how many records from the head go into one batch.
 
         Args:
             most: The largest number of records to count.
@@ -96,7 +96,7 @@ class Records:
         return Records(taken)
 
     def only(self, wanted: Sequence[bool]) -> Records:
-        """The records that are wanted. `wanted` has one value for each record, in the same order."""
+        """Returns the records that are wanted. `wanted` has one value for each record, in the same order."""
         return Records(list(compress(self.parts, (each for each in wanted for _ in range(3)))))
 
     def purge(self) -> list[bool]:
@@ -120,7 +120,7 @@ Encode = Callable[[Records, int, int, int], bytes]
 
 
 class _Varints(dict[int, bytes]):
-    """Encodes integers as zigzag varints. The bytes of small integers are remembered, because these come often."""
+    """Encodes integers as zigzag varints. Remembers the bytes of small integers, because small integers come often."""
 
     def __missing__(self, number: int) -> bytes:
         left = (number << 1) ^ (number >> 63)

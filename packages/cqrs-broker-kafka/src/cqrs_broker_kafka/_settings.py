@@ -78,15 +78,14 @@ class KafkaProducerAdapter(ConnectionAdapter[KafkaOptions, KafkaSettings]):
     only the files and environment variables that options name.
 
     Args:
-        bootstrap_servers: `host[:port]`, a list of them, or one text with commas.
+        bootstrap_servers: One text, `host[:port]` or several with commas, or a list of such hosts.
         dsn: The hosts as one text with commas, or a whole config string (`kafka://…?acks=all`).
         value_serializer: Encodes payloads that come without `payload_bytes` and without a content type. Default: JSON.
         **options: The options of the config string by name (see `KafkaOptions`). An option that is given here
             overrides the same option in `dsn`.
 
     Raises:
-        ConfigError: An option or host is wrong; the error lists all problems. The error is also raised when both
-            `bootstrap_servers` and `dsn` are given, and when neither is.
+        ConfigError: An option or host is wrong, or not exactly one of `bootstrap_servers` and `dsn` is given.
     """
 
     def __init__(

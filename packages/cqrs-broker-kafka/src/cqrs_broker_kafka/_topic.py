@@ -44,7 +44,7 @@ class Topic:
             also wait while a batch of a removed partition has no outcome. The records of that batch may still have to
             go to other partitions, and later records must not overtake them.
         waiting: Records that came while the topic was not open, in order.
-        unknown_since: When a node first said that there is no such topic (event loop's time). None: no node says so.
+        unknown_since: Since this time (event loop's) a node says that there is no such topic. None: no node says so.
         missing: The error for messages while the topic counts as missing. None: the topic was never missing, or it was
             found again.
         missing_until: Until this time the topic counts as missing (event loop's time).
@@ -151,11 +151,11 @@ class Topic:
         return records
 
     def left(self, records: Records) -> None:
-        """Called when a partition that is gone has no batch without an outcome any more.
+        """Called when a partition is gone and its last batch has its outcome.
 
         Args:
-            records: Records that are proven not appended. They go to the partitions to which their keys belong now,
-                before later records.
+            records: Records that are proven not appended. These records go to the partitions to which their keys belong
+                now, before later records. If the topic is missing, the records fail.
         """
         if self.missing is not None and not self.partitions:
             for delivery in records.deliveries:
@@ -171,7 +171,7 @@ class Topic:
             partition.purge()
 
     def gone(self) -> list[Partition]:
-        """Partitions that do not exist any more, but whose last batch has no outcome yet."""
+        """The partitions that do not exist any more, but whose last batch has no outcome yet."""
         return [each for each in self._gone.values() if each.state is not State.IDLE]
 
     def all_partitions(self) -> list[Partition]:
