@@ -5,7 +5,7 @@ below aio-pika.
 
     broker = open_broker("amqp://user:password@localhost/?exchange=events")
 
-Another way is the class: `AMQPMessageBroker(publisher=AMQPPublisherAdapter(dsn=…))`.
+An application can also use the class: `AMQPMessageBroker(publisher=AMQPPublisherAdapter(dsn=…))`.
 
 The modules: `_options` and `_settings` (what is configured), `_broker` (the documented class), `_driver` (the driver),
 `_connecting` (one pass over the hosts), `_session` (one connection), `_publisher` (the messages that wait and those in
@@ -32,7 +32,7 @@ __all__ = ["AMQPMessageBroker", "AMQPOptions", "AMQPPublisherAdapter"]
 
 @hookimpl
 def broker_options() -> type[BrokerOptions]:
-    """The options of `amqp://` and `amqps://`."""
+    """Returns the class with the options of `amqp://` and `amqps://`."""
     return AMQPOptions
 
 
@@ -46,7 +46,7 @@ def open_message_broker(url: BrokerURL, options: AMQPOptions) -> PipelinedDriver
 
 @hookimpl
 def inspect_broker(url: BrokerURL, options: AMQPOptions) -> Inspection:
-    """The inspection that `cqrs-brokers check` makes of a RabbitMQ server."""
+    """Makes the object with which `cqrs-brokers check` inspects a RabbitMQ server."""
     from ._inspection import AMQPInspection
 
     return AMQPInspection(AMQPSettings.of(url, options))

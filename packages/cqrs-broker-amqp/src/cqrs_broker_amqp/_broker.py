@@ -14,18 +14,19 @@ __all__ = ["AMQPMessageBroker"]
 
 
 class AMQPMessageBroker(Broker):
-    """A `Broker` for RabbitMQ, for code that does not use a config string.
+    """A `Broker` for RabbitMQ. The settings come from an adapter.
 
     Args:
         publisher: The adapter with the connection settings. An adapter can be used for one broker only.
-        exchange_name: The name of the exchange. Default: the exchange of the settings, or "events" if they name none.
+        exchange_name: The name of the exchange. Default: the exchange of the adapter, or "events".
         pika_log_level: The level for the loggers `aiormq` and `aio_pika`, in the whole process. None: the loggers keep
             their levels.
-        observers: Objects that `Broker` calls when a message has its outcome and when the connection changes.
+        observers: Objects that `Broker` tells each message's outcome and each change of the connection's state.
 
     Raises:
-        ConfigError: Another broker uses the adapter already, the settings contradict `exchange_name` or each other, or
-            the log level does not exist.
+        ConfigError: Another broker uses the adapter already, `publisher` is not an `AMQPPublisherAdapter`, the settings
+            contradict `exchange_name` or each other, a certificate file cannot be used, or the log level does not
+            exist.
     """
 
     def __init__(

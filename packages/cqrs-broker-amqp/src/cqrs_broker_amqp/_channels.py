@@ -2,12 +2,13 @@
 
 `FastChannel` is several times faster than aiormq's documented way to publish.
 
-`FastChannel` uses these undocumented parts of aiormq. Each has a test in tests/amqp/test_channels.py:
+`FastChannel` uses these undocumented parts of aiormq. Each part has a test in tests/amqp/test_channels.py:
 
     Channel.delivery_tag                                        to publish without a task and a lock for each message
     Channel._on_confirm_frame                                   to resolve, in one loop, all messages of one ack
     Channel._on_return_frame, .confirmations, .message_id_delivery_tag      to learn which message was returned
-    Connection.channels, Channel.number, .frames                to know whether the channel is still open
+    Connection.channels, Channel.number                         to know whether the channel is still open
+    Channel.frames                                              to know whether some answers are not read yet
 
 If one of these parts is not as expected, `_fallback` publishes in aiormq's documented way.
 """
@@ -71,8 +72,8 @@ class ConfirmChannel:
         self.alone = True
         """Whether the channel is new. Then only one message is in flight at a time, until a message has its answer."""
         self.quiet_since = 0.0
-        """Since when the channel is waiting for an answer (event loop's time). This is the time of the last answer, or
-        of a later send while no message was in flight. The end of an alarm counts as an answer."""
+        """Since this time the channel has waited for an answer (event loop's time). It is the time of the last answer,
+        or of a later send while no message was in flight. The end of an alarm counts as an answer."""
         self._failed = failed
         self._on_answer = answered
         self._question: asyncio.Task[Any] | None = None
@@ -89,7 +90,7 @@ class ConfirmChannel:
 
     @property
     def has_unread(self) -> bool:
-        """Whether there are received answers that aiormq has not read yet."""
+        """Whether answers have been received that aiormq has not read yet."""
         return not self.channel.frames.empty()
 
     def send(self, entries: Sequence[Entry], now: float) -> None:
@@ -137,8 +138,8 @@ class FastChannel(ConfirmChannel):
         self._frame_max = connection.frame_max
         self._nacks_first = not connection.names_capabilities
         self._nacked: dict[int, asyncio.TimerHandle] = {}
-        """Nacks that are held until the next answer on this channel, because that may be the return of the message
-        (Apache Qpid)."""
+        """Nacks that are held until the next answer on this channel, or until the timer ends. The next answer may be
+        the return of the nacked message (Apache Qpid)."""
         # aiormq uses the first two to find the message of a Basic.Return, and calls the third for acks and nacks.
         channel.message_id_delivery_tag = _TagById(self._unanswered)
         channel.confirmations = _Returns(self._returned)
@@ -213,7 +214,7 @@ class FastChannel(ConfirmChannel):
             self._nacked[tag] = self.channel.loop.call_later(NACK_HOLD, self._release_nacks)
 
     def _release_nacks(self, tags: Sequence[int] = ()) -> None:
-        """Fails the messages with these tags and the messages whose nacks were held. No return has followed."""
+        """Fails the messages with these tags and those whose nacks were held, because no return has followed."""
         held, self._nacked = self._nacked, {}
         for timer in held.values():
             timer.cancel()
@@ -258,7 +259,7 @@ class _Returns:
         self._returned = returned
 
     def pop(self, tag: int, default: object = None) -> _Return:
-        """The object that replaces the message's future."""
+        """Returns the object that replaces the message's future."""
         return _Return(self._returned, tag)
 
     def __setitem__(self, tag: int, value: object) -> None:

@@ -1,7 +1,7 @@
 """The connection of aiormq. Only this module and `_channels` use undocumented parts of aiormq.
 
-This module uses the following undocumented parts. Each has a test in tests/amqp/test_channels.py. So if a new version
-of aiormq changes a part, a test fails before a user notices:
+Each undocumented part that this module uses has a test in tests/amqp/test_channels.py. So if a new version of aiormq
+changes a part, a test fails before a user notices. The parts are:
 
     Connection._rpc                       to see the code with which the server refuses a handshake; to answer SCRAM
     Connection._credentials_class         to choose between the mechanisms that the server offers
@@ -90,16 +90,16 @@ class Sockets(TransportFactory):
         self._host, self._port, self._tls = host, port, tls
         self._addresses = addresses
         self.other_addresses: list[Address] = []
-        """The host's other addresses. They are tried if the current address does not answer."""
+        """The host's other addresses. They are tried if connecting to the current address fails."""
         self._streams: tuple[_Reader, asyncio.StreamWriter] | None = None
         self._protocol: _Protocol | None = None
         self._transport: asyncio.Transport | None = None
         self._aborted = False
         self.step = ""
-        """The current step. The error of a timeout names it."""
+        """The current step. The error of a timeout names this step."""
 
     async def open(self) -> None:
-        """Looks up the name, connects and, with TLS, makes the handshake. aiormq itself would log each failure."""
+        """Looks up the name, connects and, with TLS, makes the handshake. aiormq is not used: it logs each failure."""
         loop = asyncio.get_running_loop()
         addresses = self._addresses
         if addresses is None:
@@ -130,7 +130,7 @@ class Sockets(TransportFactory):
 
     @property
     def last_inbound(self) -> float:
-        """When the last byte came, in the loop's time."""
+        """The time at which the last byte came (event loop's time)."""
         return self._streams[0].last_inbound if self._streams is not None else 0.0
 
     @property
@@ -145,7 +145,7 @@ class Sockets(TransportFactory):
 
     def on_drained(self, drained: Callable[[], None]) -> None:
         """Sets a function. If the operating system does not take all bytes of a write at once, the function is called
-        when it has taken the rest."""
+        when the operating system has taken the rest."""
         if self._protocol is not None:
             self._protocol.drained = drained
 
@@ -261,7 +261,7 @@ class Connection(aiormq.Connection):
             self._listener.unblocked()
 
     def forget_listener(self) -> None:
-        """Does not call the listener any more."""
+        """Stops calling the listener."""
         self._listener = None
 
     @property
@@ -295,12 +295,12 @@ class Connection(aiormq.Connection):
 
     @property
     def frame_max(self) -> int:
-        """The size of the largest frame, in bytes. If the server sends 0 (no limit), it is `DEFAULT_FRAME_MAX`."""
+        """The size of the largest frame, in bytes. If the server sends 0 (no limit), this is `DEFAULT_FRAME_MAX`."""
         return self.connection_tune.frame_max or DEFAULT_FRAME_MAX
 
     @property
     def channel_max(self) -> int:
-        """How many channels the server allows on this connection. If the server sends 0 (no limit), the result is
+        """How many channels the server allows on this connection. If the server sends 0 (no limit), this is
         `MOST_CHANNELS`."""
         return self.connection_tune.channel_max or MOST_CHANNELS
 

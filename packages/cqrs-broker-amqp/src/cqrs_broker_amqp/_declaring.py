@@ -144,8 +144,8 @@ class Declarations:
             self._tasks.spawn(self._work(session))
 
     async def _work(self, session: Session) -> None:
-        """Declares queues that messages wait for, one after the other, on one channel. After a failed declaration it
-        goes on with a new channel."""
+        """Declares queues that messages wait for, one after the other, on one channel. After a failed declaration the
+        next queue gets a new channel."""
         channel = self._idle.pop() if self._idle else None
         while self._todo and session is self._session and not self._paused:
             channel = await self._declare(session, channel, self._todo.popleft())
@@ -183,7 +183,7 @@ class Declarations:
                 raise
             channel = None  # RabbitMQ closes a channel on which a declaration fails
             failure = queue_error(error, topic)
-        if number == self._round:  # else the next round declares it again
+        if number == self._round:  # else the next round declares the queue again
             waiting = self._waiting.pop(topic, None) or _Waiting()
             if failure is None:
                 self._declared.add(topic)

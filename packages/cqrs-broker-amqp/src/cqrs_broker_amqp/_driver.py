@@ -1,4 +1,4 @@
-"""`AMQPDriver`: the connection of a `Broker` to RabbitMQ. `Publisher` sends the messages over this connection."""
+"""`AMQPDriver` connects a `Broker` to RabbitMQ. `Publisher` sends the messages over the connection."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class AMQPDriver(PipelinedDriver):
         self._publisher.bind(link)
 
     def refuse_topic(self, topic: str) -> str | None:
-        """With `declare=queue` the topic must be a valid name of a queue."""
+        """With `declare=queue` the topic must be a name that RabbitMQ accepts for a new queue."""
         if self._settings.options.declare != "queue":
             return None
         if topic.startswith("amq."):
@@ -146,7 +146,7 @@ class AMQPDriver(PipelinedDriver):
         self._ended.clear()
 
     def _drop_session(self) -> None:
-        """Drops the connection. Afterwards `_clear_away` waits until the connection's tasks have ended."""
+        """Drops the connection and cancels the driver's tasks. `_clear_away` then waits until all tasks have ended."""
         session, self._session = self._session, None
         if session is not None:
             session.abort()

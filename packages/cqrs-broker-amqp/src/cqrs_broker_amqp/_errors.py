@@ -1,4 +1,4 @@
-"""Translates the errors of RabbitMQ, aiormq and the network into the errors of cqrs-brokers. Imports aiormq.
+"""Translates the errors of RabbitMQ, aiormq and the network into the errors of cqrs-brokers.
 
 The meaning of the reply codes comes from AMQP 0-9-1, 1.2 "Constants", and from the ways in which RabbitMQ and Apache
 Qpid use the codes.
@@ -273,8 +273,8 @@ def _connection_reply(error: client.ConnectionClosed) -> tuple[int, str]:
 
 
 def forbidden_publish(error: BaseException | None) -> PublishForbiddenError | None:
-    """The error for a message because of which the server (Apache Qpid) ended the connection. None: the connection
-    ended for another reason."""
+    """The error for the message that made the server (Apache Qpid) end the connection. None: the connection ended for
+    another reason."""
     if not isinstance(error, client.ConnectionClosed):
         return None
     code, reply = _connection_reply(error)
@@ -296,7 +296,7 @@ def channel_limit(error: BaseException | None) -> int | None:
 
 
 def publish_failure(error: BaseException, options: AMQPOptions, topic: str) -> DeliveryError:
-    """What a nack or a return means for the message.
+    """Makes the error for a message that was nacked or returned.
 
     Args:
         error: aiormq's exception.
@@ -344,8 +344,8 @@ def channel_reply(error: BaseException | None) -> tuple[int, str]:
 
 
 def refusal(code: int, reply: str, exchange: str) -> NotDeliveredError | None:
-    """The error for the message because of which the server closed the channel. None: the reply code proves nothing
-    about a message."""
+    """The error for the message that made the server close the channel. None: the reply proves nothing about a
+    message."""
     if code == NOT_FOUND:
         return DestinationNotFoundError(
             f"there is no exchange {exchange!r} ({reply}): create it, or use declare=exchange"
@@ -364,7 +364,7 @@ def refusal(code: int, reply: str, exchange: str) -> NotDeliveredError | None:
 
 
 def culprit(reply: str, entries: Sequence[Entry]) -> int | None:
-    """Finds the message because of which the server closed the channel.
+    """Finds the message that made the server close the channel.
 
     Args:
         reply: The server's text. It names no message, but may name a size or a topic.
@@ -391,7 +391,7 @@ def body_limit(reply: str) -> int | None:
 
 
 def forbidden(reply: str) -> str:
-    """What the user may not publish to, according to RabbitMQ's text: "exchange", "topic", or "" for neither."""
+    """Returns what the user may not publish to, as RabbitMQ's text says: "exchange", "topic", or "" for neither."""
     if _INTERNAL_EXCHANGE.match(reply):
         return "exchange"
     found = _FORBIDDEN.match(reply)

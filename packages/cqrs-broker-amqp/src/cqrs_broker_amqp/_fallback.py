@@ -1,6 +1,6 @@
-"""Publishes with aiormq's documented `basic_publish` (aio-pika's `exchange.publish` calls it, too). This module is used
-if a part of aiormq is not as `_channels` needs it. Outcomes are as true as with `FastChannel`, but publishing is
-several times slower.
+"""Publishes with aiormq's documented method `basic_publish`, as aio-pika's `exchange.publish` does. This module is used
+if an undocumented part of aiormq has changed, so that `FastChannel` cannot be used. Outcomes are as true as with
+`FastChannel`, but publishing is several times slower.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class _PlainChannel(ConfirmChannel):
 
 
 def make_channel(connection: Connection, channel: Any, **callbacks: Any) -> ConfirmChannel:
-    """Makes a fast channel. If aiormq is not as expected, makes a plain channel, and logs the reason."""
+    """Makes a fast channel. If aiormq is not as expected, makes a slower channel instead, and logs the reason."""
     reason = unexpected(connection, channel)
     if reason is None:
         return FastChannel(connection, channel, **callbacks)
@@ -116,7 +116,7 @@ def make_channel(connection: Connection, channel: Any, **callbacks: Any) -> Conf
 
 
 def unexpected(connection: Connection, channel: Any) -> str | None:
-    """The part of aiormq that is not as `FastChannel` needs it, or None."""
+    """Returns a text that says why `FastChannel` cannot use this aiormq. None: `FastChannel` can be used."""
     wanted: Iterable[tuple[object, str, type]] = (
         (channel, "confirmations", MutableMapping),
         (channel, "message_id_delivery_tag", dict),

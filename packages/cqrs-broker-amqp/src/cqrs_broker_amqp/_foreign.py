@@ -18,8 +18,8 @@ _KAFKAS_ANSWER = bytes.fromhex("0000004d")
 
 
 async def name_the_peer(error: ConnectError, host: tuple[str, int]) -> ConnectError:
-    """The error for a server that closed the connection after the first bytes of AMQP. If the server is a Kafka, the
-    error is a `ProtocolError`, else the given error.
+    """Returns the error for a server that closed the connection after the first bytes of AMQP. If the server is a Kafka
+    broker, the error is a `ProtocolError`. Otherwise the given error is returned.
 
     Args:
         error: Why connecting failed.

@@ -1,7 +1,7 @@
-"""What `cqrs-brokers check` learns from RabbitMQ over AMQP. Nothing is published, created or changed.
+"""Finds what `cqrs-brokers check` shows of RabbitMQ, over AMQP. Nothing is published, created or changed.
 
-A passive declaration only shows whether an exchange or a queue exists. Three other questions show more. Each of them is
-asked only if it cannot change anything:
+A passive declaration shows whether an exchange or a queue exists, and how many messages a queue has. Three other
+questions show more. The check asks each question only if the question cannot change anything:
 
 * The check declares an existing exchange, as `declare=` does at every connection. RabbitMQ's answer names what differs.
 * With `declare=queue` the check declares the existing queue of a topic.
@@ -45,7 +45,8 @@ class AMQPInspection(Inspection):
         self._settings = settings
         self._options = settings.options
         self._sessions: list[Session] = []
-        """One session for each endpoint that accepted the log-in. The first is asked about exchanges and queues."""
+        """One session for each endpoint that accepted the log-in. Questions about exchanges and queues use the first
+        session."""
 
     def endpoints(self) -> Sequence[Endpoint]:
         """See `Inspection.endpoints`."""

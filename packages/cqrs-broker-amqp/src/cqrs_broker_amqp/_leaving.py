@@ -73,8 +73,9 @@ class Leaving:
         return unanswered, self.stalled.drop_channels()
 
     def leave_soon(self, channel: ConfirmChannel) -> None:
-        """Starts to open a fresh channel. If it opens, the connection works, and only a destination is stuck. Then
-        messages are published on the fresh channel."""
+        """Starts to open a fresh channel. If RabbitMQ opens the channel, the connection works, and only a destination
+        is stuck. Then messages are published on the fresh channel. If the server allows no further channel, but sends
+        data, `lost` is called."""
         session = self._session
         if channel is not self._current() or session is None or (self._opening and not self._opening.done()):
             return
@@ -108,7 +109,8 @@ class Leaving:
             self._look_at = asyncio.get_running_loop().call_soon(self.look)
 
     def look(self) -> float | None:
-        """Checks the stuck destinations. Returns in how many seconds to call it again, or None."""
+        """Checks the stuck destinations. Returns after how many seconds `look` must be called again. None: no call is
+        needed."""
         self._look_at = None
         stalled = self.stalled
         if stalled is None or self._session is None:

@@ -5,12 +5,12 @@
        └────────┴─ until the topic's queue is declared (`_declaring`)
 
 A *flush* writes the messages that are ready, up to about `FLUSH_BYTES`, with one write ("group commit"). These messages
-are then *handed over*. Usually a flush runs in the next turn of the event loop. If no message is in flight, it runs at
-once. In a burst of messages it runs at once, too, so that the server works while the rest of the burst is rendered. The
-next flush waits until the operating system has taken all bytes of the write. So if a connection stalls, few messages
-are handed over, and the others are proven not sent.
+are then *handed over*. Usually a flush runs in the next turn of the event loop. If no message is in flight, the flush
+runs at once. In a burst of messages a flush also runs at once, so that the server works while the rest of the burst is
+rendered. The next flush waits until the operating system has taken all bytes of the write. So while a connection
+stalls, no further messages are handed over, and these are proven not sent.
 
-On a new channel a single message is sent first. The reason: if the exchange is wrong or a permission is missing,
+On a new channel a single message is sent first, for this reason: if the exchange is wrong or a permission is missing,
 RabbitMQ closes the channel and does not say which message was the cause. A message is known to be the cause if no other
 message was in flight on the channel. Otherwise RabbitMQ's text must name a size or a topic that fits only one message
 (`culprit`).
@@ -217,7 +217,7 @@ class Publisher:
                     self._flush()
         if channel is not None and not channel.in_flight:  # a single message is sent at once, in this turn of the loop
             self._flush()
-        else:  # both methods check this, too: without the two calls the driver takes a twentieth less time
+        else:  # both methods check this, too; the checks here save calls, and a twentieth of the driver's time
             if self._flush_at is None:
                 self._flush_soon()
             if self._let_go_at is None:
@@ -251,7 +251,7 @@ class Publisher:
         channel, session, loop, outbox = self._channel, self._session, self._loop, self._outbox
         if channel is None or session is None or loop is None or self._state is not State.OPEN or not channel.open:
             return
-        if channel.connection.sockets.writing:  # `on_drained` goes on
+        if channel.connection.sockets.writing:  # the next flush runs when the bytes are written (`on_drained`)
             return
         in_flight = channel.in_flight
         if channel.alone and in_flight:
@@ -363,7 +363,7 @@ class Publisher:
         return True
 
     def why_late(self, topic: str, *, handed: bool) -> DeliveryError | None:
-        """Why a message has no outcome at its deadline. None: no reason is known."""
+        """Returns an error that says why a message has no outcome at its deadline. None: no reason is known."""
         late = "the broker did not confirm the message before the deadline"
         if self._state is State.BLOCKED and handed:
             return DeliveryTimeoutError(f"{late}: {self._alarm}; RabbitMQ reads the message when the alarm is over")
@@ -408,7 +408,7 @@ class Publisher:
             self.fail_waiting(error)
 
     def channel_closed(self, channel: ConfirmChannel, error: BaseException | None) -> None:
-        """Handles the end of a channel. RabbitMQ closed it because of one message, but did not say which message."""
+        """Handles the end of a channel. RabbitMQ closes a channel because of one message, but never names the message."""
         if channel not in self._channels() or self._session is None:
             return  # we closed it
         code, reply = channel_reply(error)

@@ -189,7 +189,7 @@ class Renderer:
 
 
 def _typed(value: object) -> bytes:
-    """The type byte and the value of a header that is no text. pamqp would write floats with 32 bits."""
+    """The type byte and the value of a header that is not text. pamqp would write floats with 32 bits."""
     if value is None:
         return b"V"
     if isinstance(value, bool):

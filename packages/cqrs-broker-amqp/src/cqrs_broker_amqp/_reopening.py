@@ -34,7 +34,7 @@ async def reopen(
     Args:
         session: The connection.
         options: The exchange, and what is declared.
-        link: If opening takes long, `reconnecting` is called, so that the errors of waiting messages name the reason.
+        link: If opening takes long, `link.reconnecting` is called. Then the errors of waiting messages name the reason.
         code: The reply code with which the channel was closed.
         reply: The reply text with which the channel was closed.
         missing: Called if the exchange does not exist, with the error for the messages that wait.

@@ -14,7 +14,7 @@ _FEWEST_ITERATIONS, _MOST_ITERATIONS = 4096, 1_000_000
 
 
 class _ScramError(ConnectionError):
-    """The server's messages are wrong: it does not know the password, or it is not a SCRAM server."""
+    """The server's messages are wrong: the server does not know the password, or it is not a SCRAM server."""
 
 
 class Scram:
@@ -35,7 +35,8 @@ class Scram:
 
     def answer(self, challenge: str) -> str:
         """Answers a message of the server. The answer to the server's first message proves that we know the password.
-        The server's last message proves that the server knows the password. It is verified, and the answer is empty.
+        The server's last message proves that the server knows the password. This proof is verified, and the answer is
+        empty.
 
         Raises:
             _ScramError: The message is wrong, or cannot be read.

@@ -31,7 +31,7 @@ __all__ = ["Session", "SessionListener"]
 T = TypeVar("T")
 
 _FORCED = 0.3
-"""How long we wait, in seconds, until aiormq's tasks have ended after their socket was dropped."""
+"""After the socket was dropped, we wait at most this many seconds until aiormq's tasks have ended."""
 _READ_TURNS = 20
 """When a connection has ended, we wait at most this many turns of the event loop. Meanwhile aiormq reads the frames
 that came in before the end."""
@@ -93,7 +93,7 @@ class Session:
 
     @property
     def last_inbound(self) -> float:
-        """When the last byte came, in the loop's time."""
+        """The time at which the last byte came (event loop's time)."""
         return self._sockets.last_inbound
 
     @property
@@ -114,7 +114,7 @@ class Session:
 
     @property
     def other_addresses(self) -> list[Address]:
-        """The host's other addresses. They are tried if the current address accepts a connection but is silent."""
+        """The host's other addresses. They are tried if the current address fails with an error that can pass."""
         return self._sockets.other_addresses
 
     # -- opening ------------------------------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ class Session:
         return self.publish_on(channel)
 
     async def open_another(self, tasks: Tasks) -> ConfirmChannel | None:
-        """Opens one more channel to publish on. None: no further channel is allowed, or it did not open in time."""
+        """Opens one more channel to publish on. None: no further channel is allowed, or the channel was not opened."""
         if not self.has_room:
             return None
         opening = tasks.spawn(self._open_channel(declare=False))
@@ -192,7 +192,7 @@ class Session:
         """Opens a channel of aiormq.
 
         Raises:
-            UnreachableError: All numbers are in use.
+            UnreachableError: All channel numbers are in use.
         """
         self._step = "opening a channel with publisher confirms" if confirms else "opening a channel"
         number = self.connection.free_number()
@@ -219,7 +219,7 @@ class Session:
 
         Args:
             work: The coroutine.
-            timeout: Seconds, at most.
+            timeout: The most seconds that the coroutine may take.
             declaring: Whether the coroutine begins with the declaration of the exchange. If so, the error for a refusal
                 says that the declaration was refused.
 
@@ -326,7 +326,7 @@ class Session:
         self.connection.drop_tasks()
 
     async def gone(self, *own: asyncio.Task[Any] | None) -> None:
-        """Waits until aiormq's tasks have ended, for at most 0.3 s. It is called after `abort()`."""
+        """Waits until aiormq's tasks have ended, for at most 0.3 s. The caller calls `abort()` first."""
         loop = asyncio.get_running_loop()
         end = loop.time() + _FORCED
         while loop.time() < end:

@@ -1,10 +1,10 @@
 """Handles destinations that accept no messages while others do, for example a quorum queue without a majority.
 
 RabbitMQ works on the messages of a channel one after the other. So if it cannot put a message into a queue, all later
-messages of the channel wait. A channel that gives no answer is *left*: a fresh channel replaces it. The routing keys
-of its messages without an answer are *suspects*. New messages with these keys do not go to the fresh
-channel. They are tried one at a time on another channel, the *probe*, until one has an answer. So a suspect is cleared
-soon if its messages only waited behind the messages of another destination.
+messages of the channel wait. A channel that gives no answer is *left*: a fresh channel replaces it. The routing keys of
+the old channel's messages without an answer are *suspects*. New messages for a suspect do not go to the fresh channel.
+They are tried one at a time on another channel, the *probe*, until one has an answer. So a suspect is cleared soon if
+its messages only waited behind the messages of another destination.
 
     no answer for 5 s ──▶ suspect ──a message alone has an answer──▶ cleared, its messages go on
                              └──no answer for 1 s──▶ silent: tried again when that message has its outcome
@@ -75,7 +75,7 @@ class StalledDestinations:
 
     @property
     def idle(self) -> bool:
-        """Whether no message waits and no channel must be checked. There may still be suspects."""
+        """Whether no message waits and no channel must be checked. Even then there may be suspects."""
         return not (self._held or self._left or self._opening or self._probe is not None)
 
     def use(self, session: Session) -> None:
@@ -137,8 +137,8 @@ class StalledDestinations:
         self._held = collections.deque(entry for entry in self._held if not over(entry))
 
     def look(self, now: float) -> None:
-        """Checks what has changed, and sends the messages that need not wait any more. It must be called a few times a
-        second, and after answers."""
+        """Checks what has changed, and sends the messages that need not wait any more. `Leaving` calls this method a
+        few times a second, and after answers."""
         for channel in list(self._left):
             if all(entry[0].done for entry in channel.entries()):
                 self._left.remove(channel)
@@ -163,7 +163,7 @@ class StalledDestinations:
         if probe is None or not probe.in_flight:
             return
         waiting = [entry[0] for entry in probe.entries() if not entry[0].done]
-        if not waiting:  # its deadline has passed
+        if not waiting:  # the deadline of its message has passed
             self._probe = None
             _close(probe)
         elif now - probe.quiet_since >= PROBE_PATIENCE:

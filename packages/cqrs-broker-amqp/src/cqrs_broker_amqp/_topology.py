@@ -68,7 +68,7 @@ async def reopen_channel(
         The channel, and whether the exchange exists. None: this was not checked, or RabbitMQ does not say it.
 
     Raises:
-        ConnectError: As `declare_exchange`.
+        ConnectError: See `declare_exchange`.
     """
     channel = await open_channel()
     if options.declare in ("exchange", "queue"):
@@ -84,7 +84,7 @@ async def find_exchange(channel: Any, options: AMQPOptions) -> bool | None:
     """Checks whether the exchange exists. If it does not exist, RabbitMQ closes the channel.
 
     Returns:
-        Whether it exists. None: RabbitMQ does not say it to this user. The user may still be allowed to publish.
+        Whether the exchange exists. None: RabbitMQ does not tell this user. The user may still be allowed to publish.
 
     Raises:
         ConnectError: The connection was lost before RabbitMQ answered.

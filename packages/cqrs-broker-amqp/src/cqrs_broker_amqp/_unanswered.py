@@ -60,7 +60,7 @@ class _Write:
         return taken
 
     def take(self, index: int) -> bool:
-        """Takes out one message. Returns whether it had no answer."""
+        """Takes out the message at this index. Returns False if the message had its answer before."""
         if not self.waits(index):
             return False
         if index == self.start:
@@ -122,12 +122,12 @@ class Unanswered:
         return taken
 
     def take(self, tag: int) -> Delivery | None:
-        """Takes out the message with this tag. None: it has its answer."""
+        """Takes out the message with this tag. None: the message had its answer before."""
         found = self._take(tag)
         return None if found is None else found[0].deliveries[found[1]]
 
     def take_entry(self, tag: int) -> Entry | None:
-        """As `take`, but returns the whole entry."""
+        """Does the same as `take`, but returns the whole entry."""
         found = self._take(tag)
         return None if found is None else found[0].entry(found[1])
 

@@ -16,8 +16,8 @@ __all__ = ["ConnectionWatch"]
 PATIENCE = 5.0
 """If a channel has no answer for this many seconds, it counts as stuck."""
 SILENCE = 2.0
-"""If nothing comes in for this many seconds, and the deadline of the oldest message in flight has passed, the
-connection is dropped."""
+"""The connection is dropped if a channel waits for an answer for this many seconds, nothing has come in since, and the
+deadline of the channel's oldest message has passed."""
 FIRST_LOOK = 0.05
 """We wait this many seconds, so that the event loop reads what has come in: when a timer is late, and before a send
 after a silence."""
@@ -31,7 +31,7 @@ class ConnectionWatch:
     Args:
         heartbeat: The connection's heartbeat, in seconds.
         channels: The channels that may have something in flight.
-        stuck: Called with a channel that had no answer for `PATIENCE` seconds, and called again each second.
+        stuck: Called with a channel that had no answer for `PATIENCE` seconds, and then each second.
         look: Called each time the timer fires. Returns the seconds after which it must be called again, or None.
         dead: Called when the connection is dead.
     """
@@ -51,7 +51,7 @@ class ConnectionWatch:
         self._session: Session | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._looked_at = 0.0
-        """When the first write after a silence was delayed (event loop's time)."""
+        """The time at which the first write after a silence was delayed (event loop's time)."""
         self.paused = False
         """Whether RabbitMQ has an alarm. During an alarm RabbitMQ answers nothing."""
 
