@@ -80,8 +80,8 @@ LARGEST_ANSWER = 2**28
 LOOK_AT_BUFFER = 0.002
 """Seconds between two checks whether a transport's write buffer is empty. asyncio has no event for an empty buffer."""
 SHARE_OF_TIMEOUT = 0.8
-"""Looking up and connecting to a host may take this share of `connect_timeout`, and so may the token provider. A step
-that took all of `connect_timeout` would be cut off, and the error would give no reason."""
+"""The look-up of a host and the TCP connection may together take this share of `connect_timeout`. A token provider may
+take the same share. A step that took all of `connect_timeout` would be cut off, and the error would give no reason."""
 SHARE_OF_SESSION = 0.8
 """A connection is replaced after this share of the time for which its login is valid."""
 
@@ -146,13 +146,11 @@ class _Protocol(AIOKafkaProtocol, BufferedReads):  # type: ignore[misc]
 
 
 class Connection(AIOKafkaConnection):  # type: ignore[misc]
-    """A connection to one host. The method `open` makes it.
-
-    Attributes:
-        replace_at: The time (event loop's) for a new connection, because the login ends soon. None: it does not end.
-    """
+    """A connection to one host. The method `open` makes it."""
 
     replace_at: float | None = None
+    """From this time on (event loop's time) a new connection is needed, because the login ends soon. None: the login
+    does not end."""
     _settings: KafkaSettings
     _addresses: list[Address]
     """The host's other addresses. They are tried if the connection to the current address fails."""

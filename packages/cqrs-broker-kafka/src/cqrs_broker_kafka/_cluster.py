@@ -235,7 +235,7 @@ class Cluster:
         self._owner.flush()
         missing = bool(self.leaderless)
         for topic in self._owner.topics.values():
-            if not topic.busy:  # no message for the topic waits
+            if not topic.busy:  # no message for the topic waits or is in flight
                 topic.unknown_since = None
             missing = missing or bool(topic.waiting) or topic.unknown_since is not None
         return missing

@@ -121,7 +121,7 @@ class KafkaDriver(PipelinedDriver):
     # -- messages -----------------------------------------------------------------------------------------------------
 
     def submit(self, deliveries: Sequence[Delivery], /) -> None:
-        """Queues each message for its partition, or in a topic that is not open. A request to the partition's leader is
+        """Queues each message for its partition, or in its topic while that is not open. A request to the leader is
         written at once, in the next turn of the event loop, after `linger_ms`, or after an earlier answer."""
         topics, add_record = self.topics, self._add_record
         for delivery in deliveries:

@@ -1,4 +1,4 @@
-"""Finds the reason why a message has no outcome at its deadline. Mostly the last answer for its partition says it."""
+"""Finds the reason why a message has no outcome at its deadline. Most reasons come from the last answer."""
 
 from __future__ import annotations
 

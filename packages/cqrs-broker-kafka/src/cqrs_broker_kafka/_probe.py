@@ -28,7 +28,7 @@ __all__ = ["Finding", "Greeting", "first_that_answers", "judge_greeting"]
 
 AGAIN_AFTER = 0.3
 PATIENCE = 0.3
-"""After connecting we wait this many seconds. In this time a host may close the connection or send something first."""
+"""Before we send anything, we wait this many seconds for a host that closes the connection or sends something first."""
 LOOK_FOR = 1.0
 """The most seconds for the examination of a host that closed the connection at once."""
 _API_VERSIONS = b"\x00\x00\x00\x0a\x00\x12\x00\x00\x00\x00\x00\x01\xff\xff"

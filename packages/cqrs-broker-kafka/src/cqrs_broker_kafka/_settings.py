@@ -78,7 +78,7 @@ class KafkaProducerAdapter(ConnectionAdapter[KafkaOptions, KafkaSettings]):
     only the files and environment variables that options name.
 
     Args:
-        bootstrap_servers: One text, `host[:port]` or several with commas, or a list of such hosts.
+        bootstrap_servers: The hosts, as one text with commas (`host[:port],host[:port]`) or as a list of texts.
         dsn: The hosts as one text with commas, or a whole config string (`kafka://…?acks=all`).
         value_serializer: Encodes payloads that come without `payload_bytes` and without a content type. Default: JSON.
         **options: The options of the config string by name (see `KafkaOptions`). An option that is given here
