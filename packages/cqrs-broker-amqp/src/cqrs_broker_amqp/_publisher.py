@@ -408,7 +408,7 @@ class Publisher:
             self.fail_waiting(error)
 
     def channel_closed(self, channel: ConfirmChannel, error: BaseException | None) -> None:
-        """Handles the end of a channel. RabbitMQ closes a channel because of one message, but never names the message."""
+        """Handles the end of a channel. RabbitMQ closed the channel because of one message, but did not name it."""
         if channel not in self._channels() or self._session is None:
             return  # we closed it
         code, reply = channel_reply(error)
