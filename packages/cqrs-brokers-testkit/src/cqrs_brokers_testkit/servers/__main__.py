@@ -1,6 +1,6 @@
 """`python -m cqrs_brokers_testkit.servers [NAME ...]` says which servers the tests can use.
 
-It installs what is missing, where that is allowed.
+If a server is missing and may be installed, the command installs it.
 """
 
 import argparse

@@ -1,9 +1,10 @@
 """Find RabbitMQ, Apache Kafka and Apache Qpid on this machine, or install them if that needs no further permission.
 
-For each, this is the order: what the caller or the environment names; a local installation; a package manager (Maven
-for Kafka and Qpid, into the user's cache folder; apt for RabbitMQ, only if this process is root already); Docker, if
-its daemon answers. `CQRS_TEST_INSTALL=0` forbids the package managers. If nothing works, `ServerUnavailable` says which
-command to run. This module starts no server: see `rabbitmq`, `kafka` and `qpid`.
+The module tries these ways in order: the installation that the caller or the environment names; a local installation;
+a package manager (Maven for Kafka and Qpid, into the user's cache folder; apt for RabbitMQ, only if this process is
+root already); for RabbitMQ and Kafka also Docker, if its daemon answers. `CQRS_TEST_INSTALL=0` forbids the package
+managers. If nothing works, `ServerUnavailable` says which command to run. This module starts no server: see `rabbitmq`,
+`kafka` and `qpid`.
 """
 
 import os
@@ -26,7 +27,7 @@ KAFKA_VERSION = "4.4.0"
 QPID_VERSION = "10.1.0"
 # Without a binding of the slf4j 1.7 API that Kafka uses, Kafka logs nothing, not even why it died.
 _KAFKA_LOGGING = {"org.apache.logging.log4j:log4j-slf4j-impl": "2.24.3"}
-# The Berkeley DB stores need a jar that Maven Central does not have; the rest is for management by people.
+# The Berkeley DB stores need a jar that Maven Central does not have. The other jars are for management by people.
 _WITHOUT = (
     "com.sleepycat:je",
     "org.apache.qpid:qpid-bdbstore",
@@ -43,15 +44,15 @@ _DEBIAN = "debian:"
 
 @dataclass(frozen=True)
 class RabbitMQInstallation:
-    """Where RabbitMQ's programs are.
+    """The places of RabbitMQ's programs.
 
     Attributes:
         server: The server's start script.
         ctl: `rabbitmqctl`.
         epmd: Erlang's port mapper.
         version: RabbitMQ's version, or "unknown".
-        image: Docker image in which these paths are. None: they are not in an image.
-        root: Root folder of another Debian suite in which these paths are. None: they are not in such a root.
+        image: Docker image that contains these paths. None: the paths are not in an image.
+        root: Root folder of another Debian suite that contains these paths. None: the paths are not in such a root.
     """
 
     server: Path
@@ -62,20 +63,20 @@ class RabbitMQInstallation:
     root: DebianRoot | None = None
 
     def command(self, *command: str) -> list[str]:
-        """Return the command that runs a program of this installation. It is not for an installation in a Docker
-        image."""
+        """Return the command that runs a program of this installation. For an installation in a Docker image the
+        command does not work."""
         return self.root.command(command) if self.root else list(command)
 
 
 @dataclass(frozen=True)
 class KafkaInstallation:
-    """Where Apache Kafka is.
+    """The places of Apache Kafka's files.
 
     Attributes:
         java: The `java` program.
         libs: Folder with Kafka's jars.
         version: Kafka's version, or "unknown".
-        image: Docker image in which these paths are; None: they are on this machine.
+        image: Docker image that contains these paths. None: the paths are on this machine.
     """
 
     java: Path
@@ -86,12 +87,12 @@ class KafkaInstallation:
 
 @dataclass(frozen=True)
 class QpidInstallation:
-    """Where Apache Qpid Broker-J is.
+    """The places of Apache Qpid Broker-J's files.
 
     Attributes:
         java: The `java` program.
-        libs: Folder with its jars.
-        version: Its version.
+        libs: Folder with Qpid's jars.
+        version: Qpid's version.
     """
 
     java: Path
@@ -104,12 +105,12 @@ def rabbitmq_installation(progress: Progress, home: str | Path | None = None) ->
 
     Args:
         progress: Called with each line of progress.
-        home: Which RabbitMQ: a folder that has `sbin/rabbitmq-server`, as its own archives have, or `debian:SUITE` for
-            the one of another Debian suite. None: the one that `CQRS_TEST_RABBITMQ_HOME` names, else this machine's
-                own.
+        home: The RabbitMQ to use: a folder that has `sbin/rabbitmq-server`, like RabbitMQ's own archives, or
+            `debian:SUITE` for the RabbitMQ of another Debian suite. None: the RabbitMQ that `CQRS_TEST_RABBITMQ_HOME`
+            names, else the RabbitMQ of this machine.
 
     Raises:
-        ServerUnavailable: There is none and none can be installed.
+        ServerUnavailable: There is no RabbitMQ, and none can be installed.
     """
     wanted = str(home or os.environ.get("CQRS_TEST_RABBITMQ_HOME", ""))
     if wanted.startswith(_DEBIAN):
@@ -151,11 +152,11 @@ def kafka_installation(progress: Progress, version: str | None = None) -> KafkaI
 
     Args:
         progress: Called with each line of progress.
-        version: Such as "3.9.1". None: the version in `CQRS_TEST_KAFKA_VERSION`, else the one that `$KAFKA_HOME/libs`
-            has, else `KAFKA_VERSION`.
+        version: The version, such as "3.9.1". None: the version in `CQRS_TEST_KAFKA_VERSION`, else the version in
+            `$KAFKA_HOME/libs`, else `KAFKA_VERSION`.
 
     Raises:
-        ServerUnavailable: There is none and none can be installed.
+        ServerUnavailable: There is no Kafka or no Java, and Kafka cannot be installed.
     """
     wanted = version or os.environ.get("CQRS_TEST_KAFKA_VERSION")
     java = find_java()
@@ -178,7 +179,7 @@ def qpid_installation(progress: Progress, version: str = QPID_VERSION) -> QpidIn
     """Return Apache Qpid Broker-J's jars and a Java to run them, fetching the jars if that is possible and allowed.
 
     Raises:
-        ServerUnavailable: There is none and none can be installed.
+        ServerUnavailable: There is no Qpid or no Java, and Qpid cannot be installed.
     """
     java = find_java()
     if java is None:
@@ -197,7 +198,7 @@ def qpid_installation(progress: Progress, version: str = QPID_VERSION) -> QpidIn
 
 
 def _rabbitmq_folders() -> list[Path]:
-    """Where this machine's RabbitMQ may have its scripts."""
+    """Return the folders in which this machine's RabbitMQ may have its scripts."""
     # Debian's and Red Hat's scripts on PATH change to the user "rabbitmq"; the ones they call run as anybody.
     folders = [Path("/usr/lib/rabbitmq/bin"), Path("/usr/lib/rabbitmq/sbin")]
     on_path = shutil.which("rabbitmq-server")
@@ -207,7 +208,7 @@ def _rabbitmq_folders() -> list[Path]:
 
 
 def find_rabbitmq(folders: list[Path]) -> RabbitMQInstallation | None:
-    """Return the first RabbitMQ among folders with scripts, when there is an Erlang for it."""
+    """Return the first RabbitMQ whose scripts are in one of the folders. None: there is none, or there is no Erlang."""
     epmd = shutil.which("epmd") or next((str(p) for p in Path("/usr/lib/erlang").glob("erts-*/bin/epmd")), None)
     for folder in folders:
         server, ctl = folder / "rabbitmq-server", folder / "rabbitmqctl"
@@ -253,8 +254,8 @@ def _rabbitmq_command() -> str:
 
 
 def _maven_command(java: Path | None) -> str | None:
-    """The command that installs Java or Maven, whichever is missing. None: nothing is missing, or there is no package
-    manager."""
+    """Return the command that installs what is missing of Java and Maven. If nothing is missing, return the command
+    that fetches the jars. None: something is missing, and there is no package manager."""
     # default-jre-headless: each Debian names its own Java by it (17 in Debian 12, 21 in Debian 13).
     needed = (["default-jre-headless"] if java is None else []) + ([] if shutil.which("mvn") else ["maven"])
     if shutil.which("apt-get") and needed:

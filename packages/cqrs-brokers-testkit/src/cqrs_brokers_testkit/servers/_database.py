@@ -1,4 +1,4 @@
-"""What a private PostgreSQL and a private MariaDB have in common: a process, a port, a client program."""
+"""The common base of a private PostgreSQL and a private MariaDB: a process, a port, a client program."""
 
 import subprocess
 from abc import abstractmethod
@@ -13,7 +13,8 @@ _CLIENT_TIMEOUT = 60.0
 
 
 class DatabaseServer:
-    """A database server that tests may use. It may not be a private one, so it has no methods to stop or break it.
+    """A database server that tests may use. The server may belong to others, so this class has no methods that stop or
+    break the server.
 
     Args:
         url: URL with user, password and database, such as `postgresql://postgres@127.0.0.1:5432/postgres`.
@@ -34,9 +35,9 @@ class DatabaseServer:
         """URL for SQLAlchemy.
 
         Args:
-            driver: The driver's name: `asyncpg`, `psycopg`, `asyncmy`.
+            driver: The driver's name, such as `asyncpg`, `psycopg` or `asyncmy`.
             database: Another database of the server.
-            port: Another port: that of a proxy on loopback.
+            port: The port of a proxy on loopback. None: the server's own port.
         """
         parts = urlsplit(self._url)
         location = parts.netloc
@@ -58,9 +59,9 @@ class DatabaseNode(PrivateServer, DatabaseServer):
     """A private database server. All its methods block.
 
     Attributes:
-        port: Port on 127.0.0.1; the same after every restart.
+        port: Port on 127.0.0.1, which is the same after every restart.
         version: Version of the server.
-        folder: Its data, configuration and log.
+        folder: Folder with the server's data, configuration and log.
     """
 
     def __init__(
@@ -79,11 +80,11 @@ class DatabaseNode(PrivateServer, DatabaseServer):
 
     @abstractmethod
     def _prepare(self) -> None:
-        """Make the data folder, if it is not there."""
+        """Make the data folder, if it does not exist."""
 
     @abstractmethod
     def _client(self, database: str | None) -> list[str]:
-        """The client program with its arguments; it reads statements from its standard input."""
+        """Return the client program with its arguments. The program reads statements from its standard input."""
 
     @abstractmethod
     def close_all_connections(self) -> None:
@@ -95,7 +96,7 @@ class DatabaseNode(PrivateServer, DatabaseServer):
         """Start the server, or start it again with the data it had, and wait until it answers.
 
         Raises:
-            ServerFailed: It runs already or did not start.
+            ServerFailed: The server runs already, or did not start.
         """
         self._prepare()
         self._process.start()
@@ -105,7 +106,7 @@ class DatabaseNode(PrivateServer, DatabaseServer):
         """Run statements as the administrator, with the server's own client program.
 
         Returns:
-            What the client printed: a line for each row, columns separated by tabs.
+            The output of the client: a line for each row, with tabs between the columns.
 
         Raises:
             ServerFailed: The client failed or took longer than 60 seconds.

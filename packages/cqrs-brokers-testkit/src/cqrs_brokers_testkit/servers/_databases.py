@@ -1,6 +1,6 @@
 """Find PostgreSQL and MariaDB on this machine, or install Debian's packages if that needs no further permission.
 
-apt is used only when this process is root already, and `CQRS_TEST_INSTALL=0` forbids it. If nothing works,
+apt is used only if this process is root already. `CQRS_TEST_INSTALL=0` forbids apt. If nothing works,
 `ServerUnavailable` says which command to run. This module starts no server: see `postgresql` and `mariadb`.
 """
 
@@ -20,7 +20,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class PostgreSQLInstallation:
-    """Where PostgreSQL's programs are.
+    """The places of PostgreSQL's programs.
 
     Attributes:
         server: `postgres`.
@@ -37,7 +37,7 @@ class PostgreSQLInstallation:
 
 @dataclass(frozen=True)
 class MariaDBInstallation:
-    """Where MariaDB's programs are.
+    """The places of MariaDB's programs.
 
     Attributes:
         server: `mariadbd`.
@@ -56,7 +56,7 @@ def postgresql_installation(progress: Progress) -> PostgreSQLInstallation:
     """Return PostgreSQL's programs, installing them if that is possible and allowed.
 
     Raises:
-        ServerUnavailable: There is none and none can be installed.
+        ServerUnavailable: There is no PostgreSQL, and none can be installed.
     """
     return _installation("PostgreSQL", "postgresql", find_postgresql, progress)
 
@@ -65,7 +65,7 @@ def mariadb_installation(progress: Progress) -> MariaDBInstallation:
     """Return MariaDB's programs, installing them if that is possible and allowed.
 
     Raises:
-        ServerUnavailable: There is none and none can be installed.
+        ServerUnavailable: There is no MariaDB, and none can be installed.
     """
     return _installation("MariaDB", "mariadb-server", find_mariadb, progress)
 
@@ -84,7 +84,7 @@ def _installation(server: str, package: str, find: Callable[[], _T | None], prog
 
 
 def find_postgresql() -> PostgreSQLInstallation | None:
-    """Return the newest PostgreSQL of this machine: Debian keeps its programs out of the PATH."""
+    """Return the newest PostgreSQL of this machine. Debian installs its programs outside the PATH."""
     folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=_major, reverse=True)
     on_path = shutil.which("postgres")
     if on_path:

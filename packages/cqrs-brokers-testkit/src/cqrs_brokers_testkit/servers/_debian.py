@@ -1,8 +1,9 @@
-"""Roots of other Debian suites: their packages, unpacked into the cache, and a way to run programs in there.
+"""Root folders with packages of other Debian suites, unpacked into the cache, and a way to run programs in a root.
 
 A newer RabbitMQ needs a newer Erlang, which needs a newer C library. So the programs of another suite run in a root
-folder of their own. It has the same processes, network and temporary folder as this machine. Nothing is installed here:
-apt works with a configuration of its own, and the maintainers' scripts are not run. Only root may enter such a root.
+folder of their own. A program in a root sees the processes, network and temporary folder of this machine. Nothing is
+installed on this machine: apt works with a configuration of its own, and the maintainers' scripts are not run. Only the
+user root may enter a root.
 """
 
 import os
@@ -56,8 +57,8 @@ class DebianRoot:
     """A Debian suite's packages in a folder.
 
     Attributes:
-        suite: Its name, such as "trixie".
-        folder: The root.
+        suite: The suite's name, such as "trixie".
+        folder: The root folder.
     """
 
     suite: str
@@ -68,7 +69,7 @@ class DebianRoot:
 
         Args:
             command: Program and arguments, as paths within the root.
-            folders: Folders of this machine, besides the temporary folder, that the root must have under the same path.
+            folders: Folders of this machine, besides the temporary folder, that must have the same path in the root.
         """
         shared = ["/dev", "/proc", "/sys", tempfile.gettempdir(), *map(str, folders)]
         start = ["unshare", "--mount", "--propagation", "private", "sh", "-c", _ENTER, "enter", str(self.folder)]
@@ -76,7 +77,7 @@ class DebianRoot:
 
 
 def debian_root(suite: str, packages: Sequence[str], progress: Progress) -> DebianRoot:
-    """Return a root with packages of a suite and all that they depend on; they are fetched once, into the cache.
+    """Return a root with packages of a suite and their dependencies. The packages are fetched once, into the cache.
 
     Args:
         suite: "bookworm", "trixie", "sid" or another one of Debian's archive.
@@ -84,7 +85,7 @@ def debian_root(suite: str, packages: Sequence[str], progress: Progress) -> Debi
         progress: Called with each line of progress.
 
     Raises:
-        ServerUnavailable: This is no Debian, this process is not root, or apt cannot fetch them.
+        ServerUnavailable: This is no Debian, this process is not root, or apt cannot or may not fetch the packages.
     """
     what = f"{' and '.join(packages)} of Debian {suite}"
     command = "python -m cqrs_brokers_testkit.servers as root on a Debian with access to its archive"
@@ -122,7 +123,7 @@ def _unpack(suite: str, packages: Sequence[str], folder: Path) -> None:
 
 
 def _apt(work: Path, suite: str) -> list[str]:
-    """The apt command with lists, cache and status of its own, so that for apt no package is installed."""
+    """Return an apt command with lists, cache and status of its own. So apt believes that no package is installed."""
     for path in ("state/lists/partial", "cache/archives/partial"):
         (work / path).mkdir(parents=True)
     (work / "status").touch()
@@ -144,7 +145,7 @@ def _apt(work: Path, suite: str) -> list[str]:
 
 
 def _archive() -> str:
-    """The archive that this machine takes its own packages from.
+    """Return the archive from which this machine takes its own packages.
 
     Raises:
         FileNotFoundError: This machine takes no packages from a Debian archive.
@@ -158,7 +159,7 @@ def _archive() -> str:
 
 
 def _settle(root: Path) -> None:
-    """Does those steps of the maintainers' scripts that servers need."""
+    """Do the steps of the maintainers' scripts that servers need."""
     nobody = "nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"  # PostgreSQL does not run as root
     (root / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/bash\n" + nobody)
     (root / "etc/group").write_text("root:x:0:\nnogroup:x:65534:\n")

@@ -1,12 +1,13 @@
-"""A small process that outlives a test process, to end the servers that the test process started. It is run as a
-script, and uses only the standard library.
+"""A small process that outlives a test process, to end the servers that the test process started. Python runs this
+module as a script, and the module uses only the standard library.
 
-The test process writes lines to its standard input: "+GROUP" for a process group it started, "-GROUP" for one that
-has ended; likewise "+FOLDER" and "-FOLDER" (absolute paths), "+CONTAINER" and "-CONTAINER" (Docker's). When the input
-ends or the parent is gone, however it died, the groups and containers that are left are killed and the folders removed.
+The test process writes lines to this process: "+GROUP" for a process group that it started, and "-GROUP" for a group
+that has ended. It also writes "+FOLDER" and "-FOLDER" (absolute paths), and "+CONTAINER" and "-CONTAINER" (names of
+Docker containers). When the input ends or the test process is gone, this process kills the groups and containers that
+are left, and removes the folders.
 
-PR_SET_PDEATHSIG would not do: it fires when the starting *thread* ends, knows only direct children, and exists only on
-Linux.
+PR_SET_PDEATHSIG is not enough: the signal comes when the starting *thread* ends, reaches only direct children, and
+exists only on Linux.
 """
 
 import os
@@ -18,7 +19,7 @@ import sys
 
 
 def main() -> None:
-    """Read lines until the parent is gone, then clean up."""
+    """Read lines until the input ends or the parent is gone. Then clean up."""
     left: set[str] = set()
     parent = int(sys.argv[1])
     pending = b""

@@ -1,6 +1,6 @@
-"""What every way to get a server needs: the cache folder, its lock, apt, and the error for the case that nothing works.
+"""Parts that every way to get a server needs: the cache folder, its lock, apt, and the error if no way works.
 
-`CQRS_TEST_INSTALL=0` forbids to install anything. See `_brokers` and `_databases`.
+With `CQRS_TEST_INSTALL=0` nothing is installed. See `_brokers` and `_databases`.
 """
 
 import contextlib
@@ -19,11 +19,11 @@ _T = TypeVar("_T")
 
 
 class ServerUnavailable(RuntimeError):  # noqa: N818 - names a state of the machine; tests skip on it
-    """A real server can neither be found nor started here.
+    """A real server can neither be found nor installed on this machine.
 
     Attributes:
-        server: "RabbitMQ", "Apache Kafka", "PostgreSQL" or "MariaDB".
-        command: The shell command that would make it available.
+        server: The server's name, such as "RabbitMQ".
+        command: The shell command that would make the server available.
     """
 
     def __init__(self, server: str, reason: str, command: str) -> None:
@@ -44,10 +44,10 @@ def apt_installed(package: str, find: Callable[[], _T | None], progress: Progres
     Args:
         package: The package's name.
         find: Looks for the programs of the package.
-        progress: Is told before apt starts.
+        progress: Called with a line before apt starts.
 
     Returns:
-        The result of `find` after that, or None; and why apt failed, or "".
+        The result of `find` after the installation, or None. And the reason why apt failed, or "".
     """
     if not (may_install() and hasattr(os, "geteuid") and os.geteuid() == 0 and shutil.which("apt-get")):
         return None, ""
@@ -81,7 +81,7 @@ def may_install() -> bool:
 
 @contextlib.contextmanager
 def install_lock() -> Iterator[None]:
-    """Hold the lock that lets only one process of this user install at a time. Waits for others, for a limited time."""
+    """Hold the lock that lets only one process of this user install at a time. The wait for the lock is limited."""
     import fcntl  # not on Windows, where this module must still be importable
 
     folder = cache_folder()
@@ -113,7 +113,7 @@ def _apt_install(package: str) -> None:
 
 @contextlib.contextmanager
 def _services_barred(policy: Path = Path("/usr/sbin/policy-rc.d")) -> Iterator[None]:
-    """Bar packages from starting services while they are installed (Debian's invoke-rc.d asks this script)."""
+    """Keep packages from starting services while they are installed. Debian's invoke-rc.d asks the script `policy`."""
     before = (policy.read_bytes(), policy.stat().st_mode) if policy.exists() else None
     policy.write_text("#!/bin/sh\nexit 101\n")
     policy.chmod(0o755)

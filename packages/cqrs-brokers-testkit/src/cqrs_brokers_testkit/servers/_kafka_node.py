@@ -1,4 +1,4 @@
-"""One node of a private Apache Kafka: its configuration, its process, and whether it takes part in the cluster."""
+"""One node of a private Apache Kafka: its configuration and its process."""
 
 import os
 import socket
@@ -34,7 +34,7 @@ class KafkaNode(PrivateServer):
     """One node of a `KafkaCluster`. All its methods block.
 
     Attributes:
-        node_id: Its id, from 1.
+        node_id: The node's id. The ids start at 1.
         ports: Port on 127.0.0.1 by listener name.
     """
 
@@ -55,22 +55,22 @@ class KafkaNode(PrivateServer):
         """Start the node, with the data and ports that it had.
 
         Args:
-            wait: Return when the node takes part in the cluster. False: return at once, because the first node of
-                several cannot get ready before the others run. Then call `KafkaCluster.wait_ready()`.
+            wait: Whether to wait until the node takes part in the cluster. The first node of several cannot get ready
+                before the others run. So use False for it, and call `KafkaCluster.wait_ready()` later.
 
         Raises:
-            ServerFailed: It ended or was not ready after 60 seconds. The text has the end of its log.
+            ServerFailed: The node ended or was not ready after 60 seconds. The text contains the end of its log.
         """
         self._process.start()
         if wait:
             self.wait_ready()
 
     def wait_ready(self, nodes: int = 1) -> None:
-        """Wait until the node answers and every port is open. The node must see at least `nodes` live nodes, itself
-        among them.
+        """Wait until the node answers, every port is open, and the node sees at least `nodes` live nodes. The node
+        counts itself.
 
         Raises:
-            ServerFailed: It ended or was not ready after 60 seconds. The text has the end of its log.
+            ServerFailed: The node ended or was not ready after 60 seconds. The text contains the end of its log.
         """
 
         def ready() -> bool:
@@ -81,9 +81,9 @@ class KafkaNode(PrivateServer):
 
 
 def live_nodes(port: int) -> set[int]:
-    """Ask the broker at a loopback port which nodes are alive. Empty: it does not answer, or knows no node.
+    """Ask the broker at a loopback port which nodes are alive. Empty: the broker does not answer, or knows no node.
 
-    It makes Kafka's Metadata request, version 0, without a client, because a client would wait, log and reconnect.
+    The function sends Kafka's Metadata request, version 0, without a client. A client would wait, log and reconnect.
     """
     client = b"cqrs-brokers-testkit"
     request = struct.pack(f">hhih{len(client)}si", 3, 0, 1, len(client), client, 0)
@@ -176,7 +176,7 @@ def security_of(folder: Path, sasl_users: Mapping[str, str], certificates: Certi
 def node_process(
     installation: KafkaInstallation, folder: Path, node_id: int, lines: Mapping[str, str], sasl_users: Mapping[str, str]
 ) -> ServerProcess:
-    """Write the node's configuration, format its data folder and return its process, not started."""
+    """Write the node's configuration, format its data folder, and return its process. The process is not started."""
     config, logging = folder / f"node-{node_id}.properties", folder / "log4j2.properties"
     config.write_text("".join(f"{key}={value}\n" for key, value in lines.items()))
     config.chmod(0o600)

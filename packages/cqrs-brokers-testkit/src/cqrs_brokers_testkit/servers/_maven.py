@@ -1,4 +1,4 @@
-"""Java, and jars from Maven Central: the way to get Apache Kafka and Apache Qpid onto this machine."""
+"""Finds Java, and fetches jars from Maven Central. Apache Kafka and Apache Qpid come to this machine in this way."""
 
 import os
 import re
@@ -16,7 +16,7 @@ OLDEST_JAVA = 17
 
 
 def find_java() -> Path | None:
-    """Return `java` of JAVA_HOME or of the PATH, when it is of version 17 or newer."""
+    """Return the `java` of JAVA_HOME, else of the PATH, of version 17 or newer. None: there is no such Java."""
     home = os.environ.get("JAVA_HOME")
     places = ([str(Path(home) / "bin" / "java")] if home else []) + [shutil.which("java") or ""]
     for java in filter(None, places):
@@ -38,17 +38,17 @@ def jars(
     *,
     without: Sequence[str] = (),
 ) -> tuple[Path | None, str]:
-    """Fetch jars with all their dependencies, if that is possible and allowed, and was not done before.
+    """Fetch jars with all their dependencies, if that is possible and allowed. Does nothing if the jars are there.
 
     Args:
         title: The name of the software, for progress.
         coordinates: Version by `group:artifact`.
-        libs: The folder for the jars; it appears whole or not at all.
+        libs: The folder for the jars. The folder appears whole or not at all.
         progress: Called with each line of progress.
         without: Dependencies to leave out, as `group:artifact`.
 
     Returns:
-        The folder, or None; and why Maven failed, or "".
+        The folder, or None. And the reason why Maven failed, or "".
     """
     if any(libs.glob("*.jar")):
         return libs, ""

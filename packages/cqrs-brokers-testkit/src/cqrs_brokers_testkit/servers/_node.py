@@ -1,4 +1,4 @@
-"""What every private server has: one process, and the methods that fault tests need."""
+"""The base of every private server: one process, and the methods that fault tests need."""
 
 import contextlib
 import time
@@ -27,7 +27,7 @@ class PrivateServer(ABC):
 
     @property
     def pid(self) -> int:
-        """Process id of the server."""
+        """The process id of the server."""
         return self._process.pid
 
     def log_tail(self, lines: int = 30) -> str:
@@ -36,18 +36,18 @@ class PrivateServer(ABC):
 
     @abstractmethod
     def start(self) -> None:
-        """Start the server, with the ports that it had and the data that it kept, and wait until it is ready.
+        """Start the server, with its former ports and data, and wait until it is ready.
 
         Raises:
-            ServerFailed: It ended or was not ready after 60 seconds. The text has the end of its log.
+            ServerFailed: The server ended or was not ready after 60 seconds. The text contains the end of its log.
         """
 
     def kill(self) -> None:
-        """End the server with SIGKILL; what it has written stays."""
+        """End the server with SIGKILL. The data that it has written stay."""
         self._process.kill()
 
     def stop(self) -> None:
-        """End the server, and what belongs to it, at once."""
+        """End the server and its helper processes at once."""
         self.kill()
 
     def terminate(self, timeout: float = 20.0) -> None:
@@ -60,7 +60,7 @@ class PrivateServer(ABC):
         self.start()
 
     def pause(self) -> None:
-        """Freeze the server: connections stay open, nothing is answered."""
+        """Freeze the server: connections stay open, and nothing is answered."""
         self._process.pause()
 
     def resume(self) -> None:
@@ -68,7 +68,7 @@ class PrivateServer(ABC):
         self._process.resume()
 
     def _start_process(self, ready: Callable[[], bool], progress: Progress, port: int) -> None:
-        """Start the process, wait until it is ready, and say how long that took."""
+        """Start the process, wait until it is ready, and report how long the start took."""
         began = time.monotonic()
         progress(f"starting {self._process.name} on {LOOPBACK}:{port} ...")
         self._process.start()

@@ -1,7 +1,7 @@
-"""Processes of private servers: start, watch, signal and end them; ports, folders and logs for them.
+"""Starts, watches, signals and ends the processes of private servers. Finds ports, and makes folders and logs for them.
 
-This module does not depend on RabbitMQ or Kafka. Every process runs in a session of its own and is ended by its process
-group. A guard process ends it if this process dies, even by SIGKILL. POSIX only.
+This module does not depend on RabbitMQ or Kafka. Every process runs in a session of its own and is ended together with
+its process group. A guard process ends it if this process dies, even by SIGKILL. The module needs POSIX.
 """
 
 import contextlib
@@ -33,15 +33,15 @@ class ServerFailed(RuntimeError):  # noqa: N818 - names what happened, like Serv
 
 
 def report(line: str) -> None:
-    """Print a line of progress to stderr: the default of every `progress` argument."""
+    """Print a line of progress to stderr. Every `progress` argument has this function as its default."""
     print(line, file=sys.stderr, flush=True)
 
 
 def free_port() -> int:
     """Return a loopback port that is free now, outside the range from which the system takes client ports.
 
-    A server that is restarted must find its port free. A port from the ephemeral range may by then be the source port
-    of a client that tries to reconnect. On loopback such a client can even connect to itself.
+    The port must still be free when the server is restarted. A port from the ephemeral range may then be the source
+    port of a client that tries to reconnect. On loopback such a client can even connect to itself.
     """
     with _lock:
         for _ in range(1000):
@@ -71,7 +71,7 @@ def _is_free(port: int) -> bool:
 
 
 def accepts(port: int) -> bool:
-    """Tell whether something on loopback accepts connections at `port`."""
+    """Return whether something on loopback accepts connections at `port`."""
     try:
         socket.create_connection((LOOPBACK, port), timeout=1).close()
     except OSError:
@@ -121,12 +121,12 @@ class ServerProcess:
     """One server process (and its children) that can be started again after it has ended.
 
     Args:
-        name: For progress and errors, such as "RabbitMQ 3.10.8".
-        command: Program and arguments. It must stay in the foreground.
+        name: The name in progress and errors, such as "RabbitMQ 3.10.8".
+        command: Program and arguments. The program must stay in the foreground.
         environment: The whole environment of the process.
-        folder: Its working directory.
+        folder: The working directory of the process.
         log: File to which stdout and stderr are appended.
-        container: Name of the Docker container that `command` runs in the foreground; None: an ordinary process.
+        container: Name of the Docker container that `command` runs in the foreground. None: there is no container.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class ServerProcess:
         """The process id. The process group has the same id.
 
         Raises:
-            ServerFailed: It does not run.
+            ServerFailed: The process does not run.
         """
         if self._process is None or self._process.poll() is not None:
             raise ServerFailed(f"{self.name} does not run")
@@ -168,7 +168,7 @@ class ServerProcess:
         """Start the process.
 
         Raises:
-            ServerFailed: It runs already.
+            ServerFailed: The process runs already.
         """
         if self.running:
             raise ServerFailed(f"{self.name} runs already")
@@ -188,7 +188,7 @@ class ServerProcess:
         self.paused = False
 
     def wait_until(self, ready: Callable[[], bool], timeout: float) -> None:
-        """Return when `ready()` is true, asking it every 50 ms.
+        """Call `ready` every 50 ms, and return when its result is true.
 
         Raises:
             ServerFailed: The process ended, or `timeout` seconds passed.
@@ -202,7 +202,7 @@ class ServerProcess:
             time.sleep(0.05)
 
     def kill(self) -> None:
-        """End the process and its group with SIGKILL, paused or not, and wait until all of it is gone."""
+        """End the process and its group with SIGKILL, even if paused, and wait until the whole group is gone."""
         process = self._process
         if process is None:
             return
@@ -225,10 +225,10 @@ class ServerProcess:
         self.kill()
 
     def pause(self) -> None:
-        """Freeze the process with SIGSTOP: its sockets stay open, nobody answers.
+        """Freeze the process with SIGSTOP: its sockets stay open, and nobody answers.
 
         Raises:
-            ServerFailed: It does not run.
+            ServerFailed: The process does not run.
         """
         _ = self.pid
         self._signal(signal.SIGSTOP)
@@ -279,7 +279,7 @@ class ServerProcess:
 def container_command(
     container: str, image: str, folder: Path, environment: Mapping[str, str], command: Sequence[str]
 ) -> list[str]:
-    """Return the command that runs `command` in a Docker container as it would run here: same network, folder, user."""
+    """Return the command that runs `command` in a Docker container, with the same network, folder and user as here."""
     variables = [f"--env={name}={value}" for name, value in environment.items() if name != "PATH"]
     return [
         *("docker", "run", "--rm", f"--name={container}", "--network=host", f"--user={os.getuid()}:{os.getgid()}"),
@@ -289,7 +289,7 @@ def container_command(
 
 
 class _Guard:
-    """The guard process of this process: see `guard_script`."""
+    """The guard process of this process. See `guard_script`."""
 
     def __init__(self) -> None:
         self.owner = os.getpid()

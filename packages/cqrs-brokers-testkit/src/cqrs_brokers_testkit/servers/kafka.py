@@ -1,8 +1,8 @@
 """Private Apache Kafka brokers (KRaft, one or several nodes) on loopback, with the controls that fault tests need.
 
-Each node is broker and controller in one process with a small heap. Besides the listener for clients under test, every
-node has another listener for the other brokers, for readers and for administration. A proxy or a wrong advertised
-address for the clients does not affect that listener.
+Each node is broker and controller in one process with a small heap. Every node has one listener for clients under test,
+and another listener for the other brokers, for readers and for administration. A proxy or a wrong advertised address
+for the clients does not affect the other listener.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ _ADMIN_TIMEOUT = 20.0
 
 
 class KafkaServer:
-    """An Apache Kafka that tests may publish to. It may not be a private one, so it has no methods to stop or break it.
+    """An Apache Kafka that tests may publish to. It may belong to others, so no method stops or breaks it.
 
     Args:
         bootstrap_servers: `host:port[,host:port...]`.
@@ -45,12 +45,12 @@ class KafkaServer:
 
     @property
     def bootstrap_servers(self) -> str:
-        """Where clients under test connect: `host:port[,host:port...]`."""
+        """The addresses for clients under test: `host:port[,host:port...]`."""
         return self._bootstrap_servers
 
     @property
     def reader_bootstrap_servers(self) -> str:
-        """Where readers and administrators connect, past whatever stands in the way of the clients under test."""
+        """The addresses for readers and administrators, which do not go through a proxy."""
         return self._bootstrap_servers
 
     @property
@@ -62,7 +62,7 @@ class KafkaServer:
         return f"<{type(self).__name__} {self.bootstrap_servers}>"
 
     def log_tail(self, lines: int = 30) -> str:
-        """Return the last lines of the server's log, when it is ours."""
+        """Return the last lines of the server's log, if it is a private server."""
         return "(not our server: its log is not here)"
 
     def create_topic(
@@ -71,14 +71,14 @@ class KafkaServer:
         """Create a topic and wait until all its partitions have a leader.
 
         Args:
-            name: Its name.
+            name: The topic's name.
             partitions: Number of partitions.
-            replication: Copies of each partition.
+            replication: Number of copies of each partition.
             config: Topic settings, such as `{"min.insync.replicas": "2"}`.
 
         Raises:
             MissingExtra: confluent-kafka is not installed.
-            ServerFailed: It could not be created within 20 seconds.
+            ServerFailed: The topic could not be created within 20 seconds.
         """
         admin_module = require("confluent_kafka.admin", extra="kafka")
         admin = self._admin()
@@ -104,13 +104,13 @@ class KafkaServer:
         """Delete a topic.
 
         Raises:
-            ServerFailed: It could not be deleted within 20 seconds.
+            ServerFailed: The topic could not be deleted within 20 seconds.
         """
         admin = self._admin()
         self._await(f"delete topic {name!r}", admin.delete_topics([name], operation_timeout=_ADMIN_TIMEOUT)[name])
 
     def leader(self, topic: str, partition: int = 0) -> int:
-        """Return the id of the node that leads a partition; -1: none.
+        """Return the id of the node that leads a partition. -1: the partition has no leader.
 
         Raises:
             ServerFailed: A node has not heard of the partition for 20 seconds.
@@ -126,7 +126,7 @@ class KafkaServer:
         return sorted(self._partition(topic, partition).isrs)
 
     def _partition(self, topic: str, number: int) -> Any:
-        """What a node knows of a partition. A node may learn of a new topic later than the node that created it."""
+        """Return the metadata of a partition. A node may learn of a new topic later than the node that created it."""
         give_up = time.monotonic() + _ADMIN_TIMEOUT
         while time.monotonic() < give_up:
             found = self._admin().list_topics(topic, timeout=_ADMIN_TIMEOUT).topics[topic].partitions.get(number)
@@ -154,7 +154,7 @@ class KafkaCluster(KafkaServer):
     The methods that end, freeze and start act on all nodes. Use the objects in `nodes` for a single node.
 
     Attributes:
-        nodes: The nodes; `nodes[0]` has id 1.
+        nodes: The nodes. `nodes[0]` has the id 1.
         version: Version of Kafka.
     """
 
@@ -174,7 +174,7 @@ class KafkaCluster(KafkaServer):
 
     @property
     def reader_bootstrap_servers(self) -> str:
-        """Where readers and administrators connect, past whatever stands in the way of the clients under test."""
+        """The addresses for readers and administrators, which do not go through a proxy."""
         return self.bootstrap("INTERNAL")
 
     def log_tail(self, lines: int = 30) -> str:
@@ -182,10 +182,10 @@ class KafkaCluster(KafkaServer):
         return "\n".join(f"node {node.node_id}:\n{node.log_tail(lines)}" for node in self.nodes)
 
     def start(self) -> None:
-        """Start the nodes that do not run and wait until all of them form a cluster.
+        """Start the nodes that do not run, and wait until all nodes form a cluster.
 
         Raises:
-            ServerFailed: One ended or was not ready after 60 seconds. The text has the end of its log.
+            ServerFailed: A node ended or was not ready after 60 seconds. The text contains the end of its log.
         """
         began = time.monotonic()
         count = len(self.nodes)
@@ -198,22 +198,22 @@ class KafkaCluster(KafkaServer):
         self._progress(f"{what} is ready after {time.monotonic() - began:.1f} s")
 
     def wait_ready(self) -> None:
-        """Wait until every node answers and knows all the others.
+        """Wait until every node answers and knows all other nodes.
 
         Raises:
-            ServerFailed: One ended or was not ready after 60 seconds. The text has the end of its log.
+            ServerFailed: A node ended or was not ready after 60 seconds. The text contains the end of its log.
         """
         for node in self.nodes:
             node.wait_ready(len(self.nodes))
 
     def kill(self) -> None:
-        """End all nodes with SIGKILL; their data stay."""
+        """End all nodes with SIGKILL. Their data stay."""
         for node in self.nodes:
             node.kill()
 
     def terminate(self, timeout: float = 5.0) -> None:
-        """Shut the nodes down one after another (SIGTERM). End a node with SIGKILL if it runs after `timeout` seconds.
-        Their data stay."""
+        """Shut the nodes down one after another (SIGTERM). If a node still runs after `timeout` seconds, end it with
+        SIGKILL. The nodes' data stay."""
         for node in self.nodes:
             node.terminate(timeout)
 
@@ -223,7 +223,7 @@ class KafkaCluster(KafkaServer):
         self.start()
 
     def pause(self) -> None:
-        """Freeze all nodes: connections stay open, nothing is answered."""
+        """Freeze all nodes: connections stay open, and nothing is answered."""
         for node in self.nodes:
             node.pause()
 
@@ -261,20 +261,20 @@ def kafka(
 
     Args:
         shared: Use the server named by `CQRS_TEST_KAFKA_URL`, if that is set. For tests that break nothing.
-        version: Which Kafka to start, such as "3.9.1". None: the version in `CQRS_TEST_KAFKA_VERSION`, else the one
-            that `$KAFKA_HOME` has, else 4.4.0.
-        advertised: Host and port that the PLAINTEXT listener tells clients to connect to: a proxy's, or a wrong one.
+        version: The version of Kafka to start, such as "3.9.1". None: the version in `CQRS_TEST_KAFKA_VERSION`, else
+            the version in `$KAFKA_HOME`, else 4.4.0.
+        advertised: Host and port that the PLAINTEXT listener advertises to clients, such as those of a proxy.
         sasl_users: Passwords by user. Opens a SASL_PLAINTEXT listener with PLAIN, SCRAM-SHA-256 and SCRAM-SHA-512.
-        certificates: Opens an SSL listener, and a SASL_SSL one if there are `sasl_users`.
-        properties: Further lines of server.properties, which win over the defaults.
-        progress: Called with each line of progress; by default they go to stderr.
+        certificates: Opens an SSL listener and, if there are `sasl_users`, a SASL_SSL listener.
+        properties: Further lines of server.properties, which override the defaults.
+        progress: Called with each line of progress. By default the lines go to stderr.
 
     Yields:
-        The running `KafkaCluster`; with `shared=True` and the variable set, a `KafkaServer` without controls.
+        The running `KafkaCluster`. With `shared=True` and the variable set, a `KafkaServer` without controls.
 
     Raises:
         ServerUnavailable: Kafka or Java is not on this machine and could not be installed.
-        ServerFailed: It did not start.
+        ServerFailed: A node did not start.
     """
     url = os.environ.get("CQRS_TEST_KAFKA_URL")
     if shared and url:
@@ -306,13 +306,13 @@ def kafka_cluster(
     """Run a private Kafka of several nodes for the length of a `with` block.
 
     Args:
-        nodes: How many nodes.
-        version: As in `kafka()`.
-        advertised: Host and port for the PLAINTEXT listener of each node, as in `kafka()`.
-        sasl_users: As in `kafka()`.
-        certificates: As in `kafka()`.
-        properties: As in `kafka()`; the same for all nodes.
-        progress: As in `kafka()`.
+        nodes: The number of nodes.
+        version: See `kafka()`.
+        advertised: Host and port for the PLAINTEXT listener of each node. See `kafka()`.
+        sasl_users: See `kafka()`.
+        certificates: See `kafka()`.
+        properties: See `kafka()`. All nodes get the same properties.
+        progress: See `kafka()`.
 
     Yields:
         The running cluster. Topics with `replication=3` and `min.insync.replicas=2` lose no confirmed message when one
@@ -320,7 +320,7 @@ def kafka_cluster(
 
     Raises:
         ServerUnavailable: Kafka or Java is not on this machine and could not be installed.
-        ServerFailed: It did not start.
+        ServerFailed: A node did not start.
     """
     if advertised is not None and len(advertised) != nodes:
         raise ValueError(f"{nodes} nodes need {nodes} advertised addresses, got {len(advertised)}")

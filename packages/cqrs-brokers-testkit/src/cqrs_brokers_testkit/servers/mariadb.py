@@ -1,7 +1,7 @@
 """A private MariaDB on loopback, with the controls that fault tests need.
 
-It does not wait for the disk at each commit. Committed data survive the end of the server, but not a crash of the
-machine.
+The server does not wait for the disk at each commit. Committed data survive the end of the server, but not a crash of
+the machine.
 """
 
 import contextlib
@@ -30,13 +30,13 @@ _SETTINGS = {
 
 
 class MariaDBServer(DatabaseServer):
-    """A MariaDB that tests may use. It may not be a private one, so it has no methods to stop or break it."""
+    """A MariaDB that tests may use. It may belong to others, so no method stops or breaks it."""
 
 
 class MariaDBNode(DatabaseNode, MariaDBServer):
     """A private MariaDB, started by `mariadb()`. All its methods block.
 
-    Its administrator is `root`, its first database `test`.
+    The administrator is `root`, and the first database is `test`.
     """
 
     def __init__(self, installation: MariaDBInstallation, folder: Path, *, settings: Mapping[str, str]) -> None:
@@ -88,15 +88,15 @@ def mariadb(
 
     Args:
         shared: Use the server named by `CQRS_TEST_MARIADB_URL` (`mysql://user@host:port/database`), if that is set.
-        settings: Options of mariadbd, which win over the defaults, such as `{"innodb-lock-wait-timeout": "1"}`.
-        progress: Called with each line of progress; by default they go to stderr.
+        settings: Options of mariadbd, which override the defaults, such as `{"innodb-lock-wait-timeout": "1"}`.
+        progress: Called with each line of progress. By default the lines go to stderr.
 
     Yields:
-        The running server (`MariaDBNode`); with `shared=True` and the variable set, a `MariaDBServer`.
+        The running server (`MariaDBNode`). With `shared=True` and the variable set, a `MariaDBServer`.
 
     Raises:
         ServerUnavailable: MariaDB is not on this machine and could not be installed.
-        ServerFailed: It did not start.
+        ServerFailed: The server did not start.
     """
     url = os.environ.get("CQRS_TEST_MARIADB_URL")
     if shared and url:

@@ -1,8 +1,8 @@
 """A private PostgreSQL on loopback, with the controls that fault tests need.
 
-It runs as the user of this process. It refuses to run as root, so for root it runs as the user `postgres`, or else
-`nobody`. It does not wait for the disk (`fsync=off`). Committed data survive the end of the server, but not a crash of
-the machine.
+The server runs as the user of this process. PostgreSQL refuses to run as root. So if this process is root, the server
+runs as the user `postgres` or, without such a user, `nobody`. The server does not wait for the disk (`fsync=off`).
+Committed data survive the end of the server, but not a crash of the machine.
 """
 
 import contextlib
@@ -35,11 +35,11 @@ _SETTINGS = {
 
 
 class PostgreSQLServer(DatabaseServer):
-    """A PostgreSQL that tests may use. It may not be a private one, so it has no methods to stop or break it."""
+    """A PostgreSQL that tests may use. It may belong to others, so no method stops or breaks it."""
 
 
 class PostgreSQLNode(DatabaseNode, PostgreSQLServer):
-    """A private PostgreSQL, started by `postgresql()`. All its methods block. Its administrator is `postgres`."""
+    """A private PostgreSQL, started by `postgresql()`. All its methods block. The administrator is `postgres`."""
 
     def __init__(self, installation: PostgreSQLInstallation, folder: Path, *, settings: Mapping[str, str]) -> None:
         port = free_port()
@@ -70,7 +70,7 @@ class PostgreSQLNode(DatabaseNode, PostgreSQLServer):
         return [str(self._installation.client), "-X", "-q", "-A", "-t", "-F", "\t", "-v", "ON_ERROR_STOP=1", *address]
 
     def kill(self) -> None:
-        """End the server at once (SIGKILL), with its processes; what was committed is there after `start()`."""
+        """End the server and its processes at once (SIGKILL). Committed data are there after `start()`."""
         super().kill()
         # Each of its processes has a session of its own. They end by themselves when their parent is gone, but not at
         # once, and until then no server starts on their data.
@@ -92,7 +92,7 @@ class PostgreSQLNode(DatabaseNode, PostgreSQLServer):
 
 
 def _processes_in(folder: Path) -> list[int]:
-    """The processes whose working directory is this folder, on systems that show it (Linux)."""
+    """Return the processes whose working directory is this folder. Only Linux shows them."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -102,7 +102,8 @@ def _processes_in(folder: Path) -> list[int]:
 
 
 def _as_ordinary_user(folder: Path) -> list[str]:
-    """The words before a command that make it run as a user other than root. The folder is given to that user."""
+    """Return the words before a command that make the command run as a user other than root. Give the folder to that
+    user."""
     if os.geteuid() != 0:
         return []
     setpriv = shutil.which("setpriv")
@@ -132,15 +133,15 @@ def postgresql(
 
     Args:
         shared: Use the server named by `CQRS_TEST_POSTGRESQL_URL`, if that is set.
-        settings: Settings of postgresql.conf, which win over the defaults, such as `{"fsync": "on"}`.
-        progress: Called with each line of progress; by default they go to stderr.
+        settings: Settings of postgresql.conf, which override the defaults, such as `{"fsync": "on"}`.
+        progress: Called with each line of progress. By default the lines go to stderr.
 
     Yields:
-        The running server (`PostgreSQLNode`); with `shared=True` and the variable set, a `PostgreSQLServer`.
+        The running server (`PostgreSQLNode`). With `shared=True` and the variable set, a `PostgreSQLServer`.
 
     Raises:
         ServerUnavailable: PostgreSQL is not on this machine and could not be installed.
-        ServerFailed: It did not start.
+        ServerFailed: The server did not start.
     """
     url = os.environ.get("CQRS_TEST_POSTGRESQL_URL")
     if shared and url:

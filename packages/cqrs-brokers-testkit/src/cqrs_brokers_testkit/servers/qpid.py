@@ -25,14 +25,14 @@ _USER, _PASSWORD = "guest", "guest"
 
 
 class QpidServer(PrivateServer):
-    """A private broker, started by `qpid()`. All its methods block. Durable queues are in its folder, in a Derby store.
+    """A private broker, started by `qpid()`. All its methods block. A Derby store in its folder keeps durable queues.
 
     Attributes:
-        port: AMQP port on 127.0.0.1 with the mechanisms that Qpid has by default: SCRAM and CRAM-MD5, no PLAIN.
+        port: AMQP port on 127.0.0.1 with Qpid's default mechanisms without TLS: SCRAM and CRAM-MD5, but not PLAIN.
         plain_port: AMQP port that also has PLAIN, for readers that know no other mechanism.
-        tls_port: AMQP port with TLS, when there are certificates.
+        tls_port: AMQP port with TLS. None: there are no certificates.
         version: Version of Qpid Broker-J.
-        folder: Its configuration and log.
+        folder: Folder with the broker's configuration, data and log.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class QpidServer(PrivateServer):
 
     @property
     def url(self) -> str:
-        """AMQP URL of `port`, with user and password; virtual host `/`."""
+        """AMQP URL of `port`, with user and password, for the virtual host `/`."""
         return f"amqp://{_USER}:{_PASSWORD}@{LOOPBACK}:{self.port}/%2F"
 
     @property
@@ -118,7 +118,7 @@ class QpidServer(PrivateServer):
         """Start the broker on its ports and wait until it is ready.
 
         Raises:
-            ServerFailed: It ended or was not ready after 60 seconds. The text has the end of its log.
+            ServerFailed: The broker ended or was not ready after 60 seconds. The text contains the end of its log.
         """
         before = self._log.stat().st_size if self._log.exists() else 0
         # It listens before its virtual host is there.
@@ -140,14 +140,14 @@ def qpid(
         users: Passwords by the names of further users.
         rules: Access rules, in the form of Qpid's provider "RuleBased". An action for which there is no rule is
             allowed.
-        progress: Called with each line of progress; by default they go to stderr.
+        progress: Called with each line of progress. By default the lines go to stderr.
 
     Yields:
         The running broker.
 
     Raises:
         ServerUnavailable: Qpid or Java is not on this machine and could not be installed.
-        ServerFailed: It did not start.
+        ServerFailed: The broker did not start.
     """
     installation = qpid_installation(progress)
 

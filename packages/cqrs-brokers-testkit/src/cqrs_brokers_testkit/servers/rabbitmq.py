@@ -1,7 +1,7 @@
 """A private RabbitMQ node on loopback, with the controls that fault tests need.
 
 The node has its own ports, data, Erlang cookie and port mapper (epmd), so any number of nodes run side by side and next
-to a RabbitMQ of the system. It has no plugins and one scheduler, and takes a few seconds to start.
+to a RabbitMQ of the system. The node has no plugins, and takes a few seconds to start.
 """
 
 import contextlib
@@ -36,14 +36,14 @@ _ROOT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class RabbitMQServer:
-    """A RabbitMQ that tests may publish to. It may not be a private one, so it has no methods to stop or break it.
+    """A RabbitMQ that tests may publish to. It may belong to others, so no method stops or breaks it.
 
     Args:
         url: AMQP URL with user and password, such as `amqp://guest:guest@127.0.0.1:5672/%2F`.
 
     Attributes:
-        host: Its host.
-        port: Its AMQP port.
+        host: The server's host.
+        port: The server's AMQP port.
     """
 
     def __init__(self, url: str) -> None:
@@ -54,14 +54,14 @@ class RabbitMQServer:
 
     @property
     def url(self) -> str:
-        """AMQP URL of the server, with the user, password and virtual host that it was given."""
+        """AMQP URL of the server, with user, password and virtual host."""
         return self._url
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.host}:{self.port}>"
 
     def log_tail(self, lines: int = 30) -> str:
-        """Return the last lines of the server's log, when it is ours."""
+        """Return the last lines of the server's log, if it is a private server."""
         return "(not our server: its log is not here)"
 
 
@@ -69,11 +69,11 @@ class RabbitMQNode(PrivateServer, RabbitMQServer):
     """A private node, started by `rabbitmq()`. All its methods block.
 
     Attributes:
-        port: AMQP port on 127.0.0.1; the same after every restart.
-        tls_port: AMQP-over-TLS port, or None.
-        nodename: Its Erlang node name.
+        port: AMQP port on 127.0.0.1, which is the same after every restart.
+        tls_port: AMQP port with TLS. None: there is no such port.
+        nodename: The Erlang node name.
         version: Version of RabbitMQ.
-        folder: Its data, configuration and log.
+        folder: Folder with the node's data, configuration and log.
     """
 
     def __init__(
@@ -179,7 +179,7 @@ class RabbitMQNode(PrivateServer, RabbitMQServer):
             vhost: Virtual host.
             host: Another name or address of loopback, such as "localhost" (for certificates).
             port: Another port, such as a proxy's.
-            tls: `amqps` and the TLS port.
+            tls: Whether the URL has `amqps` and the TLS port.
             **query: Options after the "?".
         """
         if port is None:
@@ -193,10 +193,10 @@ class RabbitMQNode(PrivateServer, RabbitMQServer):
     # --- the process ---------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the node, with the data and ports that it had, and wait until it takes connections on each port.
+        """Start the node, with its former data and ports, and wait until it takes connections on each port.
 
         Raises:
-            ServerFailed: It ended or was not ready after 60 seconds. The text has the end of its log.
+            ServerFailed: The node ended or was not ready after 60 seconds. The text contains the end of its log.
         """
         if not self._epmd.running and self._container is None:
             self._epmd.start()
@@ -226,8 +226,8 @@ class RabbitMQNode(PrivateServer, RabbitMQServer):
         """Run `rabbitmqctl` (about a second) and return what it printed.
 
         Raises:
-            ServerFailed: It failed or took longer than 60 seconds; with its output, but without the arguments, which
-                may hold a password.
+            ServerFailed: `rabbitmqctl` failed or took longer than 60 seconds. The text contains the output, but only
+                the first argument, because another argument may be a password.
         """
         command = self._installation.command(str(self._installation.ctl), "--quiet", *arguments)
         # A port of its own for its Erlang node: two of them at once would otherwise compete for the default ones.
@@ -261,7 +261,7 @@ class RabbitMQNode(PrivateServer, RabbitMQServer):
         self.ctl("start_app")
 
     def add_user(self, user: str, password: str, *, vhost: str | None = "/") -> None:
-        """Add a user with all permissions on `vhost`. None: without permissions."""
+        """Add a user with all permissions on `vhost`. None: the user gets no permissions."""
         self.ctl("add_user", user, password)
         if vhost is not None:
             self.set_permissions(user, vhost=vhost)
@@ -273,7 +273,7 @@ class RabbitMQNode(PrivateServer, RabbitMQServer):
     def set_permissions(
         self, user: str, *, vhost: str = "/", configure: str = ".*", write: str = ".*", read: str = ".*"
     ) -> None:
-        """Set what a user may do in a virtual host: regular expressions of names; "^$" allows none."""
+        """Set what a user may do in a virtual host, with regular expressions of names. "^$" allows nothing."""
         self.ctl("set_permissions", "-p", vhost, user, configure, write, read)
 
     def clear_permissions(self, user: str, *, vhost: str = "/") -> None:
@@ -281,17 +281,17 @@ class RabbitMQNode(PrivateServer, RabbitMQServer):
         self.ctl("clear_permissions", "-p", vhost, user)
 
     def add_vhost(self, vhost: str, *, user: str | None = "guest") -> None:
-        """Add a virtual host with all permissions for `user`. None: without permissions."""
+        """Add a virtual host with all permissions for `user`. None: nobody gets permissions."""
         self.ctl("add_vhost", vhost)
         if user is not None:
             self.set_permissions(user, vhost=vhost)
 
     def delete_vhost(self, vhost: str) -> None:
-        """Delete a virtual host with all that is in it."""
+        """Delete a virtual host with its content."""
         self.ctl("delete_vhost", vhost)
 
     def set_memory_alarm(self, on: bool) -> None:
-        """Raise or clear the memory alarm: while it is raised the node blocks every connection that publishes."""
+        """Raise or clear the memory alarm. During the alarm the node blocks every connection that publishes."""
         self.ctl("set_vm_memory_high_watermark", "0.000001" if on else "0.4")
 
     def close_all_connections(self, reason: str = "closed by the test") -> None:
@@ -323,19 +323,20 @@ def rabbitmq(
 
     Args:
         shared: Use the server named by `CQRS_TEST_AMQP_URL`, if that is set. For tests that break nothing.
-        home: Which RabbitMQ to start: a folder that has `sbin/rabbitmq-server`, or `"debian:SUITE"` for the one of
-            another Debian suite, such as `"debian:trixie"` (fetched into the cache; only root can run it). None: the
-            one that `CQRS_TEST_RABBITMQ_HOME` names, else this machine's own.
-        certificates: Opens a TLS listener as well, with these certificates (see `cqrs_brokers_testkit.certificates`).
-        settings: Further lines of rabbitmq.conf, which win over the defaults, such as `{"heartbeat": "2"}`.
-        progress: Called with each line of progress; by default they go to stderr.
+        home: The RabbitMQ to start: a folder that has `sbin/rabbitmq-server`, or `"debian:SUITE"`, such as
+            `"debian:trixie"`, for the RabbitMQ of another Debian suite. That RabbitMQ is fetched into the cache, and
+            only root can run it. None: the RabbitMQ that `CQRS_TEST_RABBITMQ_HOME` names, else the RabbitMQ of this
+            machine.
+        certificates: Opens also a TLS listener with these certificates (see `cqrs_brokers_testkit.certificates`).
+        settings: Further lines of rabbitmq.conf, which override the defaults, such as `{"heartbeat": "2"}`.
+        progress: Called with each line of progress. By default the lines go to stderr.
 
     Yields:
-        The running node (`RabbitMQNode`); with `shared=True` and the variable set, a `RabbitMQServer` without controls.
+        The running node (`RabbitMQNode`). With `shared=True` and the variable set, a `RabbitMQServer` without controls.
 
     Raises:
         ServerUnavailable: RabbitMQ is not on this machine and could not be installed.
-        ServerFailed: It did not start.
+        ServerFailed: The node did not start.
     """
     url = os.environ.get("CQRS_TEST_AMQP_URL")
     if shared and url:
