@@ -41,8 +41,8 @@ class RunningServer:
 
     Attributes:
         folder: The server's own folder, for data, configuration and log.
-        port: Where it listens.
-        certificates: The certificates that it uses. None: it uses no TLS.
+        port: The port at which the server listens.
+        certificates: The certificates that the server uses. None: the server uses no TLS.
         settings: The other arguments of `run_server`.
     """
 
@@ -56,7 +56,7 @@ class RunningServer:
         self.process: ServerProcess | None = None
 
     def start(self) -> None:
-        """Starts it, or starts it again, and waits until it accepts connections."""
+        """Starts the server, or starts it again, and waits until the server accepts connections."""
         assert self.process is not None
         self.process.start()
         self.process.wait_until(lambda: accepts(self.port), _START_WITHIN)
@@ -72,19 +72,20 @@ class ServerHarness(Harness):
 
     Attributes:
         program: The server's program.
-        install: What to run where the program is missing.
+        install: The command that installs the program. The error for a missing program shows it.
         search: Folders to look into besides those on the PATH; `~` is the home folder.
         has_tls: Whether the broker and the plugin can use TLS. If so, `configure` is also called for servers with
             certificates.
-        tls_scheme: The scheme of config strings with TLS; "": that of `url`.
-        other_servers: Options of config strings for other servers than the main one, such as `declare=queue`: there the
-            suite creates no topics.
-        small_topic: Settings with which `create_topic` makes a topic that takes messages of at most 20 kB. If there are
-            none, `refuse_next` does not come from it.
-        small_server: Settings with which `configure` makes a server that takes messages of at most 50 kB. If there are
-            none, `limited_size` does not apply.
-        login: User and password for `url`; None: none. Take a password with a colon, `%`, `@` and a letter that is not
-            ASCII, where the broker can have it: then a driver that writes it wrongly cannot connect at all.
+        tls_scheme: The scheme of config strings with TLS. "": the scheme of `url`.
+        other_servers: Options of config strings for other servers than the main one, such as `declare=queue`. They are
+            needed if a driver must create its topics, because the suite creates no topics on these servers.
+        small_topic: Settings with which `create_topic` makes a topic that takes messages of at most 20 kB. Without such
+            settings the class does not provide `refuse_next`.
+        small_server: Settings with which `configure` makes a server that takes messages of at most 50 kB. Without such
+            settings `limited_size` does not apply.
+        login: User and password for `url`. None: `url` has no login. If the broker permits it, use a password with a
+            colon, `%`, `@` and a letter that is not ASCII. Then a driver that encodes the password wrongly cannot
+            connect at all.
     """
 
     program: ClassVar[str]
@@ -114,14 +115,14 @@ class ServerHarness(Harness):
             server: The server, with its folder, its port on 127.0.0.1, and its certificates.
 
         Returns:
-            The arguments of the program. It must stay in the foreground and write its log to stdout or stderr.
+            The arguments of the program. The program must stay in the foreground and write its log to stdout or stderr.
         """
         raise NotImplementedError
 
     def client_url(self, host: str, port: int, login: tuple[str, str] | None, cafile: Path | None, tls: bool) -> str:
-        """The config string for a host, a login, and TLS with an authority (None: the system's).
+        """Returns the config string for a host and a login, and for TLS with an authority (None: the system's).
 
-        Override it when it is not `scheme://user:password@host:port?ssl_cafile=file`.
+        Override this method if the plugin's config strings are not `scheme://user:password@host:port?ssl_cafile=file`.
         """
         userinfo = "" if login is None else f"{quote(login[0], safe='')}:{quote(login[1], safe='')}@"
         scheme = (tls and self.tls_scheme) or self.url.partition("://")[0]
@@ -132,16 +133,16 @@ class ServerHarness(Harness):
         and administrators to `server`."""
 
     def server_started(self, server: RunningServer) -> None:
-        """Called whenever a server takes connections: at first, before `prepare`, and after each `restart`.
+        """Called when a server takes connections: after its first start (before `prepare`), and after each `restart`.
 
-        Until it returns, nobody gets through the proxy. Set up here what every server needs, the servers with
-        certificates too. If the broker keeps nothing for readers that are not connected, let the readers subscribe
-        again here after a restart.
+        Until this method returns, nobody gets through the proxy. Override it to set up everything that a server needs.
+        The method is also called for the servers with certificates. If the broker keeps nothing for readers that are
+        not connected, let the readers subscribe again here.
         """
 
     async def read(self, topic: str) -> Sequence[Record]:
-        """Everything that is in a topic now. Override this method, or `read_back` if the reader is not an asyncio
-        client."""
+        """Returns everything that is in a topic now. Override this method. If the reader is not an asyncio client,
+        override `read_back` instead."""
         raise Unsupported("the harness has neither read nor read_back")
 
     # -- what comes from it -------------------------------------------------------------------------------------------
@@ -194,7 +195,7 @@ class ServerHarness(Harness):
         self.prepare()
 
     def pause(self) -> None:
-        """Freezes the server: its sockets stay open, nobody answers. `resume_server` lets it go on."""
+        """Freezes the server: its sockets stay open, and nobody answers. `resume_server` lets the server go on."""
         self._process.pause()
 
     def resume_server(self) -> None:
@@ -203,7 +204,7 @@ class ServerHarness(Harness):
 
     @property
     def direct_url(self) -> str:
-        """The config string of the main server, not through the proxy."""
+        """The config string of the main server without the proxy."""
         return self.client_url(LOOPBACK, self.server.port, self.login, None, False)
 
     def tls_destination(self) -> Target:
@@ -267,7 +268,7 @@ class ServerHarness(Harness):
 
     @property
     def certificates(self) -> Certificates:
-        """Throw-away certificates, made when first asked for."""
+        """Throw-away certificates. They are made at the first use."""
         if self._all_certificates is None:
             folder = self._stack.enter_context(server_folder("certificates", report))
             self._all_certificates = make_certificates(folder)
@@ -277,8 +278,8 @@ class ServerHarness(Harness):
         """Starts a further server, which ends with the harness.
 
         Args:
-            certificates: The certificates that it uses; None: no TLS.
-            **settings: What `configure` finds in the server's `settings`, for a server that differs from the others.
+            certificates: The certificates that the server uses. None: no TLS.
+            **settings: The content of the server's `settings`, from which `configure` makes a different server.
 
         Raises:
             ServerUnavailable: The program is not on this machine.

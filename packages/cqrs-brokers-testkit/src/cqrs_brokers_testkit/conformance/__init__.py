@@ -1,9 +1,10 @@
-"""The conformance suite: what every broker plugin must prove, as cases that run against a `Harness`.
+"""The conformance suite: cases that every broker plugin must pass. They run against a `Harness`.
 
     report = run(MyHarness())
     report.raise_for_failures()
 
-Or `python -m cqrs_brokers_testkit my-scheme`, or in pytest a subclass of `pytest_glue.BrokerConformance`.
+`python -m cqrs_brokers_testkit my-scheme` also runs the suite. In pytest a subclass of `pytest_glue.BrokerConformance`
+runs it.
 """
 
 from cqrs_brokers_testkit.conformance._case import CASES, Case

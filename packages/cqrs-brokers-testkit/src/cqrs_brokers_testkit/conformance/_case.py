@@ -1,7 +1,7 @@
-"""What a case is, and what it uses: the registry, the checks, and the context that opens brokers and reads messages
-back.
+"""Defines cases, and everything that a case uses: the registry, the checks, and the context that opens brokers and
+reads messages back.
 
-This file is longer than 400 lines because a case finds all that it may use in one module.
+This file is longer than 400 lines so that a case imports everything from one module.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ CaseFunction = Callable[["Context"], Awaitable[None] | None]
 Outcome = Receipt | BaseException
 
 CASES: dict[str, Case] = {}
-"""Every case by its id, in the order in which they run."""
+"""Every case by its id, in the order in which the cases run."""
 
 
 class CaseFailed(AssertionError):  # noqa: N818 - names what happened
-    """The broker under test did not do what the case demands. The text says what was expected and what happened."""
+    """The broker under test did not do what the case demands. The text says what happened."""
 
 
 @dataclass(frozen=True)
@@ -42,18 +42,18 @@ class Case:
     """One thing that a plugin must prove.
 
     Attributes:
-        id: `section.what-holds`.
-        kind: "static": it needs no server. "live": it needs one. "fault": it breaks the server or the connection to it.
+        id: The section and the name of the case, as `section.what-holds`.
+        kind: "static": the case needs no server. "live": it needs a server. "fault": it breaks the server or the
+            connection to the server.
         function: The check. A plain function runs its own event loops.
-        needs: What the harness must offer: names of its methods or attributes.
-        capability: The capability whose profile it belongs to. None: it belongs to `core`.
-        without: A capability. The case is for drivers that do not declare it.
-        waivable: Whether the harness may say that the broker does not have what the case is about
-            (`Harness.not_applicable`).
-        like: Another case about the same thing. If that case is waived, this one is too.
-        limit: After this many seconds the case has failed.
-        waits: It mostly waits, and uses nothing that another case uses. So it runs at the same time as others of this
-            kind. Its calls of the harness must be quick, because the others wait for their turn.
+        needs: The methods and attributes that the harness must offer, by name.
+        capability: The capability to whose profile the case belongs. None: the case belongs to `core`.
+        without: The case is only for drivers that do not declare this capability.
+        waivable: Whether the harness may declare the case not applicable (`Harness.not_applicable`).
+        like: Another case about the same thing. If that case is waived, this case is waived too.
+        limit: A case that runs for longer than this many seconds has failed.
+        waits: Whether the case mostly waits, and shares nothing with other cases. Such cases run at the same time.
+            Their calls of the harness must be quick, because only one case at a time may call the harness.
     """
 
     id: str
@@ -74,7 +74,7 @@ class Case:
 
     @property
     def profile(self) -> str:
-        """The capability that it belongs to, or `core`."""
+        """The capability to which the case belongs, or `core`."""
         return self.capability or "core"
 
 
@@ -90,7 +90,7 @@ def case(
     limit: float | None = None,
     waits: bool = False,
 ) -> Callable[[CaseFunction], CaseFunction]:
-    """Registers a function as a case; see `Case` for the arguments."""
+    """Registers a function as a case. `Case` describes the arguments."""
 
     def register(function: CaseFunction) -> CaseFunction:
         if case_id in CASES:
@@ -111,7 +111,7 @@ def check(condition: object, text: str) -> None:
 
 
 def show(outcome: object) -> str:
-    """An outcome in a few words."""
+    """Describes an outcome in a few words."""
     if isinstance(outcome, Receipt):
         return "a receipt" if outcome.confirmed else "an unconfirmed receipt"
     if isinstance(outcome, BaseException):
@@ -120,7 +120,7 @@ def show(outcome: object) -> str:
 
 
 def tally(outcomes: Iterable[object]) -> str:
-    """How many outcomes there are of each kind, with the text of the first of each kind of error."""
+    """Counts the outcomes of each kind. Adds the text of the first error of each kind."""
     first: dict[str, object] = {}
     kinds: Counter[str] = Counter()
     for outcome in outcomes:
@@ -139,7 +139,7 @@ def check_receipt(outcome: object, what: str = "a good message") -> None:
 
 
 async def outcome_of(sending: Awaitable[Receipt]) -> Receipt | DeliveryError:
-    """The receipt, or the delivery error; anything else is raised."""
+    """Returns the receipt or the delivery error. Other errors are raised."""
     try:
         return await sending
     except DeliveryError as error:
@@ -160,7 +160,7 @@ async def send_from_tasks(broker: Broker, messages: Sequence[Message], tasks: in
 
 
 def breach_text(breach: ContractBreach) -> str:
-    """A breach of the driver's contract in a few words."""
+    """Describes a breach of the driver's contract in a few words."""
     about = "" if breach.message_id is None else f" for message {breach.message_id}"
     return f"{breach.what if '(' in breach.what else f'{breach.method}() {breach.what}'}{about}"
 
@@ -173,7 +173,7 @@ def check_all_receipts(outcomes: Sequence[object]) -> None:
 
 def check_truth(messages: Sequence[Message], outcomes: Sequence[object], records: Sequence[Record]) -> None:
     """Demands that messages with a receipt are in the broker, that messages that were "not delivered" are not, and that
-    no message is there twice. What is there is what was sent, and where its receipt says."""
+    no message is there twice. Each message must be as it was sent, and at the place that its receipt names."""
     seen = Counter(record.message_id for record in records)
     twice = [message_id for message_id, times in seen.items() if times > 1]
     check(not twice, f"{len(twice)} of {len(messages)} messages are in the broker more than once ({twice[:3]})")
@@ -214,7 +214,7 @@ def _check_place(receipt: Receipt, record: Record) -> None:
 
 
 def check_order(messages: Sequence[Message], outcomes: Sequence[object], records: Sequence[Record]) -> None:
-    """Demands that the messages of each key with a receipt are in the broker in the order of the calls."""
+    """Demands that, for each key, the messages with a receipt are in the broker in the order of the calls."""
     place = {str(message.message_id): number for number, message in enumerate(messages)}
     confirmed = {
         str(message.message_id) for message, o in zip(messages, outcomes, strict=True) if isinstance(o, Receipt)
@@ -229,11 +229,11 @@ def check_order(messages: Sequence[Message], outcomes: Sequence[object], records
 
 
 class _TimedOut(Exception):  # noqa: N818 - names what happened
-    """A `TimeoutError` of the harness, which is the cause."""
+    """Stands for a `TimeoutError` of the harness, which is its cause."""
 
 
 def _kept(action: Callable[[], Any]) -> Any:
-    """Runs the action, in a thread, and wraps its `TimeoutError`. asyncio would replace it by one without traceback."""
+    """Runs the action and wraps its `TimeoutError`. asyncio would replace such an error by one without traceback."""
     try:
         return action()
     except TimeoutError as error:
@@ -241,25 +241,26 @@ def _kept(action: Callable[[], Any]) -> Any:
 
 
 _HANGS_UP_WITHIN = 0.2
-"""Seconds in which a broker that ends the connection after a refusal does so."""
+"""If a broker ends the connection after a refusal, it does so within this many seconds."""
 _NO_REFUSALS = (TypeError, AttributeError, NameError, LookupError, AssertionError, _TimedOut)
-"""Errors by which no broker refuses a topic's name."""
+"""Errors that never mean that a broker refuses a topic's name."""
 
 
 @dataclass
 class Context:
-    """What a case works with.
+    """The objects and methods with which a case works.
 
     Attributes:
         harness: The harness of the plugin's author.
         url: The config string.
-        capabilities: What the driver declares.
-        answers: Results of those methods of the harness that are called only once in a run, by name.
+        capabilities: The capabilities that the driver declares.
+        answers: Results of the methods of the harness that are called only once in a run, by name.
         breaches: The breaches of the driver contract in this case. A case with a breach has failed.
         made: The ids of all messages that cases of this run have made.
-        step: What of the harness runs, or ran last.
-        turns: What watches the turns of the case's event loop; None: the case is a plain function.
-        lock: Held by `topic` and `do`: a harness need not be thread-safe, although cases run side by side.
+        step: The method of the harness that runs now or ran last.
+        turns: The object that watches the turns of the case's event loop. None: the case is a plain function.
+        lock: The lock that `topic` and `do` hold. A harness need not be thread-safe, although several cases run at the
+            same time.
     """
 
     harness: Harness
@@ -279,11 +280,11 @@ class Context:
         return asyncio.SelectorEventLoop(self.turns)
 
     def count(self, full: int, least: int = 20) -> int:
-        """How many messages to send: `full` at the harness' scale 1, fewer at a smaller scale."""
+        """Returns how many messages to send: `full` at the harness' scale 1, fewer at a smaller scale."""
         return max(min(full, least), int(full * self.harness.scale))
 
     def open(self, url: str | None = None, /, **options: Any) -> Broker:
-        """Opens a broker; it is closed when the case ends."""
+        """Opens a broker. The broker is closed when the case ends."""
         broker = open_broker(
             url or self.url, distribution=self.harness.distribution, **{**self.harness.options, **options}
         )
@@ -303,24 +304,24 @@ class Context:
         return topic
 
     async def topic(self) -> str:
-        """`new_topic`, without blocking the loop."""
+        """Does the same as `new_topic`, without blocking the loop."""
         return str(await self.do(self.new_topic))
 
     def message(self, topic: str, payload: object = None, *, name: str = "ConformanceEvent", **fields: Any) -> Message:
-        """A message for that topic."""
+        """Makes a message for that topic."""
         message = Message(name, topic, {"n": uuid.uuid4().hex} if payload is None else payload, **fields)
         self.made.add(id_text(message))
         return message
 
     def one_of_many(self, topic: str, number: int, large: int) -> Message:
-        """A message of many: every second one has a key, every fifth one headers, every fourth one so many bytes."""
+        """Makes one of many messages: every second one has a key, every fifth has headers, every fourth is large."""
         key = f"key-{number % 7}" if number % 2 and self.capabilities.ordering_key else None
         headers = {"n": str(number)} if number % 5 == 0 and self.capabilities.headers else {}
         return self.message(topic, bytes(large) if number % 4 == 0 else b"%d" % number, key=key, headers=headers)
 
     def read_now(self, topic: str, count: int) -> list[Record]:
-        """Waits for `count` messages and returns everything in the topic. If they do not all come, it returns what is
-        there. A message that no case has made is a breach."""
+        """Waits for `count` messages, and returns everything in the topic, even if fewer messages come. A message that
+        no case has made is a breach."""
         try:
             records = list(self.harness.read_back(topic, count))
         except TooFewRecords as error:
@@ -333,31 +334,31 @@ class Context:
         return records
 
     async def read(self, topic: str, count: int) -> list[Record]:
-        """`read_now`, without blocking the loop."""
+        """Does the same as `read_now`, without blocking the loop."""
         return await asyncio.to_thread(_kept, lambda: self.read_now(topic, count))
 
     async def read_those_of(self, messages: Iterable[Message], topic: str, count: int) -> list[Record]:
-        """`read`, without what else is in the topic."""
+        """Does the same as `read`, but returns only the records of these messages."""
         sent = {str(message.message_id) for message in messages}
         return [record for record in await self.read(topic, count) if record.message_id in sent]
 
     async def read_one(self, topic: str) -> Record:
-        """The one message of a topic."""
+        """Returns the only message of a topic. The case fails if there is not exactly one."""
         records = await self.read(topic, 1)
         check(len(records) == 1, f"one message was sent and {len(records)} are in the broker")
         return records[0]
 
     def read_held(self, topic: str) -> list[Record]:
-        """The messages in a topic now. The event loop is blocked meanwhile, so that nothing can reach the driver.
+        """Returns the messages in a topic now. Meanwhile the event loop is blocked, so nothing can reach the driver.
 
-        The harness reads in another thread, so that it may use asyncio.
+        The harness reads in another thread. There the harness may use asyncio.
         """
         with ThreadPoolExecutor(1) as pool:
             return pool.submit(self.read_now, topic, 0).result()
 
     async def once(self, action: Callable[[], Any]) -> Any:
-        """The result of a method of the harness. The method is called only once in a run, because it may make users and
-        servers."""
+        """Returns the result of a method of the harness. The method is called only once in a run, because it may make
+        users and servers."""
         name = action.__name__
         if name not in self.answers:
             self.answers[name] = await self.do(action)
@@ -378,7 +379,7 @@ class Context:
 
     @property
     def proxy(self) -> FaultProxy:
-        """The harness' fault proxy; only for cases that need it."""
+        """The harness' fault proxy, for cases whose `needs` name it."""
         assert self.harness.proxy is not None  # the runner has looked
         return self.harness.proxy
 
@@ -407,7 +408,7 @@ class Context:
 
     @contextlib.asynccontextmanager
     async def healed(self) -> AsyncIterator[FaultProxy]:
-        """Yields the proxy. At the end it heals the proxy and ends its connections."""
+        """Yields the proxy. At the end of the block, heals the proxy and ends its connections."""
         try:
             yield self.proxy
         finally:
@@ -456,7 +457,7 @@ class Context:
             await asyncio.to_thread(context.__exit__, None, None, None)
 
     async def clean_up(self) -> None:
-        """Closes what the case left open."""
+        """Closes the brokers that the case left open, and collects their breaches."""
         for broker in self._brokers:
             with contextlib.suppress(Exception):
                 await asyncio.wait_for(broker.close(1.0), 4.0)

@@ -17,7 +17,7 @@ from cqrs_brokers_testkit.conformance._harness import Harness
 from cqrs_brokers_testkit.conformance._runner import run
 
 HARNESSES = "cqrs_brokers_conformance"
-"""Entry-point group in which a distribution names its harness, by scheme."""
+"""The entry-point group in which a distribution names its harness. The name of an entry point is the scheme."""
 
 PASSED, FAILED, INCOMPLETE, USAGE = 0, 1, 3, 2
 
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the suite.
 
     Returns:
-        0: the plugin passed. 1: a case failed. 3: no case failed, but not everything was run. 2: wrong usage.
+        0: the plugin passed. 1: a case failed. 2: wrong usage. 3: no case failed, but some cases were not run.
     """
     parser = ArgumentParser(prog="python -m cqrs_brokers_testkit", description=__doc__)
     parser.add_argument("broker", nargs="?", help="a scheme, or the config string of a server that may be written to")
@@ -73,8 +73,8 @@ def _harness_given(harness: Harness) -> bool:
 
 
 def _imported(module: str) -> ModuleType:
-    """Imports a module by its name or file. Its folder is put on the path, as pytest does, so that it can import the
-    modules beside it."""
+    """Imports a module by its name or file. The folder of a file is put on the path, as pytest does. So the module can
+    import the modules beside it."""
     file = Path(module if module.endswith(".py") else f"{module.replace('.', '/')}.py")
     if not file.exists():
         return importlib.import_module(module)
@@ -83,7 +83,7 @@ def _imported(module: str) -> ModuleType:
 
 
 def _harness(broker: str, named: str | None) -> Harness:
-    """The harness: the named one, else the registered one, else the plain one."""
+    """Makes the harness: the named one, else the registered one, else a plain `Harness`."""
     scheme, _, rest = broker.partition("://")
     found: object = None
     if named is not None:

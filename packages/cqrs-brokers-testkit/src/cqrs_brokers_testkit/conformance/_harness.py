@@ -17,19 +17,19 @@ from cqrs_brokers_testkit.servers import free_port
 
 
 class Unsupported(Exception):  # noqa: N818 - names what it says
-    """The harness does not offer this; the cases that need it are reported as not run."""
+    """The harness does not offer this method. The cases that need the method are reported as not run."""
 
 
 class NotApplicable(Exception):  # noqa: N818 - names what it says
     """The broker does not have the thing that the case is about. The text is the reason, written for a user of the
     plugin.
 
-    A method of a harness may raise it. So may a case that finds it out only when it runs.
+    A method of a harness may raise this error. A case may also raise it, if only its run shows the reason.
     """
 
 
 class Target(NamedTuple):
-    """Where to publish for one case.
+    """The destination to which a case publishes.
 
     Attributes:
         url: The config string.
@@ -41,13 +41,13 @@ class Target(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """A message that passes the checks of `Broker`, but that the broker refuses, while it takes other messages.
+    """A message that passes the checks of `Broker`, but is refused by the broker, which takes other messages.
 
     Attributes:
         url: The config string.
-        topic: A topic that can be read back, to which the suite sends good messages beside the refused one.
-        message: The refused message. It must be the first that is sent with this config string. Where the broker
-            refuses by topic, its topic is another one.
+        topic: A topic that can be read back. The suite sends good messages to this topic, beside the refused message.
+        message: The refused message. It must be the first message that is sent with this config string. If the broker
+            refuses a whole topic, the refused message has another topic than the good ones.
     """
 
     url: str
@@ -60,17 +60,18 @@ LOST_BEFORE_A_REFUSAL = 10
 
 
 class Forgery(NamedTuple):
-    """What a broker's answers to messages are turned into, on their way to the driver.
+    """A change of a broker's answers to messages, on their way to the driver.
 
     Attributes:
-        meaning: `lost`: they do not come, and all other answers do, such as those to a ping. `refused`: they say that
-            the message was refused. `unknown`: they say what nobody can know: a number that no message has, a reason
-            code that the protocol does not have. `late`: the first one is kept back, and all others come. `cut`: the
-            twelfth comes in part, and nothing else. `one refused`: ten are lost, the next one says that its message was
-            refused, and all others come.
+        meaning: What becomes of the answers to messages. `lost`: no such answer comes, but other answers come, such as
+            those to a ping. `refused`: each answer says that its message was refused. `unknown`: each answer has a
+            number that no message has, or a reason code that the protocol does not have. `late`: the first answer is
+            kept back, and all others come. `cut`: only a part of the twelfth answer comes, and no other answer. `one
+            refused`: ten answers are lost, the next answer says that its message was refused, and all later answers
+            come.
         apply: Forges the answers on one connection from now on, until the connection ends. If the meaning is `late`,
-            it returns a function that lets the answer through. If the meaning is `one refused`, it returns a function
-            that says how many answers have come since the refusal.
+            this function returns a function that lets the answer through. If the meaning is `one refused`, it returns a
+            function that says how many answers have come since the refusal.
     """
 
     meaning: Literal["lost", "refused", "unknown", "late", "cut", "one refused"]
@@ -78,13 +79,13 @@ class Forgery(NamedTuple):
 
 
 class SizeLimit(NamedTuple):
-    """A destination whose broker takes smaller messages than others do.
+    """A destination with a small limit for the size of a message.
 
     Attributes:
         url: The config string.
-        topic: The topic, which need not be readable.
-        most_bytes: The largest message that it takes, as the broker counts it: in bytes, with what belongs to the
-            message besides its body. The suite takes 4 KiB for more than that.
+        topic: The topic. The suite does not read it back.
+        most_bytes: The size of the largest message that the broker takes, in bytes, as the broker counts. The suite
+            assumes that the broker counts at most 4 KiB besides the body.
     """
 
     url: str
@@ -93,7 +94,7 @@ class SizeLimit(NamedTuple):
 
 
 _OPTIONAL = {"foreign_answers", "forged_answers", "stuck_destination", "dismiss_clients", "limited_size"}
-"""What a harness need not offer: by itself it raises `NotApplicable`."""
+"""Methods that a harness need not override. By default they raise `NotApplicable`."""
 _BY_PROXY = {"stall", "resume", "reset", "lose_answers", "connections_made"}
 _OF_A_WIRE = {"proxy", "hosts_url", "peer_url", "unreachable_url", "restart", "kill", *_BY_PROXY}
 
@@ -101,31 +102,31 @@ _OF_A_WIRE = {"proxy", "hosts_url", "peer_url", "unreachable_url", "restart", "k
 class Harness:
     """Tells the suite about one plugin. Subclass it, set `url`, and override what your broker can do.
 
-    All methods may block, and may use asyncio: none is called in a thread with an event loop. If a method is not
-    overridden, the cases that need it are "not run". A report with such cases is not a pass.
+    All methods may block, and may use asyncio, because no method is called in a thread with an event loop. If a method
+    is not overridden, the cases that need it are "not run". A report with such cases is not a pass.
 
     Attributes:
         url: The config string. If there is a `proxy`, the string names the proxy's address. `start()` may set it.
-        distribution: Which distribution is meant, when several claim the scheme.
-        options: Options for every broker that is opened, besides those that a case sets.
-        variants: Further sets of options with which receipts must be as true: those that change how messages are
-            written or answers are read. Each costs a few seconds.
-        most_unanswered: How many messages the broker takes that it has not answered; None: the protocol has no limit.
+        distribution: The distribution of the plugin, if several distributions claim the scheme.
+        options: Options for every broker that is opened, besides the options that a case sets.
+        variants: Further sets of options, with which receipts must be as true as without. Name options that change how
+            messages are written or answers are read. Each set costs a few seconds.
+        most_unanswered: How many messages without an answer the broker takes at most. None: the protocol has no limit.
         scale: A factor for the number of messages that the big cases send. With 1 they send thousands. Use less for
             mutants and slow machines.
         wire: Whether there is a socket between driver and broker. If not (the broker is an object in this process), the
             cases about connections do not apply, and another case proves that no socket is opened.
-        discards: Whether the broker keeps nothing, so that nothing can be read back. If so, it must not confirm
+        discards: Whether the broker keeps nothing, so that nothing can be read back. If so, the broker must not confirm
             anything.
-        illegal_topics: Topics that this broker cannot have, besides those that no broker has.
-        not_applicable: Reasons, by case id, why a case has no meaning for this broker. Only for cases that are
-            waivable: refusals, permissions, credentials and TLS that a broker may not have.
-        proxy: The fault proxy in front of the broker, started by `start()`; None: there is none.
+        illegal_topics: Topics that this broker cannot have, besides the topics that no broker can have.
+        not_applicable: Reasons, by case id, why a case has no meaning for this broker. Only waivable cases may be
+            named: cases about refusals, permissions, credentials and TLS, which a broker may not have.
+        proxy: The fault proxy in front of the broker, started by `start()`. None: there is no proxy.
         connect_within: Seconds in which a refused connection must be reported. The contract says 2.
         reconnect_within: Seconds after the server's return in which 95 % of the waiting sends must have succeeded.
-        notices_within: Seconds in which the plugin notices a dead connection while new ones work. In the same time it
-            releases a message that is never answered. Both are with the harness' options. State this time in the
-            plugin's README.
+        notices_within: Seconds in which the plugin, with the harness' options, notices a dead connection while new
+            connections work. In the same time the plugin releases a message that is never answered. State this time in
+            the plugin's README.
     """
 
     url: str = ""
@@ -153,136 +154,138 @@ class Harness:
         """Called once before the first live case. Starts the server and the proxy."""
 
     def server_version(self) -> str:
-        """The server's name and version for the report, such as "RabbitMQ 4.1.0"; asked after `start()`."""
+        """The server's name and version for the report, such as "RabbitMQ 4.1.0". Called after `start()`."""
         return ""
 
     def stop(self) -> None:
         """Called once after the last case, also when `start()` failed."""
 
     def new_topic_name(self) -> str:
-        """A legal topic name that nobody else uses."""
+        """Returns a legal topic name that nobody else uses."""
         return f"conformance-{uuid.uuid4().hex[:16]}"
 
     def create_topic(self, topic: str) -> None:
         """Makes a topic ready to be published to and read back: for example a Kafka topic, or an AMQP queue with its
         binding.
 
-        For odd names it may raise what the broker's client raises when the broker cannot have such a topic.
+        If the broker cannot have a topic with an odd name, this method may raise the error of the broker's client.
         """
 
     def delete_topic(self, topic: str) -> None:
-        """Deletes what `create_topic` made. Called for topics with odd names, such as `#`, which may catch the messages
-        of other topics."""
+        """Deletes the topic that `create_topic` made. The suite calls this method for topics with odd names, such as
+        `#`. Such a topic may catch the messages of other topics."""
 
     def read_back(self, topic: str, count: int) -> Sequence[Record]:
-        """Everything that was ever published to a topic that `create_topic` made, in the order in which it came.
+        """Returns everything that was ever published to a topic that `create_topic` made, in order of arrival.
 
         Read with an independent client, never with the plugin's own code.
 
         Args:
             topic: The topic.
-            count: Wait until at least this many messages are there, 10 s at most. Then return all that are there, fewer
-                or more.
+            count: Wait until at least this many messages are there, for at most 10 s. Then return all messages, even if
+                they are fewer or more.
         """
         raise Unsupported
 
     # -- what the broker refuses --------------------------------------------------------------------------------------
 
     def make_unroutable(self) -> Target:
-        """A destination for which the broker takes messages, but has no queue."""
+        """Returns a destination for which the broker takes messages, but has no queue."""
         raise Unsupported
 
     def missing_destination(self) -> Target:
-        """A destination that does not exist."""
+        """Returns a destination that does not exist."""
         raise Unsupported
 
     def forbidden_destination(self) -> Target:
-        """A destination that exists, with credentials that may connect but not publish there.
+        """Returns a destination that exists, with credentials that may connect but not publish there.
 
-        They may publish to the topics of `create_topic`: the suite sends there, too, to see that the neighbours of a
-        refused message are spared.
+        The credentials may publish to the topics of `create_topic`. The suite also sends to these topics, to see that
+        the neighbours of a refused message are spared.
         """
         raise Unsupported
 
     def nacking_destination(self) -> Target:
-        """A destination where the broker answers every message with a nack although one copy is kept.
+        """Returns a destination where the broker answers every message with a nack although it keeps one copy.
 
-        For RabbitMQ: one queue is full and rejects messages, another one is free. `read_back(topic)` reads the free
-        one.
+        For RabbitMQ: one queue is full and rejects messages, and another queue is free. `read_back(topic)` reads the
+        free queue.
         """
         raise Unsupported
 
     def refuse_next(self) -> Refusal:
-        """A message that the broker refuses as a whole, such as one above the size that this topic takes."""
+        """Returns a message that the broker refuses as a whole, such as one that is too large for its topic."""
         raise Unsupported
 
     def wrong_password_url(self) -> str:
-        """The config string with a wrong password."""
+        """Returns the config string with a wrong password."""
         raise Unsupported
 
     def wrong_permission_url(self) -> str:
-        """A config string with good credentials that may not use this virtual host or cluster."""
+        """Returns a config string with good credentials that may not use this virtual host or cluster."""
         raise Unsupported
 
     def tls_failures(self) -> Mapping[str, str]:
-        """Config strings whose TLS handshake must fail, by what is wrong (expired, wrong host, unknown authority)."""
+        """Returns config strings whose TLS handshake must fail, by reason (expired, wrong host, unknown authority)."""
         raise Unsupported
 
     def tls_destination(self) -> Target:
-        """A config string whose TLS handshake succeeds, with the authority and login it needs, and a topic there."""
+        """Returns a config string whose TLS handshake succeeds, with its authority and login, and a topic there."""
         raise Unsupported
 
     def foreign_answers(self) -> Target:
-        """A destination where something else than the broker answers, for example another subscriber or a proxy.
+        """Returns a destination where something else than the broker answers, such as another subscriber or a proxy.
 
-        If it is not overridden, the case about such answers does not apply. Most protocols have no place for them.
+        If this method is not overridden, the case about such answers does not apply. In most protocols nobody else can
+        answer.
         """
         raise NotApplicable("nobody but the broker can answer")
 
     def forged_answers(self) -> Mapping[str, Forgery]:
-        """Forged answers, by what they say. Each is tried with a broker and a connection of its own, through `proxy`.
+        """Returns the forgeries by name. A name says what the forged answer is. The suite tries each forgery with its
+        own broker and connection, through `proxy`.
 
-        `cqrs_brokers_testkit.frames.forgeries` makes them. Without it the cases about single answers do not apply,
-        except that a ping's answers are found without help where they are always the same bytes.
+        `cqrs_brokers_testkit.frames.forgeries` makes them. If this method is not overridden, the cases about single
+        answers do not apply. One case about pings still applies if the answers to pings are always the same bytes.
         """
         raise NotApplicable("the harness forges no answers")
 
     def limited_size(self) -> SizeLimit:
-        """A destination whose broker takes messages of at most some size, of 20 kB to 800 kB, such as a server with a
-        small limit for packets."""
+        """Returns a destination that takes messages up to a size between 20 kB and 800 kB. It may be a server with a
+        low limit for packets."""
         raise NotApplicable("the harness has no destination with a small limit of size")
 
     def stuck_destination(self) -> Target:
-        """A destination that takes no message, while others do, until `resume()`.
+        """Returns a destination that takes no message until `resume()`, while other destinations take messages.
 
-        For RabbitMQ: a quorum queue whose leader does not answer; for Kafka: a topic without enough replicas.
+        For RabbitMQ: a quorum queue whose leader does not answer. For Kafka: a topic without enough replicas.
         """
         raise NotApplicable("the harness has no destination that takes nothing while others do")
 
     def dismiss_clients(self) -> None:
-        """Lets the broker end all connections itself, with the farewell that its protocol has, as when it is shut down.
+        """Lets the broker end all connections itself, with the farewell of its protocol, as when it is shut down.
 
-        Returns when it takes connections again. Where the server does not do it on demand: `proxy.insert` what it would
-        say, and end the connections.
+        Returns when the broker takes connections again. If the server cannot do this on demand, write the farewell with
+        `proxy.insert`, and end the connections.
         """
         raise NotApplicable("the harness does not let the broker say farewell")
 
     def blocked(self) -> contextlib.AbstractContextManager[None]:
-        """A context manager. While it is entered, the broker takes no messages, but keeps its connections."""
+        """Returns a context manager. Inside its block the broker takes no messages, but keeps its connections."""
         raise Unsupported
 
     # -- faults -------------------------------------------------------------------------------------------------------
 
     def kill(self) -> None:
-        """Ends the server at once; what it confirmed is on its disk."""
+        """Ends the server at once. The messages that it confirmed are on its disk."""
         raise Unsupported
 
     def restart(self) -> None:
-        """Starts the server after `kill()`, with the same address and data; returns when it takes connections."""
+        """Starts the server after `kill()`, with the same address and data. Returns when it takes connections."""
         raise Unsupported
 
     def stall(self) -> None:
-        """Lets nothing through in either direction; connections stay open. Default: by the proxy."""
+        """Lets nothing through in either direction. Connections stay open. Default: the proxy stalls them."""
         self._through().stall()
 
     def resume(self) -> None:
@@ -294,25 +297,25 @@ class Harness:
         self._through().reset()
 
     def lose_answers(self) -> None:
-        """Until `resume()`, messages reach the broker, but none of its answers reaches the driver."""
+        """Lets messages reach the broker, but none of its answers reach the driver, until `resume()`."""
         self._through().stall("down")
 
     def connections_made(self) -> int:
-        """How many connections have been made since the harness was started."""
+        """Returns how many connections have been made since the harness was started."""
         return self._through().accepted
 
     def hosts_url(self, hosts: Sequence[Host]) -> str:
-        """The config string, with these hosts."""
+        """Returns the config string with these hosts."""
         return BrokerURL.parse(self.url).replace(hosts=list(hosts)).render(reveal=True)
 
     def peer_url(self, port: int) -> str:
-        """The config string, with this port of 127.0.0.1 for all its hosts."""
+        """Returns the config string with this port of 127.0.0.1 in the place of all hosts."""
         return self.hosts_url((Host("127.0.0.1", port),))
 
     def url_with_credentials(self, user: str, password: str) -> str:
-        """The config string with this user and password. They need not be valid.
+        """Returns the config string with this user and password, which need not be valid.
 
-        Override it when credentials need further options.
+        Override this method if credentials need further options.
         """
         url = BrokerURL.parse(self.url)
         host = ",".join(map(str, url.hosts)) or "localhost"
@@ -321,7 +324,7 @@ class Harness:
         return f"{url.scheme}://{quote(user, safe='')}:{quote(password, safe='')}@{host}{tail}"
 
     def unreachable_url(self) -> str:
-        """The config string of a broker that is not there. Default: a port where nobody listens."""
+        """Returns the config string of a broker that is not there. Default: a port where nobody listens."""
         return self.peer_url(free_port())
 
     def _through(self) -> FaultProxy:
@@ -332,7 +335,7 @@ class Harness:
     # -- what it offers (for the runner) ------------------------------------------------------------------------------
 
     def lacks(self, need: str) -> str | None:
-        """Why a case with this need cannot run or does not apply. None: it can run."""
+        """Returns the reason why a case with this need cannot run or does not apply. None: the case can run."""
         if need == "read_back" and self.discards:
             return "n/a: the broker discards what it takes, so nothing can be read back"
         if self._offers(need):

@@ -19,7 +19,7 @@ Status = Literal["passed", "failed", "not run", "not applicable"]
 
 
 class ConformanceFailed(AssertionError):  # noqa: N818 - names what happened
-    """The plugin did not prove all it must. The text lists what failed and what was left out."""
+    """The plugin did not pass. The text lists the cases that failed and those that were not run."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class CaseResult:
     Attributes:
         id: The case.
         kind: static, live or fault.
-        profile: `core`, or the capability it belongs to.
+        profile: `core`, or the capability to which the case belongs.
         status: "passed", "failed", "not run" (it could not be run, so the report is not a pass), or "not applicable"
             (the broker does not have what the case is about).
-        reason: Why it is not "passed".
-        seconds: How long it took.
-        detail: For a failure: the traceback.
+        reason: The reason why the case is not "passed".
+        seconds: How long the case took.
+        detail: The traceback of a failure.
     """
 
     id: str
@@ -55,11 +55,11 @@ class Report:
         core: Version of cqrs-brokers-core.
         python: Version of Python.
         scheme: The scheme that was tested.
-        plugin: Its distribution and version, or how it was registered.
-        capabilities: What the driver declares.
-        server: Name and version of the server, as the harness says them.
+        plugin: The plugin's distribution and version, or a text for a plugin without distribution.
+        capabilities: The capabilities that the driver declares.
+        server: Name and version of the server, as the harness gives them.
         cases: One result per case of the suite.
-        notes: Facts that are not failures but should be known, for example a capability that works and is not declared.
+        notes: Facts that are not failures, for example that a capability works although it is not declared.
         filtered: Whether cases were chosen by hand.
     """
 
@@ -104,7 +104,7 @@ class Report:
     def profiles(self) -> dict[str, str]:
         """The verdict for `core` and for each declared capability.
 
-        A declared capability without a single case that passed has not been proven: "incomplete".
+        If no case of a declared capability passed, the verdict is "incomplete", because the capability is not proven.
         """
         verdicts = {}
         for profile in ["core", *(name for name, value in self.capabilities.items() if value is True)]:

@@ -68,7 +68,7 @@ for _section in _SECTIONS:  # in this order, whatever the order of the imports a
 _HERE = Path(__file__).parent
 _FAULT = "a fault in the harness, in "
 _MOST_FAULTS = 6
-"""After so many failures in a row of a method of the harness, no more cases run. Each failure can cost seconds."""
+"""After a method of the harness has failed so many times in a row, no more cases run. Each failure can cost seconds."""
 _SIDE_BY_SIDE = 8  # cases that only wait
 _CLEAN_UP = 6.0  # seconds that a case may take, after its limit, to be cancelled and to close what it opened
 
@@ -83,7 +83,7 @@ def run(harness: Harness, *, only: Iterable[str] = (), progress: Progress = _to_
     """Runs every case that applies.
 
     Args:
-        harness: What to test.
+        harness: The harness of the plugin.
         only: Run only the cases whose id is one of these, or starts with one of these and a dot. The report is then
             "incomplete", never a pass.
         progress: Called with the text of the progress, piece by piece.
@@ -98,7 +98,7 @@ def run(harness: Harness, *, only: Iterable[str] = (), progress: Progress = _to_
 
 @contextmanager
 def session(harness: Harness, *, progress: Progress = _to_stderr) -> Iterator[Session]:
-    """Starts the harness, for running single cases. `run` uses it to run all of them."""
+    """Makes a session that runs single cases. Stops the harness at the end. `run` uses a session for all cases."""
     for case_id in harness.not_applicable:
         if case_id not in CASES:
             raise ValueError(f"not_applicable names {case_id!r}, and there is no such case")
@@ -131,7 +131,7 @@ class Session:
         self.report = self._empty_report()
 
     def run_all(self, only: tuple[str, ...]) -> Report:
-        """Runs the chosen cases, in order; an empty choice means all."""
+        """Runs the chosen cases in order. An empty choice means all cases."""
         unknown = [name for name in only if not any(_chosen(case_id, (name,)) for case_id in CASES)]
         if unknown:
             near = [case_id for name in unknown for case_id in CASES if name in case_id]
@@ -154,8 +154,8 @@ class Session:
         return self.report
 
     def run_case(self, case: Case) -> CaseResult:
-        """Runs one case, unless it cannot be run or does not apply. Cases that may run at the same time are run
-        together with it."""
+        """Runs one case, unless it cannot be run or does not apply. If the case mostly waits (`Case.waits`), the other
+        chosen cases of this kind run at the same time."""
         if case.waits and case.id not in self._results:
             self._run_side_by_side([CASES[each] for each in self.chosen if CASES[each].waits])
         return self._add(self._results.pop(case.id) if case.id in self._results else self._result_of(case))
@@ -180,7 +180,7 @@ class Session:
     # -- what applies -------------------------------------------------------------------------------------------------
 
     def _judge(self, case: Case) -> CaseResult | None:
-        """The result of a case that is not to be executed."""
+        """Returns the result of a case that must not be executed. None: the case must be executed."""
         for waived in (case.id, case.like):
             if waived is not None and waived in self.harness.not_applicable:
                 return _result(case, "not applicable", self.harness.not_applicable[waived])
@@ -288,7 +288,7 @@ class Session:
 
 
 def _outcome(case: Case, context: Context) -> BaseException | None:
-    """The failure of the case. None: the case holds."""
+    """Runs the case, and returns its failure. None: the case passed."""
     try:
         if inspect.iscoroutinefunction(case.function):
             with asyncio.Runner(loop_factory=context.watched_loop) as runner:
@@ -312,7 +312,7 @@ def _named(error: BaseException) -> str:
 
 
 def _in_harness(error: BaseException, harness: Harness) -> str | None:
-    """Says which method of the harness failed, and where; None when the error is not the harness' own."""
+    """Says which method of the harness failed, and where. None: no method of the harness caused the error."""
     if isinstance(error.__cause__, TimeoutError):
         error = error.__cause__
     frames = list(traceback.walk_tb(error.__traceback__))
@@ -359,14 +359,14 @@ def _chosen(case_id: str, only: tuple[str, ...]) -> bool:
 
 
 class _HarnessFaults:
-    """Counts how often, one case after the other, the same method of the harness failed."""
+    """Counts how many cases in a row failed because of the same method of the harness."""
 
     def __init__(self) -> None:
         self.most = 0
         self.text = ""
 
     def note(self, result: CaseResult) -> None:
-        """A case has ended."""
+        """Called when a case has ended."""
         if result.status in ("passed", "failed"):
             method = result.reason.partition("(): ")[0] if result.reason.startswith(_FAULT) else ""
             self.most = self.most + 1 if method and self.text.startswith(method) else int(bool(method))

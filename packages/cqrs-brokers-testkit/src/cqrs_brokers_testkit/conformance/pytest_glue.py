@@ -5,8 +5,8 @@
     class TestMyBroker(BrokerConformance):
         harness = MyHarness
 
-Cases that do not apply are skipped with their reason. A case that could not be run fails: a harness that leaves cases
-out proves nothing about them.
+Cases that do not apply are skipped with their reason. A case that could not be run fails, because a harness that leaves
+out a case proves nothing about it.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ __all__ = ["BrokerConformance"]
 
 
 class BrokerConformance:
-    """Subclass it with a name that pytest collects (`Test…`).
+    """The base class for a plugin's test class. The test class needs a name that pytest collects (`Test…`).
 
     Attributes:
-        harness: Your harness' class.
+        harness: The class of the plugin's harness.
     """
 
     harness: ClassVar[type[Harness]]
@@ -35,7 +35,7 @@ class BrokerConformance:
     @pytest.fixture(scope="class")
     @classmethod
     def conformance(cls, request: pytest.FixtureRequest) -> Iterator[Session]:
-        """The harness, started when the first live case runs and stopped after the last one."""
+        """The session. It starts the harness when the first live case runs, and stops it after the last case."""
         items = [item for item in request.session.items if isinstance(item, pytest.Function) and item.cls is cls]
         with session(cls.harness(), progress=lambda _: None) as running:
             chosen = [item.callspec.params.get("case") for item in items if hasattr(item, "callspec")]

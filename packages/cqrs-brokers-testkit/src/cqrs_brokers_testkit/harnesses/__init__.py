@@ -1,3 +1,3 @@
-"""Harnesses of the brokers that we ship, registered by entry points: `python -m cqrs_brokers_testkit amqp`."""
+"""Harnesses of the brokers that we ship. Entry points register them, for `python -m cqrs_brokers_testkit amqp`."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""What the harnesses of `amqp://` have in common: a private server behind the fault proxy, and queues for topics."""
+"""The common base of the harnesses of `amqp://`: a private server behind the fault proxy, and queues for topics."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class AMQPHarness(Harness, Generic[Server]):
 
     @abstractmethod
     def _serve(self) -> contextlib.AbstractContextManager[Server]:
-        """The server, with `self._certificates`."""
+        """Returns a context manager that runs the server with `self._certificates`."""
 
     @abstractmethod
     def _url(self, user: str = "guest", password: str = "guest") -> str:  # noqa: S107 - of a private server
-        """The server's URL, by way of the proxy."""
+        """The server's URL through the proxy."""
 
     @property
     @abstractmethod

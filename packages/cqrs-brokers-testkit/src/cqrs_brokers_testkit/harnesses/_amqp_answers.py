@@ -1,4 +1,4 @@
-"""Forged answers of AMQP 0-9-1: its acks and nacks, in what a broker sends."""
+"""Forged answers of AMQP 0-9-1: the acks and nacks that a broker sends are changed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cqrs_brokers_testkit.frames import forgeries
 _ACK, _NACK = struct.pack(">HH", 60, 80), struct.pack(">HH", 60, 120)
 _METHOD = 1
 _HEAD = 7
-"""Type, channel and size of a frame; its payload begins with the class and method."""
+"""The number of bytes of a frame's type, channel and size. The payload after them begins with class and method."""
 
 
 def _length(data: bytes) -> int | None:

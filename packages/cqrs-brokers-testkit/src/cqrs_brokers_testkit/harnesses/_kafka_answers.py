@@ -1,4 +1,4 @@
-"""Forged answers of Kafka: the responses to produce requests of version 8 and below."""
+"""Forged answers of Kafka: the responses to produce requests up to version 8 are changed."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def _change_produce(connection: ProxyConnection, request: Change, response: Chan
 
 
 def without_replicas(topic: str) -> Callable[[ProxyConnection], None]:
-    """Makes a topic one for which the broker has not enough replicas: it appends nothing, and says so.
+    """Makes the broker seem to have too few replicas for a topic: it appends nothing, and answers with that error code.
 
-    The only node of a cluster has enough for any topic. So requests for this one name a topic that is not there, and
-    the code of the answer is changed.
+    The only node of a cluster has enough replicas for any topic. So the requests for this topic are changed to name a
+    topic that does not exist, and the error code in the answers is changed.
     """
     name, other = topic.encode(), topic[::-1].encode()
 
@@ -55,7 +55,7 @@ def _forgery(meaning: Literal["lost", "refused", "unknown"], forge: Change) -> F
 
 
 def _with_code(code: int) -> Change:
-    """Changes the code of the first partition: the suite sends to one."""
+    """Changes the code of the first partition, because the suite sends to one partition only."""
 
     def forge(frame: bytes) -> bytes:
         topic = 12 + 2 + int.from_bytes(frame[12:14])  # behind size, correlation id, number of topics, and the name

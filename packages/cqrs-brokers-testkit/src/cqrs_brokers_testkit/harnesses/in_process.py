@@ -31,7 +31,7 @@ class MemoryHarness(Harness):
     }
 
     def read_back(self, topic: str, count: int) -> Sequence[Record]:
-        """The records that `published` has, of all message names."""
+        """The records that `published` has for this topic."""
         return [
             Record(
                 topic=record.topic,
@@ -56,7 +56,7 @@ class MemoryHarness(Harness):
 
 
 class DevnullHarness(Harness):
-    """`devnull://` keeps nothing. So the suite can only prove that it promises nothing."""
+    """`devnull://` keeps nothing. So the suite can only prove that this broker promises nothing."""
 
     url = "devnull://"
     wire = False

@@ -66,8 +66,8 @@ class RabbitMQHarness(AMQPHarness[RabbitMQNode]):
             self._quorum_queue("resume", self._suspended.pop())
 
     def _quorum_queue(self, what: str, topic: str) -> None:
-        """Suspends or resumes the leader of the queue. While it is suspended, the queue answers nobody, as without a
-        majority."""
+        """Suspends or resumes the leader of the queue. While the leader is suspended, the queue answers nobody, like a
+        queue without a majority."""
         self._server.ctl("eval", f"sys:{what}({{'%2F_{topic}', node()}}).")
 
     def limited_size(self) -> SizeLimit:
