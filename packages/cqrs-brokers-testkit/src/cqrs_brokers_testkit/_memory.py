@@ -1,4 +1,5 @@
-"""pytest fixtures for an application's own tests: a `memory://` broker for each test, and what was published to it.
+"""pytest fixtures for an application's own tests: a `memory://` broker for each test, and the messages that were
+published to it.
 
     async def test_an_order_is_announced(memory_broker_url, published):
         await place_order(open_broker(memory_broker_url), "order-1")
@@ -37,7 +38,7 @@ def published(memory_broker_url: str) -> "Iterator[Published]":
     """The messages that were published to `memory_broker_url`, by any number of brokers. They are forgotten after the
     test.
 
-    `published.assert_once(topic=…, name=…, key=…, headers=…)`, `published.find(…)`, `len(published)`.
+    Use `published.assert_once(topic=…, name=…, key=…, headers=…)`, `published.find(…)` and `len(published)`.
     """
     from cqrs_broker_memory import published as published_to
 

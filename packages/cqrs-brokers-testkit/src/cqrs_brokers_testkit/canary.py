@@ -1,5 +1,5 @@
-"""Finds out whether a secret is shown somewhere. Plants texts that nothing else contains, and looks for them in
-everything that people and tools read.
+"""Finds out whether a secret is shown somewhere. A test uses canaries, texts that nothing else contains, as secrets. A
+scanner looks for the canaries in everything that people and tools read.
 
     password = Canary("password")
     scanner = CanaryScanner(password)
@@ -12,8 +12,8 @@ everything that people and tools read.
             scanner.error("a wrong password", error)
     scanner.check()
 
-It looks at what is printed, logged, copied, pickled or dumped. It does not look at the attributes of other libraries'
-objects, nor at tracebacks with local variables, because code that prints those prints everything.
+The scanner looks at everything that is printed, logged, copied, pickled or dumped. It does not look at the attributes
+of other libraries' objects, nor at tracebacks with local variables: code that prints such things shows everything.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ __all__ = ["Canary", "CanaryFound", "CanaryScanner", "Hit", "ScanningObserver"]
 class Canary:
     """A text that nothing else contains.
 
-    `str` gives the text, for f-strings. Its token has only letters and digits, so that percent-encoding, JSON and the
-    repr of bytes do not change it. The text contains the token twice, so that it is found even if the text is cut in
-    two.
+    `str` gives the text, for f-strings. The text contains a token twice, so that the token is found even if the text is
+    cut in two. A token has only letters and digits, so that percent-encoding, JSON and the repr of bytes do not change
+    the token.
 
     Args:
-        place: Where it is planted. Hits are reported under this name.
+        place: The place at which the test uses the text. Hits are reported under this name.
         between: The text between the two tokens, for example characters that parsers often handle wrongly.
 
     Attributes:
-        place: Where it is planted.
-        text: What to plant.
-        token: What is looked for.
+        place: The place at which the test uses the text.
+        text: The whole text.
+        token: The part of the text that scanners look for.
     """
 
     def __init__(self, place: str, *, between: str = "-") -> None:
@@ -78,8 +78,8 @@ class Canary:
 def forms_of(text: str) -> dict[str, str]:
     """The forms of a text, by name: as it is, in hexadecimal, in base64.
 
-    In base64 a text has three forms, depending on how many bytes come before it. Its first and its last character may
-    depend on the bytes beside it.
+    In base64 a text has three forms, depending on the number of bytes before the text. Characters that depend on
+    neighbouring bytes are left out.
     """
     data = text.encode()
     forms = {"as it is": text}
@@ -109,9 +109,10 @@ class Hit(NamedTuple):
     """A canary that was found.
 
     Attributes:
-        canary: The place where it was planted.
-        where: Where it was found.
-        form: The form in which it was found. The text around it is not kept, because it may hold more secrets.
+        canary: The place at which the test uses the canary (`Canary.place`).
+        where: The text or object in which the canary was found.
+        form: The form in which the canary was found. The text around the canary is not kept, because that text may hold
+            more secrets.
     """
 
     canary: str
@@ -126,7 +127,7 @@ class CanaryFound(AssertionError):  # noqa: N818 - names what happened
     """At least one canary was found, or nothing was looked at. The text lists the hits.
 
     Attributes:
-        hits: What was found.
+        hits: The canaries that were found.
     """
 
     def __init__(self, hits: Iterable[Hit]) -> None:
@@ -138,10 +139,10 @@ class CanaryScanner:
     """Looks for canaries.
 
     Args:
-        *canaries: What to look for.
+        *canaries: The canaries to look for.
 
     Attributes:
-        hits: What was found, each hit once.
+        hits: The canaries that were found, each hit once.
         texts: How many texts were looked at.
         classes: The class of every exception that was looked at, causes and contexts included.
     """
@@ -156,13 +157,13 @@ class CanaryScanner:
         """Checks that no canary was found.
 
         Raises:
-            CanaryFound: A canary was found. Or nothing was looked at, so that nothing is proven.
+            CanaryFound: A canary was found, or nothing was looked at, so that nothing is proven.
         """
         if self.hits or not self.texts:
             raise CanaryFound(self.hits)
 
     def text(self, where: str, text: str | bytes) -> None:
-        """Looks at a text, or at bytes that may hold one."""
+        """Looks at a text, or at bytes that may contain text."""
         self.texts += 1
         shown = text if isinstance(text, str) else text.decode("latin-1")
         for place, name, form in self._forms:
@@ -230,7 +231,7 @@ class CanaryScanner:
             self.text("a log line or warning", text)
 
     def observer(self) -> ScanningObserver:
-        """An observer for a `Broker`. It looks at everything that it is told."""
+        """Makes an observer for a `Broker`. The observer looks at everything that the `Broker` tells it."""
         return ScanningObserver(self)
 
     def record(self, record: logging.LogRecord) -> None:
@@ -265,7 +266,7 @@ class ScanningObserver(Observer):
     """See `CanaryScanner.observer`.
 
     Attributes:
-        told: How many times it was called.
+        told: How many times the observer was called.
     """
 
     def __init__(self, scanner: CanaryScanner) -> None:
@@ -298,8 +299,8 @@ class _Records(logging.Handler):
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """The exception, its causes, contexts and members, each once. A context that a traceback would not show is
-    included."""
+    """Yields the exception, its causes, contexts and members, each once. This includes contexts that a traceback would
+    not show."""
     found: dict[int, BaseException] = {}
     waiting = [error]
     while waiting:

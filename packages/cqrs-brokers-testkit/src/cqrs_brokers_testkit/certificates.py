@@ -14,16 +14,16 @@ class Certificates:
     """Paths of PEM files, all in one folder. Keys are not encrypted.
 
     Attributes:
-        ca: The authority that signed all the others.
+        ca: The authority that signed all other certificates except `other_ca`.
         server: Server certificate for "localhost", 127.0.0.1 and ::1.
-        server_key: Its key.
+        server_key: The key of `server`.
         client: Client certificate with the common name "client".
-        client_key: Its key.
+        client_key: The key of `client`.
         expired: Server certificate like `server` that expired in the year 2001.
-        expired_key: Its key.
+        expired_key: The key of `expired`.
         wrong_host: Server certificate for "elsewhere.invalid" only.
-        wrong_host_key: Its key.
-        other_ca: An authority that signed none of these.
+        wrong_host_key: The key of `wrong_host`.
+        other_ca: An authority that signed none of these certificates.
     """
 
     ca: Path
@@ -38,7 +38,7 @@ class Certificates:
     other_ca: Path
 
     def serving(self, which: str) -> "Certificates":
-        """Return these certificates with "expired" or "wrong_host" in the place of the server's."""
+        """Return these certificates, with "expired" or "wrong_host" in the place of the server's certificate."""
         return Certificates(
             **{
                 **vars(self),

@@ -1,4 +1,4 @@
-"""Looks at the frames in what passes a `FaultProxy`, which knows only bytes: for `Harness.forged_answers`.
+"""Changes single frames of the bytes that pass a `FaultProxy`, for `Harness.forged_answers`. A proxy knows only bytes.
 
     def forged_answers(self):  # a protocol of lines, whose confirms are "OK <token>"
         return forgeries(
@@ -22,14 +22,14 @@ from cqrs_brokers_testkit.proxy import ProxyConnection
 __all__ = ["each_frame", "each_line", "forgeries", "line_length", "with_block"]
 
 _CUT_AT = 12
-"""Which answer is cut: one whose number has more than one digit."""
+"""The answer with this number is cut. A number of two digits is still a number when its last digit is missing."""
 
 Length = Callable[[bytes], int | None]
 Change = Callable[[bytes], bytes]
 
 
 def line_length(block: str | None = None) -> Length:
-    r"""A `length` for protocols of lines, whose frames are a line with its line break.
+    r"""Makes the argument `length` for protocols of lines. A frame is a line with its line break.
 
     Args:
         block: A regular expression for lines that are followed by a block of bytes and another line break. Its first
@@ -52,7 +52,8 @@ def line_length(block: str | None = None) -> Length:
 
 
 def with_block(block: bytes) -> Change:
-    """A change of frames that are a line and a block: this block instead, and its length as the line's last number."""
+    """Makes a change for frames that are a line and a block. The change puts `block` in the place of the frame's block,
+    and the length of `block` in the place of the line's last number."""
 
     def change(frame: bytes) -> bytes:
         line, end, _ = re.split(rb"(\r?\n)", frame, maxsplit=1)
@@ -62,11 +63,11 @@ def with_block(block: bytes) -> Change:
 
 
 def each_frame(length: Length, change: Change) -> Change:
-    """A function for `rewrite` that changes each frame. It is for one direction of one connection, and its first byte
-    must be the first byte of a frame.
+    """Makes a function for `ProxyConnection.rewrite` that changes each frame. The function is for one direction of one
+    connection. The first byte that it gets must be the first byte of a frame.
 
     Args:
-        length: The length of the frame at the start of these bytes. None: there are too few bytes to tell.
+        length: Returns the length of the frame at the start of these bytes. None: there are too few bytes to tell.
         change: Returns the bytes that replace a frame. `b""` drops the frame.
     """
     rest = b""
@@ -84,7 +85,7 @@ def each_frame(length: Length, change: Change) -> Change:
 
 
 def each_line(change: Change) -> Change:
-    """`each_frame` for protocols of lines. `change` gets each with its line break."""
+    """Does the same as `each_frame`, for protocols of lines. `change` gets each line with its line break."""
     return each_frame(line_length(), change)
 
 
@@ -96,14 +97,14 @@ def forgeries(
     unknown: Mapping[str, Change | bytes],
     any_order: bool = False,
 ) -> Mapping[str, Forgery]:
-    """The forgeries that `Harness.forged_answers` returns. Those with the meanings `lost` and `cut` are always among
-    them.
+    """Makes the forgeries that `Harness.forged_answers` returns. Forgeries with the meanings `lost` and `cut` are
+    always among them.
 
     Args:
-        length: As for `each_frame`.
-        is_answer: Whether a frame of the broker answers a message. The answer to a ping does not.
+        length: See `each_frame`.
+        is_answer: Returns whether a frame of the broker answers a message. The answer to a ping answers no message.
         refused: For each name of a refusal, a function that turns an answer into that refusal. If the refusal is the
-            same for all answers, its bytes will do.
+            same for all answers, its bytes can be given instead.
         unknown: The same for answers that no driver can know: a number that no message has, or a reason code that
             the protocol does not have.
         any_order: Whether the broker may answer a message before an older one. If so, forgeries with the meanings
@@ -134,7 +135,7 @@ def forgeries(
         return lambda: connection.insert(b"".join(kept))
 
     def cut(size_of: Callable[[int], int]) -> Forgery:
-        """Lets through only the beginning of one answer. It drops all other answers."""
+        """Lets through only the beginning of one answer. All other answers are dropped."""
 
         def apply(connection: ProxyConnection) -> None:
             answers = 0

@@ -1,8 +1,8 @@
 """librdkafka's mock Kafka cluster, for error codes that a real broker won't give on demand.
 
-It comes with confluent-kafka's wheel, runs inside this process and listens at random ports on loopback. It checks no
-sequence numbers and stores little: use a real broker for everything else. Its C functions are not a documented Python
-API. confluent-kafka 2.16.1 is known to work.
+The mock cluster comes with confluent-kafka's wheel, runs inside this process and listens at random ports on loopback.
+It checks no sequence numbers and stores little: use a real broker for everything except error codes. Its C functions
+are not a documented Python API. confluent-kafka 2.16.1 is known to work.
 """
 
 import ctypes
@@ -40,7 +40,7 @@ class KafkaMock:
     """A mock cluster, for the length of a `with` block or until `close()`.
 
     Args:
-        nodes: How many brokers; their ids start at 1.
+        nodes: The number of brokers. Their ids start at 1.
 
     Attributes:
         bootstrap_servers: `host:port[,...]`.
@@ -99,7 +99,7 @@ class KafkaMock:
         self._call("rd_kafka_mock_broker_set_rtt", node, milliseconds)
 
     def set_leader(self, topic: str, partition: int, node: int) -> None:
-        """Make a broker the leader of a partition; -1: none leads it."""
+        """Make a broker the leader of a partition. -1: the partition has no leader."""
         self._call("rd_kafka_mock_partition_set_leader", topic.encode(), partition, node)
 
     def close(self) -> None:

@@ -4,7 +4,7 @@
         async with open_broker(url) as broker:
             ...
 
-It does not look at warnings: run tests with `-W error`.
+Warnings are not checked here: run tests with `-W error`.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ class Resources:
     Attributes:
         tasks: Tasks of the running event loop, if there is one.
         threads: Threads, without those of an event loop's default executor, which belong to the loop.
-        descriptors: What each open file descriptor is, such as "socket:[4711]".
+        descriptors: The number of each open file descriptor, and what it is, such as "socket:[4711]".
     """
 
     tasks: frozenset["asyncio.Task[object]"]
@@ -72,10 +72,10 @@ async def no_leaks(settle: float = 1.0, *, ignore: Callable[[str], bool] = lambd
 
     Args:
         settle: Seconds to wait until tasks, threads and sockets have ended.
-        ignore: Called with the line of each finding. True: it is not a leak.
+        ignore: Called with the line of each finding. True: the finding is not a leak.
 
     Raises:
-        Leak: Something was left. It is not raised if the block itself raises an exception.
+        Leak: Something was left. This error is not raised if the block itself raises an exception.
     """
     before = Resources.now()
     yield
@@ -88,7 +88,7 @@ async def no_leaks(settle: float = 1.0, *, ignore: Callable[[str], bool] = lambd
 
 @contextlib.contextmanager
 def no_leaks_sync(settle: float = 1.0, *, ignore: Callable[[str], bool] = lambda _: False) -> Iterator[None]:
-    """`no_leaks` for code that runs its own event loops, or none."""
+    """Do the same as `no_leaks`, for code that runs its own event loops or no event loop."""
     before = Resources.now()
     yield
     give_up = time.monotonic() + settle

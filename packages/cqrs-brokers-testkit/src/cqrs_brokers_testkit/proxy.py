@@ -1,15 +1,15 @@
 """A TCP proxy on loopback that breaks what passes through it.
 
-Put it between a client under test and a server, then stall, cut, delay or garble. "up" is the way from the client to
-the server, "down" the way back. It does not depend on a protocol. For Kafka, the broker must advertise the proxy's
-address:
+Put the proxy between a client under test and a server. Then stall, cut, delay or garble the bytes. "up" is the way from
+the client to the server, and "down" is the way back. The proxy does not depend on a protocol. A Kafka broker must
+advertise the proxy's address:
 
     with FaultProxy() as proxy, kafka(advertised=(proxy.host, proxy.port)) as server:
         proxy.target = ("127.0.0.1", server.nodes[0].ports["PLAINTEXT"])
         proxy.stall("down")
 
-`async with` runs it in the caller's event loop, `with` in a thread of its own, for tests that block. Every method may
-be called from any thread and has taken effect when it returns.
+`async with` runs the proxy in the caller's event loop. `with` runs the proxy in a thread of its own, for tests that
+block. Every method may be called from any thread. When a method returns, it has taken effect.
 
 This file is longer than 400 lines because all faults work on one state, the connections and what waits in them.
 """
@@ -35,8 +35,8 @@ Ending = Literal["reset", "close", "stall"]
 _CHUNK = 64 * 1024
 _QUEUED_CHUNKS = 64  # what may be on its way while it is delayed
 _RECEIVE_BUFFER = 256 * 1024
-"""Bytes. Without a limit the kernel may take in many megabytes for a stalled connection; how many is a setting of the
-machine."""
+"""The size of a socket's receive buffer, in bytes. Without this limit the kernel may take in many megabytes for a
+stalled connection."""
 
 
 @dataclass
@@ -53,7 +53,7 @@ class _Faults:
 
 
 class _Lane:
-    """One direction of one connection: `take` reads at this end, `give` writes at the other."""
+    """One direction of one connection. `take` reads from the sender, and `give` writes to the receiver."""
 
     def __init__(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, faults: _Faults, connection: "ProxyConnection"
@@ -63,7 +63,7 @@ class _Lane:
         self.flowing = asyncio.Event()
         self._finished = False
         self.held = 0
-        """Bytes that were taken in and not passed on."""
+        """How many bytes were taken in and not passed on yet."""
         self._reader, self._writer, self._connection = reader, writer, connection
         self._queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_QUEUED_CHUNKS)
         writer.transport.set_write_buffer_limits(0)  # drain() then means: the kernel has it
@@ -139,7 +139,7 @@ class _Lane:
 
 
 class _Breakable:
-    """The faults, for one connection or for all of them."""
+    """The methods that cause faults, for one connection or for all connections."""
 
     _proxy: "FaultProxy"
 
@@ -167,14 +167,14 @@ class _Breakable:
         self._change(way, delay=seconds, jitter=jitter)
 
     def throttle(self, bytes_per_second: float | None, *, way: Way = "both") -> None:
-        """Let bytes pass at this rate in each direction of each connection. None: without a limit.
+        """Let bytes pass at this rate, in each chosen direction of each connection. None: there is no limit.
 
-        The proxy takes in the next bytes when those before have passed, so that the sender is held up.
+        The proxy takes in further bytes only when the bytes before have passed. So the sender is held up.
         """
         self._change(way, rate=bytes_per_second)
 
     def swallow(self, way: Way = "down") -> None:
-        """Take bytes in and throw them away: with "down" the server acts but its answers never arrive."""
+        """Take bytes in and throw them away. With "down" the server acts, but its answers never arrive."""
         self._change(way, rewrite=lambda _: b"")
 
     def corrupt(self, way: Way = "down") -> None:
@@ -182,20 +182,20 @@ class _Breakable:
         self._change(way, rewrite=lambda data: bytes(byte ^ 0xFF for byte in data))
 
     def rewrite(self, function: Callable[[bytes], bytes], way: Way = "down") -> None:
-        """Pass every chunk through a function. Where chunks begin and end is up to TCP."""
+        """Pass every chunk of bytes through a function. TCP decides where chunks begin and end."""
         self._change(way, rewrite=function)
 
     def insert(self, data: bytes, way: Literal["up", "down"] = "down") -> None:
-        """Write bytes of your own, now, between what passes: an answer that nobody gave, a farewell."""
+        """Write these bytes now, between the bytes that pass: for example an answer that the server never gave."""
         self._proxy._do(lambda: self._each(lambda connection: connection._lanes[way].insert(data)))
 
     def cut_after(self, count: int, way: Way = "down", *, by: Ending = "reset") -> None:
-        """Let `count` more bytes pass in each connection, then reset, close or stall it.
+        """Let `count` more bytes pass in each connection, then reset, close or stall the connection.
 
         Args:
             count: At least 1.
             way: The direction that is counted.
-            by: "reset" and "close" end the connection; "stall" holds back the rest of this direction.
+            by: "reset" and "close" end the connection. "stall" holds back the rest of this direction.
         """
         if count < 1:
             raise ValueError("count must be at least 1: use reset() or stall() to cut at once")
@@ -214,7 +214,7 @@ class _Breakable:
         self._proxy._do(lambda: self._each(ProxyConnection._close))
 
     def half_close(self, way: Literal["up", "down"] = "down") -> None:
-        """Send FIN in one direction, as if that side had finished; the other direction works on."""
+        """Send FIN in one direction, as if the sender had finished. The other direction goes on."""
         self._proxy._do(lambda: self._each(lambda connection: connection._half_close(way)))
 
 
@@ -230,12 +230,12 @@ class ProxyConnection(_Breakable):
 
     @property
     def bytes_up(self) -> int:
-        """Bytes passed on to the server."""
+        """The number of bytes that were passed on to the server."""
         return self._lanes["up"].bytes
 
     @property
     def bytes_down(self) -> int:
-        """Bytes passed on to the client."""
+        """The number of bytes that were passed on to the client."""
         return self._lanes["down"].bytes
 
     def _change(self, way: Way, **changes: object) -> None:
@@ -251,13 +251,13 @@ class ProxyConnection(_Breakable):
         return [self]
 
     def ended_from(self, lane: _Lane) -> None:
-        """One side has ended its direction."""
+        """Called when one side has ended its direction. Counts the connection if the server was first."""
         if not self._ended:
             self._ended = True
             self._proxy.hung_up += lane is self._lanes["down"]
 
     def end_by(self, ending: Ending, lane: _Lane) -> None:
-        """End the connection, or stall one lane of it."""
+        """End the connection, or stall one of its lanes."""
         if ending == "stall":
             lane.faults.stalled = True
             lane.changed()
@@ -320,13 +320,14 @@ class FaultProxy(_Breakable):
         target: Host and port of the server. None: connections are reset until `target` is set.
 
     Attributes:
-        target: Host and port of the server. It may be changed at any time; new connections use it.
+        target: Host and port of the server. The target may be changed at any time, for new connections.
         host: 127.0.0.1.
         port: The proxy's port. It is known before the proxy starts, and never changes.
         connections: The open connections, oldest first.
         accepted: How many connections reached the server so far.
-        hung_up: How many of them the server ended, before the client did.
-        on_connection: Called with each new connection before anything passes, to set faults of its own.
+        hung_up: How many of these connections the server ended before the client did.
+        on_connection: A function that is called with each new connection before any byte passes. It may set faults for
+            this connection.
     """
 
     def __init__(self, target: tuple[str, int] | None = None) -> None:
@@ -345,13 +346,13 @@ class FaultProxy(_Breakable):
 
     @property
     def bytes_held(self) -> int:
-        """How many bytes the proxy has taken in and not passed on yet. For tests that measure the memory of this
-        process."""
+        """How many bytes the proxy has taken in and not passed on yet. Tests that measure the memory of this process
+        need this number."""
         return sum(lane.held for connection in self.connections for lane in connection._lanes.values())
 
     @property
     def listens(self) -> bool:
-        """Whether it takes new connections: it runs, and was not told to `refuse()`."""
+        """Whether the proxy takes new connections: it runs, and was not told to `refuse()`."""
         return self._listener is not None
 
     @property
@@ -407,7 +408,7 @@ class FaultProxy(_Breakable):
             self._thread.join()
 
     def _do(self, action: Callable[[], object]) -> None:
-        """Run an action in the proxy's loop and wait for it."""
+        """Run an action in the proxy's loop, and wait until the action has ended."""
         loop = self._loop
         if loop is None:  # before it runs nothing is shared yet
             action()
@@ -485,7 +486,7 @@ class FaultProxy(_Breakable):
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
-    """Close at once, with RST instead of FIN: that is the effect of a zero linger time."""
+    """Close at once, with RST instead of FIN. A linger time of zero has this effect."""
     connection = writer.get_extra_info("socket")
     with contextlib.suppress(OSError):
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -493,7 +494,7 @@ def _reset(writer: asyncio.StreamWriter) -> None:
 
 
 async def _close(*writers: asyncio.StreamWriter) -> None:
-    """Close with FIN. If the peer has read nothing after half a second, close at once."""
+    """Close with FIN. Bytes that are not sent after half a second are dropped."""
     for writer in writers:
         writer.close()
     try:

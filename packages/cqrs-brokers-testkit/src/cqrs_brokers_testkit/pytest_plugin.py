@@ -1,8 +1,8 @@
-"""pytest fixtures of the test kit, loaded by pytest itself once `cqrs-brokers-testkit[pytest]` is installed.
+"""pytest fixtures of the test kit. pytest loads this module itself if `cqrs-brokers-testkit[pytest]` is installed.
 
-A server starts when the first test asks for it. If it is not available, the tests that need it are skipped. The reason
-names the command that would help, and the run's summary ends with a line about them. With `CI=true` in the environment
-they fail instead.
+A server starts when the first test asks for it. If the server is not available, the tests that need it are skipped. The
+reason names the command that would help, and the run's summary ends with a line about the skipped tests. With `CI=true`
+in the environment these tests fail instead.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ _T = TypeVar("_T")
 
 
 class UniqueName(Protocol):
-    """What the fixture `unique_name` is."""
+    """The type of the fixture `unique_name`, a function."""
 
     def __call__(self, prefix: str = "test") -> str:
         """Return a name that begins with `prefix` and that no other test or run uses."""
@@ -72,7 +72,8 @@ def available(server: "contextlib.AbstractContextManager[_T]") -> Iterator[_T]:
 
 @pytest.fixture(scope="session")
 def rabbitmq() -> "Iterator[RabbitMQServer]":
-    """One RabbitMQ for the whole run, for tests that break nothing: `CQRS_TEST_AMQP_URL` if set, else a private one."""
+    """One RabbitMQ for the whole run, for tests that break nothing. `CQRS_TEST_AMQP_URL` may name the server. Otherwise
+    a private server is started."""
     from cqrs_brokers_testkit.servers import rabbitmq as start
 
     with available(start(shared=True)) as server:
@@ -81,7 +82,8 @@ def rabbitmq() -> "Iterator[RabbitMQServer]":
 
 @pytest.fixture(scope="session")
 def kafka() -> "Iterator[KafkaServer]":
-    """One Kafka for the whole run, for tests that break nothing: `CQRS_TEST_KAFKA_URL` if set, else a private one."""
+    """One Kafka for the whole run, for tests that break nothing. `CQRS_TEST_KAFKA_URL` may name the server. Otherwise
+    a private server is started."""
     from cqrs_brokers_testkit.servers import kafka as start
 
     with available(start(shared=True)) as server:
@@ -90,7 +92,7 @@ def kafka() -> "Iterator[KafkaServer]":
 
 @pytest.fixture(scope="module")
 def rabbitmq_node() -> "Iterator[RabbitMQNode]":
-    """A private RabbitMQ node for the tests of one module, which may break it but must leave it running."""
+    """A private RabbitMQ node for the tests of one module. Tests may break the node, but must leave it running."""
     from cqrs_brokers_testkit.servers import rabbitmq as start
 
     with available(start()) as node:
@@ -99,7 +101,7 @@ def rabbitmq_node() -> "Iterator[RabbitMQNode]":
 
 @pytest.fixture(scope="module")
 def kafka_node() -> "Iterator[KafkaCluster]":
-    """A private Kafka of one node for the tests of one module, which may break it but must leave it running."""
+    """A private Kafka of one node for the tests of one module. Tests may break the node, but must leave it running."""
     from cqrs_brokers_testkit.servers import kafka as start
 
     with available(start()) as cluster:
@@ -108,7 +110,7 @@ def kafka_node() -> "Iterator[KafkaCluster]":
 
 @pytest.fixture(scope="module")
 def kafka_nodes() -> "Iterator[KafkaCluster]":
-    """A private Kafka of three nodes for the tests of one module, which may break it but must leave it running."""
+    """A private Kafka of three nodes for the tests of one module. Tests may break nodes, but must leave all running."""
     from cqrs_brokers_testkit.servers import kafka_cluster as start
 
     with available(start(3)) as cluster:
@@ -117,7 +119,8 @@ def kafka_nodes() -> "Iterator[KafkaCluster]":
 
 @pytest.fixture(scope="session")
 def postgresql() -> "Iterator[PostgreSQLServer]":
-    """One PostgreSQL for the whole run: `CQRS_TEST_POSTGRESQL_URL` if set, else a private one."""
+    """One PostgreSQL for the whole run. `CQRS_TEST_POSTGRESQL_URL` may name the server. Otherwise a private server is
+    started."""
     from cqrs_brokers_testkit.servers import postgresql as start
 
     with available(start(shared=True)) as server:
@@ -126,7 +129,8 @@ def postgresql() -> "Iterator[PostgreSQLServer]":
 
 @pytest.fixture(scope="session")
 def mariadb() -> "Iterator[MariaDBServer]":
-    """One MariaDB for the whole run: `CQRS_TEST_MARIADB_URL` if set, else a private one."""
+    """One MariaDB for the whole run. `CQRS_TEST_MARIADB_URL` may name the server. Otherwise a private server is
+    started."""
     from cqrs_brokers_testkit.servers import mariadb as start
 
     with available(start(shared=True)) as server:
@@ -135,7 +139,7 @@ def mariadb() -> "Iterator[MariaDBServer]":
 
 @pytest.fixture(scope="module")
 def postgresql_node() -> "Iterator[PostgreSQLNode]":
-    """A private PostgreSQL for the tests of one module, which may break it but must leave it running."""
+    """A private PostgreSQL for the tests of one module. Tests may break the server, but must leave it running."""
     from cqrs_brokers_testkit.servers import postgresql as start
 
     with available(start()) as node:
@@ -144,7 +148,7 @@ def postgresql_node() -> "Iterator[PostgreSQLNode]":
 
 @pytest.fixture(scope="module")
 def mariadb_node() -> "Iterator[MariaDBNode]":
-    """A private MariaDB for the tests of one module, which may break it but must leave it running."""
+    """A private MariaDB for the tests of one module. Tests may break the server, but must leave it running."""
     from cqrs_brokers_testkit.servers import mariadb as start
 
     with available(start()) as node:
@@ -162,7 +166,7 @@ def kafka_mock() -> "Iterator[KafkaMock]":
 
 @pytest.fixture
 def fault_proxy() -> "Iterator[FaultProxy]":
-    """A loopback TCP proxy in a thread of its own; set its `target` first."""
+    """A loopback TCP proxy in a thread of its own. A test must first set its `target`."""
     from cqrs_brokers_testkit.proxy import FaultProxy
 
     with FaultProxy() as proxy:
@@ -197,7 +201,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Show the end of a server's log with a failed test that used it."""
+    """Show the end of a server's log with a failed test that used the server."""
     report = yield
     if report.failed:
         for name in _SERVERS:
@@ -209,7 +213,7 @@ def pytest_runtest_makereport(
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """End the summary with the tests that were skipped because a server was missing, and the command that would
+    """End the summary with a line for each missing server: how many tests were skipped, and which command would
     help."""
     skipped: dict[str, int] = {}
     for report in terminalreporter.stats.get("skipped", []):

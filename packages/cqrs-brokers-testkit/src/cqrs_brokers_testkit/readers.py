@@ -1,7 +1,7 @@
 """Read back what was published, with clients that are not ours: pika for RabbitMQ, confluent-kafka for Kafka.
 
-A test that publishes with cqrs-brokers and reads with the same code proves nothing about the wire. All functions block;
-in a coroutine call them with `asyncio.to_thread`. They need the extras `[amqp]` and `[kafka]`.
+A test that publishes with cqrs-brokers and reads with the same code proves nothing about the wire. All functions block,
+so a coroutine must call them with `asyncio.to_thread`. The functions need the extras `[amqp]` and `[kafka]`.
 """
 
 import json
@@ -45,16 +45,16 @@ class Record:
         message_id: Message id, as text.
         headers: The user's headers, as text.
         body: The body, untouched.
-        content_type: Its content type.
+        content_type: The content type of the body.
         timestamp: The message's time, in UTC: to the millisecond in Kafka, to the second in AMQP.
         partition: Kafka's partition.
         offset: Kafka's offset.
         exchange: AMQP's exchange.
         raw_headers: All headers as the client gave them: (name, bytes) pairs for Kafka, items of the table for AMQP.
-        properties: All AMQP properties that were set, such as `delivery_mode`; for Kafka the raw `key`.
-        flags: What the broker says of the message besides all this, such as AMQP's `delivery_mode` and `expiration`,
-            or MQTT's flag to retain it. The suite demands that a plugin's messages have the same.
-        tombstone: Whether there is no value at all. `body` is then empty.
+        properties: All AMQP properties that were set, such as `delivery_mode`. For Kafka: the raw `key` and `value`.
+        flags: Further properties of the message that the broker reports, such as AMQP's `delivery_mode` and
+            `expiration`, or MQTT's retain flag. The suite demands that all messages of a plugin have the same flags.
+        tombstone: Whether the record has no value. If so, `body` is empty.
     """
 
     topic: str
@@ -89,15 +89,15 @@ class Record:
         """Return the record of a message whose metadata are text headers, with the names of the wire format.
 
         Args:
-            topic: Where it was found.
+            topic: The topic in which the message was found.
             headers: All headers, as they are on the wire. `message-id`, `message-name`, `content-type`, `ordering-key`
                 and `timestamp` become fields of the record. All others are the user's headers, whatever their names.
             body: The body.
-            prefix: A text before the names of the user's headers. It is removed.
+            prefix: A text before the names of the user's headers. The prefix is removed.
             decode: A function that decodes the value of a header, and the name of a user's header.
             without: Headers that are neither fields nor the user's, such as one for the broker's deduplication.
             offset: The message's offset, if the broker has offsets.
-            flags: What the broker says of the message besides all this, such as its expiry; see `Record.flags`.
+            flags: Further properties that the broker reports, such as the expiry. See `Record.flags`.
         """
         texts = {name: decode(value) for name, value in headers.items() if name not in without}
         fields = {name: texts.pop(name, None) for name in (*_NOT_USER_HEADERS, "timestamp")}
@@ -138,9 +138,9 @@ def bind_queue(
     Args:
         url: AMQP URL; what follows a "?" is ignored.
         exchange: Name of the exchange.
-        routing_key: Pattern to bind with; by default everything.
-        queue: Name of the queue; None: a new one, which RabbitMQ deletes after ten idle minutes.
-        exchange_type: Type with which the exchange is declared; None: it must exist.
+        routing_key: Pattern to bind with. The default matches every routing key of a topic exchange.
+        queue: Name of the queue. None: a new queue, which RabbitMQ deletes after ten idle minutes.
+        exchange_type: Type with which the exchange is declared. None: the exchange must exist.
         cafile: For `amqps`: the authority's certificate.
         **arguments: Queue arguments, such as `**{"x-max-length": 1, "x-overflow": "reject-publish"}`.
     """
@@ -188,7 +188,7 @@ def drain_queue(
         cafile: For `amqps`: the authority's certificate.
 
     Raises:
-        TooFewRecords: Fewer than `count` came in time.
+        TooFewRecords: Fewer than `count` messages came in time.
     """
     give_up = time.monotonic() + timeout
     records: list[Record] = []
@@ -252,7 +252,7 @@ def drain_topic(
     *,
     settings: Mapping[str, object] | None = None,
 ) -> list[Record]:
-    """Read a topic from the beginning of every partition to its end, committed records only.
+    """Read the committed records of a topic, from the beginning to the end of every partition.
 
     Args:
         bootstrap_servers: `host:port[,...]`, or a `kafka://` URL without user.
@@ -266,7 +266,7 @@ def drain_topic(
         The records, sorted by partition and offset.
 
     Raises:
-        TooFewRecords: Fewer than `count` were there in time.
+        TooFewRecords: Fewer than `count` records were there in time.
         TimeoutError: The end of a partition was not reached in time.
         LookupError: There is no such topic.
     """
