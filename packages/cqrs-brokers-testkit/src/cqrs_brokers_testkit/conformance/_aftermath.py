@@ -1,4 +1,4 @@
-"""Cases about what comes after trouble: answers that are late, messages that are sent again, what was written."""
+"""Cases about the time after trouble: late answers, messages that are sent again, and data that was written."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from cqrs_brokers_testkit.conformance._case import (
 from cqrs_brokers_testkit.conformance._upkeep import deliveries
 
 _SETTLE = 1.0
-"""Seconds in which the bytes that were in a socket arrive after a fault."""
+"""Within this many seconds after a fault the bytes arrive that were in a socket."""
 
 
 @case("delivery.repeated-in-doubt-arrives", "fault", needs=["stall", "reset", "read_back"], capability="confirms")
 async def repeated_in_doubt_arrives(ctx: Context) -> None:
-    """Messages were lost on their way, and their callers send the same ones again: a receipt means that they came."""
+    """If messages were lost and their callers send the same messages again, a receipt means that a message arrived."""
     broker, topic, harness = ctx.open(delivery_timeout=8.0), await ctx.topic(), ctx.harness
     await ctx.works_again(broker, await ctx.topic())
     messages = [ctx.one_of_many(topic, n, 5_000) for n in range(10)]
@@ -65,7 +65,7 @@ async def repeated_in_doubt_arrives(ctx: Context) -> None:
     limit=90.0,
 )
 async def late_answers_confirm_nothing_new(ctx: Context) -> None:
-    """The answers to messages that were given up come late: they confirm nothing that was sent after these."""
+    """Late answers to messages that were given up confirm no message that was sent afterwards."""
     before, topic, other = set(ctx.proxy.connections), await ctx.topic(), await ctx.topic()
     broker = ctx.open(delivery_timeout=6.0)
     for each in (topic, other):
@@ -99,14 +99,14 @@ async def late_answers_confirm_nothing_new(ctx: Context) -> None:
 
 
 _SMALL, _TOGETHER = 4_000, 2**24
-"""Bytes of a message, and of all: more than the sockets on the way hold. The end of what they hold is between two."""
+"""The bytes of one message, and of all messages. Together they are more than the sockets on the way can hold."""
 
 
 @case("delivery.half-written-leaves-the-truth", "fault", needs=["proxy", "read_back"], limit=90.0)
 async def half_written_leaves_the_truth(ctx: Context) -> None:
-    """The broker ends the connection when half of a batch is written, which arrives: order and truth survive it.
+    """Order and truth survive when the broker ends the connection after half of a batch has arrived.
 
-    What waits is sent on the next connection.
+    The messages that wait are sent on the next connection.
     """
     broker = ctx.open(delivery_timeout=20.0, max_in_flight=5_000, max_in_flight_bytes=2**27)
     topic = await ctx.topic()
@@ -140,7 +140,7 @@ _REFUSALS = ("forbidden_destination", "make_unroutable", "missing_destination", 
 
 @case("delivery.nothing-is-kept-after-trouble", "fault", needs=["stall", "lose_answers", "reset"], limit=120.0)
 async def nothing_is_kept_after_trouble(ctx: Context) -> None:
-    """A driver holds no message that was late, lost, cancelled or refused, once it works again."""
+    """Once a driver works again, it holds no message that was late, lost, cancelled or refused."""
     broker, topic, harness = ctx.open(delivery_timeout=15.0), await ctx.topic(), ctx.harness
     await ctx.works_again(broker, topic)
     before = await deliveries()
@@ -160,7 +160,7 @@ async def nothing_is_kept_after_trouble(ctx: Context) -> None:
 
 
 async def _troubled(ctx: Context, broker: Broker, topic: str, what: str, fault: Callable[[], object]) -> None:
-    """Sends messages that end in this way. It keeps no outcome: the traceback of an error holds what was sent."""
+    """Sends messages that end in this way. Keeps no outcome, because the traceback of an error holds the message."""
     await ctx.do(fault)
     try:
         timeout = 0.4 if what == "late" else 15.0

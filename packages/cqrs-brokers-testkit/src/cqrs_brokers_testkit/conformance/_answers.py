@@ -1,4 +1,4 @@
-"""Cases about single answers: forged, lost beside others that come, and a farewell that is no answer."""
+"""Cases about single answers: forged answers, lost answers beside others that come, and a farewell."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from cqrs_brokers_testkit.proxy import ProxyConnection
 
 _DEADLINE = 3.0
 _LATEST = 100.0
-"""Seconds: the deadline of a message whose answer comes last."""
+"""The deadline of a message whose answer comes last, in seconds."""
 _MANY = 30
 _ON_THEIR_WAY = 0.5
-"""Seconds after which the answers to some messages have come."""
+"""After this many seconds the answers to some messages have come."""
 _MORE_THAN_16_BITS = 66_000
 _BATCH = 5_000
 _CANARIES = {"the body": "canary-body-71", "the key": "canary-key-72", "a header": "canary-header-73"}
 
 
 class _Forged:
-    """A broker whose answers to messages are forged, and what it has sent."""
+    """A broker whose answers to messages are forged, and the messages that it has sent."""
 
     def __init__(
         self, ctx: Context, broker: Broker, topic: str, connections: Sequence[ProxyConnection], count: int
@@ -47,13 +47,13 @@ class _Forged:
         self.messages = [ctx.message(topic, {"b": _CANARIES["the body"]}, **fields) for _ in range(count)]
         self.sends: list[asyncio.Future[Receipt | DeliveryError]] = []
         self.begun: list[Any] = []
-        """What the forgery returned for each connection."""
+        """The results of the forgery, one for each connection."""
 
     @classmethod
     async def of(cls, ctx: Context, timeout: float = _DEADLINE, count: int = 3, *, later: bool = False) -> _Forged:
         """Opens a broker, sends one message with it, and notes the connections that it made through the proxy.
 
-        With `later`, these are reset first, and those that it then makes are noted.
+        With `later`, these connections are reset, and the connections that the broker makes afterwards are noted.
         """
         before = set(ctx.proxy.connections)
         broker, topic = ctx.open(delivery_timeout=timeout), await ctx.topic()
@@ -81,13 +81,13 @@ class _Forged:
 async def _tried(ctx: Context, meaning: str, count: int = 3, *, ends: bool = False) -> dict[str, _Forged]:
     """Sends messages whose answers are forged, and returns their outcomes by the name of the forgery.
 
-    Answers that say something else than the broker's are forged on a second connection, too.
+    Forgeries with the meanings `refused` and `unknown` are also tried on a later connection.
 
     Args:
         ctx: The case's context.
         meaning: Only the forgeries with this meaning are used.
         count: How many messages are sent at the same time.
-        ends: Whether the broker then closes the connection in good order.
+        ends: Whether the connections are then closed in good order.
     """
     forgeries: dict[str, Forgery] = await ctx.once(ctx.harness.forged_answers)
     tried = {}
@@ -117,7 +117,7 @@ async def _tried(ctx: Context, meaning: str, count: int = 3, *, ends: bool = Fal
     capability="confirms",
 )
 async def unknown_answers_prove_nothing(ctx: Context) -> None:
-    """An answer with a number or code that does not exist proves nothing: neither a receipt nor "not delivered"."""
+    """An answer with a number or code that does not exist gives neither a receipt nor "not delivered"."""
     for says, forged in (await _tried(ctx, "unknown")).items():
         outcomes = [send.result() for send in forged.sends]
         unknown = any(isinstance(outcome, DeliveryUnknownError) for outcome in outcomes)
@@ -128,7 +128,7 @@ async def unknown_answers_prove_nothing(ctx: Context) -> None:
 
 @case("delivery.refusal-codes-are-no-confirms", "fault", needs=["proxy", "forged_answers"], capability="confirms")
 async def refusal_codes_are_no_confirms(ctx: Context) -> None:
-    """An answer that says no, with any of its codes, gives no receipt, and an error that quotes nothing."""
+    """An answer that refuses a message, with any code, gives no receipt, and its error quotes nothing."""
     for says, forged in (await _tried(ctx, "refused")).items():
         outcomes = [send.result() for send in forged.sends]
         lied = any(isinstance(outcome, Receipt) for outcome in outcomes)
@@ -145,7 +145,7 @@ async def refusal_codes_are_no_confirms(ctx: Context) -> None:
     capability="confirms",
 )
 async def cut_answers_prove_nothing(ctx: Context) -> None:
-    """The connection is closed in the middle of an answer: neither a receipt nor "not delivered", for any message."""
+    """If the connection is closed in the middle of an answer, no message gets a receipt or "not delivered"."""
     for says, forged in (await _tried(ctx, "cut", _MANY, ends=True)).items():
         outcomes = [send.result() for send in forged.sends]
         lied = any(isinstance(outcome, Receipt) for outcome in outcomes)
@@ -163,7 +163,7 @@ async def cut_answers_prove_nothing(ctx: Context) -> None:
     capability="confirms",
 )
 async def refusal_is_about_one_message(ctx: Context) -> None:
-    """Some answers are lost, then one says no: that is no receipt for those before it, and no refusal of others."""
+    """If answers are lost before a refusal, the refusal confirms no earlier message and refuses no other message."""
     lost = LOST_BEFORE_A_REFUSAL
     for says, forged in (await _tried(ctx, "one refused", _MANY)).items():
         outcomes = [send.result() for send in forged.sends]
@@ -185,7 +185,7 @@ async def refusal_is_about_one_message(ctx: Context) -> None:
 
 @case("delivery.pings-confirm-nothing", "fault", needs=["proxy", "read_back"], capability="confirms")
 async def pings_confirm_nothing(ctx: Context) -> None:
-    """The answers to messages are lost, and those to pings come: no receipt."""
+    """If the answers to messages are lost, the answers to pings give no receipt."""
     forged = await _Forged.of(ctx, 20.0)
     await forged.apply(ctx, await _losing_all_but_pings(ctx, forged))
     forged.send()
@@ -201,10 +201,10 @@ async def pings_confirm_nothing(ctx: Context) -> None:
 
 
 async def _losing_all_but_pings(ctx: Context, forged: _Forged) -> Callable[[ProxyConnection], object]:
-    """A function that loses every answer but those to pings.
+    """Returns a function that loses every answer except the answers to pings.
 
-    The harness has it, or it is made here: it lets through only bytes that a ping brought before. That needs pings
-    whose answers are all the same.
+    The function comes from the harness, or it is made here. It then lets through only bytes that a ping brought before.
+    This works only if all answers to pings are the same.
     """
     try:
         forgeries: dict[str, Forgery] = await ctx.once(ctx.harness.forged_answers)
@@ -240,7 +240,7 @@ async def _losing_all_but_pings(ctx: Context, forged: _Forged) -> Callable[[Prox
     limit=120.0,
 )
 async def late_answer_finds_its_message(ctx: Context) -> None:
-    """An answer that comes after those to 66 000 later messages is still its own message's, with its own offset."""
+    """An answer that comes after those to 66 000 later messages still belongs to its message, with its offset."""
     forgeries: dict[str, Forgery] = await ctx.once(ctx.harness.forged_answers)
     late = [forgery for forgery in forgeries.values() if forgery.meaning == "late"]
     if not late:
@@ -270,7 +270,7 @@ async def late_answer_finds_its_message(ctx: Context) -> None:
 
 @case("delivery.farewells-confirm-nothing", "fault", needs=["proxy", "dismiss_clients", "read_back"], limit=150.0)
 async def farewells_confirm_nothing(ctx: Context) -> None:
-    """The broker ends the connection in good order while messages or answers are on their way: no outcome lies."""
+    """If the broker ends the connection in good order while messages or answers are on their way, no outcome lies."""
     broker, topic = ctx.open(delivery_timeout=20.0), await ctx.topic()
     check_receipt(await outcome_of(broker.send_message(ctx.message(topic))))
     messages: list[Message] = [ctx.message(topic) for _ in range(20)]
@@ -290,7 +290,7 @@ async def farewells_confirm_nothing(ctx: Context) -> None:
 
 
 async def _dismissed_without_answers(ctx: Context) -> None:
-    """The same for messages that did reach it, and of which the answers were lost, where the harness can lose them."""
+    """Demands the same for messages that reached the broker and whose answers the harness can lose."""
     with contextlib.suppress(NotApplicable):
         forgeries: dict[str, Forgery] = await ctx.once(ctx.harness.forged_answers)
         for losing in [forgery for forgery in forgeries.values() if forgery.meaning == "lost"][:1]:

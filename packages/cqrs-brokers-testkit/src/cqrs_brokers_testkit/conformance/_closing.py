@@ -14,8 +14,8 @@ from cqrs_brokers_testkit.leaks import Resources
 _GRACE = 1.0
 _SMALL = (20, 5_000)
 _LARGE = (30, 700_000)
-"""The number and the size of messages that are more than the sockets on the way can hold. So the rest waits in the
-client. They are few, because a broker may take only some that it has not answered."""
+"""The number and the size of messages. Together they are more than the sockets on the way can hold, so the rest waits
+in the client. They are few, because a broker may limit the messages without an answer."""
 
 
 async def _closes(
@@ -61,8 +61,7 @@ async def _in_time(ctx: Context, broker: Broker, topic: str, what: tuple[int, in
 
 
 def _mend(ctx: Context) -> Callable[[], None]:
-    """Heals the proxy, and ends the connections that it keeps. They would otherwise look like something that the driver
-    has left."""
+    """Heals the proxy, and ends its connections. Otherwise they would look like something that the driver has left."""
 
     def mend() -> None:
         ctx.proxy.heal()

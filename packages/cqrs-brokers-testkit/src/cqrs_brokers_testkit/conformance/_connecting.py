@@ -1,4 +1,4 @@
-"""Cases about who may connect, and where."""
+"""Cases about credentials and hosts: who may connect, and where."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _GRACE = 1.0
 
 
 def own_address(ctx: Context) -> tuple[str, int]:
-    """Where the harness' broker is.
+    """Returns the host and the port of the harness' broker.
 
     Raises:
         NotApplicable: The config string does not name a host and a port.
@@ -78,13 +78,13 @@ async def _last_host_is_used(ctx: Context, *others: Host) -> None:
 
 @case("lifecycle.dead-host-is-passed-over", "live", needs=["hosts_url"], waits=True)
 async def dead_host_is_passed_over(ctx: Context) -> None:
-    """Nobody listens at the first of two hosts: the second one is used, within `connect_timeout`."""
+    """If nobody listens at the first of two hosts, the second host is used, within `connect_timeout`."""
     await _last_host_is_used(ctx, Host("127.0.0.1", free_port()))
 
 
 @case("lifecycle.silent-host-leaves-time", "live", needs=["hosts_url"], waits=True)
 async def silent_host_leaves_time(ctx: Context) -> None:
-    """A host, or three, accept and say nothing: they leave time for the last one within `connect_timeout`."""
+    """Hosts that accept and say nothing (one or three) leave time for the last host within `connect_timeout`."""
     async with peer() as one, peer() as two, peer() as three:
         for silent in ((one,), (one, two, three)):
             await _last_host_is_used(ctx, *(Host("127.0.0.1", each.port) for each in silent))
@@ -92,7 +92,7 @@ async def silent_host_leaves_time(ctx: Context) -> None:
 
 @case("lifecycle.odd-host-is-passed-over", "live", needs=["hosts_url"], waits=True)
 async def odd_host_is_passed_over(ctx: Context) -> None:
-    """The first of two hosts hangs up, resets the connection or speaks another protocol: the second one is used."""
+    """If the first of two hosts hangs up, resets the connection or speaks another protocol, the second is used."""
     no_broker = b"HTTP/1.1 400 Bad Request\r\n\r\n" * 4 + b"\0"  # an end of line and of a frame, wherever one is read
     for first in (peer(hangs_up=True), peer(resets=True), peer(no_broker)):
         async with first as odd:
@@ -101,7 +101,7 @@ async def odd_host_is_passed_over(ctx: Context) -> None:
 
 @case("lifecycle.fails-over-to-another-host", "fault", needs=["hosts_url"])
 async def fails_over_to_another_host(ctx: Context) -> None:
-    """The host that it is connected to goes away, and another one works: sends succeed again."""
+    """If the connected host goes away and another host works, sends succeed again."""
     there = own_address(ctx)
     topic, last = await ctx.topic(), await ctx.topic()
     with FaultProxy(there) as first, FaultProxy(there) as second:
@@ -134,7 +134,7 @@ async def fails_over_to_another_host(ctx: Context) -> None:
 
 @case("delivery.unreachable-is-not-delivered", "live", needs=["unreachable_url"], waits=True)
 async def unreachable_is_not_delivered(ctx: Context) -> None:
-    """Nobody there: `connect()` raises `UnreachableError` within 2 s, a send `NotConnectedError` at its deadline."""
+    """If nobody listens, `connect()` is `UnreachableError` within 2 s, a send `NotConnectedError` at its deadline."""
     url = await ctx.do(ctx.harness.unreachable_url)
     broker = ctx.open(url, delivery_timeout=1.5, connect_timeout=5.0)
     with Clock() as clock:
@@ -151,7 +151,7 @@ async def unreachable_is_not_delivered(ctx: Context) -> None:
 
 @case("delivery.wrong-password", "live", needs=["wrong_password_url"], waivable=True)
 async def wrong_password(ctx: Context) -> None:
-    """A wrong password is `AuthenticationError` within 2 s, for sends too, and is not tried again and again."""
+    """A wrong password is `AuthenticationError` within 2 s, also for sends, and is not tried again and again."""
     await check_permanent(ctx, {"": await ctx.do(ctx.harness.wrong_password_url)}, AuthenticationError)
 
 
@@ -163,7 +163,7 @@ async def wrong_password(ctx: Context) -> None:
     like="delivery.wrong-password",
 )
 async def wrong_password_is_tried_once(ctx: Context) -> None:
-    """One `connect()` with a wrong password is one log-in: more of them lock accounts."""
+    """One `connect()` with a wrong password makes one log-in, because more of them may lock accounts."""
     url = await ctx.do(ctx.harness.wrong_password_url)
     before = await ctx.do(ctx.harness.connections_made)
     error = await connect_error(ctx.open(url).connect())
@@ -174,7 +174,7 @@ async def wrong_password_is_tried_once(ctx: Context) -> None:
 
 @case("delivery.wrong-permission", "live", needs=["wrong_permission_url"], waivable=True)
 async def wrong_permission(ctx: Context) -> None:
-    """Good credentials for a virtual host or cluster that they may not use: `AuthorizationError` within 2 s."""
+    """Good credentials that may not use the virtual host or cluster give `AuthorizationError` within 2 s."""
     await check_permanent(ctx, {"": await ctx.do(ctx.harness.wrong_permission_url)}, AuthorizationError)
 
 
@@ -183,8 +183,8 @@ async def check_permanent(ctx: Context, urls: Mapping[str, str], expected: type[
 
     Args:
         ctx: The case's context.
-        urls: Config strings, by what is wrong with each. "" if the case's title says it.
-        expected: The class.
+        urls: Config strings, by the fault of each. "": the case's title says the fault.
+        expected: The class of the error.
     """
     for what, url in urls.items():
         said = f"{what}: " if what else ""

@@ -1,4 +1,4 @@
-"""The contract of `Delivery`, tried out: every case fails when it is broken; this one does all that can break it."""
+"""A case about the contract of `Delivery`. Every case checks the contract; this case does all that can break it."""
 
 import asyncio
 
@@ -8,7 +8,7 @@ from cqrs_brokers_testkit.conformance._case import Context, breach_text, case, c
 
 @case("contract.kept-in-every-case", "live")
 async def kept_in_every_case(ctx: Context) -> None:
-    """Answers, refusals, deadlines, cancellations and closing: the driver keeps the contract of `Delivery` in all."""
+    """The driver keeps the contract of `Delivery` with answers, refusals, deadlines, cancellations and closing."""
     topic, ends = await ctx.topic(), list[DeliveryError | Receipt]()
     patient, hasty, closed = ctx.open(), ctx.open(delivery_timeout=0.01), ctx.open()
     await patient.connect()

@@ -1,4 +1,4 @@
-"""Cases about what holds for one message, and must hold in a crowd, on a later connection, and in pieces."""
+"""Cases about rules for one message that must also hold in a crowd, on a later connection, and in pieces."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from cqrs_brokers_testkit.conformance._failing import certificates, has_tls_opti
 from cqrs_brokers_testkit.readers import Record
 
 _SIZES = (0, 1, 125, 126, 127, 128, 255, 256, 257, 16_383, 16_384, 65_535, 65_536, 65_537, 131_072)
-"""Bytes. Lengths are written in one, two or four bytes, or in groups of seven bits."""
+"""Sizes of bodies, in bytes. Protocols write lengths in one, two or four bytes, or in groups of seven bits."""
 _CROWD = 60
 
 
 def _crowd(ctx: Context, topic: str) -> list[Message]:
-    """Messages that differ from one another in everything."""
+    """Makes messages that differ from one another in everything."""
     keeps, now = ctx.capabilities, datetime.now(UTC)
     messages = []
     for n in range(_CROWD):
@@ -49,7 +49,7 @@ def _crowd(ctx: Context, topic: str) -> list[Message]:
 
 
 def _differs(message: Message, record: Record) -> list[str]:
-    """What of a message arrived as something else."""
+    """Returns the parts of a message that arrived changed."""
     at = record.timestamp
     pairs = {
         "body": (record.body, message.body if message.body is not None else message.payload),
@@ -64,10 +64,10 @@ def _differs(message: Message, record: Record) -> list[str]:
 
 @case("messages.crowd-arrives-whole", "live", needs=["read_back"], limit=60.0)
 async def crowd_arrives_whole(ctx: Context) -> None:
-    """60 messages that differ in everything, sent at the same time: each arrives with all that is its own.
+    """60 messages that differ in everything are sent at the same time, and each arrives with its own parts.
 
-    Their bodies have sizes about which lengths are written in another form. It holds for what waited for a connection,
-    too.
+    The sizes of the bodies are near the limits at which a length is written in another form. The case also sends
+    messages that wait for a connection.
     """
     for connected in (True, False):
         broker, topic = ctx.open(), await ctx.topic()
@@ -93,7 +93,7 @@ async def crowd_arrives_whole(ctx: Context) -> None:
     limit=120.0,
 )
 async def dead_connection_confirms_nothing_new(ctx: Context) -> None:
-    """A connection that was given up comes to life again: its answers confirm nothing that was sent on a later one."""
+    """The answers of a connection that was given up confirm no message that was sent on a later connection."""
     proxy, within = ctx.proxy, ctx.harness.notices_within
     before, topic, other = set(proxy.connections), await ctx.topic(), await ctx.topic()
     broker = ctx.open(delivery_timeout=2.0)
@@ -128,7 +128,7 @@ async def dead_connection_confirms_nothing_new(ctx: Context) -> None:
 
 @case("lifecycle.next-loop-sends-nothing-again", "fault", needs=["lose_answers", "read_back"], limit=60.0)
 def next_loop_sends_nothing_again(ctx: Context) -> None:
-    """An event loop ends while answers are missing: in the next loop nothing is sent again, and what is new arrives."""
+    """If an event loop ends while answers are missing, the next loop sends nothing again, and new messages arrive."""
     topic, harness = ctx.new_topic(), ctx.harness
     options = {**harness.options, "delivery_timeout": 8.0}
     broker = open_broker(ctx.url, distribution=harness.distribution, **options)
@@ -167,9 +167,9 @@ def next_loop_sends_nothing_again(ctx: Context) -> None:
     limit=60.0,
 )
 async def tls_reads_new_certificates(ctx: Context) -> None:
-    """Authorities that were replaced on the disk count for the next connection, without a new broker.
+    """If the file of authorities is replaced, the next connection uses the new authorities, without a new broker.
 
-    Those of one broker do not count for another one.
+    The authorities of one broker are not used for another broker.
     """
     target = await ctx.do(ctx.harness.tls_destination)
     known = BrokerURL.parse(target.url)
@@ -198,12 +198,13 @@ async def tls_reads_new_certificates(ctx: Context) -> None:
 
 
 _PIECES = 1_000
-"""Bytes per second on the way down. The proxy passes on a fiftieth of that at a time: an answer has several pieces."""
+"""Bytes per second on the way down. The proxy passes on a fiftieth of that at a time, so an answer has several
+pieces."""
 
 
 @case("delivery.answers-may-come-in-pieces", "fault", needs=["proxy", "read_back"], capability="confirms")
 async def answers_may_come_in_pieces(ctx: Context) -> None:
-    """The broker's answers come in pieces of 20 bytes: each is the answer to its own message, and nothing breaks."""
+    """If answers come in pieces of 20 bytes, each is still the answer to its own message, and nothing breaks."""
     broker, topic = ctx.open(delivery_timeout=20.0), await ctx.topic()
     check_receipt(await outcome_of(broker.send_message(ctx.message(topic))))
     messages = [ctx.message(topic) for _ in range(20)]
@@ -225,7 +226,7 @@ async def answers_may_come_in_pieces(ctx: Context) -> None:
 
 
 _AGAIN = 14.0
-"""Seconds. Clients try again after 1, 2, 5 or 10."""
+"""How long answers are lost, in seconds. Clients send again after 1, 2, 5 or 10 seconds."""
 
 
 @case(
@@ -236,7 +237,7 @@ _AGAIN = 14.0
     limit=60.0,
 )
 async def time_sends_nothing_again(ctx: Context) -> None:
-    """Answers to messages are lost for 14 s on a connection that lives: none is sent again, and none confirmed."""
+    """If answers are lost for 14 s on a living connection, no message is sent again, and none is confirmed."""
     forgeries = await ctx.once(ctx.harness.forged_answers)
     lost = [forgery.apply for forgery in forgeries.values() if forgery.meaning == "lost"]
     if not lost:

@@ -71,7 +71,7 @@ async def discarding_promises_nothing(ctx: Context) -> None:
 
 @case("delivery.discards-only-without-confirms", "live", capability="confirms")
 async def discards_only_without_confirms(ctx: Context) -> None:
-    """A broker that confirms keeps what it confirmed: its harness must be able to read it back."""
+    """A broker that confirms keeps the confirmed messages, so its harness must be able to read them back."""
     check(not ctx.harness.discards, "the harness says that the broker discards, and the driver declares confirms")
 
 
@@ -90,7 +90,7 @@ async def receipt_names_the_message(ctx: Context) -> None:
 
 @case("delivery.no-receipt-before-the-answer", "live", needs=["lose_answers"], capability="confirms")
 async def no_receipt_before_the_answer(ctx: Context) -> None:
-    """While the broker's answers do not come there is no receipt; when they come there is."""
+    """There is no receipt while the broker's answers do not come, and there is one when they come."""
     broker, topic = ctx.open(delivery_timeout=10.0), await ctx.topic()
     await broker.send_message(ctx.message(topic))
     await ctx.do(ctx.harness.lose_answers)
@@ -106,7 +106,7 @@ async def no_receipt_before_the_answer(ctx: Context) -> None:
 
 @case("delivery.every-message-is-answered", "live")
 async def every_message_is_answered(ctx: Context) -> None:
-    """Every message that is submitted gets its outcome, long before the deadline, and its place is free again."""
+    """Every submitted message gets its outcome long before the deadline, and frees its place in the window."""
     broker, topic = ctx.open(), await ctx.topic()
     await broker.connect()
     sends = [asyncio.ensure_future(outcome_of(broker.send_message(ctx.message(topic)))) for _ in range(200)]
@@ -122,7 +122,7 @@ async def every_message_is_answered(ctx: Context) -> None:
 
 @case("delivery.nack-is-not-success", "live", needs=["nacking_destination", "read_back"], waivable=True)
 async def nack_is_not_success(ctx: Context) -> None:
-    """A nack is `NackedError`, which is unknown: one queue refused the message, the other holds it, once."""
+    """A nack is `NackedError`, an unknown outcome: one queue refused the message, and another queue holds it once."""
     target = await ctx.do(ctx.harness.nacking_destination)
     broker = ctx.open(target.url)
     nacked = [ctx.message(target.topic) for _ in range(3)]
@@ -148,7 +148,7 @@ async def nack_is_not_success(ctx: Context) -> None:
 
 @case("delivery.refused-is-not-delivered", "live", needs=["refuse_next", "read_back"], waivable=True)
 async def refused_is_not_delivered(ctx: Context) -> None:
-    """A message that the broker refuses is `NotDeliveredError`, is absent, and the next one works."""
+    """A refused message gets `NotDeliveredError` and is not in the broker, and the next message succeeds."""
     refusal = await ctx.do(ctx.harness.refuse_next)
     broker = ctx.open(refusal.url, delivery_timeout=10.0)
     outcome = await outcome_of(broker.send_message(refusal.message))
@@ -175,7 +175,7 @@ async def refused_spares_its_neighbours(ctx: Context) -> None:
 
 @case("delivery.unroutable-is-reported", "live", needs=["make_unroutable"], capability="unroutable_detection")
 async def unroutable_is_reported(ctx: Context) -> None:
-    """A message that no queue takes is `UnroutableError`, each time, and the next good one works."""
+    """A message that no queue takes gets `UnroutableError`, each time, and the next good message succeeds."""
     target = await ctx.do(ctx.harness.make_unroutable)
     broker, topic = ctx.open(target.url), await ctx.topic()
     for _ in range(2):
@@ -197,7 +197,7 @@ async def unroutable_is_reported(ctx: Context) -> None:
 
 @case("delivery.unroutable-twin-is-told-apart", "live", needs=["make_unroutable"], capability="unroutable_detection")
 async def unroutable_twin_is_told_apart(ctx: Context) -> None:
-    """With two equal message ids in flight only the unroutable one is reported."""
+    """With two equal message ids in flight, only the unroutable message is reported."""
     target = await ctx.do(ctx.harness.make_unroutable)
     broker, topic = ctx.open(target.url), await ctx.topic()
     await broker.connect()
@@ -213,7 +213,7 @@ async def unroutable_twin_is_told_apart(ctx: Context) -> None:
 
 @case("delivery.missing-destination", "live", needs=["missing_destination"], waivable=True)
 async def missing_destination(ctx: Context) -> None:
-    """A destination that does not exist: opening works, sending says `DestinationNotFoundError`."""
+    """With a destination that does not exist, opening works, and a send raises `DestinationNotFoundError`."""
     target = await ctx.do(ctx.harness.missing_destination)
     broker = ctx.open(target.url, delivery_timeout=10.0)
     for _ in range(2):
@@ -223,7 +223,7 @@ async def missing_destination(ctx: Context) -> None:
 
 @case("delivery.forbidden-destination", "live", needs=["forbidden_destination"], waivable=True)
 async def forbidden_destination(ctx: Context) -> None:
-    """A destination that the credentials must not publish to: `PublishForbiddenError`."""
+    """A send to a destination that the credentials may not publish to raises `PublishForbiddenError`."""
     target = await ctx.once(ctx.harness.forbidden_destination)
     outcome = await outcome_of(ctx.open(target.url, delivery_timeout=10.0).send_message(ctx.message(target.topic)))
     check(type(outcome) is PublishForbiddenError, f"a refused permission became {show(outcome)}")
@@ -234,7 +234,7 @@ async def forbidden_destination(ctx: Context) -> None:
 
 @case("delivery.lost-answer-is-unknown", "fault", needs=["lose_answers"], capability="confirms")
 async def lost_answer_is_unknown(ctx: Context) -> None:
-    """When the broker's answer is lost the outcome is `DeliveryUnknownError`: no success, and not "not delivered"."""
+    """If the broker's answer is lost, the outcome is `DeliveryUnknownError`: neither success nor "not delivered"."""
     broker, topic = ctx.open(delivery_timeout=2.0), await ctx.topic()
     await broker.send_message(ctx.message(topic))
     await ctx.do(ctx.harness.lose_answers)
@@ -251,7 +251,7 @@ async def lost_answer_is_unknown(ctx: Context) -> None:
     "delivery.lost-answer-is-not-resent", "fault", needs=["lose_answers", "reset", "read_back"], capability="confirms"
 )
 async def lost_answer_is_not_resent(ctx: Context) -> None:
-    """A message that was written and whose answer was lost with the connection is in the broker once, each time."""
+    """If a message was written and its answer was lost with the connection, the broker has it only once."""
     broker, topic = ctx.open(delivery_timeout=8.0), await ctx.topic()
     first = ctx.message(topic)
     messages: list[Message] = [first]
@@ -275,7 +275,7 @@ async def lost_answer_is_not_resent(ctx: Context) -> None:
 
 @case("delivery.stall-ends-at-the-deadline", "fault", needs=["stall"])
 async def stall_ends_at_the_deadline(ctx: Context) -> None:
-    """When nothing gets through every send ends at its deadline, and none as a success."""
+    """If nothing gets through, every send ends at its deadline, and no send succeeds."""
     broker, topic = ctx.open(delivery_timeout=2.0), await ctx.topic()
     await broker.send_message(ctx.message(topic))
     await ctx.do(ctx.harness.stall)
@@ -290,7 +290,7 @@ async def stall_ends_at_the_deadline(ctx: Context) -> None:
 
 @case("delivery.cancel-is-not-success", "fault", needs=["stall"])
 async def cancel_is_not_success(ctx: Context) -> None:
-    """A send that is cancelled before the broker answered raises `CancelledError`, the driver's own one too."""
+    """A send that is cancelled before the broker answers raises `CancelledError`, also with the driver itself."""
     broker, topic = ctx.open(), await ctx.topic()
     await broker.connect()
     await ctx.do(ctx.harness.stall)
@@ -310,7 +310,7 @@ async def cancel_is_not_success(ctx: Context) -> None:
 
 @case("delivery.reset-leaves-the-truth", "fault", needs=["stall", "lose_answers", "reset", "read_back"])
 async def reset_leaves_the_truth(ctx: Context) -> None:
-    """500 in flight when the connection is reset: each has an outcome, and what it says is so in the broker."""
+    """If the connection is reset with 500 messages in flight, each message gets an outcome, and it is true."""
     broker, topic, harness = ctx.open(delivery_timeout=8.0), await ctx.topic(), ctx.harness
     await broker.send_message(ctx.message(await ctx.topic()))
     half = max(ctx.count(250, 150), min(harness.most_unanswered or 0, 1_000) + 10)
@@ -335,7 +335,7 @@ async def reset_leaves_the_truth(ctx: Context) -> None:
 
 @case("delivery.memory-is-bounded", "fault", needs=["stall"], limit=30.0)
 async def memory_is_bounded(ctx: Context) -> None:
-    """While the broker takes nothing, what the driver keeps stays within the window, however much is sent."""
+    """While the broker takes nothing, the driver keeps no more than the window, however much is sent."""
     window = 1 * _MIB
     broker = ctx.open(delivery_timeout=0.3, max_in_flight_bytes=window, max_in_flight=100)
     topic = await ctx.topic()

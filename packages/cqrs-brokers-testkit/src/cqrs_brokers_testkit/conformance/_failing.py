@@ -1,4 +1,4 @@
-"""Every way for which the suite has peers in which an attempt to connect can fail."""
+"""All ways in which an attempt to connect can fail and for which the suite has a peer."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from cqrs_brokers_testkit.servers import free_port
 
 NO_BROKER = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n" * 4
 CUT = " that is cut"
-"""It is said of what may be whole, if it is short."""
+"""The end of the key of a peer whose answer is cut. A short answer may still be whole."""
 NONSENSE = b"\xff" * 64
 _HALVES = (1, 3, 12, 40, 120)
-"""After so many bytes the answers of the real server are cut."""
+"""The answers of the real server are cut after these numbers of bytes."""
 PEERS: Mapping[str, Mapping[str, Any]] = {
     "says nothing": {},
     "hangs up": {"hangs_up": True},
@@ -43,30 +43,30 @@ PEERS: Mapping[str, Mapping[str, Any]] = {
     "sends a line without end": {"answer": b"x" * 200_000},
     "writes back what it gets": {"echoes": True},
 }
-"""The arguments of `peer`, by what such a peer does."""
+"""The arguments of `peer`, by the behaviour of the peer."""
 
 
 @contextlib.asynccontextmanager
 async def certificates() -> AsyncIterator[Certificates]:
-    """Throw-away certificates, until the block ends."""
+    """Makes throw-away certificates, and removes them at the end of the block."""
     with tempfile.TemporaryDirectory() as folder:
         yield await asyncio.to_thread(make_certificates, folder)
 
 
 def serving(certificate: Path, key: Path) -> ssl.SSLContext:
-    """The context of a server with this certificate."""
+    """Makes the TLS context of a server with this certificate."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate, key)
     return context
 
 
 def with_hosts(url: str, hosts: Iterable[Host]) -> str:
-    """The config string with these hosts."""
+    """Returns the config string with these hosts."""
     return BrokerURL.parse(url).replace(hosts=list(hosts)).render(reveal=True)
 
 
 def with_login(ctx: Context, url: str, login: str) -> str:
-    """The config string with this text in the place of its password and of its other secrets, those of TLS excepted."""
+    """Returns the config string with this text in the place of its password and other secrets, except those of TLS."""
     known = BrokerURL.parse(url)
     text = known.render(reveal=True)
     for name, value in known.query.items():
@@ -81,7 +81,7 @@ def with_login(ctx: Context, url: str, login: str) -> str:
 
 
 def with_authority(url: str, authority: Path, own: Certificates | None = None) -> str:
-    """The config string with this authority, and perhaps a client certificate, in the place of its own."""
+    """Returns the config string with this authority, and perhaps a client certificate, in the place of its own."""
     text, _, query = url.partition("?")
     options = [option for option in query.split("&") if option and not option.startswith("ssl_")]
     options.append(f"ssl_cafile={authority}")
@@ -97,15 +97,15 @@ def has_tls_options(ctx: Context, scheme: str) -> bool:
 
 @contextlib.asynccontextmanager
 async def failing_connects(ctx: Context, login: str, *, lasting: bool = True) -> AsyncIterator[dict[str, str]]:
-    """Yields config strings with which `connect()` fails, or its connection soon ends, by what is at their address.
+    """Yields config strings with which `connect()` fails, or whose connection soon ends, by the behaviour of the peer.
 
-    The peers are there until the block ends.
+    The peers end with the block.
 
     Args:
         ctx: The case's context.
-        login: The password of all of them, where they take one.
-        lasting: Also those that leave something of the suite for a while: a thread that looks up a name, a stalled
-            connection.
+        login: The password in all config strings that take a password.
+        lasting: Whether to include peers that leave something of the suite for a while: a thread that looks up a name,
+            or a stalled connection.
     """
     plain = ctx.url
     if takes_credentials(ctx):
@@ -151,7 +151,7 @@ async def _halves(stack: contextlib.AsyncExitStack, there: tuple[str, int], what
 
 
 async def _secure_url(ctx: Context) -> str | None:
-    """A config string with TLS. None: the harness has none."""
+    """Returns a config string with TLS. None: the harness has no such string."""
     if ctx.harness.lacks("tls_destination") is None:
         with contextlib.suppress(NotApplicable, Unsupported):
             return str((await ctx.once(ctx.harness.tls_destination)).url)

@@ -1,4 +1,4 @@
-"""Cases that break the broker or the way to it: restarts, half-open and slow links, garbage, silence."""
+"""Cases that break the broker or the way to the broker: restarts, half-open and slow links, garbage, silence."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from cqrs_brokers_testkit.conformance._peers import peer
 _MIB = 2**20
 _GRACE = 1.0
 _ROUNDS = 18
-"""How many times a window full of messages is sent over a slow link. Together they are more than the sockets on the way
-can hold."""
+"""How many times a window full of messages is sent over a slow link. Together the messages are more than the sockets on
+the way can hold."""
 _HALF_AN_HOUR = 1800
-"""How far the wall clock is set, in seconds. Brokers may refuse messages whose time is farther in the future."""
+"""How far the wall clock is moved, in seconds. Brokers may refuse messages whose time is farther in the future."""
 
 
 # -- restarts ----------------------------------------------------------------------------------------------------------
@@ -77,19 +77,19 @@ async def _restarted(ctx: Context, at: float, *, reconnected: bool = False) -> N
 
 @case("faults.restart-at-a-third", "fault", needs=["kill", "restart", "read_back"], capability="durable", limit=120.0)
 async def restart_at_a_third(ctx: Context) -> None:
-    """The server is killed and restarted at 1/3 of 10 000 messages of 100 tasks: none with a receipt is lost."""
+    """If the server is killed and restarted after 1/3 of 10 000 messages of 100 tasks, none with a receipt is lost."""
     await _restarted(ctx, 1 / 3)
 
 
 @case("faults.restart-at-half", "fault", needs=["kill", "restart", "read_back"], capability="durable", limit=120.0)
 async def restart_at_half(ctx: Context) -> None:
-    """The same at 1/2, over a connection that is not the first."""
+    """If the same happens after 1/2, on a later connection than the first, no message with a receipt is lost."""
     await _restarted(ctx, 1 / 2, reconnected=True)
 
 
 @case("faults.down-for-a-while", "fault", needs=["kill", "restart"], limit=90.0)
 async def down_for_a_while(ctx: Context) -> None:
-    """While the server is down sends wait until their deadline, then say why; `close()` is bounded; later it works."""
+    """While the server is down, sends fail at their deadline with the reason, and `close()` is bounded."""
     broker, other, topic = ctx.open(delivery_timeout=2.0), ctx.open(), await ctx.topic()
     check_all_receipts([await outcome_of(one.send_message(ctx.message(topic))) for one in (broker, other)])
     await ctx.do(ctx.harness.kill)
@@ -112,7 +112,7 @@ async def down_for_a_while(ctx: Context) -> None:
 
 @contextlib.contextmanager
 def _wall_clock() -> Iterator[Callable[[int], None]]:
-    """Yields a function that sets this process's wall clock to this many seconds from the true time. The monotonic
+    """Yields a function that moves this process's wall clock this many seconds away from the true time. The monotonic
     clock does not change."""
     wall, wall_ns = time.time, time.time_ns
     ahead = 0
@@ -133,7 +133,7 @@ def _wall_clock() -> Iterator[Callable[[int], None]]:
 
 @case("faults.wall-clock-jumps", "fault", needs=["stall", "read_back"])
 async def wall_clock_jumps(ctx: Context) -> None:
-    """A wall clock that is set, either way, between sends or under one, moves no deadline and falsifies nothing."""
+    """Setting the wall clock forward or back, between or during sends, moves no deadline and makes no outcome false."""
     broker, topic = ctx.open(delivery_timeout=2.0), await ctx.topic()
     messages: list[Message] = []
     sends: list[asyncio.Future[Receipt | DeliveryError]] = []
@@ -176,7 +176,7 @@ async def wall_clock_jumps(ctx: Context) -> None:
 
 @case("faults.half-open", "fault", needs=["proxy"])
 async def half_open(ctx: Context) -> None:
-    """The broker's side of the connection is finished: every send has its outcome, and then it works again."""
+    """If the broker finishes its side of the connection, every send gets its outcome, and then sends succeed again."""
     broker, topic = ctx.open(delivery_timeout=4.0), await ctx.topic()
     await broker.send_message(ctx.message(topic))
     async with ctx.healed() as proxy:
@@ -189,7 +189,7 @@ async def half_open(ctx: Context) -> None:
 
 @case("faults.latency", "fault", needs=["proxy"])
 async def latency(ctx: Context) -> None:
-    """200 ms of latency with jitter: everything is delivered, once, and in much less than a round trip per message."""
+    """With 200 ms of latency and jitter, every message arrives once, in much less than a round trip per message."""
     async with ctx.healed() as proxy:
         await ctx.do(lambda: proxy.delay(0.2, jitter=0.1))
         broker, topic = ctx.open(), await ctx.topic()
@@ -205,7 +205,7 @@ async def latency(ctx: Context) -> None:
 
 @case("faults.slow-link", "fault", needs=["proxy"])
 async def slow_link(ctx: Context) -> None:
-    """At 1 kB/s every send ends at its deadline, memory stays within the window, and then it works again."""
+    """At 1 kB/s every send ends at its deadline, memory stays within the window, and later sends succeed again."""
     broker, topic = ctx.open(delivery_timeout=0.3, max_in_flight_bytes=4 * _MIB), await ctx.topic()
     topics = [await ctx.topic() for _ in range(_ROUNDS)]  # `Broker` sends less to a topic that takes nothing
     for each in (topic, *topics):
@@ -232,7 +232,7 @@ async def slow_link(ctx: Context) -> None:
 
 @case("faults.partial-frame", "fault", needs=["proxy", "read_back"])
 async def partial_frame(ctx: Context) -> None:
-    """Cut in the middle of a message, with answers still on their way: each outcome is true; then it works again."""
+    """If the link is cut in the middle of a message with answers on their way, outcomes are true; later sends work."""
     broker, topic = ctx.open(delivery_timeout=6.0), await ctx.topic()
     await broker.send_message(ctx.message(await ctx.topic()))
     messages = [ctx.message(topic, bytes([n]) * 3_000) for n in range(50)]
@@ -248,7 +248,7 @@ async def partial_frame(ctx: Context) -> None:
 
 @case("faults.garbage", "fault", needs=["proxy", "read_back"])
 async def garbage(ctx: Context) -> None:
-    """The broker's answers are garbage: no send succeeds by them, each ends by its deadline; later it works again."""
+    """If the broker's answers are garbage, no send succeeds, each ends by its deadline, and later sends work again."""
     broker, topic = ctx.open(delivery_timeout=3.0), await ctx.topic()
     await broker.send_message(ctx.message(await ctx.topic()))
     messages = [ctx.message(topic) for _ in range(20)]
@@ -267,8 +267,8 @@ _TICK = 0.02
 
 @contextlib.asynccontextmanager
 async def _loop_watched() -> AsyncIterator[list[int]]:
-    """Yields how many times a thread could tick in each turn of the event loop. A busy machine slows both down, so it
-    does not count as a blocked loop."""
+    """Yields how many times a thread could tick in each turn of the event loop. A busy machine slows down the thread
+    and the loop, so it does not look like a blocked loop."""
     turns, ticks, over = [0], 0, threading.Event()
 
     def tick() -> None:
@@ -295,7 +295,7 @@ async def _loop_watched() -> AsyncIterator[list[int]]:
 
 @case("faults.silent-peer", "fault", needs=["peer_url"], waits=True)
 async def silent_peer(ctx: Context) -> None:
-    """A peer that says nothing: `UnreachableError` at `connect_timeout`, `NotConnectedError` at the deadline."""
+    """With a silent peer `connect()` is `UnreachableError` in time, a send `NotConnectedError` at its deadline."""
     async with peer() as nobody:
         broker = ctx.open(
             await ctx.do(lambda: ctx.harness.peer_url(nobody.port)), connect_timeout=1.0, delivery_timeout=2.0
@@ -317,7 +317,7 @@ async def silent_peer(ctx: Context) -> None:
 
 @case("faults.other-protocol", "fault", needs=["peer_url"], waits=True)
 async def other_protocol(ctx: Context) -> None:
-    """A peer that speaks another protocol: a classified `ConnectError` within `connect_timeout`."""
+    """A peer that speaks another protocol gives a classified `ConnectError` within `connect_timeout`."""
     async with peer(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n" * 4) as other:
         broker = ctx.open(await ctx.do(lambda: ctx.harness.peer_url(other.port)), connect_timeout=2.0)
         with Clock() as clock:

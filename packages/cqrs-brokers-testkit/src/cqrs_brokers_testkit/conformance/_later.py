@@ -1,4 +1,4 @@
-"""Cases about what holds on the first connection, and must hold later: after a reconnect, at an end, in silence."""
+"""Cases about rules that hold on the first connection and must also hold later: after a reconnect or in silence."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _IDLE = 15.0
     capability="confirms",
 )
 async def no_receipt_before_any_answer(ctx: Context) -> None:
-    """After a time-out, a reconnect, hundreds; large, with headers, many at once: no receipt while no answer comes."""
+    """Without an answer no message gets a receipt: after a time-out or reconnect, large, with headers, in a crowd."""
     broker = ctx.open(delivery_timeout=30.0, max_in_flight=2_000)
     topic, other, keeps = await ctx.topic(), await ctx.topic(), ctx.capabilities
     for each in (topic, other):
@@ -98,7 +98,7 @@ async def no_receipt_before_any_answer(ctx: Context) -> None:
     needs=["proxy", "read_back"],
 )
 async def ended_connection_leaves_the_truth(ctx: Context) -> None:
-    """The connection is closed in good order while answers are on their way: what each outcome says is so."""
+    """If the connection is closed in good order while answers are on their way, each outcome is true."""
     broker, topic = ctx.open(delivery_timeout=8.0), await ctx.topic()
     messages: list[Message] = []
     outcomes: list[object] = []
@@ -127,7 +127,7 @@ async def ended_connection_leaves_the_truth(ctx: Context) -> None:
 
 @case("lifecycle.health-asks-the-connection-in-use", "fault", needs=["proxy"])
 async def health_asks_the_connection_in_use(ctx: Context) -> None:
-    """The connection in use is dead and new ones work: `health()` says that something is wrong, in bounded time."""
+    """If the connection in use is dead and new ones work, `health()` reports a problem, in bounded time."""
     broker, topic = ctx.open(connect_timeout=1.5), await ctx.topic()
     async with ctx.healed() as proxy:
         before = set(proxy.connections)
@@ -148,12 +148,12 @@ async def health_asks_the_connection_in_use(ctx: Context) -> None:
 
 _LARGE_ONES = 20
 _SLOW = 2_000_000
-"""Bytes per second. With it the large ones need 3 s."""
+"""Bytes per second. At this rate the large messages need 3 s."""
 
 
 @case("delivery.pings-break-nothing", "fault", needs=["proxy"], capability="confirms")
 async def pings_break_nothing(ctx: Context) -> None:
-    """`health()` asks while large messages wait for room on a slow link: it gets into the middle of none."""
+    """A question of `health()` while large messages wait on a slow link gets into the middle of no message."""
     broker, topic = ctx.open(delivery_timeout=15.0, connect_timeout=1.0), await ctx.topic()
     size = min(_LARGE, (ctx.capabilities.max_message_bytes or _LARGE) - 1_000)
     check_receipt(await outcome_of(broker.send_message(ctx.message(topic))))
@@ -176,7 +176,7 @@ _CLOSED_FOR = 8.0
 
 @case("lifecycle.stays-closed", "live", needs=["hosts_url", "read_back"], waits=True, limit=60.0)
 async def stays_closed(ctx: Context) -> None:
-    """For 8 s after `close()`, which left messages without answers, nothing connects and nothing is sent again."""
+    """For 8 s after a `close()` that left messages without answers, nothing connects, and nothing is sent again."""
     with FaultProxy(own_address(ctx)) as proxy:
         broker = await open_at(ctx, Host(proxy.host, proxy.port))
         topic, other = await ctx.topic(), await ctx.topic()
@@ -206,7 +206,7 @@ async def stays_closed(ctx: Context) -> None:
 
 @case("lifecycle.idle-connection-stays", "live", needs=["hosts_url"], waits=True, limit=60.0)
 async def idle_connection_stays(ctx: Context) -> None:
-    """A connection on which nothing is sent for 15 s is still there: the driver keeps its promise of heart-beats."""
+    """A connection on which nothing is sent for 15 s stays open, because the driver sends the promised heartbeats."""
     with FaultProxy(own_address(ctx)) as proxy:
         broker = await open_at(ctx, Host(proxy.host, proxy.port))
         topic = await ctx.topic()

@@ -63,7 +63,7 @@ async def async_with_fails_early(ctx: Context) -> None:
 
 @case("lifecycle.two-brokers-side-by-side", "live")
 async def two_brokers_side_by_side(ctx: Context) -> None:
-    """Two brokers of one config string work independently; closing one leaves the other alone."""
+    """Two brokers of one config string work independently, and closing one does not affect the other."""
     first, second, topic = ctx.open(), ctx.open(), await ctx.topic()
     check_all_receipts([await outcome_of(broker.send_message(ctx.message(topic))) for broker in (first, second)])
     messages = [ctx.message(topic, {"n": n}) for n in range(200)]
@@ -79,7 +79,7 @@ async def two_brokers_side_by_side(ctx: Context) -> None:
 
 @case("lifecycle.reconnects-after-a-reset", "fault", needs=["reset"])
 async def reconnects_after_a_reset(ctx: Context) -> None:
-    """After its connection was reset the broker connects again by itself and the next sends work."""
+    """After a reset the broker connects again by itself, and the next sends succeed."""
     broker, topic = ctx.open(), await ctx.topic()
     made = ctx.harness.connections_made if ctx.harness.lacks("connections_made") is None else lambda: 0
     start = await ctx.do(made)
@@ -100,7 +100,7 @@ async def reconnects_after_a_reset(ctx: Context) -> None:
 
 @case("lifecycle.no-wire-opens-no-socket", "live")
 async def no_wire_opens_no_socket(ctx: Context) -> None:
-    """A broker whose harness says that there is no wire opens no socket; any other opens one when it connects."""
+    """A broker whose harness says that there is no wire opens no socket. Any other broker opens one to connect."""
     topic = await ctx.topic()
     with io_watched() as io:
         async with ctx.open() as broker:
@@ -127,7 +127,7 @@ async def closed_refuses(ctx: Context) -> None:
 
 @case("lifecycle.close-is-idempotent", "live")
 async def close_is_idempotent(ctx: Context) -> None:
-    """`close()` may be called twice, by several at once, and before anything was connected; it is quick."""
+    """`close()` may be called twice, by several callers at once, and before any connection, and it is quick."""
     broker, topic = ctx.open(), await ctx.topic()
     await broker.send_message(ctx.message(topic))
     with Clock() as clock:
@@ -139,7 +139,7 @@ async def close_is_idempotent(ctx: Context) -> None:
 
 @case("lifecycle.close-flushes", "live", limit=60.0)
 async def close_flushes(ctx: Context) -> None:
-    """10 000 messages accepted from 20 tasks, then `close()`: all of them are there."""
+    """After 10 000 messages from 20 tasks and `close()`, all messages are in the broker."""
     broker, topic = ctx.open(), await ctx.topic()
     messages = [ctx.message(topic, {"n": n}) for n in range(ctx.count(10_000))]
     await broker.connect()
@@ -160,7 +160,7 @@ async def close_flushes(ctx: Context) -> None:
 
 @case("lifecycle.pending-at-close-is-no-success", "fault", needs=["stall", "read_back"])
 async def pending_at_close_is_no_success(ctx: Context) -> None:
-    """What the broker has not confirmed when `close()` gives up is no success, and what is there is not denied."""
+    """Messages without a confirm when `close()` gives up are no success, and a message in the broker is not denied."""
     await _pending_at_close(ctx, ctx.harness.stall)
     if ctx.harness.lacks("lose_answers") is None:
         await _pending_at_close(ctx, ctx.harness.lose_answers)
@@ -189,7 +189,8 @@ async def _pending_at_close(ctx: Context, fault: Callable[[], object]) -> None:
 async def close_while_down(ctx: Context) -> None:
     """`close()` ends within its timeout while the broker cannot be reached, and waiting sends get their outcome.
 
-    It comes in every turn of an attempt to connect, also the one in which that fails: no error is left unhandled.
+    `close()` is called in each turn of an attempt to connect, also in the turn in which the attempt fails. No error may
+    be left unhandled.
     """
     url = await ctx.do(ctx.harness.unreachable_url)
     for turns in range(_TURNS_OF_AN_ATTEMPT):
@@ -213,7 +214,7 @@ async def close_while_down(ctx: Context) -> None:
 
 @case("lifecycle.nothing-is-left-behind", "live", limit=40.0)
 async def nothing_is_left_behind(ctx: Context) -> None:
-    """After `close()` no task, thread, socket or file descriptor is left; also after a failed connect."""
+    """After `close()`, or a failed connect, no task, thread, socket or file descriptor is left."""
     topic = await ctx.topic()
 
     async def use(url: str | None = None) -> None:
@@ -238,7 +239,7 @@ async def nothing_is_left_behind(ctx: Context) -> None:
 
 @case("lifecycle.cancelled-task-may-clean-up", "live")
 async def cancelled_task_may_clean_up(ctx: Context) -> None:
-    """A task that was cancelled and sends while it cleans up is told the truth about that send."""
+    """A cancelled task that sends while it cleans up gets the true outcome of that send."""
     broker, topic = ctx.open(), await ctx.topic()
     await broker.connect()
     message = ctx.message(topic)
@@ -264,7 +265,7 @@ async def cancelled_task_may_clean_up(ctx: Context) -> None:
 
 @case("lifecycle.health-when-healthy", "live")
 async def health_when_healthy(ctx: Context) -> None:
-    """`health()` of a working broker is ok, before the first send and after it, quickly."""
+    """`health()` of a working broker is ok, before and after the first send, and it is quick."""
     broker = ctx.open()
     for _ in range(2):
         health = await _health(broker, 5.0)

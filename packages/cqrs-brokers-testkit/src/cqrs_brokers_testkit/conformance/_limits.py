@@ -1,4 +1,4 @@
-"""Cases about values that are as long as they may be, and about answers that take longer than anybody waits."""
+"""Cases about values of the greatest length, and about answers that take longer than clients wait."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from cqrs_brokers_testkit.proxy import FaultProxy
 _LONGEST = 32_767
 """The most bytes of a key or a header's value."""
 _PATIENCE = 16.0
-"""Seconds. Clients give up after 5, 10, 12 or 15."""
+"""How long no answer comes, in seconds. Clients give up after 5, 10, 12 or 15 seconds."""
 _ABOUT_A_MESSAGE = 4_096
-"""Bytes of what belongs to a message besides its body, at most."""
+"""The most bytes that a broker counts for a message besides its body."""
 _SENT = 20_000
-"""Bytes of a message that does not get smaller by compression."""
+"""The size of a message that compression does not make smaller, in bytes."""
 
 # Written in another form (percent-encoded, escaped in JSON) they have more than 64 KiB.
 _LONG_VALUES = {
@@ -43,9 +43,9 @@ _LONG_VALUES = {
 
 @case("messages.longest-values-arrive-or-are-refused", "live", needs=["read_back"])
 async def longest_values_arrive_or_are_refused(ctx: Context) -> None:
-    """A key or header of 32 767 bytes, however long it is when escaped, arrives whole, or its message is refused.
+    """A key or header of 32 767 bytes arrives whole, even if escaping makes it longer, or its message is refused.
 
-    So do several headers that have more than 64 KiB together.
+    The same holds for several headers that have more than 64 KiB together.
     """
     broker, keeps = ctx.open(), ctx.capabilities
     if not keeps.headers and not keeps.ordering_key:
@@ -78,7 +78,7 @@ _CANARIES = {"the body": "canary-body-61", "the key": "canary-key-62", "a header
 
 @case("lifecycle.nothing-confidential-is-told-of-what-is-large", "live")
 async def nothing_confidential_is_told_of_what_is_large(ctx: Context) -> None:
-    """No body, key or header is in an error or log record about a message that is as large as it may be, or larger."""
+    """Errors and log records about a message of the greatest size, or a larger one, contain no body, key or header."""
     topic, keeps, told = await ctx.topic(), ctx.capabilities, list[str]()
     body, key, header = ((canary + "x" * _LONGEST)[:_LONGEST] for canary in _CANARIES.values())
     messages = [ctx.message(topic, body.encode() * times) for times in (28, 40)]
@@ -100,7 +100,7 @@ async def nothing_confidential_is_told_of_what_is_large(ctx: Context) -> None:
 
 @case("delivery.too-large-for-this-broker", "live", needs=["limited_size"])
 async def too_large_for_this_broker(ctx: Context) -> None:
-    """What is larger than this broker takes is not delivered, and not quoted; its neighbours get their receipts."""
+    """A message that is too large for this broker is not delivered and not quoted, and its neighbours get receipts."""
     limit = await ctx.once(ctx.harness.limited_size)
     body, _, header = _CANARIES.values()
     fitting = [ctx.message(limit.topic, {"n": n}) for n in range(20)]
@@ -130,7 +130,7 @@ async def too_large_for_this_broker(ctx: Context) -> None:
 
 @case("delivery.time-confirms-nothing", "fault", needs=["hosts_url"], capability="confirms", waits=True)
 async def time_confirms_nothing(ctx: Context) -> None:
-    """No answer comes for 16 s, which is longer than clients are patient: no receipt."""
+    """If no answer comes for 16 s, which is longer than clients wait, no message gets a receipt."""
     there, passed = own_address(ctx), 0
 
     def count(data: bytes) -> bytes:

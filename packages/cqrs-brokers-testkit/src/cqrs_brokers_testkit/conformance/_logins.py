@@ -1,4 +1,4 @@
-"""The case about what a login looks like on the wire."""
+"""The case about the form of a login on the wire."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _ODD = {
 
 @case("delivery.login-is-sent-as-it-is", "live", needs=["hosts_url"], waivable=True, like="delivery.wrong-password")
 async def login_is_sent_as_it_is(ctx: Context) -> None:
-    """Whichever characters a user's name and password have, they go to the broker as they are, or are refused."""
+    """User name and password go to the broker as they are, whatever characters they have, or they are refused."""
     if not takes_credentials(ctx):
         raise NotApplicable("its config string has no user and password")
     seen = await _written(ctx, _USER, _PASSWORD)
@@ -56,14 +56,14 @@ async def login_is_sent_as_it_is(ctx: Context) -> None:
 
 
 def _has_login(seen: bytes, user_is_odd: bool) -> bool:
-    """Whether a login was written at all. Else the driver has refused to send such a one."""
+    """Whether a login was written at all. If not, the driver has refused to send this login."""
     known = _PASSWORD if user_is_odd else _USER
     return any(form.encode() in seen for form in forms_of(known).values())
 
 
 def _forms(user: str, password: str, secret: str) -> dict[str, set[bytes]]:
-    """What one of both may look like on the wire, by name. A form that has marks of its own for some characters belongs
-    to the one without."""
+    """Returns the forms that a user name or a password may have on the wire, by name. A form with escapes for some
+    characters counts as the form without escapes."""
     escaped = secret.replace("\\", "\\\\")
     texts = {secret, escaped.replace(":", "\\c"), escaped.replace('"', '\\"')}
     texts |= {json.dumps(secret, ensure_ascii=ascii_only)[1:-1] for ascii_only in (True, False)}
@@ -80,7 +80,7 @@ def _forms(user: str, password: str, secret: str) -> dict[str, set[bytes]]:
 
 
 async def _written(ctx: Context, user: str, password: str) -> bytes:
-    """What the driver writes to the real server with this login."""
+    """Returns the bytes that the driver writes to the real server with this login."""
     url = BrokerURL.parse(await ctx.do(lambda: ctx.harness.url_with_credentials(user, password)))
     if not url.hosts or url.hosts[0].port is None:
         raise NotApplicable("its config string names no host and port")

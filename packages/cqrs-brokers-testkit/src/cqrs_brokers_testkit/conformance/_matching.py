@@ -1,4 +1,4 @@
-"""Cases about which message an answer means, and whose answer it is."""
+"""Cases about the message that an answer means, and about the sender of the answer."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from cqrs_brokers_testkit.conformance._case import (
 )
 
 _MOST = 1_000
-"""As many messages are sent, at most, to find out whether a refused one keeps its place."""
+"""At most this many messages are sent to find out whether a refused message keeps its place."""
 
 
 @case("delivery.equal-ids-are-not-equal-messages", "live", needs=["read_back"], capability="confirms")
 async def equal_ids_are_not_equal_messages(ctx: Context) -> None:
-    """A second message with an id that was there before gets a receipt only when it is in the broker, too.
+    """A second message with the id of an earlier one gets a receipt only if the second message is also in the broker.
 
-    So does a message that has the content of another one, and an id of its own.
+    The same holds for a message that has the content of another message, and an id of its own.
     """
     broker, topic = ctx.open(delivery_timeout=5.0), await ctx.topic()
     sent: list[Message] = []
@@ -119,7 +119,7 @@ async def offset_is_the_brokers(ctx: Context) -> None:
     like="delivery.forbidden-destination",
 )
 async def forbidden_spares_its_neighbours(ctx: Context) -> None:
-    """Many in flight, every second one to a forbidden topic: those fail, and the others get their receipts."""
+    """If every second message in flight goes to a forbidden topic, these fail, and the others get their receipts."""
     target, topic = await ctx.once(ctx.harness.forbidden_destination), await ctx.topic()
     broker = ctx.open(target.url, delivery_timeout=10.0)
     alone = await outcome_of(broker.send_message(ctx.message(topic)))
@@ -143,7 +143,7 @@ async def forbidden_spares_its_neighbours(ctx: Context) -> None:
 
 @case("delivery.only-the-broker-confirms", "live", needs=["foreign_answers"], capability="confirms")
 async def only_the_broker_confirms(ctx: Context) -> None:
-    """An answer that is no confirm of the broker (somebody else's, or of an unknown form) gives no receipt."""
+    """An answer that is not a confirm of the broker (of somebody else, or of an unknown form) gives no receipt."""
     target = await ctx.do(ctx.harness.foreign_answers)
     broker = ctx.open(target.url, delivery_timeout=3.0)
     outcomes = await asyncio.gather(*(outcome_of(broker.send_message(ctx.message(target.topic))) for _ in range(3)))
@@ -186,7 +186,7 @@ ODD_NAMES = (
 
 @case("refusals.odd-topics-arrive-or-are-refused", "live", needs=["read_back"], limit=120.0)
 async def odd_topics_arrive_or_are_refused(ctx: Context) -> None:
-    """A topic with an odd name (dots, wildcards, blanks, not ASCII, 255 bytes) is refused or arrives as it is."""
+    """A topic with an odd name (dots, wildcards, blanks, not ASCII, 255 bytes) is refused or arrives unchanged."""
     broker = ctx.open(delivery_timeout=5.0)
     await broker.connect()
     for name in ODD_NAMES:

@@ -1,4 +1,4 @@
-"""Cases about what arrives: bodies, identity, headers, keys, times, exactly as they were given."""
+"""Cases about messages that arrive exactly as they were given: bodies, identity, headers, keys, times."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ from cqrs_brokers_testkit.conformance._case import (
 from cqrs_brokers_testkit.readers import Record
 
 DECOMPOSED = "e\u0301 \u212b \ufb01"
-"""Text that changes when Unicode normalisation is applied. A driver that normalises it changes the key."""
+"""Text that Unicode normalisation changes. A driver that normalises this text changes the key."""
 
 
 @case("messages.body-is-untouched", "live", needs=["read_back"])
 async def body_is_untouched(ctx: Context) -> None:
-    """Bodies arrive byte for byte: empty, one byte, the largest one, bytes that are no text, JSON."""
+    """Bodies arrive byte for byte: empty, one byte, the largest body, bytes that are not text, JSON."""
     broker = ctx.open()
     largest = min(1_000_000, ctx.capabilities.max_message_bytes or 1_000_000)  # no more comes to the driver
     bodies = [b"", b"x", bytes(range(256)), b"\xff\xfe\x00\n\r\x00", b'{"a": 1}', os.urandom(largest)]
@@ -53,7 +53,7 @@ async def body_is_untouched(ctx: Context) -> None:
 
 @case("messages.payload-bytes-go-first", "live", needs=["read_back"])
 async def payload_bytes_go_first(ctx: Context) -> None:
-    """`payload_bytes` are the body, whatever the payload is, and byte for byte, whatever the content type is."""
+    """`payload_bytes` arrive as the body byte for byte, with any payload and any content type beside them."""
     broker = ctx.open()
     for content_type, body in (
         (None, b"exactly this"),
@@ -154,9 +154,9 @@ async def content_type_arrives(ctx: Context) -> None:
 
 @case("messages.timestamp-arrives", "live", needs=["read_back"])
 async def timestamp_arrives(ctx: Context) -> None:
-    """The time on the wire is the message's own, in whichever zone, to the second, and not that of sending.
+    """The time on the wire is the message's own time, to the second, in any zone, and not the time of sending.
 
-    A time that 32 bits do not hold, or before 1970, or exactly then, arrives or is refused.
+    A time that does not fit into 32 bits, that is before 1970, or that is exactly 1970, arrives or is refused.
     """
     broker, ago = ctx.open(), datetime.now(UTC) - timedelta(minutes=10)
     for at in (ago, ago.astimezone(timezone(timedelta(hours=5, minutes=30)))):
@@ -180,9 +180,9 @@ async def timestamp_arrives(ctx: Context) -> None:
 
 @case("messages.key-arrives", "live", needs=["read_back"], capability="ordering_key")
 async def key_arrives(ctx: Context) -> None:
-    """The ordering key arrives as it is, an empty one and one with line breaks included; none stays none.
+    """The ordering key arrives unchanged, also an empty key and a key with line breaks. No key stays no key.
 
-    A key that is too long for the broker is refused, not cut.
+    A key that is too long for the broker is refused. It is not cut.
     """
     broker = ctx.open()
     odd = ("Order-Ä", "ключ/ü 1", "100% %41", "first\r\ninjected: value", " blanks ", DECOMPOSED, "k" * 1_000)
@@ -221,7 +221,7 @@ HEADERS = {
 
 @case("messages.headers-arrive", "live", needs=["read_back"], capability="headers")
 async def headers_arrive(ctx: Context) -> None:
-    """User headers arrive as they are: slashes, `..`, quotes, any script, empty or long values, names of fields."""
+    """User headers arrive unchanged: slashes, `..`, quotes, any script, empty or long values, names of fields."""
     topic = await ctx.topic()
     message = ctx.message(topic, headers=HEADERS)
     await ctx.open().send_message(message)
@@ -260,9 +260,9 @@ _CROWD = 20
 
 @case("messages.carry-nothing-else", "live", needs=["read_back"])
 async def carry_nothing_else(ctx: Context) -> None:
-    """Besides what its sender gave it, each message carries the same: none a header, flag or expiry of its own.
+    """All messages of a driver carry the same flags and expiry, and no header that their sender did not give.
 
-    That holds for one that is sent among others, and after a reconnect, too.
+    This also holds for a message that is sent among others, and for a message after a reconnect.
     """
     keeps, given, flags = ctx.capabilities, {"a": "1"}, dict[str, dict[str, Any]]()
     kinds: dict[str, dict[str, Any]] = {
@@ -296,7 +296,7 @@ async def carry_nothing_else(ctx: Context) -> None:
 
 
 def _carried(what: str, record: Record, given: Mapping[str, str]) -> dict[str, Any]:
-    """The flags of a record that has no other headers than those that were given."""
+    """Returns the flags of a record. Demands that the record has no headers except the given ones."""
     extra = dict(record.headers).keys() - given.keys()
     check(not extra, f"{what} arrived with headers that nobody gave it: {', '.join(sorted(extra))}")
     return dict(record.flags)
@@ -317,7 +317,7 @@ _FIELDS = (
 
 @case("messages.callers-message-is-unchanged", "live")
 async def callers_message_is_unchanged(ctx: Context) -> None:
-    """Sending changes nothing in the caller's message or in the objects it holds."""
+    """Sending changes nothing in the caller's message, or in the objects that the message holds."""
     topic, headers, payload = await ctx.topic(), {"a": "1"}, {"n": 1}
     keep = ctx.capabilities
     message = ctx.message(
@@ -335,7 +335,7 @@ async def callers_message_is_unchanged(ctx: Context) -> None:
 
 @case("messages.snapshot-is-taken", "live", needs=["read_back"])
 async def snapshot_is_taken(ctx: Context) -> None:
-    """What the caller changes in a message after the call has begun changes nothing, on the wire or in the receipt."""
+    """Changes of a message after the call has begun change nothing on the wire or in the receipt."""
     for connected in (True, False):  # not connected: the message waits
         broker, topic, other = ctx.open(), await ctx.topic(), await ctx.topic()
         if connected:
@@ -362,7 +362,7 @@ _TOPICS = 40
 
 @case("messages.topics-are-kept-apart", "live", needs=["read_back"])
 async def topics_are_kept_apart(ctx: Context) -> None:
-    """Each of many topics gets its own messages and no other, on the first connection and on a later one."""
+    """Each of many topics gets only its own messages, on the first connection and on a later one."""
     broker, topics = ctx.open(), [await ctx.topic() for _ in range(_TOPICS)]
     sent = [ctx.message(topic) for topic in topics * 2]
     check_all_receipts(await broker.send_messages(sent))
@@ -379,7 +379,7 @@ async def topics_are_kept_apart(ctx: Context) -> None:
 
 @case("messages.anything-message-like-is-sent", "live", needs=["read_back"])
 async def anything_message_like_is_sent(ctx: Context) -> None:
-    """Any object with name, topic, payload and id is a message, python-cqrs' own included."""
+    """Any object with name, topic, payload and id is a message, also python-cqrs' own messages."""
     topic, identity = await ctx.topic(), uuid.uuid4()
     ctx.made.add(str(identity).encode())
     like = SimpleNamespace(message_name="Like", topic=topic, payload={"a": 1}, message_id=identity)

@@ -1,4 +1,4 @@
-"""Cases about many messages at once: none lost, none twice, the order of each key, and who is hit by a cancellation."""
+"""Cases about many messages at once: none is lost or doubled, keys keep their order, a cancellation hits one caller."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from cqrs_brokers_testkit.conformance._case import (
 
 _KEYS = 16
 _TIMEOUTS = (20.0, 8.0, 14.0)
-"""Seconds. The order of calls is not that of their deadlines."""
+"""Timeouts in seconds. The deadlines have another order than the calls."""
 
 
 @case("ordering.many-tasks-lose-nothing", "live", needs=["read_back"], limit=60.0)
 async def many_tasks_lose_nothing(ctx: Context) -> None:
-    """5 000 messages from 50 tasks: every one arrives, none twice."""
+    """Of 5 000 messages from 50 tasks every message arrives, and none arrives twice."""
     broker, topic = ctx.open(), await ctx.topic()
     messages = [ctx.message(topic, {"n": n}) for n in range(ctx.count(5_000, 300))]
     outcomes = await send_from_tasks(broker, messages, 50)
@@ -39,10 +39,10 @@ async def many_tasks_lose_nothing(ctx: Context) -> None:
 
 
 def _keyed_messages(ctx: Context, topic: str, count: int) -> list[Message]:
-    """Messages with keys. Every ninth one is large, every fifth one has headers, some have a content type or a time of
-    their own, because a driver may write such messages in another way. One key is empty.
+    """Makes messages with keys. Every ninth is large, every fifth has headers, and some have a content type or a time
+    of their own, because a driver may write such messages in another way. One key is empty.
 
-    Four messages in a row have the same key, so that it is seen if two of them change places.
+    Four messages in a row have the same key, so that the case notices if two of them change places.
     """
     sizes = [20_000 if n % 9 == 0 else 1 for n in range(count)]
     headers = [{"n": str(n)} if n % 5 == 0 and ctx.capabilities.headers else {} for n in range(count)]
@@ -60,9 +60,9 @@ def _keyed_messages(ctx: Context, topic: str, count: int) -> list[Message]:
 
 @case("ordering.keys-keep-their-order", "live", needs=["read_back"], capability="ordering_key", limit=60.0)
 async def keys_keep_their_order(ctx: Context) -> None:
-    """1 000 messages of 16 keys, sent at the same time: each key arrives in the order of the calls.
+    """1 000 messages of 16 keys are sent at the same time, and each key arrives in the order of the calls.
 
-    They differ in size, headers, time, type, and in how long their callers wait.
+    The messages differ in size, headers, time and type, and their callers wait for different times.
     """
     broker, topic = ctx.open(), await ctx.topic()
     messages = _keyed_messages(ctx, topic, ctx.count(1_000, 160))
@@ -76,7 +76,7 @@ async def keys_keep_their_order(ctx: Context) -> None:
 
 @case("ordering.batch-keeps-its-order", "live", needs=["read_back"], capability="ordering_key", limit=60.0)
 async def batch_keeps_its_order(ctx: Context) -> None:
-    """A batch larger than the window: each key arrives in the order of the batch."""
+    """In a batch that is larger than the window, each key arrives in the order of the batch."""
     broker, topic = ctx.open(max_in_flight=160), await ctx.topic()
     messages = _keyed_messages(ctx, topic, ctx.count(1_000, 160))
     outcomes = await broker.send_messages(messages)
@@ -88,7 +88,7 @@ async def batch_keeps_its_order(ctx: Context) -> None:
 
 @case("ordering.order-survives-a-reset", "fault", needs=["reset", "read_back"], capability="ordering_key")
 async def order_survives_a_reset(ctx: Context) -> None:
-    """Connections are reset while keyed messages are sent: what is confirmed is in order, and nothing is twice."""
+    """If connections are reset during sends, confirmed messages of a key keep their order, and none is doubled."""
     broker, topic = ctx.open(delivery_timeout=15.0, max_in_flight=320), await ctx.topic()
     await broker.connect()
     messages = _keyed_messages(ctx, topic, ctx.count(4_000, 800))
@@ -113,7 +113,7 @@ async def order_survives_a_reset(ctx: Context) -> None:
     like="delivery.refused-is-not-delivered",
 )
 async def order_survives_a_refusal(ctx: Context) -> None:
-    """The broker refuses a message while keyed ones wait behind it: they keep their order, and their outcomes are true.
+    """If the broker refuses a message, the keyed messages behind it keep their order, and their outcomes are true.
 
     A broker that ends the connection with its refusal may do so before the refusal is read.
     """
@@ -137,7 +137,7 @@ async def order_survives_a_refusal(ctx: Context) -> None:
 
 @case("ordering.first-sends-share-a-connection", "live", needs=["connections_made"])
 async def first_sends_share_a_connection(ctx: Context) -> None:
-    """50 first sends at the same time make no more connections than one does."""
+    """50 first sends at the same time make no more connections than one send."""
     topic, made = await ctx.topic(), ctx.harness.connections_made
     start = await ctx.do(made)
     async with ctx.open() as broker:
@@ -152,7 +152,7 @@ async def first_sends_share_a_connection(ctx: Context) -> None:
 
 @case("ordering.bad-ones-fail-alone", "live", limit=60.0)
 async def bad_ones_fail_alone(ctx: Context) -> None:
-    """A batch of 1 000 with 20 bad messages: 20 errors at the right places, the others delivered."""
+    """In a batch of 1 000 with 20 bad messages, the 20 get errors at their places, and the others are delivered."""
     broker, topic = ctx.open(), await ctx.topic()
     count = ctx.count(1_000, 200)
     bad = {n: (object() if n % 2 else b"x" * 1_000_001) for n in range(7, count, count // 20)}
@@ -168,7 +168,7 @@ async def bad_ones_fail_alone(ctx: Context) -> None:
 
 @case("ordering.cancel-hits-one-caller", "live", needs=["read_back"])
 async def cancel_hits_one_caller(ctx: Context) -> None:
-    """Cancelled at any await point: only that caller sees it, its neighbours and later sends work, no receipt lies."""
+    """A cancellation at any await point hits only its caller: other sends work, and no receipt lies."""
     broker, topic = ctx.open(), await ctx.topic()
     rng, messages, tasks = random.Random(7), [], []  # noqa: S311 - not for security
     for n in range(ctx.count(120, 60)):
@@ -192,7 +192,7 @@ async def cancel_hits_one_caller(ctx: Context) -> None:
 
 @case("ordering.failing-sibling-hits-nobody-else", "live", needs=["read_back"])
 async def failing_sibling_hits_nobody_else(ctx: Context) -> None:
-    """A TaskGroup whose sibling fails cancels its own sends; sends outside of it and later ones work."""
+    """A TaskGroup with a failing task cancels only its own sends. Other sends and later sends succeed."""
     broker, topic = ctx.open(), await ctx.topic()
     await broker.connect()
     stalls = ctx.harness.lacks("stall") is None  # so that no answer comes before the cancellation

@@ -11,13 +11,13 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 TLS_RECORD = b"\x16\x03"
-"""With it begins a client that speaks TLS."""
+"""The first bytes that a client with TLS sends."""
 
 
 @dataclass
 class Peer:
-    """A peer: where it listens, how many connections it has taken so far (with TLS: handshakes), and what was written
-    to it."""
+    """A peer: its port, the number of connections that it has taken (with TLS: handshakes), and the bytes that were
+    written to it."""
 
     port: int
     accepted: int = 0
@@ -34,16 +34,16 @@ async def peer(
     at_once: bool = False,
     echoes: bool = False,
 ) -> AsyncIterator[Peer]:
-    """A server that answers once, whatever is written to it. Then it says nothing more, or closes or resets the
-    connection.
+    """Runs a server that answers once, whatever is written to the server. Then it says nothing more, or closes or
+    resets the connection.
 
     Args:
-        answer: What it says.
-        tls: It speaks TLS with this context.
-        hangs_up: It closes the connection after its answer.
-        resets: It resets the connection after its answer.
-        at_once: It does all that without waiting until something is written to it.
-        echoes: It also writes back what is written to it.
+        answer: The answer of the server.
+        tls: The server speaks TLS with this context. None: no TLS.
+        hangs_up: Whether the server closes the connection after its answer.
+        resets: Whether the server resets the connection after its answer.
+        at_once: Whether the server acts at once, and does not wait until something is written to it.
+        echoes: Whether the server also writes back the bytes that are written to it.
     """
     here, ends = Peer(0), hangs_up or resets
 
@@ -77,9 +77,11 @@ async def peer(
 
 @contextlib.asynccontextmanager
 async def until_tls(server: tuple[str, int], port: int) -> AsyncIterator[int]:
-    """A way to a server that leads to another port of 127.0.0.1 as soon as the client begins with TLS.
+    """Runs a forwarder to a server. When the client begins with TLS, the forwarder switches to another port of
+    127.0.0.1.
 
-    So a peer takes the server's place also where TLS begins after a greeting in plain text. Yields its own port.
+    So a peer can take the server's place even if TLS begins after a greeting in plain text. Yields the forwarder's
+    port.
     """
 
     async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -130,9 +132,9 @@ async def until_tls(server: tuple[str, int], port: int) -> AsyncIterator[int]:
 
 @contextlib.asynccontextmanager
 async def tls_server(context: ssl.SSLContext) -> AsyncIterator[Peer]:
-    """A peer that makes the handshake with this context and then says nothing.
+    """Runs a peer that makes the handshake with this context and then says nothing.
 
-    Unlike asyncio's own server it tells the client why a handshake failed, as servers do.
+    The peer tells the client why a handshake failed, as servers do. asyncio's own server does not.
     """
     here = Peer(0)
 

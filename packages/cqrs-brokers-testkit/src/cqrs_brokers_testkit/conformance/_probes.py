@@ -1,6 +1,6 @@
-"""Programs that are run in a fresh interpreter, for what can be seen only there.
+"""Programs that run in a fresh interpreter, for facts that can be seen only there.
 
-Each prints one line of JSON on success.
+Each program prints one line of JSON on success.
 """
 
 from __future__ import annotations
@@ -119,12 +119,12 @@ print(json.dumps(asyncio.run(main())))
 
 
 class Probed(NamedTuple):
-    """What a program did.
+    """The result of a program.
 
     Attributes:
-        answer: The JSON it printed, or None.
-        code: Its exit code.
-        stderr: What it printed to stderr.
+        answer: The JSON that the program printed, or None.
+        code: The exit code.
+        stderr: The text that the program printed to stderr.
     """
 
     answer: Any
@@ -133,7 +133,7 @@ class Probed(NamedTuple):
 
 
 _ENDS_WITHIN = 15.0
-"""How many seconds a program may take. Only a busy machine needs most of them."""
+"""How many seconds a program may take. Only a busy machine needs most of these seconds."""
 
 
 def probe(program: str, *arguments: str, flags: tuple[str, ...] = ()) -> Probed:

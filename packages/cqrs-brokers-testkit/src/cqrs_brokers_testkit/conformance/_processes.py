@@ -1,4 +1,4 @@
-"""Cases about programs and event loops: how they end, with `close()` and without, the next loop, a fork."""
+"""Cases about programs and event loops: their end, with and without `close()`, the next loop, and a fork."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def run_ends_without_close(ctx: Context) -> None:
 
 @case("lifecycle.interrupted-without-close", "live")
 def interrupted_without_close(ctx: Context) -> None:
-    """Ctrl-C while sends are under way: Python's own `KeyboardInterrupt` and one `ResourceWarning` of ours, no more."""
+    """Ctrl-C during sends gives Python's own `KeyboardInterrupt` and one `ResourceWarning` of ours, and no more."""
     probed = probe(INTERRUPTED, *_arguments(ctx), flags=("-X", "dev"))
     check(probed.code == -signal.SIGINT, f"it ended with {probed.code}: {probed.stderr[-400:]}")
     _check_one_warning(probed)
@@ -71,7 +71,7 @@ def _arguments(ctx: Context) -> tuple[str, str, str]:
 
 @case("lifecycle.works-in-the-next-loop", "live")
 def works_in_the_next_loop(ctx: Context) -> None:
-    """A broker whose loop was closed (a job per `asyncio.run`) works in the next one, and leaves no socket behind."""
+    """A broker whose loop was closed (a job per `asyncio.run`) works in the next loop, and leaves no socket behind."""
     topic = ctx.new_topic()
     messages = [ctx.message(topic) for _ in range(3)]
 
@@ -101,7 +101,7 @@ def works_in_the_next_loop(ctx: Context) -> None:
 
 @case("lifecycle.other-loop-is-refused", "live")
 async def other_loop_is_refused(ctx: Context) -> None:
-    """Connected in a loop that runs, a send from another loop is `WrongLoopError`; the first loop's work on."""
+    """While the first loop runs, a send from another loop is `WrongLoopError`, and sends in the first loop succeed."""
     broker, topic = ctx.open(), await ctx.topic()
     await broker.send_message(ctx.message(topic))
     told: list[object] = []
@@ -118,7 +118,7 @@ async def other_loop_is_refused(ctx: Context) -> None:
 
 @case("lifecycle.forked-child-is-refused", "live")
 def forked_child_is_refused(ctx: Context) -> None:
-    """After a fork the child's send is `WrongLoopError`, and the parent works on."""
+    """After a fork, a send of the child is `WrongLoopError`, and the parent works on."""
     probed = probe(FORKED, *_arguments(ctx))
     check(probed.code == 0, f"the parent failed: {probed.stderr[-400:]}")
     check(probed.answer == "WrongLoopError", f"the child was told: {probed.answer}")

@@ -1,4 +1,4 @@
-"""Cases whose messages fill the driver's own queue, and those about answers that never come."""
+"""Cases whose messages fill the driver's own queue, and cases about answers that never come."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from cqrs_brokers_testkit.conformance._case import (
 from cqrs_brokers_testkit.proxy import Way
 
 _LARGE = 40_000
-"""Bytes. A few hundred such messages fill a socket, a client's buffer, and then the driver's own queue."""
+"""The size of a message in bytes. A few hundred such messages fill a socket, a client's buffer and a driver's queue."""
 _LARGEST = 700_000
 _KEYS = 4
 _CANCELLED, _HURRIED = 7, 11
-"""Which of the messages that wait are cancelled, and which have little time."""
+"""Every message with such a number is cancelled, or has a short timeout."""
 _SETTLE = 1.0
-"""Seconds in which the bytes that were in a socket arrive after a fault."""
+"""Within this many seconds after a fault the bytes arrive that were in a socket."""
 
 
 def _large_messages(ctx: Context, topic: str, count: int, size: int = _LARGE) -> list[Message]:
@@ -49,7 +49,7 @@ class _Told(Observer):
         self._outcomes[message.message_id] = outcome
 
     def of(self, messages: Sequence[Message]) -> list[object]:
-        """The outcomes of these messages. None: it is not known yet."""
+        """Returns the outcomes of these messages. None: the outcome is not known yet."""
         return [self._outcomes.get(message.message_id) for message in messages]
 
 
@@ -57,7 +57,7 @@ async def _stalled_with_a_full_queue(
     ctx: Context, broker: Broker, messages: list[Message], wait: float, *, hurried: int | None = None
 ) -> list[asyncio.Future[Receipt | NotDeliveredError | DeliveryUnknownError]]:
     """Stalls the connection to the broker and sends messages. Then the client has some of them, and the driver still
-    has the others. Every `hurried`th one has little time."""
+    has the others. Every `hurried`th message has a short timeout."""
     await ctx.do(lambda: ctx.proxy.stall("up"))
     sends = [
         asyncio.ensure_future(
@@ -77,10 +77,10 @@ async def _stalled_with_a_full_queue(
     limit=90.0,
 )
 async def queued_messages_keep_their_order(ctx: Context) -> None:
-    """400 messages of 40 kB wait in the driver's queue when the connection breaks: order and truth survive it.
+    """If the connection breaks while 400 messages of 40 kB wait in the driver's queue, order and truth survive.
 
-    Some callers were cancelled before: what was not handed over is not sent. The answers to the first attempt to
-    connect again are lost.
+    Some callers were cancelled before. Their messages are not sent if they were not handed over. The answers to the
+    first attempt to connect again are lost.
     """
     proxy, topic, told = ctx.proxy, await ctx.topic(), _Told()
     broker = ctx.open(
@@ -115,9 +115,9 @@ async def queued_messages_keep_their_order(ctx: Context) -> None:
     limit=90.0,
 )
 async def order_survives_a_stall(ctx: Context) -> None:
-    """Small and large messages, with headers and without, wait in a way that is stuck: each key keeps its order.
+    """If small and large messages, with and without headers, wait on a stuck connection, each key keeps its order.
 
-    Some of their callers are cancelled meanwhile, or do not wait for long: the others get their receipts.
+    Some of their callers are cancelled meanwhile, or have a short timeout. The others get their receipts.
     """
     topic, told = await ctx.topic(), _Told()
     broker = ctx.open(delivery_timeout=25.0, max_in_flight=1000, max_in_flight_bytes=2**27, observers=[told])
@@ -149,7 +149,7 @@ async def order_survives_a_stall(ctx: Context) -> None:
 
 @case("delivery.denied-never-arrives", "fault", needs=["proxy", "read_back"], limit=60.0)
 async def denied_never_arrives(ctx: Context) -> None:
-    """The way to the broker stalls beyond the deadline of 400 large messages: none that was denied arrives later."""
+    """If the connection stalls beyond the deadline of 400 large messages, no message that was denied arrives later."""
     proxy, topic = ctx.proxy, await ctx.topic()
     broker = ctx.open(delivery_timeout=1.5, max_in_flight=1000, max_in_flight_bytes=2**27)
     await broker.send_message(ctx.message(await ctx.topic()))
@@ -175,7 +175,7 @@ async def denied_never_arrives(ctx: Context) -> None:
 
 @case("delivery.unanswered-is-let-go", "fault", needs=["proxy", "read_back"], capability="confirms", limit=120.0)
 async def unanswered_is_let_go(ctx: Context) -> None:
-    """One answer is lost on a connection that lives: the outcome is unknown, the place is free again, sends work."""
+    """If one answer is lost on a living connection, the outcome is unknown, the place is free again, and sends work."""
     proxy = ctx.proxy
     broker = ctx.open(delivery_timeout=2.0, max_in_flight=8)
     # A topic each: a driver may let a message wait for the answer of the one before it.
@@ -211,9 +211,9 @@ async def _window_is_empty(broker: Broker) -> bool:
 
 @case("faults.dead-connection-is-noticed", "fault", needs=["proxy"], limit=180.0)
 async def dead_connection_is_noticed(ctx: Context) -> None:
-    """The connections that exist are dead, new ones work: a send succeeds within the time that the harness declares.
+    """If all connections are dead and new ones work, a send succeeds within the time that the harness declares.
 
-    What was on its way on a connection that is dead, or whose answers do not come, gets an outcome that is true.
+    Messages on a dead connection, or on a connection without answers, get true outcomes.
     """
     proxy, topic, within = ctx.proxy, await ctx.topic(), ctx.harness.notices_within
     reads = ctx.harness.lacks("read_back") is None
@@ -246,7 +246,7 @@ async def dead_connection_is_noticed(ctx: Context) -> None:
 
 
 class _Patient:
-    """A broker that waits long for its answers, and what it has sent."""
+    """A broker that waits long for answers, and the messages that it has sent."""
 
     def __init__(self, ctx: Context, broker: Broker, topic: str) -> None:
         self.broker, self.topic = broker, topic
@@ -266,5 +266,5 @@ class _Patient:
         self._sends = [asyncio.ensure_future(outcome_of(self.broker.send_message(each))) for each in self.messages]
 
     async def outcomes(self) -> list[Receipt | DeliveryError]:
-        """The outcomes of the messages."""
+        """Returns the outcomes of the messages."""
         return await asyncio.gather(*self._sends)

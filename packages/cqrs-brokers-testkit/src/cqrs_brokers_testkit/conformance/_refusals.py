@@ -1,4 +1,4 @@
-"""Cases about messages that cannot be sent: refused by their class before any I/O, and the next good one works."""
+"""Cases about messages that cannot be sent: they fail with their class before any I/O, and a good message succeeds."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def illegal_name_or_id(ctx: Context) -> None:
 
 @case("refusals.illegal-header", "live", capability="headers")
 async def illegal_header(ctx: Context) -> None:
-    """Header names and values of an undeclared type or too long, more than a hundred: `InvalidMessageError`."""
+    """Headers of an undeclared type, too long, or more than a hundred are `InvalidMessageError`."""
     topic = await ctx.topic()
     headers: list[tuple[str, object]] = [
         ("a long name", {"x" * 200: "v"}),
@@ -77,7 +77,7 @@ async def reserved_header(ctx: Context) -> None:
 
 @case("refusals.too-large", "live")
 async def too_large(ctx: Context) -> None:
-    """A message larger than `max_message_bytes` is `MessageTooLargeError`, and one of exactly that size is sent."""
+    """A message above `max_message_bytes` is `MessageTooLargeError`, and a message of exactly that size is sent."""
     topic = await ctx.topic()
     await _refused(ctx, MessageTooLargeError, [("1 MB and a byte", ctx.message(topic, b"x" * 1_000_001))])
     broker = ctx.open(max_message_bytes=1000)
@@ -105,5 +105,5 @@ async def key_without_the_capability(ctx: Context) -> None:
 
 @case("refusals.headers-without-the-capability", "live", without="headers")
 async def headers_without_the_capability(ctx: Context) -> None:
-    """A message with headers is `InvalidMessageError` when the driver carries none."""
+    """A message with headers is `InvalidMessageError` when the driver carries no headers."""
     await _refused(ctx, InvalidMessageError, [("a header", ctx.message(await ctx.topic(), headers={"a": "v"}))])

@@ -1,8 +1,8 @@
 """Finds code that stops the event loop.
 
-A busy machine is no reason: the time in which a thread was ready to run and got no processor is not counted, where the
-system says how much that was (Linux). The same holds for the other threads of the process, because the loop may wait
-for one of them for a moment: `Thread.start()` waits until the new thread runs.
+A busy machine must not count. So the time in which a thread was ready to run but got no processor is subtracted, if the
+system tells this time (Linux). The same holds for the other threads of the process, because the loop may wait for
+another thread for a moment: `Thread.start()` waits until the new thread runs.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any
 
 _LOOKS_EVERY = 0.03
 _STANDS_STILL = 0.15
-"""Seconds. A call that has waited for so long in one place has stopped the loop."""
+"""A call that has waited for this many seconds in one place has stopped the loop."""
 _WAITS = ("S", "D")
-"""The states of a thread that waits for something else than a processor."""
+"""The states of a thread that waits, but not for a processor."""
 _STANDARD_LIBRARY = Path(threading.__file__).parent
 _OURS = Path(__file__).parent.parent
 
@@ -28,14 +28,14 @@ _OURS = Path(__file__).parent.parent
 class WatchedSelector(selectors.DefaultSelector):
     """The selector of an event loop. It knows when a turn of the loop begins and ends.
 
-    It must be made in the loop's thread.
+    The selector must be made in the loop's thread.
 
     Attributes:
         found: Calls that waited and so stopped the loop, each with its place in the code (on Linux). A watching thread
-            looks a few times in each tenth of a second, so it may miss one on a busy machine, but names none that only
-            took long.
-        longest: Seconds of the longest turn since `measure()`, the time without a processor not counted.
-        where: What `found` says of that turn, if anything.
+            looks a few times in each tenth of a second. On a busy machine it may miss such a call. But it never names a
+            call that only computed for a long time.
+        longest: The longest turn since `measure()`, in seconds, without the time in which there was no processor.
+        where: The text in `found` about the longest turn, or "".
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class WatchedSelector(selectors.DefaultSelector):
         self._watcher.start()
 
     def measure(self) -> None:
-        """Begins to measure each turn, this one included."""
+        """Begins to measure each turn, including the current turn."""
         self._measures, self.longest, self.where = True, 0.0, ""
         self._turn = self._now()
 
@@ -96,7 +96,7 @@ class WatchedSelector(selectors.DefaultSelector):
             del frame
 
     def _busy(self) -> float:
-        """Seconds in which the loop's thread worked, or was ready to and got no processor."""
+        """Returns for how many seconds the loop's thread worked, or was ready to work but got no processor."""
         worked = time.clock_gettime(time.pthread_getcpuclockid(self._loop.ident or 0))
         return worked + _scheduled(self._loop.native_id)[1]
 
@@ -106,14 +106,14 @@ def _is_standard(file: str) -> bool:
 
 
 class _Others:
-    """The other threads of the process, from now on: the loop's thread may wait for one of them."""
+    """Watches the other threads of the process from now on, because the loop's thread may wait for one of them."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
         self._before = {thread_id: _scheduled(thread_id) for thread_id in _threads()}
 
     def starved(self) -> float:
-        """Seconds in which a thread was ready to run and got no processor: those of the thread with most."""
+        """Returns the most seconds for which one thread was ready to run but got no processor."""
         now = time.monotonic()
         return max((self._starved(thread_id, now - self._began) for thread_id in _threads()), default=0.0)
 
@@ -126,7 +126,7 @@ class _Others:
 
 
 def _threads() -> list[str]:
-    """All threads of the process except the one that asks."""
+    """Returns all threads of the process except the current thread."""
     try:
         return [thread_id for thread_id in os.listdir("/proc/self/task") if int(thread_id) != threading.get_native_id()]
     except OSError:
@@ -134,7 +134,7 @@ def _threads() -> list[str]:
 
 
 def _scheduled(thread_id: int | str | None) -> tuple[float, float]:
-    """For how many seconds a thread has had a processor, and has waited for one. Zeros: the system does not say it.
+    """Returns for how many seconds a thread has had a processor, and has waited for one. 0: the system does not say it.
 
     Args:
         thread_id: `Thread.native_id`.
@@ -147,7 +147,7 @@ def _scheduled(thread_id: int | str | None) -> tuple[float, float]:
 
 
 def _state(thread_id: int | str | None) -> str:
-    """The state of a thread, as in /proc/PID/stat. Empty: the system does not say it."""
+    """Returns the state of a thread, as in /proc/PID/stat. "": the system does not say it."""
     try:
         return Path(f"/proc/self/task/{thread_id}/stat").read_text().rpartition(")")[2].split()[0]
     except (OSError, IndexError):

@@ -34,8 +34,8 @@ def _scheme(ctx: Context) -> str:
 
 
 def openable_url(harness: Harness) -> str:
-    """The harness' config string. If that is only a scheme, the shortest string that the plugin takes, because some
-    plugins need a host."""
+    """Returns the harness' config string. If that is only a scheme, returns the shortest string that the plugin takes,
+    because some plugins need a host."""
     if "://" in harness.url:
         return harness.url
     candidates = [f"{harness.url}://", f"{harness.url}://localhost", f"{harness.url}://user:password@localhost/name"]
@@ -203,7 +203,7 @@ def malformed_string_is_refused(ctx: Context) -> None:
 
 @case("static.config-string-is-stable", "static")
 def config_string_is_stable(ctx: Context) -> None:
-    """Parsing a config string, rendering it and parsing that gives the same again."""
+    """Parsing a config string, rendering the result and parsing the rendered string gives the same result."""
     first = BrokerURL.parse(_url(ctx))
     text = first.render(reveal=True)
     again = BrokerURL.parse(text)
@@ -272,7 +272,7 @@ def opening_does_no_io(ctx: Context) -> None:
 
 @case("static.broker-is-true", "static")
 def broker_is_true(ctx: Context) -> None:
-    """An opened broker is true, and its driver is a `MessageBroker` and no `Broker`."""
+    """An opened broker is true in a condition, and its driver is a `MessageBroker` but not a `Broker`."""
     broker = _open(ctx, _url(ctx))
     check(bool(broker), "bool(broker) is False")
     check(isinstance(broker.driver, MessageBroker) and not isinstance(broker.driver, Broker), "the driver is none")
@@ -281,7 +281,7 @@ def broker_is_true(ctx: Context) -> None:
 
 @case("static.capabilities-are-constant", "static")
 def capabilities_are_constant(ctx: Context) -> None:
-    """A driver says what it can do before it is connected, and always the same."""
+    """A driver declares its capabilities before it is connected, and they never change."""
     driver, other = _open(ctx, _url(ctx)).driver, _open(ctx, _url(ctx)).driver
     said = [getattr(d, "capabilities", Capabilities()) for d in (driver, driver, other)]
     check(all(isinstance(value, Capabilities) for value in said), "capabilities is no Capabilities")

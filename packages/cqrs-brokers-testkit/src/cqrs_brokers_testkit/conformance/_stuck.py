@@ -1,4 +1,4 @@
-"""Cases about a destination or a broker that takes nothing, and one that takes only so much without an answer."""
+"""Cases about a destination or a broker that takes nothing, or only some messages without an answer."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from cqrs_brokers_testkit.conformance._case import (
 )
 
 _WINDOW = 100
-"""Messages in flight: a small window is full of what goes to the stuck destination at once."""
+"""The window in messages. A small window is full at once with messages to the stuck destination."""
 _TIMEOUT = 9.0
 _GO_ON_WITHIN = 8.0
-"""Seconds. A driver may need some until it leaves a channel on which nothing is answered."""
+"""Other destinations must be confirmed within this many seconds. A driver needs time to leave a silent channel."""
 _SENT_FOR = 10.0
 _GRACE = 1.0
 """By contract an outcome comes at most this many seconds after the deadline."""
@@ -36,7 +36,7 @@ _GRACE = 1.0
     limit=90.0,
 )
 async def stuck_destination_holds_up_no_other(ctx: Context) -> None:
-    """While one destination takes nothing, others are confirmed within 8 s, each key in order, and no outcome lies."""
+    """While one destination takes nothing, others are confirmed within 8 s, keys keep their order, no outcome lies."""
     stuck = await ctx.do(ctx.harness.stuck_destination)
     window = min(_WINDOW, ctx.harness.most_unanswered or _WINDOW)
     keyed = ctx.capabilities.ordering_key
@@ -95,7 +95,7 @@ async def stuck_destination_holds_up_no_other(ctx: Context) -> None:
 
 @case("delivery.most-unanswered-is-kept", "fault", needs=["lose_answers", "read_back"], capability="confirms")
 async def most_unanswered_is_kept(ctx: Context) -> None:
-    """No more messages are written than the broker takes without an answer; the rest wait, and get their receipts."""
+    """No more messages are written than the broker takes without an answer. The others wait, and get receipts."""
     most = ctx.harness.most_unanswered
     if most is None:
         raise NotApplicable("the broker takes any number of messages that it has not answered")
@@ -119,7 +119,7 @@ async def most_unanswered_is_kept(ctx: Context) -> None:
 
 @case("delivery.blocked-is-waited-out", "live", needs=["blocked"], waivable=True)
 async def blocked_is_waited_out(ctx: Context) -> None:
-    """While the broker takes no messages sends wait, `BrokerBlockedError` says so at the deadline; later they work."""
+    """While the broker takes no messages, sends wait, and fail with `BrokerBlockedError` at the deadline."""
     broker, topic = ctx.open(delivery_timeout=3.0), await ctx.topic()
     await broker.send_message(ctx.message(topic))
     async with ctx.entered(ctx.harness.blocked):
@@ -140,7 +140,7 @@ async def blocked_is_waited_out(ctx: Context) -> None:
 
 
 async def _many_wait_while_blocked(ctx: Context) -> None:
-    """Many are on their way when the broker begins to take none: their order and the truth survive it."""
+    """Demands that order and truth survive if the broker begins to take no messages while many are on their way."""
     broker, topic = ctx.open(delivery_timeout=20.0), await ctx.topic()
     await ctx.works_again(broker, await ctx.topic())
     keyed = ctx.capabilities.ordering_key

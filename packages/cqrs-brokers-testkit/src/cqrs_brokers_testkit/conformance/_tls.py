@@ -1,4 +1,4 @@
-"""Cases about TLS: it works, it verifies, it is never given up, and what is true without it is true with it."""
+"""Cases about TLS: TLS works, verifies and is never given up, and outcomes over TLS are as true as without TLS."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ _BODY = b"canary-tls-body"
 
 @case("delivery.tls-failure", "live", needs=["tls_failures"], waivable=True)
 async def tls_failure(ctx: Context) -> None:
-    """An expired certificate, one for another host, one of an unknown authority: `TLSError` within 2 s."""
+    """A certificate that is expired, for another host or of an unknown authority is `TLSError` within 2 s."""
     await check_permanent(ctx, await ctx.once(ctx.harness.tls_failures), TLSError)
 
 
 @case("delivery.tls-works", "live", needs=["tls_destination"], waivable=True, like="delivery.tls-failure")
 async def tls_works(ctx: Context) -> None:
-    """With a good certificate the connection is made with TLS, and messages are delivered over it."""
+    """With a good certificate the connection is made with TLS, and messages are delivered over this connection."""
     target = await ctx.do(ctx.harness.tls_destination)
     broker = ctx.open(target.url)
     try:
@@ -69,7 +69,7 @@ async def tls_works(ctx: Context) -> None:
     like="delivery.tls-failure",
 )
 async def tls_is_never_given_up(ctx: Context) -> None:
-    """With TLS in the config string, a server that speaks plain text gets no login and no message: `TLSError`."""
+    """With TLS in the config string, a server without TLS gets no login and no message, and the error is `TLSError`."""
     proxy = ctx.proxy
     urls = [*(await ctx.once(ctx.harness.tls_failures)).values()]
     seen, answers = bytearray(), bytearray()
@@ -116,11 +116,11 @@ async def _refused(ctx: Context, broker: Broker, answers: bytearray) -> None:
 
 @contextlib.asynccontextmanager
 async def _tls_peer(context: ssl.SSLContext, server: Host | None = None) -> AsyncIterator[Peer]:
-    """A peer that makes the handshake with this context and then says nothing.
+    """Runs a peer that makes the handshake with this context and then says nothing.
 
     Args:
-        context: Its certificate, and the versions that it speaks.
-        server: What speaks until TLS begins, for a protocol in which the server greets in plain text.
+        context: The peer's certificate, and the versions that the peer speaks.
+        server: The server that speaks until TLS begins, for a protocol with a greeting in plain text.
     """
     async with contextlib.AsyncExitStack() as stack:
         there = await stack.enter_async_context(tls_server(context))
@@ -130,10 +130,10 @@ async def _tls_peer(context: ssl.SSLContext, server: Host | None = None) -> Asyn
 
 
 async def _with_own_authority(ctx: Context) -> BrokerURL:
-    """The config string with TLS, for a driver whose authority the suite can name.
+    """Returns the config string with TLS, for a driver whose authority the suite can name.
 
     Raises:
-        NotApplicable: Its options for TLS are others.
+        NotApplicable: The driver has other options for TLS.
     """
     known = BrokerURL.parse((await ctx.once(ctx.harness.tls_destination)).url)
     if not has_tls_options(ctx, known.scheme):
@@ -142,7 +142,7 @@ async def _with_own_authority(ctx: Context) -> BrokerURL:
 
 
 async def _error_at_a_good_one(ctx: Context, known: BrokerURL, made: Certificates) -> ConnectError | None:
-    """The error of `connect()` with a peer whose certificate is good, and which then says nothing.
+    """Returns the error of `connect()` with a peer whose certificate is good, and which then says nothing.
 
     Raises:
         NotApplicable: The driver makes no handshake with such a peer.
@@ -163,9 +163,10 @@ async def _error_at_a_good_one(ctx: Context, known: BrokerURL, made: Certificate
     limit=60.0,
 )
 async def tls_verifies_certificates(ctx: Context) -> None:
-    """A certificate that has expired, is for another host or of another authority: `TLSError` in every combination.
+    """A certificate that is expired, for another host or of another authority is `TLSError` in every combination.
 
-    By name, by address, on a second host, with a client certificate; and nothing is written to such a peer.
+    The combinations: by name, by address, on a second host, with a client certificate. Nothing is written to such a
+    peer.
     """
     known = await _with_own_authority(ctx)
     async with certificates() as made:
@@ -202,7 +203,7 @@ async def tls_verifies_certificates(ctx: Context) -> None:
     limit=60.0,
 )
 async def tls_takes_no_old_version(ctx: Context) -> None:
-    """A server that speaks no newer TLS than 1.0 or 1.1 gets no login and no message: `TLSError`."""
+    """A server that speaks only TLS 1.0 or 1.1 gets no login and no message, and the error is `TLSError`."""
     known = await _with_own_authority(ctx)
     tried = 0
     async with certificates() as made:
@@ -226,7 +227,7 @@ async def tls_takes_no_old_version(ctx: Context) -> None:
 
 
 def _speak_only(context: ssl.SSLContext, version: ssl.TLSVersion) -> None:
-    """Lets one version be spoken, however old: at level 0 OpenSSL takes the hashes that the old ones need."""
+    """Makes the context speak only one version, however old. At level 0 OpenSSL takes the hashes of old versions."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # it says that they are old
         context.minimum_version = ssl.TLSVersion.TLSv1
@@ -235,7 +236,7 @@ def _speak_only(context: ssl.SSLContext, version: ssl.TLSVersion) -> None:
 
 
 async def _is_spoken(port: int, version: ssl.TLSVersion) -> bool:
-    """Whether a client that takes this version can make the handshake with a peer on this system."""
+    """Returns whether a client that takes this version can make the handshake with a peer on this system."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     _speak_only(context, version)
@@ -256,7 +257,7 @@ async def _error_at(
     *,
     within: float = 6.0,
 ) -> ConnectError | None:
-    """The error of `connect()` with these hosts, this authority, and perhaps a client certificate."""
+    """Returns the error of `connect()` with these hosts, this authority, and perhaps a client certificate."""
     url = with_authority(known.replace(hosts=hosts).render(reveal=True), authority, own)
     broker = ctx.open(url, connect_timeout=within, delivery_timeout=2.0)
     error = await connect_error(broker.connect())
@@ -273,7 +274,7 @@ async def _error_at(
     like="delivery.tls-failure",
 )
 async def tls_is_as_true(ctx: Context) -> None:
-    """Over TLS, too: no receipt before the answer, a reconnect that verifies again, a bounded close, nothing left."""
+    """TLS changes no rule: no receipt before the answer, each reconnect verifies, close is bounded, nothing is left."""
     target = await ctx.do(ctx.harness.tls_destination)
     known = BrokerURL.parse(target.url)
     host = known.hosts[0]
@@ -299,7 +300,7 @@ async def tls_is_as_true(ctx: Context) -> None:
 
 
 async def _ends_without_answers(ctx: Context, proxy: FaultProxy, broker: Broker, topic: str) -> None:
-    """Demands that the end of a connection through which nothing got is no confirm."""
+    """Demands that the end of a stalled connection confirms nothing."""
     for end in (proxy.reset, proxy.close_connections):
         await ctx.do(lambda: proxy.stall("up"))
         sends = [asyncio.ensure_future(outcome_of(broker.send_message(ctx.message(topic)))) for _ in range(5)]
@@ -331,8 +332,7 @@ async def _leaves_nothing(ctx: Context, proxy: FaultProxy, url: str, topic: str)
 
 
 async def _is_verified_again(ctx: Context, proxy: FaultProxy, broker: Broker, known: BrokerURL, topic: str) -> None:
-    """Demands that a peer which is not the server, but now listens at the same address, gets no login and no
-    message."""
+    """Demands that another peer, which now listens at the server's address, gets no login and no message."""
     server = proxy.target
     async with certificates() as made:
         async with _tls_peer(serving(made.server, made.server_key)) as other, peer() as plain:

@@ -1,4 +1,4 @@
-"""Cases about every way in which a connect fails or a connection ends: what is told, left or held up then."""
+"""Cases about every way in which a connect fails or a connection ends: nothing secret is told, nothing is left."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from cqrs_brokers_testkit.proxy import FaultProxy
 
 _LOGIN = "canary-password-54"
 _APART = 0.03
-"""Seconds between the beginnings of attempts, so that no turn of the event loop does the work of many."""
+"""Seconds between the beginnings of two attempts, so that no turn of the event loop does the work of many attempts."""
 _AT_ONCE = 16
-"""So many attempts run side by side. With more of them a busy machine would keep a driver from being in time."""
+"""This many attempts run at the same time. With more attempts, a driver on a busy machine could miss its times."""
 _STOPS = 0.25
-"""A turn of the event loop that takes so many seconds holds up everything else in the program."""
+"""A turn of the event loop that takes this many seconds holds up everything else in the program."""
 _SUCCESSORS = (
     *("says nothing", "speaks another protocol", "hangs up", "resets"),
     *("sends nonsense first", "writes back what it gets"),
@@ -44,7 +44,7 @@ _REFUSALS = ("forbidden_destination", "make_unroutable", "missing_destination", 
 
 
 def _losses() -> Mapping[str, Callable[[FaultProxy], object]]:
-    """What may befall a connection that works, by what happens."""
+    """Returns the faults that can end a working connection, by name."""
     return {
         "is reset": lambda proxy: proxy.reset(),
         "is closed": lambda proxy: proxy.close_connections(),
@@ -58,7 +58,7 @@ def _losses() -> Mapping[str, Callable[[FaultProxy], object]]:
 
 
 async def _each(works: Mapping[str, Coroutine[Any, Any, None]]) -> None:
-    """Does all of it, some side by side, one begun after the other."""
+    """Runs all attempts, several at the same time. They begin one after the other."""
     places = asyncio.Semaphore(_AT_ONCE)
 
     async def begin(number: int, work: Coroutine[Any, Any, None]) -> None:
@@ -80,7 +80,7 @@ async def _each(works: Mapping[str, Coroutine[Any, Any, None]]) -> None:
 
 
 def _opened(ctx: Context, url: str, **options: float) -> tuple[Broker, list[str]]:
-    """A broker, and the warnings of opening it: a login that goes to a host that is not loopback is worth one."""
+    """Opens a broker. Returns the broker and the warnings: a login to a host that is not loopback gives a warning."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         broker = ctx.open(url, connect_timeout=1.0, **options)
@@ -92,7 +92,7 @@ def _opened(ctx: Context, url: str, **options: float) -> tuple[Broker, list[str]
 
 @case("faults.loop-goes-on-in-trouble", "fault", needs=["hosts_url"], limit=120.0)
 async def loop_goes_on_in_trouble(ctx: Context) -> None:
-    """Whatever a connect fails by, a connection ends by, or a message is refused by: the event loop is not stopped."""
+    """Failed connects, ended connections and refused messages never stop the event loop."""
     assert ctx.turns is not None
     own_address(ctx)  # the case does not apply to a broker without one
     async with failing_connects(ctx, _LOGIN) as urls:
@@ -145,25 +145,26 @@ async def _is_refused(ctx: Context) -> None:
 
 
 class _Told:
-    """Everything that was told while something went wrong, by what went wrong."""
+    """Looks for the password in everything that is told while something goes wrong."""
 
     def __init__(self, password: str) -> None:
         self._secrets = {"the password": password}
         self._leaks: dict[str, list[str]] = {}
 
     def hear(self, when: str, *said: object) -> None:
-        """Errors are looked at with their causes, texts as they are, other objects by `repr` and `str`."""
+        """Looks into an error with its causes, the `repr` and `str` of other objects, and the names of tasks and
+        threads."""
         texts = [everything(each) if isinstance(each, BaseException) else f"{each!r} {each}" for each in said]
         texts += [task.get_name() for task in asyncio.all_tasks()] + [thread.name for thread in threading.enumerate()]
         self._leaks.setdefault(when, []).extend(shown(self._secrets, texts))
 
     async def use(self, when: str, broker: Broker, message: object) -> None:
-        """Hears what a broker says of itself, and of a message that it cannot send."""
+        """Looks into what a broker says about itself, and about a message that it cannot send."""
         outcome = await outcome_of(broker.send_message(message))  # type: ignore[arg-type]
         self.hear(when, outcome, broker, broker.describe(), await broker.health())
 
     def check(self, logs: list[str]) -> None:
-        """Demands that nobody told the password."""
+        """Demands that the password was found nowhere."""
         told = [f"{leaks[0]} ({when})" for when, leaks in self._leaks.items() if leaks]
         told += [f"{each} (in a log record or warning)" for each in shown(self._secrets, logs)]
         where = "can be read in an error, a log record, a warning, a repr or a name"
@@ -172,9 +173,9 @@ class _Told:
 
 @case("lifecycle.nothing-confidential-is-told-of-a-login", "fault", needs=["peer_url"], limit=90.0)
 async def nothing_confidential_is_told_of_a_login(ctx: Context) -> None:
-    """No password, in any form, is in an error, a log record, `health()`, `repr` or a name, whatever a login fails by.
+    """If a login fails in any way, no password is in an error, a log record, `health()`, a `repr` or a name.
 
-    Also when `close()` comes in the middle of it.
+    The same holds if `close()` is called in the middle of a login.
     """
     if not takes_credentials(ctx):
         raise NotApplicable("its config string has no user and password")
@@ -210,7 +211,7 @@ async def nothing_confidential_is_told_of_a_login(ctx: Context) -> None:
 
 @case("lifecycle.nothing-confidential-is-told-of-a-later-login", "fault", needs=["hosts_url"], limit=90.0)
 async def nothing_confidential_is_told_of_a_later_login(ctx: Context) -> None:
-    """The connection ends or brings nonsense, and the broker's place is taken by others: nothing tells the password."""
+    """If the connection ends or brings nonsense, and others take the broker's place, nothing tells the password."""
     if not takes_credentials(ctx):
         raise NotApplicable("its config string has no user and password")
     server, topic = own_address(ctx), await ctx.topic()
@@ -254,10 +255,10 @@ async def nothing_confidential_is_told_of_a_later_login(ctx: Context) -> None:
 
 
 async def _login_that_works(ctx: Context) -> tuple[BrokerURL, str]:
-    """A config string with a password that the broker takes, and the password.
+    """Returns a config string with a password that the broker takes, and the password.
 
     Raises:
-        NotApplicable: There is none that could be found in a text.
+        NotApplicable: There is no password that could be recognised in a text.
     """
     own = BrokerURL.parse(ctx.url)
     any_login = BrokerURL.parse(await ctx.do(lambda: ctx.harness.url_with_credentials("somebody", _LOGIN)))
@@ -278,7 +279,7 @@ async def _login_that_works(ctx: Context) -> tuple[BrokerURL, str]:
 
 @case("lifecycle.failed-connects-leave-nothing", "live", needs=["peer_url"], limit=90.0)
 async def failed_connects_leave_nothing(ctx: Context) -> None:
-    """Whatever an attempt to connect fails by (login, certificate, silence, another protocol), it leaves nothing."""
+    """An attempt to connect that fails by login, certificate, silence or another protocol leaves nothing."""
     async with failing_connects(ctx, _LOGIN, lasting=False) as urls:
         for need, what in (
             ("wrong_password_url", "a wrong password"),

@@ -1,4 +1,4 @@
-"""What asyncio found unhandled while cases ran: exceptions that nobody retrieved, tasks that were destroyed."""
+"""Collects what asyncio reports as unhandled while cases run: exceptions that nobody retrieved, destroyed tasks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Unhandled(logging.Handler):
 
     @contextmanager
     def watching(self, thread: threading.Thread) -> Iterator[list[str]]:
-        """Yields the list of the complaints about the case that runs in this thread."""
+        """Yields a list. The list gets the complaints about the case that runs in this thread."""
         found = self._cases[thread] = list[str]()
         try:
             yield found

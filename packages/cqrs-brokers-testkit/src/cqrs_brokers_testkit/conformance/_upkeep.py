@@ -1,4 +1,4 @@
-"""Cases about what a driver keeps and tells beside the outcome, and about connections that come after the first."""
+"""Cases about the objects that a driver keeps, the texts that it tells, and the connections after the first."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ _OF_A_DELIVERY = ("handed_over", "confirm", "fail", "release", "message")
 
 
 async def deliveries() -> int:
-    """How many `Delivery` objects exist in this process, whoever holds them."""
+    """Returns how many `Delivery` objects exist in this process, whoever holds them."""
     gc.collect()
     classes = {kind for kind in {type(each) for each in gc.get_objects()} if _is_a_delivery(kind)}
     return sum(type(each) in classes for each in gc.get_objects())
@@ -90,7 +90,7 @@ def _is_a_delivery(kind: type) -> bool:
 
 @case("delivery.nothing-is-kept-after-the-answer", "live")
 async def nothing_is_kept_after_the_answer(ctx: Context) -> None:
-    """A driver holds no message that has its outcome: 1 000 that were answered leave none behind."""
+    """A driver holds no message that has its outcome: after 1 000 answered messages it holds none."""
     broker, topic = ctx.open(), await ctx.topic()
     await broker.connect()
     before, count = await deliveries(), ctx.count(1_000, 200)
@@ -104,7 +104,7 @@ async def nothing_is_kept_after_the_answer(ctx: Context) -> None:
 
 @case("lifecycle.nothing-confidential-is-told-in-trouble", "fault", needs=["stall", "reset"])
 async def nothing_confidential_is_told_in_trouble(ctx: Context) -> None:
-    """No body, key or header value is in a log record or error when messages are lost, late, waiting or refused."""
+    """If messages are lost, late, waiting or refused, no body, key or header value is in a log record or error."""
     topic, told, keeps = await ctx.topic(), list[str](), ctx.capabilities
     fields: dict[str, Any] = {"headers": {"h": _CANARIES["a header"]} if keeps.headers else {}}
     fields["key"] = _CANARIES["the key"] if keeps.ordering_key else None
@@ -149,12 +149,12 @@ async def nothing_confidential_is_told_in_trouble(ctx: Context) -> None:
 
 _IDLE = 1.0
 _A_LITTLE = 0.03
-"""Which share of one processor an event loop may need while nothing happens."""
+"""The share of one processor that an event loop may need while nothing happens."""
 
 
 @case("lifecycle.idle-is-idle", "live")
 async def idle_is_idle(ctx: Context) -> None:
-    """While nothing is sent, a connected driver leaves the event loop alone: it does not ask again and again."""
+    """While nothing is sent, a connected driver uses next to no time of the event loop: it does not poll."""
     broker = ctx.open()
     check_receipt(await outcome_of(broker.send_message(ctx.message(await ctx.topic()))))
     await asyncio.sleep(0.3)  # what comes after an answer is over
@@ -166,7 +166,7 @@ async def idle_is_idle(ctx: Context) -> None:
 
 @case("lifecycle.names-are-looked-up-beside-the-loop", "live", needs=["hosts_url"])
 async def names_are_looked_up_beside_the_loop(ctx: Context) -> None:
-    """A host's name is looked up without stopping the event loop, which a slow name server would else do."""
+    """Looking up a host's name does not stop the event loop, even if the name server is slow."""
     _, port = own_address(ctx)
     loop, in_the_loop = threading.get_ident(), list[str]()
 

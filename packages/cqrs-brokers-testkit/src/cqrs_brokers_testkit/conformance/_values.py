@@ -1,4 +1,4 @@
-"""Cases about what only some brokers carry: a message without a body, headers that are no text."""
+"""Cases about values that only some brokers carry: a message without a body, and headers that are not text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from cqrs_brokers_testkit.conformance._case import Context, case, check, outcome
 
 @case("messages.tombstone-is-no-value", "live", capability="tombstones", needs=["read_back"])
 async def tombstone_is_no_value(ctx: Context) -> None:
-    """A tombstone arrives as no value, with its key, and an empty body beside it as an empty body."""
+    """A tombstone arrives with its key and without a value, and an empty body beside it arrives as an empty body."""
     topic = await ctx.topic()
     broker = ctx.open()
     for payload in (TOMBSTONE, b"", TOMBSTONE):
@@ -22,7 +22,7 @@ async def tombstone_is_no_value(ctx: Context) -> None:
 
 @case("refusals.tombstone-without-the-capability", "live", without="tombstones")
 async def tombstone_without_the_capability(ctx: Context) -> None:
-    """A tombstone is `InvalidMessageError`, with what to do instead, when the driver has none."""
+    """If the driver has no tombstones, a tombstone is `InvalidMessageError`, and the text says what to do instead."""
     message = Message("Deleted", await ctx.topic(), TOMBSTONE, key="k" if ctx.capabilities.ordering_key else None)
     outcome = await outcome_of(ctx.open().send_message(message))
     check(isinstance(outcome, InvalidMessageError), f"a tombstone got {show(outcome)}")
@@ -31,7 +31,7 @@ async def tombstone_without_the_capability(ctx: Context) -> None:
 
 @case("messages.headers-keep-their-types", "live", capability="headers", needs=["read_back"])
 async def headers_keep_their_types(ctx: Context) -> None:
-    """Headers of every type that the driver declares arrive as what they are."""
+    """Headers of every type that the driver declares arrive with their types."""
     whole = float(2**53 + 2)  # pika reads a double as an integer; a float of 32 bits cannot hold this one
     examples: list[object] = ["text", b"\x00\xff", -(2**63), 2**63 - 1, whole, True, False, None]
     headers = {f"h{n}": value for n, value in enumerate(examples) if type(value) in ctx.capabilities.header_types}

@@ -1,4 +1,4 @@
-"""The case about options: those that a harness names change nothing in what is true."""
+"""The case about options: the options that a harness names change no truth."""
 
 from __future__ import annotations
 

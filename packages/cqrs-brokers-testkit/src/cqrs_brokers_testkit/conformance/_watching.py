@@ -1,5 +1,5 @@
-"""Watches a piece of code: its I/O (by Python's audit events), its log records, logger levels and warnings, and what it
-leaves behind."""
+"""Watches a piece of code: its I/O (by Python's audit events), its log records, logger levels and warnings, and the
+things that it leaves behind."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
 def io_watched() -> Iterator[list[str]]:
     """Lists the sockets, look-ups and processes that this thread makes in the block.
 
-    Audit hooks cannot be removed; ours is added once and does nothing outside such a block.
+    Audit hooks cannot be removed. So one hook is added once, and does nothing outside such a block.
     """
     if _installed.acquire(blocking=False):
         sys.addaudithook(_hook)
@@ -59,7 +59,7 @@ def io_watched() -> Iterator[list[str]]:
 
 
 class _Texts(logging.Handler):
-    """Every record as text, with its traceback."""
+    """Collects every log record as text, with its traceback."""
 
     def __init__(self) -> None:
         super().__init__(logging.NOTSET)
@@ -75,7 +75,7 @@ class _Texts(logging.Handler):
 
 @contextlib.contextmanager
 def logs_at_debug() -> Iterator[list[str]]:
-    """Lists everything that is logged or warned, by anybody, at any level, without showing it.
+    """Lists everything that anybody logs or warns, at any level, and shows nothing.
 
     Sets the level of the root logger and of loggers with a level of their own. Restores all levels at the end.
     """
@@ -97,7 +97,7 @@ def logs_at_debug() -> Iterator[list[str]]:
 
 
 def logger_levels() -> Mapping[str, int]:
-    """The level of every logger that has one."""
+    """Returns the level of every logger that has a level of its own."""
     levels = {name: logger.level for name, logger in _loggers().items() if logger.level}
     return {"root": logging.getLogger().level, **levels}
 
@@ -112,7 +112,7 @@ async def nothing_left(after: str) -> AsyncIterator[None]:
     """Demands that the block leaves no task, thread, socket or file descriptor.
 
     Args:
-        after: What was done in the block, for the failure's text.
+        after: A text for the failure: the action in the block.
     """
     try:
         async with no_leaks():
@@ -122,6 +122,6 @@ async def nothing_left(after: str) -> AsyncIterator[None]:
 
 
 def everything(outcome: object) -> str:
-    """The text of an error with its notes and attributes, and those of its causes."""
+    """Returns the text of an error with its notes and attributes, and the same of its causes."""
     led_to_it = chain(outcome) if isinstance(outcome, BaseException) else ()
     return "\n".join([show(outcome), *(f"{each!r} {each} {each.args} {vars(each)}" for each in led_to_it)])
