@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["Cluster"]
 
 TOPIC_GRACE = 3.0
-"""After this many seconds a topic that the cluster does not know counts as missing. Until then we ask again, because
+"""A topic that the cluster does not know counts as missing after this many seconds. Until then we ask again, because
 the topic may just have been created."""
 TOPIC_GRACE_AGAIN = 0.3
 """The same as `TOPIC_GRACE`, but for a topic that counted as missing before and was not found since."""
@@ -46,7 +46,8 @@ _TOPIC_MISSING = "the topic does not exist and the cluster does not create topic
 
 _TOPIC_FORBIDDEN = "the user may not use the topic: grant it WRITE and DESCRIBE on the topic"
 _ID_COMES_LATER = frozenset({7, 13, 14, 15, 16, 51})
-"""Error codes of InitProducerId for states that pass by themselves: the coordinator is loading, moving or busy."""
+"""Error codes of InitProducerId for states that pass by themselves: the coordinator is loading, moving or busy, or does
+not answer."""
 
 
 class Cluster:

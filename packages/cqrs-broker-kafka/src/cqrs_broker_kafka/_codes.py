@@ -2,7 +2,7 @@
 
 A code proves "not appended" only if its row in the table `ROWS` says so. A code without a row, for example a new code
 of a later Kafka version, leaves the batch in doubt: the broker may have appended it. The rows follow the source code of
-Apache Kafka's broker (3.9 to 4.4). There a produce request passes through three methods, in this order:
+Apache Kafka's broker (3.9 to 4.4). In the broker a produce request passes through three methods in this order:
 `ReplicaManager.appendRecords` looks up the partition and its leader. `Partition.appendRecordsToLeader` counts the
 in-sync replicas. `UnifiedLog.append` first validates the records, and then writes the first byte.
 
@@ -51,7 +51,7 @@ class Row(NamedTuple):
         then: What follows from the code.
         error: The class of the error for each record of the batch.
         text: The text of the error: what happened and, for most codes, what to do.
-        retryable: Whether the same call may succeed later if nobody changes anything. None: the error's class says it.
+        retryable: Whether the same call may succeed later if nobody changes anything. None: the error's class decides.
         source: The part of the broker's source code that gives this answer. This part shows whether the batch was
             appended before.
     """

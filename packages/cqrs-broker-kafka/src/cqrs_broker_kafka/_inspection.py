@@ -1,5 +1,5 @@
-"""Finds what `cqrs-brokers check` shows of Kafka: nodes, topics, and the settings of topics. The check sends no message
-and creates no topic.
+"""Finds the facts that `cqrs-brokers check` shows about Kafka: nodes, topics, and the settings of topics. The check
+sends no message and creates no topic.
 
 A Metadata response of version 8 says what the user may do with a topic (KIP-430). aiokafka's own class stops at version
 5, so this module has a class for version 8. A DescribeConfigs response shows the settings of a topic, if the user may
@@ -337,7 +337,7 @@ class KafkaInspection(Inspection):
     async def _describe(
         self, connection: Connection, kind: int, name: str, settings: list[str]
     ) -> dict[str, str] | None:
-        """The settings of a topic or a node. None: the user may not see them."""
+        """Returns the settings of a topic or a node. None: the user may not see the settings."""
         answer = await _answer(connection.send(DescribeConfigsRequest([(kind, name, settings)])))
         code, _, _, _, entries = answer.resources[0]
         if code:

@@ -1,4 +1,5 @@
-"""Finds the reason why a message has no outcome at its deadline. Most reasons come from the last answer."""
+"""Finds the reason why a message has no outcome at its deadline. Most reasons come from the last answer for the
+partition."""
 
 from __future__ import annotations
 

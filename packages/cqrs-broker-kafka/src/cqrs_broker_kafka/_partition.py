@@ -16,8 +16,8 @@
 
 READY becomes NO_ID when the next batch needs a new producer id.
 
-The broker recognises a repeated batch by its producer id, epoch and sequence numbers. It never compares the content. So
-if other records used the same sequence numbers, the broker could confirm them without writing them. These rules make
+The broker recognises a repeated batch by its producer id, epoch and sequence numbers, and never by its content. So if
+other records used the same sequence numbers, the broker could confirm them without writing them. These rules make
 sure that every outcome is true:
 
 1. At most one batch is in flight. A batch gets its sequence numbers when it is written, not before.
@@ -73,7 +73,7 @@ class State(Enum):
 
 
 class Producer(Protocol):
-    """What a partition needs from its owner, the driver."""
+    """The attributes and methods that a partition needs from its owner, the driver."""
 
     idempotent: bool
     producer_id: int

@@ -30,7 +30,7 @@ AGAIN_AFTER = 0.3
 PATIENCE = 0.3
 """Before we send anything, we wait this many seconds for a host that closes the connection or sends something first."""
 LOOK_FOR = 1.0
-"""The most seconds for the examination of a host that closed the connection at once."""
+"""The examination of a host that closed the connection at once takes at most this many seconds."""
 _API_VERSIONS = b"\x00\x00\x00\x0a\x00\x12\x00\x00\x00\x00\x00\x01\xff\xff"
 """A whole ApiVersions request of version 0. Every Kafka broker since 0.10 answers this request."""
 
@@ -81,7 +81,7 @@ async def _greet(settings: KafkaSettings, host: Host) -> Greeting:
 
 
 class Finding(NamedTuple):
-    """What one host's failure means.
+    """The meaning of one host's failure.
 
     Attributes:
         error: The error to raise.
@@ -257,7 +257,7 @@ def _importance(finding: Finding) -> int:
 
 
 def judge_greeting(error: BaseException, host: Host, settings: KafkaSettings) -> Finding:
-    """Returns what the failure of one host means."""
+    """Returns the meaning of one host's failure."""
     finding = _judge(error, host, settings)
     finding.error.__cause__ = error
     return finding._replace(host=host)

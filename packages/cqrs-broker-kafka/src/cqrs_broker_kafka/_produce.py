@@ -35,7 +35,7 @@ _LARGEST = 2**26
 
 
 class Answer(NamedTuple):
-    """What a broker says about one batch.
+    """A broker's answer for one batch.
 
     Attributes:
         topic: The topic's name in UTF-8.

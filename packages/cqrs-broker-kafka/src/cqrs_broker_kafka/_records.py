@@ -189,11 +189,12 @@ class RecordMaker:
         self._usual: Mapping[str, HeaderValue] = {}
         """The headers of an earlier message."""
         self._usual_names: list[str] = []
-        """Their names. Equal dictionaries may have another order, which a record keeps."""
+        """The names of these headers, in order. Equal dictionaries may differ in their order, and a record keeps the
+        order."""
         self._usual_bytes = b""
         self._repeat = False
-        """Whether later messages had these headers too. In many programs all messages have equal headers. Then a
-        comparison replaces the encoding, and takes a fifth of its time."""
+        """Whether later messages had the same headers. In many programs all messages have equal headers. A comparison
+        of headers takes a fifth of the time of encoding them."""
 
     def add(self, delivery: Delivery, records: Records) -> None:
         """Encodes a delivery's message and adds the record. Later changes of the message do not change the record."""
@@ -224,7 +225,7 @@ class RecordMaker:
         records.parts += (delivery, timestamp_ms(message), b"".join(content))
 
     def _look_for_repeats(self, headers: Mapping[str, HeaderValue]) -> None:
-        """Notes whether these headers are equal to those that were noted before."""
+        """Notes whether these headers are equal to the headers that were noted before. If not, notes these headers."""
         self._repeat = headers == self._usual
         if not self._repeat:
             self._usual, self._usual_names = dict(headers), [*headers]
