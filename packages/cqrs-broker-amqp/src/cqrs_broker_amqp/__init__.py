@@ -7,12 +7,12 @@ below aio-pika.
 
 An application can also use the class: `AMQPMessageBroker(publisher=AMQPPublisherAdapter(dsn=…))`.
 
-The modules: `_options` and `_settings` (what is configured), `_broker` (the documented class), `_driver` (the driver),
-`_connecting` (one pass over the hosts), `_session` (one connection), `_publisher` (the messages that wait and those in
-flight), `_unanswered` (the messages without an answer on a channel), `_leaving` (replaces a channel without answers),
-`_stalled` (destinations that accept no messages), `_declaring` (messages that wait for their queue),
+The modules are: `_options` and `_settings` (what is configured), `_broker` (the documented class), `_driver` (the
+driver), `_connecting` (one pass over the hosts), `_session` (one connection), `_publisher` (the messages that wait and
+those in flight), `_unanswered` (the messages without an answer on a channel), `_leaving` (replaces a channel without
+answers), `_stalled` (destinations that accept no messages), `_declaring` (messages that wait for their queue),
 `_topology` (declares the exchange and the queues), `_rendering` (encodes a message), `_errors` (translates errors),
-`_foreign` (is the server a Kafka?), `_scram` (a log-in without TLS), `_logs` (keeps secrets out of aiormq's log),
+`_foreign` (recognises a Kafka broker), `_scram` (a log-in without TLS), `_logs` (keeps secrets out of aiormq's log),
 `_watch` (finds dead connections), `_reopening` (replaces a closed channel), `_inspection` (`cqrs-brokers check`),
 `_fallback` (publishes in aiormq's documented way), and `_client` and `_channels` (use undocumented parts of aiormq).
 """

@@ -72,8 +72,8 @@ class ConfirmChannel:
         self.alone = True
         """Whether the channel is new. Then only one message is in flight at a time, until a message has its answer."""
         self.quiet_since = 0.0
-        """Since this time the channel has waited for an answer (event loop's time). It is the time of the last answer,
-        or of a later send while no message was in flight. The end of an alarm counts as an answer."""
+        """Since this time the channel has waited for an answer (event loop's time). This is the time of the last
+        answer, or of a later send while no message was in flight. The end of an alarm counts as an answer."""
         self._failed = failed
         self._on_answer = answered
         self._question: asyncio.Task[Any] | None = None

@@ -99,7 +99,8 @@ class Sockets(TransportFactory):
         """The current step. The error of a timeout names this step."""
 
     async def open(self) -> None:
-        """Looks up the name, connects and, with TLS, makes the handshake. aiormq is not used: it logs each failure."""
+        """Looks up the name, connects and, with TLS, makes the handshake. aiormq does not do this, because aiormq would
+        log each failure."""
         loop = asyncio.get_running_loop()
         addresses = self._addresses
         if addresses is None:
@@ -195,7 +196,7 @@ class Connection(aiormq.Connection):
     """aiormq's connection. It calls a listener when something happens to the connection.
 
     Args:
-        url: User, password, host, port and heartbeat, as aiormq wants them.
+        url: User, password, host, port and heartbeat, in the form that aiormq needs.
         vhost: The name of the virtual host, already decoded. aiormq would decode some names wrongly.
         sockets: The socket. It must be open before `connect()`.
         listener: Its methods are called when something happens to the connection.
@@ -266,7 +267,7 @@ class Connection(aiormq.Connection):
 
     @property
     def server(self) -> str:
-        """What the server calls itself, such as "RabbitMQ 4.0.5"."""
+        """The name and version that the server gives, such as "RabbitMQ 4.0.5"."""
         known = self.server_properties or {}
         return " ".join(str(known[name]) for name in ("product", "version") if name in known) or "the server"
 

@@ -1,7 +1,7 @@
 """With `declare=queue`, messages wait here until the queue of their topic is declared. They wait by topic and in order.
 
-Messages of other topics do not wait. This module never gives a message its outcome: the publisher does it. All queues
-are declared on a few channels. A channel is used again until a declaration on it fails, because RabbitMQ then closes
+Messages of other topics do not wait. Only the publisher gives a message its outcome, not this module. All queues are
+declared on a few channels. A channel is used again until a declaration on it fails, because RabbitMQ then closes
 the channel.
 """
 
@@ -73,8 +73,8 @@ class Declarations:
         self._declared: set[str] = set()
 
     def use(self, session: Session, unsent: Iterable[Entry]) -> None:
-        """Starts on a session: no queue counts as declared. The unsent messages wait here, after those that wait
-        already."""
+        """Begins to use a session, on which no queue counts as declared yet. The unsent messages wait here, after the
+        messages that wait already."""
         if session is not self._session:
             self._session, self._workers = session, 0
             self._idle.clear()

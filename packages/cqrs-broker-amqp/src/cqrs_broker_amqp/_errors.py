@@ -147,7 +147,7 @@ def connect_error(
     Args:
         error: The exception that was raised while connecting.
         where: The host and port.
-        options: They name the certificates in use.
+        options: The options, which name the certificates in use.
         declaring: Whether the exchange was being declared.
     """
     found = _connect_error(error, where, options)
@@ -265,7 +265,7 @@ def lost_error(error: BaseException | None) -> UnreachableError:
 
 
 def _connection_reply(error: client.ConnectionClosed) -> tuple[int, str]:
-    """The code and text with which the server closed the connection. The code is 0 if the server gave none."""
+    """The code and text with which the server closed the connection. The code is 0 if the server gave no code."""
     reply = safe_reply(str(error.args[-1])) if error.args else ""
     if len(error.args) == 2 and isinstance(error.args[0], int):
         return error.args[0], reply
@@ -300,7 +300,7 @@ def publish_failure(error: BaseException, options: AMQPOptions, topic: str) -> D
 
     Args:
         error: aiormq's exception.
-        options: They decide whether a return proves that no queue has the message.
+        options: The options, which decide whether a return proves that no queue has the message.
         topic: The message's routing key.
     """
     found: DeliveryError

@@ -22,7 +22,7 @@ async def name_the_peer(error: ConnectError, host: tuple[str, int]) -> ConnectEr
     broker, the error is a `ProtocolError`. Otherwise the given error is returned.
 
     Args:
-        error: Why connecting failed.
+        error: The error of the failed attempt to connect.
         host: Name and port.
     """
     answer = b""

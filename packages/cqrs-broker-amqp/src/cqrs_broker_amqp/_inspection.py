@@ -1,4 +1,4 @@
-"""Finds what `cqrs-brokers check` shows of RabbitMQ, over AMQP. Nothing is published, created or changed.
+"""Finds the facts that `cqrs-brokers check` shows about RabbitMQ, over AMQP. Nothing is published, created or changed.
 
 A passive declaration shows whether an exchange or a queue exists, and how many messages a queue has. Three other
 questions show more. The check asks each question only if the question cannot change anything:

@@ -8,7 +8,7 @@ A *flush* writes the messages that are ready, up to about `FLUSH_BYTES`, with on
 are then *handed over*. Usually a flush runs in the next turn of the event loop. If no message is in flight, the flush
 runs at once. In a burst of messages a flush also runs at once, so that the server works while the rest of the burst is
 rendered. The next flush waits until the operating system has taken all bytes of the write. So while a connection
-stalls, no further messages are handed over, and these are proven not sent.
+stalls, no further messages are handed over. The messages that wait are proven not sent.
 
 On a new channel a single message is sent first, for this reason: if the exchange is wrong or a permission is missing,
 RabbitMQ closes the channel and does not say which message was the cause. A message is known to be the cause if no other
@@ -346,7 +346,7 @@ class Publisher:
         messages, but only once.
 
         Returns:
-            Whether this is done for the message.
+            Whether the message is sent again.
         """
         delivery, _, _, _, key, before = entry
         topic = delivery.topic
@@ -408,7 +408,7 @@ class Publisher:
             self.fail_waiting(error)
 
     def channel_closed(self, channel: ConfirmChannel, error: BaseException | None) -> None:
-        """Handles the end of a channel. RabbitMQ closed the channel because of one message, but did not name it."""
+        """Handles the end of a channel. RabbitMQ closed it because of one message, but did not name the message."""
         if channel not in self._channels() or self._session is None:
             return  # we closed it
         code, reply = channel_reply(error)

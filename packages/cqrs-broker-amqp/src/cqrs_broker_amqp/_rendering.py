@@ -1,8 +1,8 @@
 """Renders a message as AMQP 0-9-1 frames: Basic.Publish, content header, body.
 
 The bytes that are the same for all messages of one topic, name and content type are made once. The id, the time, the
-sizes, the headers and the body are put in for each message. This is fast. aiormq's own marshalling would take more time
-than all other steps of a send together.
+sizes, the headers and the body are put in for each message. This way is fast: aiormq's own marshalling would take more
+time than all other steps of a send together.
 
     property        from
     content_type    content_type. The default is application/octet-stream for a bytes payload, else application/json

@@ -24,7 +24,7 @@ PORTS = {"amqp": 5672, "amqps": 5671}
 
 @dataclass(frozen=True, slots=True)
 class AMQPSettings:
-    """Everything the driver needs to know.
+    """The settings that the driver needs.
 
     Attributes:
         hosts: The name and the port of each host, in the given order.
@@ -77,8 +77,8 @@ class AMQPSettings:
 
 
 class AMQPPublisherAdapter(ConnectionAdapter[AMQPOptions, AMQPSettings]):
-    """Connection settings for one `AMQPMessageBroker`. To make an adapter, no event loop is needed. The only I/O is to
-    read the files that options name.
+    """Connection settings for one `AMQPMessageBroker`. Making an adapter needs no event loop. The only I/O is the
+    reading of the files that options name.
 
     Args:
         dsn: A config string: `amqp://user:password@host/vhost?exchange=events`.

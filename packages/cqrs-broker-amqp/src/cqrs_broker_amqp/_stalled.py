@@ -70,7 +70,7 @@ class StalledDestinations:
         return self.idle and not self._suspects
 
     def suspects(self, topic: str) -> bool:
-        """Whether this routing key is stuck, or may be."""
+        """Whether this routing key is a suspect: it is stuck, or may be stuck."""
         return topic in self._suspects
 
     @property
@@ -223,7 +223,7 @@ class StalledDestinations:
         }
 
     def _give_up(self) -> None:
-        """Too many channels were left. Closes the channel with the fewest messages without an answer."""
+        """Called when too many channels were left. Closes the channel with the fewest messages without an answer."""
         channel = min(self._left, key=lambda one: len(one.in_flight))
         self._left.remove(channel)
         _close(channel)

@@ -37,8 +37,8 @@ async def declare_exchange(channel: Any, options: AMQPOptions) -> bool:
         exchange.
 
     Raises:
-        ConnectError: The exchange cannot be declared, does not exist, or differs from the declaration. The text says
-            which it is.
+        ConnectError: The exchange cannot be declared, does not exist, or differs from the declaration. The text names
+            the reason.
     """
     if options.declare == "never" or not options.exchange:
         return True
@@ -61,7 +61,7 @@ async def reopen_channel(
 
     Args:
         open_channel: Opens a channel.
-        options: They name the exchange, and what is declared.
+        options: The options, which name the exchange and what is declared.
         look: Whether to check that the exchange exists, if `declare` is `passive` or `never`.
 
     Returns:

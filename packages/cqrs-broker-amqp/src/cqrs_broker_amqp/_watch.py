@@ -32,7 +32,7 @@ class ConnectionWatch:
         heartbeat: The connection's heartbeat, in seconds.
         channels: The channels that may have something in flight.
         stuck: Called with a channel that had no answer for `PATIENCE` seconds, and then each second.
-        look: Called each time the timer fires. Returns the seconds after which it must be called again, or None.
+        look: Called each time the timer fires. Returns the seconds after which `look` must be called again, or None.
         dead: Called when the connection is dead.
     """
 
@@ -60,15 +60,15 @@ class ConnectionWatch:
         self._loop, self._session = asyncio.get_running_loop(), session
 
     def stop(self) -> None:
-        """Stops watching: there is no connection."""
+        """Stops watching, because there is no connection."""
         self._session, self.paused = None, False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def expect(self, deadline: float) -> None:
-        """Starts the timer, if it does not run already. It fires at `deadline` (in the event loop's time), or after
-        `PATIENCE` seconds if that is earlier."""
+        """Starts the timer, if it does not run already. The timer fires at `deadline` (in the event loop's time), or
+        after `PATIENCE` seconds if that is earlier."""
         if self._timer is None and self._loop is not None:
             self._at(min(deadline, self._loop.time() + PATIENCE))
 
