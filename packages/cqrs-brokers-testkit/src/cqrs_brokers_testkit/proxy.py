@@ -11,7 +11,7 @@ advertise the proxy's address:
 `async with` runs the proxy in the caller's event loop. `with` runs the proxy in a thread of its own, for tests that
 block. Every method may be called from any thread. When a method returns, it has taken effect.
 
-This file is longer than 400 lines because all faults work on one state, the connections and what waits in them.
+This file is longer than 400 lines because all faults work on one state: the connections and their waiting bytes.
 """
 
 import asyncio
