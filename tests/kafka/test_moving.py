@@ -13,7 +13,7 @@ from cqrs_broker_kafka._cluster import Cluster
 from cqrs_broker_kafka._driver import KafkaDriver
 from cqrs_broker_kafka._partition import Partition
 from cqrs_broker_kafka._partitioning import partition_for
-from cqrs_brokers import Broker, ConnectionLostError, Message, Receipt, open_broker
+from cqrs_brokers import Broker, ConnectionLostError, Message, NotDeliveredError, Receipt, open_broker
 from cqrs_brokers_testkit.kafka_mock import INIT_PRODUCER_ID, PRODUCE, KafkaMock
 from cqrs_brokers_testkit.proxy import FaultProxy
 
@@ -92,16 +92,22 @@ async def test_a_new_producer_id_for_one_partition() -> None:
             assert first._producer_id != second._producer_id
 
 
-async def test_a_partition_without_a_leader_is_asked_for_at_a_pace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Metadata is asked for at most every 50 ms while a leader is missing, and then less often; then it goes."""
-    asked: list[object] = []
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The answers to questions for metadata, in the order in which they came."""
+    answers: list[object] = []
     learnt = Cluster._learnt
 
-    def counted(cluster: Cluster, answer: Any) -> bool:
-        asked.append(answer)
+    def kept(cluster: Cluster, answer: Any) -> bool:
+        answers.append(answer)
         return learnt(cluster, answer)
 
-    monkeypatch.setattr(Cluster, "_learnt", counted)
+    monkeypatch.setattr(Cluster, "_learnt", kept)
+    return answers
+
+
+async def test_a_partition_without_a_leader_is_asked_for_at_a_pace(asked: list[object]) -> None:
+    """Metadata is asked for at most every 50 ms while a leader is missing, and then less often; then it goes."""
     with two_partitions() as mock:
         async with open_broker(mock.url) as broker:
             await broker.send_messages([message(0), message(1)])
@@ -113,6 +119,32 @@ async def test_a_partition_without_a_leader_is_asked_for_at_a_pace(monkeypatch: 
             assert not send.done()
             mock.set_leader("t", 1, 1)
             assert (await asyncio.wait_for(send, 2)).confirmed
+
+
+@pytest.mark.parametrize("why", ["the deadline has passed", "the topic is gone"])
+async def test_nobody_asks_for_a_leader_without_a_message(asked: list[object], why: str) -> None:
+    """When nothing waits for a partition without a leader any more, metadata is not asked for any more."""
+    with two_partitions() as mock:
+        async with open_broker(mock.url) as broker:
+            await broker.send_messages([message(0), message(1)])
+            _, cluster, _ = parts(broker)
+            mock.set_leader("t", 1, -1)
+            send = asyncio.create_task(broker.send_message(message(1), timeout=1.0 if "deadline" in why else 20.0))
+            while not cluster.leaderless:
+                await asyncio.sleep(0.01)
+            if "topic" in why:
+                mock.set_topic_error("t", 3)
+            with pytest.raises(NotDeliveredError):
+                await send
+            await asyncio.sleep(
+                1.5
+            )  # the timer that removes records runs every 0.5 s, and the last question may be out
+            asked.clear()
+            await asyncio.sleep(1.5)
+            assert not asked
+            mock.set_leader("t", 1, 1)
+            if "deadline" in why:
+                assert (await asyncio.wait_for(broker.send_message(message(1)), 5)).confirmed
 
 
 @pytest.mark.fault

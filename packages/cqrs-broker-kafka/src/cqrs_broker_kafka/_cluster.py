@@ -234,6 +234,8 @@ class Cluster:
             elif topic.busy:
                 self._look_for(topic)
         self._owner.flush()
+        # Nothing is left to send for some: their topic is gone, or the deadlines of their records have passed.
+        self.leaderless = {each: None for each in self.leaderless if each.state is State.READY}
         missing = bool(self.leaderless)
         for topic in self._owner.topics.values():
             if not topic.busy:  # no message for the topic waits or is in flight
@@ -303,10 +305,12 @@ class Cluster:
             The connections whose `ended()` the caller must await.
         """
         nodes, self.nodes = self.nodes, {}
+        closing = [self.metadata.drop(), *(node.connection for node in nodes.values())]
         for node in nodes.values():
             node.abandon()
         for topic in self._owner.topics.values():
             for partition in topic.all_partitions():
                 partition.leader = None
-        closing = [self.metadata.drop(), *(node.drop() for node in nodes.values())]
+        for node in nodes.values():
+            node.drop()
         return [connection for connection in closing if connection is not None]

@@ -339,12 +339,8 @@ class Node:
         self._drop_connection()
         self._lost(in_flight)
 
-    def drop(self) -> Connection | None:
-        """Drops the connection and forgets the requests in flight. `Partition.lost` is not called for their batches.
-
-        Returns:
-            The connection whose socket is being closed. None: there was no connection.
-        """
+    def drop(self) -> None:
+        """Drops the connection and forgets the requests in flight. `Partition.lost` is not called for their batches."""
         self._dropped = True
         drop_task(self._connecting)
         self._in_flight.clear()
@@ -353,7 +349,5 @@ class Node:
             if timer is not None:
                 timer.cancel()
         self._timer = self._later = None
-        connection, self.connection = self.connection, None
-        if connection is not None:
-            connection.drop()
-        return connection
+        self._drop_connection()
+        self.connection = None

@@ -402,6 +402,8 @@ class Partition:
         room for messages in flight (`Broker`'s window)."""
         stay = self.pending.purge()
         self._suspects -= stay[: self._suspects].count(False)
+        if self.state is State.READY and self.batch is None and not self.pending.parts:
+            self.state = State.IDLE
 
     def leave(self) -> Records:
         """Marks the partition as gone: it accepts no records any more. Returns the records that are in no batch. The
