@@ -1,4 +1,5 @@
-"""The connection of aiormq. Only this module and `_channels` use undocumented parts of aiormq.
+"""The connection of aiormq. This module and `_channels` use undocumented parts of aiormq. `_session` and `_inspection`
+read one attribute each, from the last line of the list below.
 
 Each undocumented part that this module uses has a test in tests/amqp/test_channels.py. So if a new version of aiormq
 changes a part, a test fails before a user notices. The parts are:
@@ -39,7 +40,8 @@ __all__ = ["Connection", "ConnectionListener", "Sockets", "close_without_waiting
 
 DEFAULT_FRAME_MAX = 131_072
 LARGEST_FRAME = 16 * 2**20
-"""A larger frame is refused. No server sends frames of this size: RabbitMQ's default limit is 128 KiB."""
+"""A larger frame is refused. A frame of this size is nearly always another protocol: RabbitMQ's default limit is 128
+KiB."""
 MOST_CHANNELS = 65_535
 
 

@@ -51,7 +51,8 @@ class ConnectionWatch:
         self._session: Session | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._looked_at = 0.0
-        """The time at which the first write after a silence was delayed (event loop's time)."""
+        """When `wait_before_writing` began to hold messages back, so that the loop reads the socket first (event loop's
+        time)."""
         self.paused = False
         """Whether RabbitMQ has an alarm. During an alarm RabbitMQ answers nothing."""
 

@@ -52,8 +52,8 @@ class Row(NamedTuple):
         error: The class of the error for each record of the batch.
         text: The text of the error: what happened and, for most codes, what to do.
         retryable: Whether the same call may succeed later if nobody changes anything. None: the error's class decides.
-        source: The part of the broker's source code that gives this answer. This part shows whether the batch was
-            appended before.
+        source: The part of the broker's source code that gives this answer. This part shows whether the broker had
+            already appended the batch when it gave the answer.
     """
 
     name: str

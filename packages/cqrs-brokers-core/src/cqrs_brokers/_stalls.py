@@ -1,9 +1,9 @@
 """Handles timers that fire late because the event loop stood still.
 
-The loop stands still while a laptop sleeps, while a virtual machine or a serverless function is frozen, and during a
-blocking call. Such a standstill is called a *stall*. When the loop runs again, the timers that are due fire at once,
-although the broker's answers still wait in the socket. So the loop first gets a moment to read these answers. A timeout
-counts only after this moment.
+The loop stands still while its process is frozen (for example a serverless function), and during a blocking call. Such
+a standstill is called a *stall*. When the loop runs again, the timers that are due fire at once, although the broker's
+answers still wait in the socket. So the loop first gets a moment to read these answers. A timeout counts only after
+this moment.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ async def patient_timeout(seconds: float) -> AsyncIterator[None]:
     """Ends a block after a timeout, as `asyncio.timeout` does. Drivers use this function for a request whose answer may
     already be in the socket.
 
-    After a laptop slept, or a serverless function was frozen, the timer fires late. Then the event loop first gets a
+    After the process was frozen, or after a blocking call, the timer fires late. Then the event loop first gets a
     quarter of a second to read the answers that came in meanwhile. The block is ended only after this time.
 
         async with patient_timeout(5.0):

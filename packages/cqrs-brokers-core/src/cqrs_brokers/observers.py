@@ -7,9 +7,10 @@ tracing and tests. A broker without observers does no work for them.
 
     broker = open_broker("kafka://localhost:9092", observers=[Tenant()])
 
-An observer cannot make a send fail. If a method of an observer (except `attached`) raises an exception, the exception
-is logged with its traceback, at most once a minute for each method. The log does not contain the text of the exception
-if that text may quote the message.
+The exception of an observer cannot make a send fail. Headers from an observer can do so, if core accepts them and only
+the driver refuses them (for example RabbitMQ's own header `CC`). If a method of an observer (except `attached`) raises
+an exception, the exception is logged with its traceback, at most once a minute for each method. The log does not
+contain the text of the exception if that text may quote the message.
 """
 
 from __future__ import annotations
@@ -86,9 +87,8 @@ class Observer:
 
         The message is a validated and encoded copy, and must not be changed. `sent` later gets the same object, once. A
         returned header replaces a header of the message that has the same name. If this method raises an exception, the
-        exception is logged, and the message is sent without this observer's headers. The same happens if the broker
-        would refuse the message because of these headers: because of their names, values or size, or because the broker
-        has no headers.
+        exception is logged, and the message is sent without this observer's headers. The same happens if core refuses
+        these headers: because of their names, values or size, or because the broker has no headers.
 
         Returns:
             Headers, or None.
@@ -150,7 +150,7 @@ class AskedBatch(NamedTuple):
 
 
 class Observers:
-    """All observers of one broker. None of them can make a send fail.
+    """All observers of one broker. An exception of an observer cannot make a send fail.
 
     Args:
         observers: The observers. An object that does not derive from `Observer` may have only some of its methods.

@@ -196,7 +196,8 @@ def set_id_text(message: Message, text: bytes) -> None:
 
 
 raw_id: Callable[[Message], Any] = attrgetter("_id")
-"""The message's id as the message stores it: the text of an id that the message made (as bytes), or the id itself."""
+"""Returns the id in the form in which the message stores it: the text for the wire (as bytes), if the message made the
+id and nobody has read `message_id` yet. If not, the `UUID`."""
 
 
 def has_own_time(message: Message) -> bool:

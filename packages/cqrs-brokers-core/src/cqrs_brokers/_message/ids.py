@@ -5,9 +5,8 @@ time. Making ids together costs less than making them one by one. The ids that a
 *pool*.
 
 The ids of a pool must be used soon. A process may be started several times from one snapshot of its memory (a frozen
-virtual machine or serverless function), and each copy would use the same ids. So a pool is used only for 5 ms. A
-snapshot that is taken within those 5 ms also contains messages that are being sent, and each copy sends these messages
-again anyway. A fork empties the pool.
+virtual machine or serverless function), and each copy would use the same ids. So a pool is used only for 5 ms of the
+wall clock. When a copy starts, this time is over, unless the clock was set back. A fork empties the pool.
 """
 
 from __future__ import annotations
@@ -27,7 +26,8 @@ _TEXT = b"--------------4---------------------"  # 4: the version (RFC 9562, 4.2
 _TEXTS = _TEXT * _POOLED
 _SIZE, _VERSION, _VARIANT = len(_TEXT), 14, 19
 _DIGITS = [(column, digit) for digit, column in enumerate(c for c in range(_SIZE) if c not in (8, 13, 18, 23))]
-"""The column of each hex digit in a text, and the number of the digit (0 to 31)."""
+"""One pair for each of the 32 hex digits of an id: its column in the text (0 to 35), and its place among the digits (0
+to 31)."""
 _RANDOM = [(column, digit) for column, digit in _DIGITS if column not in (_VERSION, _VARIANT)]
 _VARIANT_DIGIT = dict(_DIGITS)[_VARIANT]
 _VARIANTS = bytes.maketrans(b"0123456789abcdef", b"89ab" * 4)  # its two upper bits are 1 and 0 (RFC 9562, 4.1)

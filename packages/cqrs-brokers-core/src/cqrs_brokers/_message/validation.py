@@ -1,9 +1,10 @@
 """Checks every message before any I/O.
 
 The same topics, names, content types and header names occur in many messages. So the texts that have passed the check
-are remembered, up to a limit, and are not checked again. Keys and the values of a message's own headers are checked
-every time. A text in the message may be an instance of a subclass of `str`, such as an enum member. Such a text is
-replaced by the plain `str` that it holds, so that drivers get only `str`.
+are remembered, up to a limit, and are not checked again. Keys are checked every time. The values of a message's own
+headers are checked unless all headers are equal to those of an earlier message (`LOOK_EVERY`). A text in the message
+may be an instance of a subclass of `str`, such as an enum member. Such a text is replaced by the plain `str` that it
+holds, so that drivers get only `str`.
 
 The limits for topics and names come from AMQP, the strictest protocol that we know. AMQP allows at most 255 bytes for a
 short string (AMQP 0-9-1, 4.2.5.3), and at most 128 bytes for a field name (4.2.5.5). A driver may have further rules,
