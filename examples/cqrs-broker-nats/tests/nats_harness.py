@@ -40,6 +40,7 @@ class NatsHarness(ServerHarness):
         if set(topic) & set("*>"):
             raise ValueError("a stream with this subject would take others, too")
         settings |= {"name": f"stream-{hash(topic)}", "subjects": [topic], "duplicate_window": self.duplicate_window}
+        settings["first_seq"] = 2**53 + 1  # a double does not hold it
         self.run_async(self.streams.add_stream(**settings))
 
     async def read(self, topic):
@@ -62,7 +63,7 @@ class NatsHarness(ServerHarness):
 
     def foreign_answers(self):
         async def answer(message):
-            await message.respond(b'{"seen": true}')
+            await message.respond(b'{"seen": true, "seq": 7}')
 
         self.run_async(self.client.subscribe("echo", cb=answer))
         return Target(self.url, "echo")
@@ -71,7 +72,10 @@ class NatsHarness(ServerHarness):
         return forgeries(
             line_length(r"H?MSG .* (\d+)"),
             lambda frame: frame.startswith(b"MSG _INBOX."),
-            refused={"a refusal": with_block(b'{"error": {"code": 400, "err_code": 10109, "description": "sealed"}}')},
+            refused={
+                "a refusal": with_block(b'{"error": {"code": 400, "err_code": 10109, "description": "sealed"}}'),
+                "a full stream": with_block(b'{"error": {"code": 503, "err_code": 10077, "description": "maximum"}}'),
+            },
             unknown={"an error that NATS does not have": with_block(b'{"error": {"code": 503, "err_code": 19999}}')},
             any_order=True,
         )
