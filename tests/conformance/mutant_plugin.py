@@ -14,6 +14,7 @@ from cqrs_brokers.hooks import hookimpl
 from cqrs_brokers.options import BrokerOptions
 from cqrs_brokers.url import BrokerURL
 from tests.conformance import (  # noqa: F401 - they register themselves
+    footprint_mutants,
     lifecycle_mutants,
     message_mutants,
     outcome_mutants,

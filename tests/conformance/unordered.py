@@ -4,7 +4,7 @@ The protocol, in lines: the client begins with `HELLO user:password`, the server
 `PUB <token> <record in JSON>` is answered by
 
 * `OK <token> <offset>`: it is stored;
-* `DUP <token> <offset>`: a record with the same deduplication id is stored there already;
+* `DUP <token> <offset>`: a record with the same deduplication id is stored already, in any topic;
 * `SEEN <token>`: somebody else says that it has seen it (topics `seen-…`); nothing is stored;
 * `BUSY <token>` or `FULL <token>`: it was not taken;
 * `NO <topic>`: the user must not publish there (topics `forbidden-…`); it names no message;
@@ -31,6 +31,8 @@ LIMIT = 2**24
 MOST_UNANSWERED = 100
 SMALL = 60_000
 """The most bytes of a message at the limited port."""
+FIRST_OFFSET = 2**53 + 1
+"""More than 32 bits hold, and than a double holds exactly."""
 LATEST_ANSWER = 0.01
 """Answers come after up to so many seconds, each for itself: in any order."""
 
@@ -47,7 +49,7 @@ class UnorderedServer:
     def __init__(self) -> None:
         self.kept: list[dict[str, Any]] = []
         self.port = self.tls_port = self.limited_port = 0
-        self._by_id: dict[tuple[str, str], int] = {}
+        self._by_id: dict[str, int] = {}
         self._loop = asyncio.new_event_loop()
         self._connections: set[asyncio.StreamWriter] = set()
         self._servers: list[asyncio.Server] = []
@@ -130,10 +132,10 @@ class UnorderedServer:
             return None
         if topic.startswith("seen-"):
             return b"SEEN %s\n" % number
-        known = self._by_id.get((topic, record["dedup"]))
+        known = self._by_id.get(record["dedup"])
         if known is not None:
             return b"DUP %s %d\n" % (number, known)
-        offset = self._by_id[topic, record["dedup"]] = len(self.kept)
+        offset = self._by_id[record["dedup"]] = FIRST_OFFSET + len(self.kept)
         self.kept.append({**record, "offset": offset})
         return b"OK %s %d\n" % (number, offset)
 

@@ -51,6 +51,7 @@ class UnorderedSound(PipelinedDriver):
 
     WINDOW = MOST_UNANSWERED
     pipeline_type: ClassVar[type[Pipeline[bytes]]] = Pipeline
+    keeps_require_tls: ClassVar[bool] = True
 
     def __init__(self, url: BrokerURL, options: UnorderedOptions) -> None:
         self._url, self._options = url, options

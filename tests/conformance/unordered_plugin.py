@@ -6,15 +6,18 @@ import os
 from collections.abc import Iterator
 
 from cqrs_brokers.driver import PipelinedDriver
+from cqrs_brokers.exceptions import ConfigError
 from cqrs_brokers.hooks import hookimpl
 from cqrs_brokers.options import BrokerOptions
 from cqrs_brokers.url import BrokerURL
 from tests.conformance import (  # noqa: F401 - their classes are found as subclasses
     aftermath_mutants,
+    alike_mutants,
     answer_mutants,
     connection_mutants,
     content_mutants,
     crowd_mutants,
+    footprint_mutants,
     further_mutants,
     later_mutants,
     limit_mutants,
@@ -54,4 +57,7 @@ def broker_options() -> type[BrokerOptions]:
 def open_message_broker(url: BrokerURL, options: UnorderedOptions) -> PipelinedDriver:
     """The driver of `unordered://`."""
     name = os.environ.get("CQRS_MUTANT", "")
-    return (UNORDERED_MUTANTS[name] if name else UnorderedSound)(url, options)
+    driver = UNORDERED_MUTANTS[name] if name else UnorderedSound
+    if options.require_tls and not options.tls and driver.keeps_require_tls:
+        raise ConfigError("require_tls=true, and this is not TLS: set tls=true")
+    return driver(url, options)

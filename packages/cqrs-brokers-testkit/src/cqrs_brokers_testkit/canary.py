@@ -94,15 +94,24 @@ def forms_of(text: str) -> dict[str, str]:
     return forms
 
 
+_PART = 8
+"""Characters at the beginning or the end of a secret by which it is known again, when the rest was cut off."""
+
+
 def shown(secrets: Mapping[str, str], texts: Iterable[str]) -> list[str]:
-    """The names of the secrets that can be read in the texts, each with its form."""
+    """The names of the secrets that can be read in the texts, each with its form. A secret must have nothing in common
+    with another text, at its beginning and at its end."""
     known = list(texts)
-    return sorted(
-        f"{name} {how}"
+    found = {
+        name: [how for how, form in _forms_and_parts(secret).items() if any(form in text for text in known)]
         for name, secret in secrets.items()
-        for how, form in forms_of(secret).items()
-        if any(form in text for text in known)
-    )
+    }
+    return sorted(f"{name} {how}" for name, forms in found.items() for how in forms[:1])
+
+
+def _forms_and_parts(secret: str) -> dict[str, str]:
+    """The forms of a secret, and the parts of it that a text may have that is cut."""
+    return {**forms_of(secret), "at its beginning": secret[:_PART], "at its end": secret[-_PART:]}
 
 
 class Hit(NamedTuple):

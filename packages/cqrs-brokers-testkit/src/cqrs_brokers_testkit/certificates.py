@@ -4,7 +4,10 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Certificates", "make_certificates"]
+__all__ = ["ELSEWHERE", "Certificates", "make_certificates"]
+
+ELSEWHERE = "elsewhere.invalid"
+"""A host name that exists nowhere, by RFC 2606."""
 
 _DAYS = 2
 
@@ -63,7 +66,7 @@ def make_certificates(folder: Path | str) -> Certificates:
     server, server_key = _signed(folder, "server", ca, ca_key, names=loopback)
     client, client_key = _signed(folder, "client", ca, ca_key, names="DNS:client")
     expired, expired_key = _signed(folder, "expired", ca, ca_key, names=loopback, expired=True)
-    wrong_host, wrong_host_key = _signed(folder, "wrong_host", ca, ca_key, names="DNS:elsewhere.invalid")
+    wrong_host, wrong_host_key = _signed(folder, "wrong_host", ca, ca_key, names=f"DNS:{ELSEWHERE}")
     return Certificates(
         ca, server, server_key, client, client_key, expired, expired_key, wrong_host, wrong_host_key, other_ca
     )

@@ -140,7 +140,7 @@ _REFUSALS = ("forbidden_destination", "make_unroutable", "missing_destination", 
 
 @case("delivery.nothing-is-kept-after-trouble", "fault", needs=["stall", "lose_answers", "reset"], limit=120.0)
 async def nothing_is_kept_after_trouble(ctx: Context) -> None:
-    """Once a driver works again, it holds no message that was late, lost, cancelled or refused."""
+    """Once a driver works again, it holds no message that was late, lost, cancelled, refused or too large."""
     broker, topic, harness = ctx.open(delivery_timeout=15.0), await ctx.topic(), ctx.harness
     await ctx.works_again(broker, topic)
     before = await deliveries()
@@ -157,6 +157,13 @@ async def nothing_is_kept_after_trouble(ctx: Context) -> None:
                 for _ in range(_TROUBLED):
                     await outcome_of(refused.send_message(ctx.message(target.topic)))
                 await _are_gone(ctx, before, f"answered as {need.replace('_', ' ')}")
+    if harness.lacks("limited_size") is None:
+        with contextlib.suppress(NotApplicable, Unsupported):
+            limit = await ctx.once(harness.limited_size)
+            limited = ctx.open(limit.url)
+            for _ in range(_TROUBLED):
+                await outcome_of(limited.send_message(ctx.message(limit.topic, bytes(limit.most_bytes + 4_096))))
+            await _are_gone(ctx, before, "larger than the broker takes")
 
 
 async def _troubled(ctx: Context, broker: Broker, topic: str, what: str, fault: Callable[[], object]) -> None:

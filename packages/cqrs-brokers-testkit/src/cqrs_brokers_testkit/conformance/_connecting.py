@@ -151,8 +151,22 @@ async def unreachable_is_not_delivered(ctx: Context) -> None:
 
 @case("delivery.wrong-password", "live", needs=["wrong_password_url"], waivable=True)
 async def wrong_password(ctx: Context) -> None:
-    """A wrong password is `AuthenticationError` within 2 s, also for sends, and is not tried again and again."""
-    await check_permanent(ctx, {"": await ctx.do(ctx.harness.wrong_password_url)}, AuthenticationError)
+    """A wrong password is `AuthenticationError` within 2 s, also for sends, and is not tried again and again.
+
+    The login goes to the second host as it does to the first: a server may let in a client that names no user.
+    """
+    url = await ctx.do(ctx.harness.wrong_password_url)
+    await check_permanent(ctx, {"": url}, AuthenticationError)
+    known = BrokerURL.parse(url)
+    if not known.hosts or known.hosts[0].port is None:
+        return
+    two = known.replace(hosts=[Host("127.0.0.1", free_port()), *known.hosts]).render(reveal=True)
+    try:
+        broker = ctx.open(two)
+    except ConfigError:
+        return  # its config string takes one host
+    error = await connect_error(broker.connect())
+    check(type(error) is AuthenticationError, f"on the second host: expected AuthenticationError, got {show(error)}")
 
 
 @case(

@@ -28,8 +28,9 @@ from cqrs_brokers_testkit.conformance._connecting import connect_error
 from cqrs_brokers_testkit.conformance._failing import certificates, has_tls_options, with_authority
 from cqrs_brokers_testkit.readers import Record
 
-_SIZES = (0, 1, 125, 126, 127, 128, 255, 256, 257, 16_383, 16_384, 65_535, 65_536, 65_537, 131_072)
-"""Sizes of bodies, in bytes. Protocols write lengths in one, two or four bytes, or in groups of seven bits."""
+_SIZES = (0, 1, 125, 126, 127, 255, 257, 16_383, 65_535, 65_537, *(2**n for n in range(7, 18)))
+"""Sizes of bodies, in bytes. Protocols write lengths in one, two or four bytes, or in groups of seven bits. Sizes of
+buffers are powers of two."""
 _CROWD = 60
 
 

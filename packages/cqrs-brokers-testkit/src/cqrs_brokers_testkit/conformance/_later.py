@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,6 +13,7 @@ from cqrs_brokers_testkit.conformance._case import (
     Clock,
     Context,
     NotApplicable,
+    Unsupported,
     case,
     check,
     check_all_receipts,
@@ -29,6 +31,21 @@ _LARGE_IN_A_CROWD = 40_000
 _IDLE = 15.0
 
 
+_CONNECTIONS = 4
+_TOPICS = 24
+
+
+async def _refusing_topics(ctx: Context) -> list[str]:
+    """Topics of the config string itself to which messages are refused."""
+    topics = []
+    for need in ("missing_destination", "forbidden_destination", "make_unroutable", "nacking_destination"):
+        if ctx.harness.lacks(need) is None:
+            with contextlib.suppress(NotApplicable, Unsupported):
+                target = await ctx.once(getattr(ctx.harness, need))
+                topics += [target.topic] if target.url == ctx.url else []
+    return topics
+
+
 @case(
     "delivery.no-receipt-before-any-answer",
     "fault",
@@ -36,7 +53,7 @@ _IDLE = 15.0
     capability="confirms",
 )
 async def no_receipt_before_any_answer(ctx: Context) -> None:
-    """Without an answer no message gets a receipt: after a time-out or reconnect, large, with headers, in a crowd."""
+    """Without an answer no message gets a receipt: after a time-out, reconnects, refusals, and whatever it is."""
     broker = ctx.open(delivery_timeout=30.0, max_in_flight=2_000)
     topic, other, keeps = await ctx.topic(), await ctx.topic(), ctx.capabilities
     for each in (topic, other):
@@ -48,13 +65,19 @@ async def no_receipt_before_any_answer(ctx: Context) -> None:
         check(not any(isinstance(each, Receipt) for each in outcomes), f"no answer came: {tally(outcomes)}")
     finally:
         await ctx.do(ctx.harness.resume)
-    await ctx.do(ctx.harness.reset)
-    await ctx.works_again(broker, topic)
+    for _ in range(_CONNECTIONS):
+        await ctx.do(ctx.harness.reset)
+        await ctx.works_again(broker, topic)
+    for refusing in await _refusing_topics(ctx):
+        await outcome_of(broker.send_message(ctx.message(refusing)))
+    check_all_receipts(await broker.send_messages([ctx.message(await ctx.topic()) for _ in range(_TOPICS)]))
     hundreds = [ctx.message(topic) for _ in range(ctx.count(1_000, 300))]
     confirmed = await broker.send_messages(hundreds)
     check_all_receipts(confirmed)
     kinds: dict[str, Message] = {
         "the first to a topic": ctx.message(await ctx.topic()),
+        "with an id that was confirmed": ctx.message(other, message_id=hundreds[0].message_id),
+        "with a name of its own": ctx.message(topic, name="Größe.v2"),
         "small": ctx.message(topic),
         "empty": ctx.message(topic, b""),
         "with a content type of its own": ctx.message(topic, b"x", content_type="application/x-own"),
@@ -63,10 +86,13 @@ async def no_receipt_before_any_answer(ctx: Context) -> None:
     }
     if keeps.ordering_key:
         kinds["with a key"] = ctx.message(topic, key="k")
+        kinds["with a long key"] = ctx.message(topic, key="k" * 200)
     if keeps.tombstones:
         kinds["a tombstone"] = ctx.message(topic, TOMBSTONE, key="k" if keeps.ordering_key else None)
     if keeps.headers:
         kinds["with headers"] = ctx.message(topic, headers={"a": "1", "b": "2"})
+    if await ctx.try_to_create(long_name := f"{ctx.harness.new_topic_name()}-{'x' * 150}"):
+        kinds["to a topic with a long name"] = ctx.message(long_name)
     batch = [ctx.message(topic) for _ in range(40)]
     many = [ctx.message(topic) for _ in range(ctx.count(1_200, 300))]
     await ctx.do(ctx.harness.lose_answers)

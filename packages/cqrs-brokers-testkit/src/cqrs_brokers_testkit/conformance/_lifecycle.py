@@ -335,7 +335,7 @@ async def nothing_confidential_is_logged(ctx: Context) -> None:
     }
     with logs_at_debug() as logs:
         broker = ctx.open(delivery_timeout=5.0)
-        message = ctx.message(topic, {"b": _CANARIES["the body"]}, **fields)
+        message = ctx.message(topic, _CANARIES["the body"].encode(), **fields)
         bad = ctx.message(topic, {"b": _CANARIES["the body"], "x": object()}, **fields)
         for candidate in (message, bad):
             told.append(show(await outcome_of(broker.send_message(candidate))))

@@ -36,6 +36,10 @@ from cqrs_brokers_testkit.readers import Record
 
 DECOMPOSED = "e\u0301 \u212b \ufb01"
 """Text that Unicode normalisation changes. A driver that normalises this text changes the key."""
+_ENDS_OF_LINES = "a\x0bb\x0cc\x1cd\x85e\u2028f\u2029g"
+"""`str.splitlines` takes each of these characters for the end of a line."""
+_MARKED = "\ufeffmarked"
+"""Begins with a byte order mark, which the codec utf-8-sig takes away."""
 
 
 @case("messages.body-is-untouched", "live", needs=["read_back"])
@@ -116,7 +120,8 @@ def _keyed(ctx: Context) -> bool:
 async def identity_arrives(ctx: Context) -> None:
     """Message id, name and topic on the wire are the message's."""
     broker = ctx.open()
-    for name in ("OrderPlaced.v2", 'Order/Placed: 100% "quoted"', "Größe ключ", DECOMPOSED, "n" * 250):
+    odd = ('Order/Placed: 100% "quoted"', "Größe ключ", DECOMPOSED, " blanks ", "007", "n" * 250)
+    for name in ("OrderPlaced.v2", *odd):
         topic = await ctx.topic()
         message = ctx.message(topic, {}, name=name)
         outcome = await outcome_of(broker.send_message(message))
@@ -185,8 +190,10 @@ async def key_arrives(ctx: Context) -> None:
     A key that is too long for the broker is refused. It is not cut.
     """
     broker = ctx.open()
-    odd = ("Order-Ä", "ключ/ü 1", "100% %41", "first\r\ninjected: value", " blanks ", DECOMPOSED, "k" * 1_000)
-    for key in ("order-1", *odd, "", None):
+    odd = ("Order-Ä", "ключ/ü 1", "100% %41", "first\r\ninjected: value", " blanks ", DECOMPOSED)
+    odd_too = (_ENDS_OF_LINES, _MARKED, "k" * 1_000)
+    like_others = ("007", "1e3", "null", "nul\x00l")  # like a number, or a word of JSON, or the end of a text in C
+    for key in ("order-1", *odd, *odd_too, *like_others, "", None):
         topic = await ctx.topic()
         outcome = await outcome_of(broker.send_message(ctx.message(topic, key=key)))
         if isinstance(outcome, InvalidMessageError) and len(key or "") > 100:
@@ -211,6 +218,9 @@ HEADERS = {
     "percent": "100% %41 %zz",
     "lines": "first\r\ninjected: value\n\nbody",
     "nul": "a\x00b",
+    "ends of lines": _ENDS_OF_LINES,
+    "marked": _MARKED,
+    **{f"looks like {value}": value for value in ("007", "1e3", "1.0", "true", "False", "null", "None", "NaN", "[]")},
     "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
     **{name: f"a header called {name}" for name in ("id", "message_id", "name", "type", "topic", "key", "body")},
     **{name: f"a header called {name}" for name in ("headers", "timestamp", "time", "content_type", "expiration")},

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from cqrs_brokers import InvalidMessageError, Message, MessageTooLargeError, NotDeliveredError, Receipt
+from cqrs_brokers import (
+    Broker,
+    DeliveryError,
+    InvalidMessageError,
+    Message,
+    MessageTooLargeError,
+    NotDeliveredError,
+    Receipt,
+)
 from cqrs_brokers_testkit.conformance._case import (
     Context,
     NotApplicable,
@@ -39,8 +48,8 @@ async def many_tasks_lose_nothing(ctx: Context) -> None:
 
 
 def _keyed_messages(ctx: Context, topic: str, count: int) -> list[Message]:
-    """Makes messages with keys. Every ninth is large, every fifth has headers, and some have a content type or a time
-    of their own, because a driver may write such messages in another way. One key is empty.
+    """Makes messages with keys. Every ninth is large, every fifth has headers, and some have a name, a content type or
+    a time of their own, because a driver may write such messages in another way. One key is empty.
 
     Four messages in a row have the same key, so that the case notices if two of them change places.
     """
@@ -51,6 +60,7 @@ def _keyed_messages(ctx: Context, topic: str, count: int) -> list[Message]:
         number = n // 4 % _KEYS
         fields: dict[str, Any] = {"content_type": "application/x-own"} if n % 6 == 0 else {}
         fields |= {"timestamp": now - timedelta(seconds=n)} if n % 7 == 0 else {}
+        fields |= {"name": "AnotherEvent"} if n % 11 == 0 else {}
         content = {"n": n, "more": "x" * sizes[n]}
         messages.append(
             ctx.message(topic, content, key=f"key-{number}" if number else "", headers=headers[n], **fields)
@@ -62,12 +72,32 @@ def _keyed_messages(ctx: Context, topic: str, count: int) -> list[Message]:
 async def keys_keep_their_order(ctx: Context) -> None:
     """1 000 messages of 16 keys are sent at the same time, and each key arrives in the order of the calls.
 
-    The messages differ in size, headers, time and type, and their callers wait for different times.
+    The messages differ in size, headers, time, type and name, and their callers wait for different times. Then half of
+    the messages are sent one by one, and half in small batches.
     """
     broker, topic = ctx.open(), await ctx.topic()
     messages = _keyed_messages(ctx, topic, ctx.count(1_000, 160))
     sends = [outcome_of(broker.send_message(message, timeout=_TIMEOUTS[n % 3])) for n, message in enumerate(messages)]
     outcomes = await asyncio.gather(*sends)
+    await _check_everything(ctx, topic, messages, outcomes)
+    topic = await ctx.topic()
+    messages = _keyed_messages(ctx, topic, ctx.count(1_000, 160))
+    sendings: list[asyncio.Future[list[Receipt | DeliveryError]]] = []
+    for first in range(0, len(messages), 6):  # a batch of three, and three messages, of which two or more have one key
+        part = messages[first : first + 6]
+        sendings += [asyncio.ensure_future(broker.send_messages(part[:3]))]
+        sendings += [asyncio.ensure_future(_one(broker, message)) for message in part[3:]]
+        await asyncio.sleep(0)
+    await _check_everything(ctx, topic, messages, [o for outcomes in await asyncio.gather(*sendings) for o in outcomes])
+
+
+async def _one(broker: Broker, message: Message) -> list[Receipt | DeliveryError]:
+    return [await outcome_of(broker.send_message(message))]
+
+
+async def _check_everything(
+    ctx: Context, topic: str, messages: Sequence[Message], outcomes: Sequence[Receipt | DeliveryError]
+) -> None:
     check_all_receipts(outcomes)
     records = await ctx.read(topic, len(messages))
     check_truth(messages, outcomes, records)

@@ -117,6 +117,53 @@ async def main():
 print(json.dumps(asyncio.run(main())))
 """
 
+CHANGES_OF_THE_PROCESS = """
+import asyncio, gc, json, locale, logging, os, signal, socket, sys, threading, time, warnings
+import cqrs_brokers.hooks
+from cqrs_brokers import Message, open_broker
+url, topic, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+umask = os.umask(0o77)
+os.umask(umask)
+def state(loop):
+    root = logging.getLogger()
+    now = {f"the handler of {each.name}": signal.getsignal(each) for each in signal.valid_signals()
+           if isinstance(each, signal.Signals)}
+    now |= {f"the environment's {name}": value for name, value in os.environ.items()}
+    now |= {
+        "sys.excepthook": sys.excepthook, "sys.unraisablehook": sys.unraisablehook,
+        "threading.excepthook": threading.excepthook, "sys.stdout": sys.stdout, "sys.stderr": sys.stderr,
+        "the warning filters": list(warnings.filters), "warnings.showwarning": warnings.showwarning,
+        "the default timeout of sockets": socket.getdefaulttimeout(), "socket.socket": socket.socket,
+        "socket.getaddrinfo": socket.getaddrinfo, "the working directory": os.getcwd(),
+        "the umask": os.umask(umask), "the locale": locale.setlocale(locale.LC_ALL), "the time zone": time.tzname,
+        "garbage collection": (gc.isenabled(), gc.get_threshold(), gc.get_freeze_count()),
+        "the recursion limit": sys.getrecursionlimit(), "the switch interval": sys.getswitchinterval(),
+        "the handlers of the root logger": list(root.handlers), "logging.disable": root.manager.disable,
+        "the class of loggers": logging.getLoggerClass(), "logging.raiseExceptions": logging.raiseExceptions,
+        "the factory of log records": logging.getLogRecordFactory(),
+        "tracing": (sys.gettrace(), sys.getprofile(), threading.gettrace()),
+        "the event loop policy": type(asyncio.get_event_loop_policy()),
+        "the event loop's exception handler": loop.get_exception_handler(),
+        "the event loop's task factory": loop.get_task_factory(), "the event loop's debug mode": loop.get_debug(),
+        "the event loop's slow_callback_duration": loop.slow_callback_duration,
+    }
+    return now
+async def main():
+    loop = asyncio.get_running_loop()
+    before, changed = state(loop), set()
+    def compare():
+        now = state(loop)
+        missing = object()
+        changed.update(n for n in before.keys() | now.keys() if before.get(n, missing) != now.get(n, missing))
+    async with open_broker(url, **options) as broker:
+        await broker.send_message(Message("ConformanceEvent", topic, {}))
+        await broker.health()
+        compare()
+    compare()
+    return sorted(changed)
+print(json.dumps(asyncio.run(main())))
+"""
+
 
 class Probed(NamedTuple):
     """The result of a program.
@@ -125,11 +172,13 @@ class Probed(NamedTuple):
         answer: The JSON that the program printed, or None.
         code: The exit code.
         stderr: The text that the program printed to stderr.
+        stdout: The text that the program printed to stdout before its answer.
     """
 
     answer: Any
     code: int
     stderr: str
+    stdout: str = ""
 
 
 _ENDS_WITHIN = 15.0
@@ -163,8 +212,9 @@ def probe(program: str, *arguments: str, flags: tuple[str, ...] = ()) -> Probed:
         wrote = (expired.stderr or b"").decode(errors="replace").strip()
         text = f"a process that does this did not end within {_ENDS_WITHIN:g} s; it wrote: {wrote[-300:] or 'nothing'}"
         raise CaseFailed(text) from None
+    *printed, last = done.stdout.strip().splitlines() or [""]
     try:
-        answer = json.loads(done.stdout.strip().splitlines()[-1])
-    except (ValueError, IndexError):
+        answer = json.loads(last)
+    except ValueError:
         answer = None
-    return Probed(answer, done.returncode, done.stderr.strip())
+    return Probed(answer, done.returncode, done.stderr.strip(), "\n".join(printed))

@@ -27,16 +27,17 @@ from cqrs_brokers_testkit.leaks import Leak, no_leaks_sync
 
 @case("lifecycle.exits-without-a-word", "live")
 def exits_without_a_word(ctx: Context) -> None:
-    """A program that uses and closes the broker prints no warning, under `-X dev -W error`."""
-    probed = probe(USE_AND_CLOSE, *_arguments(ctx), flags=("-X", "dev", "-W", "error"))
+    """A program that uses and closes the broker prints nothing and no warning, under `-X dev -W error`."""
+    probed = probe(USE_AND_CLOSE, *arguments(ctx), flags=("-X", "dev", "-W", "error"))
     check(probed.answer == "done" and probed.code == 0, f"it ended with {probed.code}: {probed.stderr[-400:]}")
-    check(not probed.stderr, f"it printed: {probed.stderr[-400:]}")
+    printed = probed.stderr or probed.stdout
+    check(not printed, f"it printed: {printed[-400:]}")
 
 
 @case("lifecycle.run-ends-without-close", "live")
 def run_ends_without_close(ctx: Context) -> None:
     """Leaving `asyncio.run` without `close()` gives one `ResourceWarning` of ours and no traceback."""
-    probed = probe(NEVER_CLOSED, *_arguments(ctx), flags=("-X", "dev"))
+    probed = probe(NEVER_CLOSED, *arguments(ctx), flags=("-X", "dev"))
     check(probed.answer == "done" and probed.code == 0, f"it ended with {probed.code}: {probed.stderr[-400:]}")
     _check_one_warning(probed)
     check("Traceback" not in probed.stderr, f"a traceback was printed: {probed.stderr[-400:]}")
@@ -45,7 +46,7 @@ def run_ends_without_close(ctx: Context) -> None:
 @case("lifecycle.interrupted-without-close", "live")
 def interrupted_without_close(ctx: Context) -> None:
     """Ctrl-C during sends gives Python's own `KeyboardInterrupt` and one `ResourceWarning` of ours, and no more."""
-    probed = probe(INTERRUPTED, *_arguments(ctx), flags=("-X", "dev"))
+    probed = probe(INTERRUPTED, *arguments(ctx), flags=("-X", "dev"))
     check(probed.code == -signal.SIGINT, f"it ended with {probed.code}: {probed.stderr[-400:]}")
     _check_one_warning(probed)
     # `asyncio.run` makes a KeyboardInterrupt of the main task's CancelledError.
@@ -62,7 +63,7 @@ def _check_one_warning(probed: Probed) -> None:
     check("was not closed" in probed.stderr, f"the warning is not ours: {probed.stderr[-400:]}")
 
 
-def _arguments(ctx: Context) -> tuple[str, str, str]:
+def arguments(ctx: Context) -> tuple[str, str, str]:
     return ctx.url, ctx.new_topic(), json.dumps(dict(ctx.harness.options))
 
 
@@ -119,6 +120,6 @@ async def other_loop_is_refused(ctx: Context) -> None:
 @case("lifecycle.forked-child-is-refused", "live")
 def forked_child_is_refused(ctx: Context) -> None:
     """After a fork, a send of the child is `WrongLoopError`, and the parent works on."""
-    probed = probe(FORKED, *_arguments(ctx))
+    probed = probe(FORKED, *arguments(ctx))
     check(probed.code == 0, f"the parent failed: {probed.stderr[-400:]}")
     check(probed.answer == "WrongLoopError", f"the child was told: {probed.answer}")

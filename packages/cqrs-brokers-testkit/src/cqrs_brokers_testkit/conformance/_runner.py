@@ -27,6 +27,7 @@ from cqrs_brokers_testkit.conformance import (
     _crowd,
     _delivery,
     _faults,
+    _footprint,
     _later,
     _lifecycle,
     _limits,
@@ -56,6 +57,7 @@ _MODULES = (
     *(_static, _messages, _values, _refusals, _delivery, _matching, _connecting, _logins, _tls, _later, _limits),
     *(_answers, _variants, _stuck),
     *(_ordering, _lifecycle, _processes, _faults, _closing, _queueing, _upkeep, _trouble, _crowd, _aftermath),
+    _footprint,
     _contract,
 )
 _SECTIONS = ("static", "messages", "refusals", "delivery", "ordering", "lifecycle", "faults", "contract")

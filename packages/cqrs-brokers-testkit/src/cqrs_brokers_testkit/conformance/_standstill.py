@@ -36,12 +36,14 @@ class WatchedSelector(selectors.DefaultSelector):
             call that only computed for a long time.
         longest: The longest turn since `measure()`, in seconds, without the time in which there was no processor.
         where: The text in `found` about the longest turn, or "".
+        count: The number of turns.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.found: list[str] = []
         self.longest, self.where = 0.0, ""
+        self.count = 0
         self._measures = False
         self._turn: tuple[float, float] | None = None
         self._loop = threading.current_thread()
@@ -57,6 +59,7 @@ class WatchedSelector(selectors.DefaultSelector):
     def select(self, timeout: float | None = None) -> Any:
         """See `selectors.BaseSelector`."""
         turn, self._turn = self._turn, None
+        self.count += 1
         if turn is not None and self._measures:
             now = self._now()
             seconds = now[0] - turn[0] - (now[1] - turn[1])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cqrs_brokers import Broker, ConfigError, ConnectError, Receipt, TLSError, UnreachableError
 from cqrs_brokers.url import BrokerURL, Host
-from cqrs_brokers_testkit.certificates import Certificates
+from cqrs_brokers_testkit.certificates import ELSEWHERE, Certificates
 from cqrs_brokers_testkit.conformance._case import (
     Clock,
     Context,
@@ -69,7 +69,10 @@ async def tls_works(ctx: Context) -> None:
     like="delivery.tls-failure",
 )
 async def tls_is_never_given_up(ctx: Context) -> None:
-    """With TLS in the config string, a server without TLS gets no login and no message, and the error is `TLSError`."""
+    """With TLS in the config string, a server without TLS gets no login and no message, and the error is `TLSError`.
+
+    With `require_tls=true` a config string without TLS is not opened.
+    """
     proxy = ctx.proxy
     urls = [*(await ctx.once(ctx.harness.tls_failures)).values()]
     seen, answers = bytearray(), bytearray()
@@ -89,6 +92,8 @@ async def tls_is_never_given_up(ctx: Context) -> None:
             pass
         if seen.startswith(TLS_RECORD):
             raise NotApplicable("the harness' own server speaks no plain text")
+        if has_tls_options(ctx, BrokerURL.parse(ctx.url).scheme):
+            _check_require_tls(ctx)
         seen.clear()
         for url in urls:
             at_plain = with_hosts(with_login(ctx, url, _LOGIN), [Host(proxy.host, proxy.port)])
@@ -98,6 +103,14 @@ async def tls_is_never_given_up(ctx: Context) -> None:
         await ctx.do(proxy.heal)
     check(_LOGIN.encode() not in seen, "the login went over the wire in plain text")
     check(_BODY not in seen, "a message went over the wire in plain text")
+
+
+def _check_require_tls(ctx: Context) -> None:
+    try:
+        ctx.open(require_tls=True)
+    except ConfigError:
+        return
+    check(False, "require_tls=true, and a config string without TLS was opened")
 
 
 async def _refused(ctx: Context, broker: Broker, answers: bytearray) -> None:
@@ -165,8 +178,8 @@ async def _error_at_a_good_one(ctx: Context, known: BrokerURL, made: Certificate
 async def tls_verifies_certificates(ctx: Context) -> None:
     """A certificate that is expired, for another host or of another authority is `TLSError` in every combination.
 
-    The combinations: by name, by address, on a second host, with a client certificate. Nothing is written to such a
-    peer.
+    The combinations: by name, by address, on a second host, also with the certificate of the first host, and with a
+    client certificate. Nothing is written to such a peer.
     """
     known = await _with_own_authority(ctx)
     async with certificates() as made:
@@ -182,6 +195,7 @@ async def tls_verifies_certificates(ctx: Context) -> None:
                     ("by name", [Host("localhost", bad.port)], None),
                     ("by address", [Host("127.0.0.1", bad.port)], None),
                     ("on the second host", [Host("127.0.0.1", free_port()), Host("localhost", bad.port)], None),
+                    ("with another host's name", [Host(ELSEWHERE, free_port()), Host("localhost", bad.port)], None),
                     ("with a client certificate", [Host("localhost", bad.port)], made),
                 ):
                     said = f"a certificate that is {what}, {how}"
@@ -192,6 +206,26 @@ async def tls_verifies_certificates(ctx: Context) -> None:
                         continue
                     check(type(error) is TLSError, f"{said}: expected TLSError, got {show(error)}")
                     check(not bad.received, f"{said}: something was written to that peer")
+
+
+@case(
+    "delivery.tls-shows-its-certificate",
+    "live",
+    needs=["tls_destination"],
+    waivable=True,
+    like="delivery.tls-failure",
+)
+async def tls_shows_its_certificate(ctx: Context) -> None:
+    """A server that demands a certificate of its client gets that of the config string."""
+    known = await _with_own_authority(ctx)
+    async with certificates() as made:
+        await _error_at_a_good_one(ctx, known, made)
+        context = serving(made.server, made.server_key)
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(made.ca)
+        async with _tls_peer(context, known.hosts[0]) as strict:
+            await _error_at(ctx, known, [Host("localhost", strict.port)], made.ca, made, within=1.5)
+            check(strict.accepted, "a peer demanded the certificate of the config string, and did not get it")
 
 
 @case(
