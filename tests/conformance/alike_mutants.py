@@ -186,6 +186,25 @@ class SinglesGoLater(UnorderedSound):
             super().submit(deliveries)
 
 
+class KnownIdsGoLater(UnorderedSound):
+    """Looks a moment longer at a message whose id it knows."""
+
+    caught_by = ("ordering.keys-keep-their-order",)
+
+    def __init__(self, url: BrokerURL, options: UnorderedOptions) -> None:
+        super().__init__(url, options)
+        self.known: set[str] = set()
+
+    def submit(self, deliveries: Sequence[Delivery], /) -> None:
+        for delivery in deliveries:
+            known = str(delivery.message.message_id)
+            if known in self.known:
+                asyncio.get_running_loop().call_later(0.005, super().submit, (delivery,))
+            else:
+                self.known.add(known)
+                super().submit((delivery,))
+
+
 # -- receipts ----------------------------------------------------------------------------------------------------------
 
 
@@ -282,3 +301,23 @@ class AcksAfterARefusal(Hasty):
 
     def is_hasty(self, batch: Batch) -> bool:
         return self.refused
+
+
+class AcksAnOldTime(Hasty):
+    """Confirms messages with a time of long ago when they are written: they come from an archive, it thinks."""
+
+    caught_by = ("delivery.no-receipt-before-any-answer",)
+
+    def is_hasty(self, batch: Batch) -> bool:
+        return any(json.loads(line)["timestamp"] < "2015" for _, line in batch)
+
+
+class AcksInTheNextLoop(Hasty):
+    """Confirms messages when they are written, in each event loop but the first."""
+
+    caught_by = ("lifecycle.next-loop-sends-nothing-again",)
+    loop: asyncio.AbstractEventLoop | None = None
+
+    def is_hasty(self, batch: Batch) -> bool:
+        self.loop = self.loop or asyncio.get_running_loop()
+        return asyncio.get_running_loop() is not self.loop

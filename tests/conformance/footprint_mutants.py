@@ -300,6 +300,17 @@ class TellsOfTheLate(UnorderedSound):
     caught_by = ("lifecycle.nothing-confidential-is-told-in-trouble",)
 
 
+class ConnectsOneByOne(UnorderedSound):
+    """Lets one broker of the process connect at a time."""
+
+    caught_by = ("lifecycle.trouble-is-its-own",)
+    turn: ClassVar[asyncio.Lock] = asyncio.Lock()
+
+    async def pass_over_hosts(self, hosts: Sequence[Host]) -> Streams:
+        async with self.turn:
+            return await super().pass_over_hosts(hosts)
+
+
 # -- the second host ---------------------------------------------------------------------------------------------------
 
 

@@ -130,7 +130,7 @@ async def dead_connection_confirms_nothing_new(ctx: Context) -> None:
 @case("lifecycle.next-loop-sends-nothing-again", "fault", needs=["lose_answers", "read_back"], limit=60.0)
 def next_loop_sends_nothing_again(ctx: Context) -> None:
     """If an event loop ends while answers are missing, the next loop sends nothing again, and new messages arrive."""
-    topic, harness = ctx.new_topic(), ctx.harness
+    topic, other, harness = ctx.new_topic(), ctx.new_topic(), ctx.harness
     options = {**harness.options, "delivery_timeout": 8.0}
     broker = open_broker(ctx.url, distribution=harness.distribution, **options)
     unheard, last = [ctx.message(topic) for _ in range(5)], ctx.message(topic)
@@ -146,7 +146,14 @@ def next_loop_sends_nothing_again(ctx: Context) -> None:
 
     async def go_on() -> object:
         async with broker:
-            return await outcome_of(broker.send_message(last))
+            outcome = await outcome_of(broker.send_message(last))
+            await asyncio.to_thread(harness.lose_answers)
+            try:
+                early = await outcome_of(broker.send_message(ctx.message(other), timeout=0.7))
+            finally:
+                await asyncio.to_thread(harness.resume)
+            check(not isinstance(early, Receipt), f"in the next loop no answer came, and a send got {show(early)}")
+            return outcome
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # the first loop leaves the broker open

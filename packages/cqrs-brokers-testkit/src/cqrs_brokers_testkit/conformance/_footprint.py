@@ -26,6 +26,7 @@ from cqrs_brokers_testkit.conformance._case import (
     show,
 )
 from cqrs_brokers_testkit.conformance._connecting import open_at, own_address
+from cqrs_brokers_testkit.conformance._peers import peer
 from cqrs_brokers_testkit.conformance._probes import CHANGES_OF_THE_PROCESS, probe
 from cqrs_brokers_testkit.conformance._processes import arguments
 from cqrs_brokers_testkit.proxy import FaultProxy
@@ -205,6 +206,42 @@ def process_stays_as_it_is(ctx: Context) -> None:
     probed = probe(CHANGES_OF_THE_PROCESS, *arguments(ctx))
     check(probed.code == 0, f"it ended with {probed.code}: {probed.stderr[-400:]}")
     check(probed.answer == [], f"it changed {', '.join(probed.answer or ['something'])}")
+
+
+# -- other brokers in the process --------------------------------------------------------------------------------------
+
+_AT_ONCE = 3.0
+"""The seconds in which a broker connects and sends, while another broker waits for a silent host."""
+
+
+@case("lifecycle.trouble-is-its-own", "fault", needs=["peer_url"])
+async def trouble_is_its_own(ctx: Context) -> None:
+    """While one broker waits for a silent host, another one connects and sends at once, also in another event loop."""
+    topic = await ctx.topic()
+
+    async def use() -> object:
+        broker = ctx.open_unowned(delivery_timeout=_AT_ONCE)
+        try:
+            return await outcome_of(broker.send_message(ctx.message(topic)))
+        finally:
+            await broker.close(1.0)
+
+    async with peer() as silent:
+        url = await ctx.do(lambda: ctx.harness.peer_url(silent.port))
+        stuck = ctx.open_unowned(url, connect_timeout=20.0)
+        connecting = asyncio.ensure_future(stuck.connect())
+
+        async def is_there() -> bool:
+            return silent.accepted > 0
+
+        try:
+            await ctx.wait_for(is_there, 4.0, "connect() made no connection to the peer")
+            check_receipt(await use(), "while another broker waits for a silent host, a message")
+            outcome = await asyncio.to_thread(lambda: asyncio.run(use()))
+            check_receipt(outcome, "in another event loop, while another broker waits for a silent host, a message")
+        finally:
+            await stuck.close(1.0)
+            await asyncio.gather(connecting, return_exceptions=True)
 
 
 # -- health ------------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 from cqrs_brokers import TOMBSTONE, Message, Receipt
@@ -81,12 +81,12 @@ async def no_receipt_before_any_answer(ctx: Context) -> None:
         "small": ctx.message(topic),
         "empty": ctx.message(topic, b""),
         "with a content type of its own": ctx.message(topic, b"x", content_type="application/x-own"),
-        "with a time of its own": ctx.message(topic, timestamp=datetime.now(UTC) - timedelta(days=1)),
+        "with a time of its own": ctx.message(topic, timestamp=datetime(2001, 9, 9, tzinfo=UTC)),
         "large": ctx.message(topic, bytes(min(_LARGE, (keeps.max_message_bytes or _LARGE) - 1_000))),
     }
     if keeps.ordering_key:
         kinds["with a key"] = ctx.message(topic, key="k")
-        kinds["with a long key"] = ctx.message(topic, key="k" * 200)
+        kinds["with a long key"] = ctx.message(topic, key="k" * 2_000)
     if keeps.tombstones:
         kinds["a tombstone"] = ctx.message(topic, TOMBSTONE, key="k" if keeps.ordering_key else None)
     if keeps.headers:

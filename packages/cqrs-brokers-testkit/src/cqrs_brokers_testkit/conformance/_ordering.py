@@ -33,6 +33,7 @@ from cqrs_brokers_testkit.conformance._case import (
 )
 
 _KEYS = 16
+_TWINS = 13
 _TIMEOUTS = (20.0, 8.0, 14.0)
 """Timeouts in seconds. The deadlines have another order than the calls."""
 
@@ -89,6 +90,16 @@ async def keys_keep_their_order(ctx: Context) -> None:
         sendings += [asyncio.ensure_future(_one(broker, message)) for message in part[3:]]
         await asyncio.sleep(0)
     await _check_everything(ctx, topic, messages, [o for outcomes in await asyncio.gather(*sendings) for o in outcomes])
+
+
+    topic = await ctx.topic()
+    messages = [ctx.message(topic, b"0", key="k")]
+    for n in range(1, _TWINS):
+        same: dict[str, Any] = {"message_id": messages[0].message_id} if n % 3 == 0 else {}
+        messages.append(ctx.message(topic, b"%d" % n, key="k", **same))
+    await asyncio.gather(*(outcome_of(broker.send_message(message)) for message in messages))
+    places = [int(record.body) for record in await ctx.read(topic, len(messages))]
+    check(places == sorted(places), f"messages of one key, some with the id of the first, came in this order: {places}")
 
 
 async def _one(broker: Broker, message: Message) -> list[Receipt | DeliveryError]:
