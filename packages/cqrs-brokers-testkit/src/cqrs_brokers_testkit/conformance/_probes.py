@@ -124,6 +124,15 @@ from cqrs_brokers import Message, open_broker
 url, topic, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 umask = os.umask(0o77)
 os.umask(umask)
+WARNINGS = (UserWarning, DeprecationWarning, RuntimeWarning, ResourceWarning, FutureWarning, BytesWarning)
+MODULES = "application", "asyncio"
+def fits(pattern, text):  # Python's own filters have texts
+    return pattern is None or (pattern == text if isinstance(pattern, str) else pattern.match(text))
+def what_becomes_of(kind, name):  # a library may have filters for warnings of its own
+    for action, message, category, module, _ in warnings.filters:
+        if issubclass(kind, category) and fits(message, "a text of the application") and fits(module, name):
+            return action
+    return warnings.defaultaction
 def state(loop):
     root = logging.getLogger()
     now = {f"the handler of {each.name}": signal.getsignal(each) for each in signal.valid_signals()
@@ -132,7 +141,8 @@ def state(loop):
     now |= {
         "sys.excepthook": sys.excepthook, "sys.unraisablehook": sys.unraisablehook,
         "threading.excepthook": threading.excepthook, "sys.stdout": sys.stdout, "sys.stderr": sys.stderr,
-        "the warning filters": list(warnings.filters), "warnings.showwarning": warnings.showwarning,
+        "what becomes of warnings": [what_becomes_of(kind, name) for kind in WARNINGS for name in MODULES],
+        "warnings.showwarning": warnings.showwarning,
         "the default timeout of sockets": socket.getdefaulttimeout(), "socket.socket": socket.socket,
         "socket.getaddrinfo": socket.getaddrinfo, "the working directory": os.getcwd(),
         "the umask": os.umask(umask), "the locale": locale.setlocale(locale.LC_ALL), "the time zone": time.tzname,
