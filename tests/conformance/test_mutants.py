@@ -6,7 +6,7 @@ from cqrs_brokers_testkit.conformance import CASES
 from tests.conformance.documents import REFERENCE, UNCAUGHT, expected, jobs, mutants_page, written_matrix
 from tests.conformance.mutant_runs import SOUND, Ran, run_many
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
