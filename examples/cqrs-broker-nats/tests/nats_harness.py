@@ -8,12 +8,15 @@ from cqrs_brokers_testkit.conformance import Record, Target
 from cqrs_brokers_testkit.frames import forgeries, line_length, with_block
 from cqrs_brokers_testkit.server_harness import ServerHarness
 
+ERROR = b'{"error": {"code": %d, "err_code": %d}}'
+
 
 class NatsHarness(ServerHarness):
     url, tls_scheme, other_servers = "nats://localhost", "natss", "declare=stream&stream=all&subjects=*"
     program, search, install = "nats-server", ("~/go/bin",), "go install github.com/nats-io/nats-server/v2@v2.15.3"
-    has_tls, notices_within, duplicate_window, login = True, 12.0, 120.0, ("app", "app:p%41@wörd")
-    small_topic, small_server = {"max_msg_size": 20_000}, {"max_payload": 50_000}
+    # A double does not hold the first sequence.
+    has_tls, notices_within, stream = True, 12.0, {"duplicate_window": 120.0, "first_seq": 2**53 + 1}
+    small_topic, small_server, login = {"max_msg_size": 20_000}, {"max_payload": 50_000}, ("app", "app:p%41@wörd")
     not_applicable = {
         "delivery.nack-is-not-success": "JetStream stores a message or refuses it, never one of two copies",
         "delivery.blocked-is-waited-out": "when a stream is full it refuses; it does not block",
@@ -39,9 +42,7 @@ class NatsHarness(ServerHarness):
     def create_topic(self, topic, **settings):
         if set(topic) & set("*>"):
             raise ValueError("a stream with this subject would take others, too")
-        settings |= {"name": f"stream-{hash(topic)}", "subjects": [topic], "duplicate_window": self.duplicate_window}
-        settings["first_seq"] = 2**53 + 1  # a double does not hold it
-        self.run_async(self.streams.add_stream(**settings))
+        self.run_async(self.streams.add_stream(name=f"s{hash(topic)}", subjects=[topic], **self.stream, **settings))
 
     async def read(self, topic):
         info = await self.streams.stream_info(await self.streams.find_stream_name_by_subject(topic))
@@ -72,10 +73,7 @@ class NatsHarness(ServerHarness):
         return forgeries(
             line_length(r"H?MSG .* (\d+)"),
             lambda frame: frame.startswith(b"MSG _INBOX."),
-            refused={
-                "a refusal": with_block(b'{"error": {"code": 400, "err_code": 10109, "description": "sealed"}}'),
-                "a full stream": with_block(b'{"error": {"code": 503, "err_code": 10077, "description": "maximum"}}'),
-            },
-            unknown={"an error that NATS does not have": with_block(b'{"error": {"code": 503, "err_code": 19999}}')},
+            refused={"a refusal": with_block(ERROR % (400, 10109)), "full": with_block(ERROR % (503, 10077))},
+            unknown={"an error that NATS does not have": with_block(ERROR % (503, 19999))},
             any_order=True,
         )

@@ -5,7 +5,7 @@ from nats_harness import NatsHarness
 class WithoutDeduplication(NatsHarness):
     """With the shortest window: JetStream's deduplication would hide what a driver sends twice."""
 
-    duplicate_window = 0.1
+    stream = {**NatsHarness.stream, "duplicate_window": 0.1}
 
 
 class TestNats(BrokerConformance):
