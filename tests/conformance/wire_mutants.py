@@ -10,7 +10,7 @@ import asyncio
 import base64
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from cqrs_brokers.driver import Capabilities, Delivery, Link, PipelinedDriver, content_type_of
@@ -38,6 +38,7 @@ class WireSound(PipelinedDriver):
         self._reading: asyncio.Task[None] | None = None
         self._queue: list[tuple[Delivery, bytes]] = []
         self._in_flight: dict[int, Delivery] = {}
+        self._timers: set[asyncio.TimerHandle] = set()
         self._watching: asyncio.Task[None] | None = None
         self._heard = 0.0
         self._pong: asyncio.Future[None] | None = None
@@ -127,7 +128,7 @@ class WireSound(PipelinedDriver):
             if delivery.handed_over():
                 self._number += 1
                 self._in_flight[self._number] = delivery
-                asyncio.get_running_loop().call_at(delivery.deadline + 0.05, self._let_go, self._number)
+                self._at(delivery.deadline + 0.05, self._let_go, self._number)
                 assert self._writer is not None
                 self._writer.write(b"%d %s\n" % (self._number, record))
         for delivery, _ in self._queue:
@@ -135,7 +136,16 @@ class WireSound(PipelinedDriver):
                 delivery.release()
         self._queue = [entry for entry in self._queue if not entry[0].done]
         if self._queue and self._writer is not None:
-            asyncio.get_running_loop().call_later(0.01, self.flush)
+            self._at(asyncio.get_running_loop().time() + 0.01, self.flush)
+
+    def _at(self, when: float, action: Callable[..., None], *arguments: int) -> None:
+        """Does it at that time, unless the driver was closed before."""
+        timer = asyncio.get_running_loop().call_at(when, lambda: (self._timers.discard(timer), action(*arguments)))
+        self._timers.add(timer)
+
+    def _cancel_timers(self) -> None:
+        while self._timers:
+            self._timers.pop().cancel()
 
     def _let_go(self, number: int) -> None:
         delivery = self._in_flight.get(number)
@@ -200,12 +210,14 @@ class WireSound(PipelinedDriver):
     async def close(self, grace: float) -> None:
         self._queue.clear()
         self._in_flight.clear()
+        self._cancel_timers()
         await self.drop()
         await asyncio.sleep(0)
 
     def abort(self) -> None:
         self._queue.clear()
         self._in_flight.clear()
+        self._cancel_timers()
         drop_task(self._reading)
         drop_task(self._watching)
         self._reading = self._watching = None
