@@ -121,9 +121,8 @@ class KafkaDriver(PipelinedDriver):
     # -- messages -----------------------------------------------------------------------------------------------------
 
     def submit(self, deliveries: Sequence[Delivery], /) -> None:
-        """Queues each message for its partition. While the topic is not open (`Topic.is_open`), the message waits in
-        the topic. A request to the leader is written at once, in the next turn of the event loop, after `linger_ms`, or
-        after an earlier answer."""
+        """Queues each message for its partition, or in its topic if the topic is not open (`Topic.is_open`). A request
+        is written at once, in the next turn of the event loop, after `linger_ms`, or after an earlier answer."""
         topics, add_record = self.topics, self._add_record
         for delivery in deliveries:
             topic = topics.get(delivery.topic)

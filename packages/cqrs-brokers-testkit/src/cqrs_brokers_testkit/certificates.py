@@ -4,7 +4,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["ELSEWHERE", "Certificates", "make_certificates"]
+__all__ = ["Certificates", "ELSEWHERE", "make_certificates"]
 
 ELSEWHERE = "elsewhere.invalid"
 """A host name that exists nowhere, by RFC 2606."""

@@ -1,7 +1,7 @@
 """Defines cases, and everything that a case uses: the registry, the checks, and the context that opens brokers and
 reads messages back.
 
-This file is longer than 400 lines so that a case imports everything from one module.
+This file is longer than 400 lines because a case imports everything from one module.
 """
 
 from __future__ import annotations
