@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from cqrs_brokers_testkit.conformance._case import CaseFailed
@@ -195,14 +196,20 @@ _ENDS_WITHIN = 15.0
 """How many seconds a program may take. Only a busy machine needs most of these seconds."""
 
 
-def probe(program: str, *arguments: str, flags: tuple[str, ...] = ()) -> Probed:
-    """Runs a program with this interpreter and this `sys.path`.
+AT_START = dict(os.environ)
+"""The environment before a driver of this process could change it."""
+
+
+def probe(
+    program: str, *arguments: str, flags: tuple[str, ...] = (), variables: Mapping[str, str] = os.environ
+) -> Probed:
+    """Runs a program with this interpreter, this `sys.path` and the environment `variables`.
 
     Raises:
         CaseFailed: The program did not end.
     """
     environment = {
-        **os.environ,
+        **variables,
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         "PYTHONDONTWRITEBYTECODE": "1",
     }
