@@ -17,10 +17,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, ClassVar
 
 from cqrs_brokers.driver import Delivery, Message
-from cqrs_brokers.exceptions import MessageTooLargeError, TLSError
+from cqrs_brokers.exceptions import MessageTooLargeError
 from cqrs_brokers.options import BrokerOptions
 from cqrs_brokers.pipeline import Pipeline
-from cqrs_brokers.tasks import drop_transport
 from cqrs_brokers.url import BrokerURL, Host
 from tests.conformance.mutant_broker import Kept, Sound, mutant
 from tests.conformance.unordered_driver import Streams, UnorderedOptions, UnorderedSound
@@ -333,22 +332,8 @@ class VerifiesTheFirstHostsName(UnorderedSound):
 
     caught_by = ("delivery.tls-verifies-certificates",)
 
-    async def dial(self, host: Host) -> Streams:
-        context, first = self.context(host), self._url.hosts[0].host
-        if context is None or host.host == first:
-            return await super().dial(host)
-        try:
-            reader, writer = await asyncio.open_connection(
-                host.host, host.port, limit=2**24, ssl=context, server_hostname=first
-            )
-        except ssl.SSLError as error:
-            raise TLSError(f"{host}: the handshake failed") from error
-        try:
-            await self.greet(host, reader, writer)
-        except BaseException:
-            drop_transport(writer.transport)
-            raise
-        return reader, writer
+    def name_to_verify(self, host: Host) -> str:
+        return self._url.hosts[0].host
 
 
 class ShowsNoCertificate(UnorderedSound):

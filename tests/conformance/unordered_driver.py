@@ -93,9 +93,16 @@ class UnorderedSound(PipelinedDriver):
     def context(self, host: Host) -> ssl.SSLContext | None:
         return TLSContext(self._options, []).current() if self._options.tls else None
 
+    def name_to_verify(self, host: Host) -> str:
+        return host.host
+
     async def dial(self, host: Host) -> Streams:
         try:
-            reader, writer = await asyncio.open_connection(host.host, host.port, limit=2**24, ssl=self.context(host))
+            context = self.context(host)
+            name = None if context is None else self.name_to_verify(host)
+            reader, writer = await asyncio.open_connection(
+                host.host, host.port, limit=2**24, ssl=context, server_hostname=name
+            )
         except ssl.SSLError as error:
             raise TLSError(f"{host}: the handshake failed") from error
         except OSError as error:
