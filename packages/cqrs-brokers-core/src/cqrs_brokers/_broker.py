@@ -67,10 +67,10 @@ CLOSED = (
     "the broker is closed and cannot be opened again: make a new Broker (give lifespan() a function that makes one)"
 )
 BURST = 250
-"""A `send_messages` call makes this many messages ready, hands them to the window, and goes on with the next
-messages."""
+"""The most messages that a `send_messages` call makes ready before it hands them to the window."""
 TURN = 0.005
-"""How long a `send_messages` call makes messages ready before it lets the event loop do other work, in seconds."""
+"""When a `send_messages` call has made messages ready for this many seconds, it lets the event loop do other work. The
+call looks at the time after each burst."""
 LATE = (
     "the deadline passed before this message of the batch was made ready: send fewer messages at a time, or raise the "
     "timeout"
@@ -80,43 +80,48 @@ LATE = (
 class Broker(MessageBroker):
     """Sends messages through a driver and reports a true outcome for each message.
 
-    Every send ends in one of three ways, at the latest at its deadline: a `Receipt`, a `NotDeliveredError` (the message
-    is not in the broker, and this call will not put it there) or a `DeliveryUnknownError` (the message may be in the
-    broker).
+    A send that is not cancelled ends in one of three ways: with a `Receipt`, with a `NotDeliveredError` (the message is
+    not in the broker, and this call will not put it there) or with a `DeliveryUnknownError` (the message may be in the
+    broker). The outcome comes at the latest at the deadline, unless the event loop is busy or stood still.
 
-    A `Broker` is made without I/O and without an event loop. The first send, `connect()`, `health()` or `async with`
-    connects it. The broker belongs to the event loop in which it connects. After that loop is closed, the broker may be
-    used in another loop, and connects again there.
+    A `Broker` is made without I/O and without an event loop. The first valid send, `connect()`, `health()` or `async
+    with` connects it. The broker belongs to the event loop in which it is used first. After that loop is closed, the
+    broker may be used in another loop, and connects again there.
 
     Args:
         driver: A driver, or any `MessageBroker`.
         name: The broker's name in receipts. Default: the URL's scheme, else the driver's class name.
         url: The URL to which the driver connects. Its secrets are never shown.
-        delivery_timeout: The longest time from a call to its outcome, in seconds.
-        connect_timeout: Seconds for `connect()` and for each attempt to connect. This time never extends the deadline
-            of a send.
+        delivery_timeout: The longest time from a call to its outcome, in seconds, if the call has no `timeout` of its
+            own.
+        connect_timeout: Seconds for each attempt to connect, and so for `connect()`. `Broker` cancels an attempt only
+            0.5 s after this time, so that the driver can raise an error of its own. This time never extends the
+            deadline of a send.
         close_timeout: Seconds that `close()` has for sending the accepted messages and closing the connection.
         max_in_flight: The most messages that the driver may hold at a time. Further messages wait in the `Broker`. The
-            driver usually holds at most two fifths of this number. The rest is used only when a destination (for
-            example a topic) takes no messages. Then the driver gets only few messages beyond the two fifths for this
-            destination. The other destinations may use two fifths of the free places.
-        max_in_flight_bytes: The most bytes that the driver may hold at a time. The two fifths apply to bytes, too. A
-            message that is larger than two fifths of this number is sent when the driver holds nothing else.
+            driver may usually hold two fifths of this number, and at least one message. The rest is used only when a
+            destination (for example a topic) takes no messages. Then the driver gets only a few messages beyond the two
+            fifths for this destination. The other destinations may use two fifths of the free places.
+        max_in_flight_bytes: The most bytes that the driver may hold at a time, unless a single message has more bytes.
+            The two fifths apply to bytes, too. A message that is larger than two fifths of this number is sent when the
+            driver holds no other message. If there is room for such a message, it is also sent while the driver holds
+            only messages for destinations that take no messages.
         max_message_bytes: The most bytes that a message may have: body, key and headers together.
-        encoder: Encodes the payloads of messages that have neither `payload_bytes` nor a content type. The argument is
-            a function that takes the payload and returns bytes, or a `MessageEncoder`, which takes the whole message.
-            Default: JSON.
+        encoder: Encodes the payloads of messages that have neither `payload_bytes` nor a content type. `TOMBSTONE` is
+            not encoded. The argument is a function that takes the payload and returns bytes, or a `MessageEncoder`,
+            which takes the whole message. None: payloads of bytes are sent as they are, and other payloads as JSON.
         observers: Objects that `Broker` informs about the outcome of every message and about every change of the
             connection. Observers may add headers to messages.
         retry_count: When this many attempts to connect have failed in a row, the waiting sends fail. None: the number
             of attempts does not matter.
-        retry_delay: Seconds between attempts to connect. None: the delay begins at 0.1 s, doubles after each failure up
-            to 1 s, and is shortened at random by at most half.
+        retry_delay: Seconds between attempts to connect. None: the delay begins at 0.1 s, doubles with each further
+            attempt up to 1 s, and is shortened at random by at most half. A connection that lasts for 5 s, or on which
+            a message is confirmed, makes the delay begin at 0.1 s again.
         options: The options with the values that are in effect and where each value came from, for `describe()`.
 
     Raises:
-        TypeError: The driver is a `Broker`, or is not a `MessageBroker`.
-        ConfigError: A number is too small, or `encoder` or `observers` is an object of a wrong type.
+        TypeError: The driver is a `Broker`, or is not a `MessageBroker`. Or a number is an object of another type.
+        ConfigError: A number is too small or NaN, `encoder` is no encoder, or `observers` is no sequence of observers.
     """
 
     def __init__(
@@ -236,7 +241,7 @@ class Broker(MessageBroker):
             try:
                 loop = self._enter(loop)
             except NotDeliveredError as error:
-                raise self.refuse(message, error)  # noqa: B904 - it is the same error, or a copy of it
+                raise self.refuse(message, error)  # noqa: B904 - it is the same error
         if self._make_ready is not None:
             self._finish_preparing()
         coercion = self._coercion
@@ -282,8 +287,8 @@ class Broker(MessageBroker):
     async def send_messages(
         self, messages: Iterable[MessageLike], *, timeout: float | None = None
     ) -> list[Receipt | DeliveryError]:
-        """Sends many messages. A batch is sent most cheaply in this way. The batch may have more messages than
-        `max_in_flight`.
+        """Sends many messages. For a batch this method costs less than one call of `send_message` for each message. The
+        batch may have more messages than `max_in_flight`.
 
         A large batch is made ready (checked and encoded) in several turns of the event loop. Do not change its messages
         before the call ends. If another send, a flush or a close of this broker begins meanwhile, the rest of the batch
@@ -296,7 +301,7 @@ class Broker(MessageBroker):
                 `delivery_timeout`.
 
         Returns:
-            One outcome per message, in the same order. Errors are returned, not raised.
+            One outcome per message, in the same order. The errors of messages are returned, not raised.
 
         Raises:
             InvalidMessageError: The argument is not iterable, or the timeout is not a finite number above 0.
@@ -351,8 +356,9 @@ class Broker(MessageBroker):
         loop: asyncio.AbstractEventLoop,
     ) -> Generator[None, None, None]:
         """Makes the messages of a `send_messages` call ready and hands them to the window, in bursts of 250. The
-        generator yields when the event loop should do other work. It removes each burst from the list, so that the list
-        does not keep these messages in memory. It first reverses the list, because removing from the end is cheap."""
+        generator yields when the event loop should do other work. The generator removes each burst from the list, so
+        that the list does not keep these messages in memory. The list is reversed first, because removing from the end
+        is cheap."""
         window, coercion, validator, observers = self._window, self._coercion, self._validator, self._observers
         batch = observers.batch(len(messages)) if self._are_asked and messages else None
         outcomes = bulk.outcomes
@@ -404,8 +410,8 @@ class Broker(MessageBroker):
             bulk.finish()
 
     def _finish_preparing(self) -> None:
-        """Makes the rest of a `send_messages` call ready, because another call begins. So the messages of the batch
-        come before the messages of the new call, and a flush or a close waits for the whole batch."""
+        """Makes the remaining messages of a `send_messages` call ready, because another call begins. So the messages of
+        the batch come before the messages of the new call, and a flush or a close waits for the whole batch."""
         make_ready, self._make_ready = self._make_ready, None
         if make_ready is not None:
             make_ready()
@@ -432,14 +438,15 @@ class Broker(MessageBroker):
     def refuse(self, message: object, error: Refused) -> Refused:
         """Tells the observers that a message is refused before it reaches `send_message`.
 
-        Code that stands between an application and the broker calls this method when it refuses a message itself.
+        Code that stands between an application and the broker calls this method when that code refuses a message.
 
         Args:
             message: The object that was to be sent.
             error: Why the message is refused.
 
         Returns:
-            The error to raise. The error now names the message and the broker.
+            The same error, for the caller to raise. If the error had no message id, it now has the id and the topic of
+            the message, as far as they can be read, and the broker's URL (or name, if there is no URL).
         """
         if error.message_id is None:
             message_id, topic = readable(message, "message_id", UUID), readable(message, "topic", str)
@@ -448,7 +455,7 @@ class Broker(MessageBroker):
         return error
 
     def _checked_timeout(self, timeout: float, *messages: object) -> float:
-        """Checks the timeout of a call, and returns the timeout.
+        """Returns the timeout of a call if it is valid. If not, tells the observers that the messages are refused.
 
         Raises:
             InvalidMessageError: The timeout is not a finite number above 0.
@@ -463,8 +470,9 @@ class Broker(MessageBroker):
     # -- lifecycle ----------------------------------------------------------------------------------------------------
 
     async def connect(self) -> None:
-        """Connects now instead of at the first send, so that a wrong setting is found at start-up. The driver makes one
-        pass over all hosts.
+        """Connects now instead of at the first send, so that a wrong setting is found at start-up. If the broker is
+        connected already, nothing happens. If not, this method waits for one pass: the driver tries its hosts until one
+        is connected.
 
         Raises:
             ConnectError: The pass failed. The class of the error says why. `connect()` does not wait for further
@@ -481,8 +489,9 @@ class Broker(MessageBroker):
             timeout: The longest wait, in seconds. None: only the deadlines of the messages limit the wait.
 
         Raises:
-            FlushTimeoutError: The time is over and some messages have no outcome yet. Their sends continue.
-            BrokerStateError: The reasons are the same as in `connect`.
+            FlushTimeoutError: The time is over, and some messages have no outcome yet. Their sends continue.
+            BrokerStateError: The reasons are the same as in `connect`. The flush of a broker that was never used raises
+                no error.
         """
         if self._bound.loop is None:
             return
@@ -517,8 +526,9 @@ class Broker(MessageBroker):
         )
 
     async def close(self, timeout: float | None = None) -> None:
-        """Flushes the accepted messages, then closes the connection. Afterwards no task and no socket of the broker is
-        left.
+        """Flushes the accepted messages, then closes the connection. When the time for the flush is over, the sends
+        that still wait end with a `ClosedWhilePendingError` if their message was handed over, and with a
+        `BrokerClosedError` if not. Afterwards no task and no socket of the broker is left.
 
         This method may be called more than once, by several tasks, before the first connection, and while the broker is
         down. A later call with a shorter timeout shortens a close that is under way. If the caller is cancelled, the
@@ -576,7 +586,7 @@ class Broker(MessageBroker):
 
     @property
     def delivery_timeout(self) -> float:
-        """The longest time from a call to its outcome, in seconds."""
+        """The longest time from a call to its outcome, in seconds, if the call has no `timeout` of its own."""
         return self._settings.delivery_timeout
 
     @property
@@ -601,7 +611,8 @@ class Broker(MessageBroker):
         * "reconnecting": the driver lost the connection and reconnects by itself.
         * "blocked": there is a connection, but the broker takes no messages.
         * "throttled": there is a connection, but the broker slows this client down.
-        * "failed": connecting failed, and will fail again until somebody changes a setting here or in the broker.
+        * "failed": connecting failed with a permanent error, for example a wrong password. The broker does not try
+          again by itself. `connect()`, `health()`, or a send 5 s or more after the failure makes the broker try again.
         * "closed": `close()` was called.
         """
         return "closed" if self._closed else self._connection.described
@@ -653,11 +664,13 @@ class Broker(MessageBroker):
     # -- event loops --------------------------------------------------------------------------------------------------
 
     def _enter(self, loop: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop:
-        """Binds the broker to the event loop of a call, unless it is bound to that loop already.
+        """Binds the broker to the event loop of a call, unless the broker is bound to that loop already. What the
+        broker still has of an earlier, closed event loop is dropped.
 
         Raises:
             BrokerClosedError: The broker is closed.
-            WrongLoopError: No event loop runs, or the broker belongs to another event loop or process.
+            WrongLoopError: No event loop runs, or the broker belongs to another process, or to another event loop that
+                is still open.
         """
         if self._closed:
             raise BrokerClosedError(CLOSED)

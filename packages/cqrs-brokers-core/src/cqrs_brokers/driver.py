@@ -8,7 +8,7 @@ backoff, draining and closing.
 | your broker | derive from |
 |---|---|
 | runs in the process, or takes a message and answers in one call | `Driver`: define its `send_message` |
-| is reached over a network | `PipelinedDriver`; `cqrs_brokers.pipeline` knows which messages were written |
+| is reached over a network | `PipelinedDriver`; `cqrs_brokers.pipeline` keeps the messages until the broker answers |
 
 Every driver of a networked broker must follow these rules, whichever client it uses. Use one connection, not a pool: a
 pool reorders messages. (In a cluster such as Kafka, use one connection for each node that leads partitions.) Switch off
@@ -49,12 +49,14 @@ class Link(Protocol):
     thread."""
 
     def wake_after(self, handler: Callable[..., object], *args: object) -> None:
-        """Calls a handler of the driver, and then wakes the callers whose messages got their outcomes in the handler.
+        """Calls a handler of the driver, and then wakes the callers of `send_message` whose messages got their outcomes
+        in the handler.
 
         This method makes sends faster; a driver need not use it. The event loop calls the driver back when answers have
         arrived. In that callback the driver may call `wake_after` with the function that reads the answers. The
-        callback must do nothing after this call. Without `wake_after` the callers are woken only in the next turn of
-        the loop. When messages are sent one by one, that extra turn takes 4 % of the time for a message.
+        callback must do nothing after this call. If a task makes this call, or without `wake_after`, the callers are
+        woken only in the next turn of the loop. When messages are sent one by one, that extra turn takes 4 % of the
+        time for a message.
 
         Args:
             handler: The function to call. Woken callers may send again before `wake_after` returns.
@@ -80,7 +82,7 @@ class Link(Protocol):
 
         While the driver reconnects, `Broker` continues to submit messages. A message that is not handed over by its
         deadline fails with a `NotConnectedError`. The cause of that error is the error that the driver reported.
-        `health()` gives the text of the reported error as the reason.
+        `health()` gives the text of the reported error as the reason, unless the ping fails with an error of its own.
         """
 
     def blocked(self, reason: str) -> None:
@@ -95,21 +97,22 @@ class Link(Protocol):
         a new channel.
 
         While a destination takes no messages, `Broker` limits the number of messages that it submits for the
-        destination. After this call `Broker` submits one more message for each such destination, even if earlier
+        destination. After this call `Broker` may submit one more message for each such destination, even if earlier
         messages have no answer.
         """
 
     def throttled(self, reason: str | None) -> None:
         """Reports that the message broker slows this client down because of a quota. None: the throttling has ended.
 
-        `Broker` continues to submit messages during the throttling. `health()` gives the reason. Observers are informed
-        when the throttling begins and when it ends.
+        `Broker` continues to submit messages during the throttling. If nothing else is wrong, `health()` gives the
+        reason. Observers are informed when the driver reports the beginning or the end of the throttling. A new
+        connection is not throttled until the driver calls this method again.
         """
 
 
 class Driver(MessageBroker):
-    """The base class of drivers. A driver must define `send_message`. The driver overrides other methods if its broker
-    needs them.
+    """The base class of drivers. A driver that derives directly from this class must define `send_message`. The driver
+    overrides other methods if its broker needs them.
 
     `Broker` calls `send_message` once for each message. Calls for several messages run at the same time, in tasks of
     `Broker`. If the driver declares the capability `ordering_key`, only one call runs at a time for the same topic and
@@ -126,16 +129,16 @@ class Driver(MessageBroker):
 
     def bind(self, link: Link) -> None:
         """Gives the link to the driver. `Broker` calls this method once, before any other method. Only `capabilities`
-        may be read earlier. Keep the link if the driver detects lost connections by itself."""
+        may be read earlier. Keep the link if the driver has something to report, for example a lost connection."""
         return
 
     def refuse_topic(self, topic: str) -> str | None:
         """Returns the reason why this broker cannot have a topic of this name. None: the name is allowed.
 
-        `Broker` calls this method before any I/O, and remembers the topics for which it returned None. The method gets
-        every topic that is not empty. The topic may be longer than 255 bytes or have characters that are not printable:
-        `Broker` refuses such a topic itself, after this call. When a topic is refused, `Broker` calls the method again
-        with the name of the message, because the application may have swapped name and topic.
+        `Broker` calls this method before any I/O, and remembers up to 10 000 allowed topics. The method gets every topic
+        that is not empty and not remembered. The topic may be longer than 255 bytes or have characters that are not
+        printable: `Broker` refuses such a topic itself, after this call. When the method refuses a topic, `Broker` calls
+        the method again with the name of the message, because the application may have swapped name and topic.
         """
         return None
 
@@ -146,7 +149,8 @@ class Driver(MessageBroker):
         The driver first drops everything that is left of an earlier connection.
 
         If no host has answered after `connect_timeout`, the driver should raise an error itself, because its error can
-        give a better reason. `Broker` cancels the call 0.5 s later.
+        give a better reason. `Broker` cancels the call 0.5 s later. A cancelled call that does not end within 0.4 s
+        breaks the contract.
 
         Raises:
             ConnectError: No host could be connected. If the error is permanent, `Broker` does not try again by itself.
@@ -178,7 +182,7 @@ class PipelinedDriver(Driver):
     """A driver that takes further messages while earlier messages have no answer yet."""
 
     async def send_message(self, message: Message) -> NoReturn:
-        """Always raises an error, because a pipelined driver gets its messages through `submit`.
+        """Raises an error, because a pipelined driver gets its messages through `submit`.
 
         Raises:
             TypeError: Always. Pass the driver to a `Broker`, and send messages with that `Broker`.
@@ -191,13 +195,14 @@ class PipelinedDriver(Driver):
 
         `Broker` calls this method only while the driver is connected and not blocked. A driver that has reported
         `Link.reconnecting` counts as connected. The driver keeps the order of submission among messages with the same
-        topic and key, also when its client reconnects. Messages without a key have no order. The driver must end each
-        delivery: with a call of `confirm`, `fail` or `release`, or with a call of `handed_over` that returns False.
+        topic and key, also when its client reconnects. Messages without a key have no order. Until `close` or `abort`
+        is called, the driver must end each delivery: with a call of `confirm`, `fail` or `release`, or with a call of
+        `handed_over` that returns False.
         """
 
     def destination(self, message: Message) -> str:
         """The place to which the message goes, for example a partition. One place may take no messages while other
-        places take them. Errors name the place.
+        places take them. If a message gets no room in flight for this reason, its error names the place.
 
         While a place takes no messages, `Broker` limits the number of messages that it submits for this place. So there
         is room in flight for messages to the other places. Default: the topic.
@@ -208,9 +213,9 @@ class PipelinedDriver(Driver):
         """Says why a message has no outcome at its deadline. None: the driver knows no reason.
 
         `Broker` calls this method for each message that was handed over and has no outcome at its deadline. For a
-        message that was not handed over, `Broker` calls this method only while the driver is connected and not blocked.
-        The returned error should contain the broker's last answer about the destination of the message. This call does
-        not end the delivery for the driver: the driver keeps the message as before.
+        message that was not handed over, `Broker` calls this method only while the driver is connected, not blocked and
+        not reconnecting. The returned error should contain the broker's last answer about the destination of the
+        message. This call does not end the delivery for the driver: the driver keeps the message as before.
 
         Args:
             delivery: The message. The message may still wait in `Broker`, so the driver may not know it yet.

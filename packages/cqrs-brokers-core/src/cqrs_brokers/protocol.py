@@ -1,4 +1,5 @@
-"""The classes for messages, receipts and message brokers. The author of a custom broker needs only this module.
+"""The classes for messages, receipts and message brokers. The author of a custom broker needs only this module and the
+errors in `exceptions`.
 
 Other modules validate and encode messages (`_message`) and send them (`_broker`).
 
@@ -53,7 +54,8 @@ _new = object.__new__
 class Message:
     """A message for a broker.
 
-    `str` and `repr` show the name, the id, the topic and the size. They never show the payload, a header or the key.
+    `str` and `repr` show the name, the id, the topic and the size of the body. They never show the payload, a header or
+    the key.
 
     Pass the first two arguments by name, as in `Message(message_name="OrderPlaced", topic="orders", …)`: both are text,
     so it would be easy to swap them by mistake.
@@ -62,15 +64,16 @@ class Message:
         message_name: The kind of message. Consumers choose their handler by this name.
         topic: Where the message goes: Kafka's topic, AMQP's routing key.
         payload: The content. Bytes are sent as they are. Any other value is sent as JSON, and must have a JSON form.
-            With `TOMBSTONE` the message has no body: Kafka then removes the earlier messages with its key from a
-            compacted topic. If the broker has an `encoder`, the encoder makes the body from every other payload, also
-            from bytes, unless the message has a content type or `payload_bytes`.
+            With `TOMBSTONE` the message has no body: Kafka then removes the earlier messages with the same key from a
+            compacted topic. If the broker has an `encoder`, the encoder makes the body from every payload except
+            `TOMBSTONE`, also from bytes, unless the message has a content type or `payload_bytes`.
         message_id: Identifies the message for consumers that must recognise a duplicate. Default: a new random UUID.
         key: Messages with the same topic and key keep their order. None: the message has no order.
         headers: Values by name. The headers are sent with the message, but not in its body. Every broker with headers
             transports text values. `capabilities.header_types` says which other types a broker transports.
-        content_type: MIME type of the body. None: a payload of bytes gets `application/octet-stream`, a tombstone gets
-            no content type, and every other payload gets `application/json`.
+        content_type: MIME type of the body. None: the message gets the content type that the encoder returns in
+            `Encoded`. If there is no such content type, a payload of bytes gets `application/octet-stream`, a tombstone
+            gets no content type, and every other payload gets `application/json`.
         timestamp: When the message was made, timezone-aware. Default: now.
         payload_bytes: The body, if it is already encoded. Then the payload is used only to choose the default content
             type.
@@ -196,8 +199,9 @@ def set_id_text(message: Message, text: bytes) -> None:
 
 
 raw_id: Callable[[Message], Any] = attrgetter("_id")
-"""Returns the id in the form in which the message stores it: the text for the wire (as bytes), if the message made the
-id and nobody has read `message_id` yet. If not, the `UUID`."""
+"""Returns the id in the form in which the message stores it. The form is the text for the wire (as bytes) if the
+message made the id or `set_id_text` set it, and nobody has read `message_id` yet. If not, the form is the object that
+was given as `message_id`, or the `UUID` that was made from the text."""
 
 
 def has_own_time(message: Message) -> bool:
@@ -206,7 +210,8 @@ def has_own_time(message: Message) -> bool:
 
 
 def has_own_id_and_time(message: Message) -> bool:
-    """Whether the message made its own id and timestamp, and nobody has read them since. Other values need a check."""
+    """Whether the id (see `raw_id`) is text, and the timestamp is the message's own (see `has_own_time`). Other values
+    need a check."""
     return type(message._id) is bytes and type(message._time) is int
 
 
@@ -254,7 +259,7 @@ class EventBody(dict[str, Any]):
     """The body of an event: a mapping, ready for JSON, that also has attributes from the event.
 
     A framework such as python-cqrs gives a broker only the result of an event's `to_dict()`. So this result has the
-    other data of the event as attributes, and `Broker` reads these attributes. They are never part of the body.
+    other data of the event as attributes, and `Broker` reads these attributes.
 
     Attributes:
         event_name: The event's name.
@@ -307,7 +312,8 @@ class Encoded(NamedTuple):
     Attributes:
         body: The bytes that go on the wire.
         content_type: The MIME type of the body. None: the message gets the same content type as without an encoder.
-        headers: Headers that consumers need in order to read the body. They are added to the headers of the message.
+        headers: Headers that consumers need in order to read the body. They are added to the headers of the message. If
+            the message already has a header of the same name, the message is refused.
     """
 
     body: bytes
@@ -322,7 +328,7 @@ class MessageEncoder(Protocol):
 
     def encode_message(self, message: Message, /) -> Encoded:
         """Returns the body of a message, the body's content type, and headers. `Broker` calls this method before it
-        sends the message. The method must not block."""
+        checks the message. The method must not block. If the method raises an exception, the message is refused."""
 
 
 Encoder = Callable[[object], bytes] | MessageEncoder
@@ -399,11 +405,12 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a broker can do. The driver declares these capabilities. The conformance suite tests whether the broker has
-    them, and whether a message is refused if it needs a capability that is not declared.
+    """What a broker can do. The driver declares these capabilities. The conformance suite of the test kit tests whether
+    the broker has them, and whether a message is refused if it needs a capability that is not declared.
 
     Attributes:
-        confirms: The broker confirms each message. A `Receipt` then has `confirmed=True`.
+        confirms: The broker confirms each message. Without this capability, no receipt for a message of a
+            `PipelinedDriver` has `confirmed=True`.
         ordering_key: Messages with the same topic and key keep their order.
         headers: The headers of a message arrive with it.
         header_types: The types that header values may have: some or all of str, bytes, int, float, bool and
@@ -412,7 +419,8 @@ class Capabilities:
         unroutable_detection: If no queue takes a message, the broker reports this, and does not drop the message
             silently.
         durable: A confirmed message survives a restart of the broker.
-        max_message_bytes: The most bytes that a message may have. None: the broker has no limit of its own.
+        max_message_bytes: The most bytes that a message may have: body, key and headers together. None: the broker has
+            no limit of its own.
     """
 
     confirms: bool = False
@@ -440,4 +448,8 @@ class MessageBroker(ABC):
 
         Returns:
             A receipt. None: the message was handed over, but the broker has not confirmed it.
+
+        Raises:
+            NotDeliveredError: The message is not in the broker, and this call will not put it there.
+            Exception: Any other error. The broker may have the message: `Broker` raises a `DeliveryUnknownError`.
         """
