@@ -1,10 +1,10 @@
 """For plugin authors: looks up the name of a host, and connects to one of its addresses even if other addresses are
 dead.
 
-A name may have several addresses, and the first may be dead. So if one address has not connected after a quarter of a
-second, the next address is tried, too. The first connection is used (RFC 8305, "Happy Eyeballs"). A name server may be
-silent. So each look-up runs in a thread of its own, and the event loop's thread pool stays free for the application.
-Calls for the same name and port share one look-up while it runs.
+A name may have several addresses, and the first may be dead. So if one address has failed, or has not connected after a
+quarter of a second, the next address is tried, too. The first connection is used (RFC 8305, "Happy Eyeballs"). A name
+server may be silent. So each look-up runs in a thread of its own, and the event loop's thread pool stays free for the
+application. Calls for the same name and port share one look-up while it runs.
 
     raw = await dial("broker.example", 5672, timeout=10.0)
     reader, writer = await open_streams(raw)  # with TLS also: ssl=context, server_hostname=host
@@ -36,7 +36,7 @@ NEXT_ADDRESS = 0.25
 
 
 READ_SIZE = 2**16
-"""The most bytes that one read takes from the socket."""
+"""The size of the buffer of `BufferedReads`, in bytes. `open_streams` has the same default for `limit`."""
 
 
 class BufferedReads(asyncio.BufferedProtocol):
@@ -46,7 +46,7 @@ class BufferedReads(asyncio.BufferedProtocol):
     Without this class, asyncio makes an object of 256 KiB for each read and then shrinks the object. For an object of
     this size, the C library takes memory from the operating system and later gives the memory back. This costs three
     system calls and two page faults per read. With this class, asyncio uses one buffer for all reads of a connection.
-    uvloop has a buffer of its own and does not use this buffer.
+    uvloop has a buffer of its own and does not use the buffer of this class.
     """
 
     _buffer: memoryview | None = None
@@ -79,7 +79,7 @@ class Address(NamedTuple):
 
 
 async def dial(host: str, port: int, *, timeout: float | None = None) -> socket.socket:
-    """Looks up the name of a host, and connects to the first of its addresses that answers.
+    """Looks up the name of a host, and connects to the first of its addresses that accepts the connection.
 
     Args:
         host: Name or address.
@@ -91,8 +91,7 @@ async def dial(host: str, port: int, *, timeout: float | None = None) -> socket.
 
     Raises:
         socket.gaierror: The name cannot be resolved, or the name server did not answer in time.
-        OSError: No connection to any address was possible. The error is a `TimeoutError` if no address answered in
-            time.
+        OSError: No connection to any address was possible. The error is a `TimeoutError` if the time was over first.
     """
     loop = asyncio.get_running_loop()
     began = loop.time()
@@ -141,8 +140,8 @@ async def look_up(host: str, port: int, *, timeout: float | None = None) -> list
 
 
 async def open_socket(addresses: Sequence[Address], *, timeout: float | None = None) -> socket.socket:
-    """Connects to the first address that answers. The next address is tried after 0.25 s, or as soon as an earlier
-    attempt has failed.
+    """Connects to the first address that accepts the connection. The next address is tried after 0.25 s, or as soon as
+    an earlier attempt has failed.
 
     Args:
         addresses: The result of `look_up`.
@@ -154,7 +153,7 @@ async def open_socket(addresses: Sequence[Address], *, timeout: float | None = N
     Raises:
         OSError: No connection to any address was possible. This is the error of the first attempt that failed.
         socket.gaierror: There is no address.
-        TimeoutError: No address answered in time.
+        TimeoutError: The time is over, and no address has accepted the connection.
     """
     loop = asyncio.get_running_loop()
     end = None if timeout is None else loop.time() + timeout

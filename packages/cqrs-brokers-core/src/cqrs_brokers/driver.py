@@ -135,10 +135,10 @@ class Driver(MessageBroker):
     def refuse_topic(self, topic: str) -> str | None:
         """Returns the reason why this broker cannot have a topic of this name. None: the name is allowed.
 
-        `Broker` calls this method before any I/O, and remembers up to 10 000 allowed topics. The method gets every topic
-        that is not empty and not remembered. The topic may be longer than 255 bytes or have characters that are not
-        printable: `Broker` refuses such a topic itself, after this call. When the method refuses a topic, `Broker` calls
-        the method again with the name of the message, because the application may have swapped name and topic.
+        `Broker` calls this method before any I/O, and remembers up to 10 000 allowed topics. The method gets every
+        topic that is not empty and not remembered. The topic may be longer than 255 bytes or have characters that are
+        not printable: `Broker` refuses such a topic itself, after this call. When the method refuses a topic, `Broker`
+        calls the method again with the name of the message, because the application may have swapped name and topic.
         """
         return None
 

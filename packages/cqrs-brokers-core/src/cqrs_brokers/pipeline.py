@@ -35,9 +35,10 @@ T = TypeVar("T")
 C = TypeVar("C")
 
 LET_GO_AFTER: Final = 0.1
-"""The pipeline waits for an answer until this many seconds after the message's deadline."""
+"""The pipeline looks for messages to release this many seconds after the earliest deadline."""
 END_WITHIN: Final = 0.4
-"""The pipeline waits at most this many seconds until the tasks of a connection have ended."""
+"""How long the pipeline waits until the tasks of a connection have ended, and how long `connect_to_any` waits until an
+attempt that it cancelled has ended (in seconds)."""
 LEAST_SHARE: Final = 0.1
 """The shortest time that `connect_to_any` gives to one host, in seconds."""
 
@@ -49,8 +50,8 @@ class Pipeline(Generic[T]):
     `answered` for each answer of the broker. `answered` returns the delivery, and the driver then confirms or fails it.
     The pipeline does the rest. It hands over only as many messages as the client takes. When the connection breaks, the
     pipeline fails the messages that were handed over and have no answer, and keeps the messages that wait. When the
-    deadline of a message has passed, the pipeline releases the message. It pings the broker when the broker was silent
-    for too long, and when a message was released without an answer.
+    deadline of a message has passed, the pipeline releases the message. The pipeline pings the broker when the broker
+    was silent for too long, and when a message that was handed over was released without an answer.
 
     Args:
         lost: The pipeline calls this function once for each opened connection that breaks, after the messages that were
@@ -87,7 +88,7 @@ class Pipeline(Generic[T]):
         """The messages and questions without an answer, by token. The value None stands for a message that was released
         without an answer. Its entry stays if the answers come in order, or if the connection has a window."""
         self._in_window = 0
-        """How many entries of `_unanswered` are messages."""
+        """How many entries of `_unanswered` are messages. The number counts only while there is a connection."""
         self._questions: set[asyncio.Future[None]] = set()
         """The questions of `ask` without an answer, including the questions that are not written yet."""
         self._token = 0
@@ -127,7 +128,8 @@ class Pipeline(Generic[T]):
         window: int | None = None,
         ping_after: float | None = None,
     ) -> None:
-        """Starts to write to a new connection. The messages that already wait are written first.
+        """Starts to write to a new connection. The messages that already wait are written first. Call this method at
+        the end of the driver's `connect`, when nothing can fail any more.
 
         Args:
             write: Writes a batch of pairs (token, item), in order. It must write the whole batch before its first
@@ -137,15 +139,16 @@ class Pipeline(Generic[T]):
             read: Reads answers until the connection ends. None: the client reads the answers in a task of its own. When
                 the connection ends, `read` may return or raise an exception: the pipeline does the same in both cases.
                 `read` must ignore an incomplete answer. If an answer ends the connection, as STOMP's ERROR does, `read`
-                must call `answered` for this answer before it ends.
+                must call `answered` for this answer before `read` ends.
             ping: Sends a ping, and returns when the answer has come. None: the pipeline sends no pings.
             window: The most messages without an answer that the broker takes (MQTT calls it Receive Maximum, other
                 protocols call it credit). Further messages wait. A message that was released after its deadline still
                 counts until the broker answers the message. None: no limit.
             ping_after: Seconds of silence before a ping on this connection, if the broker sets the time. None: the
-                pipeline's own `ping_after`. A broker that sends heartbeats is never silent, so the pipeline pings it
-                only after it has released a message without an answer. If such a broker also expects heartbeats from
-                the client, switch the broker's heartbeats off, or send the client's heartbeats from a task of your own.
+                pipeline's own `ping_after`. If the driver calls `heard` for each heartbeat of the broker, the broker is
+                never silent. Then the pipeline pings the broker only after it has released a message without an answer.
+                If such a broker also expects heartbeats from the client, switch the broker's heartbeats off, or send
+                the client's heartbeats from a task of your own.
         """
         self._write_to, self._window, self._in_window = write, window, 0
         self._ping_after = self._usual_ping_after if ping_after is None else ping_after
@@ -167,8 +170,7 @@ class Pipeline(Generic[T]):
 
         Returns:
             The delivery. The driver must then confirm or fail the message. None: the message was released before, or no
-            message
-            has this token.
+            message has this token.
 
         Raises:
             ProtocolError: The token is None, and either nothing waits for an answer, or a question of `ask` has waited
@@ -211,7 +213,7 @@ class Pipeline(Generic[T]):
         number on the wire, so that the driver can tell the two kinds of answers apart.
 
         Raises:
-            UnreachableError: There is no connection, or it broke before the answer came.
+            UnreachableError: There is no connection, or the connection broke before the answer came.
         """
         if not self._opened:
             raise UnreachableError("there is no connection")
@@ -225,8 +227,9 @@ class Pipeline(Generic[T]):
     def broken(self, error: Exception) -> None:
         """Reports that the connection is lost. Call this method if the client reports the loss by a callback.
 
-        The pipeline fails the messages that were handed over and not answered, keeps the messages that wait, and calls
-        `lost`. A second call for the same connection does nothing.
+        The pipeline fails the messages that were handed over and not answered, and the questions of `ask`. The pipeline
+        keeps the messages that wait, and calls `lost`. A second call does nothing until `open` is called again. After
+        that, do not call this method for the earlier connection: the call would break the new connection.
         """
         if not self._opened:
             return
@@ -250,21 +253,21 @@ class Pipeline(Generic[T]):
     # -- the end ------------------------------------------------------------------------------------------------------
 
     async def end(self) -> None:
-        """Ends the tasks of the last connection, within 0.4 s, and keeps the messages that wait. Call this method at
-        the start of the driver's `connect`."""
+        """Cancels the tasks of the last connection, waits at most 0.4 s for them, and keeps the messages that wait.
+        Call this method at the start of the driver's `connect`."""
         self._opened = False
         await self._tasks.end(END_WITHIN)
 
     async def close(self) -> None:
-        """Ends the tasks, within 0.4 s, and forgets every message. Call this method in the driver's `close`, after the
-        driver has dropped the connection."""
+        """Cancels the tasks, waits at most 0.4 s for them, and forgets every message and question. Call this method in
+        the driver's `close`, after the driver has dropped the connection."""
         await self.end()
         self.abort()
         await asyncio.sleep(0)  # asyncio closes an aborted socket in the next round of its loop
 
     def abort(self) -> None:
-        """Drops the tasks and forgets every message, without awaiting. This method also works when the event loop is
-        closed. Call it in the driver's `abort`."""
+        """Drops the tasks and forgets every message and question, without awaiting. This method also works when the
+        event loop is closed. Call it in the driver's `abort`."""
         self._opened = False
         self._tasks.abort()
         self._waiting.clear()
@@ -331,7 +334,7 @@ class Pipeline(Generic[T]):
         if token is None:
             token = next(iter(self._unanswered), None)
             if token is None or isinstance(self._unanswered[token], asyncio.Future) is not question:
-                # The message stays. It fails when the connection ends, as it must now.
+                # The message stays, and fails when the connection ends. The connection must end now.
                 text = "the broker sent an answer, and nothing that was written waits for it: the connection must end"
                 raise ProtocolError(text)
         elif token not in self._unanswered:
@@ -356,8 +359,7 @@ class Pipeline(Generic[T]):
         self._timer = asyncio.get_running_loop().call_at(when, self._let_go)
 
     def _let_go(self) -> None:
-        """Releases all messages whose deadline has passed and whose callers have their outcome. The timer calls this
-        method at most once in 0.1 s."""
+        """Releases all messages whose deadline has passed and that are `done`."""
         self._timer = None
         now = asyncio.get_running_loop().time()
         keep: deque[tuple[Delivery, T, int]] = deque()
@@ -412,11 +414,14 @@ async def connect_to_any(
     """Tries the hosts in their order, and stops at the first host to which it can connect. This is one *pass* over the
     hosts.
 
-    Each host gets an equal share of the time that is left, so that a silent host leaves time for the others.
+    Each host gets an equal share of the time that is left, and at least 0.1 s. So a silent host leaves time for the
+    others.
 
     Args:
         hosts: The hosts of the config string.
-        connect: Connects to one host. This function must leave nothing open when it fails or is cancelled.
+        connect: Connects to one host. This function must leave nothing open when it fails or is cancelled. If the
+            function raises an exception other than `ConnectError` and `TimeoutError`, the pass ends with that
+            exception.
         timeout: Seconds for the whole pass. Pass the value of the option `connect_timeout`.
         drop: Drops a connection without awaiting. This function is called for a connection that comes too late, when
             nobody waits for it any more, for example because a client ignored the cancellation of its `connect`.
@@ -445,10 +450,10 @@ async def connect_to_any(
 
 def error_of_pass(errors: Sequence[ConnectError]) -> ConnectError:
     """The error to raise after a pass in which no host could be connected: the first permanent error, or the first
-    error if none is permanent. Its text then contains the texts of all errors. `connect_to_any` raises this error.
+    error if none is permanent. Its text then contains the texts of all errors.
 
     Args:
-        errors: One error for each host, in the order of the hosts.
+        errors: One error for each host, in the order of the hosts. The sequence is not empty.
     """
     chosen = next((error for error in errors if error.permanent), errors[0])
     chosen.text = "; ".join([chosen.text, *(error.text for error in errors if error is not chosen)])
@@ -456,8 +461,8 @@ def error_of_pass(errors: Sequence[ConnectError]) -> ConnectError:
 
 
 async def _within(seconds: float, work: Coroutine[Any, Any, C], drop: Callable[[C], object]) -> C:
-    """Does what `asyncio.wait_for` does. But if the task ignores its cancellation and returns a connection later, that
-    connection is dropped."""
+    """Runs a coroutine that makes a connection, and cancels the coroutine after the given time. If the coroutine
+    ignores the cancellation and returns a connection later, that connection is dropped."""
     task = asyncio.get_running_loop().create_task(work)
     try:
         await asyncio.wait((task,), timeout=seconds)
@@ -482,14 +487,14 @@ _IN_A_NAME = _IN_A_VALUE.replace(":", "")
 
 
 def header_name(text: str) -> str:
-    """Encodes a header's name for brokers whose headers are lines. Colons, and all characters that `header_value`
-    encodes, become `%XX`."""
+    """Encodes a header's name for brokers whose headers are lines of text. A colon, and each byte of a character that
+    `header_value` encodes, becomes `%XX`."""
     return quote(text, safe=_IN_A_NAME)
 
 
 def header_value(text: str) -> str:
-    """Encodes a header's value for brokers whose headers are lines. Spaces, `%`, control characters (such as line
-    breaks and NUL) and characters outside ASCII become `%XX`.
+    """Encodes a header's value for brokers whose headers are lines of text. Each UTF-8 byte of a space, of `%`, of a
+    control character (such as a line break or NUL) and of a character outside ASCII becomes `%XX`.
 
     NUL is encoded because many parsers take it as the end of a frame or of a text, and a protocol may have no escape
     for NUL.
@@ -501,5 +506,6 @@ def header_value(text: str) -> str:
 
 
 def header_text(encoded: str) -> str:
-    """Decodes the result of `header_name` or `header_value`. Consumers need this function to read the headers."""
+    """Decodes the result of `header_name` or `header_value`. Consumers read the headers with this function, or with any
+    other function that decodes percent-encoded UTF-8."""
     return unquote(encoded)

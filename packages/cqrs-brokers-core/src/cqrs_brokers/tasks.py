@@ -3,7 +3,7 @@
 A driver's `abort()` must work without awaiting. The method must also work when the event loop was closed before anybody
 closed the broker. Event loops are closed in this way by test frameworks with one event loop per test, and by programs
 that call `asyncio.run` for each job. asyncio has no public function that drops tasks and connections of a closed event
-loop. The functions of this module drop them.
+loop. `drop_task` and `drop_transport` do this.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def retrieve_exception(task: asyncio.Future[Any]) -> None:
 
 
 def drop_task(task: asyncio.Task[Any] | None) -> None:
-    """Cancels a task without awaiting it. If the task's event loop is closed, the task is ended at once, without a log
-    line.
+    """Cancels a task without awaiting it. If the task's event loop is closed, the task's coroutine is closed at once,
+    and asyncio logs nothing about the task.
 
     Args:
         task: Any task, also one that a client library started. If it is None or done, nothing happens.
@@ -115,8 +115,8 @@ class Tasks:
             timeout: How long the method waits, in seconds.
 
         Returns:
-            Whether all tasks have ended. Tasks that have not ended stay in this object until they end or `abort()`
-            drops them.
+            Whether all cancelled tasks have ended. Tasks that have not ended stay in this object until they end or
+            `abort()` drops them.
         """
         tasks = self._tasks - {asyncio.current_task()}
         for task in tasks:
