@@ -64,8 +64,8 @@ class StallWatch:
     The driver's error then says that the broker did not answer, and does not mention the stall.
 
     Attributes:
-        stalled: How long the loop has stood still in this block, all stalls together, in seconds. Short delays of a
-            busy loop do not count.
+        stalled: How long the loop has stood still in this block, all stalls together, in seconds. Delays of at most 0.2
+            s do not count.
         longest: The longest single stall, in seconds.
     """
 
@@ -102,8 +102,9 @@ async def patient_timeout(seconds: float) -> AsyncIterator[None]:
     """Ends a block after a timeout, as `asyncio.timeout` does. Drivers use this function for a request whose answer may
     already be in the socket.
 
-    After the process was frozen, or after a blocking call, the timer fires late. Then the event loop first gets a
-    quarter of a second to read the answers that came in meanwhile. The block is ended only after this time.
+    After the process was frozen, or after a blocking call, the timer fires late. If it is more than 0.2 s late, the
+    event loop first gets a quarter of a second to read the answers that came in meanwhile. The block is ended only
+    after this time.
 
         async with patient_timeout(5.0):
             await client.declare(queue)
@@ -131,15 +132,16 @@ async def patient_timeout(seconds: float) -> AsyncIterator[None]:
 
 
 async def wait_patiently(future: asyncio.Future[Any], timeout: float | None) -> float:
-    """Waits for a future until the timeout. After a stall of the event loop, this function waits 0.25 s longer. It does
-    not cancel the future, and does not raise the future's error.
+    """Waits for a future until the timeout. If a stall of the event loop makes the timeout late, this function waits
+    0.25 s longer. The function does not cancel the future, and does not raise the future's error.
 
     Args:
         future: What to wait for.
         timeout: The longest wait, in seconds. None: there is no limit.
 
     Returns:
-        How long the loop stood still, in seconds. The result is 0 unless the timeout came late.
+        How long the loop stood still, in seconds. The result is 0 unless the wait ended more than 0.2 s after the
+        timeout.
     """
     if timeout is None:
         await asyncio.wait((future,))

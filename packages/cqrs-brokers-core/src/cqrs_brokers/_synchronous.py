@@ -92,10 +92,11 @@ class SyncBroker:
 
     def close(self, timeout: float | None = None) -> None:
         """Flushes the accepted messages, closes the connection and ends the thread. This method may be called more than
-        once.
+        once: a later call waits until the first has ended. In a forked child of the process that sent, nothing happens.
 
         Args:
-            timeout: Seconds for flushing and closing. None: the broker's `close_timeout`.
+            timeout: Seconds for flushing and closing. None: the broker's `close_timeout`. The timeout of a later call
+                has no effect.
 
         Raises:
             BrokerStateError: `close()` was called in the SyncBroker's own thread, for example by an observer.
@@ -127,7 +128,7 @@ class SyncBroker:
         return self._pid not in (0, os.getpid())
 
     def _running(self) -> asyncio.AbstractEventLoop:
-        """Returns the event loop of the thread. If the thread does not run, it is started first."""
+        """Returns the event loop of the thread. If the thread does not run, this method starts the thread first."""
         if self._thread is not None and self._thread.is_alive():
             return self._loop
         self._loop = loop = asyncio.new_event_loop()

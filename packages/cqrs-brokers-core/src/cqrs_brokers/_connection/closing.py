@@ -1,7 +1,8 @@
 """Closes a broker: flushes the accepted messages, gives a true outcome to the messages that are left, and ends every
 task. A close always ends within a limited time.
 
-flush until the deadline → end what is left → stop the supervisor → close the driver → abort it when it is late
+flush until the deadline of the close → end what is left → stop the supervisor → close the driver → abort it when it is
+late
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ __all__ = ["Closing", "checked_timeout"]
 logger = logging.getLogger("cqrs_brokers.closing")
 
 UNAWAITED = 1.0
-"""How long a close waits, in seconds, when the callers of all remaining messages were cancelled. Most of these messages
-are confirmed in that time, and an interrupted program still ends soon."""
+"""A close waits for messages whose callers were all cancelled only until this many seconds after its beginning. Most of
+these messages are confirmed in that time, and an interrupted program still ends soon."""
 LOOK_AGAIN = 0.05
-"""A close checks again after this many seconds whether its deadline was shortened."""
+"""A close checks at intervals of this many seconds whether its deadline was shortened."""
 
 
 def checked_timeout(timeout: float | None) -> None:
@@ -54,12 +55,12 @@ class Closing:
         self._task = loop.create_task(self._run(), name=f"cqrs-brokers close {connection.address}")
 
     def shorten(self, timeout: float) -> None:
-        """Ends the close within the given number of seconds from now, unless the close is to end earlier anyway."""
+        """Gives the close at most this many seconds from now, unless its deadline is earlier anyway."""
         self._by = min(self._by, self.loop.time() + timeout)
 
     async def wait(self) -> None:
-        """Waits until the close has ended. If the caller is cancelled meanwhile, the close is ended by force before
-        `CancelledError` is raised."""
+        """Waits until the close has ended. If the caller is cancelled meanwhile, the deadline of the close is now, and
+        this method raises `CancelledError` after at most 1.3 s."""
         try:
             await asyncio.wait((self._task,))
         except asyncio.CancelledError:

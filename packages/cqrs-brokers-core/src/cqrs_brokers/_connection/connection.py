@@ -1,11 +1,12 @@
-"""Keeps a driver connected. Each `Broker` has one supervisor task. No other task of `Broker` lives as long as the
-connection.
+"""Keeps a driver connected. While a `Broker` connects or is connected, it has one supervisor task. No other task of
+`Broker` lives as long as the connection.
 
-IDLE ──first send / connect()──▶ CONNECTING ──ok──▶ READY ──lost──▶ CONNECTING …
-  ▲                                 │  ▲
-  │                                 │  └── backoff of 0.1 s to 1 s, jittered
-  ├── nobody waits for it ──────────┤
-  └── 5 s ── FAILED ◀── permanent ──┘                    any ──close()──▶ CLOSED
+IDLE ──first send / connect() / health()──▶ CONNECTING ──ok──▶ READY ──lost──▶ CONNECTING …
+  ▲                                            │  │  ▲
+  ├── no caller waits for a connection ────────┘  │  ├── next attempt after 0.1 s to 1 s (jittered), or `retry_delay`
+  │                                               │  └── connect() / health(), or a send after 5 s ── FAILED
+  │                                               └── permanent error ──▶ FAILED
+  └── the event loop ends ── any                     any ──close()──▶ CLOSED
 
 This file is longer than 400 lines because the whole state machine is in one place.
 """
@@ -48,15 +49,16 @@ RETRY_AFTER_PERMANENT = 5.0
 PROVEN_AFTER = 5.0
 """A connection that has lasted this long (in seconds) counts as good, even if no message was confirmed on it."""
 MOST_LINES = 20
-"""At most this many different errors are logged in one outage."""
+"""At most this many different lines are logged in one outage."""
 FORCED_CLOSE = 0.8
 """How much longer than `grace` a driver's `close(grace)` may take, in seconds."""
 OWN_TIMEOUT_SLACK = 0.5
 """How much longer than `connect_timeout` an attempt may take, in seconds. So the driver's own timeout can end the
 attempt first: the driver's error gives a better reason."""
 STALL_THAT_MATTERS = 0.5
-"""A failed attempt is made again if a single stall of the event loop took more than this share of `connect_timeout`.
-Shorter stalls are frequent on a busy machine, and must not double the time of an attempt."""
+"""An attempt that failed with an error of `_PERHAPS_LATE` is made again if a single stall of the event loop took more
+than this share of `connect_timeout`. Shorter stalls are frequent on a busy machine, and must not double the time of an
+attempt."""
 _PERHAPS_LATE = (UnreachableError, ProtocolError, TLSError)
 """Errors that may come from a timeout of the driver. Every other error counts as an answer of the broker."""
 
@@ -80,11 +82,12 @@ class Connection:
 
     Args:
         driver: The driver to keep connected.
-        window: Submits messages while the driver takes them. Its waiting messages fail at once when further attempts to
-            connect are useless.
+        window: Submits messages while the driver takes them. The messages that were not handed over fail at once after
+            a permanent error, and after `retry_count` failed attempts.
         in_flight: The messages that the driver holds. If one of these messages is confirmed, the connection is good.
         settings: `connect_timeout` plus 0.5 s limits each attempt. `retry_count` says after how many failed attempts
-            the waiting messages fail. `retry_delay` is the time between two attempts.
+            the waiting messages fail. `retry_delay` is the time between two attempts, in seconds. If it is None,
+            `_backoff` limits the time.
         changed: Tells the observers the new state and the reason.
         warn: Warns that the event loop is ending without `close()`.
     """
@@ -202,10 +205,11 @@ class Connection:
                 self._start(loop)
 
     async def connect(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Starts the supervisor if necessary, and waits for one pass over all hosts.
+        """Starts the supervisor if necessary, and waits for one pass over the hosts. If the driver is connected,
+        nothing happens.
 
         Raises:
-            ConnectError: The pass failed.
+            ConnectError: The pass failed, or the event loop is ending.
             BrokerStateError: The broker was closed meanwhile.
         """
         if self.state is State.READY:
@@ -232,7 +236,8 @@ class Connection:
             raise told_with_stall(error, watch.stalled)
 
     def _why_not_connected(self) -> NotConnectedError:
-        """The error for a message while there is no connection. The cause of this error is the last `ConnectError`."""
+        """The error for a message while there is no connection. The cause of this error is the last `ConnectError`, if
+        there is one."""
         cause = self.last_error
         if cause is None:
             error = NotConnectedError(f"there was no connection yet: still connecting to {self.address}")
@@ -395,7 +400,8 @@ class Connection:
         self._end_passes(error)
 
     def _log(self, level: int, text: str, error: ConnectError) -> None:
-        """Logs an error only once in an outage, even if many attempts fail with it."""
+        """Logs an error only once in an outage, even if many attempts fail with the same error. After `MOST_LINES`
+        errors, further errors are not logged."""
         line = text % (self.address, error.text)
         if line not in self._logged and len(self._logged) < MOST_LINES:
             self._logged.add(line)
@@ -445,8 +451,8 @@ class Connection:
             self._driver.abort()
 
     def drop(self) -> None:
-        """Drops the tasks and aborts the driver, without awaiting, because the event loop is closed or nobody refers to
-        the broker any more."""
+        """Drops the tasks and aborts the driver (if it may hold a connection), without awaiting. The event loop is
+        closed, or nobody refers to the broker any more."""
         self._task = self._lost = self._wake = None
         self._passes.clear()
         self._tasks.abort()

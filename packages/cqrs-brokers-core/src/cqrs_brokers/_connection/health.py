@@ -21,7 +21,8 @@ class Health:
         reason: Why the broker is not ok. If it is ok, the reason is "ok", or "throttled: …" while the broker slows this
             client down (a quota).
         latency: How long the check took, in seconds.
-        last_error: Why the connection was lost or could not be made; None while connected.
+        last_error: Why the connection was lost or could not be made. None: the broker is connected, or there was no
+            error yet.
         blocked: Whether the broker is connected but takes no messages (RabbitMQ: a memory or disk alarm).
         in_flight: How many messages the driver holds.
     """
@@ -35,8 +36,8 @@ class Health:
 
 
 async def whats_wrong(connection: Connection, loop: AbstractEventLoop, timeout: float) -> str:
-    """Connects or pings the broker, and returns why the broker is not healthy, or "" if it is healthy. The timeout (in
-    seconds) limits the ping."""
+    """Returns why the broker is not healthy, or "" if it is healthy. The function connects an idle or failed broker,
+    and pings a connected one. The timeout (in seconds) limits the ping."""
     try:
         if connection.state in (State.IDLE, State.FAILED):
             await connection.connect(loop)

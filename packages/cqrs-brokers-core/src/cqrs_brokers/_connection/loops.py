@@ -1,4 +1,4 @@
-"""A broker belongs to the event loop, and to the process, in which it connects."""
+"""A broker belongs to the event loop, and to the process, in which it is used first."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ NO_LOOP = (
 
 
 class LoopBinding:
-    """Knows the event loop to which one broker is bound. `loop` is None until the broker is used for the first time."""
+    """Knows the event loop to which one broker is bound. `loop` is None until the broker is used for the first time. If
+    a process is forked after that, `loop` is no event loop in the child."""
 
     def __init__(self) -> None:
         self.loop: AbstractEventLoop | None = None
@@ -34,7 +35,8 @@ class LoopBinding:
         """The running loop, if the broker may be used in it.
 
         Raises:
-            WrongLoopError: The broker may not be used here.
+            WrongLoopError: The process was forked after the first use, no event loop runs, or the loop of the broker is
+                still open.
         """
         if self.forked:
             raise WrongLoopError(FORKED)
