@@ -2,8 +2,9 @@
 
 The command itself checks the parts that are the same for every broker: the string, the plugin and the options. For each
 endpoint (host and port) that the plugin names, the command also checks the look-up of the host's name, the TCP
-connection and the TLS handshake. The plugin checks the rest: the log-in, the product and version of the server, and
-whether the server would accept a message for a topic. Its optional hook `inspect_broker` returns an `Inspection`:
+connection and (for an endpoint with TLS) the TLS handshake. The plugin checks the rest: the log-in, the product and
+version of the server, and whether the server would accept a message for a topic. Its optional hook `inspect_broker`
+returns an `Inspection`:
 
     # cqrs_broker_acme/__init__.py
     @hookimpl
@@ -13,7 +14,7 @@ whether the server would accept a message for a topic. Its optional hook `inspec
     # cqrs_broker_acme/_inspection.py
     class AcmeInspection(Inspection):
         def endpoints(self):
-            return [Endpoint(host) for host in self._hosts]
+            return [Endpoint(Host(host.host, host.port or 7070)) for host in self._hosts]
 
         async def server(self, endpoints):
             try:
@@ -120,6 +121,7 @@ class Inspection(ABC):
     """The plugin's checks of one config string.
 
     The command iterates over `server()` first, then over `topic()` for each topic, then calls `close()`. The command
+    skips `server()` if every endpoint failed the command's own checks, and `topic()` after a failure. The command
     limits the time that an iterator may take for each finding, and cancels an iterator that takes longer. If an
     iterator raises a `BrokerError`, the command makes a finding of the level "fail" from this error. If an iterator
     raises any other exception, the command shows only the class of the exception.
@@ -148,7 +150,8 @@ class Inspection(ABC):
         """Checks whether the topic exists, and whether this user may publish to the topic. This method also reports
         settings of the topic that make the broker refuse a message or store it less durably.
 
-        The command calls this method only if `server()` gave no finding of the level "fail".
+        The command calls this method only if no earlier finding has the level "fail", and if neither core nor the
+        driver refuses the topic's name.
         """
 
     async def close(self) -> None:

@@ -7,10 +7,11 @@ tracing and tests. A broker without observers does no work for them.
 
     broker = open_broker("kafka://localhost:9092", observers=[Tenant()])
 
-The exception of an observer cannot make a send fail. Headers from an observer can do so, if core accepts them and only
-the driver refuses them (for example RabbitMQ's own header `CC`). If a method of an observer (except `attached`) raises
-an exception, the exception is logged with its traceback, at most once a minute for each method. The log does not
-contain the text of the exception if that text may quote the message.
+An exception of an observer cannot make a send fail, unless it is a `KeyboardInterrupt` or `SystemExit`. Headers from an
+observer can make a send fail, if core accepts the headers and only the driver refuses them (for example RabbitMQ's own
+header `CC`). If a method of an observer (except `attached`) raises an exception, the exception is logged with its
+traceback, at most once a minute for each observer and method. The log does not contain the text of the exception if
+that text may quote the message.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ __all__ = ["BatchObserver", "ObservedBroker", "Observer"]
 logger = logging.getLogger("cqrs_brokers.observers")
 
 LOG_EVERY = 60.0
-"""The same fault of an observer is logged at most once in this many seconds."""
+"""The faults of one method of an observer are logged at most once in this many seconds."""
 
 
 class ObservedBroker(Protocol):
@@ -72,10 +73,10 @@ class Observer:
     """The base class of observers. `Broker` calls the methods when something happens to its messages or to its
     connection. Derive from this class, and write the methods that you need.
 
-    The methods run in the event loop's thread and must not block. Two cases differ: `attached` runs in the
-    thread that makes the broker, and `sent` runs in the caller's thread if a `SyncBroker` itself refuses a message.
-    `before_send` runs in the context (`contextvars`) of the call that sends the message. This is also true with
-    `SyncBroker`.
+    The methods run in the event loop's thread and must not block. Three cases differ. `attached` runs in the thread
+    that makes the broker. `sent` runs in the caller's thread if a `SyncBroker` itself refuses a message. `sent` may run
+    in any thread when a broker that nobody closed is deleted. `before_send` runs in the context (`contextvars`) of the
+    call that sends the message. This is also true with `SyncBroker`.
     """
 
     def attached(self, broker: ObservedBroker) -> None:
@@ -95,8 +96,8 @@ class Observer:
         """
 
     def before_batch(self, count: int) -> BatchObserver | None:
-        """Called when a call of `send_messages` with at least one message begins. This method runs in the context of
-        that call, before `before_send` is called for any of the messages.
+        """Called when a call of `send_messages` with at least one message begins to make its messages ready. This
+        method runs in the context of that call, before `before_send` is called for any of the messages.
 
         Args:
             count: The number of messages, including the messages that will be refused. For a refused message `sent` is
@@ -114,13 +115,14 @@ class Observer:
         This method is also called for the messages of a cancelled call. If such a message was not handed over, the
         outcome is a `NotDeliveredError`. If the message was handed over, the outcome is the answer of the broker, or a
         `DeliveryUnknownError` if there is no answer. This method is also called for a message that is refused before it
-        is sent: because the message is invalid or too large, because the broker is closed, or because the broker
-        belongs to another event loop or process.
+        is sent: for example because the message is invalid or too large, because the broker is closed, or because the
+        broker belongs to another event loop or process.
 
         Args:
             message: The message. If a refused object is no `Message`, or its topic, name or id has a wrong type, the
                 observer gets another `Message` instead: without payload, with the name, topic and id that could be
-                read.
+                read. A name or topic that could not be read is "", and an id that could not be read is replaced by a
+                new id.
             outcome: The result or the error of the call for this message. A cancelled call would have returned or
                 raised this outcome.
             elapsed: Seconds since the call began. 0 if the message was refused before it was sent.
@@ -141,7 +143,7 @@ Asked = list[tuple[Any, Callable[..., Any]]]
 
 
 class AskedBatch(NamedTuple):
-    """The functions that `Broker` calls for the messages of one `send_messages`. Each function calls all observers."""
+    """The functions that `Broker` calls for the messages of one `send_messages`."""
 
     before_send: Callable[[Message, int], tuple[Message, int]]
     """See `Observers.before_send`."""
@@ -150,7 +152,7 @@ class AskedBatch(NamedTuple):
 
 
 class Observers:
-    """All observers of one broker. An exception of an observer cannot make a send fail.
+    """All observers of one broker.
 
     Args:
         observers: The observers. An object that does not derive from `Observer` may have only some of its methods.

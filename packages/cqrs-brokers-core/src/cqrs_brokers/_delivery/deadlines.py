@@ -44,7 +44,7 @@ class Deadlines:
         why_not_taken: Says why the broker takes no messages now. None: the broker takes messages.
         why_late: The driver's `why_late`. This method says why a message has no outcome, as far as the driver knows.
         why_stuck: Says why a message had no room, if the reason is that its destination takes nothing. None: its
-            destination takes messages.
+            destination is not stuck.
         timeout: The timeout of calls that have none of their own, in seconds.
     """
 
@@ -122,7 +122,8 @@ class Deadlines:
         return due
 
     def expire(self) -> None:
-        """Ends the messages whose deadline has passed, and sets the timer for the next deadline."""
+        """Ends the messages whose deadline has passed, and sets the timer for the next deadline. After a stall, the
+        messages that were handed over end 0.25 s later."""
         self.timer = None
         now = self._loop.time() + CLOCK_RESOLUTION
         most = self._in_flight.limit or self._in_flight.max_count

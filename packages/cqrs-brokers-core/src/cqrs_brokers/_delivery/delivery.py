@@ -7,7 +7,7 @@ Every other change of state is in this module.
        └────────────────── end / abandon ──────────────────────────────────────────────────┘
 
 Each message has an *outcome*: the receipt or the error that the caller gets. The message is `done` when it has its
-outcome, or when its caller was cancelled before the message was handed over. A message that the driver holds also takes
+outcome, or when its caller was cancelled and the message is not handed over. A message that the driver holds also takes
 a *place* in flight (see `in_flight`). The driver may hold the message, and so the place, longer than the caller waits
 for the outcome.
 
@@ -80,7 +80,7 @@ class Delivery(Protocol):
     @property
     def done(self) -> bool:
         """Whether the message is over. Either it has an outcome, for example because its deadline has passed or the
-        broker was closed. Or its caller was cancelled before the message was handed over."""
+        broker was closed. Or its caller was cancelled, and the message is not handed over."""
 
     def handed_over(self) -> bool:
         """Says that the driver gives the message to its client library now.
@@ -95,10 +95,11 @@ class Delivery(Protocol):
 
     def returned(self) -> None:
         """Undoes `handed_over()`, because it is proven that the message was not written. The message waits in the
-        driver again."""
+        driver again. If its caller was cancelled, the message is then over (`done`)."""
 
     def confirm(self, *, partition: int | None = None, offset: int | None = None) -> None:
-        """Says that the broker confirmed the message.
+        """Says that the broker confirmed the message. A driver without the capability `confirms` calls this
+        method when the driver has sent the message.
 
         Args:
             partition: The message's partition, if the broker has partitions.
@@ -218,7 +219,7 @@ class Sending:
 
     def accept(self, receipt: Receipt | None) -> None:
         """Does the work of `confirm` for a driver that has only `send_message`. The receipt that `send_message`
-        returned says whether the message is confirmed."""
+        returned says whether the message is confirmed. None: the message is not confirmed."""
         if self.state != HANDED or self.done:
             self.confirm()
             return
@@ -247,7 +248,7 @@ class Sending:
         self.message = with_body(self.message, self.message.body)  # as `snapshot`, without its call
 
     def end(self, error: DeliveryError) -> None:
-        """Gives the caller this error as its outcome. The place stays taken while the driver holds the message."""
+        """Ends the message with this error as its outcome. The place stays taken while the driver holds the message."""
         error = error.about(self.message_id, self.topic, self._in_flight.address)
         self._detach()
         for watch in self._in_flight.watchers:

@@ -63,7 +63,7 @@ class InFlight:
         """The deliveries that are done but that the driver still holds."""
         self.bytes = 0
         self.confirmed = False
-        """Whether the broker has confirmed a message since the last call of `take_confirmed`."""
+        """Whether a message got a confirm as its outcome since the last call of `take_confirmed`."""
         self.room_is_wanted = False
         """Whether `on_room()` must be called when a place becomes free."""
         self.on_room: Callable[[], None]
@@ -77,7 +77,7 @@ class InFlight:
         return len(self.pending) + len(self.ended)
 
     def take_confirmed(self) -> bool:
-        """Whether the broker has confirmed a message since the last call."""
+        """Whether a message got a confirm as its outcome since the last call."""
         confirmed, self.confirmed = self.confirmed, False
         return confirmed
 

@@ -1,7 +1,7 @@
 """Wraps a driver that has only `send_message`, so that `Broker` can treat every driver as a pipelined driver.
 
-Each send runs in a task of this module. If the driver has the capability `ordering_key`, at most one send runs at a
-time for the same topic and key. Messages without a key do not wait for each other.
+The sends run in tasks of this module. If the driver has the capability `ordering_key`, at most one send runs at a time
+for the same topic and key. Messages without a key do not wait for each other.
 """
 
 from __future__ import annotations

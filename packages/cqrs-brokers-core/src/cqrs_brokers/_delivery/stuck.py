@@ -25,8 +25,8 @@ A few of these further messages still go to the driver, one for each key. They a
 Trials are needed because a destination may only seem stuck, while its messages wait behind messages of another
 destination. If the driver can send a trial, the destination takes messages again. Without trials the destination would
 seem stuck until the deadlines of its earlier messages. The trials have different keys, because a driver may not send a
-message while an earlier message with the same key is stuck. A message without a key does not wait for other messages,
-but its trial may be stuck, too. So the driver may get one more trial without a key after each look.
+message while an earlier message with the same key is stuck. A trial without a key does not wait for other messages, but
+may itself be stuck. So the driver may get one more trial without a key after each look.
 """
 
 from __future__ import annotations
@@ -109,8 +109,8 @@ class StuckDestinations:
         self._keys = {(name, key) for name, key in held if key is not None}
 
     def count(self) -> bool:
-        """Counts what the driver holds for stuck destinations. The window calls this method once before it submits
-        messages, not for each message.
+        """Counts what the driver holds for stuck destinations. While a destination is stuck, the window calls this
+        method once before it submits messages, not for each message.
 
         Returns:
             Whether the driver has released any of these messages since the last count.
@@ -194,8 +194,8 @@ def _that_count(trials: dict[object, Sending]) -> dict[object, Sending]:
 
 
 def _most_with_trials(held: int, window: int) -> int:
-    """How much the driver may hold for stuck destinations, including their trials: half of the window. If the driver
-    already holds more than half for them, it may hold a tenth of the free part in addition."""
+    """How many messages (or bytes) the driver may hold for stuck destinations, including their trials: half of the
+    window. If the driver already holds more than half for them, it may hold a tenth of the free part in addition."""
     half = window // 2
     return half if held <= half else held + (window - held) // 10
 

@@ -72,7 +72,6 @@ class Wakeups:
             self.loop.call_soon(self._wake)
 
     def _wake(self) -> None:
-        """Wakes the tasks."""
         due, self.due = self.due, []
         waking = iter(due)
         try:

@@ -100,8 +100,8 @@ class Window:
     # -- in -----------------------------------------------------------------------------------------------------------
 
     def admit(self, delivery: Sending) -> bool:
-        """Submits the delivery at once if the driver takes messages, there is room, and no other message waits. If not,
-        the delivery waits.
+        """Submits the delivery at once if the driver takes messages, there is room, no destination is stuck, and no
+        other message waits. If not, the delivery waits.
 
         Returns:
             Whether the delivery was submitted.
