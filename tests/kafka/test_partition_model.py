@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from cqrs_broker_kafka import _partition
 from cqrs_broker_kafka._codes import ROWS, Row, Then
 from cqrs_broker_kafka._partition import Batch, Partition, State
+from cqrs_broker_kafka._records import Records
 from cqrs_brokers import ConnectionLostError, DeliveryUnknownError, NotDeliveredError
 
 from .log_model import Around, Log, Written, add, answer, new_delivery
@@ -39,6 +40,7 @@ STEPS = st.one_of(
     st.tuples(st.just("late ones arrive"), st.just(0)),
     st.tuples(st.just("deadline"), st.integers(0, 9)),
     st.tuples(st.just("purge"), st.just(0)),
+    st.tuples(st.just("all deadlines"), st.just(0)),
     st.tuples(st.just("producers forgotten"), st.just(0)),
     st.tuples(st.just("given up"), st.just(0)),
     st.tuples(st.just("new id"), st.just(0)),
@@ -102,7 +104,11 @@ class World:
             for delivery in self.deliveries[number::10]:
                 delivery.expire()
         elif what == "purge":
-            self.partition.purge()
+            self.purge()
+        elif what == "all deadlines":
+            for delivery in self.deliveries:
+                delivery.expire()
+            self.purge()
         elif what == "late ones arrive":
             late, self.late = self.late, []
             for written in late:
@@ -125,6 +131,11 @@ class World:
                     add(self.partition, delivery)
         else:
             self.attempt(what, number)
+
+    def purge(self) -> None:
+        self.partition.purge()
+        held = [each.name for each in self.deliveries if each.done and not each.released]
+        assert not held, "a message that is over keeps its place"
 
     def attempt(self, what: str, code: int) -> None:
         batch = self.write()
@@ -340,6 +351,11 @@ def forgets_the_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Partition, "_take_back", take_back)
 
 
+def keeps_what_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message in a batch without an answer keeps its place after its deadline."""
+    monkeypatch.setattr(Records, "let_go", lambda self: None)
+
+
 MUTANTS = [
     takes_numbers_twice,
     withdraws_what_is_in_doubt,
@@ -353,6 +369,7 @@ MUTANTS = [
     trusts_a_time_out,
     lets_a_partition_wait_for_ever,
     forgets_the_neighbours,
+    keeps_what_is_over,
 ]
 
 

@@ -398,8 +398,10 @@ class Partition:
     # -- when it cannot go on -----------------------------------------------------------------------------------------
 
     def purge(self) -> None:
-        """Removes records whose callers already have an outcome. So the records of a stuck partition do not use up the
-        room for messages in flight (`Broker`'s window)."""
+        """Removes records whose callers already have an outcome, and lets go of such records in the batch. So the
+        records of a stuck partition do not use up the room for messages in flight (`Broker`'s window)."""
+        if self.batch is not None:
+            self.batch.records.let_go()
         stay = self.pending.purge()
         self._suspects -= stay[: self._suspects].count(False)
         if self.state is State.READY and self.batch is None and not self.pending.parts:

@@ -114,6 +114,32 @@ class Records:
                     delivery.release()
         return stay
 
+    def let_go(self) -> None:
+        """Lets go of the deliveries whose callers already have an outcome. Their records stay."""
+        for place, delivery in enumerate(self.deliveries):
+            if delivery.done:
+                self.parts[3 * place] = _LET_GO
+                delivery.release()
+
+
+class _LetGo:
+    """Stands in a batch for a delivery that was let go before the batch had its answer. The record stays in the batch,
+    because a batch in doubt is repeated byte for byte."""
+
+    done = True
+
+    def handed_over(self) -> bool:
+        """Returns False: the message is over, so it goes into no other batch."""
+        return False
+
+    def nothing(self, *_: object, **__: object) -> None:
+        """Does nothing, because the message has its outcome, and its place in flight is free."""
+
+    release = returned = confirm = fail = nothing
+
+
+_LET_GO = _LetGo()
+
 
 Encode = Callable[[Records, int, int, int], bytes]
 """Makes the bytes of a batch from records, producer id, epoch and the sequence number of the first record."""
