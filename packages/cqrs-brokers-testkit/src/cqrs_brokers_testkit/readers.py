@@ -283,6 +283,7 @@ def drain_topic(
             "enable.auto.commit": False,
             "enable.partition.eof": True,
             "isolation.level": "read_committed",
+            "fetch.wait.max.ms": 20,  # the end of a partition is told by an answer without records
             "log_level": 0,
             **(settings or {}),
         }

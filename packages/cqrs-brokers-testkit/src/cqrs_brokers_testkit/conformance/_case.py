@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import threading
 import time
 import uuid
@@ -53,7 +54,8 @@ class Case:
         like: Another case about the same thing. If that case is waived, this case is waived too.
         limit: A case that runs for longer than this many seconds has failed.
         waits: Whether the case mostly waits, and shares nothing with other cases. Such cases run at the same time.
-            Their calls of the harness must be quick, because only one case at a time may call the harness.
+            Their calls of the harness must be quick, because only one case at a time may call the harness. If the case
+            needs `proxy`, it gets a proxy of its own; if it cannot have one, it runs alone.
     """
 
     id: str
@@ -259,8 +261,9 @@ class Context:
         made: The ids of all messages that cases of this run have made.
         step: The method of the harness that runs now or ran last.
         turns: The object that watches the turns of the case's event loop. None: the case is a plain function.
-        lock: The lock that `topic` and `do` hold. A harness need not be thread-safe, although several cases run at the
-            same time.
+        lock: The lock that a case holds while it calls a method of the harness. A harness need not be thread-safe,
+            although several cases run at the same time.
+        own_proxy: The proxy of a case that runs beside others. None: the case uses the harness' proxy.
     """
 
     harness: Harness
@@ -272,6 +275,7 @@ class Context:
     step: str = ""
     turns: WatchedSelector | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
+    own_proxy: FaultProxy | None = None
     _brokers: list[Broker] = field(default_factory=list)
 
     def watched_loop(self) -> asyncio.AbstractEventLoop:
@@ -307,6 +311,13 @@ class Context:
         """Does the same as `new_topic`, without blocking the loop."""
         return str(await self.do(self.new_topic))
 
+    async def known_topic(self, broker: Broker) -> str:
+        """Creates a topic, and sends one message to it. A driver that has to ask about a topic has then done so, and a
+        fault that follows hits messages, not such a question."""
+        topic = await self.topic()
+        await self.works_again(broker, topic)
+        return topic
+
     def message(self, topic: str, payload: object = None, *, name: str = "ConformanceEvent", **fields: Any) -> Message:
         """Makes a message for that topic."""
         message = Message(name, topic, {"n": uuid.uuid4().hex} if payload is None else payload, **fields)
@@ -323,7 +334,8 @@ class Context:
         """Waits for `count` messages, and returns everything in the topic, even if fewer messages come. A message that
         no case has made is a breach."""
         try:
-            records = list(self.harness.read_back(topic, count))
+            with self.lock:
+                records = list(self.harness.read_back(topic, count))
         except TooFewRecords as error:
             records = error.records
         strange = {record.message_id for record in records if record.message_id is not None}
@@ -359,10 +371,14 @@ class Context:
     async def once(self, action: Callable[[], Any]) -> Any:
         """Returns the result of a method of the harness. The method is called only once in a run, because it may make
         users and servers."""
-        name = action.__name__
-        if name not in self.answers:
-            self.answers[name] = await self.do(action)
-        return self.answers[name]
+
+        @functools.wraps(action)
+        def answer() -> Any:
+            if action.__name__ not in self.answers:
+                self.answers[action.__name__] = action()
+            return self.answers[action.__name__]
+
+        return await self.do(answer)
 
     async def try_to_create(self, topic: str) -> bool:
         """Creates a topic with an odd name. Returns False if the broker or the harness cannot.
@@ -379,9 +395,10 @@ class Context:
 
     @property
     def proxy(self) -> FaultProxy:
-        """The harness' fault proxy, for cases whose `needs` name it."""
-        assert self.harness.proxy is not None  # the runner has looked
-        return self.harness.proxy
+        """The fault proxy between driver and broker, for cases whose `needs` name it."""
+        proxy = self.own_proxy or self.harness.proxy
+        assert proxy is not None  # the runner has looked
+        return proxy
 
     @contextlib.asynccontextmanager
     async def spared_by_the_broker(self) -> AsyncIterator[None]:

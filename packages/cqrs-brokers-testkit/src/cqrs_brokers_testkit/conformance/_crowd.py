@@ -92,6 +92,7 @@ async def crowd_arrives_whole(ctx: Context) -> None:
     needs=["proxy", "read_back"],
     capability="confirms",
     limit=120.0,
+    waits=True,
 )
 async def dead_connection_confirms_nothing_new(ctx: Context) -> None:
     """The answers of a connection that was given up confirm no message that was sent on a later connection."""
@@ -173,6 +174,7 @@ def next_loop_sends_nothing_again(ctx: Context) -> None:
     waivable=True,
     like="delivery.tls-failure",
     limit=60.0,
+    waits=True,
 )
 async def tls_reads_new_certificates(ctx: Context) -> None:
     """If the file of authorities is replaced, the next connection uses the new authorities, without a new broker.
@@ -243,9 +245,10 @@ _AGAIN = 14.0
     needs=["proxy", "forged_answers", "read_back"],
     capability="confirms",
     limit=60.0,
+    waits=True,
 )
 async def time_sends_nothing_again(ctx: Context) -> None:
-    """If answers are lost for 14 s on a living connection, no message is sent again, and none is confirmed."""
+    """If answers are lost for 14 s on living connections, no message is sent again, and none is confirmed."""
     forgeries = await ctx.once(ctx.harness.forged_answers)
     lost = [forgery.apply for forgery in forgeries.values() if forgery.meaning == "lost"]
     if not lost:
@@ -253,9 +256,13 @@ async def time_sends_nothing_again(ctx: Context) -> None:
     before, topic = set(ctx.proxy.connections), await ctx.topic()
     broker = ctx.open(delivery_timeout=_AGAIN)
     check_receipt(await outcome_of(broker.send_message(ctx.message(topic))))
-    for connection in [each for each in ctx.proxy.connections if each not in before]:
-        await ctx.do(lambda connection=connection: lost[0](connection))  # type: ignore[misc]
-    messages = [ctx.message(topic) for _ in range(5)]
-    outcomes = await asyncio.gather(*(outcome_of(broker.send_message(message)) for message in messages))
+    ctx.proxy.on_connection = lost[0]  # a driver may give up the connection
+    try:
+        for connection in [each for each in ctx.proxy.connections if each not in before]:
+            await ctx.do(lambda connection=connection: lost[0](connection))  # type: ignore[misc]
+        messages = [ctx.message(topic) for _ in range(5)]
+        outcomes = await asyncio.gather(*(outcome_of(broker.send_message(message)) for message in messages))
+    finally:
+        ctx.proxy.on_connection = None
     check(not any(isinstance(each, Receipt) for each in outcomes), f"no answer came: {tally(outcomes)}")
     check_truth(messages, outcomes, await ctx.read_those_of(messages, topic, 2))

@@ -12,7 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,9 @@ from cqrs_brokers_testkit.conformance import (
     _variants,
 )
 from cqrs_brokers_testkit.conformance._case import CASES, Case, CaseFailed, Context
+from cqrs_brokers_testkit.conformance._causes import FAULT, in_harness, named, reached
 from cqrs_brokers_testkit.conformance._harness import Harness, NotApplicable, Unsupported
+from cqrs_brokers_testkit.conformance._own_wire import OwnWire, has_own_wires, own_wire
 from cqrs_brokers_testkit.conformance._report import NOT_CHOSEN, CaseResult, Report, Status
 from cqrs_brokers_testkit.conformance._unhandled import Unhandled, asyncio_watched
 
@@ -67,11 +69,11 @@ for _section in _SECTIONS:  # in this order, whatever the order of the imports a
             if _id.startswith(f"{_section}."):
                 CASES[_id] = CASES.pop(_id)
 
-_HERE = Path(__file__).parent
-_FAULT = "a fault in the harness, in "
 _MOST_FAULTS = 6
 """After a method of the harness has failed so many times in a row, no more cases run. Each failure can cost seconds."""
 _SIDE_BY_SIDE = 8  # cases that only wait
+_MAKE_SERVERS = ("tls_destination", "tls_failures")
+"""Methods of the harness that may take seconds. No case that runs beside others waits for them."""
 _CLEAN_UP = 6.0  # seconds that a case may take, after its limit, to be cancelled and to close what it opened
 
 
@@ -126,9 +128,10 @@ class Session:
         self._capabilities_problem = ""
         self._answers: dict[str, Any] = {}
         self._made: set[bytes] = set()
-        self._lock = threading.Lock()  # for what the harness does
+        self._lock: threading.Lock | None = None  # of cases that run at the same time, for what the harness does
         self._faults = _HarnessFaults()
-        self._results: dict[str, CaseResult] = {}  # of cases that ran beside others and were not yet asked for
+        self._results: dict[str, CaseResult] | None = None
+        """Of cases that ran beside others and were not yet asked for. None: such cases have not run."""
         self.chosen: Collection[str] = CASES  # what runs in this session: the cases that may run beside one of them
         self.report = self._empty_report()
 
@@ -158,20 +161,43 @@ class Session:
     def run_case(self, case: Case) -> CaseResult:
         """Runs one case, unless it cannot be run or does not apply. If the case mostly waits (`Case.waits`), the other
         chosen cases of this kind run at the same time."""
-        if case.waits and case.id not in self._results:
-            self._run_side_by_side([CASES[each] for each in self.chosen if CASES[each].waits])
-        return self._add(self._results.pop(case.id) if case.id in self._results else self._result_of(case))
+        if case.waits and self._results is None:
+            self._results = self._run_side_by_side([CASES[each] for each in self.chosen if CASES[each].waits])
+        result = (self._results or {}).pop(case.id, None)
+        return self._add(result or self._result_of(case))
 
-    def _run_side_by_side(self, cases: list[Case]) -> None:
-        self._start()
+    def _run_side_by_side(self, cases: list[Case]) -> dict[str, CaseResult]:
+        """Runs cases at the same time. Leaves out a case that needs the proxy and cannot have a proxy of its own."""
+        if self._start() is not None:
+            return {}
         self._declared()
-        with ThreadPoolExecutor(_SIDE_BY_SIDE) as pool:
-            self._results = {result.id: result for result in pool.map(self._result_of, cases)}
+        with ThreadPoolExecutor(_SIDE_BY_SIDE) as pool:  # a harness may use asyncio: it is called in other threads
+            free = [case for case in cases if "proxy" not in case.needs]
+            if len(cases) < 2 or (free != cases and not pool.submit(has_own_wires, self.harness).result()):
+                cases = free
+            for need in _MAKE_SERVERS if len(cases) > 1 else ():
+                if any(need in case.needs for case in cases) and self.harness.lacks(need) is None:
+                    with suppress(Exception):  # a case calls the method again, and says what is wrong
+                        self._answers[need] = pool.submit(getattr(self.harness, need)).result()
+            self._lock = threading.Lock()
+            try:
+                return {result.id: result for result in pool.map(self._result_beside_others, cases)}
+            finally:
+                self._lock = None
 
-    def _result_of(self, case: Case) -> CaseResult:
+    def _result_beside_others(self, case: Case) -> CaseResult:
+        assert self._lock is not None
+        with ExitStack() as stack:
+            wire = None
+            if "proxy" in case.needs:
+                with self._lock:
+                    wire = stack.enter_context(own_wire(self.harness))
+            return self._result_of(case, wire)
+
+    def _result_of(self, case: Case, wire: OwnWire | None = None) -> CaseResult:
         if case.kind != "static" and self._faults.most >= _MOST_FAULTS:
             return _result(case, "not run", f"the harness failed {_MOST_FAULTS} times in a row: {self._faults.text}")
-        result = self._judge(case) or self._execute(case)
+        result = self._judge(case, wire) or self._execute(case, wire)
         self._faults.note(result)
         return result
 
@@ -181,7 +207,7 @@ class Session:
 
     # -- what applies -------------------------------------------------------------------------------------------------
 
-    def _judge(self, case: Case) -> CaseResult | None:
+    def _judge(self, case: Case, wire: OwnWire | None) -> CaseResult | None:
         """Returns the result of a case that must not be executed. None: the case must be executed."""
         for waived in (case.id, case.like):
             if waived is not None and waived in self.harness.not_applicable:
@@ -205,7 +231,7 @@ class Session:
             if lack is not None:
                 return _result(case, "not run", lack)
         if undeclared:
-            if self._execute(case).status == "passed":
+            if self._execute(case, wire).status == "passed":
                 self.report.notes.append(f"{case.id} passes although the driver does not declare {case.capability}")
             return _result(case, "not applicable", f"the driver does not declare {case.capability}")
         return None
@@ -216,7 +242,7 @@ class Session:
             try:
                 self.harness.start()
             except Exception as error:
-                self._start_problem = f"the harness did not start: {_in_harness(error, self.harness) or _named(error)}"
+                self._start_problem = f"the harness did not start: {in_harness(error, self.harness) or named(error)}"
             if self._start_problem is None and "://" not in self.harness.url:
                 self._start_problem = "no harness: give a config string to run the live cases"
             if self._start_problem is None:
@@ -237,11 +263,17 @@ class Session:
 
     # -- running ------------------------------------------------------------------------------------------------------
 
-    def _execute(self, case: Case) -> CaseResult:
+    def _execute(self, case: Case, wire: OwnWire | None) -> CaseResult:
         """Runs a case in a thread of its own. The thread is abandoned if the case does not end."""
         ended: list[BaseException | None] = []
         capabilities = self._capabilities or Capabilities()
-        context = Context(self.harness, self.harness.url, capabilities, self._answers, made=self._made, lock=self._lock)
+        url = self.harness.url if wire is None else wire.url
+        context = Context(
+            *(self.harness, url, capabilities, self._answers),
+            made=self._made,
+            lock=self._lock or threading.Lock(),
+            own_proxy=None if wire is None else wire.proxy,
+        )
         thread = threading.Thread(
             target=lambda: ended.append(_outcome(case, context)),
             name=f"conformance {case.id}",
@@ -268,8 +300,8 @@ class Session:
             return _result(case, "passed", "", seconds)
         texts = []
         if error is not None:
-            in_harness = None if isinstance(error, CaseFailed) else _in_harness(error, self.harness)
-            texts.append(str(error) if isinstance(error, CaseFailed) else in_harness or _named(error))
+            told = str(error) if isinstance(error, CaseFailed) else in_harness(error, self.harness) or named(error)
+            texts.append(told)
         if breaches:
             texts.append(f"the driver broke its contract {len(breaches)} times: {'; '.join(breaches[:3])}")
         detail = "" if error is None else "".join(traceback.format_exception(error))
@@ -306,26 +338,6 @@ def _outcome(case: Case, context: Context) -> BaseException | None:
     return None
 
 
-def _named(error: BaseException) -> str:
-    text = f"{type(error).__name__}: {error}"
-    if isinstance(error, ExceptionGroup):
-        text += f" ({'; '.join(f'{type(e).__name__}: {e}' for e in error.exceptions)})"
-    return text
-
-
-def _in_harness(error: BaseException, harness: Harness) -> str | None:
-    """Says which method of the harness failed, and where. None: no method of the harness caused the error."""
-    if isinstance(error.__cause__, TimeoutError):
-        error = error.__cause__
-    frames = list(traceback.walk_tb(error.__traceback__))
-    for frame, _ in frames:
-        if frame.f_locals.get("self") is harness:
-            last, line = frames[-1]
-            where = f"{Path(last.f_code.co_filename).name}:{line} in {last.f_code.co_name}"
-            return f"{_FAULT}{frame.f_code.co_name}(): {_named(error)} ({where})"
-    return None
-
-
 async def _bounded(case: Case, context: Context) -> None:
     try:
         async with asyncio.timeout(case.limit) as timeout:
@@ -334,22 +346,10 @@ async def _bounded(case: Case, context: Context) -> None:
                 await running
     except TimeoutError as error:
         if timeout.expired():
-            raise CaseFailed(f"did not end within {case.limit:g} s{_where(error)}") from error
+            raise CaseFailed(f"did not end within {case.limit:g} s{reached(error)}") from error
         raise
     finally:
         await context.clean_up()
-
-
-def _where(error: BaseException) -> str:
-    """The line of the suite that the case had reached when its time was over."""
-    cause: BaseException | None = error
-    while cause is not None:
-        ours = [each for each in traceback.extract_tb(cause.__traceback__) if Path(each.filename).parent == _HERE]
-        ours = [each for each in ours if each.filename != __file__]
-        if ours:
-            return f", at {Path(ours[-1].filename).name}:{ours[-1].lineno}: {ours[-1].line}"
-        cause = cause.__cause__ or cause.__context__
-    return ""
 
 
 def _result(case: Case, status: Status, reason: str = "", seconds: float = 0.0, detail: str = "") -> CaseResult:
@@ -370,6 +370,6 @@ class _HarnessFaults:
     def note(self, result: CaseResult) -> None:
         """Called when a case has ended."""
         if result.status in ("passed", "failed"):
-            method = result.reason.partition("(): ")[0] if result.reason.startswith(_FAULT) else ""
+            method = result.reason.partition("(): ")[0] if result.reason.startswith(FAULT) else ""
             self.most = self.most + 1 if method and self.text.startswith(method) else int(bool(method))
             self.text = result.reason if method else ""

@@ -174,6 +174,7 @@ async def _error_at_a_good_one(ctx: Context, known: BrokerURL, made: Certificate
     waivable=True,
     like="delivery.tls-failure",
     limit=60.0,
+    waits=True,
 )
 async def tls_verifies_certificates(ctx: Context) -> None:
     """A certificate that is expired, for another host or of another authority is `TLSError` in every combination.
@@ -214,6 +215,7 @@ async def tls_verifies_certificates(ctx: Context) -> None:
     needs=["tls_destination"],
     waivable=True,
     like="delivery.tls-failure",
+    waits=True,
 )
 async def tls_shows_its_certificate(ctx: Context) -> None:
     """A server that demands a certificate of its client gets that of the config string."""

@@ -171,7 +171,7 @@ class _Told:
         check(not told, f"{'; '.join(told[:4])} {where}")
 
 
-@case("lifecycle.nothing-confidential-is-told-of-a-login", "fault", needs=["peer_url"], limit=90.0)
+@case("lifecycle.nothing-confidential-is-told-of-a-login", "fault", needs=["peer_url"], limit=90.0, waits=True)
 async def nothing_confidential_is_told_of_a_login(ctx: Context) -> None:
     """If a login fails in any way, no password is in an error, a log record, `health()`, a `repr` or a name.
 

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 from urllib.parse import quote
 
 from cqrs_brokers import Message
@@ -31,6 +32,9 @@ class KafkaHarness(Harness):
         "delivery.nack-is-not-success": "Kafka has no nack: it answers with error codes",
         "delivery.blocked-is-waited-out": "Kafka has no state in which it takes no messages but keeps connections",
     }
+    # A third of the default, because several cases wait until a connection without answers is given up.
+    options: Mapping[str, Any] = {"request_timeout_ms": 5_000}
+    notices_within = 15.0
     variants = ({"compression_type": "gzip", "linger_ms": 5},)
     users: Mapping[str, str] = {"app": "app-secret", "writer": "writer-secret", "nobody": "nobody-secret"}
 
