@@ -12,9 +12,10 @@ driver), `_connecting` (one pass over the hosts), `_session` (one connection), `
 those in flight), `_unanswered` (the messages without an answer on a channel), `_leaving` (replaces a channel without
 answers), `_stalled` (destinations that accept no messages), `_declaring` (messages that wait for their queue),
 `_topology` (declares the exchange and the queues), `_rendering` (encodes a message), `_errors` (translates errors),
-`_foreign` (recognises a Kafka broker), `_scram` (a log-in without TLS), `_logs` (keeps secrets out of aiormq's log),
-`_watch` (finds dead connections), `_reopening` (replaces a closed channel), `_inspection` (`cqrs-brokers check`),
-`_fallback` (publishes in aiormq's documented way), and `_client` and `_channels` (use undocumented parts of aiormq).
+`_foreign` (recognises a Kafka broker), `_scram` (the log-in with SCRAM-SHA-256), `_logs` (keeps secrets out of aiormq's
+log), `_watch` (finds dead connections and channels without answers), `_reopening` (replaces a closed channel),
+`_inspection` (`cqrs-brokers check`), `_fallback` (publishes in aiormq's documented way), and `_client` and `_channels`
+(use undocumented parts of aiormq).
 """
 
 from cqrs_brokers.driver import PipelinedDriver
@@ -39,7 +40,7 @@ def broker_options() -> type[BrokerOptions]:
 @hookimpl
 def open_message_broker(url: BrokerURL, options: AMQPOptions) -> PipelinedDriver:
     """Makes the driver of `amqp://` and `amqps://`."""
-    from ._driver import AMQPDriver  # aiormq is imported when it is needed, not when a plugin is described
+    from ._driver import AMQPDriver  # this imports aiormq, which `broker_options` does not need
 
     return AMQPDriver(AMQPSettings.of(url, options))
 

@@ -1,4 +1,4 @@
-"""`AMQPMessageBroker`: the class that the documentation names. It gives an adapter's settings to a driver."""
+"""`AMQPMessageBroker`: a `Broker` that is made from an adapter, without a config string for `open_broker`."""
 
 from __future__ import annotations
 
@@ -23,10 +23,15 @@ class AMQPMessageBroker(Broker):
             their levels.
         observers: Objects that `Broker` tells each message's outcome and each change of the connection's state.
 
+    Warns:
+        InsecureTransportWarning: Credentials will be sent in plain text to a host that is not loopback, or the server's
+            certificate is not verified.
+
     Raises:
-        ConfigError: Another broker uses the adapter already, `publisher` is not an `AMQPPublisherAdapter`, the settings
-            contradict `exchange_name` or each other, a certificate file cannot be used, or the log level does not
-            exist.
+        ConfigError: Another broker uses the adapter already, `publisher` is not an `AMQPPublisherAdapter`,
+            `exchange_name` is wrong or contradicts the adapter, the URL or an option of the adapter is wrong (for
+            example there is no user, and a host is not loopback), a certificate file cannot be used, the log level does
+            not exist, or `observers` has a wrong type.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """Makes one pass over the hosts. A pass that succeeds ends with an open confirm channel on one of the hosts.
 
-`Broker` decides when to try again, and `_publisher` knows what is in flight.
+`Broker` decides when the next pass begins.
 """
 
 from __future__ import annotations
@@ -20,28 +20,39 @@ from ._settings import AMQPSettings
 __all__ = ["connect"]
 
 SECOND_TRY = 0.3
-"""Seconds between two attempts to connect to a host that closes the connection. A single reset proves nothing, because
-it may come from a proxy."""
+"""Seconds between the two attempts to connect to a host that closed a TLS connection without a reason (see
+`connect`)."""
 
 
 async def connect(
     settings: AMQPSettings, first: int, listener: SessionListener, *, known: bool, channel_limit: int | None
 ) -> tuple[Session, ConfirmChannel, int]:
-    """Tries one host after the other, starting with number `first`. Each host gets its share of `connect_timeout`. If
-    an address of a host accepts the connection, and then closes it or gives no answer, the host's other addresses are
-    tried.
+    """Tries one host after the other, starting with index `first`. Each host gets an equal share of the time that is
+    left of `connect_timeout`, and at least 0.1 s. If an address of a host accepts the TCP connection, and the attempt
+    then fails with an error that is not permanent, the host's other addresses are tried while time is left.
 
-    With TLS 1.3 a server learns only after the handshake that the client certificate is missing. It sends an alert and
-    resets the connection. We may see only the reset. But a node that restarts also resets its connections. So the
-    missing certificate counts as the reason only if two resets come in a row, and only with settings that have never
-    worked (`known` is False).
+    With TLS 1.3 the client's handshake ends before the server checks the client certificate. If the certificate is
+    missing, the server sends an alert and closes the connection, and we may see only the close. A node that restarts
+    also closes its connections. So a `TLSError` about the certificate is raised only if a host closes two connections
+    in a row without a reason, and only with settings that have never worked.
+
+    A Kafka broker also closes a connection after the first bytes of AMQP. So without TLS, and with settings that have
+    never worked, `name_the_peer` is asked about a host that closed the connection without a reason.
+
+    Args:
+        settings: Where to connect and how.
+        first: The index of the first host in `settings.hosts`.
+        listener: The listener of the sessions.
+        known: Whether these settings have worked before.
+        channel_limit: How many channels this user may open. None: the number is not known.
 
     Returns:
-        The session, its first channel, and the number of its host.
+        The session, its first channel, and the index of its host.
 
     Raises:
         ConnectError: The pass failed on every host. If there is an error that a person must fix, the first such error
-            is raised, else the first error. A `TopologyError` is raised at once, without trying the other hosts.
+            is raised, else the first error. Its text then contains the texts of all errors. A `TopologyError` is
+            raised at once, without trying the other hosts.
     """
     loop = asyncio.get_running_loop()
     hosts = settings.hosts

@@ -57,15 +57,16 @@ class AMQPDriver(PipelinedDriver):
         self._connected_before = False
         self._host = 0
         self._channel_limit: int | None = None
-        """How many channels this user may open. None: RabbitMQ has not said it yet."""
+        """The limit of channels that RabbitMQ named when it ended a connection because of this limit. None: RabbitMQ
+        has named no limit."""
         self._session: Session | None = None
         self._ended: list[Session] = []
         """Sessions whose tasks may still be ending."""
 
     @property
     def capabilities(self) -> Capabilities:
-        """A confirm means that the message is in every queue that it was routed to, and on disk if the queue is
-        durable."""
+        """A confirm means that every queue to which RabbitMQ routed the message has taken the message. If the queue is
+        durable, the message is on disk. If the queue has replicas, a majority of the replicas has the message."""
         return _CAPABILITIES
 
     def bind(self, link: Link) -> None:
@@ -74,7 +75,7 @@ class AMQPDriver(PipelinedDriver):
         self._publisher.bind(link)
 
     def refuse_topic(self, topic: str) -> str | None:
-        """With `declare=queue` the topic must be a name that RabbitMQ accepts for a new queue."""
+        """With `declare=queue` the topic must be a name that aiormq and RabbitMQ accept for a new queue."""
         if self._settings.options.declare != "queue":
             return None
         if topic.startswith("amq."):
@@ -94,7 +95,8 @@ class AMQPDriver(PipelinedDriver):
     # -- connecting and closing ---------------------------------------------------------------------------------------
 
     async def connect(self) -> None:
-        """Makes one pass over the hosts. The pass begins with the host that comes after the last connected host."""
+        """Makes one pass over the hosts. The first pass begins with the first host, a later pass with the host that
+        comes after the last connected host."""
         redact_client_logs()
         self._drop_session()
         await self._clear_away()
@@ -109,7 +111,12 @@ class AMQPDriver(PipelinedDriver):
         self._publisher.use(session, channel)
 
     async def ping(self) -> None:
-        """Asks RabbitMQ a question on the channel for messages, because some users may open only one channel."""
+        """Asks RabbitMQ a question on the channel for messages, because some users may open only one channel. While
+        that channel is being replaced, this method waits for the new channel.
+
+        Raises:
+            UnreachableError: There is no connection, or RabbitMQ closed the channel instead of answering.
+        """
         while (session := self._session) is not None:
             channel = self._publisher.channel
             if channel is None or not channel.open:  # it is being opened again
@@ -146,7 +153,8 @@ class AMQPDriver(PipelinedDriver):
         self._ended.clear()
 
     def _drop_session(self) -> None:
-        """Drops the connection and cancels the driver's tasks. `_clear_away` then waits until all tasks have ended."""
+        """Drops the connection and cancels the driver's tasks. `_clear_away` then waits a limited time until these
+        tasks have ended."""
         session, self._session = self._session, None
         if session is not None:
             session.abort()
@@ -202,8 +210,8 @@ class AMQPDriver(PipelinedDriver):
             self._link.unblocked()
 
     def lost(self, error: ConnectError) -> None:
-        """Handles the loss of the connection. Messages that were handed over fail with an unknown outcome. The other
-        messages wait, in order, for the next connection."""
+        """Handles the loss of the connection. Messages that were handed over and have no answer fail with an unknown
+        outcome. The other messages wait, in order, for the next connection."""
         unanswered = self._publisher.stop()
         self._drop_session()
         if unanswered:

@@ -1,4 +1,4 @@
-"""The options of `amqp://` and `amqps://`. If RabbitMQ has a name for an option, the option has this name."""
+"""The options of `amqp://` and `amqps://`."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class AMQPOptions(TLSOptions):
 
     url_parts: ClassVar[frozenset[str]] = frozenset({"userinfo", "hosts", "path"})
 
-    # AMQP 0-9-1: an exchange name has at most 127 characters, and aiormq takes only these. Empty is the default
-    # exchange, which routes to the queue that is named like the topic.
+    # AMQP 0-9-1: an exchange name has at most 127 characters. aiormq refuses a name with other characters than these.
+    # The empty name is that of the default exchange, which routes to the queue that is named like the topic.
     exchange: str = option(
         "events",
         max_length=127,

@@ -1,7 +1,5 @@
-"""The settings: where to connect to, and with which login. They are made from a config string or by an adapter.
-
-This module does not use the network. The options are in `_options`.
-"""
+"""The settings: where to connect to, with which login and which options. They are made from a config string or by an
+adapter."""
 
 from __future__ import annotations
 
@@ -84,12 +82,13 @@ class AMQPPublisherAdapter(ConnectionAdapter[AMQPOptions, AMQPSettings]):
         dsn: A config string: `amqp://user:password@host/vhost?exchange=events`.
         value_serializer: Encodes payloads that come without `payload_bytes` and without a content type. Default: JSON.
         **options: The options of the config string by name, and `ssl_context`. An option that is given here overrides
-            the same option in `dsn`. `retry_count` is the number of passes over all hosts that may fail in a row
-            (default: no limit). After that many failed passes the waiting sends get `NotConnectedError`, and the next
-            send starts to connect again. `retry_delay` is the time between passes, in seconds.
+            the same option in `dsn`. `retry_count`: when this many passes over all hosts have failed in a row, the
+            waiting sends get `NotConnectedError`, and the next send starts to connect again (default: no limit).
+            `retry_delay`: the seconds between two passes (default: 0.1 s, growing to 1 s).
 
     Raises:
-        ConfigError: The string or an option is wrong.
+        ConfigError: The string or an option is wrong. Some problems are found only when the broker is made, for example
+            a missing user.
     """
 
     def __init__(
