@@ -1,8 +1,8 @@
 """The connection of aiormq. This module and `_channels` use undocumented parts of aiormq. `_session` and `_inspection`
 read one attribute each, from the last line of the list below.
 
-Each undocumented part that this module uses has a test in tests/amqp/test_channels.py. So if a new version of aiormq
-changes a part, a test fails before a user notices. The parts are:
+Each method of this list has a test in tests/amqp/test_channels.py, and the tests there use the other parts. So a test
+fails if a new version of aiormq changes a part. The parts are:
 
     Connection._rpc                       to see the code with which the server refuses a handshake; to answer SCRAM
     Connection._credentials_class         to choose between the mechanisms that the server offers
@@ -40,21 +40,25 @@ __all__ = ["Connection", "ConnectionListener", "Sockets", "close_without_waiting
 
 DEFAULT_FRAME_MAX = 131_072
 LARGEST_FRAME = 16 * 2**20
-"""A larger frame is refused. A frame of this size is nearly always another protocol: RabbitMQ's default limit is 128
+"""A larger frame is refused, because it nearly always belongs to another protocol: RabbitMQ's default limit is 128
 KiB."""
 MOST_CHANNELS = 65_535
 
 
 class _Reader(asyncio.StreamReader):
-    """Remembers when the last data came in. Refuses frames that are larger than any server sends."""
+    """Remembers when the last data came in. Refuses frames that are larger than `LARGEST_FRAME`."""
 
     last_inbound = 0.0
     answers = 0
     """How many times data came in."""
 
     def readexactly(self, n: int) -> Coroutine[Any, Any, bytes]:
-        """Reads as StreamReader's method does, but refuses a huge frame. The bytes of another protocol may look like a
-        huge size, and aiormq would wait for that many bytes."""
+        """Reads as StreamReader's method does, but refuses a huge frame. The bytes of another protocol may look like
+        the size of a huge frame, and aiormq would wait for that many bytes.
+
+        Raises:
+            NotAMQPError: More than `LARGEST_FRAME` bytes are wanted.
+        """
         if n > LARGEST_FRAME:
             raise NotAMQPError(f"a frame of {n} bytes is announced: this is not AMQP")
         return super().readexactly(n)
@@ -66,7 +70,7 @@ class _Reader(asyncio.StreamReader):
 
 
 class _Protocol(asyncio.StreamReaderProtocol, BufferedReads):
-    """Calls `drained` when the operating system has taken all bytes that were written."""
+    """Calls `drained` when the transport takes bytes again after it had paused the protocol."""
 
     drained: Callable[[], None] | None = None
 
@@ -92,7 +96,7 @@ class Sockets(TransportFactory):
         self._host, self._port, self._tls = host, port, tls
         self._addresses = addresses
         self.other_addresses: list[Address] = []
-        """The host's other addresses. They are tried if connecting to the current address fails."""
+        """The addresses that are left to try if the attempt with the connected address fails."""
         self._streams: tuple[_Reader, asyncio.StreamWriter] | None = None
         self._protocol: _Protocol | None = None
         self._transport: asyncio.Transport | None = None
@@ -118,8 +122,9 @@ class Sockets(TransportFactory):
         name = self._host if self._tls else None
         transport, _ = await loop.create_connection(lambda: protocol, sock=raw, ssl=self._tls, server_hostname=name)
         # asyncio's TLS transport pauses the protocol at `high`, its plain transport above `high`. With these values
-        # each write that the operating system does not take at once pauses the protocol. asyncio resumes the protocol
-        # when the operating system has taken all, and so tells us.
+        # each write that the transport cannot pass on at once pauses the protocol, and the protocol is resumed when
+        # nothing is left. A plain transport passes bytes to the operating system. A TLS transport passes them to a
+        # plain transport, which has a buffer of its own and takes no more when this buffer holds more than 64 KiB.
         transport.set_write_buffer_limits(high=1 if self._tls else 0, low=0)
         self._transport = transport
         self._streams = reader, asyncio.StreamWriter(transport, protocol, reader, loop)
@@ -127,13 +132,13 @@ class Sockets(TransportFactory):
             transport.abort()
 
     async def create(self, url: URL, **_: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Returns the streams of the open socket. aiormq calls this method."""
+        """See `TransportFactory`. Returns the streams of the open socket."""
         assert self._streams is not None
         return self._streams
 
     @property
     def last_inbound(self) -> float:
-        """The time at which the last byte came (event loop's time)."""
+        """When data came in last, or when the socket was opened if no data came in yet (event loop's time)."""
         return self._streams[0].last_inbound if self._streams is not None else 0.0
 
     @property
@@ -147,14 +152,14 @@ class Sockets(TransportFactory):
         return self._transport is not None and not self._transport.is_closing()
 
     def on_drained(self, drained: Callable[[], None]) -> None:
-        """Sets a function. If the operating system does not take all bytes of a write at once, the function is called
-        when the operating system has taken the rest."""
+        """Sets the function that is called when `writing` becomes False after it was True."""
         if self._protocol is not None:
             self._protocol.drained = drained
 
     @property
     def writing(self) -> bool:
-        """Whether some written bytes still wait for the operating system to take them."""
+        """Whether some written bytes still wait in the transport. With TLS the bytes in the buffer of the transport
+        below do not count."""
         return self._transport is not None and bool(self._transport.get_write_buffer_size())
 
     def write(self, frames: bytes) -> None:
@@ -170,6 +175,7 @@ class Sockets(TransportFactory):
 
 def close_without_waiting(channel: Any) -> None:
     """Sends Channel.Close and does not wait for the answer. When the answer comes, the channel's number is free again.
+    If the server has closed the channel, nothing is sent.
 
     aiormq's own close() sends a second Channel.Close if the answer takes longer than a heartbeat, or if the wait is
     cancelled. After a second Channel.Close RabbitMQ closes the whole connection.
@@ -198,7 +204,7 @@ class Connection(aiormq.Connection):
     """aiormq's connection. It calls a listener when something happens to the connection.
 
     Args:
-        url: User, password, host, port and heartbeat, in the form that aiormq needs.
+        url: User, password, host, port, heartbeat and connection name, in the form that aiormq needs.
         vhost: The name of the virtual host, already decoded. aiormq would decode some names wrongly.
         sockets: The socket. It must be open before `connect()`.
         listener: Its methods are called when something happens to the connection.
@@ -212,7 +218,8 @@ class Connection(aiormq.Connection):
         self._scram: Scram | None = None
 
     def _credentials_class(self, start_frame: Any) -> Any:
-        """Chooses the log-in as aiormq's method does, but uses SCRAM-SHA-256 if the server does not offer PLAIN."""
+        """Chooses the log-in as aiormq's method does, but uses SCRAM-SHA-256 if the server offers it and does not offer
+        PLAIN."""
         offered = start_frame.mechanisms.split()
         if AuthMechanism.PLAIN.name in offered or SCRAM not in offered:
             return super()._credentials_class(start_frame)
@@ -248,8 +255,8 @@ class Connection(aiormq.Connection):
         return task
 
     def _on_reader_done(self, task: Any) -> None:
-        """Replaces aiormq's method. That method tries to close a lost connection properly, which may take minutes. With
-        this method the listener drops the socket and aiormq's tasks."""
+        """Replaces aiormq's method. That method tries to close a lost connection properly, which may take minutes. This
+        method only calls the listener, which drops the socket and aiormq's tasks."""
         if self._listener is not None:
             self._listener.ended(asyncio.CancelledError() if task.cancelled() else task.exception())
 
@@ -269,7 +276,7 @@ class Connection(aiormq.Connection):
 
     @property
     def server(self) -> str:
-        """The name and version that the server gives, such as "RabbitMQ 4.0.5"."""
+        """The name and version that the server gives, such as "RabbitMQ 4.0.5"; "the server" if it gives neither."""
         known = self.server_properties or {}
         return " ".join(str(known[name]) for name in ("product", "version") if name in known) or "the server"
 
@@ -281,7 +288,7 @@ class Connection(aiormq.Connection):
 
     @property
     def names_capabilities(self) -> bool:
-        """Whether the server names its capabilities. If not, only a try shows whether it has a capability."""
+        """Whether the server names its capabilities. If not, only a try shows whether the server has a capability."""
         return isinstance((self.server_properties or {}).get("capabilities"), dict)
 
     @property
@@ -312,6 +319,6 @@ class Connection(aiormq.Connection):
         return next((number for number in range(1, self.channel_max + 1) if number not in self.channels), None)
 
     def drop_tasks(self) -> None:
-        """Ends aiormq's tasks without awaiting them, also when their event loop is closed."""
+        """Cancels aiormq's tasks without awaiting them. If their event loop is closed, the tasks are ended at once."""
         for task in self.tasks:
             drop_task(task)

@@ -33,18 +33,19 @@ T = TypeVar("T")
 _FORCED = 0.3
 """After the socket was dropped, we wait at most this many seconds until aiormq's tasks have ended."""
 _READ_TURNS = 20
-"""When a connection has ended, we wait at most this many turns of the event loop. Meanwhile aiormq reads the frames
-that came in before the end."""
+"""When a connection has ended, aiormq gets at most this many turns of the event loop to handle the frames that came in
+before the end."""
 
 
 class SessionListener(Protocol):
     """The methods that a session calls when something happens to it."""
 
     def session_ended(self, session: Session, error: BaseException | None) -> None:
-        """Called when the connection has ended. Its socket and its tasks have been dropped."""
+        """Called when the connection has ended, and the session was not closed or dropped before. The socket and
+        aiormq's tasks have been dropped."""
 
     def channel_closed(self, channel: ConfirmChannel, error: BaseException | None) -> None:
-        """Called when a channel for publishing was closed. The connection may still work."""
+        """Called when a channel for publishing was closed by the server or by us. The connection may still work."""
 
     def blocked(self, reason: str) -> None:
         """Called when RabbitMQ stops accepting messages."""
@@ -54,7 +55,7 @@ class SessionListener(Protocol):
 
     @property
     def callbacks(self) -> dict[str, Any]:
-        """The functions that every `ConfirmChannel` calls."""
+        """The functions that every `ConfirmChannel` calls, by the name of its argument."""
 
 
 class Session:
@@ -78,7 +79,7 @@ class Session:
     ) -> None:
         self.where = f"{host[0]}:{host[1]}"
         self.over = False
-        """Whether the session has ended: nothing is sent or received any more."""
+        """Whether the session is closed, dropped or being closed. No message is sent on it any more."""
         self.largest_body: int | None = None
         """The size of the largest body that the server accepts. None: the server has not said it yet."""
         self._settings = settings
@@ -93,7 +94,7 @@ class Session:
 
     @property
     def last_inbound(self) -> float:
-        """The time at which the last byte came (event loop's time)."""
+        """See `Sockets.last_inbound`."""
         return self._sockets.last_inbound
 
     @property
@@ -114,7 +115,7 @@ class Session:
 
     @property
     def other_addresses(self) -> list[Address]:
-        """The host's other addresses. They are tried if the current address fails with an error that can pass."""
+        """See `Sockets.other_addresses`."""
         return self._sockets.other_addresses
 
     # -- opening ------------------------------------------------------------------------------------------------------
@@ -123,11 +124,13 @@ class Session:
         """Connects, logs in, opens a channel and applies the option `declare` to the exchange.
 
         Args:
-            timeout: The seconds that `run` allows. If the host has further addresses, a silent server gets only a share
-                of this time for the log-in.
+            timeout: The seconds that `run` allows. If the host has further addresses, a server that sends nothing gets
+                only a share of this time for the log-in. The TLS handshake has no such limit.
 
         Raises:
-            ConnectError: One of these steps failed.
+            ConnectError: The server has no publisher confirms, allows too few channels or sends nothing, or the
+                exchange cannot be declared or does not exist.
+            Exception: Another exception of aiormq or asyncio, which `run` translates.
         """
         await self._sockets.open()
         self._step = "logging in"
@@ -175,7 +178,8 @@ class Session:
         return self.publish_on(channel)
 
     async def open_another(self, tasks: Tasks) -> ConfirmChannel | None:
-        """Opens one more channel to publish on. None: no further channel is allowed, or the channel was not opened."""
+        """Opens one more channel to publish on. None: no further channel is allowed, or the channel was not opened
+        within `connect_timeout`."""
         if not self.has_room:
             return None
         opening = tasks.spawn(self._open_channel(declare=False))
@@ -193,6 +197,7 @@ class Session:
 
         Raises:
             UnreachableError: All channel numbers are in use.
+            Exception: An exception of aiormq.
         """
         self._step = "opening a channel with publisher confirms" if confirms else "opening a channel"
         number = self.connection.free_number()
@@ -215,16 +220,17 @@ class Session:
         return channel
 
     async def run(self, work: Coroutine[Any, Any, T], timeout: float, *, declaring: bool = False) -> T:
-        """Runs a coroutine that uses the connection. Drops the session if the coroutine fails or takes too long.
+        """Runs a coroutine that uses the connection. Drops the session if the coroutine fails or takes too long, or if
+        the caller is cancelled.
 
         Args:
             work: The coroutine.
             timeout: The most seconds that the coroutine may take.
-            declaring: Whether the coroutine begins with the declaration of the exchange. If so, the error for a refusal
-                says that the declaration was refused.
+            declaring: Whether the coroutine declares the exchange or checks whether the exchange exists. If so, the
+                error for a refusal says that the declaration was refused.
 
         Raises:
-            ConnectError: The coroutine failed or took too long.
+            ConnectError: The coroutine failed or took too long, or the connection ended.
         """
         task = asyncio.get_running_loop().create_task(work)
         task.add_done_callback(retrieve_exception)
@@ -270,7 +276,7 @@ class Session:
     # -- what the connection says (ConnectionListener) ----------------------------------------------------------------
 
     def ended(self, error: BaseException | None) -> None:
-        """Called when the connection has ended. The frames that came in before are still read, because they may contain
+        """See `ConnectionListener`. aiormq still handles the frames that came in before, because they may contain
         confirms."""
         self._ended_by = error or ConnectionClosed(0, "no reason given")
         self._look_at_rest(_READ_TURNS)
@@ -300,8 +306,9 @@ class Session:
     # -- the end ------------------------------------------------------------------------------------------------------
 
     async def close(self, grace: float) -> None:
-        """Closes the connection properly, for at most `grace` seconds. Then drops the socket, which takes at most 0.3 s
-        more."""
+        """Closes the connection with Connection.Close, for at most `grace` seconds. Then drops the socket and waits for
+        aiormq's tasks, for at most 0.3 s. If the session is over already, this method only
+        waits for the tasks."""
         if self.over:
             await self.gone()
             return
@@ -326,7 +333,11 @@ class Session:
         self.connection.drop_tasks()
 
     async def gone(self, *own: asyncio.Task[Any] | None) -> None:
-        """Waits until aiormq's tasks have ended, for at most 0.3 s. The caller calls `abort()` first."""
+        """Waits until aiormq's tasks have ended, for at most 0.3 s. The caller calls `abort()` first.
+
+        Args:
+            own: Further tasks to wait for. Those that have not ended by then are cancelled.
+        """
         loop = asyncio.get_running_loop()
         end = loop.time() + _FORCED
         while loop.time() < end:
