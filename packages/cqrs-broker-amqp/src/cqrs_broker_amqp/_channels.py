@@ -35,8 +35,8 @@ __all__ = ["ConfirmChannel", "Failed", "FastChannel"]
 logger = logging.getLogger("cqrs_broker_amqp.channels")
 
 NACK_HOLD = 0.2
-"""Apache Qpid sends the nack of a message before the return of the same message. So a nack is held for this many
-seconds, because a return may follow."""
+"""Apache Qpid sends the nack of a message before the return of the same message. So a nack of a server that names no
+capabilities is held for at most this many seconds, because a return may follow."""
 
 Failed = Callable[["ConfirmChannel", Entry, BaseException], None]
 
@@ -49,6 +49,7 @@ class ConfirmChannel:
         channel: aiormq's channel.
         failed: Called when a message is returned or nacked, with aiormq's exception for the return or the nack.
         answered: Called after each answer while `watched` is set, with the deliveries that were confirmed or returned.
+            After a nack there are none.
     """
 
     def __init__(
@@ -66,8 +67,8 @@ class ConfirmChannel:
         """The ids of the messages without an answer. Two messages with the same id are never in flight on one
         channel."""
         self.spent: set[bytes] = set()
-        """The ids of messages whose return may still come (Apache Qpid). No message with such an id is sent on this
-        channel."""
+        """The ids of messages whose return may still come (Apache Qpid). `Publisher` sends no message with such an id
+        on this channel."""
         self.watched = False
         self.alone = True
         """Whether the channel is new. Then only one message is in flight at a time, until a message has its answer."""
@@ -80,9 +81,9 @@ class ConfirmChannel:
 
     @property
     def open(self) -> bool:
-        """Whether a frame that is sent now reaches an open channel.
+        """Whether frames may be sent: aiormq has not read a Channel.Close, and the transport is open.
 
-        When aiormq reads the server's Channel.Close, it first forgets the channel and then sends Channel.CloseOk. If we
+        aiormq first forgets a channel that the server closes, and then sends Channel.CloseOk. If we
         sent a frame after Channel.CloseOk, the server would close the whole connection.
         """
         connection, channel = self.connection, self.channel
@@ -90,7 +91,7 @@ class ConfirmChannel:
 
     @property
     def has_unread(self) -> bool:
-        """Whether answers have been received that aiormq has not read yet."""
+        """Whether aiormq has received frames for this channel that it has not handled yet."""
         return not self.channel.frames.empty()
 
     def send(self, entries: Sequence[Entry], now: float) -> None:
@@ -102,7 +103,7 @@ class ConfirmChannel:
         raise NotImplementedError
 
     def oldest(self) -> Delivery | None:
-        """The message that has waited longest for its answer."""
+        """The message that has waited longest for its answer. None: no message waits for an answer."""
         raise NotImplementedError
 
     def take(self) -> list[Entry]:
@@ -123,7 +124,8 @@ class ConfirmChannel:
         return self._question
 
     def close(self) -> None:
-        """Closes the channel without waiting. The messages without an answer get no answer any more."""
+        """Closes the channel without waiting for the server. The caller first takes the messages without an answer (see
+        `take`)."""
         self.in_flight.clear()
         close_without_waiting(self.channel)
 
@@ -161,7 +163,8 @@ class FastChannel(ConfirmChannel):
         self.connection.sockets.write(b"".join(parts))
 
     async def _confirmed(self, frame: commands.Basic.Ack | commands.Basic.Nack) -> None:
-        """Replaces aiormq's `_on_confirm_frame`. aiormq's method schedules one call in the event loop per message."""
+        """Replaces aiormq's `_on_confirm_frame`. aiormq's method schedules one call in the event loop for each message
+        of an ack with `multiple`."""
         tag, multiple, unanswered = frame.delivery_tag or 0, frame.multiple, self._unanswered
         if tag > self._last:
             logger.error("RabbitMQ answered delivery tag %d, and the last one sent is %d: ignored", tag, self._last)
@@ -253,7 +256,7 @@ class _TagById:
 
 
 class _Returns:
-    """Replaces aiormq's table of confirms. aiormq looks up the future of a returned message in this table."""
+    """Replaces aiormq's table of confirms. aiormq takes the future of a returned message out of this table."""
 
     def __init__(self, returned: Callable[[int, BaseException], None]) -> None:
         self._returned = returned
@@ -264,7 +267,7 @@ class _Returns:
 
     def __setitem__(self, tag: int, value: object) -> None:
         """Does nothing. aiormq calls this method to mark a message as returned, so that the later ack is ignored.
-        `FastChannel` needs no such mark, because it has already removed the message."""
+        `FastChannel` needs no such mark, because it removes a returned message."""
 
 
 class _Return:

@@ -4,11 +4,12 @@
        │        ▲  └─ held while its destination is stuck (`_stalled`)
        └────────┴─ until the topic's queue is declared (`_declaring`)
 
-A *flush* writes the messages that are ready, up to about `FLUSH_BYTES`, with one write ("group commit"). These messages
-are then *handed over*. Usually a flush runs in the next turn of the event loop. If no message is in flight, the flush
-runs at once. In a burst of messages a flush also runs at once, so that the server works while the rest of the burst is
-rendered. The next flush waits until the operating system has taken all bytes of the write. So while a connection
-stalls, no further messages are handed over. The messages that wait are proven not sent.
+A *flush* writes the messages that are ready, up to about `FLUSH_BYTES`, with one write ("group commit"). Immediately
+before the write each of these messages is *handed over*: from then on it may be in RabbitMQ. Usually a flush runs in
+the next turn of the event loop. If no message is in flight, the flush runs at once. In a burst of messages a flush also
+runs at once, so that the server works while the rest of the burst is rendered. The next flush waits until the transport
+has passed on all bytes of the write (`Sockets.writing`). So while a connection stalls, no further messages are handed
+over. The messages that wait are proven not sent.
 
 On a new channel a single message is sent first, for this reason: if the exchange is wrong or a permission is missing,
 RabbitMQ closes the channel and does not say which message was the cause. A message is known to be the cause if no other
@@ -64,14 +65,16 @@ from ._watch import ConnectionWatch
 __all__ = ["Publisher"]
 
 FLUSH_BYTES = 512 * 1024
-"""The approximate limit of one write, in bytes: the message that reaches this size is the last one of the write. So a
-stalled connection keeps about this many bytes in memory, besides the operating system's buffers."""
+"""The approximate limit of one write, in bytes: the message that reaches this size is the last one of the write. So
+about this many written bytes wait in a stalled connection, and with TLS about twice as many."""
 BURST = 128
-"""When this many messages are ready, a flush runs at once. It does not wait for the next turn of the event loop."""
+"""Each time the outbox reaches a multiple of this number of messages, `submit` runs a flush at once, instead of in the
+next turn of the event loop."""
 
 
 class State(enum.Enum):
-    """Whether messages can be written."""
+    """Whether messages can be written. The current channel may be missing also in the states OPEN and BLOCKED, while a
+    closed channel is being replaced."""
 
     CLOSED = "there is no channel"
     OPEN = "there is a channel"
@@ -139,7 +142,7 @@ class Publisher:
     # -- sessions -----------------------------------------------------------------------------------------------------
 
     def use(self, session: Session, channel: ConfirmChannel) -> None:
-        """Begins to use a new connection. Nothing counts as declared on it."""
+        """Begins to use a new connection. With `declare=queue` no queue counts as declared on a new connection."""
         self._loop = asyncio.get_running_loop()
         self._session = session
         session.connection.sockets.on_drained(self._flush_soon)
@@ -153,7 +156,7 @@ class Publisher:
         """Publishes on this channel from now on.
 
         Args:
-            anew: Whether declared queues may be gone. If so, they are declared again.
+            anew: Whether declared queues may be gone. If so, each queue is declared again before its next message.
         """
         self._channel = channel
         self._flush_at = self._let_go_at = None  # a callback of an event loop that was closed never runs
@@ -180,7 +183,7 @@ class Publisher:
         return unanswered
 
     def fail_waiting(self, error: NotDeliveredError, which: Callable[[Delivery], bool] = lambda _: True) -> None:
-        """Fails the messages that are not handed over."""
+        """Fails the messages that are not handed over and for which `which` is true."""
 
         def failed(entry: Entry) -> bool:
             if not which(entry[0]):
@@ -201,7 +204,8 @@ class Publisher:
     # -- sending ------------------------------------------------------------------------------------------------------
 
     def submit(self, deliveries: Sequence[Delivery], /) -> None:
-        """Renders the messages at once, so that later changes to them have no effect. The next flush sends them."""
+        """Renders the messages at once, so that later changes to them have no effect. A message that cannot be rendered
+        fails. With `declare=queue` a message first waits until its queue is declared, and then for a flush."""
         render, outbox, declarations, channel = self._render, self._outbox, self._declarations, self._channel
         for delivery in deliveries:
             message = delivery.message
@@ -215,7 +219,7 @@ class Publisher:
                 outbox.append(entry)
                 if not len(outbox) % BURST:  # the server works on the first of a burst while the last are rendered
                     self._flush()
-        if channel is not None and not channel.in_flight:  # a single message is sent at once, in this turn of the loop
+        if channel is not None and not channel.in_flight:  # the flush need not wait for more messages
             self._flush()
         else:  # both methods check this, too; the checks here save calls, and a twentieth of the driver's time
             if self._flush_at is None:
@@ -228,7 +232,7 @@ class Publisher:
             self._let_go_at = self._loop.call_later(LOOK_AGAIN, self._let_go)
 
     def _let_go(self) -> None:
-        """Drops the waiting messages whose callers already have an outcome. This also happens while nothing can be
+        """Drops the waiting messages that are over (`Delivery.done`). This also happens while nothing can be
         written."""
         self._let_go_at = None
         self._drop_waiting(_over)
@@ -247,7 +251,7 @@ class Publisher:
         self._flush()
 
     def _flush(self) -> None:
-        """Hands over the messages that are ready."""
+        """Hands over the messages that are ready, and writes them. Does nothing while no message can be written."""
         channel, session, loop, outbox = self._channel, self._session, self._loop, self._outbox
         if channel is None or session is None or loop is None or self._state is not State.OPEN or not channel.open:
             return
@@ -270,8 +274,9 @@ class Publisher:
             entry = outbox.popleft()
             delivery, message_id, frames, body, _, _ = entry
             if message_id in in_flight and not delivery.done:
-                # aiormq finds the message of a return by its id, so a second message with this id would get a false
-                # receipt. The messages after it wait, too, to keep the order.
+                # aiormq finds the message of a return by its id. If two messages with one id were in flight, a
+                # return could make the wrong one fail, and the returned one would get a receipt. So the second message
+                # waits. To keep the order, the messages after it wait, too.
                 channel.watched = True
                 outbox.appendleft(entry)
                 break
@@ -310,7 +315,7 @@ class Publisher:
             _fail(entry[0], error)
 
     def _send_again(self, entries: Iterable[Entry]) -> None:
-        """Puts messages back, in their old order, before all messages that wait. RabbitMQ has not accepted them."""
+        """Puts messages before all messages that wait, in their old order. RabbitMQ has not accepted these messages."""
         back: list[Entry] = []
         for entry in entries:
             delivery = entry[0]
@@ -342,8 +347,8 @@ class Publisher:
         delivery.fail(found)
 
     def _declared_again(self, channel: ConfirmChannel, entry: Entry) -> bool:
-        """With `declare=queue` a deleted queue is declared again. The returned message is sent again, before later
-        messages, but only once.
+        """With `declare=queue`, declares a deleted queue again. Then the returned message is sent again, before the
+        messages of its topic that still wait. A message that is returned a second time fails.
 
         Returns:
             Whether the message is sent again.
@@ -380,8 +385,8 @@ class Publisher:
         return None
 
     def block(self, alarm: str) -> None:
-        """Called when RabbitMQ has an alarm. RabbitMQ reads nothing until the alarm is over. So the publisher writes
-        nothing until `unblock()` is called."""
+        """Called when RabbitMQ has an alarm. RabbitMQ reads nothing from this connection until the alarm is over. So
+        the publisher writes nothing until `unblock()` is called or a new connection is used."""
         self._state, self._alarm = State.BLOCKED, alarm
         self._watch.paused = True
 
@@ -399,8 +404,8 @@ class Publisher:
         return [*self._leaving.channels, *((self._channel,) if self._channel is not None else ())]
 
     def refused(self, error: NotDeliveredError) -> None:
-        """Called when the server (Apache Qpid) ended the connection because this user may not publish. Fails all
-        messages, if the first message on a new channel was the cause."""
+        """Called when the server (Apache Qpid) ended the connection because this user may not publish. If only the
+        first message on a new channel was in flight, fails this message and all messages that wait."""
         channel = self._channel
         if channel is not None and channel.alone and len(channel.in_flight) == 1:
             for entry in channel.take():
@@ -408,7 +413,13 @@ class Publisher:
             self.fail_waiting(error)
 
     def channel_closed(self, channel: ConfirmChannel, error: BaseException | None) -> None:
-        """Handles the end of a channel. RabbitMQ closed it because of one message, but did not name the message."""
+        """Handles the end of a channel. RabbitMQ closes a channel because of one message, and does not name the
+        message.
+
+        If `culprit` finds the message, this message fails with RabbitMQ's reason. The messages that were sent before
+        it fail with an unknown outcome, and those that were sent after it are sent again. Otherwise all messages
+        without an answer fail with an unknown outcome.
+        """
         if channel not in self._channels() or self._session is None:
             return  # we closed it
         code, reply = channel_reply(error)

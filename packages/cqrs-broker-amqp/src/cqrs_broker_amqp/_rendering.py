@@ -1,8 +1,8 @@
 """Renders a message as AMQP 0-9-1 frames: Basic.Publish, content header, body.
 
-The bytes that are the same for all messages of one topic, name and content type are made once. The id, the time, the
-sizes, the headers and the body are put in for each message. This way is fast: aiormq's own marshalling would take more
-time than all other steps of a send together.
+The bytes that are the same for all messages of one topic, name and content type are remembered. The id, the time, the
+sizes, the headers and the body are put in for each message. aiormq's own marshalling takes more than ten times as
+long.
 
     property        from
     content_type    content_type. The default is application/octet-stream for a bytes payload, else application/json
@@ -32,7 +32,8 @@ reconnect."""
 FRAME_END = b"\xce"
 FRAME_OVERHEAD = 8
 SMALL_BODY = 4096 - FRAME_OVERHEAD
-"""A body of this size fits into one frame, whatever frame size was negotiated (AMQP 0-9-1, 1.2: frame-min-size)."""
+"""A body of at most this size fits into one frame, whatever frame size was negotiated (AMQP 0-9-1, 1.2:
+frame-min-size)."""
 
 _METHOD, _HEADER, _BODY = 1, 2, 3
 _PUBLISH = Struct(">HHH").pack  # class 60, method 40, a reserved short
@@ -55,7 +56,8 @@ _RABBITMQS_OWN = frozenset({"CC", "BCC"})
 
 
 class _Route(NamedTuple):
-    """The bytes that are the same for all messages with one topic, one name and one content type."""
+    """The bytes that are the same for all messages with one topic, one name and one content type. The ordering key
+    counts as a header."""
 
     start: bytes
     """For messages without headers: the bytes from the method frame up to the size of the body."""
@@ -96,7 +98,8 @@ class Renderer:
             A large body is not part of the frames, because it may need several frames.
 
         Raises:
-            InvalidMessageError: RabbitMQ would refuse a header, and close the channel for the other messages too.
+            InvalidMessageError: There is a header `CC` or `BCC`. RabbitMQ would refuse this header, and close the
+                channel for the other messages too.
         """
         body = message.payload_bytes or message.body or b""  # never None: this broker has no tombstones
         size = len(body)
@@ -231,6 +234,6 @@ def body_frames(body: bytes, frame_max: int, number: int, into: list[bytes]) -> 
 
 
 def _short(text: str) -> bytes:
-    """Encodes a short string. `Broker` has checked that the text has at most 255 bytes."""
+    """Encodes a short string. `Broker` and the options have checked that the text has at most 255 bytes."""
     raw = text.encode()
     return bytes((len(raw),)) + raw

@@ -1,7 +1,7 @@
 """The messages on a channel that have no answer, by delivery tag.
 
-The messages of one write are kept together. They have consecutive tags, and RabbitMQ mostly answers them together. So
-one ack removes a range of messages at once, and the garbage collector has no further object per message.
+The messages of one write are kept together, because they have consecutive tags. RabbitMQ often answers several of them
+with one ack, and then a whole range is removed at once. The garbage collector has no further object per message.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from cqrs_brokers.driver import Delivery
 __all__ = ["Entry", "Unanswered"]
 
 Entry = tuple[Delivery, bytes, bytes, bytes, "str | None", bool]
-"""A rendered message: the delivery, the message's id, its frames, its body (b"" if the frames contain it), its ordering
-key, and whether it was returned before."""
+"""A rendered message: the delivery, the message's id, its frames, its body (b"" if the frames contain the body), its
+ordering key, and whether RabbitMQ has returned the message before."""
 
 
 class _Write:
@@ -111,7 +111,7 @@ class Unanswered:
         self._firsts.append(first)
 
     def take_until(self, last: int) -> Sequence[Delivery]:
-        """Takes out the messages with this tag and with lower tags."""
+        """Takes out the messages with this tag and with lower tags, and returns their deliveries."""
         count = bisect_right(self._firsts, last)
         taken: list[Delivery] = []
         for write in self._writes[:count]:
@@ -122,7 +122,7 @@ class Unanswered:
         return taken
 
     def take(self, tag: int) -> Delivery | None:
-        """Takes out the message with this tag. None: the message had its answer before."""
+        """Takes out the message with this tag. None: no message without an answer has this tag."""
         found = self._take(tag)
         return None if found is None else found[0].deliveries[found[1]]
 
@@ -153,7 +153,7 @@ class Unanswered:
         ]
 
     def tag_of(self, message_id: bytes) -> int | None:
-        """The delivery tag of the message with this id."""
+        """The delivery tag of the message with this id. None: no message without an answer has this id."""
         if message_id in self._in_flight:
             for write in self._writes:
                 if message_id in write.ids:  # at most once: no id is in flight twice
@@ -167,7 +167,7 @@ class Unanswered:
         return [write.entry(index) for write in self._writes for index in write.outstanding(write.size)]
 
     def oldest(self) -> Delivery | None:
-        """The message that was sent first."""
+        """The message that was sent first. None: every message has its answer."""
         return self._writes[0].deliveries[self._writes[0].start] if self._writes else None
 
     def clear(self) -> None:
