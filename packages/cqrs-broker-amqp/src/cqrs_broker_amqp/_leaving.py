@@ -28,7 +28,7 @@ class Leaving:
         use: Called with the fresh channel. From then on messages are published on it.
         ready: Called with messages that may now be sent, in this order, before all messages that wait.
         expect: Called with the time by which `look` must be called again, in the event loop's time.
-        lost: Called when the only channel that the server allows is stuck.
+        lost: Called when the current channel is stuck, and the server allows no further channel.
     """
 
     def __init__(
@@ -73,9 +73,14 @@ class Leaving:
         return unanswered, self.stalled.drop_channels()
 
     def leave_soon(self, channel: ConfirmChannel) -> None:
-        """Starts to open a fresh channel. If RabbitMQ opens the channel, the connection works, and only a destination
-        is stuck. Then messages are published on the fresh channel. If the server allows no further channel, but sends
-        data, `lost` is called."""
+        """Starts to open a fresh channel, if `channel` is the current channel. This method is called for a channel
+        without answers, and for a channel that may not send a message with a `spent` id.
+
+        If RabbitMQ opens the fresh channel, the connection works, and only a destination is stuck. Then messages are
+        published on the fresh channel, unless the old channel has had an answer meanwhile and has no `spent` ids. If
+        the server allows no further channel, `lost` is called, but only if the server has sent data since the channel
+        began to wait for an answer.
+        """
         session = self._session
         if channel is not self._current() or session is None or (self._opening and not self._opening.done()):
             return
@@ -84,8 +89,8 @@ class Leaving:
         elif session.last_inbound > channel.quiet_since:
             self._lost(
                 UnreachableError(
-                    f"{session.where} has not answered on the only channel that it allows for {PATIENCE:g} s: a "
-                    "destination takes nothing, and its channel had to be closed"
+                    f"{session.where} has not answered on a channel for {PATIENCE:g} s and allows no further channel: "
+                    "a destination takes nothing, and the connection had to be closed"
                 )
             )
 
@@ -94,7 +99,7 @@ class Leaving:
         if fresh is None or session is not self._session:
             return
         if channel is not self._current() or (channel.quiet_since != quiet_since and not channel.spent):
-            fresh.close()  # there was an answer meanwhile
+            fresh.close()  # there was an answer meanwhile, or another channel is in use
             return
         if self.stalled is None:
             self.stalled = StalledDestinations(self._tasks, ready=self._ready)

@@ -1,16 +1,16 @@
 """Handles destinations that accept no messages while others do, for example a quorum queue without a majority.
 
-RabbitMQ works on the messages of a channel one after the other. So if it cannot put a message into a queue, all later
-messages of the channel wait. A channel that gives no answer is *left*: a fresh channel replaces it. The routing keys of
-the old channel's messages without an answer are *suspects*. New messages for a suspect do not go to the fresh channel.
-They are tried one at a time on another channel, the *probe*, until one has an answer. So a suspect is cleared soon if
-its messages only waited behind the messages of another destination.
+RabbitMQ works on the messages of a channel one after the other. So if RabbitMQ cannot put a message into a queue, all
+later messages of the channel wait. A channel that gives no answer is *left*: a fresh channel replaces it. The routing
+keys of the old channel's messages without an answer are *suspects*. New messages for a suspect do not go to the fresh
+channel. They are tried one at a time on another channel, the *probe*, until one is confirmed or returned. So a suspect
+is cleared soon if its messages only waited behind the messages of another destination.
 
-    no answer for 5 s ──▶ suspect ──a message alone has an answer──▶ cleared, its messages go on
+    no answer for 5 s ──▶ suspect ──a message is confirmed or returned──▶ cleared, its messages go on
                              └──no answer for 1 s──▶ silent: tried again when that message has its outcome
 
-Messages with the same routing key and the same ordering key keep their order: while one of them has no outcome and its
-deadline has not passed, the next message waits.
+Messages with the same routing key and the same ordering key keep their order: while one of them has no outcome, the
+next message waits.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ __all__ = ["LOOK_AGAIN", "StalledDestinations"]
 LOOK_AGAIN = 0.25
 """The time between two checks of stalled destinations, in seconds."""
 PROBE_PATIENCE = 1.0
-"""If the message on the probe has no answer after this many seconds, another suspect is tried."""
+"""If the message on the probe has no answer after this many seconds, its routing key counts as silent, and another
+suspect is tried."""
 MOST_LEFT = 2
 """How many channels may be left and still have messages without an answer."""
 
@@ -83,7 +84,8 @@ class StalledDestinations:
         self._session = session
 
     def leave(self, channel: ConfirmChannel) -> None:
-        """Adds a channel without answers to the channels that were left. Its messages may still get answers."""
+        """Adds a channel without answers to the channels that were left. The routing keys of its messages without an
+        outcome become suspects. These messages may still get answers."""
         channel.watched = True
         self._left.append(channel)
         for delivery, *_ in channel.entries():
@@ -94,8 +96,8 @@ class StalledDestinations:
         self._busy |= self._unanswered_keys()
 
     def holds(self, entry: Entry) -> bool:
-        """Lets a message wait if its destination is stuck, or if an earlier message with the same routing key and
-        ordering key has no outcome. Returns whether the message waits."""
+        """Lets a message wait if its routing key is a suspect, or if an earlier message with the same routing key and
+        ordering key waits here or has no outcome. Returns whether the message waits."""
         topic, key = entry[0].topic, entry[4]
         if topic not in self._suspects and (key is None or (topic, key) not in self._busy):
             return False
@@ -105,7 +107,7 @@ class StalledDestinations:
         return True
 
     def answered(self, deliveries: Sequence[Delivery]) -> None:
-        """Called when RabbitMQ has confirmed or returned these messages. So their destinations are not stuck."""
+        """Called when RabbitMQ has confirmed or returned these messages. So their routing keys are no suspects."""
         for delivery in deliveries:
             self._suspects.pop(delivery.topic, None)
 
@@ -117,8 +119,8 @@ class StalledDestinations:
             self._left.remove(channel)
 
     def drop_channels(self) -> list[Entry]:
-        """Forgets all channels, because the connection is gone. Returns the messages that waited. Silent routing keys
-        stay suspects."""
+        """Forgets all channels, because the connection is gone. Returns the messages that waited. Only silent
+        routing keys stay suspects."""
         held, self._held = list(self._held), collections.deque()
         self._left.clear()
         self._session, self._probe, self._opening = None, None, False
@@ -137,8 +139,9 @@ class StalledDestinations:
         self._held = collections.deque(entry for entry in self._held if not over(entry))
 
     def look(self, now: float) -> None:
-        """Checks what has changed, and sends the messages that need not wait any more. `Leaving` calls this method a
-        few times a second, and after answers."""
+        """Closes left channels on which every message has its outcome, gives the messages that need not wait any more
+        to `ready`, and tries the next message for a suspect. `Leaving` calls this method each `LOOK_AGAIN` seconds
+        while `idle` is False, and after answers."""
         for channel in list(self._left):
             if all(entry[0].done for entry in channel.entries()):
                 self._left.remove(channel)
@@ -200,8 +203,8 @@ class StalledDestinations:
                 self._try_next(asyncio.get_running_loop().time())
 
     def _next(self, *, silent: bool) -> Entry | None:
-        """The next message to try for a suspect. A silent suspect is tried only when all messages that were sent for it
-        have their outcomes."""
+        """The next message to try for a suspect, or None. A silent suspect is tried only when all messages that were
+        sent for it have their outcomes."""
         unanswered = {entry[0].topic for channel in self.channels for entry in channel.entries() if not entry[0].done}
         keys = self._unanswered_keys()
         for entry in self._held:
@@ -223,14 +226,15 @@ class StalledDestinations:
         }
 
     def _give_up(self) -> None:
-        """Called when too many channels were left. Closes the channel with the fewest messages without an answer."""
+        """Called when too many channels were left. Closes the left channel with the fewest messages without an
+        answer."""
         channel = min(self._left, key=lambda one: len(one.in_flight))
         self._left.remove(channel)
         _close(channel)
 
 
 def _close(channel: ConfirmChannel) -> None:
-    """Closes a channel. Its messages without an answer fail."""
+    """Closes a channel. Its messages without an answer fail with an unknown outcome, unless they are over."""
     for entry in channel.take():
         delivery = entry[0]
         if delivery.done:

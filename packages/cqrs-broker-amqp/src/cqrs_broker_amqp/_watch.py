@@ -14,15 +14,16 @@ from ._session import Session
 __all__ = ["ConnectionWatch"]
 
 PATIENCE = 5.0
-"""If a channel has no answer for this many seconds, it counts as stuck."""
+"""If a channel waits for an answer for this many seconds, the channel counts as stuck."""
 SILENCE = 2.0
-"""The connection is dropped if a channel waits for an answer for this many seconds, nothing has come in since, and the
-deadline of the channel's oldest message has passed."""
+"""When a channel has waited for an answer for this many seconds, and the deadline of its oldest message has passed, the
+connection is checked. The connection counts as dead if the server has sent nothing since the wait began, or nothing for
+a heartbeat and one second."""
 FIRST_LOOK = 0.05
 """We wait this many seconds, so that the event loop reads what has come in: when a timer is late, and before a send
 after a silence."""
 STANDSTILL = 0.5
-"""If a timer is late by this many seconds, the event loop stood still."""
+"""If a timer is late by more than this many seconds, the event loop stood still."""
 
 
 class ConnectionWatch:
@@ -31,9 +32,11 @@ class ConnectionWatch:
     Args:
         heartbeat: The connection's heartbeat, in seconds.
         channels: The channels that may have something in flight.
-        stuck: Called with a channel that had no answer for `PATIENCE` seconds, and then each second.
-        look: Called each time the timer fires. Returns the seconds after which `look` must be called again, or None.
-        dead: Called when the connection is dead.
+        stuck: Called with a channel that has waited for an answer for `PATIENCE` seconds, each time the timer fires.
+            While there is such a channel, the timer fires at least once a second.
+        look: Called when the channels have been checked. Returns the seconds after which `look` must be called again,
+            or None.
+        dead: Called when the connection counts as dead.
     """
 
     def __init__(
@@ -54,7 +57,7 @@ class ConnectionWatch:
         """When `wait_before_writing` began to hold messages back, so that the loop reads the socket first (event loop's
         time)."""
         self.paused = False
-        """Whether RabbitMQ has an alarm. During an alarm RabbitMQ answers nothing."""
+        """Whether RabbitMQ has an alarm. During an alarm RabbitMQ answers no messages."""
 
     def start(self, session: Session) -> None:
         """Watches a new connection."""
@@ -77,8 +80,9 @@ class ConnectionWatch:
         """Says how long a message must wait before it is written.
 
         RabbitMQ closes a connection whose client missed two heartbeats, for example because the event loop stood still.
-        So if nothing came in for a heartbeat, the event loop must read the socket first. There may be a
-        Connection.Close.
+        So if nothing came in for longer than a heartbeat, the event loop must read the socket first. The socket may
+        contain the end of the connection. If nothing has come in for two heartbeats and one second even then, `dead` is
+        called.
 
         Returns:
             The seconds after which to ask again. None: the message may be written now.
