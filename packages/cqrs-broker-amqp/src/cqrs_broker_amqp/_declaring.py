@@ -1,8 +1,8 @@
 """With `declare=queue`, messages wait here until the queue of their topic is declared. They wait by topic and in order.
 
-Messages of other topics do not wait. Only the publisher gives a message its outcome, not this module. All queues are
-declared on a few channels. A channel is used again until a declaration on it fails, because RabbitMQ then closes
-the channel.
+A message whose queue is declared already does not wait here. Only the publisher gives a message its outcome, not this
+module. All queues are declared on a few channels. A channel is used again until a declaration on it fails or takes too
+long, because the channel is then closed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from ._unanswered import Entry
 __all__ = ["Declarations"]
 
 MOST_CHANNELS = 4
-"""How many channels may declare queues at the same time. The channel for publishing is not counted."""
+"""How many channels may declare queues at the same time, if the server allows so many. The channel for publishing is
+not counted."""
 
 
 class _Waiting:
@@ -69,7 +70,7 @@ class Declarations:
         """Channels that are free for another declaration."""
         self._waiting: dict[str, _Waiting] = {}
         self._todo: collections.deque[str] = collections.deque()
-        """Topics with waiting messages whose queue no channel declares yet."""
+        """Topics whose queue must be declared, and which no channel has begun to declare."""
         self._declared: set[str] = set()
 
     def use(self, session: Session, unsent: Iterable[Entry]) -> None:
@@ -87,13 +88,13 @@ class Declarations:
         self._work_on()
 
     def pause(self) -> None:
-        """Stops declaring, because there is no channel to publish on. All messages, old and new, wait for the next
-        channel."""
+        """Begins no further declaration, because there is no channel to publish on. All messages, old and new, wait for
+        the next channel."""
         self._paused = True
         self._round += 1
 
     def stop(self) -> None:
-        """Stops declaring, because there is no connection. The owner ends the tasks."""
+        """Begins no further declaration, because there is no connection. The owner ends the tasks."""
         self.pause()
         self._session = None
         self._idle.clear()
@@ -110,8 +111,8 @@ class Declarations:
         return True
 
     def again(self, entry: Entry, behind: list[Entry]) -> None:
-        """Keeps a message that RabbitMQ returned because its queue was gone. When the queue is declared again, this
-        message is sent first, and then the messages in `behind`."""
+        """Keeps a message that RabbitMQ returned because its queue was gone. When the queue is declared again, the
+        returned messages are sent first, and then the messages in `behind`."""
         topic = entry[0].topic
         self._declared.discard(topic)
         waiting = self._of(topic)
@@ -119,7 +120,7 @@ class Declarations:
         waiting.entries[:0] = behind
 
     def drop(self, over: Callable[[Entry], bool]) -> None:
-        """Drops the messages for which `over` is true."""
+        """Drops the waiting messages for which `over` is true."""
         for topic, waiting in list(self._waiting.items()):
             waiting.returned = [entry for entry in waiting.returned if not over(entry)]
             waiting.entries = [entry for entry in waiting.entries if not over(entry)]
@@ -183,7 +184,7 @@ class Declarations:
                 raise
             channel = None  # RabbitMQ closes a channel on which a declaration fails
             failure = queue_error(error, topic)
-        if number == self._round:  # else the next round declares the queue again
+        if number == self._round:  # else the next round declares the queue again, if messages wait
             waiting = self._waiting.pop(topic, None) or _Waiting()
             if failure is None:
                 self._declared.add(topic)

@@ -3,7 +3,8 @@
 The meaning of the reply codes comes from AMQP 0-9-1, 1.2 "Constants", and from the ways in which RabbitMQ and Apache
 Qpid use the codes.
 
-This file is longer than 400 lines because every translation is in one place.
+This file is longer than 400 lines because all translations are in one place, except those of a declaration (see
+`_topology`).
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED = 403, 404, 406
 _CONTENT_TOO_LARGE, _CONNECTION_FORCED, _NOT_ALLOWED, _INTERNAL_ERROR, _RESOURCE_ERROR = 311, 320, 530, 541, 506
 _PASSING = (_CONNECTION_FORCED, _INTERNAL_ERROR, _RESOURCE_ERROR)
 
-# Later versions name the permission first. The patterns match from the beginning, because a topic may have any name.
+# Later versions of RabbitMQ name the permission first. The patterns match from the beginning, because a topic may have
+# any name.
 _FORBIDDEN = re.compile(r"ACCESS_REFUSED - (?:\w+ )?access to (exchange|topic) ")
 _FORBIDDEN_TOPIC = re.compile(r"ACCESS_REFUSED - (?:\w+ )?access to topic '(.*)' in exchange '")
 _INTERNAL_EXCHANGE = re.compile(r"ACCESS_REFUSED - cannot publish to internal exchange '")
@@ -119,7 +121,8 @@ class NotAMQPError(ConnectionError):
 
 
 def scrubbed(error: BaseException | None) -> BaseException | None:
-    """Makes an exception of aiormq safe to show as a cause. The result has the same class, but quotes no bytes.
+    """Makes an exception of aiormq safe to show as a cause. The result has the same class, but quotes no bytes of
+    a frame.
 
     The text of such an exception may quote bytes: pamqp (aiormq's codec) quotes a frame that it cannot read, and
     RabbitMQ quotes a frame of ours that it cannot read.
@@ -167,7 +170,7 @@ def _connect_error(error: BaseException, where: str, options: AMQPOptions | None
         return AuthenticationError(
             f"{where} offers neither PLAIN nor SCRAM-SHA-256", remedy="enable one of them there, or connect with TLS"
         )
-    # The client wraps what the operating system said.
+    # aiormq wraps an error of the operating system.
     root = error.__cause__ if isinstance(error, client.AMQPConnectionError) and error.__cause__ else error
     if isinstance(root, client.ConnectionClosed):
         code, reply = _connection_reply(root)
@@ -287,7 +290,8 @@ def forbidden_publish(error: BaseException | None) -> PublishForbiddenError | No
 
 
 def channel_limit(error: BaseException | None) -> int | None:
-    """How many channels the user may have. None: the connection did not end because of too many channels."""
+    """The limit of channels that the server's text names. None: the text names no limit of a user or a node, or the
+    server did not close the connection."""
     found = _CHANNEL_LIMIT.search(str(error.args[-1])) if isinstance(error, client.ConnectionClosed) else None
     return int(found[1]) if found else None
 
@@ -334,7 +338,8 @@ def _routing_ends(options: AMQPOptions) -> bool:
 
 
 def channel_reply(error: BaseException | None) -> tuple[int, str]:
-    """The code and text with which the server closed a channel. Code 0: the server did not close the channel."""
+    """The code and text with which the server closed a channel. Code 0: the server did not close the channel, or gave
+    no code."""
     for kind, code in _CHANNEL_CODES.items():
         if isinstance(error, kind):
             return code, safe_reply(str(error.args[0])) if error.args else ""
@@ -400,7 +405,8 @@ def forbidden(reply: str) -> str:
 
 def too_large(entry: Entry, frame_max: int, largest_body: int | None) -> MessageTooLargeError | None:
     """The error for a message that is certainly too large for the server. None: the message may be sent. If a message
-    that is too large were sent, the server would close the channel, and other messages in flight would fail too."""
+    that is too large were sent, the server would close the channel because of the body, or the connection because of
+    the headers. Then other messages in flight would fail too."""
     _, _, frames, body, _, _ = entry
     if len(frames) > frame_max and (size := header_frame_size(frames)) > frame_max:
         return MessageTooLargeError(

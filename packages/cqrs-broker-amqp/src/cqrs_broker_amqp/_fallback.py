@@ -1,6 +1,9 @@
-"""Publishes with aiormq's documented method `basic_publish`, as aio-pika's `exchange.publish` does. This module is used
-if an undocumented part of aiormq has changed, so that `FastChannel` cannot be used. Outcomes are as true as with
-`FastChannel`, but publishing is several times slower.
+"""Publishes with aiormq's documented method `basic_publish`, as aio-pika's `exchange.publish` does. `make_channel`
+makes such a channel only if an undocumented part of aiormq has changed, so that `FastChannel` cannot be used.
+
+With RabbitMQ, outcomes are as true as with `FastChannel`, but publishing is several times slower. Headers that are
+floats are sent with 32 bits, because pamqp writes them so. A nack is never held for a return that may follow (Apache
+Qpid).
 """
 
 from __future__ import annotations
@@ -69,7 +72,7 @@ class _PlainChannel(ConfirmChannel):
             )
         except aiormq.exceptions.DeliveryError as error:
             self._end(message_id, error)
-        except (Exception, asyncio.CancelledError):  # the channel is gone: `channel_closed` handles its messages
+        except (Exception, asyncio.CancelledError):  # no answer will come: the closed channel or the deadline ends it
             return
         else:
             if isinstance(answer, commands.Basic.Ack):

@@ -1,4 +1,5 @@
-"""Finds out whether a Kafka broker closed our connection, by sending a request that every Kafka broker answers."""
+"""Finds out whether a Kafka broker closed our connection, by sending a request that every Kafka broker answers on a
+port without TLS."""
 
 from __future__ import annotations
 
@@ -11,15 +12,15 @@ from cqrs_brokers.exceptions import ConnectError, ProtocolError
 __all__ = ["name_the_peer"]
 
 _PATIENCE = 1.0
-"""How long the peer may take to answer, in seconds."""
+"""How long connecting to the peer and its answer may take together, in seconds."""
 # ApiVersions, version 0, correlation id 77, without a client id: every Kafka answers it, before any log-in.
 _KAFKAS_QUESTION = bytes.fromhex("0000000a 0012 0000 0000004d ffff")
 _KAFKAS_ANSWER = bytes.fromhex("0000004d")
 
 
 async def name_the_peer(error: ConnectError, host: tuple[str, int]) -> ConnectError:
-    """Returns the error for a server that closed the connection after the first bytes of AMQP. If the server is a Kafka
-    broker, the error is a `ProtocolError`. Otherwise the given error is returned.
+    """Returns the error for a server that closed the connection without a reason while it was being made. If the server
+    is a Kafka broker, the error is a `ProtocolError`. Otherwise the given error is returned.
 
     Args:
         error: The error of the failed attempt to connect.

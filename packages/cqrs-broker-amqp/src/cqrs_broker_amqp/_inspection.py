@@ -1,12 +1,13 @@
 """Finds the facts that `cqrs-brokers check` shows about RabbitMQ, over AMQP. Nothing is published, created or changed.
 
-A passive declaration shows whether an exchange or a queue exists, and how many messages a queue has. Three other
-questions show more. The check asks each question only if the question cannot change anything:
+A passive declaration shows whether an exchange or a queue exists, and how many messages and consumers a queue has.
+Three other questions show more. The check asks each question only if the question cannot change anything:
 
-* The check declares an existing exchange, as `declare=` does at every connection. RabbitMQ's answer names what differs.
+* With `declare=exchange` and `declare=queue` the check declares the existing exchange, as every connection does.
+  RabbitMQ's answer names what differs.
 * With `declare=queue` the check declares the existing queue of a topic.
-* The check removes a binding that does not exist (its routing key is random). RabbitMQ first checks the permission to
-  write.
+* The check removes a binding that does not exist (its routing key is random). RabbitMQ first checks whether the user
+  may write to the exchange.
 """
 
 from __future__ import annotations
@@ -60,8 +61,7 @@ class AMQPInspection(Inspection):
     # -- the server ---------------------------------------------------------------------------------------------------
 
     async def server(self, endpoints: Sequence[Endpoint], /) -> AsyncIterator[Finding]:
-        """See `Inspection.server`. The exchange is checked here too, because every connection declares it or needs
-        it."""
+        """See `Inspection.server`. The exchange is checked here too, because every message needs it."""
         redact_client_logs()
         tried = await asyncio.gather(*map(self._log_in, endpoints))
         for endpoint, one in zip(endpoints, tried, strict=True):
@@ -158,7 +158,7 @@ class AMQPInspection(Inspection):
                 text = f"the user may not publish to it ({reply})"
                 remedy = "grant write permission with rabbitmqctl set_permissions"
                 return Finding("topic", "fail", subject, text, remedy)
-            if code != ACCESS_REFUSED:  # else only reading from the other exchange is forbidden, which is checked later
+            if code != ACCESS_REFUSED:  # else writing is allowed: only reading from `source` is not
                 return unseen
         return Finding("topic", "ok", subject, "the user may publish to it")
 

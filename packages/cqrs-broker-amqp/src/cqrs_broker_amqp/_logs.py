@@ -1,7 +1,8 @@
 """Keeps bodies, headers and credentials out of aiormq's log records.
 
-At DEBUG aiormq logs every frame with its content. If an argument of a log record could hold content, a filter replaces
-the argument by its type and size. The filters never change a log level and never drop a log record.
+At DEBUG aiormq logs the content of the frames that it reads and writes. If an argument of a log record could hold
+content, a filter replaces the argument by its type and size. A text is replaced as `safe_reply` says. The filters never
+change a log level and never drop a log record.
 """
 
 from __future__ import annotations
@@ -46,13 +47,13 @@ def safe_reply(text: str) -> str:
 
 
 class _Redacted(logging.Filter):
-    """Replaces frames, messages and exceptions in a log record by their type and size."""
+    """Replaces frames and messages in a log record by their type and size, and exceptions by their class."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if isinstance(record.args, tuple):
             record.args = tuple(_shown(value) for value in record.args)
         if record.exc_info and record.exc_info[0] is not None:
-            # The text of a frame error quotes what came over the wire.
+            # The text of a frame error may quote the frame.
             record.msg = f"{record.getMessage()} ({record.exc_info[0].__name__})"
             record.args, record.exc_info, record.exc_text = (), None, None
         return True

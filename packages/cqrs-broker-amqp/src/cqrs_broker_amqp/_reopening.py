@@ -1,4 +1,4 @@
-"""Opens a new channel after RabbitMQ closed one because of a message."""
+"""Opens a new channel after the channel for publishing was closed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ._topology import reopen_channel
 __all__ = ["reopen"]
 
 SLOW = 0.5
-"""After this many seconds without a channel the connection counts as reconnecting."""
+"""If there is no new channel after this many seconds, the connection counts as reconnecting."""
 
 
 async def reopen(
@@ -29,18 +29,20 @@ async def reopen(
     *,
     missing: Callable[[NotDeliveredError], None],
 ) -> ConfirmChannel:
-    """Opens a channel. Then applies `declare` again, or checks whether the exchange exists.
+    """Opens a channel. With `declare=exchange` and `declare=queue`, declares the exchange again. Otherwise checks
+    whether the exchange exists, if the reply code is 404 (not found).
 
     Args:
         session: The connection.
         options: The exchange, and what is declared.
-        link: If opening takes long, `link.reconnecting` is called. Then the errors of waiting messages name the reason.
+        link: If there is no channel after `SLOW` seconds, `link.reconnecting` is called. Then the errors of waiting
+            messages name the reason. The caller reports the end of the reconnecting.
         code: The reply code with which the channel was closed.
         reply: The reply text with which the channel was closed.
         missing: Called if the exchange does not exist, with the error for the messages that wait.
 
     Raises:
-        ConnectError: No channel could be opened. The session is dropped.
+        ConnectError: No channel could be opened, or the exchange could not be declared. The session is dropped.
     """
     reason = UnreachableError(f"{session.where} closed the channel ({reply or code}) and is slow to open another")
     slow = asyncio.get_running_loop().call_later(SLOW, link.reconnecting, reason)

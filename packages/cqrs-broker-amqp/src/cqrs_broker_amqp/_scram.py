@@ -14,7 +14,7 @@ _FEWEST_ITERATIONS, _MOST_ITERATIONS = 4096, 1_000_000
 
 
 class _ScramError(ConnectionError):
-    """The server's messages are wrong: the server does not know the password, or it is not a SCRAM server."""
+    """A message of the server is wrong, cannot be read, or asks for parameters that are not acceptable."""
 
 
 class Scram:
@@ -35,11 +35,11 @@ class Scram:
 
     def answer(self, challenge: str) -> str:
         """Answers a message of the server. The answer to the server's first message proves that we know the password.
-        The server's last message proves that the server knows the password. This proof is verified, and the answer is
-        empty.
+        The server's last message proves that the server has the user's keys, which are derived from the password. This
+        proof is verified, and the answer is empty.
 
         Raises:
-            _ScramError: The message is wrong, or cannot be read.
+            _ScramError: See the class.
         """
         try:
             fields = dict(part.split("=", 1) for part in challenge.split(","))

@@ -1,4 +1,4 @@
-"""Creates or checks the exchange and the queues before publishing: `declare=exchange|queue|passive|never`.
+"""Declares or checks the exchange, and declares the queues: `declare=exchange|queue|passive|never`.
 
 The exchange is declared on the same channel on which messages are then published. So a user who may open only one
 channel can connect.
@@ -33,12 +33,12 @@ async def declare_exchange(channel: Any, options: AMQPOptions) -> bool:
     """Applies the option `declare` to the exchange.
 
     Returns:
-        Whether messages can be published on the channel. RabbitMQ closes the channel if the user may not look at the
-        exchange.
+        Whether messages can be published on the channel. With `declare=passive` RabbitMQ closes the channel if the user
+        may not look at the exchange.
 
     Raises:
-        ConnectError: The exchange cannot be declared, does not exist, or differs from the declaration. The text names
-            the reason.
+        ConnectError: The exchange cannot be declared, does not exist, or differs from the declaration, or the
+            connection was lost. The text names the reason.
     """
     if options.declare == "never" or not options.exchange:
         return True
@@ -57,7 +57,7 @@ async def declare_exchange(channel: Any, options: AMQPOptions) -> bool:
 async def reopen_channel(
     open_channel: Callable[[], Awaitable[Any]], options: AMQPOptions, *, look: bool
 ) -> tuple[Any, bool | None]:
-    """Opens a new channel after RabbitMQ closed one, and applies the option `declare` again.
+    """Opens a new channel after one was closed. Declares the exchange again, if `declare` is `exchange` or `queue`.
 
     Args:
         open_channel: Opens a channel.
@@ -65,7 +65,7 @@ async def reopen_channel(
         look: Whether to check that the exchange exists, if `declare` is `passive` or `never`.
 
     Returns:
-        The channel, and whether the exchange exists. None: this was not checked, or RabbitMQ does not say it.
+        The channel, and whether the exchange exists. None: this was not checked, or RabbitMQ does not tell this user.
 
     Raises:
         ConnectError: See `declare_exchange`.
@@ -87,10 +87,11 @@ async def find_exchange(channel: Any, options: AMQPOptions) -> bool | None:
         Whether the exchange exists. None: RabbitMQ does not tell this user. The user may still be allowed to publish.
 
     Raises:
-        ConnectError: The connection was lost before RabbitMQ answered.
+        ConnectError: The connection was lost before RabbitMQ answered, or RabbitMQ closed the channel for another
+            reason.
     """
     try:
-        # Qpid compares the type in a passive declaration too, and closes the connection if it differs.
+        # Qpid compares the type in a passive declaration too, and closes the connection if the type differs.
         await channel.exchange_declare(options.exchange, exchange_type=options.exchange_type, passive=True)
     except Exception as error:
         code, _ = channel_reply(error)
