@@ -1,10 +1,12 @@
-"""`devnull://` for cqrs-brokers: discards every message, warns and counts. For development and tests.
+"""The plugin for `devnull://`. It discards and counts every message, and logs warnings. Use it for development and
+tests.
 
     import cqrs_broker_devnull as devnull
 
     broker = devnull.DevnullMessageBroker()   # or open_broker("devnull://")
 
-It is also the smallest complete plugin: options (`_options`), a driver (`_driver`) and the hooks below.
+This plugin is also the smallest complete plugin: options (`_options`), a driver (`_driver`), checks (`_inspection`) and
+the hooks below.
 """
 
 from __future__ import annotations
@@ -28,20 +30,20 @@ __all__ = ["DevnullDriver", "DevnullMessageBroker", "DevnullOptions"]
 
 @hookimpl
 def broker_options() -> type[BrokerOptions]:
-    """The options of `devnull://`."""
+    """Returns the class with the options of `devnull://`."""
     return DevnullOptions
 
 
 @hookimpl
 def open_message_broker(url: BrokerURL, options: DevnullOptions) -> DevnullDriver:
-    """The driver of `devnull://`."""
+    """Makes the driver of `devnull://`."""
     return DevnullDriver(options)
 
 
 @hookimpl
 def inspect_broker() -> DevnullInspection:
-    """What `cqrs-brokers check` says about it."""
-    from ._inspection import DevnullInspection  # no application needs it
+    """Makes the object with which `cqrs-brokers check` inspects a config string of `devnull://`."""
+    from ._inspection import DevnullInspection  # applications do not need this module
 
     return DevnullInspection()
 
@@ -50,11 +52,12 @@ class DevnullMessageBroker(Broker):
     """A `Broker` that discards every message, for code that does not use a config string.
 
     Args:
-        observers: Told of outcomes.
+        observers: Objects that `Broker` tells each message's outcome.
         **options: The options of `devnull://`, as keywords.
 
     Raises:
-        ConfigError: An option is wrong, or this is production (see `DevnullDriver`).
+        ConfigError: An option is wrong, `observers` has a wrong type, or `CQRS_BROKERS_ENV` is `production` (see
+            `DevnullDriver`).
     """
 
     def __init__(self, *, observers: Sequence[Observer] = (), **options: object) -> None:

@@ -1,4 +1,4 @@
-"""Discards messages, and warns that it does."""
+"""Discards messages, and logs warnings about them."""
 
 from __future__ import annotations
 
@@ -23,13 +23,17 @@ LOG_INTERVAL = 1.0
 
 
 class DevnullDriver(Driver):
-    """Discards every message, and warns with its name, id and topic.
+    """Discards every message. A warning with the name, the id and the topic is logged for each of the first 10
+    messages, and then for at most one message per second.
+
+    Args:
+        options: The options of `devnull://`.
 
     Attributes:
-        discarded: How many messages there were.
+        discarded: How many messages were discarded.
 
     Raises:
-        ConfigError: `CQRS_BROKERS_ENV` is `production` and `allow_in_production` is not set.
+        ConfigError: The environment variable `CQRS_BROKERS_ENV` is `production`, and `allow_in_production` is False.
     """
 
     def __init__(self, options: DevnullOptions) -> None:
@@ -45,7 +49,8 @@ class DevnullDriver(Driver):
 
     @property
     def capabilities(self) -> Capabilities:
-        """It confirms nothing and keeps nothing. It takes every message, so that any application can use it."""
+        """The driver confirms nothing and keeps nothing. It takes keys, headers of every type and tombstones, so that
+        any application can use the driver."""
         return Capabilities(
             ordering_key=True,
             headers=True,
@@ -63,7 +68,7 @@ class DevnullDriver(Driver):
             self._warn(f"discarded {self.discarded - self._logged} more, the last was", message)
 
     async def close(self, grace: float) -> None:
-        """Logs how many messages were discarded."""
+        """Logs how many messages were discarded, if there were any."""
         if self.discarded:
             noun = "message" if self.discarded == 1 else "messages"
             _log.warning("devnull:// discarded %d %s in all", self.discarded, noun)

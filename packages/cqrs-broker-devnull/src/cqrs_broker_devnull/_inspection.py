@@ -13,14 +13,14 @@ class DevnullInspection(Inspection):
     """The findings for `devnull://`: there is no server, and no message arrives."""
 
     def endpoints(self) -> Sequence[Endpoint]:
-        """No endpoints: nothing connects."""
+        """Returns no endpoints, because nothing connects."""
         return []
 
     async def server(self, endpoints: Sequence[Endpoint], /) -> AsyncIterator[Finding]:
-        """What `devnull://` does."""
-        text = "every message is discarded, with a warning in the log, and no receipt is confirmed"
+        """Says what happens to messages."""
+        text = "every message is discarded, with warnings in the log, and no receipt is confirmed"
         yield Finding("server", "warn", "", text, "name a real broker where a message must arrive")
 
     async def topic(self, topic: str, /) -> AsyncIterator[Finding]:
-        """All topics have the same finding: messages are discarded."""
+        """Says the same for every topic: messages are discarded."""
         yield Finding("topic", "warn", topic, "messages to it are discarded, as all others")

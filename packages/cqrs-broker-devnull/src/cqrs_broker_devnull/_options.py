@@ -8,7 +8,7 @@ __all__ = ["DevnullOptions"]
 
 
 class DevnullOptions(BrokerOptions):
-    """What can be set in `devnull://?…`, besides what every broker has."""
+    """The options that can be set in `devnull://?…`, besides the options of every broker."""
 
     allow_in_production: bool = option(
         False, description="Discard messages although CQRS_BROKERS_ENV is `production`; otherwise that is refused."

@@ -1,13 +1,16 @@
-"""`memory://name` for cqrs-brokers: a bounded broker inside the process, for an application's own tests.
+"""The plugin for `memory://name`: a broker inside the process that keeps a limited number of messages, for an
+application's own tests.
 
     from cqrs_broker_memory import published
+    from cqrs_brokers import Message, open_broker
 
     async with open_broker("memory://orders") as broker:
         await broker.send_message(Message("OrderPlaced", "orders", {"id": 1}, key="1"))
     published("orders").assert_once(topic="orders", name="OrderPlaced", key="1")
 
-Faults come from the config string: `memory://orders?fail=2&unknown=1&latency=50ms` (see `MemoryOptions`). Not for
-production: every message is lost when the process ends, and no consumer gets it.
+Faults come from the config string, for example `memory://orders?fail=2&unknown=1&latency=50ms` (see `MemoryOptions`),
+or from `published("orders").play(…)`. Do not use this plugin in production: every message is lost when the process
+ends, and no consumer gets a message.
 """
 
 from cqrs_brokers.exceptions import ConfigError
@@ -26,19 +29,19 @@ __all__ = ["Faults", "MemoryDriver", "MemoryOptions", "Published", "Record", "pu
 
 @hookimpl
 def broker_options() -> type[BrokerOptions]:
-    """The options of `memory://`."""
+    """Returns the class with the options of `memory://`."""
     return MemoryOptions
 
 
 @hookimpl
 def open_message_broker(url: BrokerURL, options: MemoryOptions) -> MemoryDriver:
-    """The driver of `memory://name`."""
+    """Makes the driver of `memory://name`."""
     return MemoryDriver(_name(url), options)
 
 
 @hookimpl
 def inspect_broker(url: BrokerURL, options: MemoryOptions) -> MemoryInspection:
-    """What `cqrs-brokers check` says about it."""
+    """Makes the object with which `cqrs-brokers check` inspects a config string of `memory://`."""
     return MemoryInspection(_name(url), options)
 
 

@@ -16,11 +16,12 @@ __all__ = ["MemoryDriver"]
 
 
 class MemoryDriver(Driver):
-    """Puts every message into `published(name)`; brokers of one process with the same name share it.
+    """Puts the messages into `published(name)`, except those that are not kept. Brokers of one process with the same
+    name share this object.
 
     Args:
         name: The broker's name, as in `memory://name`.
-        options: Size and faults.
+        options: The size and the faults.
     """
 
     def __init__(self, name: str, options: MemoryOptions) -> None:
@@ -34,7 +35,7 @@ class MemoryDriver(Driver):
 
     @property
     def capabilities(self) -> Capabilities:
-        """Each message is confirmed when it is kept. Nothing is kept after the process has ended."""
+        """A confirm means that the message is kept in the process. Nothing is kept after the process has ended."""
         return Capabilities(
             confirms=True,
             ordering_key=True,
@@ -60,7 +61,7 @@ class MemoryDriver(Driver):
         self._script.ping()
 
     async def send_message(self, message: Message) -> Receipt:
-        """Keeps the message, unless the script says otherwise.
+        """Keeps and confirms the message, unless the script says otherwise.
 
         Raises:
             NotDeliveredError: The script says so, or the broker is full. The message is not kept.

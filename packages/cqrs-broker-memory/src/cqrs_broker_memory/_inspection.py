@@ -16,7 +16,7 @@ class MemoryInspection(Inspection):
 
     Args:
         name: The broker's name, as in `memory://name`.
-        options: Size and faults.
+        options: The size and the faults.
     """
 
     def __init__(self, name: str, options: MemoryOptions) -> None:
@@ -24,11 +24,11 @@ class MemoryInspection(Inspection):
         self._options = options
 
     def endpoints(self) -> Sequence[Endpoint]:
-        """No endpoints: nothing connects."""
+        """Returns no endpoints, because nothing connects."""
         return []
 
     async def server(self, endpoints: Sequence[Endpoint], /) -> AsyncIterator[Finding]:
-        """What the broker does with messages, and which faults the string plays."""
+        """Says what the broker does with messages, and which faults the string plays."""
         text = (
             f"messages stay in the process that sends them, up to {self._options.capacity}, and are gone with it: "
             "nobody else reads them"
@@ -41,5 +41,5 @@ class MemoryInspection(Inspection):
             yield Finding("server", "warn", self._name, text, "leave them out where sends are to succeed")
 
     async def topic(self, topic: str, /) -> AsyncIterator[Finding]:
-        """Every topic is there."""
+        """Says that the broker takes every topic."""
         yield Finding("topic", "ok", topic, "every topic is taken; nothing has to be created")

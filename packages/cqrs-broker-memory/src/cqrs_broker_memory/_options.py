@@ -1,4 +1,4 @@
-"""The options of `memory://`: its size and the faults it plays."""
+"""The options of `memory://`: the size of the broker, and the faults that it plays."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ _MOST = 10**6
 
 
 class MemoryOptions(BrokerOptions):
-    """What can be set in `memory://name?…`, besides what every broker has.
+    """The options that can be set in `memory://name?…`, besides the options of every broker.
 
-    The script is played once per opened broker, in the order of the calls: first `fail` messages fail, then `unknown`
-    messages have an unknown outcome, then all messages are confirmed except those in `fail_at`.
-    `published(name).play(...)` replaces the script.
+    Each broker plays the script of its config string once, in the order of the calls. The first `fail` messages and the
+    messages in `fail_at` fail. The next `unknown` messages after the first `fail` messages have an unknown outcome,
+    except those in `fail_at`. All other messages are confirmed, until the broker is full. `published(name).play(...)`
+    replaces the script.
     """
 
     url_parts: ClassVar[frozenset[str]] = frozenset({"hosts"})
@@ -59,5 +60,5 @@ class MemoryOptions(BrokerOptions):
 
     @property
     def faults(self) -> Faults:
-        """The script."""
+        """The faults of the script."""
         return Faults(**{each.name: getattr(self, each.name) for each in fields(Faults)})

@@ -1,7 +1,7 @@
-"""What was published to a `memory://` broker: the reading side, for tests.
+"""The messages that were published to a `memory://` broker, for tests that read them.
 
-The messages are kept by the broker's name until the process ends. So a test can look at them after its event loop has
-ended. They may be read from any thread and without an event loop.
+The messages are kept by the broker's name until `clear()` is called or the process ends. So a test can read the
+messages after its event loop has ended. The messages may be read in any thread and without an event loop.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DEFAULT_NAME = "default"
 
 
 class _Any:
-    """Stands for any value, where None has a meaning of its own (a message without a key)."""
+    """Stands for any value in the arguments of `find`, because `key=None` means a message without a key."""
 
     def __repr__(self) -> str:
         return "any"
@@ -38,17 +38,18 @@ _ANY: Final = _Any()
 class Record:
     """One message, as it was when it was sent.
 
-    `str` and `repr` show the name, the id, the topic and the size, never the body, a header or the key.
+    `str` and `repr` show the name, the id, the topic and the size of the body. They never show the body, a header or
+    the key.
 
     Attributes:
-        topic: Where it went.
+        topic: The topic.
         name: The message name.
         key: The ordering key, or None.
-        headers: The user's headers.
+        headers: The headers.
         body: The bytes that a real broker would have got; None for a tombstone.
-        message_id: The message id, as text: what readers of real brokers see.
-        content_type: MIME type of the body; "" for a tombstone that names none.
-        timestamp: When the message was made, timezone-aware.
+        message_id: The message id, as the text that consumers of real brokers see.
+        content_type: The MIME type of the body; "" for a tombstone without a content type.
+        timestamp: The message's time, with a time zone.
     """
 
     topic: str
@@ -62,7 +63,7 @@ class Record:
 
     @classmethod
     def of(cls, message: Message) -> Self:
-        """A snapshot of a message."""
+        """Makes a record of a message."""
         return cls(
             message.topic,
             message.message_name,
@@ -78,7 +79,7 @@ class Record:
         """The body, decoded from JSON.
 
         Raises:
-            ValueError: It is not JSON, or a tombstone.
+            ValueError: The body is not JSON, or the message is a tombstone.
         """
         if self.body is None:
             raise ValueError("a tombstone has no body")
@@ -92,21 +93,21 @@ class Record:
 class Published:
     """The messages of one `memory://name`, in the order in which they were kept.
 
-    Iterating, `len` and indexing see the records that are there at that moment.
+    An iteration gives the records that were kept when the iteration began.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.script: Script | None = None
-        """The script that `play` set, for the driver."""
+        """The script that `play` set. None: each broker plays the script of its own config string."""
         self._records: list[Record] = []
         self._lock = threading.Lock()
 
     def keep(self, record: Record, capacity: int) -> bool:
-        """Adds a record. Called by the driver.
+        """Adds a record. The driver calls this method.
 
         Returns:
-            False: there are `capacity` records already, and this one was not added.
+            Whether the record was added. False: there are `capacity` records already.
         """
         with self._lock:
             if len(self._records) >= capacity:
@@ -127,8 +128,8 @@ class Published:
         Args:
             topic: Exactly this topic.
             name: Exactly this message name.
-            key: Exactly this key; None: a message without a key. Left out: any.
-            headers: These headers with these values; a record may have more.
+            key: Exactly this key. None: a message without a key.
+            headers: These headers, with values of the same types. A record may have further headers.
         """
         return [record for record in self if not _differences(record, topic, name, key, headers)]
 
@@ -143,11 +144,11 @@ class Published:
         """Asserts that exactly one record matches all given arguments, which are those of `find`.
 
         Returns:
-            The record, for a look at its body.
+            The record.
 
         Raises:
-            AssertionError: No record matches, or more than one. The text lists the published records, and both values
-                where they differ. It shows only the size of bodies.
+            AssertionError: No record matches, or more than one. The text lists the first 20 records, with both values
+                of each field that differs. Of a body the text shows only the size.
         """
         found, listed = [], []
         for record in self:
@@ -168,14 +169,14 @@ class Published:
         """Lets every broker of this name play another script from now on, also those that are open.
 
         Args:
-            faults: The script, counted from now. None: each broker goes on with the script of its own config string,
-                where it had stopped.
+            faults: The faults of the script, counted from now. All brokers of this name are counted together. None:
+                each broker goes on with the script of its own config string, where that script had stopped.
         """
         self.script = None if faults is None else Script(faults)
 
     def clear(self) -> None:
-        """Forgets all records and the script of `play`, for the next test. The scripts of config strings go on where
-        they are."""
+        """Forgets all records and the script of `play`, for the next test. The scripts of config strings go on
+        where they had stopped."""
         self.script = None
         with self._lock:
             self._records.clear()
@@ -199,7 +200,8 @@ _by_name: dict[str, Published] = {}
 
 
 def published(name: str = DEFAULT_NAME) -> Published:
-    """What was published to `memory://name`; the same object whenever it is asked for."""
+    """Returns the messages that were published to `memory://name`. Each call with the same name returns the same
+    object."""
     return _by_name.setdefault(name, Published(name))
 
 
@@ -210,7 +212,7 @@ def _differences(
     key: str | _Any | None,
     headers: Mapping[str, HeaderValue] | None,
 ) -> list[str]:
-    """The differences between the record and the wanted values, each with both values."""
+    """Returns a text for each difference between the record and the wanted values. The text has both values."""
     fields = (("topic", topic, record.topic), ("name", name, record.name), ("key", key, record.key))
     differences = [
         f"{what} is {there!r:.80}, not {wanted!r:.80}"

@@ -1,4 +1,5 @@
-"""The faults that a memory broker plays: a script, counted from its beginning."""
+"""The faults of a `memory://` broker. A *script* counts messages and calls from its beginning, and says which of them
+fail."""
 
 from __future__ import annotations
 
@@ -29,13 +30,14 @@ ERRORS: Final[dict[str, type[DeliveryError]]] = {name: getattr(exceptions, name)
 
 @dataclass(frozen=True, kw_only=True)
 class Faults:
-    """A script of faults, for `Published.play`. All other messages and calls succeed.
+    """The faults of a script, for `Published.play`. All other messages and calls succeed.
 
     Attributes:
         fail: The first `fail` messages fail.
         fail_at: The messages with these numbers fail too. 1 is the first message.
-        error: The error with which they fail. If it is a `DeliveryUnknownError`, the message is kept.
-        unknown: This many messages after the first `fail` are kept but not confirmed.
+        error: The error of the messages that `fail` and `fail_at` select. If the error is a kind of
+            `DeliveryUnknownError`, the message is kept.
+        unknown: This many messages after the first `fail` messages are kept but not confirmed.
         fail_connect: The first `fail_connect` attempts to connect fail.
         fail_health: In the first `fail_health` calls of `health()` the broker does not answer.
         latency: Seconds from handing a message over to its outcome.
@@ -58,7 +60,7 @@ class Script:
         self._calls = self._connects = self._pings = 0
 
     def next_send(self) -> DeliveryError | None:
-        """How the next message ends, or None when it is confirmed."""
+        """Counts a message, and returns the error with which the message ends. None: the message is confirmed."""
         faults, call = self.faults, self._calls + 1
         self._calls = call
         if call <= faults.fail or call in faults.fail_at:
@@ -72,14 +74,14 @@ class Script:
         return None
 
     def connect(self) -> None:
-        """Raises an `UnreachableError` while the script says so."""
+        """Counts an attempt to connect. Raises an `UnreachableError` if the script says so."""
         self._connects += 1
         if self._connects <= self.faults.fail_connect:
             text = f"unreachable by the script: attempt {self._connects} of fail_connect={self.faults.fail_connect}"
             raise UnreachableError(text)
 
     def ping(self) -> None:
-        """Raises an `UnreachableError` while the script says so."""
+        """Counts a call of `health()`. Raises an `UnreachableError` if the script says so."""
         self._pings += 1
         if self._pings <= self.faults.fail_health:
             raise UnreachableError(f"silent by the script: call {self._pings} of fail_health={self.faults.fail_health}")
