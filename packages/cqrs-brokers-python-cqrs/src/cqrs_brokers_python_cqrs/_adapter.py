@@ -2,7 +2,7 @@
 
     python-cqrs' Message → body by python-cqrs' own encoder, name, ordering key → core's Message → Broker
 
-Not here: mediators. The application passes the adapter to python-cqrs' own bootstrap functions.
+The application passes the adapter to python-cqrs' own bootstrap functions, which make the mediators.
 """
 
 from __future__ import annotations
@@ -26,19 +26,21 @@ __all__ = ["BrokerAdapter", "OrderingKey", "lifespan", "message_broker"]
 T = TypeVar("T")
 
 OrderingKey = Callable[[protocol.Message], str | None]
-"""Gives the ordering key for a message of one of python-cqrs' own events. None: the message has no order."""
+"""Gives the ordering key for a message that does not come from core's or the bridge's events. None: the message has no
+ordering key."""
 
 
 class BrokerAdapter(protocol.MessageBroker):
     """Sends python-cqrs' messages through a `Broker`.
 
-    Pass it as `message_broker=` to python-cqrs' `bootstrap` functions and to its `EventProducer`. It may be made before
-    an event loop runs. The first message or `async with` connects it. `async with` also closes it.
+    Pass the adapter as `message_broker=` to python-cqrs' `bootstrap` functions and to its `EventProducer`. The adapter
+    may be made before an event loop runs. The first message connects the `Broker`, and so does `async with`, which also
+    flushes and closes the `Broker` at its end.
 
     Args:
-        broker: Where the messages go.
-        ordering_key: Gives the key of messages that do not come from core's or the bridge's events. Those events have
-            their own.
+        broker: The `Broker` that sends the messages.
+        ordering_key: Gives the ordering key of messages that do not come from core's or the bridge's events. The
+            messages of those events have the keys of the events.
     """
 
     def __init__(self, broker: Broker, /, *, ordering_key: OrderingKey | None = None) -> None:
@@ -54,8 +56,9 @@ class BrokerAdapter(protocol.MessageBroker):
     async def send_message(self, message: protocol.Message) -> None:
         """Sends one message and waits for its outcome.
 
-        The body is what python-cqrs' own brokers would send, byte for byte. For core's and the bridge's events the name
-        is the event's `event_name`. For others it is the one that python-cqrs gave.
+        The body is what python-cqrs' own brokers would send, byte for byte. Only an event that reports a deletion has
+        no body. The name of a message of core's or the bridge's events is the event's `event_name`. Every other message
+        has the name that python-cqrs gave.
 
         Raises:
             NotDeliveredError: The message is not in the broker, and this call will not put it there.
@@ -122,7 +125,11 @@ class BrokerAdapter(protocol.MessageBroker):
         )
 
     def _merged(self, message: protocol.Message, payload: EventBody) -> Mapping[str, HeaderValue]:
-        """The headers of the codec and those of the event."""
+        """Returns the headers of the codec and those of the event together.
+
+        Raises:
+            InvalidMessageError: Both have a header with the same name.
+        """
         codecs = message.headers
         if not codecs or not payload.headers:
             return codecs or payload.headers
@@ -137,8 +144,12 @@ class BrokerAdapter(protocol.MessageBroker):
         return {**payload.headers, **codecs}
 
     def _asked(self, message: protocol.Message, function: Callable[[protocol.Message], T], what: str) -> T:
-        """The result of the function. An error of python-cqrs' encoder does not become the cause, because it may quote
-        the payload."""
+        """Returns the result of the function.
+
+        Raises:
+            InvalidMessageError: The function raised an error. An error of python-cqrs' encoder does not become the
+                cause, because its text may quote the payload.
+        """
         try:
             return function(message)
         except Exception as error:
@@ -162,18 +173,20 @@ def message_broker(
 ) -> BrokerAdapter:
     """Makes the message broker that python-cqrs' bootstrap functions and its `EventProducer` take.
 
-    Synchronous, as those functions need it. It reads only the files and environment variables that options name.
+    This function is synchronous, as those functions need it, and does no network I/O.
 
     Args:
-        url_or_broker: A config string, or a `Broker` that is already there. None: the environment variable
-            `CQRS_BROKER_URL`.
-        ordering_key: Called with each message that does not come from core's or the bridge's events; returns its
-            ordering key, or None.
-        options: The same options as those of `open_broker`. Each overrides the same option of the string.
+        url_or_broker: A config string, or a `Broker` that was made before. None: the environment variable
+            `CQRS_BROKER_URL` has the config string.
+        ordering_key: Called with each message that does not come from core's or the bridge's events; returns the
+            ordering key of the message, or None.
+        options: The keywords of `open_broker`, except `encoder`. An option that is given here overrides the same option
+            in the string.
 
     Raises:
-        ConfigError: The string or an option is wrong, there is no string, or options were given beside a `Broker`.
-        PluginError: The scheme is not installed, misspelt, broken, incompatible, or claimed twice.
+        ConfigError: The string or an option is wrong, there is no string, options were given beside a `Broker`, or
+            `encoder` was given.
+        PluginError: The scheme is misspelt, not installed or claimed twice, or its plugin is broken or incompatible.
     """
     if "encoder" in options:
         raise ConfigError(
@@ -188,7 +201,8 @@ def message_broker(
 
 
 def lifespan(adapter: BrokerAdapter) -> Callable[[object], AbstractAsyncContextManager[None]]:
-    """The lifespan of a FastAPI or Starlette application: connects at start-up, flushes and closes at shutdown.
+    """Makes a lifespan for a FastAPI or Starlette application. The lifespan connects at start-up, and flushes and
+    closes at shutdown.
 
         app = FastAPI(lifespan=lifespan(adapter))
 

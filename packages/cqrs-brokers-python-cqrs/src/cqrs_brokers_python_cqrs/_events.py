@@ -1,4 +1,4 @@
-"""Events that are core's and python-cqrs' own at once.
+"""Event classes that derive from core's and from python-cqrs' event classes.
 
     class OrderPlaced(ECSTEvent[Order]):
         topic: str = "orders"
@@ -8,9 +8,10 @@
 
 For a type checker and for python-cqrs' emitter these events are python-cqrs' `INotificationEvent`. python-cqrs' outbox
 rebuilds them with `from_dict`. `Broker` sends them with their `event_name` and their ordering key. Importing this
-module also makes python-cqrs' emitter accept core's own classes. Otherwise it would drop them silently.
+module also makes python-cqrs' emitter accept core's own events. Otherwise the emitter would drop them silently.
 
-Not here: python-cqrs' own event classes. They work unchanged; their ordering key comes from `message_broker`.
+python-cqrs' own event classes work unchanged. Their ordering key comes from the argument `ordering_key` of
+`message_broker`.
 """
 
 from __future__ import annotations
@@ -30,20 +31,20 @@ __all__ = ["ECSTEvent", "NotificationEvent"]
 
 P = TypeVar("P")
 
-# The emitter is a singledispatch whose default does nothing: an event of a class that it does not know is lost.
+# The emitter is a singledispatch whose default does nothing: an event of an unknown class is lost.
 INotificationEvent.register(core.Event)
 take_aware_times()
 
 
 class _OutboxEvent(core.Event[P], INotificationEvent[P], Generic[P]):
-    """What an event of python-cqrs needs, and core's event does not have."""
+    """The methods that an event of python-cqrs needs, and that differ from core's event or are missing there."""
 
     def to_dict(self) -> EventBody:
-        """The body, as that of core's events. python-cqrs' encoder can write it.
+        """Returns the same body as core's event, if python-cqrs' encoder can write the body.
 
         Raises:
-            InvalidMessageError: Something in it has no JSON form, or python-cqrs' encoder cannot write it (an integer
-                of more than 64 bits, a lone surrogate). Or the event's own code raised.
+            InvalidMessageError: A value in the event has no JSON form, or python-cqrs' encoder cannot write it (an
+                integer of more than 64 bits, a lone surrogate), or the code of the event's class raised an exception.
         """
         body = super().to_dict()
         try:
@@ -69,14 +70,15 @@ class NotificationEvent(_OutboxEvent[P], core.NotificationEvent[P], Generic[P]):
 
 
 class ECSTEvent(_OutboxEvent[P], core.ECSTEvent[P], Generic[P]):
-    """Event-carried state transfer: the event contains the state, so that consumers need not ask for it."""
+    """Event-carried state transfer: the event contains the new state, so that consumers need not ask for the state."""
 
 
 _INTEGERS = range(-(2**63), 2**64)
 
 
 def _unwritable(value: object, path: str) -> str:
-    """Which part of a body python-cqrs' encoder (orjson) cannot write: a sentence with its path, or ""."""
+    """Returns a sentence with the path of a part of the body that python-cqrs' encoder (orjson) cannot write. "": there
+    is no such part."""
     if isinstance(value, int) and value not in _INTEGERS:
         return f"{path} is an integer of more than 64 bits, which python-cqrs' encoder cannot write: make it text"
     if isinstance(value, str) and not _is_unicode(value):

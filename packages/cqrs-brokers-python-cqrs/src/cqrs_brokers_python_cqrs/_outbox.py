@@ -1,8 +1,8 @@
 """Lets python-cqrs' outbox take the times of core's and the bridge's events.
 
-Its column `created_at` has no time zone, and an event's `event_timestamp` has one. asyncpg refuses the row, psycopg
-stores the session's local time, and MariaDB's clients drop the offset. So a time with a zone that is set on the model
-becomes the same time in UTC, without a zone. The body keeps the time as it is.
+The outbox's column `created_at` has no time zone, and an event's `event_timestamp` has one. asyncpg refuses the row,
+psycopg stores the session's local time, and MariaDB's clients drop the offset. So a time with a zone that is set on the
+model becomes the same time in UTC, without a zone. The body keeps the time as it is.
 """
 
 from __future__ import annotations

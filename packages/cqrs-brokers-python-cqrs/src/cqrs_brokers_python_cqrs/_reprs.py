@@ -1,7 +1,7 @@
 """Warns of payloads that python-cqrs has turned into the text of their repr.
 
 python-cqrs' own `NotificationEvent` is a dataclass. It writes a payload that it cannot convert, above all a pydantic
-model, as `str(payload)`. That is valid JSON and gets confirmed, but no consumer can read it.
+model, as `str(payload)`. This text is valid JSON, and the message is confirmed, but no consumer can read the payload.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ _OWN_FIELDS = frozenset({"eventId", "eventTimestamp", "eventName", "payload"})
 
 
 class ReprWarnings:
-    """Warns once for each event class."""
+    """Warns once for each message name."""
 
     def __init__(self) -> None:
         self._warned: set[str] = set()
 
     def look_at(self, name: str, body: object) -> None:
-        """Looks at what python-cqrs made of one of its own events."""
+        """Warns if the payload in this body is the text of a repr. Bodies that do not come from python-cqrs' own events
+        are ignored."""
         if not isinstance(body, Mapping) or not body.keys() >= _OWN_FIELDS or name in self._warned:
             return
         payload = body["payload"]
