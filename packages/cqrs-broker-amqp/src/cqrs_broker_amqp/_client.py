@@ -1,5 +1,5 @@
 """The connection of aiormq. This module and `_channels` use undocumented parts of aiormq. `_session` and `_inspection`
-read one attribute each, from the last line of the list below.
+read one attribute each, from the last line of the list below. `_fallback` checks the parts that `_channels` uses.
 
 Each method of this list has a test in tests/amqp/test_channels.py, and the tests there use the other parts. So a test
 fails if a new version of aiormq changes a part. The parts are:
@@ -148,7 +148,7 @@ class Sockets(TransportFactory):
 
     @property
     def open_for_writing(self) -> bool:
-        """Whether bytes that are written now can still reach the server."""
+        """Whether the socket is open and not closing. Bytes that are written to a closing socket are dropped."""
         return self._transport is not None and not self._transport.is_closing()
 
     def on_drained(self, drained: Callable[[], None]) -> None:

@@ -33,8 +33,8 @@ async def connect(
 
     With TLS 1.3 the client's handshake ends before the server checks the client certificate. If the certificate is
     missing, the server sends an alert and closes the connection, and we may see only the close. A node that restarts
-    also closes its connections. So a `TLSError` about the certificate is raised only if a host closes two connections
-    in a row without a reason, and only with settings that have never worked.
+    also closes its connections. So such a close becomes a `TLSError` only if a host closes two connections in a row
+    without a reason, and only with settings that have never worked.
 
     A Kafka broker also closes a connection after the first bytes of AMQP. So without TLS, and with settings that have
     never worked, `name_the_peer` is asked about a host that closed the connection without a reason.
@@ -51,8 +51,8 @@ async def connect(
 
     Raises:
         ConnectError: The pass failed on every host. If there is an error that a person must fix, the first such error
-            is raised, else the first error. Its text then contains the texts of all errors. A `TopologyError` is
-            raised at once, without trying the other hosts.
+            is raised, else the first error. The text of the raised error contains the texts of all errors. A
+            `TopologyError` is raised at once, without trying the other hosts.
     """
     loop = asyncio.get_running_loop()
     hosts = settings.hosts

@@ -208,7 +208,7 @@ def _connect_error(error: BaseException, where: str, options: AMQPOptions | None
 
 
 def hung_up(error: ConnectError) -> bool:
-    """Whether the peer ended the connection, without a reason, while it was being made."""
+    """Whether the peer ended the connection without a reason, while the connection was being made."""
     cause = error.__cause__
     root = cause.__cause__ if isinstance(cause, client.AMQPConnectionError) and cause.__cause__ else cause
     return isinstance(
@@ -313,7 +313,7 @@ def publish_failure(error: BaseException, options: AMQPOptions, topic: str) -> D
         found = NackedError(
             "RabbitMQ nacked the message: at least one queue refused it (is it full?), others may hold it"
         )
-    elif getattr(error.frame, "reply_code", 0) == _RESOURCE_ERROR:  # Apache Qpid: no other queue gets it either
+    elif getattr(error.frame, "reply_code", 0) == _RESOURCE_ERROR:  # Apache Qpid: no queue gets the message
         found = RejectedError(f"the broker returned the message for {topic!r} (506): a queue is full")
     elif not exchange:
         found = UnroutableError(f"there is no queue {topic!r}: create it, or use declare=queue")

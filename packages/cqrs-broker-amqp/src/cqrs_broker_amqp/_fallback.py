@@ -1,9 +1,9 @@
-"""Publishes with aiormq's documented method `basic_publish`, as aio-pika's `exchange.publish` does. `make_channel`
-makes such a channel only if an undocumented part of aiormq has changed, so that `FastChannel` cannot be used.
+"""Publishes with aiormq's documented method `basic_publish`, as aio-pika's `exchange.publish` does. `make_channel` uses
+`_PlainChannel` only if an undocumented part of aiormq has changed, so that `FastChannel` cannot be used.
 
-With RabbitMQ, outcomes are as true as with `FastChannel`, but publishing is several times slower. Headers that are
-floats are sent with 32 bits, because pamqp writes them so. A nack is never held for a return that may follow (Apache
-Qpid).
+With RabbitMQ, outcomes are as true as with `FastChannel`, but publishing is several times slower. pamqp writes floats
+in headers with 32 bits. With Apache Qpid a returned message counts as nacked, because a nack is never held for the
+return that follows.
 """
 
 from __future__ import annotations

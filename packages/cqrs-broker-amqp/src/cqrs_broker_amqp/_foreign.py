@@ -19,8 +19,8 @@ _KAFKAS_ANSWER = bytes.fromhex("0000004d")
 
 
 async def name_the_peer(error: ConnectError, host: tuple[str, int]) -> ConnectError:
-    """Returns the error for a server that closed the connection without a reason while it was being made. If the server
-    is a Kafka broker, the error is a `ProtocolError`. Otherwise the given error is returned.
+    """Returns the error for a server that closed the connection without a reason while the connection was being made.
+    If the server is a Kafka broker, the error is a `ProtocolError`. Otherwise the given error is returned.
 
     Args:
         error: The error of the failed attempt to connect.

@@ -76,10 +76,9 @@ class Leaving:
         """Starts to open a fresh channel, if `channel` is the current channel. This method is called for a channel
         without answers, and for a channel that may not send a message with a `spent` id.
 
-        If RabbitMQ opens the fresh channel, the connection works, and only a destination is stuck. Then messages are
-        published on the fresh channel, unless the old channel has had an answer meanwhile and has no `spent` ids. If
-        the server allows no further channel, `lost` is called, but only if the server has sent data since the channel
-        began to wait for an answer.
+        If RabbitMQ opens the fresh channel, the connection works. Then messages are published on the fresh channel,
+        unless the old channel has had an answer meanwhile and has no `spent` ids. If the server allows no further
+        channel, `lost` is called, but only if the server has sent data since the channel began to wait for an answer.
         """
         session = self._session
         if channel is not self._current() or session is None or (self._opening and not self._opening.done()):

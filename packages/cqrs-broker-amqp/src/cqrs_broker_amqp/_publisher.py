@@ -66,7 +66,7 @@ __all__ = ["Publisher"]
 
 FLUSH_BYTES = 512 * 1024
 """The approximate limit of one write, in bytes: the message that reaches this size is the last one of the write. So
-about this many written bytes wait in a stalled connection, and with TLS about twice as many."""
+about this many written bytes at most wait in a stalled connection, and with TLS about twice as many."""
 BURST = 128
 """Each time the outbox reaches a multiple of this number of messages, `submit` runs a flush at once, instead of in the
 next turn of the event loop."""
@@ -348,7 +348,8 @@ class Publisher:
 
     def _declared_again(self, channel: ConfirmChannel, entry: Entry) -> bool:
         """With `declare=queue`, declares a deleted queue again. Then the returned message is sent again, before the
-        messages of its topic that still wait. A message that is returned a second time fails.
+        messages of its topic that still wait. A message fails if it is returned a second time, or if a later message
+        with its topic and key is in flight.
 
         Returns:
             Whether the message is sent again.
@@ -405,7 +406,7 @@ class Publisher:
 
     def refused(self, error: NotDeliveredError) -> None:
         """Called when the server (Apache Qpid) ended the connection because this user may not publish. If only the
-        first message on a new channel was in flight, fails this message and all messages that wait."""
+        first message on a new channel was in flight, this method fails this message and all messages that wait."""
         channel = self._channel
         if channel is not None and channel.alone and len(channel.in_flight) == 1:
             for entry in channel.take():
@@ -418,7 +419,8 @@ class Publisher:
 
         If `culprit` finds the message, this message fails with RabbitMQ's reason. The messages that were sent before
         it fail with an unknown outcome, and those that were sent after it are sent again. Otherwise all messages
-        without an answer fail with an unknown outcome.
+        without an answer fail with an unknown outcome. If the first message on a new channel shows that the user may
+        not publish to the exchange or to a topic, the waiting messages for that exchange or topic fail, too.
         """
         if channel not in self._channels() or self._session is None:
             return  # we closed it

@@ -39,7 +39,7 @@ class Scram:
         proof is verified, and the answer is empty.
 
         Raises:
-            _ScramError: See the class.
+            _ScramError: The message is wrong, cannot be read, or asks for parameters that are not acceptable.
         """
         try:
             fields = dict(part.split("=", 1) for part in challenge.split(","))

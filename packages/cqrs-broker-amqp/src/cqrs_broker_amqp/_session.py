@@ -55,7 +55,7 @@ class SessionListener(Protocol):
 
     @property
     def callbacks(self) -> dict[str, Any]:
-        """The functions that every `ConfirmChannel` calls, by the name of its argument."""
+        """The functions that every `ConfirmChannel` calls, by the names of the arguments of `ConfirmChannel`."""
 
 
 class Session:
@@ -130,7 +130,7 @@ class Session:
         Raises:
             ConnectError: The server has no publisher confirms, allows too few channels or sends nothing, or the
                 exchange cannot be declared or does not exist.
-            Exception: Another exception of aiormq or asyncio, which `run` translates.
+            Exception: Another exception of aiormq, asyncio or the operating system. `run` translates it.
         """
         await self._sockets.open()
         self._step = "logging in"

@@ -33,7 +33,7 @@ LOOK_AGAIN = 0.25
 """The time between two checks of stalled destinations, in seconds."""
 PROBE_PATIENCE = 1.0
 """If the message on the probe has no answer after this many seconds, its routing key counts as silent, and another
-suspect is tried."""
+suspect is tried if messages for one wait."""
 MOST_LEFT = 2
 """How many channels may be left and still have messages without an answer."""
 
@@ -107,7 +107,8 @@ class StalledDestinations:
         return True
 
     def answered(self, deliveries: Sequence[Delivery]) -> None:
-        """Called when RabbitMQ has confirmed or returned these messages. So their routing keys are no suspects."""
+        """Called when RabbitMQ has confirmed or returned these messages. So their routing keys are no suspects any
+        more."""
         for delivery in deliveries:
             self._suspects.pop(delivery.topic, None)
 

@@ -169,8 +169,9 @@ class Published:
         """Lets every broker of this name play another script from now on, also those that are open.
 
         Args:
-            faults: The faults of the script, counted from now. All brokers of this name are counted together. None:
-                each broker goes on with the script of its own config string, where that script had stopped.
+            faults: The faults of the script, counted from now. The messages and calls of all brokers of this name are
+                counted together. None: each broker goes on with the script of its own config string, where that script
+                had stopped.
         """
         self.script = None if faults is None else Script(faults)
 

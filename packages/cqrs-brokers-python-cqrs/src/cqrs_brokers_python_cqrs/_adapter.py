@@ -34,8 +34,8 @@ class BrokerAdapter(protocol.MessageBroker):
     """Sends python-cqrs' messages through a `Broker`.
 
     Pass the adapter as `message_broker=` to python-cqrs' `bootstrap` functions and to its `EventProducer`. The adapter
-    may be made before an event loop runs. The first message connects the `Broker`, and so does `async with`, which also
-    flushes and closes the `Broker` at its end.
+    may be made before an event loop runs. The first message connects the `Broker`. `async with` connects the `Broker`
+    at its beginning, and flushes and closes the `Broker` at its end.
 
     Args:
         broker: The `Broker` that sends the messages.
