@@ -291,8 +291,8 @@ async def stall_ends_at_the_deadline(ctx: Context) -> None:
 @case("delivery.cancel-is-not-success", "fault", needs=["stall"])
 async def cancel_is_not_success(ctx: Context) -> None:
     """A send that is cancelled before the broker answers raises `CancelledError`, also with the driver itself."""
-    broker, topic = ctx.open(), await ctx.topic()
-    await broker.connect()
+    broker = ctx.open()
+    topic = await ctx.known_topic(broker)
     await ctx.do(ctx.harness.stall)
     try:
         sends = [asyncio.ensure_future(broker.send_message(ctx.message(topic)))]

@@ -167,8 +167,8 @@ async def pending_at_close_is_no_success(ctx: Context) -> None:
 
 
 async def _pending_at_close(ctx: Context, fault: Callable[[], object]) -> None:
-    broker, topic = ctx.open(), await ctx.topic()
-    await broker.connect()
+    broker = ctx.open()
+    topic = await ctx.known_topic(broker)
     await ctx.do(fault)
     messages = [ctx.message(topic, key="k" if ctx.capabilities.ordering_key else None) for _ in range(200)]
     sends = [asyncio.ensure_future(outcome_of(broker.send_message(message))) for message in messages]
