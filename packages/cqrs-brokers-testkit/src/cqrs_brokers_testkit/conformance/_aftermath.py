@@ -63,6 +63,7 @@ async def repeated_in_doubt_arrives(ctx: Context) -> None:
     needs=["proxy", "read_back"],
     capability="confirms",
     limit=90.0,
+    waits=True,
 )
 async def late_answers_confirm_nothing_new(ctx: Context) -> None:
     """Late answers to messages that were given up confirm no message that was sent afterwards."""

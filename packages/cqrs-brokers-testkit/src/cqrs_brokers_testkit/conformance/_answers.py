@@ -161,6 +161,7 @@ async def cut_answers_prove_nothing(ctx: Context) -> None:
     "fault",
     needs=["proxy", "forged_answers", "read_back"],
     capability="confirms",
+    waits=True,
 )
 async def refusal_is_about_one_message(ctx: Context) -> None:
     """If answers are lost before a refusal, the refusal confirms no earlier message and refuses no other message."""
@@ -238,6 +239,7 @@ async def _losing_all_but_pings(ctx: Context, forged: _Forged) -> Callable[[Prox
     needs=["proxy", "forged_answers", "read_back"],
     capability="confirms",
     limit=120.0,
+    waits=True,
 )
 async def late_answer_finds_its_message(ctx: Context) -> None:
     """An answer that comes after those to 66 000 later messages still belongs to its message, with its offset."""

@@ -212,7 +212,7 @@ _PIECES = 1_000
 pieces."""
 
 
-@case("delivery.answers-may-come-in-pieces", "fault", needs=["proxy", "read_back"], capability="confirms")
+@case("delivery.answers-may-come-in-pieces", "fault", needs=["proxy", "read_back"], capability="confirms", waits=True)
 async def answers_may_come_in_pieces(ctx: Context) -> None:
     """If answers come in pieces of 20 bytes, each is still the answer to its own message, and nothing breaks."""
     broker, topic = ctx.open(delivery_timeout=20.0), await ctx.topic()

@@ -171,7 +171,14 @@ async def denied_never_arrives(ctx: Context) -> None:
     check_truth(messages, outcomes, await ctx.read(topic, 2))
 
 
-@case("delivery.unanswered-is-let-go", "fault", needs=["proxy", "read_back"], capability="confirms", limit=120.0)
+@case(
+    "delivery.unanswered-is-let-go",
+    "fault",
+    needs=["proxy", "read_back"],
+    capability="confirms",
+    limit=120.0,
+    waits=True,
+)
 async def unanswered_is_let_go(ctx: Context) -> None:
     """If one answer is lost on a living connection, the outcome is unknown, the place is free again, and sends work."""
     proxy = ctx.proxy
