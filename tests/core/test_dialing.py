@@ -1,9 +1,12 @@
 """From a name to a socket: dead addresses, name servers that do not answer."""
 
 import asyncio
+import os
 import socket
 import ssl
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -135,6 +138,47 @@ def test_the_process_does_not_wait_for_a_look_up(names: dict[str, Callable[[], l
         if thread.name == "look-up of slow.test":
             thread.join(5)
             assert not thread.is_alive()
+
+
+FORKED_AS_A_LOOK_UP_BEGINS = """
+import asyncio, os, signal, socket, threading, warnings
+from cqrs_brokers.dialing import look_up
+
+warnings.simplefilter("ignore", DeprecationWarning)  # the process has threads when it is forked
+socket.getaddrinfo = lambda *_, **__: [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 1))]
+begins, forked = threading.Event(), threading.Event()
+
+def ask():
+    return asyncio.run(look_up("a.test", 1, timeout=5))
+
+class Slow(threading.Thread):
+    def start(self):
+        begins.set()
+        forked.wait(10)
+        super().start()
+
+other = threading.Thread(target=ask)
+usual, threading.Thread = threading.Thread, Slow
+other.start()
+begins.wait(10)
+pid = os.fork()
+if pid == 0:
+    threading.Thread = usual
+    signal.alarm(5)
+    print("child", ask()[0].sockaddr[0], flush=True)
+    os._exit(0)
+os.waitpid(pid, 0)
+forked.set()
+other.join()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_looks_up_names_although_a_look_up_began_at_the_fork() -> None:
+    """What another thread of the parent was doing at that moment does not hold up the child."""
+    program = [sys.executable, "-c", FORKED_AS_A_LOOK_UP_BEGINS]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=30, check=False)
+    assert done.stdout == "child 127.0.0.1\n", done.stderr
 
 
 async def test_what_is_no_name(names: dict[str, Callable[[], list[str]]]) -> None:

@@ -254,7 +254,6 @@ def _in_order(found: Sequence[tuple[Any, ...]]) -> list[Address]:
     return [address for row in rows for address in row if address is not None]
 
 
-_lock = threading.Lock()
 _look_ups: dict[tuple[str, int, int], Future[list[Address] | Exception]] = {}
 """The look-ups that are running now, by name, port and process. The thread of a look-up does not exist in a forked
 child process, so the child must start a look-up of its own."""
@@ -266,12 +265,12 @@ def _running_look_up(host: str, port: int) -> Future[list[Address] | Exception]:
     A look-up runs in a daemon thread, so that the process can exit while a name server does not answer.
     """
     key = (host, port, os.getpid())
-    with _lock:
-        answer = _look_ups.get(key)
-        if answer is None:
-            answer = _look_ups[key] = Future()
-            threading.Thread(target=_answer, args=(key, answer), name=f"look-up of {host}", daemon=True).start()
-        return answer
+    begun: Future[list[Address] | Exception] = Future()
+    # One step, and no lock: a child that is forked while another thread holds a lock could never take it.
+    answer = _look_ups.setdefault(key, begun)
+    if answer is begun:
+        threading.Thread(target=_answer, args=(key, answer), name=f"look-up of {host}", daemon=True).start()
+    return answer
 
 
 def _answer(key: tuple[str, int, int], answer: Future[list[Address] | Exception]) -> None:
@@ -282,6 +281,5 @@ def _answer(key: tuple[str, int, int], answer: Future[list[Address] | Exception]
         found = socket.gaierror(socket.EAI_NONAME, "this is no host name")
     except Exception as error:
         found = error
-    with _lock:
-        del _look_ups[key]
+    del _look_ups[key]
     answer.set_result(found)
