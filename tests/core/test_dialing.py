@@ -181,6 +181,24 @@ def test_a_child_looks_up_names_although_a_look_up_began_at_the_fork() -> None:
     assert done.stdout == "child 127.0.0.1\n", done.stderr
 
 
+async def test_a_look_up_whose_thread_does_not_start_is_not_waited_for(
+    names: dict[str, Callable[[], list[str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The call says why, and the next one begins a look-up of its own."""
+
+    def no_thread(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    names["a.test"] = lambda: [WELL]
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", no_thread)
+        for _ in range(2):
+            with pytest.raises(socket.gaierror, match="can't start new thread") as caught:
+                await look_up("a.test", 1, timeout=1.0)
+            assert caught.value.errno == socket.EAI_MEMORY
+    assert [found.sockaddr for found in await look_up("a.test", 1, timeout=5.0)] == [(WELL, 1)]
+
+
 async def test_what_is_no_name(names: dict[str, Callable[[], list[str]]]) -> None:
     """Every way in which a name cannot be resolved is a gaierror."""
 

@@ -112,7 +112,7 @@ async def look_up(host: str, port: int, *, timeout: float | None = None) -> list
 
     Raises:
         socket.gaierror: The name cannot be resolved. The `errno` of the error is `EAI_AGAIN` if the name server did not
-            answer in time.
+            answer in time, and `EAI_MEMORY` if the process cannot start one more thread.
     """
     with contextlib.suppress(ValueError):
         ipaddress.ip_address(host.partition("%")[0])
@@ -269,7 +269,10 @@ def _running_look_up(host: str, port: int) -> Future[list[Address] | Exception]:
     # One step, and no lock: a child that is forked while another thread holds a lock could never take it.
     answer = _look_ups.setdefault(key, begun)
     if answer is begun:
-        threading.Thread(target=_answer, args=(key, answer), name=f"look-up of {host}", daemon=True).start()
+        try:
+            threading.Thread(target=_answer, args=(key, answer), name=f"look-up of {host}", daemon=True).start()
+        except RuntimeError as error:  # the process has too many threads; another call may wait for the answer already
+            _end(key, answer, socket.gaierror(socket.EAI_MEMORY, str(error)))
     return answer
 
 
@@ -281,5 +284,11 @@ def _answer(key: tuple[str, int, int], answer: Future[list[Address] | Exception]
         found = socket.gaierror(socket.EAI_NONAME, "this is no host name")
     except Exception as error:
         found = error
+    _end(key, answer, found)
+
+
+def _end(
+    key: tuple[str, int, int], answer: Future[list[Address] | Exception], found: list[Address] | Exception
+) -> None:
     del _look_ups[key]
     answer.set_result(found)
