@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -164,6 +165,40 @@ def test_a_forked_child_is_told_so() -> None:
     assert used.send(Message("A", "orders", {})).confirmed
     used.close()
     unused.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_child_that_is_forked_during_the_first_send_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while the sending thread of the parent holds the lock, which nobody in the child ever gives back."""
+    broker = SyncBroker(Broker(Scripted(automatic=True)))
+    begins, forked = threading.Event(), threading.Event()
+    start = threading.Thread.start
+
+    def slow(thread: threading.Thread) -> None:
+        begins.set()
+        forked.wait(10)
+        start(thread)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", slow)
+        sending = threading.Thread(target=broker.send, args=(Message("A", "orders", {}),))
+        start(sending)
+        assert begins.wait(10)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(5)
+            code = 1
+            try:
+                broker.send(Message("A", "orders", {}))
+            except WrongLoopError as error:
+                code = 0 if "after the fork" in str(error) else 2
+            finally:
+                os._exit(code)
+        forked.set()
+    assert os.waitpid(child, 0)[1] == 0
+    sending.join(10)
+    broker.close()
 
 
 def test_a_send_in_its_own_thread_is_refused() -> None:

@@ -71,6 +71,7 @@ class SyncBroker:
             raise self._broker.refuse(message, WrongLoopError(FORKED))
         if threading.current_thread() is self._thread:
             raise self._broker.refuse(message, WrongLoopError(OWN_THREAD.format("send()")))
+        self._pid = os.getpid()  # before the lock, which this thread may hold when another thread forks the process
         sending, cause = None, None
         with self._lock:
             try:
@@ -148,7 +149,7 @@ class SyncBroker:
         except RuntimeError:
             loop.close()
             raise
-        self._pid, self._thread = os.getpid(), thread
+        self._thread = thread
         atexit.unregister(self._warn)
         atexit.register(self._warn)
         return loop
