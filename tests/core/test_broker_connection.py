@@ -255,6 +255,26 @@ def test_the_pauses_between_attempts_double_up_to_a_second_however_long_it_takes
     assert _backoff(86_400) == 1.0
 
 
+async def test_an_attempt_that_fails_blocks_no_later_connection() -> None:
+    """What the driver said of a connection that was never used ends with the attempt."""
+    driver = Scripted(automatic=True)
+    connect = driver.connect
+
+    async def blocked_at_first() -> None:
+        if driver.connect_errors:
+            driver.link.blocked("an alarm")
+        await connect()
+
+    driver.connect = blocked_at_first  # type: ignore[method-assign]
+    driver.connect_errors = [unreachable("refused"), unreachable("refused")]
+    broker = Broker(driver)
+    health = await broker.health()
+    assert (health.blocked, health.reason) == (False, "refused")
+    assert (await broker.send_message(message(), timeout=2.0)).confirmed
+    assert broker.state == "connected"
+    await broker.close()
+
+
 class Flapping(Scripted):
     """Every connection is lost at once; until then messages are confirmed, if the test wants that."""
 

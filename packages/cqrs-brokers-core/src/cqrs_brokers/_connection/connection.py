@@ -338,6 +338,8 @@ class Connection:
         what = f"no answer within {limit:g} s: check the address, the network and the broker"
         with StallWatch() as watch:
             error = await self._bounded("connect", self._driver.connect(), limit + OWN_TIMEOUT_SLACK, what)
+        if error is not None:
+            self.blocked_by = None  # the driver may have said so of a connection that is given up now
         return error, watch.stalled if watch.longest > limit * STALL_THAT_MATTERS else 0.0
 
     async def _bounded(
