@@ -173,6 +173,19 @@ async def test_an_attempt_during_which_the_loop_stood_still_is_made_again() -> N
         assert driver.attempts == 2
 
 
+async def test_a_loss_in_the_first_attempt_does_not_end_the_connection_of_the_second() -> None:
+    """What the driver said of the attempt that failed is over."""
+    driver = WithItsOwnTimeOut(UnreachableError("it does not answer"), stands_still=0.9)
+    broker = Broker(driver, connect_timeout=1.0)
+    connecting = asyncio.ensure_future(broker.connect())
+    await settle(2)
+    driver.link.lost(UnreachableError("reset"))
+    await connecting
+    await settle()
+    assert (driver.attempts, broker.state) == (2, "connected")
+    await broker.close()
+
+
 @pytest.mark.parametrize(
     ("error", "always_fails", "stands_still", "attempts", "says"),
     [

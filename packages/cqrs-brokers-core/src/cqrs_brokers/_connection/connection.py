@@ -292,14 +292,13 @@ class Connection:
         while True:
             self.state = State.CONNECTING
             self._changed("connecting", "")
-            lost = self._lost = loop.create_future()
             error = await self._connect_once()
             unproven += 1
             if error is None:
                 was_ready, failures = True, 0
                 since = loop.time()
                 self._in_flight.take_confirmed()
-                error = await self._ready_until_lost(lost)
+                error = await self._ready_until_lost()
                 if self._in_flight.take_confirmed() or loop.time() - since >= PROVEN_AFTER:
                     unproven = 0
                     self._logged.clear()
@@ -334,6 +333,7 @@ class Connection:
     async def _attempt(self) -> tuple[ConnectError | None, float]:
         """Makes one pass over the hosts. Returns the error of the pass, and how long the event loop stood still (in
         seconds). The time is 0 if no stall was long (see `STALL_THAT_MATTERS`)."""
+        self._lost = asyncio.get_running_loop().create_future()
         limit = self._settings.connect_timeout
         what = f"no answer within {limit:g} s: check the address, the network and the broker"
         with StallWatch() as watch:
@@ -372,7 +372,9 @@ class Connection:
             if not task.done():
                 self._breaches.add(method, "did not end when it was cancelled")
 
-    async def _ready_until_lost(self, lost: asyncio.Future[ConnectError]) -> ConnectError:
+    async def _ready_until_lost(self) -> ConnectError:
+        lost = self._lost
+        assert lost is not None
         self.state = State.READY
         self.last_error = None
         self._changed("connected", "")
