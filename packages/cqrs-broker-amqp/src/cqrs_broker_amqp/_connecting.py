@@ -65,6 +65,7 @@ async def connect(
         failure: ConnectError | None = None
         while True:
             share = max(0.1, (end - loop.time()) / (len(hosts) - turn))
+            listener.unblocked()  # an alarm that an attempt has met ends with the attempt
             session = Session(settings, hosts[number], listener, channel_limit, addresses)
             try:
                 channel = await session.run(session.open(share), share)
