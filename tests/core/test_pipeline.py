@@ -269,6 +269,43 @@ async def test_a_question_that_is_not_yet_written_ends_with_the_connection() -> 
             await asyncio.wait_for(asking, 1.0)
 
 
+@pytest.mark.parametrize("calls_end", [True, False])
+async def test_an_answer_of_a_new_connection_confirms_nothing_that_was_written_to_an_unreported_one(
+    calls_end: bool,
+) -> None:
+    """The driver's connect() failed after it had opened the pipeline: what was written then is lost with it."""
+    wire = Wire(in_order=True)
+    failures = [UnreachableError("refused")]
+    asked: list[asyncio.Future[None]] = []
+
+    async def connect() -> None:
+        if calls_end:
+            await wire.pipeline.end()
+        wire.pipeline.open(wire.write)
+        await settled()
+        if wire.written and failures:
+            asked.append(asyncio.ensure_future(wire.pipeline.ask(b"?")))
+            await settled()
+            raise failures.pop()
+
+    wire.connect = connect  # type: ignore[method-assign]
+    wire.room.clear()
+    async with Broker(wire, retry_delay=0.01, close_timeout=0.5) as broker:
+        sends = [asyncio.ensure_future(broker.send_message(message(bytes(100)))) for _ in range(2)]
+        await settled()
+        wire.pipeline.broken(ConnectionResetError())
+        with pytest.raises(ConnectionLostError):
+            await sends[0]
+        wire.room.set()
+        later = asyncio.ensure_future(broker.send_message(message(b"later")))
+        while broker.state != "connected" or wire.written[-1][1] != b"later":
+            await asyncio.sleep(0.01)
+        wire.confirm()
+    outcomes = await asyncio.gather(sends[1], later, asyncio.wait_for(asked[0], 1.0), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [ConnectionLostError, Receipt, UnreachableError]
+    assert broker.contract_breaches == ()
+
+
 async def test_each_host_gets_a_share_of_the_time() -> None:
     """A silent host leaves time for the next one; the error names all of them."""
     tried: list[str] = []

@@ -150,6 +150,7 @@ class Pipeline(Generic[T]):
                 If such a broker also expects heartbeats from the client, switch the broker's heartbeats off, or send
                 the client's heartbeats from a task of your own.
         """
+        self._leave(None)
         self._write_to, self._window, self._in_window = write, window, 0
         self._ping_after = self._usual_ping_after if ping_after is None else ping_after
         self._opened = True
@@ -233,29 +234,36 @@ class Pipeline(Generic[T]):
         """
         if not self._opened:
             return
+        self._leave(error)
+        broke = UnreachableError(f"the connection broke ({type(error).__name__}): see the broker's log")
+        broke.__cause__ = error
+        self._lost(broke)
+
+    def _leave(self, cause: Exception | None) -> None:
+        """Drops the tasks of a connection, and fails the messages and questions that were written to it and have no
+        answer. No answer of a later connection may count for them, even if the driver has not reported the loss."""
         self._opened = False
         for task in self._tasks:
             if task is not asyncio.current_task():
                 drop_task(task)
-        handed, self._unanswered = [*self._handed()], {}
+        handed = [*self._handed()]
+        self._unanswered.clear()
         questions, self._questions = self._questions, set()
         for question in questions:
             if not question.done():
                 question.set_exception(UnreachableError("the connection was lost before the broker answered"))
         for _, found in handed:
             lost = ConnectionLostError("the connection was lost before the broker answered")
-            lost.__cause__ = error
+            lost.__cause__ = cause
             found.fail(lost)
-        broke = UnreachableError(f"the connection broke ({type(error).__name__}): see the broker's log")
-        broke.__cause__ = error
-        self._lost(broke)
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
     async def end(self) -> None:
-        """Cancels the tasks of the last connection, waits at most 0.4 s for them, and keeps the messages that wait.
-        Call this method at the start of the driver's `connect`."""
-        self._opened = False
+        """Cancels the tasks of the last connection, waits at most 0.4 s for them, and keeps the messages that wait. If
+        that connection has not broken, its messages and questions without an answer fail as in `broken`. Call this
+        method at the start of the driver's `connect`."""
+        self._leave(None)
         await self._tasks.end(END_WITHIN)
 
     async def close(self) -> None:
