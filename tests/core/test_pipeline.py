@@ -12,6 +12,7 @@ from cqrs_brokers import Broker, ConnectionLostError, DeliveryTimeoutError, Mess
 from cqrs_brokers.driver import Capabilities, Delivery, Link, PipelinedDriver
 from cqrs_brokers.exceptions import AuthenticationError, ConnectError, ProtocolError
 from cqrs_brokers.pipeline import Pipeline, connect_to_any, header_name, header_text, header_value
+from cqrs_brokers.tasks import drop_task
 from cqrs_brokers.url import Host
 
 
@@ -267,6 +268,44 @@ async def test_a_question_that_is_not_yet_written_ends_with_the_connection() -> 
         wire.pipeline.broken(ConnectionResetError())
         with pytest.raises(UnreachableError):
             await asyncio.wait_for(asking, 1.0)
+
+
+@pytest.mark.parametrize("ends", ["abort", "close", "end"])
+async def test_a_question_ends_with_the_pipeline(ends: str) -> None:
+    """Whether it is written or not, and also if the driver did not limit its wait."""
+    wire = Wire()
+    async with Broker(wire) as broker:
+        await broker.connect()
+        written = asyncio.ensure_future(wire.pipeline.ask(b"?"))
+        await settled()
+        unwritten = asyncio.ensure_future(wire.pipeline.ask(b"??"))
+        await asyncio.sleep(0)
+        if ends == "abort":
+            wire.pipeline.abort()
+        else:
+            await (wire.pipeline.close if ends == "close" else wire.pipeline.end)()
+        assert [body for _, body in wire.written] == [b"?"]
+        for asking in (written, unwritten):
+            with pytest.raises(UnreachableError):
+                await asyncio.wait_for(asking, 1.0)
+
+
+def test_a_question_of_a_closed_event_loop_is_forgotten() -> None:
+    """abort() works there, too."""
+    wire = Wire()
+    loop = asyncio.new_event_loop()
+
+    async def leave() -> asyncio.Task[None]:
+        await wire.connect()
+        asking = asyncio.get_running_loop().create_task(wire.pipeline.ask(b"?"))
+        await settled()
+        return asking
+
+    asking = loop.run_until_complete(leave())
+    loop.close()
+    wire.pipeline.abort()
+    assert not asking.done()
+    drop_task(asking)
 
 
 @pytest.mark.parametrize("calls_end", [True, False])

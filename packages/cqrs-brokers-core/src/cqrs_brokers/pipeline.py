@@ -214,7 +214,7 @@ class Pipeline(Generic[T]):
         number on the wire, so that the driver can tell the two kinds of answers apart.
 
         Raises:
-            UnreachableError: There is no connection, or the connection broke before the answer came.
+            UnreachableError: There is no connection, or the connection broke or was dropped before the answer came.
         """
         if not self._opened:
             raise UnreachableError("there is no connection")
@@ -248,14 +248,17 @@ class Pipeline(Generic[T]):
                 drop_task(task)
         handed = [*self._handed()]
         self._unanswered.clear()
-        questions, self._questions = self._questions, set()
-        for question in questions:
-            if not question.done():
-                question.set_exception(UnreachableError("the connection was lost before the broker answered"))
+        self._end_questions()
         for _, found in handed:
             lost = ConnectionLostError("the connection was lost before the broker answered")
             lost.__cause__ = cause
             found.fail(lost)
+
+    def _end_questions(self) -> None:
+        questions, self._questions = self._questions, set()
+        for question in questions:
+            if not question.done() and not question.get_loop().is_closed():
+                question.set_exception(UnreachableError("the connection was lost before the broker answered"))
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
@@ -267,19 +270,19 @@ class Pipeline(Generic[T]):
         await self._tasks.end(END_WITHIN)
 
     async def close(self) -> None:
-        """Cancels the tasks, waits at most 0.4 s for them, and forgets every message and question. Call this method in
-        the driver's `close`, after the driver has dropped the connection."""
+        """Cancels the tasks, waits at most 0.4 s for them, forgets every message, and ends every question. Call this
+        method in the driver's `close`, after the driver has dropped the connection."""
         await self.end()
         self.abort()
         await asyncio.sleep(0)  # asyncio closes an aborted socket in the next round of its loop
 
     def abort(self) -> None:
-        """Drops the tasks and forgets every message and question, without awaiting. This method also works when the
-        event loop is closed. Call it in the driver's `abort`."""
+        """Drops the tasks, forgets every message, and ends every question with an `UnreachableError`, without awaiting.
+        This method also works when the event loop is closed. Call it in the driver's `abort`."""
         self._opened = False
         self._tasks.abort()
         self._waiting.clear()
-        self._questions.clear()
+        self._end_questions()
         self._unanswered.clear()
         if self._timer is not None:
             self._timer.cancel()
