@@ -1,6 +1,7 @@
 """Closing: what was accepted is flushed, everything has an outcome, nothing is left."""
 
 import asyncio
+import gc
 
 import pytest
 
@@ -151,6 +152,32 @@ async def test_a_driver_that_hangs_in_close_is_aborted(caplog: pytest.LogCapture
     assert driver.aborted == 1
     assert [(breach.method, breach.message_id) for breach in broker.contract_breaches] == [("close", None)]
     assert not others()
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_a_driver_that_fails_in_abort_does_not_end_the_close(
+    late: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its breaches are told, and asyncio has nothing to say."""
+    driver = Scripted()
+
+    async def close(grace: float) -> None:
+        if late:
+            await asyncio.sleep(60)
+        raise ValueError
+
+    def abort() -> None:
+        raise RuntimeError
+
+    driver.close, driver.abort = close, abort  # type: ignore[method-assign]
+    broker = Broker(driver)
+    await broker.connect()
+    await broker.close(0)
+    assert [breach.method for breach in broker.contract_breaches] == ["close", "abort"]
+    assert not others()
+    del broker
+    gc.collect()
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
 
 
 async def test_async_with_fails_at_start_up_with_the_cause() -> None:

@@ -447,12 +447,12 @@ class Connection:
         await wait_patiently(closing, grace + FORCED_CLOSE)
         if not closing.done():
             self._breaches.add("close", "did not end in time; the connection is dropped")
-            self._driver.abort()
+            self._abort()
             closing.cancel()
             await asyncio.wait((closing,), timeout=0.1)
         elif not closing.cancelled() and (error := closing.exception()) is not None:
             self._breaches.add("close", f"raised {type(error).__name__}")
-            self._driver.abort()
+            self._abort()
 
     def drop(self) -> None:
         """Drops the tasks and aborts the driver (if it may hold a connection), without awaiting. The event loop is
@@ -466,9 +466,11 @@ class Connection:
         self.state = State.IDLE
         self.blocked_by = self.throttled_by = None
         self._end_passes(ConnectError("the event loop is ending", broker=self.address))
-        if not self._engaged:
-            return
-        self._engaged = False
+        if self._engaged:
+            self._engaged = False
+            self._abort()
+
+    def _abort(self) -> None:
         try:
             self._driver.abort()
         except Exception as error:
