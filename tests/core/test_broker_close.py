@@ -154,6 +154,22 @@ async def test_a_driver_that_hangs_in_close_is_aborted(caplog: pytest.LogCapture
     assert not others()
 
 
+@pytest.mark.parametrize("raised", [ValueError, asyncio.CancelledError])
+async def test_a_driver_that_fails_in_close_is_aborted(raised: type[BaseException]) -> None:
+    """Also when it awaits one of its own tasks after it has cancelled it, and so ends in CancelledError."""
+    driver = Scripted()
+
+    async def close(grace: float) -> None:
+        raise raised
+
+    driver.close = close  # type: ignore[method-assign]
+    broker = Broker(driver)
+    await broker.connect()
+    await broker.close(0)
+    assert driver.aborted == 1
+    assert [breach.what for breach in broker.contract_breaches] == [f"raised {raised.__name__}"]
+
+
 @pytest.mark.parametrize("late", [False, True])
 async def test_a_driver_that_fails_in_abort_does_not_end_the_close(
     late: bool, caplog: pytest.LogCaptureFixture

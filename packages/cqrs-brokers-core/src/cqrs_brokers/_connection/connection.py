@@ -450,7 +450,7 @@ class Connection:
             self._abort()
             closing.cancel()
             await asyncio.wait((closing,), timeout=0.1)
-        elif not closing.cancelled() and (error := closing.exception()) is not None:
+        elif (error := asyncio.CancelledError() if closing.cancelled() else closing.exception()) is not None:
             self._breaches.add("close", f"raised {type(error).__name__}")
             self._abort()
 
