@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+from typing import Any
 
 import pytest
 
@@ -154,15 +155,20 @@ async def test_a_driver_that_hangs_in_close_is_aborted(caplog: pytest.LogCapture
     assert not others()
 
 
+@pytest.mark.parametrize("at_once", [False, True])
 @pytest.mark.parametrize("raised", [ValueError, asyncio.CancelledError])
-async def test_a_driver_that_fails_in_close_is_aborted(raised: type[BaseException]) -> None:
-    """Also when it awaits one of its own tasks after it has cancelled it, and so ends in CancelledError."""
+async def test_a_driver_that_fails_in_close_is_aborted(raised: type[BaseException], at_once: bool) -> None:
+    """Also when it awaits one of its own tasks after it has cancelled it, and so ends in CancelledError; also when its
+    close() is no coroutine function."""
     driver = Scripted()
+
+    def close_at_once(grace: float) -> Any:
+        raise raised
 
     async def close(grace: float) -> None:
         raise raised
 
-    driver.close = close  # type: ignore[method-assign]
+    driver.close = close_at_once if at_once else close  # type: ignore[method-assign]
     broker = Broker(driver)
     await broker.connect()
     await broker.close(0)

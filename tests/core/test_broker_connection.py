@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+from typing import Any
 
 import pytest
 
@@ -93,6 +94,29 @@ async def test_connect_is_one_pass_and_raises_its_class() -> None:
     await broker.connect()
     assert driver.connects == 4
     await broker.close()
+
+
+@pytest.mark.parametrize("error", [None, ValueError("bug"), unreachable()])
+async def test_a_driver_whose_methods_are_no_coroutine_functions_fails(error: Exception | None) -> None:
+    """connect() and health() end, and say what the driver raised."""
+    driver = Scripted()
+
+    def at_once() -> Any:
+        if error is not None:
+            raise error
+
+    broker = Broker(driver)
+    await broker.connect()
+    driver.connect = driver.ping = at_once  # type: ignore[method-assign]
+    health = await broker.health()
+    driver.link.lost(unreachable())
+    await settle()
+    with pytest.raises(ConnectError) as caught:
+        await asyncio.wait_for(broker.connect(), 2.0)
+    says = "refused" if isinstance(error, ConnectError) else f"unclassified {type(error or TypeError()).__name__}"
+    assert says in health.reason
+    assert says in str(caught.value)
+    await broker.close(0)
 
 
 async def test_a_silent_peer_ends_at_connect_timeout() -> None:

@@ -69,6 +69,12 @@ def _backoff(unproven: int) -> float:
     return min(LONGEST_DELAY, FIRST_DELAY * 2.0**doublings)
 
 
+async def _called(method: Callable[..., Coroutine[Any, Any, None]], *args: float) -> None:
+    """Calls a method of the driver in the task that awaits it: the method may raise an error before its first await, or
+    be no coroutine function."""
+    await method(*args)
+
+
 class State(enum.Enum):
     IDLE = "idle"
     CONNECTING = "connecting"
@@ -231,7 +237,7 @@ class Connection:
             ConnectError: The broker is not alive, or gives no answer within the timeout (in seconds).
         """
         with StallWatch() as watch:
-            error = await self._bounded("ping", self._driver.ping(), timeout, "it does not answer a ping")
+            error = await self._bounded("ping", self._driver.ping, timeout, "it does not answer a ping")
         if error is not None:
             raise told_with_stall(error, watch.stalled)
 
@@ -337,17 +343,17 @@ class Connection:
         limit = self._settings.connect_timeout
         what = f"no answer within {limit:g} s: check the address, the network and the broker"
         with StallWatch() as watch:
-            error = await self._bounded("connect", self._driver.connect(), limit + OWN_TIMEOUT_SLACK, what)
+            error = await self._bounded("connect", self._driver.connect, limit + OWN_TIMEOUT_SLACK, what)
         if error is not None:
             self.blocked_by = None  # the driver may have said so of a connection that is given up now
         return error, watch.stalled if watch.longest > limit * STALL_THAT_MATTERS else 0.0
 
     async def _bounded(
-        self, method: str, work: Coroutine[Any, Any, None], timeout: float, silence: str
+        self, method: str, call: Callable[[], Coroutine[Any, Any, None]], timeout: float, silence: str
     ) -> ConnectError | None:
-        """Runs a coroutine of the driver with a timeout, in a separate task. So a client library that cancels its
+        """Calls a method of the driver with a timeout, in a separate task. So a client library that cancels its
         current task does not cancel the supervisor."""
-        task = self._tasks.spawn(work)
+        task = self._tasks.spawn(_called(call))
         task.add_done_callback(retrieve_exception)
         try:
             await wait_patiently(task, timeout)
@@ -442,7 +448,7 @@ class Connection:
     async def close_driver(self, grace: float) -> None:
         """Closes the driver. The driver has `grace` seconds to close gracefully, and 0.8 s more to close by force. If
         the driver is late or raises an error, it is aborted."""
-        closing = asyncio.get_running_loop().create_task(self._driver.close(grace))
+        closing = asyncio.get_running_loop().create_task(_called(self._driver.close, grace))
         closing.add_done_callback(retrieve_exception)
         await wait_patiently(closing, grace + FORCED_CLOSE)
         if not closing.done():
