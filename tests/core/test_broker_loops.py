@@ -69,6 +69,27 @@ def test_leaving_asyncio_run_without_close_is_one_warning_and_no_traceback() -> 
     assert "was not closed" in done.stderr
 
 
+@pytest.mark.parametrize("turns", [1, 2, 3, 20])
+def test_leaving_asyncio_run_in_a_close_drops_the_connection(turns: int) -> None:
+    """Whatever turn the close has come to, the driver is aborted, and asyncio has nothing to say."""
+    done = run(
+        f"""
+        async def close(grace): await asyncio.sleep(60)
+        driver.close = close
+        async def main():
+            await broker.connect()
+            closing = asyncio.create_task(broker.close(60))
+            for _ in range({turns}): await asyncio.sleep(0)
+        asyncio.run(main())
+        print(driver.aborted, broker.state)
+        """,
+        "-X",
+        "dev",
+    )
+    assert done.stdout == "1 closed\n"
+    assert "Traceback" not in done.stderr, done.stderr
+
+
 def test_leaving_without_close_stays_quiet_with_warnings_as_errors() -> None:
     """-W error turns the warning into a log line, never into a traceback."""
     done = run(

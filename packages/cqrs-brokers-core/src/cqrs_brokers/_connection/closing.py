@@ -86,8 +86,12 @@ class Closing:
             more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
             logger.warning("closed %s with messages whose outcome is unknown: %s%s", connection.address, ids, more)
         window.stop()
-        await connection.stop()
-        await connection.close_driver(max(0.0, self._by - self.loop.time()))
+        try:
+            await connection.stop()
+            await connection.close_driver(max(0.0, self._by - self.loop.time()))
+        except asyncio.CancelledError:  # the event loop ends meanwhile
+            connection.drop()
+            raise
 
     def _not_sent(self) -> BrokerClosedError:
         why = self._connection.last_error
