@@ -270,6 +270,25 @@ async def test_a_question_that_is_not_yet_written_ends_with_the_connection() -> 
             await asyncio.wait_for(asking, 1.0)
 
 
+async def test_an_answer_to_the_other_kind_of_number_takes_nothing() -> None:
+    """A message's number is no question's, nor the other way round: both still get their answers."""
+    wire = Wire()
+    async with Broker(wire) as broker:
+        send = asyncio.ensure_future(broker.send_message(message(b"1")))
+        await settled()
+        asking = asyncio.ensure_future(wire.pipeline.ask(b"?"))
+        await settled()
+        numbers = {body: token for token, body in wire.written}
+        assert wire.pipeline.answered(numbers[b"?"]) is None
+        wire.pipeline.answered_question(numbers[b"1"])
+        await settled()
+        assert not asking.done()
+        wire.pipeline.answered_question(numbers[b"?"])
+        wire.confirm(numbers[b"1"])
+        await asyncio.wait_for(asking, 1.0)
+        assert (await asyncio.wait_for(send, 1.0)).confirmed
+
+
 @pytest.mark.parametrize("ends", ["abort", "close", "end"])
 async def test_a_question_ends_with_the_pipeline(ends: str) -> None:
     """Whether it is written or not, and also if the driver did not limit its wait."""

@@ -171,21 +171,21 @@ class Pipeline(Generic[T]):
 
         Returns:
             The delivery. The driver must then confirm or fail the message. None: the message was released before, or no
-            message has this token.
+            message has this token (a question of `ask` may have it).
 
         Raises:
             ProtocolError: The token is None, and either nothing waits for an answer, or a question of `ask` has waited
                 longest. Do not catch this error in `read`: the connection must end.
         """
-        found = self._take(token, question=False)
-        return None if isinstance(found, asyncio.Future) else found
+        found: Delivery | None = self._take(token, question=False)
+        return found
 
     def answered_question(self, token: int | None = None) -> None:
         """Reports that the answer to a question of `ask` came. The token has the same meaning as in `answered`. If the
         token is None, and a message has waited longest for an answer or nothing waits, this method raises a
         `ProtocolError`."""
-        found = self._take(token, question=True)
-        if isinstance(found, asyncio.Future) and not found.done():
+        found: asyncio.Future[None] | None = self._take(token, question=True)
+        if found is not None and not found.done():
             found.set_result(None)
 
     def oldest(self, wanted: Callable[[Delivery], bool]) -> int | None:
@@ -340,7 +340,7 @@ class Pipeline(Generic[T]):
         self._unanswered[self._token] = entry
         return self._token
 
-    def _take(self, token: int | None, *, question: bool) -> Delivery | asyncio.Future[None] | None:
+    def _take(self, token: int | None, *, question: bool) -> Any:
         self.heard()
         if token is None:
             token = next(iter(self._unanswered), None)
@@ -350,8 +350,11 @@ class Pipeline(Generic[T]):
                 raise ProtocolError(text)
         elif token not in self._unanswered:
             return None
-        found = self._unanswered.pop(token)
-        if isinstance(found, asyncio.Future):
+        found: Any = self._unanswered[token]
+        if isinstance(found, asyncio.Future) is not question:
+            return None
+        del self._unanswered[token]
+        if question:
             self._questions.discard(found)
         else:
             self._in_window -= 1
