@@ -16,6 +16,7 @@ from cqrs_brokers import (
     Capabilities,
     ClosedWhilePendingError,
     ConfigError,
+    ConnectionLostError,
     DeliveryError,
     DeliveryTimeoutError,
     DeliveryUnknownError,
@@ -341,6 +342,43 @@ async def test_simple_drivers_send_one_at_a_time_per_key() -> None:
         driver.gates["a2"].set_result(Receipt(driver.started[-1].message_id, "orders", "x", True, 1, 2))
         receipts = await asyncio.gather(*sendings)
     assert [r.confirmed for r in receipts] == [False, True, False, False, False]
+
+
+async def test_a_send_that_ends_after_the_connection_was_dropped_changes_no_order() -> None:
+    """Later messages of its key still go one at a time."""
+    driver = Simple()
+    cleaned_up = asyncio.Event()
+    usual = driver.send_message
+
+    async def send(message: Message) -> Receipt | None:
+        try:
+            return await usual(message)
+        except asyncio.CancelledError:
+            await cleaned_up.wait()
+            raise
+
+    driver.send_message = send  # type: ignore[method-assign]
+    async with Broker(driver) as broker:
+        sendings = [asyncio.create_task(broker.send_message(message(key="a", name="first")))]
+        await settle()
+        for task in asyncio.all_tasks():
+            if task.get_name().startswith("cqrs-brokers connection"):
+                task.cancel()
+        with pytest.raises(ConnectionLostError):
+            await sendings[0]
+        sendings.append(asyncio.create_task(broker.send_message(message(key="a", name="second"))))
+        await settle()
+        assert [m.message_name for m in driver.started] == ["first", "second"]
+        cleaned_up.set()
+        await settle()
+        sendings.append(asyncio.create_task(broker.send_message(message(key="a", name="third"))))
+        await settle()
+        assert [m.message_name for m in driver.started] == ["first", "second"]
+        driver.gates["second"].set_result(None)
+        await settle()
+        assert [m.message_name for m in driver.started] == ["first", "second", "third"]
+        driver.gates["third"].set_result(None)
+        await asyncio.gather(*sendings[1:])
 
 
 @pytest.mark.parametrize(

@@ -71,12 +71,13 @@ class SimpleSender(PipelinedDriver):
                 self._tasks.spawn(self._send_in_turn(order))
 
     async def _send_in_turn(self, order: tuple[str, str]) -> None:
-        queue = self._per_key[order]
+        per_key = self._per_key  # the task may end after `abort`, when there are other queues
+        queue = per_key[order]
         try:
             while queue:
                 await self._send(*queue.popleft())
         finally:
-            del self._per_key[order]
+            del per_key[order]
 
     async def _send(self, delivery: Sending, message: Message) -> None:
         if not delivery.handed_over():
@@ -108,7 +109,7 @@ class SimpleSender(PipelinedDriver):
 
     def abort(self) -> None:
         self._tasks.abort()
-        self._per_key.clear()
+        self._per_key = {}
         self._driver.abort()
 
 
