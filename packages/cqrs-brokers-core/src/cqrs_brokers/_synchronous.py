@@ -16,7 +16,7 @@ from .protocol import MessageLike, Receipt
 
 __all__ = ["SyncBroker"]
 
-FORKED = "this process was forked from the one that connected the broker: make a new SyncBroker after the fork"
+FORKED = "this process was forked from the one that used the broker: make a new SyncBroker after the fork"
 OWN_THREAD = (
     "{} was called in the SyncBroker's own thread, by an observer or a logging handler: it would wait for itself "
     "forever. Call it in another thread"

@@ -9,11 +9,11 @@ from typing import Any
 
 from cqrs_brokers.exceptions import WrongLoopError
 
-__all__ = ["LoopBinding"]
+__all__ = ["LoopBinding", "running_loop"]
 
-FORKED = "this process was forked from the one that connected the broker: make a new Broker after the fork"
+FORKED = "this process was forked from the one that used the broker: make a new Broker after the fork"
 OTHER_LOOP = (
-    "the broker is connected in another event loop that is still open: use one Broker per loop, or close it there "
+    "the broker belongs to another event loop that is still open: use one Broker per loop, or close it there "
     "first. The other loop may run in another thread, or belong to a test fixture with another loop scope (loop_scope)"
 )
 NO_LOOP = (
