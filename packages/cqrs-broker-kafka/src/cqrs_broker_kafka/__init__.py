@@ -1,10 +1,11 @@
-"""The plugin for `kafka://`. It publishes to Apache Kafka over aiokafka's connections. By default the producer is
-idempotent. Messages with the same key keep their order.
+"""The plugin for `kafka://`. The plugin publishes to Apache Kafka over aiokafka's connections. By default the producer
+is idempotent. Messages with the same topic and key keep their order while the topic's number of partitions stays the
+same.
 
     broker = open_broker("kafka://localhost:9092?client_id=my-app")
 
-This module is the plugin that the package's entry point names. Opening a broker does not import aiokafka, except to
-check a token provider. The driver imports aiokafka when it connects.
+This module is the plugin that the package's entry point names. Opening a broker imports aiokafka only to check a token
+provider. The driver imports aiokafka when the driver connects, and `inspect_broker` imports aiokafka when it is called.
 """
 
 from cqrs_brokers.driver import PipelinedDriver
@@ -34,7 +35,11 @@ def broker_options() -> type[KafkaOptions]:
 
 @hookimpl
 def open_message_broker(url: BrokerURL, options: KafkaOptions) -> PipelinedDriver:
-    """Makes the driver for a config string. The driver connects later."""
+    """Makes the driver for a config string. The driver connects later.
+
+    Raises:
+        ConfigError: See `KafkaSettings`.
+    """
     from ._driver import KafkaDriver
 
     return KafkaDriver(KafkaSettings(url, options))
@@ -42,7 +47,11 @@ def open_message_broker(url: BrokerURL, options: KafkaOptions) -> PipelinedDrive
 
 @hookimpl
 def inspect_broker(url: BrokerURL, options: KafkaOptions) -> Inspection:
-    """Makes the object with which `cqrs-brokers check` inspects a Kafka cluster."""
+    """Makes the object with which `cqrs-brokers check` inspects a Kafka cluster.
+
+    Raises:
+        ConfigError: See `KafkaSettings`.
+    """
     from ._inspection import KafkaInspection
 
     return KafkaInspection(KafkaSettings(url, options))

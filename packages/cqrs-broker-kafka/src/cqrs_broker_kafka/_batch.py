@@ -1,8 +1,8 @@
 """Encodes record batches (Kafka protocol, record format v2).
 
-aiokafka's compiled builder could do the same, but it is slower. It takes the headers of each record as a list of pairs.
-The list and its pairs are at least three more objects per message for the garbage collector. The builder also computes
-the checksum without the processor's instruction for CRC-32C.
+aiokafka's compiled builder could do the same, but is slower. The builder takes the headers of each record as a list of
+pairs. The list and its pairs are at least three more objects per message for the garbage collector. The builder also
+computes the checksum without the processor's instruction for CRC-32C.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ def batch_encoder(compression: str) -> Encode:
         compression: The option `compression_type`.
 
     Returns:
-        The function. Its arguments are the records, the producer id, its epoch and the first record's sequence number.
-        Without idempotence the last three are -1.
+        The function. Its arguments are the records, the producer id, the epoch and the first record's sequence number.
+        Without idempotence the last three are -1. If compression does not make a batch smaller, the function leaves
+        the batch uncompressed.
     """
     codec, compress = CODECS[compression]
     varint = varints.__getitem__

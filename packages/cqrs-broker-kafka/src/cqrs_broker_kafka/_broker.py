@@ -15,12 +15,18 @@ class KafkaMessageBroker(Broker):
 
     Args:
         producer: The adapter with the connection settings. An adapter can be used for one broker only.
-        aiokafka_log_level: The level for the logger "aiokafka". Default: the logger keeps its level.
-        observers: Objects that `Broker` tells each message's outcome and each change of the connection's state.
+        aiokafka_log_level: The level for the logger "aiokafka", in the whole process. None: the logger keeps its level.
+        observers: Objects that `Broker` informs about the outcome of every message and about every change of the
+            connection.
 
     Raises:
-        ConfigError: Another broker uses the adapter already, `producer` is not a `KafkaProducerAdapter`, a certificate
-            file cannot be used, or the log level does not exist.
+        ConfigError: The adapter was given to another broker already, `producer` is not a `KafkaProducerAdapter`, the
+            adapter names no host or names a host twice, a certificate file cannot be used, the log level does not
+            exist, or `observers` is no sequence of observers.
+
+    Warns:
+        InsecureTransportWarning: The server's certificate is not verified, or `security_protocol` is SASL_PLAINTEXT and
+            a host is not loopback.
     """
 
     def __init__(

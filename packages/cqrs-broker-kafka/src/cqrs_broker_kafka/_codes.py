@@ -1,14 +1,15 @@
 """The error codes of produce responses, and what each code proves about the records of a batch.
 
 A code proves "not appended" only if its row in the table `ROWS` says so. A code without a row, for example a new code
-of a later Kafka version, leaves the batch in doubt: the broker may have appended it. The rows follow the source code of
-Apache Kafka's broker (3.9 to 4.4). In the broker a produce request passes through three methods in this order:
-`ReplicaManager.appendRecords` looks up the partition and its leader. `Partition.appendRecordsToLeader` counts the
-in-sync replicas. `UnifiedLog.append` first validates the records, and then writes the first byte.
+of a later Kafka version, leaves the batch in doubt: the broker may have appended the batch. The rows follow the source
+code of Apache Kafka's broker (3.9 to 4.4). In the broker a produce request passes through these methods, in this order:
+`KafkaApis.handleProduceRequest` checks permissions, and that the partition exists. `ReplicaManager.appendRecords` looks
+up the partition's log on this node. `Partition.appendRecordsToLeader` checks that the node leads the partition, and
+counts the in-sync replicas. `UnifiedLog.append` first validates the records, and then writes the first byte.
 
-A row that proves "not appended" (`WAIT`, `SPLIT`, `FAIL`) holds only for an answer without a base offset. If the answer
-has a base offset, the batch was appended. The error came afterwards, while the leader waited for its followers: the
-leader stepped down, or the topic was deleted (`DelayedProduce.tryComplete`).
+Such a proof (`WAIT`, `SPLIT`, `FAIL`) holds only for an answer without a base offset. If the answer has a base offset,
+the batch was appended. The error came afterwards, while the leader waited for its followers: the leader stepped down,
+or the topic was deleted (`DelayedProduce.tryComplete`).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from cqrs_brokers.exceptions import (
 __all__ = ["DUPLICATE_SEQUENCE_NUMBER", "ROWS", "Row", "Then", "error_of", "row_of"]
 
 DUPLICATE_SEQUENCE_NUMBER = 46
-"""The code for a batch that is already in the log. The broker does not know the batch's offset any more."""
+"""The code for a repeated batch that is already in the log, but whose offset the broker does not know any more."""
 
 
 class Then(Enum):
@@ -49,11 +50,12 @@ class Row(NamedTuple):
     Attributes:
         name: Kafka's name for the code (`org.apache.kafka.common.protocol.Errors`).
         then: What follows from the code.
-        error: The class of the error for each record of the batch.
-        text: The text of the error: what happened and, for most codes, what to do.
+        error: The class of the error for a record that fails because of this code. If the batch is in doubt, the class
+            is `DeliveryUnknownError` instead.
+        text: The text of the error: what happened and, for some codes, what to do.
         retryable: Whether the same call may succeed later if nobody changes anything. None: the error's class decides.
-        source: The part of the broker's source code that gives this answer. This part shows whether the broker had
-            already appended the batch when it gave the answer.
+        source: Why `then` follows from the code. In most rows this is the part of the broker's source code that gives
+            the answer, and whether the batch was appended before the answer.
     """
 
     name: str
@@ -129,7 +131,7 @@ ROWS: dict[int, Row] = {
 
 
 def row_of(code: int) -> Row:
-    """Returns the row of a code. For a code that is not in the table, returns a row with an unknown outcome."""
+    """Returns the row of a code. If the code is not in the table, the returned row leaves the outcome unknown."""
     row = ROWS.get(code)
     if row is None:
         text = f"the broker reported an error that the client does not know (code {code})"

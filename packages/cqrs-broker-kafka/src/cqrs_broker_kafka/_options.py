@@ -15,7 +15,8 @@ __all__ = ["KafkaOptions"]
 
 
 class KafkaOptions(TLSOptions):
-    """The options after the `?` of a config string. `KafkaProducerAdapter` takes the same options as keywords."""
+    """The options of `kafka://`. They stand after the `?` of a config string. `open_broker` and `KafkaProducerAdapter`
+    also take the options as keywords. `sasl_oauth_token_provider` and `ssl_context` can be given only as keywords."""
 
     url_parts: ClassVar = frozenset({"hosts"})
     instead_of_parts: ClassVar = {
@@ -68,7 +69,7 @@ class KafkaOptions(TLSOptions):
     @field_validator("acks", mode="before")
     @classmethod
     def _acks_as_text(cls, value: object) -> object:
-        # Kafka's own configuration knows -1 as another word for all, and Python callers write numbers.
+        # In Kafka's own configuration -1 means the same as all. Callers in Python may give a number.
         text = str(value) if type(value) is int else value
         return "all" if text == "-1" else text
 
@@ -98,7 +99,7 @@ class KafkaOptions(TLSOptions):
         if self.mechanism == "OAUTHBEARER":
             if provider is None:
                 return ["OAUTHBEARER needs sasl_oauth_token_provider="]
-            from aiokafka.abc import AbstractTokenProvider  # the application has imported it for its provider
+            from aiokafka.abc import AbstractTokenProvider  # an application with such a provider has imported it
 
             if not isinstance(provider, AbstractTokenProvider):
                 kind = type(provider).__name__
@@ -125,5 +126,5 @@ class KafkaOptions(TLSOptions):
 
     @property
     def mechanism(self) -> str:
-        """The SASL mechanism that is used."""
+        """The SASL mechanism, if `security_protocol` is one with SASL."""
         return self.sasl_mechanism or ("OAUTHBEARER" if self.sasl_oauth_token_provider is not None else "PLAIN")

@@ -1,4 +1,4 @@
-"""The settings: where and how to connect. They are made from a config string or by a `KafkaProducerAdapter`."""
+"""The settings: where and how to connect. They are made from a config string or from a `KafkaProducerAdapter`."""
 
 from __future__ import annotations
 
@@ -27,6 +27,10 @@ class KafkaSettings:
 
     Raises:
         ConfigError: There is no host, a host is listed twice, or a certificate file cannot be used.
+
+    Warns:
+        InsecureTransportWarning: The server's certificate is not verified, or `security_protocol` is SASL_PLAINTEXT and
+            a host is not loopback.
     """
 
     def __init__(self, url: BrokerURL, options: KafkaOptions) -> None:
@@ -46,14 +50,14 @@ class KafkaSettings:
 
     @property
     def ssl_context(self) -> ssl.SSLContext | None:
-        """The TLS context for the next connection, or None without TLS."""
+        """The TLS context for a new connection. None: the connections use no TLS."""
         return None if self._tls is None else self._tls.current()
 
     def __repr__(self) -> str:
         return f"<KafkaSettings {','.join(map(str, self.hosts))} {self.options.security_protocol}>"
 
     def client_arguments(self) -> dict[str, Any]:
-        """The arguments of aiokafka's connections."""
+        """The keyword arguments that all of aiokafka's connections get."""
         options = self.options
         arguments: dict[str, Any] = {
             "request_timeout_ms": options.request_timeout_ms,
@@ -80,12 +84,14 @@ class KafkaProducerAdapter(ConnectionAdapter[KafkaOptions, KafkaSettings]):
     Args:
         bootstrap_servers: The hosts, as one text with commas (`host[:port],host[:port]`) or as a list of texts.
         dsn: The hosts as one text with commas, or a whole config string (`kafka://…?acks=all`).
-        value_serializer: Encodes payloads that come without `payload_bytes` and without a content type. Default: JSON.
-        **options: The options of the config string by name (see `KafkaOptions`). An option that is given here
-            overrides the same option in `dsn`.
+        value_serializer: Encodes the payloads of messages that have neither `payload_bytes` nor a content type.
+            `TOMBSTONE` is not encoded. None: payloads of bytes are sent as they are, and other payloads as JSON.
+        **options: The options of `kafka://` by name (see `KafkaOptions`). An option that is given here overrides the
+            same option in `dsn`.
 
     Raises:
-        ConfigError: An option or host is wrong, or not exactly one of `bootstrap_servers` and `dsn` is given.
+        ConfigError: An option or host is wrong, not exactly one of `bootstrap_servers` and `dsn` is given, or
+            `value_serializer` is not callable. `KafkaMessageBroker` raises the error if a host is listed twice.
     """
 
     def __init__(
