@@ -1,5 +1,4 @@
-"""The parts of aiokafka that the plugin uses: connections, requests for metadata, producer ids and settings, errors,
-the types of the protocol, codecs, a checksum.
+"""The parts of aiokafka that the plugin uses: connections, requests and their types, errors, codecs, a checksum.
 
 The other modules get aiokafka's classes from this module. The only exception is `_options`, which imports the base
 class of token providers.
@@ -15,8 +14,7 @@ data, but still notices when the connection ends. We use eight private members o
 | `_do_version_lookup`, `_do_sasl_handshake` | the next steps of `AIOKafkaConnection.connect()` |
 | `_versions` | the versions of requests that the broker knows |
 
-`why_unsupported` checks that aiokafka's class still uses these names. tests/kafka/test_client.py has a test for each
-use.
+`why_unsupported` checks that aiokafka's class still has these names. tests/kafka/test_client.py tests each use.
 """
 
 from __future__ import annotations
@@ -63,7 +61,7 @@ __all__ = [
 
 crc32c: Callable[[bytes], int] = google_crc32c.value if google_crc32c.implementation == "c" else calc_crc32c
 """Computes the checksum of a batch. Google's extension uses the processor's CRC instruction. For 600 bytes the
-extension takes about 0.03 µs, and aiokafka's function takes about 0.3 µs."""
+extension takes about 0.1 µs, and aiokafka's function takes about 0.3 µs."""
 KNOWN_TO_WORK = "0.13 and 0.14"
 PRIVATE = (
     "_closed_fut",
@@ -76,7 +74,6 @@ PRIVATE = (
     "_versions",
 )
 READ_AHEAD = 2**16
-"""The limit of a connection's `asyncio.StreamReader`, in bytes."""
 LARGEST_ANSWER = 2**28
 """The most bytes that an answer may have while aiokafka's reader reads the answers."""
 LOOK_AT_BUFFER = 0.002
@@ -96,8 +93,7 @@ CODECS: dict[str, tuple[int, Callable[[bytes], bytes] | None]] = {
     "lz4": (3, lz4_encode),
     "zstd": (4, zstd_encode),
 }
-"""For each value of `compression_type`: its number in the attributes of a batch, and the function that compresses.
-If the function is None, batches are not compressed."""
+"""For each value of `compression_type`: its number in the attributes of a batch, and the function that compresses."""
 
 
 def why_unsupported(connection: type = AIOKafkaConnection) -> str | None:
@@ -275,10 +271,7 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
         return await self.send(MetadataRequest(topics))
 
     async def producer_id(self) -> tuple[int, int, int]:
-        """Asks for a producer id.
-
-        Returns:
-            The error code, the producer id and its epoch.
+        """Asks for a producer id. Returns the error code, the producer id and the epoch.
 
         Raises:
             KafkaError, TimeoutError: There is no answer.
@@ -290,11 +283,7 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
     # -- produce requests ---------------------------------------------------------------------------------------------
 
     def check_version(self) -> None:
-        """Checks that the broker knows our version of the produce request.
-
-        Raises:
-            ProtocolError: The broker does not know this version.
-        """
+        """Raises a `ProtocolError` if the broker does not know our version of the produce request."""
         oldest, newest = self._versions.get(produce.API_KEY, (0, 0))
         if not oldest <= produce.API_VERSION <= newest:
             raise ProtocolError("the broker is older than Kafka 2.4, which this plugin needs: upgrade it")
@@ -323,11 +312,8 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
         writer.write(request)
 
     async def written(self) -> None:
-        """Waits until the operating system has taken all bytes that were written.
-
-        Raises:
-            OSError: The connection ended before that.
-        """
+        """Waits until the operating system has taken all bytes that were written. Raises an `OSError` if the connection
+        ends before."""
         writer: asyncio.StreamWriter | None = self._writer
         if writer is None:
             raise ConnectionResetError

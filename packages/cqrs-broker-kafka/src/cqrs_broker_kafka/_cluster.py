@@ -1,4 +1,4 @@
-"""The cluster that we are connected to: its nodes, the leaders of partitions, and our producer id."""
+"""Connects to the nodes of a cluster, learns which node leads which partition, and gets producer ids."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ if TYPE_CHECKING:
 __all__ = ["Cluster"]
 
 TOPIC_GRACE = 3.0
-"""A topic that the cluster does not know counts as missing after this many seconds. Until then we ask again, because
-the topic may just have been created."""
+"""A topic with messages counts as missing when answers have named no partition of the topic for this many seconds.
+Until then we ask again, because the topic may just have been created."""
 TOPIC_GRACE_AGAIN = 0.3
 """The same as `TOPIC_GRACE`, but for a topic that counted as missing before and was not found since."""
 TOPIC_MISSING_FOR = 3.0
 """A topic counts as missing for this many seconds. Afterwards the next message for the topic makes us ask again."""
 ID_PAUSE = 0.1
 """After this many seconds we ask for a producer id again, or try again to connect to the nodes."""
-_TOPIC_MISSING = "the topic does not exist and the cluster does not create topics by itself: create it"
+_TOPIC_MISSING = "the topic does not exist, and the cluster has not created it: create it"
 
 _TOPIC_FORBIDDEN = "the user may not use the topic: grant it WRITE and DESCRIBE on the topic"
 _ID_COMES_LATER = frozenset({7, 13, 14, 15, 16, 51})
@@ -51,7 +51,7 @@ not answer."""
 
 
 class Cluster:
-    """The nodes of a cluster and our connections to them. For each new connection the driver makes a new `Cluster`.
+    """The nodes of a cluster and our connections to them. Each call of `KafkaDriver.connect()` makes a new `Cluster`.
 
     Args:
         owner: The driver.
@@ -59,7 +59,8 @@ class Cluster:
 
     Attributes:
         nodes: The nodes, by their ids.
-        leaderless: Partitions in the state READY whose leader is not known.
+        leaderless: Partitions in the state READY whose leader is not known. A partition that has ceased to be READY
+            stays here until the next answer about leaders.
         metadata: The object that asks the cluster for its nodes and leaders.
     """
 
@@ -76,13 +77,14 @@ class Cluster:
     # -- connecting ---------------------------------------------------------------------------------------------------
 
     async def connect(self, *, trusted: bool) -> None:
-        """Finds a bootstrap host that answers and connects to a node. With idempotence, also gets a producer id.
+        """Finds a bootstrap host that answers, and connects to a node. With idempotence the node also gives a producer
+        id. Then the task starts that keeps the metadata up to date.
 
         Args:
             trusted: Whether the settings have worked before.
 
         Raises:
-            ConnectError: One of these steps failed.
+            ConnectError: One of these steps failed, or the plugin cannot use the installed version of aiokafka.
         """
         unsupported = why_unsupported()
         if unsupported is not None:
@@ -97,7 +99,7 @@ class Cluster:
         self.metadata.start()
 
     async def _reach(self, until: float) -> None:
-        """Connects to a node that can take messages. With idempotence, also gets a producer id from this node."""
+        """Connects to a node that can take messages. With idempotence this node must also give a producer id."""
         reached: Node | None = None
         try:
             async with asyncio.timeout_at(until):
@@ -114,7 +116,11 @@ class Cluster:
             raise UnreachableError(text) from error
 
     async def _reach_a_node(self) -> Node | None:
-        """Tries to connect to all nodes at once. Returns the node that is reached first. None: all attempts failed."""
+        """Tries to connect to all nodes at once. Returns the node that is reached first. None: all attempts failed.
+
+        Raises:
+            ProtocolError: A node is too old.
+        """
         attempts = {self._tasks.spawn(node.open()): node for node in self.nodes.values()}
         for attempt in attempts:
             attempt.add_done_callback(retrieve_exception)
@@ -152,7 +158,8 @@ class Cluster:
         nodes for ever.
 
         Returns:
-            The reason why the cluster cannot be used any more. None: the cluster can be used.
+            The reason why the cluster cannot be used any more. None: a bootstrap server answers, and names a known node
+            or no node at all.
 
         Raises:
             UnreachableError: No bootstrap server answers at the moment.
@@ -171,7 +178,8 @@ class Cluster:
     # -- producer ids -------------------------------------------------------------------------------------------------
 
     def renew_id(self) -> None:
-        """Starts a task that gets another producer id, and then resumes the partitions that wait for the id."""
+        """Starts a task that gets another producer id, and then resumes the partitions that wait for the id. If such a
+        task runs already, nothing happens."""
         if not self._renewing:
             self._renewing = True
             self._tasks.spawn(self._renew_id())
@@ -219,7 +227,8 @@ class Cluster:
         return [name for name, topic in self._owner.topics.items() if topic.partitions or topic.waiting]
 
     def _learnt(self, answer: Any) -> bool:
-        """Updates nodes, partitions and leaders from an answer. Returns whether a leader or topic is still missing."""
+        """Updates nodes, partitions and leaders from an answer, and writes requests. Returns whether a leader or topic
+        is still missing."""
         self._learn_nodes(answer.brokers)
         for code, name, *_, partitions in answer.topics:
             topic = self._owner.topics.get(name)
@@ -234,7 +243,7 @@ class Cluster:
             elif topic.busy:
                 self._look_for(topic)
         self._owner.flush()
-        # Nothing is left to send for some: their topic is gone, or the deadlines of their records have passed.
+        # Some have nothing to send any more: their topic is gone, or the deadlines of their records have passed.
         self.leaderless = {each: None for each in self.leaderless if each.state is State.READY}
         missing = bool(self.leaderless)
         for topic in self._owner.topics.values():
@@ -260,7 +269,7 @@ class Cluster:
         for _, number, leader, *_ in partitions:
             if number < len(topic.partitions):
                 self._lead(topic.partitions[number], self.nodes.get(leader))
-        self._give_up_the_gone(topic, "the partition is gone, and the last answer for it was lost")
+        self._give_up_the_gone(topic, "the partition is gone, and the outcome of its last batch is not known")
 
     def _lead(self, partition: Partition, node: Node | None) -> None:
         before = partition.leader
@@ -277,7 +286,7 @@ class Cluster:
 
     def _look_for(self, topic: Topic) -> None:
         """Handles an answer that names no partition of the topic. The topic may have been created a moment ago. So the
-        topic counts as missing only if such answers come for some time."""
+        topic counts as missing only if such answers come for `TOPIC_GRACE` or `TOPIC_GRACE_AGAIN`."""
         now = self._loop.time()
         if topic.unknown_since is None:
             topic.unknown_since = now
@@ -286,7 +295,7 @@ class Cluster:
 
     def _missing(self, topic: Topic, error: DeliveryError) -> None:
         topic.not_found(error, self._loop.time() + TOPIC_MISSING_FOR)
-        self._give_up_the_gone(topic, "the topic is gone, and the last answer for it was lost")
+        self._give_up_the_gone(topic, "the topic cannot be used, and the outcome of the batch is not known")
 
     def _give_up_the_gone(self, topic: Topic, text: str) -> None:
         for partition in topic.gone():
@@ -297,12 +306,12 @@ class Cluster:
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def drop(self) -> list[Connection]:
-        """Drops the connections, and ends the tasks that connect to nodes and ask for metadata. Calls `Partition.lost`
-        for each batch in flight, because no answer can come any more. Records that wait stay in their partitions.
-        Afterwards no partition has a leader.
+        """Drops the connections, and cancels the tasks that connect to nodes and ask for metadata. Calls
+        `Partition.lost` for each batch in flight, because no answer can come any more. Records that wait stay in their
+        partitions. Afterwards no partition has a leader.
 
         Returns:
-            The connections whose `ended()` the caller must await.
+            The connections that were dropped. Their sockets are closed when `ended()` returns.
         """
         nodes, self.nodes = self.nodes, {}
         closing = [self.metadata.drop(), *(node.connection for node in nodes.values())]

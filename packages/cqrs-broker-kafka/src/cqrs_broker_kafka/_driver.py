@@ -3,7 +3,7 @@
 Read the modules in this order: `_records` (message to record), `_topic` (which partition), `_partition` and `_codes`
 (the state machine that makes sure that outcomes are true), `_late` (the error at a deadline), `_node`, `_batch` and
 `_produce` (requests in flight), `_cluster` and `_metadata` (which node leads which partition), `_probe` (why there is
-no connection), `_client` (all use of aiokafka).
+no connection), `_client` (the use of aiokafka).
 """
 
 from __future__ import annotations
@@ -32,14 +32,16 @@ if TYPE_CHECKING:
 __all__ = ["KafkaDriver"]
 
 WORTH_A_REQUEST = 500
-"""When this many new messages have come, requests are written at once, not in the event loop's next turn. With a
-smaller number each partition would already be busy with a small batch when the next messages come."""
+"""When this many messages have come since the last `flush()`, requests are written at once, even before `linger_ms` has
+passed. With a smaller number each partition would already be busy with a small batch when the next messages come."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 """The pause between an error code and the next attempt, in seconds. After the first failure the pause is twice
-`FIRST_PAUSE`. Each further failure doubles the pause, up to `LONGEST_PAUSE`."""
+`FIRST_PAUSE`. Each further failure doubles the pause, up to `LONGEST_PAUSE`. The pause ends early when the metadata
+name another leader."""
 TICK = 0.5
 SILENCE = 3.0
-"""If messages have no outcome and the cluster is silent for this many seconds, we ask the bootstrap servers why."""
+"""If messages have no outcome and the cluster is silent for more than this many seconds, we ask the bootstrap servers
+why."""
 
 
 class KafkaDriver(PipelinedDriver):
@@ -57,30 +59,30 @@ class KafkaDriver(PipelinedDriver):
         self.batch_size = settings.options.max_batch_size
         self.encode: Encode
         self.alone = True
-        """Whether messages seem to come one by one: there was no request yet, or the last request had one record and
-        has its answer. Then the next message is written at once."""
+        """Whether messages seem to come one by one: `flush()` was not called yet, or the last answers confirmed only
+        one record, and their node has no further request in flight. Then the next message is written at once."""
         self._settings = settings
         self.link: Link
         self._loop: asyncio.AbstractEventLoop
         self._cluster: Cluster | None = None
         self._add_record = RecordMaker().add
         self._new_messages = 0
-        """How many messages were submitted since requests were last written."""
+        """How many messages were submitted since the last `flush()`."""
         self._unwritten = False
-        """Whether a partition was queued at a node since requests were last written."""
+        """Whether a partition was queued at a node since the last `flush()`."""
         self._linger = settings.options.linger_ms / 1000
         self._lingering: dict[Partition, None] = {}
-        """READY partitions that wait for more messages (`linger_ms`)."""
+        """Partitions that became READY and wait for more messages (`linger_ms`)."""
         self._flush_due = False
         self._timer: asyncio.TimerHandle | None = None
         self._last_answer = 0.0
         self._asking = False
         self._reconnecting = False
-        """Whether our last report to `Broker` was that we are reconnecting."""
+        """Whether we have reported to `Broker` that we are reconnecting, and are not connected again since."""
         self._throttled_until = 0.0
-        """The time until which a node reads nothing from us. 0.0: no node throttles us."""
+        """The time until which a node reads nothing from us (event loop's time). 0.0: no node throttles us."""
         self._throttling = -1
-        """The number of the node that throttles us."""
+        """The number of that node."""
         self._trusted = False
         """Whether a connection with these settings was made before."""
 
@@ -88,8 +90,8 @@ class KafkaDriver(PipelinedDriver):
 
     @property
     def capabilities(self) -> Capabilities:
-        """Kafka keeps the order of messages with the same key, and carries headers. It confirms messages, except with
-        acks=0. Confirmed messages are durable only with acks=all."""
+        """Kafka keeps the order of messages with the same topic and key, and carries headers. Kafka confirms messages,
+        except with acks=0. Confirmed messages are durable only with acks=all."""
         acks = self._settings.options.acks
         return Capabilities(
             confirms=acks != "0",
@@ -109,10 +111,8 @@ class KafkaDriver(PipelinedDriver):
         return why_illegal(topic)
 
     def destination(self, message: Message) -> str:
-        """See `PipelinedDriver.destination`. The destination is a partition, because each partition has its own leader.
-
-        If the message has no key, or the topic's partitions are not known, the destination is the topic.
-        """
+        """The destination is a partition, because each partition has its own leader. If the message has no key, or the
+        topic's partitions are not known, the destination is the topic."""
         topic = self.topics.get(message.topic)
         if topic is None or not topic.partitions or message.key is None:
             return message.topic
@@ -121,8 +121,9 @@ class KafkaDriver(PipelinedDriver):
     # -- messages -----------------------------------------------------------------------------------------------------
 
     def submit(self, deliveries: Sequence[Delivery], /) -> None:
-        """Queues each message for its partition, or in its topic if the topic is not open (`Topic.is_open`). A request
-        is written at once, in the next turn of the event loop, after `linger_ms`, or after an earlier answer."""
+        """Queues each message for its partition, or in its topic if the topic is not open (`Topic.is_open`). A message
+        for a topic that counts as missing fails at once. The request is written at once, in the next turn of the event
+        loop, after `linger_ms`, or as soon as the partition's leader is known and can take a request."""
         topics, add_record = self.topics, self._add_record
         for delivery in deliveries:
             topic = topics.get(delivery.topic)
@@ -148,8 +149,8 @@ class KafkaDriver(PipelinedDriver):
                 self._loop.call_soon(self.flush)
 
     def _keep(self, topic: Topic, delivery: Delivery) -> None:
-        """Keeps the record of a message whose topic is not open (`Topic.is_open`). If the topic counts as missing, the
-        message fails with the topic's error (`Topic.missing`)."""
+        """Keeps the record of a message whose topic is not open (`Topic.is_open`). The first such message makes us ask
+        for metadata. If the topic counts as missing, the message fails with the topic's error (`Topic.missing`)."""
         if topic.missing is not None and self._loop.time() < topic.missing_until:
             delivery.fail(topic.missing)
             return
@@ -241,7 +242,7 @@ class KafkaDriver(PipelinedDriver):
         Raises:
             AuthenticationError: The broker does not accept the user, the password, the token or the mechanism.
             AuthorizationError: The user may not use the cluster.
-            TLSError: The certificate or the host name is wrong, or the listener has no TLS.
+            TLSError: The TLS handshake failed, for example because of a certificate, or the listener has no TLS.
             ProtocolError: The listener wants TLS or SASL, the listener does not use SASL, the broker is too old, the
                 host is not Kafka, or the plugin cannot use the installed version of aiokafka.
             UnreachableError: No host or no advertised node can be reached, or there is no token or no producer id.
@@ -270,14 +271,15 @@ class KafkaDriver(PipelinedDriver):
     # -- what nodes tell ----------------------------------------------------------------------------------------------
 
     def heard(self) -> None:
-        """Notes that the cluster has answered, and that we are not reconnecting any more."""
+        """Notes that the cluster works. If we have reported that we are reconnecting, reports the end of that."""
         self._last_answer = self._loop.time()
         if self._reconnecting:
             self._reconnecting = False
             self.link.reconnecting(None)
 
     def throttled(self, node: Node, seconds: float) -> None:
-        """Notes that the node reads nothing from us for this many seconds, because of a quota."""
+        """Notes that the node reads nothing from us for this many seconds, because of a quota. Reports this to
+        `Broker`, unless another node throttles us for longer."""
         until = self._loop.time() + seconds
         if until <= self._throttled_until:
             return
@@ -304,8 +306,8 @@ class KafkaDriver(PipelinedDriver):
     # -- watching -----------------------------------------------------------------------------------------------------
 
     def _tick(self) -> None:
-        """Runs every `TICK` seconds while messages wait or are in flight. Removes records whose callers already have an
-        outcome. If the cluster has been silent for longer than `SILENCE`, asks the bootstrap servers for the reason."""
+        """Runs every `TICK` seconds while messages wait or are in flight. Purges the topics (`Topic.purge`). If the
+        cluster has been silent for longer than `SILENCE`, asks the bootstrap servers for the reason."""
         self._timer = None
         for topic in self.topics.values():
             topic.purge()
@@ -317,8 +319,9 @@ class KafkaDriver(PipelinedDriver):
             self.tasks.spawn(self._ask_why(self._cluster))
 
     async def _ask_why(self, cluster: Cluster) -> None:
-        """Asks the bootstrap servers what is wrong. Without this question the driver would try the nodes for ever, for
-        example after somebody has changed the credentials."""
+        """Asks the bootstrap servers what is wrong. If none of them answers, reports that we are reconnecting. If the
+        cluster cannot be used any more, for example because somebody has changed the credentials, gives the cluster
+        up."""
         try:
             dead = await cluster.look_again()
         except UnreachableError as error:
@@ -335,8 +338,8 @@ class KafkaDriver(PipelinedDriver):
             self._last_answer = self._loop.time()
 
     def _lose(self, cluster: Cluster, error: ConnectError) -> None:
-        """Gives up a cluster that cannot be used any more. The records of a batch in doubt (it may have been appended)
-        fail with an unknown outcome. The other records wait."""
+        """Gives up a cluster that cannot be used any more. The records of a batch that may have been appended fail with
+        an unknown outcome. The other records wait."""
         self._cluster = None
         cluster.drop()
         for partition in self._partitions():
@@ -348,11 +351,8 @@ class KafkaDriver(PipelinedDriver):
         return late.why(self.topics.get(delivery.topic), delivery, handed=handed, now=self._loop.time())
 
     async def ping(self) -> None:
-        """Asks a node for metadata.
-
-        Raises:
-            UnreachableError: No node answers, or there is no connection now.
-        """
+        """Asks the nodes for metadata, until one answers. Raises an `UnreachableError` if no node answers, or if there
+        is no connection now."""
         if self._cluster is None:
             raise UnreachableError("the driver is connecting to the cluster again")
         try:
@@ -365,8 +365,8 @@ class KafkaDriver(PipelinedDriver):
     # -- the end ------------------------------------------------------------------------------------------------------
 
     async def _disconnect(self) -> None:
-        """Ends every connection and task. Calls `Partition.lost` for each batch in flight, because no answer can come.
-        Records that wait stay in their partitions."""
+        """Drops the cluster (see `Cluster.drop`), and cancels the driver's tasks. Waits until the tasks have ended, at
+        most 0.3 s, and until each socket is closed, at most 0.2 s for each."""
         cluster, self._cluster = self._cluster, None
         closing = [] if cluster is None else cluster.drop()
         await self.tasks.end(0.3)
@@ -387,7 +387,7 @@ class KafkaDriver(PipelinedDriver):
         self.tasks.abort()
 
     def _forget(self) -> None:
-        """Forgets every record, because `Broker` has ended every delivery."""
+        """Forgets every topic and record, and the producer id. `Broker` ends every delivery itself."""
         for topic in self.topics.values():
             topic.clear()
         self.topics.clear()

@@ -1,5 +1,5 @@
-"""Finds the reason why a message has no outcome at its deadline. Most reasons come from the last answer for the
-partition."""
+"""Finds the reason why a message has no outcome at its deadline. The reason may come from the last answer for the
+partition, from the state of the topic, or from the state of the node that leads the partition."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def why(topic: Topic | None, delivery: Delivery, *, handed: bool, now: float) ->
     """See `PipelinedDriver.why_late`.
 
     Args:
-        topic: The message's topic. None: no message for this topic has come so far.
+        topic: The message's topic. None: the driver has had no message for this topic.
         now: The event loop's time.
     """
     if topic is None:

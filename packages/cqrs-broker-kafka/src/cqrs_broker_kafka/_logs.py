@@ -1,15 +1,16 @@
-"""Keeps credentials and the content of messages out of the log records of aiokafka's connections, at every log level.
+"""Keeps passwords, tokens and the content of messages out of the log records of aiokafka's connections, at every log
+level. aiokafka logs the user name at INFO.
 
 At DEBUG aiokafka logs whole requests, also the SASL bytes. With the mechanism PLAIN these bytes contain the password.
 If an argument of a log record is a protocol object or bytes, a filter replaces the argument with the name of its class.
-Each logger has one such filter. Levels, handlers and propagation stay as they are.
+Each logger of `LOGGERS` has one such filter. Levels, handlers and propagation stay as they are.
 """
 
 import logging
 
 __all__ = ["redact_client_logs"]
 
-# Filters work only on the logger that a record is logged with, not on its children.
+# A filter of a logger does not see the records of the logger's children.
 LOGGERS = ("aiokafka", "aiokafka.conn")
 
 
@@ -28,7 +29,7 @@ def _shown(argument: object) -> object:
 
 
 def redact_client_logs() -> None:
-    """Puts the filter on aiokafka's loggers. A second call does nothing."""
+    """Puts the filter on each logger of `LOGGERS`, unless the logger has the filter already."""
     for name in LOGGERS:
         logger = logging.getLogger(name)
         if not any(isinstance(existing, _Redaction) for existing in logger.filters):

@@ -3,7 +3,7 @@
 The questions have a connection of their own, because a broker answers the requests of one connection one after the
 other. On a shared connection the answer about new leaders would come only after the answer to an earlier produce
 request. A produce request may take long, because the broker waits for the replicas. If a node does not answer soon, we
-also ask the next node. So a node that hangs does not delay the answer for long.
+also ask another node. So a node that hangs does not delay the answer for long.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ __all__ = ["Metadata"]
 logger = logging.getLogger("cqrs_broker_kafka.metadata")
 
 PATIENCE = 0.3
-"""If a node has not answered after this many seconds, we also ask the next node."""
+"""If a node has not answered after this many seconds, we also ask another node."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 0.5
-"""The pause before the next question while a leader or a topic is missing, in seconds. The pause doubles each time, up
-to `LONGEST_PAUSE`."""
+"""The shortest pause between two questions, in seconds. While no node answers, or a leader or a topic is missing, the
+pause doubles each time, up to `LONGEST_PAUSE`."""
 
 
 class Metadata:
@@ -40,8 +40,8 @@ class Metadata:
         tasks: Owns the tasks that this class starts.
         nodes: Returns the addresses of the known nodes.
         topics: Returns the names of the topics to ask for.
-        learnt: A function that is called with each answer. It returns whether a leader or a topic is still missing. If
-            so, we ask again soon.
+        learnt: A function that is called with each answer, except answers to a direct call of `ask`. The function
+            returns whether a leader or a topic is still missing. If so, we ask again soon.
     """
 
     def __init__(
@@ -71,8 +71,8 @@ class Metadata:
         """Asks for metadata soon, because something is not known or has changed.
 
         Args:
-            at_once: Whether to ask now, even if the last question was a moment ago. The first message of a topic needs
-                such a question.
+            at_once: Whether to skip the pause after the last question. The first message of a topic needs such a
+                question.
         """
         self._wanted.set()
         if at_once:
@@ -102,13 +102,15 @@ class Metadata:
                 pause = min(2 * pause, LONGEST_PAUSE)
 
     async def ask(self, topics: list[str]) -> Any:
-        """Asks the nodes, and returns the first answer.
+        """Asks one node after the other, and returns the first answer. The next node is asked when a node has failed,
+        or has not answered within `PATIENCE`.
 
         Args:
             topics: The topics to ask about. The answer also names the nodes.
 
         Raises:
-            OSError, KafkaError, TimeoutError, TokenError: No node answered. The error is the last failure.
+            OSError, KafkaError, TimeoutError, TokenError: No node answered, or no node is known. The error is the last
+                failure.
         """
         nodes = list(self._nodes())
         random.shuffle(nodes)
@@ -162,11 +164,7 @@ class Metadata:
         return answer
 
     def drop(self) -> Connection | None:
-        """Ends the task and drops the connection.
-
-        Returns:
-            The connection whose socket is being closed. None: there was no connection.
-        """
+        """Cancels the task and drops the connection. Returns the connection. None: there was no connection."""
         drop_task(self._task)
         kept, self._kept = self._kept, None
         if kept is not None:
