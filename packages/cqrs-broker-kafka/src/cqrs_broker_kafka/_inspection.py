@@ -1,9 +1,9 @@
-"""Finds the facts that `cqrs-brokers check` shows about Kafka: nodes, topics, and the settings of topics. The check
-sends no message and creates no topic.
+"""Finds the facts that `cqrs-brokers check` shows about Kafka: log-in, nodes, topics, and the settings of topics. The
+inspection sends no message and creates no topic.
 
-A Metadata response of version 8 says what the user may do with a topic (KIP-430). aiokafka's own class stops at version
-5, so this module has a class for version 8. A DescribeConfigs response shows the settings of a topic, if the user may
-see them.
+A Metadata response of version 8 can say what the user may do with a topic (KIP-430). aiokafka's own classes stop at
+version 5, so this module has classes for version 8. A DescribeConfigs response shows the settings of a topic, if the
+user may see them.
 """
 
 from __future__ import annotations
@@ -174,8 +174,8 @@ class KafkaInspection(Inspection):
         return f"logged in as {options.sasl_plain_username or 'the owner of the token'} ({options.mechanism})"
 
     async def _nodes(self, nodes: Mapping[int, Host]) -> AsyncIterator[Finding]:
-        """Checks whether the addresses that the cluster advertises can be reached. Messages go to these addresses, not
-        to the bootstrap servers."""
+        """Checks whether the addresses that the cluster advertises can be reached. Messages go to these addresses,
+        which may differ from those of the bootstrap servers."""
         tried = await asyncio.gather(*(self._reach(host) for host in nodes.values()))
         for (number, host), one in zip(nodes.items(), tried, strict=True):
             subject = f"node {number} at {host}"
@@ -198,8 +198,9 @@ class KafkaInspection(Inspection):
         return connection
 
     async def _node(self, connection: Connection) -> AsyncIterator[Finding]:
-        """Finds the node's version. With idempotence, also finds whether the cluster gives a producer id. An idempotent
-        producer cannot send without a producer id."""
+        """Finds which version of Kafka the node may have, by the newest produce request that the node knows. With
+        idempotence, also finds whether the cluster gives a producer id. An idempotent producer cannot send without a
+        producer id."""
         connection.check_version()
         _, newest = connection.versions[produce.API_KEY]
         known = [version for number, version in _VERSIONS.items() if number <= newest]
@@ -219,8 +220,8 @@ class KafkaInspection(Inspection):
                 )
 
     async def _ask_for_id(self, connection: Connection) -> int:
-        """Asks for a producer id, several times if necessary. A node that has just started gives no id at first.
-        Returns the last error code, or 0."""
+        """Asks for a producer id, if necessary several times in half of `connect_timeout`. A node that has just started
+        may give no id at first. Returns the last error code, or 0."""
         loop = asyncio.get_running_loop()
         end = loop.time() + self._options.connect_timeout / 2
         while True:
@@ -337,7 +338,8 @@ class KafkaInspection(Inspection):
     async def _describe(
         self, connection: Connection, kind: int, name: str, settings: list[str]
     ) -> dict[str, str] | None:
-        """Returns the settings of a topic or a node. None: the user may not see the settings."""
+        """Returns the settings of a topic or a node. None: the node refuses, in most cases because the user may not see
+        the settings."""
         answer = await _answer(connection.send(DescribeConfigsRequest([(kind, name, settings)])))
         code, _, _, _, entries = answer.resources[0]
         if code:

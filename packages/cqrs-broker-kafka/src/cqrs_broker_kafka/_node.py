@@ -1,10 +1,11 @@
 """One node of the cluster, its connection for produce requests, and the requests in flight on this connection.
 
-A request is written when a partition that the node leads has records to send and fewer than five requests are in
-flight. A request contains one batch of each ready partition. When the request has about `REQUEST_SIZE` bytes, the
-other partitions wait for the next request. Records that come while a request is in flight make the next batches larger.
-At most one batch of each partition is in flight, for this reason: a broker that does not know a producer on a partition
-accepts any sequence number. So a second batch could be appended although the first batch was refused.
+A request is written when a partition that the node leads has records to send, fewer than five requests are in flight,
+and no quota throttles us. A request contains one batch of each ready partition. When the batches have `REQUEST_SIZE`
+bytes or more, the other partitions wait for the next request. Records that come while a batch of their partition is in
+flight make the next batch larger. At most one batch of each partition is in flight, for this reason: a broker that does
+not know a producer on a partition accepts any sequence number. So a second batch could be appended although the first
+batch was refused.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ __all__ = ["Node"]
 logger = logging.getLogger("cqrs_broker_kafka.node")
 
 MOST_IN_FLIGHT = 5
-"""The largest number of requests in flight. A broker remembers a producer's last five batches on each partition."""
+"""The largest number of requests in flight. Kafka's Java client has the same default."""
 REQUEST_SIZE = 2**20
-"""When a request has this many bytes, no further batch is added to it."""
+"""When the batches of a request have this many bytes, no further batch is added."""
 SHARE_FOR_REPLICAS = 0.9
 """The broker may wait for replicas for this share of `request_timeout_ms`. The share is below 1, so that the broker's
 answer comes before we give up the request."""
@@ -43,11 +44,11 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 """The pause before a node that could not be reached is tried again, in seconds. The pause doubles each time, up to
 `LONGEST_PAUSE`."""
 IDLE_LIMIT = 540.0
-"""If we wrote nothing for this many seconds, the next request gets a new connection. By default a broker closes an idle
-connection after ten minutes."""
+"""If we wrote nothing for more than this many seconds, the next request gets a new connection. By default a broker
+closes an idle connection after ten minutes."""
 LOOK_AFTER = 1.0
-"""If we wrote nothing for this many seconds, the event loop reads the socket once before the next request is written.
-The read shows whether the broker has closed the connection."""
+"""If we wrote nothing for more than this many seconds, the event loop gets 1 ms to read the socket before the next
+request is written. The read shows whether the broker has closed the connection."""
 
 
 class _Request(NamedTuple):
@@ -68,8 +69,9 @@ class Node:
         host: The address that the node advertises.
 
     Attributes:
-        ready: Partitions that this node leads and that have records to send, in the order in which they became ready.
-        failure: The error of the last attempt to connect. None: the attempt succeeded, or there was no attempt.
+        ready: Partitions that this node leads and that became READY, in this order. Some may have nothing to send now.
+        failure: The error of the last attempt that `connect` made. None: that attempt or a later one succeeded, or
+            there was none.
         connection: The connection for produce requests. None: there is no connection now.
         throttled_until: The time until which the node does not read from us because of a quota (event loop's time).
     """
@@ -98,7 +100,8 @@ class Node:
         self._draining: asyncio.Task[None] | None = None
         self._dropped = False
         self._responses = partial(owner.link.wake_after, self._answered)
-        """Handles the responses of the connection, and then wakes the callers of confirmed messages without delay."""
+        """Handles responses (`_answered`), and then wakes the callers whose messages got outcomes; see
+        `Link.wake_after`."""
 
     def __repr__(self) -> str:
         return f"<Node {self.number} {self.host}>"
@@ -111,7 +114,8 @@ class Node:
     # -- requests -----------------------------------------------------------------------------------------------------
 
     def write(self) -> None:
-        """Writes requests while partitions are ready and fewer than `MOST_IN_FLIGHT` requests are in flight."""
+        """Writes requests while partitions are ready and fewer than `MOST_IN_FLIGHT` requests are in flight. If the
+        connection cannot be used now, starts to connect, or writes later."""
         if not self.ready or len(self._in_flight) >= MOST_IN_FLIGHT:
             return
         connection = self._usable_connection()
@@ -182,7 +186,7 @@ class Node:
             self._timer = self._loop.call_later(self._timeout, self._check_time)
 
     def _answered(self, frames: list[bytes]) -> None:
-        """Reads responses. Responses come in the order of the requests."""
+        """Reads responses, and writes the next requests. A broker answers in the order of the requests."""
         owner, confirmed = self._owner, []
         for frame in frames:
             if not self._in_flight or correlation_id_of(frame) != self._in_flight[0].correlation_id:
@@ -191,7 +195,7 @@ class Node:
                 break
             confirmed += self._read(self._in_flight.popleft(), frame)
         owner.heard()
-        owner.flush()  # the broker works on the next request while the callers wake up
+        owner.flush()  # before the callers wake up, so that the broker already works on the next request
         owner.alone = not self._in_flight and len(confirmed) == 1 and len(confirmed[0][0].records) == 1
         for batch, offset in confirmed:
             confirm_all(
@@ -233,8 +237,8 @@ class Node:
     # -- time ---------------------------------------------------------------------------------------------------------
 
     def _check_time(self) -> None:
-        """Drops the connection if the node has not answered the oldest request in time. Then no request in flight can
-        get an answer any more."""
+        """Drops the connection if the node has not answered the oldest request within `request_timeout_ms`. This time
+        is counted from the writing of the request, or from the end of the last throttling if that is later."""
         self._timer = None
         if not self._in_flight:
             return
@@ -247,7 +251,8 @@ class Node:
         self._drop_connection()
 
     def _confirm_when_written(self) -> None:
-        """With acks=0 no answer comes. So a record counts as sent when the operating system has taken its bytes."""
+        """Starts a task that confirms records when the operating system has taken their bytes. With acks=0 no answer
+        comes."""
         if self._draining is None or self._draining.done():
             self._draining = self._owner.tasks.spawn(self._drain())
 
@@ -275,7 +280,8 @@ class Node:
     # -- the connection -----------------------------------------------------------------------------------------------
 
     def connect(self) -> None:
-        """Starts a task that connects. The task tries again for as long as a partition is ready."""
+        """Starts a task that connects, unless such a task runs. The task tries again for as long as a partition is
+        ready."""
         if self._connecting is None or self._connecting.done():
             self._connecting = self._owner.tasks.spawn(self._keep_connecting())
 
@@ -294,7 +300,7 @@ class Node:
         self.write()
 
     async def open(self) -> Connection:
-        """Connects.
+        """Connects, and replaces `connection`.
 
         Raises:
             OSError, ssl.SSLError, KafkaError, TimeoutError, TokenError, ProtocolError: The node cannot be used.
@@ -316,8 +322,8 @@ class Node:
         return connection
 
     def _closed(self, connection: Connection) -> None:
-        """aiokafka calls this method when the connection is closed. `Partition.lost` is called for each batch in
-        flight, but in a later turn of the event loop."""
+        """aiokafka calls this method when the connection is closed. The method asks for a call of `Partition.lost` for
+        each batch in flight, in a later turn of the event loop."""
         if self.connection is connection:
             self.connection = None
             lost, self._in_flight = self._in_flight, deque()
@@ -340,7 +346,8 @@ class Node:
         self._lost(in_flight)
 
     def drop(self) -> None:
-        """Drops the connection and forgets the requests in flight. `Partition.lost` is not called for their batches."""
+        """Ends the use of this node: drops the connection, cancels the task that connects and the timers, and forgets
+        the requests in flight. `Partition.lost` is not called for their batches."""
         self._dropped = True
         drop_task(self._connecting)
         self._in_flight.clear()

@@ -1,34 +1,44 @@
 """The records of one partition, from the queue to their outcomes: an explicit state machine, without I/O.
 
-                       records                     written by the node
-         ┌──────────┐ ─────────▶ ┌─────────┐ ─────────────────────────▶ ┌───────────┐
-         │   IDLE   │            │  READY  │                            │ IN_FLIGHT │
-         └──────────┘ ◀───────── └─────────┘ ◀───────────────────────── └───────────┘
-                       nothing      ▲   ▲      receipt; refused, and not to   │
-                       is left      │   │      be repeated; refused because   │
-                                    │   │      of one record; given up        │
-                         a new      │   │                                     │
-                       producer id  │   │  pause is over,                     │ refused, for a reason
-                         is there   │   │  or a leader is known               │ that can pass; in doubt
-                              ┌─────┴─┐ └────────────┬────────┐               │
-                              │ NO_ID │              │ PAUSED │ ◀─────────────┘
-                              └───────┘              └────────┘
+                    records                     written by the node
+    ┌───────────┐ ───────────▶ ┌───────────┐ ─────────────────────────▶ ┌───────────┐
+    │   IDLE    │              │   READY   │                            │ IN_FLIGHT │
+    └───────────┘ ◀─────────── └───────────┘ ◀───────────────────────── └───────────┘
+                   nothing to     │  ▲  ▲    confirmed; refused (SPLIT,        │
+                   send           │  │  │    FAIL); given up                   │
+    ┌───────────┐                 │  │  │                                      │
+    │   NO_ID   │ ◀───────────────┘  │  │                                      │
+    │           │  needs a new       │  │                                      │
+    │           │  producer id       │  │                                      │
+    │           │ ───────────────────┘  │                                      │
+    └───────────┘  there is a new id    │                                      │
+    ┌───────────┐                       │                                      │
+    │  PAUSED   │ ──────────────────────┘                                      │
+    │           │  pause is over; another leader is known; given up            │
+    │           │ ◀────────────────────────────────────────────────────────────┘
+    └───────────┘  refused (WAIT); in doubt, and to be repeated
 
-READY becomes NO_ID when the next batch needs a new producer id.
+`WAIT`, `SPLIT` and `FAIL` are values of `_codes.Then`. A partition with nothing to send becomes IDLE instead of READY
+or PAUSED. A partition that is gone becomes IDLE as soon as it has no batch.
 
 The broker recognises a repeated batch by its producer id, epoch and sequence numbers, and never by its content. So if
 other records used the same sequence numbers, the broker could confirm them without writing them. These rules make
 sure that every outcome is true:
 
-1. At most one batch is in flight. A batch gets its sequence numbers when it is written, not before.
-2. A batch may be sent several times; each time is an *attempt*. A batch is *in doubt* when the broker may have appended
-   the batch in one of the attempts. The refusal of a batch that is not in doubt proves that the batch was not appended.
-   The sequence numbers of such a batch are used again. Its records fail, or they wait again. A record whose deadline
-   passes while the record waits is proven not delivered.
-3. With idempotence a batch in doubt is repeated byte for byte, even if the deadlines of its records have passed.
-4. When a batch in doubt is given up, the next batch has a new epoch, or a new producer id, and begins at sequence 0.
-   When the broker has seen the new epoch, it refuses the old epoch. Then the batch that was given up cannot be appended
-   any more.
+1. At most one batch of the partition is in flight. A batch gets its sequence numbers when it is written, not before.
+2. A batch may be sent several times; each time is an *attempt*. An attempt ends with an answer, or when no answer can
+   come any more. A *refusal* is an answer that proves that the batch was not appended in this attempt (see `_codes`). A
+   batch is *in doubt* when the broker may have appended the batch in an attempt that has ended. The refusal of a batch
+   that is not in doubt proves that the batch was not appended at all. The next batch may use the sequence numbers of
+   such a batch again. The records of such a batch fail, or they wait again. A record whose deadline passes while the
+   record waits is proven not delivered.
+3. With idempotence a batch in doubt is repeated byte for byte, even if the deadlines of its records have passed. The
+   repeats end when the broker confirms the batch, or when the batch is given up. A batch in doubt is given up after an
+   answer with `SPLIT`, `FAIL` or `GIVE_UP`, when the partition is gone, or when the driver gives up the cluster.
+4. When an idempotent producer gives up a batch in doubt, the next batch has a new epoch, or a new producer id, and
+   begins at sequence 0. When the broker has seen the new epoch of a producer id, the broker refuses the old epoch. Then
+   the batch that was given up cannot be appended any more. After a change of the producer id, the broker may still
+   append that batch.
 5. Without idempotence a batch in doubt is never repeated. The outcome of its records is unknown.
 
 This file is longer than 400 lines because the state machine is in one place, with its figure and its rules.
@@ -57,9 +67,11 @@ __all__ = ["Batch", "Partition", "Producer", "State"]
 
 LAST_EPOCH = 2**15 - 1
 LAST_SEQUENCE = 2**30
-"""After this sequence number a new epoch begins, with sequence number 0. So the numbers never reach 2**31."""
+"""When a batch would begin at this sequence number or above, a new epoch begins, with sequence number 0. So the numbers
+never reach 2**31."""
 _ID_IS_SPENT = frozenset({47, 59})
-"""After these error codes a new producer id is needed, because a higher epoch of the same id may not help."""
+"""If a batch in doubt is given up because of one of these error codes, the partition needs a new producer id. A higher
+epoch of the same id may not help."""
 
 
 class State(Enum):
@@ -91,16 +103,16 @@ class Producer(Protocol):
         """Called when a partition becomes READY."""
 
     def paused(self, partition: Partition, row: Row | None) -> None:
-        """Called when a partition becomes PAUSED because of the answer `row`. If no answer came, `row` is None. The
-        owner calls `Partition.resume()` later."""
+        """Called when a partition becomes PAUSED because of the answer `row`. If no answer can come, `row` is None. The
+        owner calls `Partition.resume()`, during this call or later."""
 
     def spend_id(self, producer_id: int) -> None:
         """Called when a partition needs a producer id that differs from this one. The owner calls `Partition.resume()`
         when there is a new producer id."""
 
     def left(self, partition: Partition, records: Records) -> None:
-        """Called when a partition is gone and its last batch has its outcome. The records are proven not appended. The
-        owner gives the records to the partitions to which their keys belong now."""
+        """Called when a partition is gone and has no batch any more. The records are proven not appended. The owner
+        gives the records to the partitions to which their keys belong now, or fails them if the topic is missing."""
 
 
 class Batch:
@@ -110,7 +122,7 @@ class Batch:
         partition: The partition of the records.
         records: The records in the batch.
         data: The bytes of the batch.
-        in_doubt: Whether the broker may have appended the batch.
+        in_doubt: Whether the batch is in doubt (rule 2 of this module). False while the first attempt has no answer.
     """
 
     __slots__ = ("partition", "records", "data", "in_doubt")
@@ -132,12 +144,12 @@ class Partition:
 
     Attributes:
         pending: Records that are in no batch.
-        batch: The batch that is in flight, or that is in doubt and will be repeated.
+        batch: The batch that is in flight, or that is in doubt and will be repeated. None: there is no such batch.
         state: See the figure in the docstring of this module.
         leader: The node that leads the partition, as far as the driver knows. None: the leader is not known.
         last: The row of the broker's last answer, if the answer was an error code. None: there was no answer, or the
             last answer confirmed a batch.
-        gone: Whether the partition does not exist any more: the topic has fewer partitions now, or the topic is gone.
+        gone: Whether the partition gets no records any more: the topic has fewer partitions now, or counts as missing.
     """
 
     def __init__(self, producer: Producer, topic: bytes, number: int) -> None:
@@ -151,21 +163,23 @@ class Partition:
         self.last: Row | None = None
         self.gone = False
         self._limit: int | None = None
-        """The most bytes of records in a batch, after the topic refused a batch as too large. None: no limit."""
+        """The most bytes of records in a batch, after the topic refused a batch as too large. None: there is no such
+        limit."""
         self.failures = 0
-        """How many attempts have failed since the last receipt."""
+        """How many attempts ended without a confirm since the last confirmed batch."""
         self._producer_id = self._epoch = self._sequence = -1
         self._spent = -1
-        """The producer id that no batch may use any more."""
+        """The producer id that no new batch of this partition may use. -1: there is no such id."""
         self._suspects = 0
-        """How many records at the head of `pending` were refused together, perhaps because of one of them."""
+        """How many records were refused together, perhaps because of one of them, and have no outcome yet. These
+        *suspect* records are in the batch and at the head of `pending`."""
         self._group = 0
-        """The suspect records are sent again in groups of this size. After a refusal the size is halved. After the
-        outcome of a group the size is doubled."""
+        """The suspect records are sent again in groups of at most this size. When a group is refused and the broker
+        names no record, the size is halved. When all records of a group have outcomes, the size is doubled."""
 
     @property
     def stuck(self) -> bool:
-        """Whether the partition's last attempt failed, or no leader is known, or the leader cannot be reached."""
+        """Whether the last attempt ended without a confirm, or no leader is known, or the leader cannot be reached."""
         return self.failures > 0 or self.leader is None or self.leader.failure is not None
 
     # -- from records to a batch in flight ----------------------------------------------------------------------------
@@ -187,12 +201,13 @@ class Partition:
             self._producer.ready(self)
 
     def resume(self) -> None:
-        """Called when the pause is over, a leader is known, or there is another producer id."""
+        """Called when the pause is over, another leader is known, or there is another producer id."""
         if self.state is State.PAUSED or self.state is State.NO_ID:
             self._get_ready()
 
     def take(self) -> Batch | None:
-        """Returns the batch to write now: the batch in doubt, or the next batch. None: nothing can be written now.
+        """Returns the batch to write now: the batch in doubt, or the next batch. None: there is nothing to send, or the
+        next batch needs another producer id.
 
         Called in the state READY. After the call the returned batch is in flight.
         """
@@ -209,7 +224,7 @@ class Partition:
         """Gives the next batch a producer id and an epoch under which nothing is in doubt.
 
         Returns:
-            Whether there is such a producer id now.
+            Whether there is such a producer id now. True without idempotence.
         """
         producer = self._producer
         if not producer.idempotent:
@@ -223,7 +238,8 @@ class Partition:
         return True
 
     def _begin_epoch(self) -> None:
-        """Raises the epoch, and begins at sequence 0, as the idempotent producer of Kafka's Java client does."""
+        """Raises the epoch, and begins at sequence 0, as the idempotent producer of Kafka's Java client does. After the
+        highest epoch, the partition needs a new producer id."""
         self._epoch += 1
         self._sequence = 0
         if self._epoch > LAST_EPOCH:
@@ -248,7 +264,8 @@ class Partition:
 
     def _take_records(self) -> Records:
         """Takes as many records from the head of `pending` as fit into one batch. Marks their deliveries as handed
-        over. A record is left out if its caller already has an outcome, for example because its deadline has passed."""
+        over. A record is left out if its message is over (`Delivery.done`), for example because its deadline has
+        passed."""
         most = min(self._group, self._suspects) if self._suspects else len(self.pending)
         room = self._producer.batch_size - HEAD_SIZE
         if self._limit is not None:
@@ -269,11 +286,8 @@ class Partition:
     # -- what became of it --------------------------------------------------------------------------------------------
 
     def answered(self, answer: Answer) -> Batch | None:
-        """Handles the answer for the batch in flight.
-
-        Returns:
-            The batch, if the broker confirmed it. Then the caller confirms the records. Otherwise None.
-        """
+        """Handles the answer for the batch in flight. Returns the batch if the answer confirms it, else None. The
+        caller must confirm the records of the returned batch."""
         batch = self.batch
         assert batch is not None
         if answer.code == 0 or answer.code == DUPLICATE_SEQUENCE_NUMBER:
@@ -308,7 +322,7 @@ class Partition:
             self.give_up(ConnectionLostError(text))
 
     def _finish(self, batch: Batch) -> None:
-        """Handles a batch that the broker confirmed."""
+        """Removes a batch that the broker confirmed."""
         count = len(batch.records)
         if self._producer.idempotent:
             self._sequence += count
@@ -326,7 +340,7 @@ class Partition:
         self.give_up(error_of(row, in_doubt=True))
 
     def _refused(self, batch: Batch, row: Row, answer: Answer) -> None:
-        """Handles a refused batch that is proven not appended. The next batch may use the same sequence numbers."""
+        """Handles the refusal of a batch that is not in doubt. The next batch may use the same sequence numbers."""
         self.batch = None
         records = batch.records
         if row.then is Then.WAIT or (self.gone and row.then is Then.SPLIT):
@@ -344,8 +358,9 @@ class Partition:
         self._get_ready()
 
     def _blame(self, records: Records, row: Row, culprits: Sequence[int]) -> None:
-        """Handles a batch that was refused because of single records. If the broker names these records, they fail, and
-        the others are sent again. If the broker names none, the records are sent again in smaller groups."""
+        """Handles the refusal of a batch of several records, perhaps because of one record. If the broker names
+        records, these records fail, and the others are sent again. If the broker names none, all records are sent again
+        in smaller groups."""
         named = set(culprits).intersection(range(len(records)))
         if named:
             self._take_back(records.only([place not in named for place in range(len(records))]))
@@ -359,14 +374,15 @@ class Partition:
         self._group = len(records) // 2
 
     def _learn_limit(self, sizes: list[int]) -> None:
-        """Limits later batches to half the size of a batch that was too large. But if one record has more than half of
-        the bytes, there is no new limit."""
+        """Limits later batches to half the bytes of a batch that was too large. If one record has more than half of
+        these bytes, there is no new limit."""
         half = sum(sizes) // 2
         if max(sizes) <= half:
             self._limit = half if self._limit is None else min(self._limit, half)
 
     def _acquit(self, count: int) -> None:
-        """Called when a group of suspect records has its outcome. The next group may have twice as many records."""
+        """Called when all records of a group of suspect records have outcomes. The next group may have twice as many
+        records."""
         self._suspects = max(0, self._suspects - count)
         self._group *= 2
 
@@ -379,7 +395,7 @@ class Partition:
 
     def give_up(self, error: DeliveryUnknownError | DeliveryError) -> None:
         """Gives up the batch: the batch is not repeated, and its records fail with this error. An idempotent producer
-        begins a new epoch for the next batch."""
+        begins a new epoch for the next batch. Without a batch nothing happens."""
         batch, self.batch = self.batch, None
         if batch is None:
             return
@@ -398,8 +414,9 @@ class Partition:
     # -- when it cannot go on -----------------------------------------------------------------------------------------
 
     def purge(self) -> None:
-        """Removes records whose callers already have an outcome, and lets go of such records in the batch. So the
-        records of a stuck partition do not use up the room for messages in flight (`Broker`'s window)."""
+        """Removes records whose messages are over (`Delivery.done`) from `pending`, and lets go of the deliveries of
+        such records in the batch. So the records of a stuck partition do not use up the room for messages in flight
+        (`Broker`'s window)."""
         if self.batch is not None:
             self.batch.records.let_go()
         stay = self.pending.purge()
@@ -408,8 +425,8 @@ class Partition:
             self.state = State.IDLE
 
     def leave(self) -> Records:
-        """Marks the partition as gone: it accepts no records any more. Returns the records that are in no batch. The
-        caller gives these records to other partitions, or fails them if the topic cannot be used."""
+        """Marks the partition as gone. Returns the records that are in no batch. The caller gives these records to
+        other partitions, or fails them if the topic is missing."""
         self.gone = True
         left, self.pending = self.pending, Records()
         self._suspects = 0
@@ -418,7 +435,7 @@ class Partition:
         return left
 
     def clear(self) -> None:
-        """Forgets all records, because `Broker` has ended every delivery."""
+        """Forgets all records. `Broker` ends their deliveries itself."""
         self.pending = Records()
         self.batch = None
         self.state = State.IDLE

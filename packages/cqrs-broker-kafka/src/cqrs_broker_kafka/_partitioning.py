@@ -1,4 +1,5 @@
-"""Maps keys to partitions. Kafka's Java client and aiokafka map each key to the same partition as this module."""
+"""Maps keys to partitions. By default Kafka's Java client and aiokafka map each key to the same partition as this
+module."""
 
 import struct
 from collections.abc import Callable
@@ -14,8 +15,8 @@ _words: dict[int, Callable[[bytes], tuple[Any, ...]]] = {}
 
 
 def murmur2(data: bytes) -> int:
-    """Computes MurmurHash2 as Kafka's `Utils.murmur2` does, but unsigned. aiokafka's function reads byte by byte and
-    takes twice the time."""
+    """Computes MurmurHash2 as Kafka's `Utils.murmur2` does, but unsigned. aiokafka's function reads byte by byte, and
+    takes about twice the time for a key of 10 bytes or more."""
     length = len(data)
     count = length >> 2
     words = _words.get(count)

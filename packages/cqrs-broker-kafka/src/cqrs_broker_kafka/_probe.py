@@ -28,14 +28,15 @@ __all__ = ["Finding", "Greeting", "first_that_answers", "judge_greeting"]
 
 AGAIN_AFTER = 0.3
 PATIENCE = 0.3
-"""Before we send anything, we wait this many seconds for a host that closes the connection or sends something first."""
+"""While we examine a host, we wait this many seconds before we send anything, because the host may close the connection
+or send something first."""
 LOOK_FOR = 1.0
-"""The examination of a host that closed the connection at once takes at most this many seconds."""
+"""The examination of a host takes at most this many seconds."""
 _API_VERSIONS = b"\x00\x00\x00\x0a\x00\x12\x00\x00\x00\x00\x00\x01\xff\xff"
 """A whole ApiVersions request of version 0. Every Kafka broker since 0.10 answers this request."""
 
 _OUR_ANSWER = b"\x00\x00\x00\x01"
-"""The correlation id of `_API_VERSIONS`. Kafka's answer contains this id directly after the size."""
+"""The correlation id of `_API_VERSIONS`. Kafka's answer contains this id directly after the size field."""
 _TLS_ALERT = b"\x15\x03"
 """The start of a TLS alert. A TLS listener may answer plain text with an alert."""
 
@@ -58,7 +59,7 @@ class Greeting(NamedTuple):
 
 
 class _HungUpError(Exception):
-    """The host answered the question for its versions, but not the next request."""
+    """The host answered the question for its versions, but closed the connection at the question for the nodes."""
 
 
 async def _greet(settings: KafkaSettings, host: Host) -> Greeting:
@@ -81,11 +82,11 @@ async def _greet(settings: KafkaSettings, host: Host) -> Greeting:
 
 
 class Finding(NamedTuple):
-    """The meaning of one host's failure.
+    """The meaning of a failure.
 
     Attributes:
         error: The error to raise.
-        inferred: Whether the error is only a guess. The same failure occurs when a node restarts, or when a machine
+        inferred: Whether the error is only a guess. The same failure may occur when a node restarts, or when a machine
             between us and the host resets the connection.
         host: The host. None: the failure concerns several hosts.
     """
@@ -104,10 +105,12 @@ async def first_that_answers(settings: KafkaSettings, *, timeout: float, trusted
         settings: Where and how to connect.
         timeout: A host must answer within this many seconds.
         trusted: Whether these settings have worked before. If so, an error that is only a guess (`Finding.inferred`)
-            becomes an `UnreachableError`.
+            becomes an `UnreachableError`. If not, the hosts are asked again, and the host may be examined. An error
+            that is still only a guess then becomes an `UnreachableError`.
 
     Raises:
-        ConnectError: No host answers. If the hosts' errors differ, the most specific error is raised.
+        ConnectError: No host answers. If the hosts' errors differ, errors that are not guesses come first, in the order
+            of `_SAYS_MOST`.
     """
     until = asyncio.get_running_loop().time() + timeout
     outcome = await _ask_all(settings, until)
@@ -132,9 +135,9 @@ async def first_that_answers(settings: KafkaSettings, *, timeout: float, trusted
 
 
 async def _confirmed(finding: Finding, settings: KafkaSettings) -> Finding:
-    """Examines the host once more, to find out whether an error that is only a guess (`Finding.inferred`) is right.
+    """Examines the host, to find out whether an error that is only a guess (`Finding.inferred`) is right.
 
-    A host that closes connections before anything is sent is a forwarder whose broker is down.
+    A host that closes connections before anything is sent counts as a forwarder whose broker is down.
     """
     host, error = finding.host, finding.error
     if host is None or isinstance(error.__cause__, _HungUpError):
@@ -165,8 +168,8 @@ def _of_another_protocol(start: bytes, host: Host) -> ProtocolError:
 
 
 async def _says(host: Host) -> bytes | None:
-    """Connects without TLS, sends a request, and returns the first bytes from the host. None: the host closed the
-    connection before the request."""
+    """Connects without TLS, sends a request, and returns the first bytes from the host. b"": the host closed the
+    connection after the request. None: the host closed the connection before the request."""
     reader, writer = await asyncio.open_connection(sock=await _dial(host))
     try:
         first = await _comes_first(reader)
@@ -201,13 +204,13 @@ async def _says_hello(host: Host) -> bool | None:
 
 
 async def _closes(reader: asyncio.StreamReader) -> bool:
-    """Whether the host closes a connection on which we have sent nothing."""
+    """Whether the host closes a connection on which we have sent nothing, within `PATIENCE`."""
     return await _comes_first(reader) == b""
 
 
 async def _comes_first(reader: asyncio.StreamReader) -> bytes | None:
-    """Returns the first bytes that the host sends before we send anything. b"": the host closes the connection. None:
-    the host waits for a request."""
+    """Returns the first bytes that the host sends within `PATIENCE`, before we send anything. b"": the host closes the
+    connection. None: the host waits for a request."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(PATIENCE):
             return await reader.read(8)
@@ -233,7 +236,7 @@ async def _ask_all(settings: KafkaSettings, until: float) -> Greeting | Finding:
             )
             if not done:
                 silent = ", ".join(str(asked[task]) for task in waiting)
-                text = f"{silent} accepted the connection but does not answer: is it Kafka, and does it run?"
+                text = f"{silent} does not answer: is it Kafka, does it run, and can it be reached?"
                 findings.append(Finding(UnreachableError(text)))
                 break
             for task in done:

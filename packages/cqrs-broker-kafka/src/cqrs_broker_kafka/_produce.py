@@ -1,8 +1,8 @@
 """Encodes produce requests and decodes their responses (Kafka protocol, Produce, version 8).
 
 From version 8 on, a response can name the records that made the broker refuse a batch (KIP-467). Brokers know version 8
-since Kafka 2.4. aiokafka's own classes stop at version 7. These classes also copy all records once for each level of
-the schema.
+since Kafka 2.4. aiokafka's `ProduceRequest` is sent with version 7 at most. aiokafka's classes also copy all records
+once for each level of the schema.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Answer(NamedTuple):
         topic: The topic's name in UTF-8.
         partition: The partition's number.
         code: 0, or an error code.
-        offset: The offset of the first record. -1: the batch was not appended, or the broker does not know the offset.
+        offset: The offset of the first record. -1: the answer gives no offset.
         culprits: The positions of the records that the broker refuses, within the batch. Empty: the broker names none.
     """
 
@@ -60,7 +60,7 @@ def request_head(client_id: bytes, acks: int, timeout: int) -> tuple[bytes, byte
 def request_of(
     correlation_id: int, head: tuple[bytes, bytes], batches: Sequence[tuple[bytes, int, bytes | bytearray]]
 ) -> bytes:
-    """The bytes of a whole request. Each record is copied only once.
+    """The bytes of a whole request. Each batch is copied only once.
 
     Args:
         correlation_id: The number of the request on the connection.
@@ -82,7 +82,8 @@ def request_of(
 def split_frames(data: bytes) -> tuple[list[bytes], bytes]:
     """Splits bytes from a connection into responses.
 
-    If a size field holds a size that no response can have, the rest is dropped, and the last response is empty.
+    If a response with its size field would have fewer than 8 or more than `_LARGEST` bytes, the rest of the data is
+    dropped, and the last response is empty.
 
     Returns:
         The complete responses, each without its size field, and the bytes of a response that is not complete yet.

@@ -1,6 +1,6 @@
 """Makes Kafka records from messages. Tests compare the records with golden vectors. A record contains:
 
-value = body, null for a tombstone; key = `key` in UTF-8, or none; timestamp = `timestamp` in milliseconds
+value = body, null for a tombstone; key = `key` in UTF-8, or null; timestamp = `timestamp` in milliseconds
 headers: message-id (UUID as text), message-name, content-type (a tombstone without a content type has no content-type
 header), then the user's own headers: text in UTF-8, bytes as they are, None as null
 
@@ -67,7 +67,7 @@ class Records:
         return zip(self.deliveries, self.timestamps, self.contents, strict=True)
 
     def sizes(self) -> list[int]:
-        """The most bytes that each record adds to a batch."""
+        """The most bytes that each record adds to a batch, before compression."""
         return [PLACE_SIZE + len(content) for content in self.contents]
 
     def fitting(self, most: int, room: int) -> int:
@@ -100,7 +100,7 @@ class Records:
         return Records(list(compress(self.parts, (each for each in wanted for _ in range(3)))))
 
     def purge(self) -> list[bool]:
-        """Removes records whose callers already have an outcome.
+        """Removes records whose messages are over (`Delivery.done`), and releases their deliveries.
 
         Returns:
             One value for each record that was there before: whether this record stays.
@@ -115,7 +115,7 @@ class Records:
         return stay
 
     def let_go(self) -> None:
-        """Lets go of the deliveries whose callers already have an outcome. Their records stay."""
+        """Releases the deliveries whose messages are over (`Delivery.done`). Their records stay."""
         for place, delivery in enumerate(self.deliveries):
             if delivery.done:
                 self.parts[3 * place] = _LET_GO
@@ -123,13 +123,13 @@ class Records:
 
 
 class _LetGo:
-    """Stands in a batch for a delivery that was let go before the batch had its answer. The record stays in the batch,
-    because a batch in doubt is repeated byte for byte."""
+    """Stands in a batch for a delivery that was released before the batch had its answer. The record stays in the
+    batch, because a batch in doubt is repeated byte for byte."""
 
     done = True
 
     def handed_over(self) -> bool:
-        """Returns False: the message is over, so it goes into no other batch."""
+        """Returns False: the message is over, so its record goes into no other batch."""
         return False
 
     def nothing(self, *_: object, **__: object) -> None:
@@ -146,7 +146,7 @@ Encode = Callable[[Records, int, int, int], bytes]
 
 
 class _Varints(dict[int, bytes]):
-    """Encodes integers as zigzag varints. Remembers the bytes of small integers, because small integers come often."""
+    """Encodes integers as zigzag varints. Remembers the bytes of the integers from -1 to 19 999."""
 
     def __missing__(self, number: int) -> bytes:
         left = (number << 1) ^ (number >> 63)
@@ -166,9 +166,9 @@ _NULL = varints[-1]
 
 class _Headers(dict[tuple[str, Any], bytes]):
     """Encodes headers. The bytes of the first 1 000 different headers are remembered, by name and value. Headers of
-    more than 256 bytes are not remembered and do not count. Most headers that repeat are among the 1 000. Later headers
-    are not remembered: for a header that never repeats, such as a trace id, it takes longer to remember the bytes than
-    to encode them."""
+    more than 256 bytes are not remembered and do not count. Later headers are not remembered, because headers that
+    repeat usually come early. For a header that never repeats, such as a trace id, remembering the bytes takes longer
+    than encoding them."""
 
     def __init__(self) -> None:
         self._names: dict[str, bytes] = {}
@@ -193,7 +193,7 @@ def _sized(data: bytes) -> bytes:
 
 
 def key_of(record: tuple[Delivery, int, bytes]) -> str | None:
-    """The key of a record."""
+    """The key of a record. None: the message has no key."""
     content = record[2]
     at = shift = length = 0
     while True:
@@ -219,8 +219,8 @@ class RecordMaker:
         order."""
         self._usual_bytes = b""
         self._repeat = False
-        """Whether later messages had the same headers. In many programs all messages have equal headers. A comparison
-        of headers takes a fifth of the time of encoding them."""
+        """Whether the last message that was compared had headers equal to `_usual`. In many programs all messages have
+        equal headers. A comparison of headers takes a fifth of the time of encoding them."""
 
     def add(self, delivery: Delivery, records: Records) -> None:
         """Encodes a delivery's message and adds the record. Later changes of the message do not change the record."""
@@ -246,12 +246,12 @@ class RecordMaker:
         else:
             content += map(self._known.__getitem__, own.items())
             self._repeat = False
-            if not records.parts:  # once for each batch
+            if not records.parts:  # at most once for each batch
                 self._look_for_repeats(own)
         records.parts += (delivery, timestamp_ms(message), b"".join(content))
 
     def _look_for_repeats(self, headers: Mapping[str, HeaderValue]) -> None:
-        """Notes whether these headers are equal to the headers that were noted before. If not, notes these headers."""
+        """Notes whether these headers are equal to `_usual`. If not, makes these headers the usual ones."""
         self._repeat = headers == self._usual
         if not self._repeat:
             self._usual, self._usual_names = dict(headers), [*headers]

@@ -14,14 +14,16 @@ __all__ = ["Topic", "why_illegal"]
 
 KEYS_REMEMBERED = 20_000
 STICKY_RECORDS = 64
-"""Messages without a key go to the same partition until a batch is taken from it, or this many records wait there."""
+"""Messages without a key go to the same partition until its records are taken for a batch, this many records wait
+there, or the partition is stuck."""
 
 _LEGAL = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 _LONGEST = 249
 
 
 def why_illegal(topic: str) -> str | None:
-    """The reason why Kafka does not accept the topic's name (Kafka's `Topic.validate`). None: Kafka accepts it."""
+    """The reason why Kafka does not accept the topic's name (Kafka's `Topic.validate`). None: Kafka accepts the name,
+    or the name is empty. `Broker` itself refuses an empty name."""
     if len(topic) > _LONGEST:
         return f"a Kafka topic has at most {_LONGEST} characters"
     if topic in (".", ".."):
@@ -43,9 +45,10 @@ class Topic:
         is_open: Whether records go to partitions now. Records wait while the number of partitions is not known. Records
             also wait while a batch of a removed partition has no outcome. The records of that batch may still have to
             go to other partitions, and later records must not overtake them.
-        waiting: Records that came while the topic was not open, in order.
-        unknown_since: Since this time (event loop's) a node says that there is no such topic. None: no node says so.
-        missing: The error for messages while the topic counts as missing. None: the topic was never missing, or it was
+        waiting: Records that wait until the topic is open, in order.
+        unknown_since: Since this time (event loop's) the answers name no partition of the topic, although records wait
+            or are in flight. None: there is no such time.
+        missing: The error for messages while the topic counts as missing. None: the topic was never missing, or was
             found again.
         missing_until: Until this time the topic counts as missing (event loop's time).
     """
@@ -62,11 +65,11 @@ class Topic:
         self._partition_of: dict[str, Partition] = {}
         self._sticky = 0
         self._gone: dict[int, Partition] = {}
-        """Partitions that do not exist any more. If such a partition comes back, its sequence numbers are still
-        valid."""
+        """Partitions that do not exist any more, by number. If such a partition comes back, the same object is used
+        again, because the broker may still know its sequence numbers."""
 
     def partition(self, key: str | None) -> Partition:
-        """The partition to which a message with this key goes."""
+        """The partition to which a message with this key goes. The number of partitions must be known."""
         if key is None:
             return self._keyless()
         known = self._partition_of.get(key)
@@ -78,8 +81,8 @@ class Topic:
         return known
 
     def _keyless(self) -> Partition:
-        """The partition for a message without a key. The partition that was used last is used again, unless its records
-        were taken for a batch, or enough records wait there, or the partition is stuck."""
+        """The partition for a message without a key: the partition that was used last (see `STICKY_RECORDS`), else the
+        next idle one that is not stuck, else the next one that is not stuck, else the next one."""
         partition = self.partitions[self._sticky]
         if partition.pending.parts and len(partition.pending) < STICKY_RECORDS and not partition.stuck:
             return partition
@@ -91,8 +94,8 @@ class Topic:
         return partition
 
     def find(self, key: str | None) -> Partition | None:
-        """The partition that most likely holds a message with this key. If the key is None: a stuck partition, if there
-        is one."""
+        """The partition that most likely holds a message with this key. If the key is None: the first stuck partition.
+        None: no partition is known, or none is stuck."""
         if not self.partitions:
             return None
         if key is not None:
@@ -102,8 +105,8 @@ class Topic:
     def found(self, count: int) -> None:
         """Called when an answer says that the topic has this many partitions.
 
-        If the number has changed, keys map to other partitions from now on, as with every Kafka client. Records that
-        wait in a partition that is gone go to the new partitions of their keys.
+        If the number has changed, keys map to other partitions from now on, as with every Kafka client that hashes
+        keys. Records that wait in a partition that is gone go to the new partitions of their keys.
         """
         self.missing = self.unknown_since = None
         if count != len(self.partitions):
@@ -118,8 +121,8 @@ class Topic:
         self._open()
 
     def _open(self) -> None:
-        """Gives the waiting records to their partitions. Does nothing while earlier records are still in flight to a
-        partition that is gone."""
+        """Opens the topic and gives the waiting records to their partitions. If no partition is known, or a batch of a
+        partition that is gone has no outcome yet, the topic is closed instead."""
         self.is_open = bool(self.partitions) and not self.gone()
         if self.is_open:
             waiting, self.waiting = self.waiting, Records()
@@ -129,8 +132,8 @@ class Topic:
                 partition.filled()
 
     def not_found(self, error: DeliveryError, until: float) -> None:
-        """Called when the topic does not exist, or when the client must not use it. Waiting records fail with `error`.
-        Messages that come before the time `until` fail too."""
+        """Called when the topic does not exist, the client must not use the topic, or the broker refuses its name.
+        Records that are in no batch fail with `error`. Messages that come before the time `until` fail too."""
         self.missing = error
         self.missing_until = until
         self.unknown_since = None
@@ -151,7 +154,7 @@ class Topic:
         return records
 
     def left(self, records: Records) -> None:
-        """Called when a partition is gone and its last batch has its outcome.
+        """Called when a partition is gone and has no batch any more.
 
         Args:
             records: Records that are proven not appended. These records go to the partitions to which their keys belong
@@ -165,13 +168,14 @@ class Topic:
             self._open()
 
     def purge(self) -> None:
-        """Removes records whose callers already have an outcome."""
+        """Removes records whose messages are over (`Delivery.done`) from the topic and from its present partitions
+        (`Partition.purge`)."""
         self.waiting.purge()
         for partition in self.partitions:
             partition.purge()
 
     def gone(self) -> list[Partition]:
-        """The partitions that do not exist any more, but whose last batch has no outcome yet."""
+        """The partitions that do not exist any more, but whose batch has no outcome yet."""
         return [each for each in self._gone.values() if each.state is not State.IDLE]
 
     def all_partitions(self) -> list[Partition]:
@@ -184,7 +188,7 @@ class Topic:
         return bool(self.waiting) or any(each.state is not State.IDLE for each in self.all_partitions())
 
     def clear(self) -> None:
-        """Forgets all records, because `Broker` has ended every delivery."""
+        """Forgets all records. `Broker` ends their deliveries itself."""
         self.waiting = Records()
         for partition in self.all_partitions():
             partition.clear()
