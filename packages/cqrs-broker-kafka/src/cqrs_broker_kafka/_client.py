@@ -245,7 +245,7 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
         return _TokenLogin(self._settings)
 
     def send(self, request: Any, expect_response: bool = True) -> Any:
-        """Sends a request as aiokafka's method does. If the request is a login, its answer sets `replace_at`."""
+        """Sends a request as aiokafka's method does. If the request is a login, its answer may set `replace_at`."""
         answer = super().send(request, expect_response)
         return self._logged_in(answer) if isinstance(request, SaslAuthenticateRequest) else answer
 

@@ -77,8 +77,8 @@ class Cluster:
     # -- connecting ---------------------------------------------------------------------------------------------------
 
     async def connect(self, *, trusted: bool) -> None:
-        """Finds a bootstrap host that answers, and connects to a node. With idempotence the node also gives a producer
-        id. Then the task starts that keeps the metadata up to date.
+        """Finds a bootstrap host that answers, and connects to a node. With idempotence this node must also give a
+        producer id. Then the method starts the task that keeps the metadata up to date.
 
         Args:
             trusted: Whether the settings have worked before.
@@ -243,7 +243,7 @@ class Cluster:
             elif topic.busy:
                 self._look_for(topic)
         self._owner.flush()
-        # Some have nothing to send any more: their topic is gone, or the deadlines of their records have passed.
+        # Some partitions have nothing to send now: the topic is gone, or the deadlines of the records have passed.
         self.leaderless = {each: None for each in self.leaderless if each.state is State.READY}
         missing = bool(self.leaderless)
         for topic in self._owner.topics.values():

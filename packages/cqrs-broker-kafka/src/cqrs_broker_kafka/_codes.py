@@ -7,9 +7,9 @@ code of Apache Kafka's broker (3.9 to 4.4). In the broker a produce request pass
 up the partition's log on this node. `Partition.appendRecordsToLeader` checks that the node leads the partition, and
 counts the in-sync replicas. `UnifiedLog.append` first validates the records, and then writes the first byte.
 
-Such a proof (`WAIT`, `SPLIT`, `FAIL`) holds only for an answer without a base offset. If the answer has a base offset,
-the batch was appended. The error came afterwards, while the leader waited for its followers: the leader stepped down,
-or the topic was deleted (`DelayedProduce.tryComplete`).
+The proof of a row (`WAIT`, `SPLIT`, `FAIL`) holds only for an answer without a base offset. If the answer has a base
+offset, the batch was appended. The error came afterwards, while the leader waited for its followers: the leader stepped
+down, or the topic was deleted (`DelayedProduce.tryComplete`).
 """
 
 from __future__ import annotations

@@ -78,11 +78,11 @@ class KafkaDriver(PipelinedDriver):
         self._last_answer = 0.0
         self._asking = False
         self._reconnecting = False
-        """Whether we have reported to `Broker` that we are reconnecting, and are not connected again since."""
+        """Whether we have reported to `Broker` that we are reconnecting, and have not been connected again since."""
         self._throttled_until = 0.0
         """The time until which a node reads nothing from us (event loop's time). 0.0: no node throttles us."""
         self._throttling = -1
-        """The number of that node."""
+        """The number of the node that throttles us, or that did so last. -1: no node did."""
         self._trusted = False
         """Whether a connection with these settings was made before."""
 

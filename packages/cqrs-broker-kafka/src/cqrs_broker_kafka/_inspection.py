@@ -26,7 +26,7 @@ from ._settings import KafkaSettings
 __all__ = ["KafkaInspection"]
 
 _VERSIONS = {8: "2.4", 9: "2.8", 10: "3.7", 11: "3.8", 12: "4.0", 13: "4.1"}
-"""For each version of the produce request, the first version of Kafka that knows it."""
+"""For each version of the produce request, the first version of Kafka that knows this request."""
 _TOPIC, _NODE = 2, 4
 """The numbers of two kinds of resources in DescribeConfigs."""
 _WRITE = 1 << 4

@@ -280,8 +280,8 @@ class Node:
     # -- the connection -----------------------------------------------------------------------------------------------
 
     def connect(self) -> None:
-        """Starts a task that connects, unless such a task runs. The task tries again for as long as a partition is
-        ready."""
+        """Starts a task that connects, unless such a task runs. The task tries until a connection exists, or until no
+        partition is ready."""
         if self._connecting is None or self._connecting.done():
             self._connecting = self._owner.tasks.spawn(self._keep_connecting())
 

@@ -15,8 +15,9 @@ __all__ = ["KafkaOptions"]
 
 
 class KafkaOptions(TLSOptions):
-    """The options of `kafka://`. They stand after the `?` of a config string. `open_broker` and `KafkaProducerAdapter`
-    also take the options as keywords. `sasl_oauth_token_provider` and `ssl_context` can be given only as keywords."""
+    """The options of `kafka://`. A config string gives the options after its `?`. `open_broker` and
+    `KafkaProducerAdapter` also take the options as keywords. `sasl_oauth_token_provider` and `ssl_context` can be given
+    only as keywords."""
 
     url_parts: ClassVar = frozenset({"hosts"})
     instead_of_parts: ClassVar = {

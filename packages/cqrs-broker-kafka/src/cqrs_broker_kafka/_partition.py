@@ -414,8 +414,8 @@ class Partition:
     # -- when it cannot go on -----------------------------------------------------------------------------------------
 
     def purge(self) -> None:
-        """Removes records whose messages are over (`Delivery.done`) from `pending`, and lets go of the deliveries of
-        such records in the batch. So the records of a stuck partition do not use up the room for messages in flight
+        """Removes records whose messages are over (`Delivery.done`) from `pending`, and releases the deliveries of such
+        records in the batch. So the records of a stuck partition do not use up the room for messages in flight
         (`Broker`'s window)."""
         if self.batch is not None:
             self.batch.records.let_go()

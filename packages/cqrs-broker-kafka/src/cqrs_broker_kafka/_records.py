@@ -133,7 +133,7 @@ class _LetGo:
         return False
 
     def nothing(self, *_: object, **__: object) -> None:
-        """Does nothing, because the message has its outcome, and its place in flight is free."""
+        """Does nothing, because the message is over, and its place in flight is free."""
 
     release = returned = confirm = fail = nothing
 

@@ -94,8 +94,8 @@ class Topic:
         return partition
 
     def find(self, key: str | None) -> Partition | None:
-        """The partition that most likely holds a message with this key. If the key is None: the first stuck partition.
-        None: no partition is known, or none is stuck."""
+        """The partition that most likely holds a message with this key. Without a key this is the first stuck
+        partition. The result is None if no partition is known, or if no partition is stuck and there is no key."""
         if not self.partitions:
             return None
         if key is not None:
@@ -105,7 +105,7 @@ class Topic:
     def found(self, count: int) -> None:
         """Called when an answer says that the topic has this many partitions.
 
-        If the number has changed, keys map to other partitions from now on, as with every Kafka client that hashes
+        If the number has changed, many keys map to other partitions from now on, as with every Kafka client that hashes
         keys. Records that wait in a partition that is gone go to the new partitions of their keys.
         """
         self.missing = self.unknown_since = None
