@@ -91,7 +91,7 @@ class KafkaProducerAdapter(ConnectionAdapter[KafkaOptions, KafkaSettings]):
 
     Raises:
         ConfigError: An option or host is wrong, not exactly one of `bootstrap_servers` and `dsn` is given, or
-            `value_serializer` is not callable. `KafkaMessageBroker` raises the error if a host is listed twice.
+            `value_serializer` is not callable.
     """
 
     def __init__(
