@@ -8,10 +8,10 @@
 Applications use these names. `help(name)` shows the documentation of a name:
 
     open_broker                      makes a Broker from a config string, or from $CQRS_BROKER_URL
-    Broker                           sends messages: send_message, send_messages, publish, flush, health, close
+    Broker                           sends messages; has send_message, send_messages, publish, flush, health, close
     Message, NotificationEvent, ECSTEvent    what is sent
     Receipt                          a send succeeded; .confirmed says whether the broker confirmed it
-    NotDeliveredError                a send failed: the message is not in the broker
+    NotDeliveredError                a send failed: the message is not in the broker, and will not come later
     DeliveryUnknownError             the outcome is unknown: the message may be in the broker, or may not
     SyncBroker                       sends messages from code without an event loop
     lifespan                         opens and closes a Broker together with a FastAPI or Starlette application
@@ -72,9 +72,9 @@ _IMPORTED_LATE: Final = {
     "SyncBroker": "_synchronous",
     "lifespan": "_lifespan",
 }
-"""Names that are imported only at their first use, each with its module. They are not needed to open a broker. The
-event classes are pydantic models. Building these models takes time, and many applications use event classes of their
-own instead."""
+"""Names that are imported only when they are used, each with its module. These names are not needed to open a broker.
+The event classes are pydantic models. Building these models takes time, and many applications use event classes of
+their own instead."""
 
 
 def __getattr__(name: str) -> Any:

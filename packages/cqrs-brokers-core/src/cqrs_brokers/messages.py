@@ -1,6 +1,6 @@
 """Validates and encodes a message that is sent later: for an outbox, a journal, or a queue of your own.
 
-    ready = MessageValidator().ready(message)   # raises what Broker.send_message would raise, before any I/O
+    ready = MessageValidator().ready(message)   # raises InvalidMessageError or MessageTooLargeError
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ _EVERYTHING = Capabilities(
     tombstones=True,
     header_types=frozenset({str, bytes, int, float, bool, type(None)}),
 )
-"""All capabilities. A broker with fewer capabilities may still refuse the message when it is sent."""
+"""All capabilities that a message may need. A broker with fewer capabilities may still refuse the message later."""
 
 
 class MessageValidator:
-    """Validates and encodes messages as `Broker` does, but needs no broker. So this class does not find faults that
-    only some brokers refuse.
+    """Validates and encodes messages as `Broker` does, but without a broker. A message that only some brokers refuse is
+    accepted, for example a message with a topic that only Kafka refuses.
 
     Args:
         max_message_bytes: The most bytes that a message may have: body, key and headers together.
-        encoder: Makes the body of a message that has neither `payload_bytes` nor a content type. Default: JSON.
+        encoder: Encodes the payload of a message that has neither `payload_bytes` nor a content type. `TOMBSTONE` is
+            not encoded. None: a payload of bytes stays as it is, and any other payload is encoded as JSON.
     """
 
     def __init__(self, *, max_message_bytes: int = 1_000_000, encoder: Encoder | None = None) -> None:
@@ -45,14 +46,17 @@ class MessageValidator:
         self._coercion = Coercion(address="", encoder=encoder)
 
     def ready(self, message: MessageLike | Event[Any]) -> Message:
-        """Returns a copy of the message as `Broker` would send it. The copy is validated, and its body is encoded.
+        """Returns a validated copy of the message. The `payload_bytes` of the copy are the encoded body. If the message
+        is a tombstone, the copy has no `payload_bytes`.
 
         Args:
             message: A `Message`, any other `MessageLike`, or an event (an object with a method `to_message()`).
 
         Raises:
-            InvalidMessageError: The message cannot be sent.
+            InvalidMessageError: A part of the message is wrong, the payload cannot be encoded, or code of the message,
+                the event or the encoder raised an error.
             MessageTooLargeError: The message is larger than `max_message_bytes`.
+            DeliveryError: Code of the message or the event raised this error. Such an error is raised as it is.
         """
         try:
             is_event = hasattr(message, "to_message")
@@ -63,4 +67,4 @@ class MessageValidator:
             raise
         except Exception as error:
             refusal = self._coercion.unreadable(error, message)
-        raise refusal  # outside the handler: what the message's own code raised may quote the message
+        raise refusal  # outside the handler: the error of the message's own code may quote the message

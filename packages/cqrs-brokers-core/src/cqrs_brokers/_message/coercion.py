@@ -17,23 +17,28 @@ T = TypeVar("T")
 
 
 class Coercion:
-    """Makes messages for one broker.
+    """Makes messages for one broker, or for a `MessageValidator`.
 
     Args:
-        address: The broker's redacted URL, for errors.
-        encoder: Makes the bodies of messages that have neither `payload_bytes` nor a content type.
+        address: The broker's redacted URL, or the broker's name if it has no URL, for errors. "": there is no broker.
+        encoder: Makes the bodies of messages that have neither `payload_bytes` nor a content type. `TOMBSTONE` is not
+            encoded. None: `Message.body` and the validator encode the payloads.
     """
 
     def __init__(self, *, address: str, encoder: Encoder | None) -> None:
         self._address = address
         self._encoder = encoder
         self.unchanged_type = Message if encoder is None else None
-        """The class whose instances `message()` returns as they are. None: there is no such class, because there is an
-        encoder."""
+        """`message()` returns an object of exactly this class as it is, so callers need not call `message()` for such
+        an object. None: every object needs the call, because there is an encoder."""
 
     def message(self, candidate: Any) -> Message:
-        """The message to send: the caller's own object if it is a `Message` that needs no encoder, else a new
-        object."""
+        """The message to send: the caller's own object if it is a `Message` that needs no encoder, else a new object.
+
+        Raises:
+            InvalidMessageError: The object is no message, or the encoder failed.
+            Exception: The object's own code raised this error. Callers make an `unreadable` error from it.
+        """
         message = candidate if type(candidate) is Message else self._coerced(candidate)
         if (
             self._encoder is not None
@@ -45,15 +50,16 @@ class Coercion:
         return message
 
     def unreadable(self, error: Exception, message: object) -> InvalidMessageError:
-        """The error for a message that could not be read, because its own code (for example a property) raised an
-        error."""
+        """The error for a message that could not be read or checked, because code outside core raised `error`: for
+        example a property of the message."""
         return InvalidMessageError.raised_by("reading the message", error, content=message, broker=self._address)
 
     def event_message(self, event: Any) -> Message:
-        """The message of an event.
+        """The result of an event's `to_message()`. Callers pass the result to `message()`, which checks it.
 
         Raises:
-            InvalidMessageError: The object is no event, or the event's own code raised an error.
+            InvalidMessageError: The object is no event, or `to_message()` raised an error that is no `DeliveryError`.
+            DeliveryError: `to_message()` raised this error.
         """
         refused: DeliveryError
         try:
@@ -123,7 +129,7 @@ class Coercion:
             del refused
 
     def _with(self, message: Message, encoded: Encoded) -> Message:
-        """The message with the body, and the headers, that the encoder made."""
+        """A copy of the message with the body, the content type and the headers that the encoder returned."""
         if type(encoded.body) is not bytes:
             self._refuse(f"the encoder must return bytes, not {type(encoded.body).__name__}", message.message_id)
         made = with_body(message, encoded.body)
@@ -144,8 +150,8 @@ _MISSING: Any = object()
 
 
 def _given(candidate: Any, name: str, default: Any) -> Any:
-    """An attribute of a message-like object, or the default. If the object's own code raises an `AttributeError`, this
-    function raises it, too."""
+    """An attribute of a message-like object, or the default if the object does not have the attribute. An
+    `AttributeError` from the code of a property is raised, and not replaced by the default."""
     try:
         return getattr(candidate, name)
     except AttributeError:
@@ -157,7 +163,7 @@ def _given(candidate: Any, name: str, default: Any) -> Any:
 
 def readable(candidate: object, name: str, kind: type[T]) -> T | None:
     """An attribute of an object that should be a message, for errors and observers. None: the attribute is missing or
-    has another type, or the object's own code raised an error."""
+    is no instance of `kind`, or the object's own code raised an error."""
     try:
         value = getattr(candidate, name, None)
     except Exception:

@@ -5,8 +5,9 @@ time. Making ids together costs less than making them one by one. The ids that a
 *pool*.
 
 The ids of a pool must be used soon. A process may be started several times from one snapshot of its memory (a frozen
-virtual machine or serverless function), and each copy would use the same ids. So a pool is used only for 5 ms of the
-wall clock. When a copy starts, this time is over, unless the clock was set back. A fork empties the pool.
+virtual machine or serverless function), and each copy would use the ids of the same pool. So a pool is used for 5 ms of
+the wall clock only. When a copy starts, this time is over, unless the copy's clock still shows the time of the
+snapshot. After a fork, the child process has an empty pool.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ __all__ = ["from_text", "new_message_id", "new_text", "text_of"]
 
 _POOLED = 256
 _FRESH_NS = 5_000_000
-"""How long a pool is used, in nanoseconds. If a second id is needed within this time, a pool is made."""
+"""How long a pool is used, in nanoseconds. If a further id is needed within this time after the last single id, a pool
+is made."""
 _TEXT = b"--------------4---------------------"  # 4: the version (RFC 9562, 4.2)
 _TEXTS = _TEXT * _POOLED
 _SIZE, _VERSION, _VARIANT = len(_TEXT), 14, 19
@@ -30,21 +32,21 @@ _DIGITS = [(column, digit) for digit, column in enumerate(c for c in range(_SIZE
 to 31)."""
 _RANDOM = [(column, digit) for column, digit in _DIGITS if column not in (_VERSION, _VARIANT)]
 _VARIANT_DIGIT = dict(_DIGITS)[_VARIANT]
-_VARIANTS = bytes.maketrans(b"0123456789abcdef", b"89ab" * 4)  # its two upper bits are 1 and 0 (RFC 9562, 4.1)
+_VARIANTS = bytes.maketrans(b"0123456789abcdef", b"89ab" * 4)  # its two upper bits: 1 and 0 (RFC 9562, 4.1)
 _divide = Struct(f"{_SIZE}s" * _POOLED).unpack
 _split = Struct("8s4s4s4s12s").unpack
 _VERSION_4 = 0x4000_8000_0000_0000_0000
 _RANDOM_BITS = 0xFFFFFFFF_FFFF_0FFF_3FFF_FFFFFFFFFFFF
 _pool: list[bytes] = []
 _made_ns = 0
-"""When the pool, or the last single id, was made."""
+"""When a pool or a single id was last made (a result of `time.time_ns()`)."""
 
 
 def new_text(now: int) -> bytes:
     """Returns the text of a new id. This function may be called in several threads: two threads never get the same id.
 
     Args:
-        now: `time.time_ns()`.
+        now: The result of `time.time_ns()`.
     """
     global _made_ns
     if 0 <= now - _made_ns < _FRESH_NS:  # false, too, when the clock was set back
@@ -83,7 +85,7 @@ def new_message_id() -> UUID:
 
 
 def text_of(message_id: int) -> bytes:
-    """The text of an id, given as `UUID.int`: 8-4-4-4-12 hex digits. This function takes half the time of
+    """The text of the id whose `UUID.int` is given: 8-4-4-4-12 hex digits. This function takes half the time of
     `str(uuid).encode()`.
     """
     return b"-".join(_split(hexlify(message_id.to_bytes(16))))

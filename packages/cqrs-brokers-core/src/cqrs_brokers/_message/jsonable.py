@@ -1,19 +1,20 @@
-"""Says what a payload may contain, and how each value is written in JSON. The rule is the same at every depth and in
+"""Says what a payload may contain, and how each value is written in JSON. This rule is the same at every depth and in
 every kind of container.
 
 | accepted | in JSON |
 |---|---|
 | `None`, bool, int of at most 4 300 digits, finite float, str | as they are |
 | mapping with keys of text; list, tuple, named tuple | object; array |
-| pydantic model, pydantic's and the standard library's dataclasses | object; see `models` |
-| Enum | its value |
-| UUID, Decimal (finite, with its digits), URL, IP address, path | text |
-| date, time, datetime | ISO 8601 (with a time zone also RFC 3339), with `Z` for UTC |
+| pydantic model or pydantic's dataclass | object, or what its own serializer returns; see `models` |
+| dataclass of the standard library | object |
+| Enum | its value, by the same rule |
+| UUID, Decimal (finite, with all its digits), pydantic's URL, IP address, path | text |
+| date, time, datetime | ISO 8601, with `Z` for the offset zero |
 
-Everything else is refused, for example NaN and infinities, bytes, sets, generators, secrets, and keys that are no text.
-If an object is an instance of a subclass of a model or a dataclass, the fields that the subclass adds are written, too.
-The function that writes the instances of a class is called the *writer* of that class. The writer is looked up once for
-each class.
+Everything else is refused, for example NaN and infinities, bytes inside a payload, sets, generators, secrets, keys that
+are no text, and values that are nested deeper than `MAX_DEPTH`. If an object is an instance of a subclass of a model or
+a dataclass, the fields that the subclass adds are written, too. The function that writes the instances of a class is
+called the *writer* of that class.
 """
 
 from __future__ import annotations
@@ -59,18 +60,20 @@ PLAIN = frozenset({str, bool, type(None)})
 NUMBERS = frozenset({int, float})
 LARGEST: int = 10**4_300 - 1
 LEAST: int = -LARGEST
-"""Numbers from `LEAST` to `LARGEST` are written as they are. These numbers are finite, and have at most 4 300 digits,
-which is the default of `sys.set_int_max_str_digits`. `LEAST` has a name, because `-LARGEST` would be computed anew for
-each number."""
+"""Numbers from `LEAST` to `LARGEST` are written as they are. These numbers are finite, and integers among them have at
+most 4 300 digits, which is Python's default limit (see `sys.set_int_max_str_digits`). `LEAST` has a name, because
+`-LARGEST` would be computed anew for each number."""
 TOO_DEEP = "is nested too deeply, or refers to itself"
 _MOST_CLASSES = 10_000
 _SURROGATE = "[\ud800-\udfff]"
 WRITERS: dict[type, Writer] = {}
-"""The writer of each class that has occurred so far."""
+"""The writers of the classes that have occurred, so that each writer is looked up once. After `_MOST_CLASSES` classes
+the dict is emptied."""
 
 
 class UnencodableError(TypeError, ValueError):
-    """A payload has no JSON form. The text gives the path of the part that is wrong, never its content."""
+    """A payload has no JSON form. The text quotes no value of the payload. The text gives the path of the part that is
+    wrong. But if code of the payload raised an error, the text may name only the whole payload."""
 
 
 class Refused(Exception):  # noqa: N818 - a signal inside this package, not an error that leaves it
@@ -86,7 +89,8 @@ class Refused(Exception):  # noqa: N818 - a signal inside this package, not an e
         self.text = text
         self.cause = cause
         self.path: list[str | int] = []
-        """The keys and indexes that lead from the payload to the part without a JSON form, the innermost first."""
+        """The keys, fields and indexes that lead from the payload to the part without a JSON form, the innermost
+        first."""
 
 
 def jsonable(value: object, root: str) -> Any:
@@ -97,7 +101,7 @@ def jsonable(value: object, root: str) -> Any:
         root: How the paths in errors begin. "": a path begins with the name of a field.
 
     Raises:
-        UnencodableError: Something in the value has no JSON form.
+        UnencodableError: Something in the value has no JSON form, or code of the value raised an error.
     """
     try:
         return write(value, 0)
@@ -120,6 +124,7 @@ def write(value: Any, depth: int) -> Any:
 
     Raises:
         Refused: Something in the value has no JSON form.
+        Exception: Code of the value raised this error, for example a property.
     """
     kind = type(value)
     if kind in PLAIN:
@@ -131,11 +136,11 @@ def asked(function: Callable[..., Any], *arguments: Any) -> Any:
     """The result of a function that belongs to the payload.
 
     Raises:
-        Refused: The function raised.
+        Refused: The function raised an error.
     """
     try:
         return function(*arguments)
-    except Refused:  # of a value inside
+    except Refused:  # for a value inside
         raise
     except Exception as error:
         cause = error
@@ -253,7 +258,7 @@ datetime is a date, too."""
 
 
 def writer_of(kind: type) -> Writer:
-    """Finds the writer of a class, and remembers it."""
+    """Finds the writer of a class, and adds the writer to `WRITERS`."""
     writer = _find_writer(kind)
     if len(WRITERS) >= _MOST_CLASSES:
         WRITERS.clear()
@@ -292,7 +297,7 @@ _TEXTS = {
     *("IPv4Address", "IPv4Network", "IPv6Address", "IPv6Network", "PurePath"),
     *("MultiHostUrl", "Url", "_BaseMultiHostUrl", "_BaseUrl"),
 }
-"""Classes that are written as their text: addresses, paths and URLs."""
+"""The names of the classes that are written as their text: addresses, paths and URLs."""
 _SECRETS = {"Secret", "SecretBytes", "SecretStr", "_SecretBase"}
 _REMEDY = "convert it, give its model a serializer for it, or give the broker an encoder"
 _HIDDEN = "is a secret: give its model a serializer that says how it is written, or leave it out"
@@ -300,8 +305,8 @@ _SHOWN_DEPTH = 8
 
 
 def _path(root: str, inside_out: list[str | int]) -> str:
-    """The path as text, such as `payload.lines[3].price`. A key that is no identifier might be content, so it is not
-    shown."""
+    """The path as text, such as `payload.lines[3].price`. A key that is no identifier, or has more than 64 characters,
+    might be content, so the text has "[…]" in its place. At most 8 keys and indexes are shown."""
     parts = inside_out[::-1]
     text = root
     for part in parts[:_SHOWN_DEPTH]:

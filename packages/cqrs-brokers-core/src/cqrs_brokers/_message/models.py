@@ -2,15 +2,17 @@
 follows the rule of `jsonable`.
 
 pydantic alone would write NaN as `null`, a secret as asterisks, and a key of 1 as "1". If a field is declared with a
-base class and holds an instance of a subclass, pydantic would leave out the fields that the subclass adds. So we read
-the fields of a model and write them by the rule of `jsonable`. We read pydantic's schema of the class once. The schema
-says how the class wants to be written:
+base class and holds an instance of a subclass, pydantic would by default leave out the fields that the subclass adds.
+So this module reads the fields of a model and writes them by the rule of `jsonable`. The writer of a class follows
+pydantic's schema of the class:
 
 * names: the names of the fields in Python, or their serialization aliases if the model's configuration has
   `serialize_by_alias`;
-* `exclude=True`: left out; computed fields: written; extra fields (`extra="allow"`): written;
-* serializers of the model's own: called as in pydantic's JSON mode; their results are written by the same rule;
-* serializers deeper inside a field's type, or pydantic's own (`Base64Bytes`): that field is written by pydantic.
+* `exclude=True`: left out; `exclude_if`: left out if its function says so; computed fields and extra fields
+  (`extra="allow"`): written;
+* the model's own serializers: called as in pydantic's JSON mode; their results are written by the rule of `jsonable`;
+* serializers deeper inside a field's type, or pydantic's own (`Base64Bytes`): pydantic turns the value of that field
+  into what JSON can hold, and the result is written by the rule of `jsonable`.
 """
 
 from __future__ import annotations
@@ -46,9 +48,9 @@ class _Field(NamedTuple):
     Attributes:
         name: The field's name in Python.
         key: The field's name in JSON.
-        function: The field's own serializer, as pydantic's schema describes it.
-        by_pydantic: Whether pydantic writes the field.
-        skip: Says whether a value is left out.
+        function: The field's own serializer, as pydantic's schema describes it. None: no serializer is called here.
+        by_pydantic: Whether pydantic's serializers are used for the field.
+        skip: Says whether a value is left out. None: no value is left out.
     """
 
     name: str
@@ -59,7 +61,8 @@ class _Field(NamedTuple):
 
 
 class _Info:
-    """Replaces pydantic's `FieldSerializationInfo`. A serializer may read from it how it was called."""
+    """The argument `info` of serializers, in place of pydantic's `SerializationInfo`. A serializer reads from this
+    object how the serializer was called."""
 
     mode = "json"
     by_alias = exclude_unset = exclude_defaults = exclude_none = exclude_computed_fields = False
@@ -104,8 +107,9 @@ def _models(schema: Any, kind: type) -> Iterator[Mapping[str, Any]]:
 
 
 def _fields(own: Mapping[str, Any], schema: Mapping[str, Any], kind: Any) -> tuple[list[_Field], bool]:
-    """Returns the fields that are written, and whether `_plain` can write the class. `_plain` can write a model that
-    has only fields without an alias or a serializer, and no computed or extra fields."""
+    """Returns the fields that are written, and whether `_plain` can write the class. `_plain` can write a model if
+    the written fields have their Python names, no serializer and no `exclude_if`, and the model has no computed fields
+    and allows no extra fields."""
     inside: Any = own["schema"]
     while inside["type"] not in ("model-fields", "dataclass-args"):
         inside = inside["schema"]
@@ -143,8 +147,9 @@ def _field(name: str, field: Mapping[str, Any], schema: Mapping[str, Any], by_al
 
 
 def _serializers(schema: Any, whole: Mapping[str, Any], seen: set[str]) -> Iterator[Mapping[str, Any]]:
-    """The serializers in a field's type. Serializers inside models are left out, because models have their own writer.
-    Serializers of pydantic that the rule of `jsonable` replaces are left out, too."""
+    """The serializers in a field's type. Serializers inside models and pydantic's dataclasses are left out, because
+    these classes have their own writers. Serializers of pydantic that the rule of `jsonable` replaces are left out,
+    too."""
     if isinstance(schema, list | tuple):
         for inner in schema:
             yield from _serializers(inner, whole, seen)
@@ -166,8 +171,9 @@ def _serializers(schema: Any, whole: Mapping[str, Any], seen: set[str]) -> Itera
 
 
 def _says_nothing(serializer: Mapping[str, Any]) -> bool:
-    """Whether the serializer is pydantic's own serializer for a path, a deque or a secret. Such a serializer is not
-    used, because the rule of `jsonable` applies to these types. This rule refuses secrets."""
+    """Whether the serializer is pydantic's own serializer for a secret, or one of pydantic's internal serializers, such
+    as the one for paths. Such a serializer is not used, because the rule of `jsonable` applies to these types. This
+    rule refuses secrets."""
     function = serializer.get("function")
     module, name = getattr(function, "__module__", "") or "", getattr(function, "__qualname__", "")
     of_a_secret = module == "pydantic.types" and name.startswith("_serialize_secret")
@@ -178,7 +184,7 @@ def _says_nothing(serializer: Mapping[str, Any]) -> bool:
 
 
 def _plain(names: tuple[str, ...]) -> Writer:
-    """The writer for a model that has only plain fields. Most models are like this."""
+    """The writer for a model of the kind that `_fields` describes. Most models are of this kind."""
 
     def write_model(model: Any, depth: int) -> dict[str, Any]:
         if depth >= MAX_DEPTH:
@@ -219,7 +225,7 @@ def _root(field: _Field, kind: Any) -> Writer:
 
 
 def _mixed(fields: Sequence[_Field], kind: Any) -> Writer:
-    """The writer for a dataclass, and for a model with serializers, aliases, computed or extra fields."""
+    """The writer for pydantic's dataclasses, and for models that `_plain` cannot write."""
     left_to_pydantic = {field.name for field in fields if field.by_pydantic}
     # The class's own serializer would write NaN as null. This one keeps NaN, so that `write` refuses it.
     pydantics = SchemaSerializer(kind.__pydantic_core_schema__, {"ser_json_inf_nan": "constants"})
@@ -290,10 +296,11 @@ def _serialized(function: Mapping[str, Any], model: Any, item: Any, name: str, d
 
 
 def _value(model: Any, name: str) -> Any:
-    """A field's value. Reading a computed field runs code of the application."""
+    """A field's value. `_MISSING`: the object was made without validation, and has no such field. Reading a computed
+    field runs code of the application."""
     try:
         return getattr(model, name)
     except AttributeError:
         if name in getattr(model, "__pydantic_computed_fields__", ()):
             raise
-        return _MISSING  # made without validation
+        return _MISSING

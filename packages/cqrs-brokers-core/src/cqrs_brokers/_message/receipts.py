@@ -13,8 +13,8 @@ __all__ = ["schema"]
 
 
 def schema(cls: type[Receipt]) -> core_schema.CoreSchema:
-    """Returns the schema. The schema accepts a receipt, or an object with the receipt's fields. A receipt is written as
-    its `to_dict()`."""
+    """Returns the schema. In Python, the schema accepts a receipt, or a dict with all fields of a receipt. In JSON, the
+    schema accepts an object with these fields. A receipt is written as its `to_dict()`."""
     number = core_schema.nullable_schema(core_schema.int_schema())
     field = core_schema.typed_dict_field
     others = {

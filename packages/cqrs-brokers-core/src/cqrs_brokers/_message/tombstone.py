@@ -20,14 +20,14 @@ class Tombstone:
         return "TOMBSTONE"
 
     def __reduce__(self) -> str:
-        return "TOMBSTONE"  # copies and pickles are the same object
+        return "TOMBSTONE"  # a copy or an unpickled object is the same object
 
 
 _the_one: Tombstone = object.__new__(Tombstone)
 TOMBSTONE: Final = _the_one
-"""The payload of a message without a body. Such a message says that the object with the message's key was deleted.
+"""The payload of a message without a body. Such a message is called a tombstone, too. A tombstone reports that the
+object with the message's key was deleted. The message needs a key, and the broker needs the capability `tombstones`.
 
-Tombstones are for compacted topics, in which the newest message with a key is the state of that key. A tombstone has no
-body at all. A missing body is not the same as an empty body, or as a body with JSON's `null`. The message needs a key.
-The broker needs the capability `tombstones`.
+Tombstones are for compacted topics, in which the newest message with a key is the state of that key. A missing body is
+not the same as an empty body, or as a body with JSON's `null`.
 """

@@ -1,13 +1,13 @@
 """Checks every message before any I/O.
 
 The same topics, names, content types and header names occur in many messages. So the texts that have passed the check
-are remembered, up to a limit, and are not checked again. Keys are checked every time. The values of a message's own
-headers are checked unless all headers are equal to those of an earlier message (`LOOK_EVERY`). A text in the message
-may be an instance of a subclass of `str`, such as an enum member. Such a text is replaced by the plain `str` that it
-holds, so that drivers get only `str`.
+are remembered, up to a limit, and are not checked again. Keys are checked every time. Header values are checked every
+time, unless the headers repeat (see `LOOK_EVERY` and `Validator.add_headers`). A text in the message may be an instance
+of a subclass of `str`, such as an enum member. The validator replaces such a text in the message by a plain `str` with
+the same characters, so that drivers get only `str`.
 
-The limits for topics and names come from AMQP, the strictest protocol that we know. AMQP allows at most 255 bytes for a
-short string (AMQP 0-9-1, 4.2.5.3), and at most 128 bytes for a field name (4.2.5.5). A driver may have further rules,
+The limits for topics, names, content types and header names come from AMQP. AMQP allows at most 255 bytes for a short
+string (AMQP 0-9-1, 4.2.5.3), and at most 128 characters for a field name (4.2.5.5). A driver may have further rules,
 for example for topics (`refuse_topic`).
 """
 
@@ -52,7 +52,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def _are_plain_texts(headers: Mapping[Any, object]) -> bool:
-    """Whether every name and value is a `str`, and none is of a derived type, such as a member of an enum."""
+    """Whether every name and value is a `str`, and none is an instance of a derived class, such as a member of an
+    enum."""
     for name, value in headers.items():  # noqa: SIM110 - `all` and a generator would take twice as long
         if type(name) is not str or type(value) is not str:
             return False
@@ -60,14 +61,15 @@ def _are_plain_texts(headers: Mapping[Any, object]) -> bool:
 
 
 class Validator:
-    """Checks messages for one broker.
+    """Checks messages for one broker, or for a `MessageValidator`.
 
     Args:
-        address: The broker's redacted URL, for errors.
+        address: The broker's redacted URL, or the broker's name if it has no URL, for errors. "": there is no broker.
         capabilities: What the driver can do. A message that needs a further capability is refused; nothing is left out
             silently. None: the driver declares nothing. Then messages may have headers of text, and a message with a
-            key is refused.
-        refuse_topic: Says why the broker cannot have a topic. None: the broker can have it.
+            key and a tombstone are refused.
+        refuse_topic: Returns why the broker cannot have a topic, or None if the broker can have the topic. Without this
+            function, the broker can have every topic.
         max_message_bytes: The most bytes that body, key and headers may have together.
     """
 
@@ -93,21 +95,23 @@ class Validator:
         self._known_types: dict[str, int] = {}
         self._known_headers: dict[str, int] = {}
         self._texts: Mapping[str, HeaderValue] = {}
-        """The headers that were last added to a message, if all their values were text. Headers with other values are
-        not kept, because the comparison uses `==`, for which 1 and True are equal."""
+        """The last added headers whose values were all text. Headers with other values are not kept, because the
+        comparison uses `==`, for which 1 and True are equal."""
         self._texts_size = 0
         self._are_typed = False
         self._usual: Mapping[str, HeaderValue] = {}
         """The headers of an earlier message. All their values are text."""
         self._usual_size = self._checks = 0
         self._repeat = False
-        """Whether later messages had these headers too."""
+        """Whether the headers at the last look (see `LOOK_EVERY`) were equal to these headers."""
 
     def check(self, message: Message) -> int:
-        """Checks the message.
+        """Checks the message. If a text in the message is of a class that is derived from `str`, this method replaces
+        the text by a plain `str`.
 
         Returns:
-            The message's size in bytes: body, key, header names and values in UTF-8.
+            The message's size in bytes: body, key, header names and header values. Texts count in UTF-8, and other
+            header values as in `_check_typed`.
 
         Raises:
             InvalidMessageError: The message cannot be sent.
@@ -156,12 +160,13 @@ class Validator:
         """Adds headers to a message that was checked before. If this method raises an error, the message stays as it
         was.
 
-        Only the added headers are checked. A second check of the other headers would double the cost.
+        The headers that the message keeps are not checked again, because a second check would double the cost. If the
+        added headers are equal to earlier ones that were all text, these are not checked again, either.
 
         Args:
-            message: The message. Its headers are not changed in place.
+            message: The message. The mapping in `headers` is replaced, not changed.
             added: The headers. An added header replaces a header of the message that has the same name.
-            size: The size that `check` returned.
+            size: The size that `check`, or an earlier call of this method for the same message, returned.
 
         Returns:
             The message's size with the added headers.
@@ -179,7 +184,7 @@ class Validator:
                 message.headers = dict(added)
                 self._are_typed = False
                 added_size = self._check_headers(message, message.headers)
-                added = message.headers  # as plain text
+                added = message.headers  # with plain `str` only
                 if not self._are_typed:
                     self._texts, self._texts_size = added, added_size
             size += added_size
@@ -245,7 +250,7 @@ class Validator:
 
     def _check_id_and_time(self, message: Message) -> None:
         known = raw_id(message)
-        if type(known) is not bytes and not isinstance(known, UUID):  # bytes: core made the id
+        if type(known) is not bytes and not isinstance(known, UUID):  # bytes: the text of an id, which needs no check
             self._refuse(message, "message_id must be a UUID")
         if has_own_time(message):
             return
@@ -313,7 +318,8 @@ class Validator:
         return self._text_bytes(message, key, "key")
 
     def _look_for_repeats(self, headers: Mapping[str, HeaderValue], size: int) -> None:
-        """Notes whether these headers, which passed their check, are equal to those that were noted before."""
+        """Notes whether these headers, which passed their check, are equal to the headers that were noted before. If
+        they are not, and are all text, these headers are noted instead."""
         self._checks = 0
         self._repeat = headers == self._usual
         if not self._repeat and _are_plain_texts(headers):
