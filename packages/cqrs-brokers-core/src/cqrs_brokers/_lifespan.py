@@ -16,7 +16,7 @@ EXAMPLE = "write lifespan(lambda: open_broker(…)), or a function that returns 
 def lifespan(
     broker: Broker | Callable[[], Broker], /, *, connect: bool = True
 ) -> Callable[[object], AbstractAsyncContextManager[dict[str, Broker]]]:
-    """Makes a lifespan that connects a broker at start-up, and flushes and closes it at shutdown.
+    """Makes a lifespan that connects a broker at start-up, and flushes and closes the broker at shutdown.
 
         app = FastAPI(lifespan=lifespan(lambda: open_broker("kafka://localhost:9092")))
 
@@ -27,12 +27,12 @@ def lifespan(
     Args:
         broker: A broker, or a function that makes a broker at each start. Pass a function if the application starts
             more than once in a process, as in tests, because a closed broker cannot be opened again.
-        connect: Whether to connect at start-up. If True, the start-up fails with a `ConnectError` when the broker
-            cannot be reached. If False, the application starts without a connection, and the first `health()` or send
+        connect: Whether to connect at start-up. If True, the start-up fails with a `ConnectError` if the first attempt
+            to connect fails. If False, the application starts without a connection, and the first `health()` or send
             connects.
 
     Returns:
-        The value for a framework's `lifespan=`. The application's requests find the broker as `request.state.broker`.
+        The value for a framework's `lifespan=`. In the application, `request.state.broker` is the broker.
 
     Raises:
         TypeError: The argument is an async function, or it is neither a broker nor a function. The start-up raises this

@@ -1,4 +1,5 @@
-"""An argument parser for commands that take config strings. Its errors do not quote the values of the command line.
+"""An argument parser for commands that take config strings. The errors of the parser quote no value of the command line
+that is longer than one character.
 
 A mistyped argument may be a config string with a password, or a part of a config string that the shell has split.
 """
@@ -18,7 +19,7 @@ _OPTION = re.compile(r"(-[a-zA-Z]|--[a-zA-Z][a-zA-Z-]*)")
 
 def without_values(complaint: str, given: Iterable[str]) -> str:
     """Returns an error text about a command line, with "…" in place of each value that is longer than one character.
-    The names of options stay.
+    The names of options stay in the text.
 
     Args:
         complaint: The parser's error text.
@@ -33,13 +34,13 @@ def without_values(complaint: str, given: Iterable[str]) -> str:
             hidden |= {argument: f"{name}…", value: "…"}
     for value in sorted(hidden, key=len, reverse=True):
         for text in (repr(value), value):
-            # A value may be short, so only whole words are replaced.
+            # Only whole words are replaced, because a short value may occur inside other words by chance.
             complaint = re.sub(rf"(?<![\w-]){re.escape(text)}(?![\w-])", hidden[value], complaint)
     return complaint
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse's parser. Its errors show the names of options, but not their values."""
+    """argparse's parser. Its error texts go through `without_values`."""
 
     _given: Sequence[str] = ()
 

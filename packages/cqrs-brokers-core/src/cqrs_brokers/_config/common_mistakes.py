@@ -1,8 +1,8 @@
-"""Recognises common mistakes in config strings, and says what to write instead. Many of these mistakes come from
-platforms and shells.
+"""Recognises common mistakes in config strings, and says what to write instead.
 
-The parser calls `common_mistakes` for strings that it has refused, and `silent_mistakes` for strings that it can read.
-The sentences that these functions return quote nothing of the string, except a scheme or a separator that they know.
+`BrokerURL.parse` calls `common_mistakes` for strings that it cannot read, and `silent_mistakes` for strings that it can
+read. The sentences that these functions return quote nothing of the string, except schemes and separators that this
+module knows.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ FOREIGN_SCHEMES: Final[Mapping[str, str]] = {
     "tcp": "write amqp://, or kafka://",
     "tls": "write amqps://, or kafka:// and ?security_protocol=SSL",
 }
-"""Schemes of other clients, and what to write here instead. If a plugin claims such a scheme, the plugin is used."""
+"""Schemes of other clients and similar schemes, and what to write here instead. If a plugin claims such a scheme, the
+plugin is used."""
 
 FOREIGN_OPTIONS: Final[Mapping[str, str]] = {
     "batch_size": "max_batch_size",
@@ -82,8 +83,8 @@ FOREIGN_OPTIONS: Final[Mapping[str, str]] = {
     "username": "sasl_plain_username",
     "verify": "ssl_verify",
 }
-"""Names of options in other clients (with `_` in place of `-` and `.`), and the name of the same option here. A name is
-suggested only if the plugin has that option."""
+"""Names of options in other clients (in lower case, with `_` in place of `-` and `.`), and the name of the option here
+that is nearest in meaning. A name is suggested only if the plugin has that option."""
 
 _JAAS = "give its username and password as sasl_plain_username= and sasl_plain_password= (or sasl_plain_password_env=)"
 _SCHEME_IS_TLS = "TLS comes with the scheme: write amqps://"
@@ -102,23 +103,25 @@ NO_OPTIONS: Final[Mapping[str, str]] = {
     "vhost": "the virtual host is the path: amqp://user:password@host/vhost",
     "virtual_host": "the virtual host is the path: amqp://user:password@host/vhost",
 }
-"""Names of options in other clients (with `_` in place of `-` and `.`) that plugins here do not have, and what to do
-instead."""
+"""Names of options in other clients (in lower case, with `_` in place of `-` and `.`) that plugins here do not have,
+and what to do instead."""
 
 _HOSTS = r"[A-Za-z0-9_.-]+:[0-9]{1,5}(,\s*[A-Za-z0-9_.-]+(:[0-9]{1,5})?)*"
 _VARIABLE = (
     r"\$\{[A-Za-z_][^{}]*\}|\{\{.*\}\}|%\([A-Za-z_]+\)s|(?:^|[:/@,=])<[A-Za-z][A-Za-z_ -]*>(?=$|[:/@,?&])"
     r"|(?:^|:)\$[A-Z][A-Z0-9_]+(?=[:@])"
 )
-"""Matches a placeholder that was not replaced: `${NAME}`, `{{ name }}`, `%(name)s`, `<name>` or `$NAME`."""
+"""Matches a placeholder that was not replaced: `${NAME}`, `{{ name }}`, `%(name)s`, `<name>` or `$NAME`. `<name>` is
+matched only as a whole part of the string, and `$NAME` only as a whole user name or password."""
 _INVISIBLE = "\u00a0\u00ad\u200b\u200c\u200d\u2060\ufeff"
 _QUOTES = "\"'`\u2018\u2019\u201c\u201d"
 _SPACE = " \t\r\n"
 
 
 def common_mistakes(text: object) -> list[str]:
-    """A sentence for each common mistake in a string that was refused. If the value is not text or is too long, there
-    are no sentences."""
+    """A sentence for each common mistake that is found in a string that was refused. If the string is not a config
+    string at all (for example JSON), the search ends there. If the value is not text or is too long, there are no
+    sentences."""
     if not isinstance(text, str) or len(text) > MAX_LENGTH:
         return []
     problems = []
@@ -195,7 +198,7 @@ def _mistakes_within(text: str) -> list[str]:
 
 
 def silent_mistakes(text: str) -> list[str]:
-    """A sentence for each mistake that leaves a string valid but changes its meaning."""
+    """A sentence for each common mistake that may leave a string valid but changes the meaning of the string."""
     problems = []
     _, separator, rest = text.partition("://")
     before, _, query = rest.partition("?")

@@ -12,8 +12,8 @@ __all__ = ["did_you_mean"]
 
 def did_you_mean(name: str, known: Iterable[object]) -> str:
     """Returns a text for the end of an error about an unknown name: `; did you mean 'x'?` with the known name that was
-    probably meant. For an option of another client, the text may say what to do instead. The text is "" if there is
-    nothing to suggest."""
+    probably meant. If another client has an option of this name, the text may say what to do instead. The text is ""
+    if there is nothing to suggest."""
     from difflib import get_close_matches
 
     plain = re.sub(r"[-.]", "_", name.lower())[:64]

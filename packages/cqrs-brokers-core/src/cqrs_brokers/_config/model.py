@@ -22,30 +22,30 @@ UrlPart = Literal["userinfo", "hosts", "path"]
 def option(
     default: Any = ..., *, description: str, unit: str | None = None, keyword_only: bool = False, **constraints: Any
 ) -> Any:
-    """Declares one option: a field of a `BrokerOptions` model.
+    """Declares one option: a field of a subclass of `BrokerOptions`.
 
     Args:
         default: The default. Without a default the option is required.
         description: One sentence for the documentation.
         unit: The unit of a plain number, for example "ms". `Duration` and `Size` have units of their own.
-        keyword_only: Whether the option is an object that no string can hold (`ssl_context`). Such an option is given
-            only as a keyword.
+        keyword_only: Whether a config string cannot contain the option, usually because its value is an object, as with
+            `ssl_context`. Such an option is given only as a keyword.
         **constraints: The constraints of pydantic's `Field`: `ge`, `gt`, `le`, `lt`, `min_length`, `max_length`,
             `pattern` ...
     """
     extra: dict[str, Any] = {"unit": unit, "keyword_only": keyword_only}
-    # An object's own repr may show its contents.
+    # The value of a keyword-only option is an object, and the object's own repr may show its contents.
     return Field(default, description=description, json_schema_extra=extra, repr=not keyword_only, **constraints)
 
 
 class BrokerOptions(BaseModel):
     """The base class of every plugin's options. This class has the options that `Broker` itself uses.
 
-    Its constructor takes Python values, not text. If a value is wrong, the constructor raises `ConfigError`, never
-    pydantic's `ValidationError`.
+    The constructor takes Python values. It does not convert the text of a config string: `resolve_options` converts
+    such text. If a value is wrong, the constructor raises `ConfigError`, never pydantic's `ValidationError`.
     """
 
-    # A ValidationError contains the input. `__init__` raises a ConfigError instead, which does not contain it.
+    # A ValidationError contains the input. `__init__` raises a ConfigError instead, which contains only sentences.
     model_config = ConfigDict(
         extra="forbid",
         frozen=True,
@@ -53,12 +53,13 @@ class BrokerOptions(BaseModel):
         validate_default=False,
         hide_input_in_errors=True,
         arbitrary_types_allowed=True,
-        defer_build=True,  # the base is never instantiated by itself, and a plugin's model once
+        defer_build=True,  # base classes are seldom used themselves, and building a class takes time
     )
 
     url_parts: ClassVar[frozenset[str]] = frozenset()
-    """Which parts of the URL the plugin reads: "userinfo", "hosts", "path". A URL that has any other part is refused
-    with a `ConfigError`, so that nothing in a config string is silently ignored."""
+    """Which parts of the URL the plugin reads: "userinfo", "hosts", "path". If a URL has one of these parts and the
+    plugin does not read the part, the URL is refused with a `ConfigError`. So nothing in a config string is silently
+    ignored."""
 
     instead_of_parts: ClassVar[Mapping[str, str]] = {}
     """What to write instead of a part that the plugin does not read, by part. The error about the part ends with this
@@ -110,8 +111,8 @@ class BrokerOptions(BaseModel):
 
 def _problems_of(options_type: type[BaseModel], error: ValidationError) -> list[str]:
     """A sentence for each error. pydantic's own sentences do not quote the input, but the sentence of a plugin's
-    validator may quote it."""
-    problems: dict[str, None] = {}  # a union reports each of its members
+    validator may quote the input."""
+    problems: dict[str, None] = {}  # a union reports each of its members, with sentences that may be equal
     for item in error.errors(include_input=False, include_url=False):
         raised = item.get("ctx", {}).get("error")
         text = str(raised) if item["type"] in ("value_error", "assertion_error") and raised else item["msg"]
@@ -127,6 +128,7 @@ def _problems_of(options_type: type[BaseModel], error: ValidationError) -> list[
 
 
 def without_secrets(problems: list[str], values: Iterable[object]) -> list[str]:
-    """The problems with all secrets masked, because a plugin's validator may have quoted its input."""
+    """The problems, with a mask in place of each secret among the values (see `secrets_in`). The sentence of a plugin's
+    validator may quote the secret."""
     secrets = secrets_in(values)
     return [masked(problem, secrets) for problem in problems]

@@ -27,11 +27,13 @@ class EffectiveOption(NamedTuple):
     """An option with the value that is in effect.
 
     Attributes:
-        name: The option's name, as in a config string.
-        value: The value as text. A secret is shown as its mask, and an object as its type.
+        name: The option's name, without `_file` or `_env`.
+        value: The value as text. A secret is shown as the mask, and an object as its type.
         default: The default as text; "required" when there is none.
-        origin: Where the value came from.
-        unit: The unit of the value, for example "ms" or "messages". None: the value has no unit.
+        origin: Where the value came from: "default", "string" (the config string), "keyword", "file" (`<name>_file`) or
+            "environment" (`<name>_env`).
+        unit: The unit of the option's plain numbers, for example "s", "ms" or "messages". None: there is no unit. The
+            text of a `Duration` or a `Size` has a unit of its own.
         description: One sentence about the option.
     """
 
@@ -51,9 +53,10 @@ class ResolvedOptions(NamedTuple, Generic[O]):
 
     Attributes:
         options: The validated model.
-        url: The URL with the password, even if the password was given as a keyword, in a file or in an environment
-            variable. None: no URL was given.
-        effective: Every option by name, for `Broker.describe()`.
+        url: The URL with the password of its user, even if the password was given as a keyword, in a file or in an
+            environment variable. None: no URL was given.
+        effective: Every option by name, for `Broker.describe()`. If the URL's user has a password, "password" is one of
+            these names.
     """
 
     options: O
@@ -70,8 +73,7 @@ class _Spec(NamedTuple):
     """What is known about one option."""
 
     convert: Callable[[str], Any] | None
-    """Converts the option's text to its value. None: the value is an object that no text can express, so it is given
-    only as a keyword."""
+    """Converts the option's text to its value. None: the option is keyword-only."""
     description: str
     default: Any = None
     quantity: Quantity | None = None
@@ -110,18 +112,23 @@ def resolve_options(
     """Makes a plugin's options from a URL's query and from keyword arguments. A keyword argument overrides the same
     option in the URL.
 
-    `open_broker` and the adapters (`cqrs_brokers.adapters`) use this function, so both give the same error for the same
-    mistake. The function reads the files and environment variables that options such as `password_file=` name. It does
-    no other I/O. If the plugin reads the userinfo (`user:password@`), the user's password may also be given as
-    `password=` (keyword only), `password_file=` or `password_env=`.
+    `open_broker` and the adapters (`cqrs_brokers.adapters`) use this function, so all of them give the same error for
+    the same mistake. The function reads the files and environment variables that options such as `password_file=` name,
+    and does no other I/O. If there is a URL and the plugin reads the userinfo (`user:password@`), the user's password
+    may also be given as `password=` (keyword only), `password_file=` or `password_env=`.
 
     Args:
-        source: Where the URL came from, for example the name of an environment variable. Each problem of the URL begins
-            with this text.
+        options_type: The class of the plugin's options.
+        url: The parsed config string, or None.
+        keywords: The options that were given as keyword arguments, by name.
+        source: Where the URL came from, for example the name of an environment variable. If a problem is about a part
+            or an option of the URL, its sentence begins with this text.
 
     Raises:
-        ConfigError: An option is wrong. The error lists all problems.
-        PluginContractError: The plugin's model breaks a rule that holds for all plugins' models.
+        ConfigError: An option or a part of the URL is wrong. The error lists all problems. But the rules about several
+            options (see `cqrs_brokers.options`) are checked only if there is no other problem.
+        PluginContractError: The plugin's model breaks a rule that holds for all plugins' models, or cannot be built, or
+            a validator of the model raised an error that is neither a `ValueError` nor an `AssertionError`.
     """
     specs = _specs(options_type)
     if url is None:
@@ -175,7 +182,11 @@ def resolve_options(
 
 
 def describe_options(options_type: type[BrokerOptions]) -> list[EffectiveOption]:
-    """Every option with its default. Documentation and the command line show these options without opening a broker."""
+    """Every option with its default. Documentation and the command line show these options without opening a broker.
+
+    Raises:
+        PluginContractError: The model breaks a rule that holds for all plugins' models, or cannot be built.
+    """
     listed = []
     for name, spec in _specs(options_type).items():
         default = None if spec.default is PydanticUndefined else spec.default
@@ -185,8 +196,8 @@ def describe_options(options_type: type[BrokerOptions]) -> list[EffectiveOption]
 
 @lru_cache(maxsize=256)
 def _specs(options_type: type[BrokerOptions]) -> Mapping[str, _Spec]:
-    """What is known about each field of the model. The function also checks the rules that hold for every plugin's
-    model."""
+    """What is known about each field of the model, and about the password of the URL's user. This function also checks
+    the rules that hold for every plugin's model."""
     specs: dict[str, _Spec] = {}
     where = f"{options_type.__module__}.{options_type.__qualname__}"
     _build(options_type)
@@ -227,9 +238,9 @@ def _specs(options_type: type[BrokerOptions]) -> Mapping[str, _Spec]:
 def _build(options_type: type[BrokerOptions]) -> None:
     """Builds the model's validator. `defer_build` (see `BrokerOptions`) has delayed this work until now.
 
-    Before pydantic builds its first model, it looks for its own plugins in every installed distribution. If any package
-    has a malformed entry_points.txt, this search fails, and so the build fails. pydantic searches only once. So the
-    build is tried a second time. If the second build fails, too, the model itself is wrong.
+    Before pydantic builds its first model, pydantic looks for its own plugins in every installed distribution. If any
+    package has a malformed entry_points.txt, this search fails, and so the build fails. pydantic searches only once. So
+    the build is tried a second time. If the second build fails, too, the model itself is wrong.
     """
     for second in (False, True):
         try:
@@ -245,7 +256,8 @@ def _layer(
     layer: Mapping[str, object], origin: Origin, specs: Mapping[str, _Spec], problems: list[str]
 ) -> dict[str, _Given]:
     """The options that one source (the URL or the keyword arguments) gives, by the option's name without `_file` or
-    `_env`. For each wrong option, a sentence is added to `problems`."""
+    `_env`. For each option that is unknown, given twice, or not allowed in this source, a sentence is added to
+    `problems`."""
     known: dict[str, tuple[str, Literal["", "_file", "_env"]]] = {}
     for name, spec in specs.items():
         if spec.secret:
@@ -276,7 +288,8 @@ def _layer(
 
 
 def _unread_parts(url: BrokerURL, options_type: type[BrokerOptions]) -> list[str]:
-    """A problem for each part of the URL that the plugin does not read. A path that is only "/" counts as no path."""
+    """A sentence for each part that the URL has and the plugin does not read. An empty path (as in `kafka://h/`) counts
+    as no path."""
     problems = []
     parts = {"userinfo": ("user", url.username is not None), "hosts": ("hosts", url.hosts), "path": ("path", url.path)}
     for part, (name, present) in parts.items():
@@ -314,7 +327,11 @@ def _read(item: _Given, spec: _Spec) -> Any:
 def _validate(
     options_type: type[O], values: dict[str, Any], bad: set[str], *, only_fields: bool
 ) -> tuple[O | None, list[str]]:
-    """Returns the model, or None and the problems that pydantic and the plugin's own validators found."""
+    """Returns the model, or None and the problems that pydantic and the plugin's own validators found.
+
+    Raises:
+        PluginContractError: A validator raised an error that is neither a `ValueError` nor an `AssertionError`.
+    """
     problems: list[str] = []
     failed: str | None = None
     try:

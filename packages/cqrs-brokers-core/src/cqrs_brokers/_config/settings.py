@@ -39,14 +39,15 @@ class BrokerSettings(NamedTuple):
         """Checks the numbers.
 
         Raises:
-            ConfigError: A number is too small.
+            ConfigError: A number is too small, or is NaN.
+            TypeError: A value is not a number.
         """
         problems = []
         for name, bound in _BOUNDS.items():
             value = getattr(self, name)
             if value is None and getattr(DEFAULTS, name) is None:
                 continue
-            # Negated, so that NaN is refused. The upper bounds only find mistakes in strings; programs may exceed them.
+            # Negated, so that NaN is refused. Only `BrokerOptions` has the upper bounds, against mistakes in strings.
             if "gt" in bound and not value > bound["gt"]:
                 problems.append(f"{name} must be above {bound['gt']}, not {value}")
             elif "ge" in bound and not value >= bound["ge"]:

@@ -1,5 +1,4 @@
-"""Converts the text of options in a config string to Python values, and Python values to text. Ambiguous text is
-refused.
+"""Converts the text of options to Python values, and Python values to text. Ambiguous text is refused.
 
 A converter takes text and returns the value, or raises a `ValueError` that says which text is allowed. The error never
 quotes the text.
@@ -22,7 +21,7 @@ __all__ = ["Duration", "Size", "converter", "quantity", "show"]
 
 
 class Quantity:
-    """Marks a number that is written with a unit in config strings."""
+    """Marks a number that has a unit when it is written as text. A size may also be written without a unit."""
 
     __slots__ = ("name", "unit", "_units", "_example")
 
@@ -60,17 +59,18 @@ _SIZE = Quantity(
 
 Duration = Annotated[float, _DURATION]
 """A duration in seconds. A config string contains the duration with its unit: `500ms`, `30s`, `1m`, `2h`. A keyword
-takes a number of seconds."""
+takes a number of seconds, or text with a unit."""
 
 Size = Annotated[int, _SIZE]
-"""A size in bytes. A config string contains the size with a unit (`1MiB`, `64kB`) or as a plain number."""
+"""A size in bytes. A config string contains the size with a unit (`1MiB`, `64kB`) or as a plain number. A keyword takes
+a number of bytes, or such text."""
 
 Converter = Callable[[str], Any]
 
 
 _WHOLE = {"s": " of seconds, without a unit", "ms": " of milliseconds, without a unit"}
 """The end of the error about text that is not a whole number, by the unit of the option. This end says that the text
-must not contain a unit. People write a unit because the text of a `Duration` needs a unit."""
+must not contain a unit: people may write one, because the text of a `Duration` needs a unit."""
 
 
 def converter(annotation: Any, unit: str | None = None) -> Converter | None:
@@ -79,7 +79,7 @@ def converter(annotation: Any, unit: str | None = None) -> Converter | None:
 
     Args:
         annotation: The type.
-        unit: The unit of a number, for errors.
+        unit: The unit of a whole number, for errors.
     """
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
@@ -165,15 +165,15 @@ def _several(kind: type, item: Converter | None) -> Converter | None:
 
 
 def quantity(annotation: Any) -> Quantity | None:
-    """The unit of the type's values, or None. `Duration | None` has the unit of `Duration`."""
+    """The `Quantity` in the type, or None. `Duration | None` has the `Quantity` of `Duration`."""
     if isinstance(annotation, Quantity):
         return annotation
     return next(filter(None, map(quantity, get_args(annotation))), None)
 
 
 def show(value: object, unit: Quantity | None = None) -> str:
-    """The value as text for people, written as in a config string. A secret is shown as its mask, and an object as its
-    type."""
+    """The value as text for people, written as in a config string. None is shown as "none", a secret as the mask, and
+    an object as its type."""
     if isinstance(value, Secret):
         return MASK
     if value is None:
