@@ -32,14 +32,16 @@ class BrokerInfo(NamedTuple):
     """A scheme that an installed distribution claims: the distribution has an entry point with the scheme's name.
 
     Attributes:
-        name: The scheme.
+        name: The scheme. If the distribution's entry points cannot be read, the scheme is derived from the name of the
+            distribution, or is "".
         distribution: The distribution that claims the scheme.
         version: The distribution's version; "" if the metadata gives no version.
-        entry_point: The module or object that the entry point names.
-        status: "ready": `open_broker` will load it. "ambiguous": another distribution claims the scheme too.
-            "incompatible": the distribution needs another version of core. "broken metadata": the distribution's
-            metadata or entry point cannot be used. "refused": the scheme is reserved for another distribution, or is
-            pinned to another distribution.
+        entry_point: The module or object that the entry point names; "" if the entry points cannot be read.
+        status: "ready": `open_broker` uses this distribution for the scheme, unless `register_plugin` has registered a
+            plugin for the scheme. "ambiguous": another distribution claims the scheme too. "incompatible": the
+            distribution needs another version of core. "broken metadata": the distribution's metadata or entry point
+            cannot be used. "refused": the scheme is reserved for another distribution, or is pinned to another
+            distribution.
         reason: Why the status is not "ready"; "" if the status is "ready".
     """
 
@@ -52,7 +54,8 @@ class BrokerInfo(NamedTuple):
 
 
 def available_brokers() -> list[BrokerInfo]:
-    """Lists the schemes that installed distributions claim, sorted by name. No plugin is imported.
+    """Lists the schemes that installed distributions claim, sorted by name. No plugin is imported. The process reads
+    the installed distributions only once, so a distribution that is installed later is not listed.
 
     Raises:
         ConfigError: `CQRS_BROKERS_PIN` is not of the form `scheme=distribution,…`, or names a scheme twice.
@@ -73,7 +76,8 @@ def find_owner(scheme: str, distribution: str | None = None) -> Claim:
             distribution. None: the distribution that `CQRS_BROKERS_PIN` names for the scheme, if any.
 
     Raises:
-        ConfigError: `CQRS_BROKERS_PIN` is not of the form `scheme=distribution,…`, or names a scheme twice.
+        ConfigError: `CQRS_BROKERS_PIN` is not of the form `scheme=distribution,…`, or names a scheme twice. The
+            variable is read only if no distribution is given.
         PluginNotFoundError: The scheme is misspelt or not installed. Or the scheme is reserved for a distribution, or
             pinned to a distribution, that is not installed or does not claim the scheme.
         AmbiguousPluginError: More than one distribution claims the scheme, and no distribution is pinned.
@@ -82,7 +86,7 @@ def find_owner(scheme: str, distribution: str | None = None) -> Claim:
     """
     pin = distribution if distribution is not None else _pins().get(scheme)
     owner = pin or OFFICIAL.get(scheme)
-    # If there can be one owner only, no other distribution is looked at: there may be hundreds.
+    # If only one distribution can be the owner, the others are not read: there may be hundreds.
     table = installed(canonical(owner)) if owner else installed()
     allowed = _allowed(table.claims, scheme, pin)
     if not allowed:
@@ -108,9 +112,8 @@ def find_owner(scheme: str, distribution: str | None = None) -> Claim:
 
 
 def _allowed(claims: Iterable[Claim], scheme: str, pin: str | None) -> list[Claim]:
-    """The claims on the scheme. If the scheme is pinned to a distribution, only this distribution's claims are
-    returned. If the scheme is not pinned but reserved for a distribution, only the claims of that distribution are
-    returned."""
+    """The claims on the scheme. If the scheme is pinned to a distribution, or is not pinned but reserved for a
+    distribution, only the claims of that distribution are returned."""
     owner = pin or OFFICIAL.get(scheme)
     found = [claim for claim in claims if claim.scheme == scheme]
     return [claim for claim in found if owner is None or canonical(claim.distribution) == canonical(owner)]

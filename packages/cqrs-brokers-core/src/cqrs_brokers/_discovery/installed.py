@@ -1,6 +1,6 @@
 """The table of installed plugins: which distribution claims which scheme. This module imports no plugin.
 
-The library importlib-metadata reads the entry points of one distribution after the other. So a malformed file breaks
+This module asks each distribution for its entry points, with the library importlib-metadata. So a malformed file breaks
 only the schemes of its own distribution. importlib-metadata is imported at the first look-up, because the import
 replaces the standard library's finder of distributions in the whole process.
 """
@@ -34,10 +34,11 @@ because a package with any other name could be anybody's."""
 
 
 class Claim(NamedTuple):
-    """One entry point of one distribution: the distribution claims the scheme.
+    """One entry point of one distribution: the distribution claims the scheme. A distribution whose entry points cannot
+    be read has claims, too.
 
     Attributes:
-        value: The module, or `module:attribute`.
+        value: The module, or `module:attribute`. "": the entry points cannot be read.
         requires: The distribution's requirements on core, as they are written in its metadata.
         broken: Why the entry point or the distribution's metadata cannot be used, or None.
     """
@@ -59,8 +60,9 @@ class Installed(NamedTuple):
     """The table.
 
     Attributes:
-        claims: The claims, in the order of `sys.path`.
-        core_version: The version of the running core. None: core runs without being installed.
+        claims: The claims, in the order in which the finders give the distributions (usually the order of `sys.path`).
+        core_version: The version of the running core. None: core runs without being installed, or its metadata gives no
+            version.
     """
 
     claims: tuple[Claim, ...]
@@ -102,7 +104,7 @@ def canonical(name: str) -> str:
 
 def _distributions(name: str | None) -> Iterator[Distribution]:
     """All distributions, or only the distributions with this name. If a finder on `sys.meta_path` raises an error, the
-    list ends with the distributions that were found before."""
+    distributions that were found before are still returned."""
     import importlib_metadata
 
     try:
@@ -115,11 +117,12 @@ def _has_metadata(distribution: Distribution) -> bool:
     try:
         return any(distribution.read_text(file) for file in ("METADATA", "PKG-INFO"))
     except Exception:
-        return True  # it is there, and broken
+        return True  # the file is there, and broken
 
 
 def _folder_name(distribution: Distribution) -> str:
-    """The normal form of a distribution's name, taken from its folder's name where that is possible.
+    """The normal form of a distribution's name, taken from the name of its folder where that is possible. "": the name
+    cannot be read.
 
     The public attribute `name` needs METADATA to be parsed. Parsing is slow, and fails if METADATA is broken.
     """
@@ -139,8 +142,8 @@ def _entry_points(distribution: Distribution) -> tuple[list[EntryPoint], str | N
 
 
 def _is_ours(distribution: Distribution, name: str) -> bool:
-    """Whether a distribution is a plugin. This function is called only if the distribution's entry_points.txt cannot be
-    parsed."""
+    """Whether a distribution is probably a plugin. This function is called only if the distribution's entry_points.txt
+    cannot be read."""
     if name.startswith("cqrs-broker-"):
         return True
     try:
@@ -152,7 +155,8 @@ def _is_ours(distribution: Distribution, name: str) -> bool:
 
 
 def _claims(distribution: Distribution) -> list[Claim]:
-    """A distribution's claims, one for each scheme."""
+    """A distribution's claims, one for each scheme. If its entry points cannot be read, the schemes are derived from
+    its name."""
     name = _folder_name(distribution)
     entry_points, broken = _entry_points(distribution)
     if not entry_points and (broken is None or not _is_ours(distribution, name)):
@@ -196,8 +200,8 @@ def _why_unusable(entry_point: EntryPoint) -> str | None:
 
 
 def _header(distribution: Distribution) -> tuple[str, str, tuple[str, ...], str | None]:
-    """A distribution's name, version and requirements on core, and what is wrong with its metadata (None if nothing
-    is).
+    """A distribution's name, version and requirements on core, and what is wrong with its metadata. The last is None if
+    nothing is wrong.
 
     The standard library's `HeaderParser` reads the text. `Distribution.metadata` takes twice the time, because it loads
     all the modules for mail headers.
@@ -224,5 +228,5 @@ def _core_version() -> str | None:
 
 
 def _printable(text: str) -> str:
-    """The text for an error: at most 200 characters, all printable."""
+    """The first 200 characters of the text, with "?" in place of each character that is not printable."""
     return "".join(character if character.isprintable() else "?" for character in text[:200])

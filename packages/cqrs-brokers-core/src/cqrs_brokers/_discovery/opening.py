@@ -32,21 +32,28 @@ def open_broker(
     encoder: Encoder | None = None,
     **options: object,
 ) -> Broker:
-    """Makes the `Broker` that a config string names. This function does no network I/O: the first send connects. The
-    function reads the metadata of installed distributions, and the files and environment variables that options name.
+    """Makes the `Broker` that a config string names. This function does no network I/O: the first send, `connect()`,
+    `health()` or `async with` connects. The function reads the metadata of installed distributions, imports the
+    scheme's plugin, and reads the files and environment variables that options name.
 
     Args:
         url: `scheme://[user:password@]host[:port][,…][/path][?option=value&…]`. None: the environment variable
             `CQRS_BROKER_URL`.
-        distribution: Only this installed distribution may provide the scheme.
-        observers: Objects that `Broker` tells about outcomes and connection changes.
+        distribution: Only this installed distribution may provide the scheme. None: a plugin that was registered with
+            `register_plugin`, else the distribution that `CQRS_BROKERS_PIN` names for the scheme, if any.
+        observers: Objects that `Broker` tells about outcomes and connection changes. They may add headers.
         encoder: Encodes the payloads of messages that have neither `payload_bytes` nor a content type; see `Broker`.
         **options: The scheme's options by name. An option that is given here overrides the same option in the string.
 
     Raises:
-        ConfigError: The string or an option is wrong, or there is no string at all. The error lists the problems of the
-            string's grammar. If the grammar is right, the error lists all problems of the options.
-        PluginError: The scheme is misspelt, not installed or claimed twice, or its plugin is broken or incompatible.
+        ConfigError: The string, an option or another argument is wrong, or there is no string at all, or
+            `CQRS_BROKERS_PIN` is malformed. If the string cannot be read, the error lists the problems of the string.
+            If the string can be read, the error lists the problems of the options.
+        PluginError: The scheme is misspelt, not installed or claimed twice, or its plugin is broken or incompatible, or
+            breaks the plugin contract.
+
+    Warns:
+        InsecureTransportWarning: A plugin warns if the connection will not be secure.
     """
     source = ""
     if url is None:

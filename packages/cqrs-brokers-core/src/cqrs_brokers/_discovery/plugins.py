@@ -40,10 +40,10 @@ _in_process: dict[str, Plugin] = {}
 
 
 class Plugin(NamedTuple):
-    """A loaded plugin, which owns a scheme.
+    """The plugin of a scheme, after it was loaded or registered.
 
     Attributes:
-        title: The plugin's distribution and version, for errors.
+        title: The plugin's distribution and version, or the name of a registered plugin, for errors.
         implementation: The module or object with the hooks.
     """
 
@@ -72,7 +72,7 @@ class Plugin(NamedTuple):
 
         Raises:
             BrokerError: The hook raised this error, for example a `ConfigError`.
-            PluginLoadError: The hook raised an `ImportError`.
+            PluginLoadError: The hook raised an `ImportError` that shows no secret.
             PluginContractError: The hook raised another error, or returned no `MessageBroker`, or returned a `Broker`.
                 Or the `capabilities` of the driver are wrong.
         """
@@ -94,7 +94,7 @@ class Plugin(NamedTuple):
 
         Raises:
             BrokerError: The hook raised this error, for example a `ConfigError`.
-            PluginLoadError: The hook raised an `ImportError`.
+            PluginLoadError: The hook raised an `ImportError` that shows no secret.
             PluginContractError: The hook raised another error, or returned no `Inspection`.
         """
         from cqrs_brokers.inspection import Inspection  # no application needs it
@@ -138,13 +138,14 @@ class Plugin(NamedTuple):
         return made
 
     def _ask(self, name: str, **arguments: object) -> tuple[Any, BaseException | None]:
-        """The result of a hook of this plugin, or the error that the hook raised."""
-        # A plain call would be answered by whichever plugin was registered last.
+        """The result of a hook of this plugin and None, or None and the error that the hook raised."""
+        # pluggy would ask the plugin that was registered last.
         others = [plugin for plugin in _manager.get_plugins() if plugin is not self.implementation]
         return _tried(partial(_manager.subset_hook_caller(name, others), **arguments))
 
     def _failed(self, hook: str, error: BaseException, url: BrokerURL, options: BrokerOptions) -> NoReturn:
-        """Raises the plugin's error without the secrets that the plugin was given.
+        """Raises a `BrokerError` of the plugin without the secrets that the plugin was given. Any other error is
+        replaced by a `PluginLoadError` or a `PluginContractError`.
 
         The text of a client library's error, or of that error's cause, may quote secrets. Then the raised error has no
         cause.
@@ -169,8 +170,10 @@ def load_plugin(scheme: str, distribution: str | None = None, *, secrets: Iterab
     """Returns the plugin that owns the scheme. If necessary, this plugin is imported, but no other plugin.
 
     Args:
-        distribution: Only this installed distribution may provide the scheme.
-        secrets: Texts that no error may contain.
+        scheme: The scheme, in lower case.
+        distribution: Only this installed distribution may provide the scheme. None: a plugin that was registered with
+            `register_plugin`, else the distribution that `CQRS_BROKERS_PIN` names for the scheme, if any.
+        secrets: Texts that the error of a failed import must not contain.
 
     Raises:
         ConfigError: The variable `CQRS_BROKERS_PIN` is malformed.
@@ -189,18 +192,20 @@ def register_plugin(schemes: str | Iterable[str], plugin: object, *, name: str |
     """Registers a plugin in this process only. The plugin needs no installed distribution. Tests and frameworks use
     this function.
 
-    The registered plugin is used instead of an installed plugin, even for a reserved scheme, because the application
-    itself asked for the registered plugin. Only `open_broker(…, distribution=…)` still uses the installed plugin.
+    The registered plugin is used instead of an installed plugin, even for a reserved or pinned scheme, because the
+    application itself asked for the registered plugin. Only calls with the argument `distribution` still use the
+    installed plugin.
 
     Args:
-        schemes: One scheme or several.
+        schemes: One scheme or several, in lower case.
         plugin: A module or an object with the hooks of `cqrs_brokers.hooks`.
         name: The plugin's name in errors. Default: the name of its module or class.
 
     Raises:
-        ConfigError: No scheme was given, a scheme is not a valid URL scheme, or another plugin is registered for the
-            scheme.
-        PluginContractError: The plugin has no hooks, or its hooks are wrong.
+        ConfigError: No scheme was given, a scheme is not a valid URL scheme, or another plugin is registered in this
+            process for the scheme.
+        PluginContractError: The plugin has no hook `open_message_broker`, a hook of the plugin is wrong, or the plugin
+            cannot be hashed.
     """
     wanted = [schemes] if isinstance(schemes, str) else list(schemes)
     problems = [f"{scheme!r:.80} is not a URL scheme" for scheme in wanted if not re.fullmatch(SCHEME, str(scheme))]

@@ -16,15 +16,15 @@ def compatibility(
     requires: Iterable[str], core_version: str | None
 ) -> tuple[Literal["ready", "incompatible", "broken metadata"], str]:
     """Returns a plugin's status, and why the status is not "ready" ("" if it is). The status is "ready" if all
-    requirements on core hold.
+    requirements on core hold, or core's version is not known.
 
     Args:
         requires: The distribution's requirements on core, as they are written in its metadata.
-        core_version: The version of the running core. None: core runs without being installed.
+        core_version: The version of the running core. None: the version is not known (see `Installed`).
     """
     if core_version is None or all(plainly_holds(line, core_version) for line in requires):
         return "ready", ""
-    from packaging.requirements import InvalidRequirement, Requirement  # imported here: a tenth of our import time
+    from packaging.requirements import InvalidRequirement, Requirement  # imported here: a tenth of core's import time
 
     for line in requires:
         try:
