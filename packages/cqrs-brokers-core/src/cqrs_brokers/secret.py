@@ -1,4 +1,4 @@
-"""Texts that people and logs must not see. Code in the process can still read them, with `reveal()`."""
+"""Texts that people and logs must not see. Code in the process can still read these texts, with `reveal()`."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ _UNFIT = "[\x00-\x1f\x7f-\x9f\ud800-\udfff]"  # control characters and broken UT
 class Secret:
     """A password, passphrase or token. Only `reveal()` returns its text.
 
-    `str`, `repr`, `format` and JSON by pydantic give the mask. `json.dumps` and `pickle` raise a `TypeError`: a pickled
-    secret would be in clear text, and a pickled mask would later be used as a password. A copy is the same object.
+    `str`, `format` and JSON by pydantic give the mask, and `repr` contains the mask. `json.dumps` and `pickle` raise a
+    `TypeError`: a pickled secret would be in clear text, and a pickled mask would later be used as a password. A copy
+    is the same object.
     `Secret` is not a dataclass, because `dataclasses.asdict` of an object that contains a `Secret` would then return
     the text.
 
@@ -52,15 +53,15 @@ class Secret:
 
     @classmethod
     def from_file(cls, path: str | bytes) -> Secret:
-        """Makes a secret from the text of a file, without a newline at the end and without the byte order mark of UTF-8
-        at the start.
+        """Makes a secret from the text of a file, without the line break at the end of the file and without the byte
+        order mark of UTF-8 at the start.
 
         The file must be a regular file. Docker and Kubernetes mount secrets as regular files. Reading a pipe or a
         device could block for ever.
 
         Raises:
-            ValueError: The file cannot be read, is not a regular file, is empty, is too large, or is not one line of
-                text. The error quotes neither the path nor the text of the file.
+            ValueError: The file cannot be read, is not a regular file, is empty, has more than 65 536 bytes, or is not
+                one line of UTF-8 text. The error quotes neither the path nor the text of the file.
         """
         try:
             # Without O_NONBLOCK the call would wait for the other end of a pipe.
@@ -86,7 +87,7 @@ class Secret:
         """Makes a secret from the value of an environment variable.
 
         Raises:
-            ValueError: The variable is empty, is not set, or is not one line of text.
+            ValueError: The variable is empty, is not set, or is not one line of UTF-8 text.
         """
         value = os.environ.get(os.fsdecode(name))
         if value is None:
@@ -165,8 +166,8 @@ def _one_line(text: str, what: str) -> str:
 
 
 def secrets_in(values: Iterable[object]) -> frozenset[str]:
-    """The texts of the secrets among some values, for a search in other texts. Each secret is given as it is and
-    percent-encoded.
+    """The texts of the `Secret` objects among some values, for a search in other texts. Each secret is given as it is,
+    and percent-encoded as in a config string.
 
     Results of up to three characters are left out. Other texts contain such short secrets by chance, and the masks in
     these texts would reveal the secret.

@@ -68,8 +68,7 @@ class TLSOptions(BrokerOptions):
         return self
 
     def tls_problems(self, *, secure: bool, instead: str) -> list[str]:
-        """Returns a sentence for each contradiction between the options and the transport. The sentences are for a
-        `ConfigError`.
+        """Returns a sentence for each contradiction between the options and the transport, for a `ConfigError`.
 
         Args:
             secure: Whether the connection uses TLS.
@@ -90,11 +89,12 @@ class TLSOptions(BrokerOptions):
 
 
 class TLSContext:
-    """Gives the `ssl.SSLContext` for the next connection. It reads certificate files again when they have changed.
+    """Gives the `ssl.SSLContext` for the next connection. `current` reads the files of the options `ssl_cafile`,
+    `ssl_certfile` and `ssl_keyfile` again when these files have changed.
 
     Args:
-        options: The TLS options. If `ssl_context` is set, that object is the context. Else the context is made from the
-            certificate files.
+        options: The TLS options. If `ssl_context` is set, that object is the context. If not, the context is made from
+            the other options.
         problems: A list. If certificate files cannot be used, sentences that say why are added to the list.
     """
 
@@ -114,27 +114,28 @@ class TLSContext:
         secret: bool,
         instead: str,
     ) -> Self | None:
-        """Makes the TLS context, or decides that the connection uses no TLS. Call this method in a plugin's
-        `open_message_broker` after all other checks.
+        """Checks the TLS options, and makes the TLS context if the connection uses TLS. Call this method in a plugin's
+        `open_message_broker` after all other checks, also for a connection without TLS.
 
         Args:
-            url: Where the broker is.
+            url: The config string. Its hosts decide whether a connection without TLS needs a warning.
             options: The validated options.
-            problems: The problems that the other checks found in the config string, one sentence for each.
+            problems: The problems that the other checks found, one sentence for each.
             secure: Whether the connection uses TLS.
             secret: Whether a password or token is sent.
             instead: What to write for a connection with TLS, for example "write acmes://".
 
         Returns:
-            The context. None: the connection uses no TLS.
+            The context. None: `secure` is False.
 
         Raises:
             ConfigError: There are problems, a certificate file cannot be used, or an option contradicts the transport.
                 The error lists all problems.
 
         Warns:
-            InsecureTransportWarning: The server is not verified, or a secret is sent in plain text to a host that is
-                not loopback. The warning shows the line of the application that made the broker.
+            InsecureTransportWarning: The server's certificate or host name is not verified, or a secret is sent in
+                plain text to a host that is not loopback. The warning shows the line of the application that made the
+                broker.
         """
         found = [*problems, *options.tls_problems(secure=secure, instead=instead)]
         tls = cls(options, found) if secure else None
@@ -167,14 +168,14 @@ class TLSContext:
         """Warns if the context does not verify the server. `for_url` calls this method.
 
         Warns:
-            InsecureTransportWarning: The server is not verified. The warning shows the line of the application that
-                made the broker.
+            InsecureTransportWarning: The server's certificate or host name is not verified. The warning shows the line
+                of the application that made the broker.
         """
         if self._context.verify_mode != ssl.CERT_REQUIRED or not self._context.check_hostname:
             which = "the ssl_context" if self._options.ssl_context is not None else "ssl_verify=false"
             warn_insecure_transport(
-                f"the server's certificate is not verified ({which}): anybody between here and the server can read "
-                "and change what is sent; give ssl_cafile= instead"
+                f"the server's certificate or name is not verified ({which}): anybody between here and the server can "
+                "read and change what is sent; give ssl_cafile= instead"
             )
 
     def __repr__(self) -> str:
@@ -199,7 +200,7 @@ def _build(options: TLSOptions, problems: list[str]) -> ssl.SSLContext:
     try:
         if options.ssl_cafile is not None:
             _look_at(options.ssl_cafile)
-        # None: the system's authorities. To read all of those takes a while, so they are read only if they are needed.
+        # None: the system's authorities. Reading them takes a while, so they are read only if there is no ssl_cafile.
         context = ssl.create_default_context(cafile=options.ssl_cafile)
     except (OSError, ValueError) as error:
         problems.append(f"ssl_cafile cannot be used: {_reason(error, 'it has no certificate in PEM form')}")
@@ -229,10 +230,10 @@ def _build(options: TLSOptions, problems: list[str]) -> ssl.SSLContext:
 
 
 def _look_at(file: str) -> None:
-    """Refuses a pipe or a device, because reading it could block for ever.
+    """Refuses everything but a regular file, because reading a pipe or a device could block for ever.
 
     Raises:
-        OSError: The file is not a regular file, or does not exist.
+        OSError: The file is not a regular file, does not exist, or cannot be reached.
     """
     if not stat.S_ISREG(os.stat(file).st_mode):
         raise OSError(errno.EINVAL, "the file is not a regular file")
@@ -275,11 +276,11 @@ _NO_COMMON_VERSION = frozenset({"TLSV1_ALERT_PROTOCOL_VERSION", "UNSUPPORTED_PRO
 def tls_error(error: BaseException, where: str, options: TLSOptions) -> TLSError | None:
     """The `TLSError` for a connection attempt that failed because of TLS, or None when TLS was not the reason.
 
-    If the connection is closed during the handshake without a TLS error, the result is None, too. The reason may be a
-    node that restarts.
+    If the server closes the connection during the handshake without giving a reason, the result is None, too: the
+    server may be restarting.
 
     Args:
-        error: The exception that the client raised. The causes of the exception are checked, too.
+        error: The exception that the client raised. The causes and contexts of the exception are checked, too.
         where: The host and port, for the text.
         options: The TLS options of the connection.
     """
@@ -319,7 +320,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 def warn_insecure_transport(text: str) -> None:
     """Warns, and shows the line of the application that made the broker. The line belongs to the nearest stack frame
-    outside core, the python-cqrs bridge, the plugins (`cqrs_broker_…`) and pluggy.
+    outside core, the python-cqrs bridge, pluggy, and packages whose name begins with `cqrs_broker_`.
 
     Warns:
         InsecureTransportWarning: With the text.

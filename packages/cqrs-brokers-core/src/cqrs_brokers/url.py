@@ -1,11 +1,12 @@
 """The config string: `scheme://[user[:password]@]host[:port][,host[:port]…][/path][?option=value&…]`.
 
-This module only parses the string. `options` interprets the options, and `_discovery` finds the plugin of a scheme.
+This module parses and makes such strings. `options` interprets the options, and `_discovery` finds the plugin of a
+scheme.
 
 The module has its own parser, because general URL parsers have three faults. They cannot read a list of hosts. They
-accept ambiguous strings. They put passwords into their errors. The errors of this module quote only the scheme and the
-names of options. The errors do not quote a name that comes after a secret: if the secret contains an unencoded `&`,
-this name may be a part of the secret.
+accept ambiguous strings. They put passwords into their errors. The errors of this module quote only known schemes and
+separators (see `common_mistakes`) and the names of options. The errors do not quote a name that comes after a secret:
+if the secret contains an unencoded `&`, this name may be a part of the secret.
 """
 
 from __future__ import annotations
@@ -37,13 +38,14 @@ _ZONE = r"[A-Za-z0-9._~-]{1,64}"
 _PORT = r"[0-9]{1,5}"
 _SECRET_WORDS = ("password", "passwd", "passphrase", "secret", "token", "credential")
 _HIDDEN_ELSEWHERE = r"pwd|jaas|api_?key|access_?key|(^|[_.-])(pass|pw)([_.-]|$)"
-"""Names that other clients use for secrets. A config string may contain an option with such a name. The string may be
-shown before the option is refused, so the value is masked."""
+"""Matches further names that other clients use for secrets. A config string may contain an option with such a name. The
+string may be shown before the plugin of the scheme is known, so the value is masked."""
 _ENCODE = "percent-encode / ? # @ % and spaces in user names, passwords and values (@ is %40, / is %2F)"
 
 
 def names_a_secret(option: str) -> bool:
-    """Whether core treats an option of that name as a secret. For this, core need not know the plugin."""
+    """Whether the name of an option contains "password", "passwd", "passphrase", "secret", "token" or "credential", in
+    upper or lower case. `cqrs_brokers.options` says when such an option must be a secret."""
     name = option.lower()
     return any(word in name for word in _SECRET_WORDS)
 
@@ -73,8 +75,8 @@ class Host(NamedTuple):
 
     @property
     def normal(self) -> Host:
-        """The same host in a uniform spelling, so that hosts can be compared: in lower case, without a dot at the end
-        of a name, and with the short form of an IPv6 address."""
+        """The same host in a uniform spelling, so that hosts can be compared: in lower case (except an IPv6 zone),
+        without a dot at the end of a name, and with the short form of an IPv6 address."""
         address, percent, zone = self.host.partition("%")
         if ":" in address:
             address = socket.inet_ntop(socket.AF_INET6, socket.inet_pton(socket.AF_INET6, address))
@@ -93,13 +95,13 @@ class BrokerURL:
     `str` and `repr` show the options only up to the first secret, and mask the rest. The reason: if a secret contains
     an unencoded `&`, the text after the `&` looks like further options.
 
-    Make an object with `BrokerURL.parse`, `BrokerURL.build` or `replace`. `parse` and `build` check all parts, and
-    `replace` checks the new hosts. An object can be pickled only if it contains no secret.
+    Make an object with `BrokerURL.parse`, `BrokerURL.build` or `replace`. `parse` and `build` check all parts.
+    `replace` checks new hosts, but not a new password. An object can be pickled only if it contains no secret.
 
     Attributes:
         scheme: The scheme, in lower case.
         username: The user name, percent-decoded, or None.
-        password: A `Secret`, or None.
+        password: The password, percent-decoded, as a `Secret`, or None.
         hosts: The hosts, in the order given; empty for `devnull://`.
         path: The percent-decoded text after the first `/` that follows the hosts. None: there is no such `/`.
             `amqp://h/` has the path "", `amqp://h/%2F` has "/", `amqp://h/a/b` and `amqp://h/a%2Fb` have "a/b".
@@ -119,10 +121,12 @@ class BrokerURL:
         """Reads a config string.
 
         Args:
+            text: The config string. A `BrokerURL` is returned as it is.
             source: Where the string came from, for example a variable's name. Each problem begins with this text.
 
         Raises:
-            ConfigError: The text is not a valid config string. The error lists the problems, and quotes no secret.
+            ConfigError: The text is not a valid config string, or contains a common mistake that changes its meaning,
+                for example a placeholder that was not replaced. The error lists the problems, and quotes no secret.
         """
         if isinstance(text, BrokerURL):
             return text
@@ -148,7 +152,7 @@ class BrokerURL:
         """Makes a `BrokerURL` from parts that are not percent-encoded, by the same rules as `parse`.
 
         Args:
-            hosts: The hosts, each as `name`, `name:port` or `[IPv6]:port`.
+            hosts: The hosts, each as a `Host`, `name`, `name:port`, `[IPv6]` or `[IPv6]:port`.
 
         Raises:
             ConfigError: A part is invalid. The error lists the problems.
@@ -165,7 +169,8 @@ class BrokerURL:
         return cls.parse(f"{scheme}://{authority}" + ("" if path is None else "/" + _encode(path)))
 
     def repeated_hosts(self, default_port: int) -> list[str]:
-        """A sentence for each host that is listed twice. If 9092 is the default port, `h,h:9092` lists `h` twice.
+        """A sentence for each host that is equal to an earlier host. If 9092 is the default port, `h` and `h:9092` are
+        equal.
 
         Args:
             default_port: The plugin's default port.
@@ -174,10 +179,10 @@ class BrokerURL:
         return [f"host {n} is listed twice" for n, host in enumerate(hosts, 1) if host in hosts[: n - 1]]
 
     def replace(self, *, hosts: Iterable[str | Host] | None = None, password: str | Secret | None = None) -> BrokerURL:
-        """A copy with other hosts or another password. An argument that is None changes nothing.
+        """A copy with other hosts, another password, or both. An argument that is None changes nothing.
 
         Args:
-            hosts: The hosts, each as `name`, `name:port` or `[IPv6]:port`.
+            hosts: The hosts, as in `build`.
 
         Raises:
             ConfigError: A host is invalid. The error lists the problems.
@@ -190,10 +195,12 @@ class BrokerURL:
         return replace(self, **changes)
 
     def render(self, *, reveal: bool = False) -> str:
-        """The config string in its normal form. With `reveal=True`, `parse` makes an equal object from this string.
+        """Makes a config string from the parts. If the object comes from `parse` or `build`, and `reveal` is True,
+        `parse` makes an equal object from the string.
 
         Args:
             reveal: Whether to show the secrets. True is only for code that needs the secrets, never for people or logs.
+                If False, the string is the same as the result of `str`.
         """
         text = f"{self.scheme}://"
         if self.username is not None:
@@ -228,7 +235,7 @@ class BrokerURL:
 
 
 class _Query(dict[str, str | Secret]):
-    """The options of a config string."""
+    """The options of a config string, with a `repr` that shows no secret."""
 
     def __repr__(self) -> str:
         return repr(_shown(self))
@@ -253,8 +260,8 @@ def _parse(text: object) -> BrokerURL:
     """The parts of the string.
 
     Raises:
-        ConfigError: The string is wrong. The error lists every problem. But if one problem makes the rest unreadable,
-            or shows that a password was not encoded, the error lists only this problem.
+        ConfigError: The string is wrong. The error lists the problems of all parts. But if one problem makes the rest
+            unreadable, or may mean that a password was not encoded, the error lists only this problem.
     """
     if not isinstance(text, str):
         raise ConfigError(f"a config string must be str, not {type(text).__name__}")
