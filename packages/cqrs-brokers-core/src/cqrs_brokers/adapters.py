@@ -10,8 +10,8 @@
             set_log_level(["acme"], acme_log_level, "acme_log_level")
             super().__init__(AcmeDriver(taken.settings), **taken.for_broker())
 
-Such classes are for applications that use a broker's class instead of a config string. Options and errors are the same
-as with a config string.
+Such classes are for applications that use a broker's class instead of a config string. The options, and the errors of
+wrong options, are the same as with a config string.
 """
 
 from __future__ import annotations
@@ -50,21 +50,24 @@ class Taken(NamedTuple, Generic[O, S]):
 
 
 class ConnectionAdapter(Generic[O, S]):
-    """Connection settings for one broker. Making them needs no event loop. The only I/O is the reading of the files
-    that options name.
+    """Connection settings for one broker. An adapter can be made without an event loop. The only I/O is the reading of
+    the files that options name.
 
     Args:
-        options_type: The plugin's options.
-        settings: Makes the driver's settings from the URL and the options.
+        options_type: The class of the plugin's options.
+        settings: Makes the driver's settings from the URL and the options. `take` calls this function.
         url: Where to connect to.
         options: The options by name. Each option overrides the same option of the URL.
-        value_serializer: Encodes the payload of a message that has neither `payload_bytes` nor a content type. None:
-            such a payload is encoded as JSON.
-        source: Where the URL came from, for example "dsn". Each problem with an option of the URL begins with this
-            text.
+        value_serializer: Encodes the payload of a message that has neither `payload_bytes` nor a content type.
+            `TOMBSTONE` is not encoded. None: a payload of bytes is sent as it is, and any other payload is encoded as
+            JSON.
+        source: Where the URL came from, for example "dsn". If a problem is about a part or an option of the URL, its
+            sentence begins with this text.
 
     Raises:
-        ConfigError: An option is wrong; the error lists all problems.
+        ConfigError: An option or a part of the URL is wrong, or `value_serializer` cannot be called. `resolve_options`
+            says which problems are listed together.
+        PluginContractError: The class of the options is wrong (see `resolve_options`).
     """
 
     def __init__(
@@ -96,7 +99,8 @@ class ConnectionAdapter(Generic[O, S]):
             **overrides: Options that the broker's own arguments set. These options override the options of the adapter.
 
         Raises:
-            ConfigError: The adapter serves another broker already, an option is wrong, or a file cannot be used.
+            ConfigError: The adapter serves another broker already, an option is wrong, or a file cannot be used. In the
+                last two cases, the adapter can still serve a broker.
         """
         if self._taken:
             raise ConfigError(f"{_article(type(self))} serves one broker, and this one is in use already: make another")
@@ -119,7 +123,8 @@ class ConnectionAdapter(Generic[O, S]):
         return adapter
 
     def given(self, option: str) -> object:
-        """The value of an option if the config string or a keyword sets it. None: the option has its default."""
+        """The value of an option that the URL, a keyword, a file or an environment variable gives. None: nothing gives
+        the option, so the option has its default."""
         return None if self._resolved.effective[option].origin == "default" else getattr(self._resolved.options, option)
 
     def __repr__(self) -> str:
@@ -136,7 +141,7 @@ def set_log_level(loggers: Iterable[str], level: str | int | None, option: str) 
         option: The name of the argument that gives the level. The error shows this name.
 
     Raises:
-        ConfigError: There is no such level.
+        ConfigError: The level is neither a whole number nor the name of a level.
     """
     if level is None:
         return

@@ -7,8 +7,8 @@
             return self.payload.order_id
 
 With the framework python-cqrs, use the event classes of the package `cqrs_brokers_python_cqrs` instead. The classes of
-that package derive both from the classes of this module and from the event classes of python-cqrs. The event emitter of
-python-cqrs drops every event whose class it does not know.
+that package derive both from the classes of this module and from an event class of python-cqrs. The event emitter of
+python-cqrs silently drops every event whose class the emitter does not know.
 """
 
 from __future__ import annotations
@@ -44,13 +44,15 @@ class Event(BaseModel, Generic[P]):
     ignored, the events would lose their order.
 
     Attributes:
-        event_id: Identifies the event. The value becomes the id of the message.
+        event_id: Identifies the event. The value becomes the id of the message. Default: a new random UUID.
         event_timestamp: When the event happened. The time is converted to UTC. A time without a time zone is refused.
-        event_name: What happened. The value becomes the name of the message. Default: the name of the class.
+            Default: now.
+        event_name: What happened. The value becomes the name of the message. Default: the name of the class, without
+            type parameters.
         topic: The topic of the message.
-        payload: The data of the event.
-        key: The ordering key, unless a subclass overrides `ordering_key()`. Events with the same topic and key keep
-            their order.
+        payload: The data of the event. `TOMBSTONE`: the event was made with `ECSTEvent.deleted`.
+        key: The ordering key, unless a subclass overrides `ordering_key()`. Events with the same topic and ordering key
+            keep their order.
         headers: The headers of the message. The headers are not in the body.
     """
 
@@ -72,20 +74,21 @@ class Event(BaseModel, Generic[P]):
             object.__setattr__(self, "event_name", type(self).__name__.partition("[")[0])
 
     def ordering_key(self) -> str | None:
-        """The key that keeps events in order, or None. Override this method to derive the key from the payload."""
+        """The key that keeps events in order, or None. Override this method to derive the key from the payload. This
+        method is not called for an event that was made with `ECSTEvent.deleted`, because that event has its key."""
         return self.key
 
     def to_dict(self) -> EventBody:
         """The body of the message, ready for JSON. The body has every field except `key`, `headers` and the fields that
-        the class excludes. Its keys are the names of the fields, or their aliases if the class has
-        `serialize_by_alias`. `event_timestamp` has the form of RFC 3339.
+        the class excludes. The body also has the computed fields of the class. The keys of the body are the names of
+        the fields, or their aliases if the class has `serialize_by_alias`. `event_timestamp` has the form of RFC 3339.
 
-        If the event was made with `ECSTEvent.deleted`, the body also has `deleted` and the key, so that an outbox can
-        store the event.
+        If the event was made with `ECSTEvent.deleted`, the body also has `deleted` and `key`, and the payload in the
+        body is None. `Broker` does not send this body: an outbox stores the body.
 
         Raises:
-            InvalidMessageError: A value in the event has no JSON form, or the code of the event's class raised an
-                exception.
+            InvalidMessageError: A value in the event has no JSON form, or code of the event or of a value in the event
+                raised an exception.
         """
         key = self._message_key()
         deleted = self.payload is TOMBSTONE
@@ -124,7 +127,7 @@ class Event(BaseModel, Generic[P]):
         return cls.model_validate(body, by_alias=True, by_name=True)
 
     def to_message(self) -> Message:
-        """The message that `Broker.publish` sends.
+        """The message that `Broker.publish` checks and sends.
 
         Raises:
             InvalidMessageError: The reasons are the same as in `to_dict`.
@@ -143,7 +146,11 @@ class Event(BaseModel, Generic[P]):
 
     def _message_key(self) -> str | None:
         """The result of `ordering_key()`. If the event reports a deletion, the result is the field `key`, because there
-        is no payload from which a key could be derived."""
+        is no payload from which a key could be derived.
+
+        Raises:
+            InvalidMessageError: `ordering_key()` raised an exception.
+        """
         if self.payload is TOMBSTONE:
             return self.key
         try:
@@ -184,7 +191,7 @@ class ECSTEvent(Event[P], Generic[P]):
             **fields: Fields of the event, except `payload` and `key`: for example `event_name` and `topic`.
 
         Raises:
-            pydantic.ValidationError: A field is wrong, or unknown.
+            pydantic.ValidationError: A field is missing, wrong or unknown.
         """
         return cls(payload=TOMBSTONE, key=key, **fields)  # type: ignore[arg-type] # as `_tombstone_is_no_payload`
 

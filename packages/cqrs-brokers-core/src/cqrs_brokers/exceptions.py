@@ -1,10 +1,10 @@
-"""All errors of the library, as one tree of classes.
+"""The error classes of this library, as one tree.
 
     BrokerError                          picklable, without secrets; .retryable
     ├─ ConfigError (ValueError)          the config string or an option is wrong; nothing was opened
     ├─ PluginError
-    │  ├─ PluginNotFoundError            no installed distribution has the scheme
-    │  ├─ PluginLoadError                installed, but broken
+    │  ├─ PluginNotFoundError            no installed distribution provides the scheme
+    │  ├─ PluginLoadError                installed, but broken or for another version of core
     │  ├─ PluginContractError            loaded, but it does not follow the contract
     │  └─ AmbiguousPluginError           more than one distribution claims the scheme
     ├─ BrokerStateError                  the Broker is closed, or belongs to another event loop or process
@@ -26,19 +26,19 @@
        │  ├─ RejectedError               retryable; the broker refused it, and no queue or partition has it
        │  ├─ BackpressureError           retryable; no room until the deadline, or its destination took nothing
        │  ├─ BrokerBlockedError          retryable; the broker took no messages until the deadline
-       │  ├─ NotConnectedError           no connection until the deadline; the cause is a ConnectError
+       │  ├─ NotConnectedError           no connection until the deadline; .retryable as in its cause
        │  ├─ BrokerClosedError
        │  └─ WrongLoopError
        └─ DeliveryUnknownError           the message may be in the broker, or may not
           ├─ DeliveryTimeoutError (TimeoutError)
           ├─ ConnectionLostError
-          ├─ NackedError                 retryable; one queue refused the message, others may hold it
+          ├─ NackedError                 retryable; at least one queue refused it, others may hold it
           ├─ ReturnedError               the broker returned it, but the exchange may also have kept it
           └─ ClosedWhilePendingError
 
-`retryable` says whether the same call may succeed later although nobody has changed anything. A send always ends in a
-`Receipt`, a `NotDeliveredError` or a `DeliveryUnknownError`. `connect()`, `flush()`, `close()` and `async with` never
-raise a `DeliveryError`. They raise only three classes of this tree: `ConnectError`, `FlushTimeoutError` and
+`retryable` says whether the same call may succeed later although nobody has changed anything. A send that is not
+cancelled ends in a `Receipt`, a `NotDeliveredError` or a `DeliveryUnknownError`. `connect()`, `flush()`, `close()` and
+`async with` never raise a `DeliveryError`. Of this tree, they raise only a `ConnectError`, a `FlushTimeoutError` or a
 `BrokerStateError`. `health()` raises no error.
 
 This file is longer than 400 lines because all errors are one tree, each with its documentation.
@@ -93,20 +93,20 @@ __all__ = [
 
 class InsecureTransportWarning(UserWarning):
     """The transport is not secure. Either credentials are sent without TLS to another machine (a host that is not
-    loopback), or the server's certificate is not verified."""
+    loopback), or the server's certificate or host name is not verified."""
 
 
 class BrokerError(Exception):
-    """Base of every error of this library.
+    """The base class of the errors in this module.
 
     Args:
-        text: What happened, and what to do about it.
-        broker: The broker's URL with its secrets masked, if there is a URL. If a driver leaves this argument empty,
-            `Broker` fills in the URL.
+        text: What happened, and what to do about the error.
+        broker: The broker's URL with its secrets masked, or the broker's name if it has no URL. If a driver leaves this
+            argument empty, `Broker` fills in the value. "": the error belongs to no broker.
     """
 
     retryable: bool = False
-    """Whether the same call may succeed later."""
+    """Whether the same call may succeed later although nobody has changed anything."""
 
     def __init__(self, text: str = "", *, broker: str = "") -> None:
         super().__init__(text)
@@ -133,7 +133,7 @@ class ConfigError(BrokerError, ValueError):
     """The config string or an option is wrong. Nothing was opened.
 
     Args:
-        problems: All problems that were found, one sentence for each. No sentence quotes a secret.
+        problems: The problems that were found, one sentence for each. No sentence may quote a secret.
     """
 
     def __init__(self, problems: str | Iterable[str]) -> None:
@@ -149,24 +149,28 @@ class PluginError(BrokerError):
 
 
 class PluginNotFoundError(PluginError):
-    """No installed distribution provides the scheme."""
+    """No installed distribution provides the scheme. Or the scheme is reserved for a distribution, or pinned to a
+    distribution, that does not provide the scheme."""
 
 
 class PluginLoadError(PluginError):
-    """The plugin is installed but cannot be loaded: its metadata is wrong, its import fails, or it does not fit this
-    version of core."""
+    """The plugin is installed but cannot be used: its metadata is missing or wrong, its import fails, a module that the
+    plugin needs is missing, or the plugin does not fit this version of core."""
 
 
 class PluginContractError(PluginError):
-    """The plugin was loaded, but it does not follow the contract for plugins (`cqrs_brokers.hooks`)."""
+    """The plugin was loaded, but does not follow the contract for plugins (`cqrs_brokers.hooks`)."""
 
 
 class AmbiguousPluginError(PluginError):
-    """More than one installed distribution claims the scheme. None of these distributions was imported."""
+    """More than one installed distribution claims the scheme. The call that raised this error imported none of these
+    distributions."""
 
 
 class BrokerStateError(BrokerError):
-    """The `Broker` cannot be used here: it is closed, or it belongs to another event loop or to another process.
+    """The `Broker` cannot be used here. It is closed, or belongs to another event loop that is not closed, or to
+    another process, or no asyncio event loop is running. Or `SyncBroker.close` was called in the thread of that
+    `SyncBroker`.
 
     `connect()`, `async with`, `flush()` and `close()` raise this error. A send raises `BrokerClosedError` or
     `WrongLoopError` instead.
@@ -183,8 +187,8 @@ class ConnectError(BrokerError):
     Args:
         text: What happened.
         broker: See `BrokerError`.
-        remedy: What to do about the error. The remedy is added to the end of the error's `text`, after a colon. "" when
-            the argument `text` already says what to do.
+        remedy: What to do about the error. The remedy is added to the end of the error's `text`, after a colon. "": the
+            argument `text` says what to do, or there is nothing to do.
     """
 
     permanent: ClassVar[bool] = False
@@ -202,13 +206,15 @@ class AuthenticationError(ConnectError):
 
 
 class AuthorizationError(ConnectError):
-    """The credentials are valid, but they do not allow the use of this virtual host or cluster."""
+    """The credentials are valid, but do not allow the use of this virtual host or cluster, or a declaration that the
+    options ask for. Or the virtual host does not exist."""
 
     permanent = True
 
 
 class TLSError(ConnectError):
-    """The TLS handshake failed: the certificate or the host name is wrong, or one side does not use TLS."""
+    """The TLS handshake failed. For example, the certificate or the host name is wrong, the server wants a client
+    certificate, or one side does not use TLS."""
 
     permanent = True
 
@@ -220,13 +226,15 @@ class UnreachableError(ConnectError):
 
 
 class ProtocolError(ConnectError):
-    """The server can be reached, but it does not use the protocol that the driver expects."""
+    """The server can be reached, but does not use the protocol, or the version of the protocol, that the driver
+    expects."""
 
     permanent = True
 
 
 class TopologyError(ConnectError):
-    """An exchange, queue or topic that must exist in the broker is missing, or differs from its declaration."""
+    """An exchange, queue or topic that must exist in the broker is missing, differs from its declaration, or cannot be
+    declared."""
 
     permanent = True
 
@@ -234,13 +242,13 @@ class TopologyError(ConnectError):
 class DeliveryError(BrokerError):
     """A message was not delivered, or nobody knows whether it was delivered.
 
-    A driver gives only the text. `Broker` adds the message's id, its topic and the broker's URL.
+    A driver gives only the text. `Broker` adds the message's id, the message's topic, and the broker.
 
     Args:
         text: What happened and what to do.
-        message_id: The message's id.
-        topic: The message's topic.
-        broker: The broker's redacted URL.
+        message_id: The message's id. None: the id is not known.
+        topic: The message's topic. None: the topic is not known.
+        broker: See `BrokerError`.
     """
 
     def __init__(
@@ -261,8 +269,8 @@ class DeliveryError(BrokerError):
         return f"{self.text} [{', '.join(about)}]" if about else self.text
 
     def about(self, message_id: UUID | None, topic: str | None, broker: str) -> Self:
-        """Adds the details of a message to this error, and returns the error. If the error names another message
-        already, the method returns a copy with the details and the same cause.
+        """Gives this error the id and the topic of a message, and the broker if the error has none. Returns the error.
+        If the error has another id already, this method changes and returns a copy with the same cause instead.
 
         A driver may use one error object for many messages, but each caller must get an error object of its own.
         """
@@ -280,7 +288,7 @@ class NotDeliveredError(DeliveryError):
 
 class InvalidMessageError(NotDeliveredError):
     """The message cannot be sent as it is: for example, its topic, id, key or a header is wrong, or its payload cannot
-    be encoded."""
+    be encoded. Or an argument of the send is wrong, for example the timeout."""
 
     @classmethod
     def raised_by(
@@ -297,12 +305,13 @@ class InvalidMessageError(NotDeliveredError):
         example a serializer, `ordering_key()` or an encoder.
 
         Args:
-            what: The name of the code that raised the exception. The error's text begins with this name.
-            error: The exception. The exception becomes the cause, unless its text may quote the payload.
+            what: The code that raised the exception, for example "the encoder". The error's text begins with these
+                words.
+            error: The exception. The exception becomes the cause, unless it may quote `content` (see `safe_cause`).
             content: The object that must not be quoted: the payload, or an object that contains the payload.
             message_id: The message's id, if known.
             topic: The message's topic, if known.
-            broker: The broker's redacted URL, if known.
+            broker: See `BrokerError`.
         """
         refused = cls(f"{what} raised {type(error).__name__}", message_id=message_id, topic=topic, broker=broker)
         refused.__cause__ = safe_cause(error, content)
@@ -310,10 +319,11 @@ class InvalidMessageError(NotDeliveredError):
 
 
 def safe_cause(error: BaseException | None, content: object = None) -> BaseException | None:
-    """Returns the error, or None if the error or one of its causes may quote the content.
+    """Returns the error, or None if the error or one of its causes may quote the content. The context of an error
+    counts as a cause if a traceback would show the context.
 
     Every pydantic error and every Unicode error may quote the content. Any other error may quote the content if its
-    text contains a part of the content. If the text of the error cannot be read, the result is None, too.
+    text, its `repr` or its notes contain a result of `_texts`. If these texts cannot be read, the result is None, too.
     """
     one, seen = error, set[int]()
     quotable = None
@@ -339,7 +349,9 @@ _LONG_WORD = r"\w{8,}"
 
 
 def _texts(content: object) -> set[str]:
-    """The texts and numbers in a payload, or in an object that contains a payload."""
+    """The texts and numbers in a payload, or in an object that contains a payload, and the long words in these texts.
+    Texts shorter than `_SHORTEST` are left out, and so are keys that are identifiers. At most `_MOST` values are
+    read."""
     found: set[str] = set()
     todo, seen = [content], set[int]()
     while todo and len(seen) < _MOST:
@@ -379,7 +391,7 @@ class DestinationNotFoundError(NotDeliveredError):
 
 
 class PublishForbiddenError(NotDeliveredError):
-    """The credentials do not allow publishing to this destination."""
+    """The credentials do not allow publishing to this destination, or declaring its queue."""
 
 
 class RejectedError(NotDeliveredError):
@@ -389,23 +401,26 @@ class RejectedError(NotDeliveredError):
 
 
 class BackpressureError(NotDeliveredError):
-    """There was no room for the message before its deadline, for example because `max_in_flight` messages were in
-    flight or the broker took nothing for this topic or partition."""
+    """The message was not handed over in time, although neither a missing connection nor a blocked broker was the
+    reason. For example, `max_in_flight` messages were in flight, the broker took nothing for this topic or partition,
+    or the deadline passed before a message of a large batch was made ready."""
 
     retryable = True
 
 
 class BrokerBlockedError(NotDeliveredError):
-    """The broker was connected but accepted no messages until the deadline (RabbitMQ: a memory or disk alarm)."""
+    """The broker was connected but accepted no messages when the deadline came (RabbitMQ: a memory or disk alarm)."""
 
     retryable = True
 
 
 class NotConnectedError(NotDeliveredError):
-    """There was no connection until the deadline, or `Broker` gave up connecting. `__cause__` is the last
-    `ConnectError`, if there was such an error.
+    """There was no connection at the deadline, or `Broker` gave up connecting before. `Broker` gives up after a
+    permanent error, after `retry_count` failed attempts, and when the event loop ends. A `SyncBroker` raises this
+    error, too, if its thread cannot start.
 
-    `retryable` has the same value as in the cause. For example, the value is False if the password is wrong.
+    `__cause__` is the last `ConnectError`, if there was such an error. Then `retryable` has the same value as in the
+    cause. For example, the value is False if the password is wrong.
     """
 
     retryable = True
@@ -417,7 +432,7 @@ class BrokerClosedError(NotDeliveredError):
 
 class WrongLoopError(NotDeliveredError):
     """The `Broker` belongs to another event loop that is not closed, or to another process, or no asyncio event loop is
-    running."""
+    running. Or `SyncBroker.send` was called in the thread of that `SyncBroker`, for example by an observer."""
 
 
 class DeliveryUnknownError(DeliveryError):
