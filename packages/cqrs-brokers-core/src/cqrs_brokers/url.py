@@ -1,12 +1,11 @@
 """The config string: `scheme://[user[:password]@]host[:port][,host[:port]…][/path][?option=value&…]`.
 
-This module parses and makes such strings. `options` interprets the options, and `_discovery` finds the plugin of a
-scheme.
+This module parses and makes such strings. `options` interprets the options, and `_discovery` finds the plugin.
 
-The module has its own parser, because general URL parsers have three faults. They cannot read a list of hosts. They
-accept ambiguous strings. They put passwords into their errors. The errors of this module quote only known schemes and
-separators (see `common_mistakes`) and the names of options. The errors do not quote a name that comes after a secret:
-if the secret contains an unencoded `&`, this name may be a part of the secret.
+The module has its own parser, because general URL parsers cannot read a list of hosts, accept ambiguous strings, and
+put passwords into their errors. The errors of this module quote only known schemes and separators (see
+`common_mistakes`) and the names of options. The errors do not quote a name that comes after a secret: if the secret
+contains an unencoded `&`, this name may be a part of the secret.
 """
 
 from __future__ import annotations
@@ -169,12 +168,7 @@ class BrokerURL:
         return cls.parse(f"{scheme}://{authority}" + ("" if path is None else "/" + _encode(path)))
 
     def repeated_hosts(self, default_port: int) -> list[str]:
-        """A sentence for each host that is equal to an earlier host. If 9092 is the default port, `h` and `h:9092` are
-        equal.
-
-        Args:
-            default_port: The plugin's default port.
-        """
+        """A sentence for each host that equals an earlier host, when each host without a port has the default port."""
         hosts = [(host if host.port else host._replace(port=default_port)).normal for host in self.hosts]
         return [f"host {n} is listed twice" for n, host in enumerate(hosts, 1) if host in hosts[: n - 1]]
 
@@ -200,7 +194,6 @@ class BrokerURL:
 
         Args:
             reveal: Whether to show the secrets. True is only for code that needs the secrets, never for people or logs.
-                If False, the string is the same as the result of `str`.
         """
         text = f"{self.scheme}://"
         if self.username is not None:

@@ -217,8 +217,8 @@ def _specs(options_type: type[BrokerOptions]) -> Mapping[str, _Spec]:
             raise PluginContractError(f"{where}.{name}: text cannot become this type: mark it keyword_only=True")
         if secret != names_a_secret(name) and not keyword_only:
             raise PluginContractError(
-                f"{where}.{name}: the type of an option is Secret exactly when its name contains password, passphrase, "
-                "secret, token or credential; so it can be redacted before the plugin is loaded"
+                f"{where}.{name}: the type of an option is Secret exactly when its name contains password, passwd, "
+                "passphrase, secret, token or credential; so it can be redacted before the plugin is loaded"
             )
         if name == "password" and "userinfo" in options_type.url_parts:
             raise PluginContractError(f"{where}.password: the URL's own password has this name")
