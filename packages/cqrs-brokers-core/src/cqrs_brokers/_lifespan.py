@@ -27,8 +27,8 @@ def lifespan(
     Args:
         broker: A broker, or a function that makes a broker at each start. Pass a function if the application starts
             more than once in a process, as in tests, because a closed broker cannot be opened again.
-        connect: Whether to connect at start-up. If True, the start-up fails with a `ConnectError` if the first attempt
-            to connect fails. If False, the application starts without a connection, and the first `health()` or send
+        connect: Whether to connect at start-up. If True and the first attempt to connect fails, the start-up fails with
+            a `ConnectError`. If False, the application starts without a connection, and the first `health()` or send
             connects.
 
     Returns:

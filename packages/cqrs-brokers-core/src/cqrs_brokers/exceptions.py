@@ -401,9 +401,9 @@ class RejectedError(NotDeliveredError):
 
 
 class BackpressureError(NotDeliveredError):
-    """The message was not handed over in time, although neither a missing connection nor a blocked broker was the
-    reason. For example, `max_in_flight` messages were in flight, the broker took nothing for this topic or partition,
-    or the deadline passed before a message of a large batch was made ready."""
+    """The message was not handed over in time. The reason is neither a missing connection nor a blocked broker. For
+    example, `max_in_flight` messages were in flight, the broker took nothing for this topic or partition, or the
+    deadline passed before a message of a large batch was made ready."""
 
     retryable = True
 

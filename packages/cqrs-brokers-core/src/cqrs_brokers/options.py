@@ -14,9 +14,9 @@ class. A rule about several options is a pydantic `model_validator(mode="after")
 `ValueError` with one sentence.
 
 A secret option has the type `Secret` (or `Secret | None`). Its name must contain a word such as "password" or "token"
-(see `url.names_a_secret`), and the names of other options must not, except those of keyword-only options. So core can
-mask the value before core knows the plugin. For a secret option `<name>` that is not keyword-only, the options
-`<name>_file` and `<name>_env` exist, too: the plugin does not declare them.
+(see `url.names_a_secret`), so that core can mask the value before core knows the plugin. The name of any other option
+must not contain such a word, unless the option is keyword-only. For a secret option `<name>` that is not keyword-only,
+the options `<name>_file` and `<name>_env` exist, too: the plugin does not declare them.
 """
 
 from ._config.model import BrokerOptions, option

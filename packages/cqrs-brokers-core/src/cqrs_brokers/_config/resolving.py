@@ -32,8 +32,8 @@ class EffectiveOption(NamedTuple):
         default: The default as text; "required" when there is none.
         origin: Where the value came from: "default", "string" (the config string), "keyword", "file" (`<name>_file`) or
             "environment" (`<name>_env`).
-        unit: The unit of the option's plain numbers, for example "s", "ms" or "messages". None: there is no unit. The
-            text of a `Duration` or a `Size` has a unit of its own.
+        unit: The unit of a plain number, for example "s", "ms" or "messages". None: there is no unit. The text of a
+            `Duration` or a `Size` contains a unit, which may be another one.
         description: One sentence about the option.
     """
 

@@ -70,7 +70,7 @@ Converter = Callable[[str], Any]
 
 _WHOLE = {"s": " of seconds, without a unit", "ms": " of milliseconds, without a unit"}
 """The end of the error about text that is not a whole number, by the unit of the option. This end says that the text
-must not contain a unit: people may write one, because the text of a `Duration` needs a unit."""
+must not contain a unit. Users may write a unit by mistake, because the text of a `Duration` needs a unit."""
 
 
 def converter(annotation: Any, unit: str | None = None) -> Converter | None:
