@@ -81,12 +81,14 @@ def test_a_log_level_in_any_spelling(plugin: tuple[Make, Make, str, str], level:
 
 @pytest.mark.parametrize("level", ["LOUD", "", 1.5, True, b"ERROR"])
 def test_a_log_level_that_is_none(plugin: tuple[Make, Make, str, str], level: object) -> None:
-    """The same error for both, and nothing is changed."""
+    """The same error for both, nothing is changed, and the adapter serves a second try."""
     adapter, broker, option, name = plugin
     before = logging.getLogger(name).level
+    shared = adapter()
     with pytest.raises(ConfigError, match=f"{option} must be a level of the logging module, for example ERROR"):
-        broker(adapter(), **{option: level})
+        broker(shared, **{option: level})
     assert logging.getLogger(name).level == before
+    broker(shared)
 
 
 def test_the_serializer_reaches_the_broker(plugin: tuple[Make, Make, str, str]) -> None:

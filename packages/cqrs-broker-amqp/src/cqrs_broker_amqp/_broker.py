@@ -50,6 +50,6 @@ class AMQPMessageBroker(Broker):
             if publisher.given("exchange") not in (None, exchange_name):
                 raise ConfigError("exchange_name contradicts the exchange of the adapter: give only one of them")
             overrides["exchange"] = exchange_name
-        taken = publisher.take(**overrides)
         set_log_level(["aiormq", "aio_pika"], pika_log_level, "pika_log_level")
+        taken = publisher.take(**overrides)
         super().__init__(AMQPDriver(taken.settings), observers=observers, **taken.for_broker())

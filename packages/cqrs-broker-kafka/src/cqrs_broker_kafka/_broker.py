@@ -38,6 +38,7 @@ class KafkaMessageBroker(Broker):
     ) -> None:
         from ._driver import KafkaDriver
 
-        taken = KafkaProducerAdapter.check(producer, "producer").take()
+        adapter = KafkaProducerAdapter.check(producer, "producer")
         set_log_level(["aiokafka"], aiokafka_log_level, "aiokafka_log_level")
+        taken = adapter.take()
         super().__init__(KafkaDriver(taken.settings), observers=observers, **taken.for_broker())

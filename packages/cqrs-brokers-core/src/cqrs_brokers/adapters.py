@@ -6,8 +6,8 @@
 
     class AcmeMessageBroker(Broker):
         def __init__(self, adapter: AcmeAdapter, *, acme_log_level: str | int | None = None) -> None:
-            taken = AcmeAdapter.check(adapter, "adapter").take()
             set_log_level(["acme"], acme_log_level, "acme_log_level")
+            taken = AcmeAdapter.check(adapter, "adapter").take()
             super().__init__(AcmeDriver(taken.settings), **taken.for_broker())
 
 Such classes are for applications that use a broker's class instead of a config string. The options, and the errors of
@@ -93,7 +93,8 @@ class ConnectionAdapter(Generic[O, S]):
         self._resolved = resolve_options(options_type, url=url, keywords=options, source=source)
 
     def take(self, **overrides: object) -> Taken[O, S]:
-        """Gives the settings to a broker. An adapter serves only one broker.
+        """Gives the settings to a broker. An adapter serves only one broker. After this method returns, the adapter is
+        in use, even if the broker is never made. So the caller first checks its own arguments.
 
         Args:
             **overrides: Options that the broker's own arguments set. These options override the options of the adapter.
