@@ -345,6 +345,8 @@ def test_what_could_control_a_terminal_is_not_printed(install: Install, listenin
     [
         ("memory://", ["nobody else reads them"], ("ok", "every")),
         ("memory://a?fail=2&latency=1ms", ["nobody else reads them", "on purpose: fail, latency"], ("ok", "every")),
+        ("memory://a?fail_at=3&error=NackedError", ["nobody else reads them", "purpose: fail_at"], ("ok", "every")),
+        ("memory://a?fail=0&error=NackedError", ["nobody else reads them"], ("ok", "every")),
         ("devnull://", ["every message is discarded"], ("warn", "discarded")),
     ],
 )

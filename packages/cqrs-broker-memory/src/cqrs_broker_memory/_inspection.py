@@ -35,7 +35,8 @@ class MemoryInspection(Inspection):
         )
         remedy = "this is for an application's own tests: name a real broker where a message must arrive"
         yield Finding("server", "warn", self._name, text, remedy)
-        plays = sorted(self._options.model_fields_set & set(vars(self._options.faults)))
+        # `error` plays nothing by itself: it says how the messages of `fail` and `fail_at` fail.
+        plays = sorted(name for name, value in vars(self._options.faults).items() if value and name != "error")
         if plays:
             text = f"the string plays faults on purpose: {', '.join(plays)}"
             yield Finding("server", "warn", self._name, text, "leave them out where sends are to succeed")
