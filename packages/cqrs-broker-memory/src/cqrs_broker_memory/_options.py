@@ -25,9 +25,7 @@ class MemoryOptions(BrokerOptions):
 
     url_parts: ClassVar[frozenset[str]] = frozenset({"hosts"})
 
-    fail: int = option(
-        0, ge=0, le=_MOST, unit="messages", description="How many messages are rejected first: not delivered, not kept."
-    )
+    fail: int = option(0, ge=0, le=_MOST, unit="messages", description="How many messages fail first.")
     unknown: int = option(
         0,
         ge=0,
@@ -35,11 +33,11 @@ class MemoryOptions(BrokerOptions):
         unit="messages",
         description="How many messages after them are kept but not confirmed: the sender gets an unknown outcome.",
     )
-    fail_at: list[int] = option([], description="Which other messages are rejected, such as `3,7`; 1 is the first.")
+    fail_at: list[int] = option([], description="Which other messages fail, such as `3,7`; 1 is the first.")
     error: ErrorName = option(
         "RejectedError",
-        description="The error of the messages that `fail` and `fail_at` reject. If it says that the outcome is "
-        "unknown, the message is kept.",
+        description="The error of the messages that `fail` and `fail_at` select. If it says that the outcome is "
+        "unknown, the message is kept, else not.",
     )
     fail_connect: int = option(
         0, ge=0, le=_MOST, unit="attempts", description="How many attempts to connect fail first."
