@@ -273,6 +273,14 @@ class TestWarnings:
         assert len(recorder.sent) == 3
         assert "order_id" not in str(caught[0].message)
 
+    async def test_it_points_at_the_code_that_sends(self) -> None:
+        """Python shows the line that awaits `send_message`, not a line of the adapter."""
+        payload = own(Model()).to_dict()
+        async with message_broker(Broker(Recorder())) as adapter:
+            with pytest.warns(UserWarning, match="as the text of its repr") as caught:
+                await adapter.send_message(protocol.Message(message_name="n", topic="t", payload=payload))
+        assert caught[0].filename == __file__
+
     async def test_where_warnings_are_errors(self, caplog: pytest.LogCaptureFixture) -> None:
         """The message is not lost for it; the log has it."""
         with warnings.catch_warnings():

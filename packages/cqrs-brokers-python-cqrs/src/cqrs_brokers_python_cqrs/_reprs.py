@@ -43,6 +43,6 @@ class ReprWarnings:
             "event from cqrs_brokers_python_cqrs.NotificationEvent or ECSTEvent, or make its payload a dataclass"
         )
         try:
-            warnings.warn(text, UserWarning, stacklevel=2)
+            warnings.warn(text, UserWarning, stacklevel=4)  # the code that awaits `BrokerAdapter.send_message`
         except UserWarning:  # warnings are errors: no reason to lose the message
             _logger.warning("%s", text)
