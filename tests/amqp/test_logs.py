@@ -1,6 +1,7 @@
 """The client's log says nothing that it should not."""
 
 import logging
+import sys
 import traceback
 
 import pytest
@@ -24,6 +25,13 @@ def test_installing_twice_adds_one_filter() -> None:
         logger = logging.getLogger(name)
         assert [type(one).__name__ for one in logger.filters].count("_Redacted") == 1
         assert logger.level == level
+
+
+def test_the_loggers_are_those_of_the_client() -> None:
+    """Each logger of a module of aiormq, and the child that aiormq makes when it marshals frames."""
+    modules = [module for name, module in sys.modules.items() if name.partition(".")[0] == "aiormq"]
+    found = {value.name for module in modules for value in vars(module).values() if isinstance(value, logging.Logger)}
+    assert found | {"aiormq.connection.marshall"} == set(LOGGERS)
 
 
 def test_records_are_kept_without_contents(caplog: pytest.LogCaptureFixture) -> None:

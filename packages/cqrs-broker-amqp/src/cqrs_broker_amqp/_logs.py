@@ -12,7 +12,7 @@ import re
 
 __all__ = ["LOGGERS", "redact_client_logs", "safe_reply"]
 
-LOGGERS = ("aiormq.connection", "aiormq.channel", "aiormq.base", "aiormq.connection.marshall")
+LOGGERS = ("aiormq.connection", "aiormq.channel", "aiormq.connection.marshall")
 """The loggers of aiormq. Each one gets a filter, because a filter does not work for the children of its logger."""
 
 _PLAIN = (int, float, bool, type(None))

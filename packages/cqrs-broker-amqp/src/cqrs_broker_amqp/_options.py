@@ -40,7 +40,11 @@ class AMQPOptions(TLSOptions):
     )
     # aiormq reads a heartbeat above 65534 as 0, which means none.
     heartbeat: int = option(
-        10, ge=1, le=65534, unit="s", description="A silent connection is given up after three of these."
+        10,
+        ge=1,
+        le=65534,
+        unit="s",
+        description="A connection is given up after a silence of three times this and 3 s.",
     )
     connection_name: str = option(
         "cqrs-brokers", min_length=1, max_length=255, description="Name shown in RabbitMQ's management pages and log."
