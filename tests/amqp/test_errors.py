@@ -1,5 +1,7 @@
 """What RabbitMQ's refusals mean: what passes is retried, what does not is not, whatever names are in the text."""
 
+from typing import Any
+
 import pytest
 from aiormq.abc import DeliveredMessage
 from aiormq.exceptions import (
@@ -13,11 +15,14 @@ from pamqp import commands
 from pamqp.header import ContentHeader
 
 from cqrs_broker_amqp import AMQPOptions
-from cqrs_broker_amqp._errors import HandshakeRefused, channel_limit, connect_error, publish_failure
+from cqrs_broker_amqp._errors import HandshakeRefused, channel_limit, connect_error, publish_failure, too_large
+from cqrs_broker_amqp._rendering import SMALL_BODY, Renderer
 from cqrs_brokers import (
     AuthenticationError,
     AuthorizationError,
     ConnectError,
+    Message,
+    MessageTooLargeError,
     ProtocolError,
     RejectedError,
     UnreachableError,
@@ -120,6 +125,20 @@ def test_a_full_queue_of_qpid_is_no_missing_one() -> None:
     assert type(found) is RejectedError
     assert found.retryable
     assert type(publish_failure(returned(312), options, "t")) is UnroutableError
+
+
+@pytest.mark.parametrize("size", [2_001, SMALL_BODY, SMALL_BODY + 1])
+def test_a_body_over_the_servers_limit_is_refused(size: int) -> None:
+    """Also a small body, which is a part of the rendered frames."""
+
+    def checked(size: int) -> MessageTooLargeError | None:
+        message = Message("n", "t", b"x" * size, key="k")
+        delivery: Any = None
+        entry = (delivery, *Renderer("events").render(message), "k", False)
+        return too_large(entry, 131_072, 2_000)
+
+    assert f"the body has {size} bytes" in str(checked(size))
+    assert checked(2_000) is None
 
 
 def test_causes_come_to_an_end() -> None:

@@ -407,15 +407,15 @@ def too_large(entry: Entry, frame_max: int, largest_body: int | None) -> Message
     """The error for a message that is certainly too large for the server. None: the message may be sent. If a message
     that is too large were sent, the server would close the channel because of the body, or the connection because of
     the headers. Then other messages in flight would fail too."""
-    _, _, frames, body, _, _ = entry
+    frames = entry[2]
     if len(frames) > frame_max and (size := header_frame_size(frames)) > frame_max:
         return MessageTooLargeError(
             f"the message's headers need a frame of {size} bytes, and a frame has at most {frame_max} bytes here: send "
             "less in headers, or raise RabbitMQ's frame_max"
         )
-    if largest_body is not None and len(body) > largest_body:
+    if largest_body is not None and (size := body_size(frames)) > largest_body:
         return MessageTooLargeError(
-            f"the body has {len(body)} bytes, and RabbitMQ takes at most {largest_body} bytes: send less, or raise its "
+            f"the body has {size} bytes, and RabbitMQ takes at most {largest_body} bytes: send less, or raise its "
             "max_message_size"
         )
     return None
