@@ -73,12 +73,12 @@ next turn of the event loop."""
 
 
 class State(enum.Enum):
-    """Whether messages can be written. The current channel may be missing also in the states OPEN and BLOCKED, while a
-    closed channel is being replaced."""
+    """The state of the connection. In the states OPEN and BLOCKED there is no current channel while a closed channel is
+    being replaced."""
 
-    CLOSED = "there is no channel"
-    OPEN = "there is a channel"
-    BLOCKED = "there may be a channel, but RabbitMQ has an alarm"
+    CLOSED = "there is no connection"
+    OPEN = "there is a connection"
+    BLOCKED = "RabbitMQ has an alarm"
 
 
 class Publisher:
