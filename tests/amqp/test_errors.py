@@ -1,5 +1,6 @@
 """What RabbitMQ's refusals mean: what passes is retried, what does not is not, whatever names are in the text."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -15,7 +16,14 @@ from pamqp import commands
 from pamqp.header import ContentHeader
 
 from cqrs_broker_amqp import AMQPOptions
-from cqrs_broker_amqp._errors import HandshakeRefused, channel_limit, connect_error, publish_failure, too_large
+from cqrs_broker_amqp._errors import (
+    HandshakeRefused,
+    channel_limit,
+    connect_error,
+    lost_error,
+    publish_failure,
+    too_large,
+)
 from cqrs_broker_amqp._rendering import SMALL_BODY, Renderer
 from cqrs_brokers import (
     AuthenticationError,
@@ -111,6 +119,13 @@ def test_the_limit_of_channels_in_rabbitmqs_text(text: str, limit: int) -> None:
     """RabbitMQ writes the user's limit with and without brackets."""
     assert channel_limit(ConnectionNotAllowed(LIMIT_REACHED.format(text))) == limit
     assert channel_limit(ConnectionNotAllowed("NOT_ALLOWED - something else")) is None
+
+
+def test_a_connection_that_the_heartbeat_gave_up() -> None:
+    """aiormq cancels its reader after a silence, and also when it could not queue its own heartbeat for so long."""
+    text = lost_error(asyncio.CancelledError()).text
+    assert "sent nothing" in text
+    assert "took nothing" in text
 
 
 def returned(code: int) -> PublishError:

@@ -258,7 +258,8 @@ def lost_error(error: BaseException | None) -> UnreachableError:
     """The error that says why a connection that worked is gone. The next attempt shows whether a new connection can be
     made."""
     if error is None or isinstance(error, asyncio.CancelledError):
-        found = UnreachableError("RabbitMQ has been silent for three heartbeats")
+        # aiormq cancels its reader after a silence, and also when its write queue is full for so long.
+        found = UnreachableError("RabbitMQ sent nothing, or took nothing from us, for three heartbeats")
     elif isinstance(error, client.ConnectionClosed):
         found = UnreachableError(f"RabbitMQ closed the connection: {_connection_reply(error)[1]}")
     else:
