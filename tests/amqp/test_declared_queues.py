@@ -2,9 +2,13 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from cqrs_broker_amqp import AMQPOptions
+from cqrs_broker_amqp._declaring import Declarations
 from cqrs_brokers import (
     ConfigError,
     Message,
@@ -14,6 +18,7 @@ from cqrs_brokers import (
     UnroutableError,
     open_broker,
 )
+from cqrs_brokers.tasks import Tasks
 from cqrs_brokers_testkit.readers import drain_queue
 from cqrs_brokers_testkit.servers import RabbitMQNode
 
@@ -191,3 +196,33 @@ def test_a_type_without_queues() -> None:
     """queue_type without declare=queue would do nothing: an error."""
     with pytest.raises(ConfigError, match="queue_type needs declare=queue"):
         open_broker("amqp://localhost?queue_type=quorum")
+
+
+async def test_a_queue_that_no_message_waits_for_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All messages of a topic are over before a channel is free for its queue: the queue is not declared."""
+    answer, declared, tasks = asyncio.Event(), list[str](), Tasks()
+
+    async def declare(channel: object, options: object, topic: str) -> None:
+        declared.append(topic)
+        await answer.wait()
+
+    async def raw_channel(**_: object) -> object:
+        return object()
+
+    def waiting(topic: str) -> Any:
+        return (SimpleNamespace(topic=topic), topic.encode(), b"", b"", None, False)
+
+    monkeypatch.setattr("cqrs_broker_amqp._declaring.declare_queue", declare)
+    ready: list[Any] = []
+    declarations = Declarations(AMQPOptions(), tasks, ready=ready.extend, failed=pytest.fail, lost=pytest.fail)
+    session: Any = SimpleNamespace(raw_channel=raw_channel, channel_limit=2)  # one channel declares
+    declarations.use(session, [])
+    for topic in ("first", "over", "last"):
+        declarations.takes(topic, waiting(topic))
+    await asyncio.sleep(0.01)
+    declarations.drop(lambda entry: entry[0].topic == "over")
+    answer.set()
+    while len(ready) < 2:
+        await asyncio.sleep(0)
+    assert [entry[0].topic for entry in ready] == declared == ["first", "last"]
+    await tasks.end(1)

@@ -70,7 +70,8 @@ class Declarations:
         """Channels that are free for another declaration."""
         self._waiting: dict[str, _Waiting] = {}
         self._todo: collections.deque[str] = collections.deque()
-        """Topics whose queue must be declared, and which no channel has begun to declare."""
+        """Topics whose queue must be declared if messages still wait for it, and which no channel has begun to
+        declare."""
         self._declared: set[str] = set()
 
     def use(self, session: Session, unsent: Iterable[Entry]) -> None:
@@ -149,7 +150,9 @@ class Declarations:
         next queue gets a new channel."""
         channel = self._idle.pop() if self._idle else None
         while self._todo and session is self._session and not self._paused:
-            channel = await self._declare(session, channel, self._todo.popleft())
+            topic = self._todo.popleft()
+            if topic in self._waiting:  # else its messages are over
+                channel = await self._declare(session, channel, topic)
         if session is self._session:
             self._workers -= 1
             if channel is not None:
