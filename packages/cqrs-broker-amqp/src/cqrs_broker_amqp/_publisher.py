@@ -373,15 +373,19 @@ class Publisher:
         late = "the broker did not confirm the message before the deadline"
         if self._state is State.BLOCKED and handed:
             return DeliveryTimeoutError(f"{late}: {self._alarm}; RabbitMQ reads the message when the alarm is over")
-        if self._leaving.stalled is not None and self._leaving.stalled.suspects(topic):
-            stuck = f"RabbitMQ takes nothing for routing key {topic!r}: is it a quorum queue without a majority?"
+        silent = None if self._leaving.stalled is None else self._leaving.stalled.silent(topic)
+        if silent is not None:
+            stuck = f"RabbitMQ takes nothing for routing key {topic!r}"
+            if not silent:
+                stuck = f"RabbitMQ has not answered for routing key {topic!r}, or for another one before it"
+            stuck += ": is it a quorum queue without a majority?"
             if handed:
                 return DeliveryTimeoutError(f"{late}: {stuck}")
             return BackpressureError(f"not sent until the deadline: {stuck} Send again later")
         if not handed and self._declarations is not None and self._declarations.waits(topic):
             return BackpressureError(
-                f"not sent until the deadline: RabbitMQ has not answered the declaration of queue {topic!r}; send "
-                "again later"
+                f"not sent until the deadline: RabbitMQ has not declared queue {topic!r} yet: is it overloaded, or "
+                "without a majority of its nodes? Send again later"
             )
         return None
 

@@ -70,9 +70,9 @@ class StalledDestinations:
         """Whether nothing is stuck any more."""
         return self.idle and not self._suspects
 
-    def suspects(self, topic: str) -> bool:
-        """Whether this routing key is a suspect: it is stuck, or may be stuck."""
-        return topic in self._suspects
+    def silent(self, topic: str) -> bool | None:
+        """Whether this suspect is silent. None: this routing key is no suspect."""
+        return self._suspects.get(topic)
 
     @property
     def idle(self) -> bool:
