@@ -106,3 +106,24 @@ async def test_a_queue_whose_declaration_nobody_has_asked_for() -> None:
     error = publisher.why_late("t", handed=False)
     assert isinstance(error, BackpressureError)
     assert "has not declared queue 't' yet" in error.text
+
+
+async def test_an_id_that_was_nacked_on_the_probe() -> None:
+    """The return of a nacked message may still come (Apache Qpid): its id is sent again on another channel only."""
+    session = FakeSession()
+    stalled = stalled_on(session, entry("t", b"0"))
+    for message_id in (b"1", b"2", b"1"):
+        assert stalled.holds(entry("t", message_id))
+    stalled.look(1.0)
+    await asyncio.sleep(0)
+    (probe,) = session.opened
+    assert probe.in_flight == [b"1"]
+    probe.take()
+    probe.spent.add(b"1")  # nacked
+    stalled.look(1.1)
+    assert probe.in_flight == [b"2"]
+    probe.take()
+    stalled.look(1.2)
+    await asyncio.sleep(0)
+    assert not probe.open
+    assert [one.in_flight for one in session.opened] == [[], [b"1"]]

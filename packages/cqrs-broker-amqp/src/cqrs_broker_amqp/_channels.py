@@ -67,8 +67,8 @@ class ConfirmChannel:
         """The ids of the messages without an answer. Two messages with the same id are never in flight on one
         channel."""
         self.spent: set[bytes] = set()
-        """The ids of messages whose return may still come (Apache Qpid). `Publisher` sends no message with such an id
-        on this channel."""
+        """The ids of messages whose return may still come (Apache Qpid). No message with such an id is sent on this
+        channel."""
         self.watched = False
         self.alone = True
         """Whether the channel is new. Then only one message is in flight at a time, until a message has its answer."""

@@ -183,11 +183,13 @@ class StalledDestinations:
         if self._opening or (probe is not None and probe.in_flight):
             return
         entry = self._next(silent=False) or self._next(silent=True)
+        if probe is not None and (entry is None or entry[1] in probe.spent):
+            self._probe = None
+            _close(probe)
+            probe = None
         if entry is None:
-            if probe is not None:
-                self._probe = None
-                _close(probe)
-        elif probe is None and self._session is not None:
+            return
+        if probe is None and self._session is not None:
             self._opening = True
             self._tasks.spawn(self._open_probe(self._session))
         elif probe is not None and probe.open:
