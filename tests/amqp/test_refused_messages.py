@@ -185,11 +185,15 @@ async def test_an_internal_exchange(node: RabbitMQNode, exchange: str) -> None:
     assert all("is internal" in str(one) and "set_permissions" not in str(one) for one in outcomes)
 
 
+@pytest.mark.parametrize("unexpected", [None, "it is not what it was"], ids=["fast", "plain"])
 @pytest.mark.parametrize("value", ["text", b"\x00\xff", 7, -(2**63), 2**63 - 1, 0.1, -1e300, True, False, None])
-async def test_headers_arrive_with_their_type(node: RabbitMQNode, exchange: str, value: object) -> None:
+async def test_headers_arrive_with_their_type(
+    node: RabbitMQNode, exchange: str, value: object, unexpected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An independent client reads each header value as it was, with its type. (pika reads doubles as integers.)"""
+    monkeypatch.setattr("cqrs_broker_amqp._fallback.unexpected", lambda connection, channel: unexpected)
     queue = bind_queue(node.url, exchange)
-    async with open_broker(f"{node.url}?exchange={exchange}") as broker:
+    async with open_broker(f"{node.url}?exchange={exchange}&delivery_timeout=5s") as broker:
         await broker.send_message(Message("n", "t", 1, headers={"h": value, "other": "é"}))  # type: ignore[dict-item]
     connection = await aiormq.connect(node.url)
     got = await (await connection.channel()).basic_get(queue, no_ack=True)

@@ -1,9 +1,8 @@
 """Publishes with aiormq's documented method `basic_publish`, as aio-pika's `exchange.publish` does. `make_channel` uses
 `_PlainChannel` only if an undocumented part of aiormq has changed, so that `FastChannel` cannot be used.
 
-With RabbitMQ, outcomes are as true as with `FastChannel`, but publishing is several times slower. pamqp writes floats
-in headers with 32 bits. With Apache Qpid a returned message counts as nacked, because a nack is never held for the
-return that follows.
+With RabbitMQ, messages and outcomes are the same as with `FastChannel`, but publishing is several times slower. With
+Apache Qpid a returned message counts as nacked, because a nack is never held for the return that follows.
 """
 
 from __future__ import annotations
@@ -24,11 +23,27 @@ from cqrs_brokers.driver import Delivery
 
 from ._channels import ConfirmChannel, FastChannel
 from ._client import Connection
+from ._rendering import FRAME_END
 from ._unanswered import Entry
 
 __all__ = ["make_channel", "unexpected"]
 
 logger = logging.getLogger("cqrs_broker_amqp.channels")
+
+_BEFORE_PROPERTIES = 7 + 2 + 2 + 8
+"""The bytes in a content header's frame before the properties: type, channel and size, class, weight, size of the
+body."""
+
+
+class _Properties(commands.Basic.Properties):
+    """The properties as `_rendering` wrote them. pamqp would write floats in headers with 32 bits, and would refuse
+    large floats."""
+
+    rendered = b""
+
+    def marshal(self) -> bytes:
+        """Returns the bytes that were rendered."""
+        return self.rendered
 
 
 class _PlainChannel(ConfirmChannel):
@@ -58,6 +73,8 @@ class _PlainChannel(ConfirmChannel):
         also, _, header = pamqp.frame.unmarshal(frames[read:])
         assert isinstance(publish, commands.Basic.Publish)
         assert isinstance(header, ContentHeader)
+        properties = _Properties(**dict[str, Any](header.properties))
+        properties.rendered = frames[read + _BEFORE_PROPERTIES : read + also - len(FRAME_END)]
         if header.body_size and not body:
             _, _, content = pamqp.frame.unmarshal(frames[read + also :])
             assert isinstance(content, ContentBody)
@@ -67,7 +84,7 @@ class _PlainChannel(ConfirmChannel):
                 body,
                 exchange=publish.exchange,
                 routing_key=publish.routing_key,
-                properties=header.properties,
+                properties=properties,
                 mandatory=True,
             )
         except aiormq.exceptions.DeliveryError as error:
