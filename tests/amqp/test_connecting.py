@@ -4,6 +4,7 @@ import asyncio
 import socket
 import time
 from collections.abc import Callable, Iterator
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -31,6 +32,7 @@ from cqrs_brokers_testkit.leaks import no_leaks
 from cqrs_brokers_testkit.proxy import FaultProxy
 from cqrs_brokers_testkit.readers import bind_queue
 from cqrs_brokers_testkit.servers import RabbitMQNode
+from tests.dead_address import DEAD, useless_address
 
 from .nodes import private_node
 from .outcomes import Sent, check, not_the_proxys
@@ -339,6 +341,18 @@ async def test_tls(tls_node: RabbitMQNode, certificates: Certificates, unique_na
         async with open_broker(url) as broker:
             outcomes = await broker.send_messages([Message("n", "t", b"x" * 10_000) for _ in range(200)])
             assert all(isinstance(outcome, Receipt) for outcome in outcomes)
+
+
+async def test_tls_and_an_address_that_says_nothing(
+    tls_node: RabbitMQNode, certificates: Certificates, names: dict[str, Callable[[], list[str]]]
+) -> None:
+    """The first address takes the connection and makes no handshake: the same attempt goes on with the next address."""
+    names["localhost"] = lambda: [DEAD, "127.0.0.1"]
+    url = tls_node.url_for(tls=True, host="localhost", ssl_cafile=certificates.ca, connect_timeout="4s")
+    port = urlsplit(url).port
+    assert port is not None
+    async with useless_address(port, hangs_up=False), open_broker(url) as broker:
+        assert (await broker.health()).ok
 
 
 async def test_tls_that_is_not_trusted(tls_node: RabbitMQNode, certificates: Certificates) -> None:

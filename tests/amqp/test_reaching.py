@@ -60,14 +60,15 @@ async def test_a_name_with_an_address_that_is_of_no_use(
 
 
 @pytest.mark.filterwarnings("ignore::cqrs_brokers.InsecureTransportWarning")
+@pytest.mark.parametrize(("scheme", "step"), [("amqp", "logging in"), ("amqps", "the TLS handshake")])
 async def test_a_name_whose_addresses_are_all_of_no_use(
-    rabbitmq: RabbitMQServer, names: dict[str, Callable[[], list[str]]], unused_tcp_port: int
+    names: dict[str, Callable[[], list[str]]], unused_tcp_port: int, scheme: str, step: str
 ) -> None:
     """The text is about the first address: what the others say is of less interest."""
-    names["two.test"] = lambda: [DEAD, rabbitmq.host]
-    broker = open_broker(f"amqp://guest:guest@two.test:{unused_tcp_port}/?connect_timeout=1s")
+    names["two.test"] = lambda: [DEAD, "127.0.0.1"]
+    broker = open_broker(f"{scheme}://guest:guest@two.test:{unused_tcp_port}/?connect_timeout=1s")
     async with useless_address(unused_tcp_port, hangs_up=False):
-        with pytest.raises(UnreachableError, match=r"does not answer within 0\.\d+ s \(logging in\)"):
+        with pytest.raises(UnreachableError, match=rf"does not answer within 0\.\d+ s \({step}\)"):
             await broker.connect()
         await broker.close()
 

@@ -47,6 +47,7 @@ async def test_drained_is_told_when_nothing_waits(certificates: Certificates, en
     reads.set()
     with slow_reader(serving, reads) as port:
         sockets = Sockets("127.0.0.1", port, trusting)
+        await sockets.connect()
         await sockets.open()
         told: asyncio.Queue[bool] = asyncio.Queue()
         sockets.on_drained(lambda: told.put_nowait(sockets.writing))

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
 from collections.abc import Callable, Coroutine, Sequence
 from types import SimpleNamespace
@@ -97,6 +98,7 @@ class Sockets(TransportFactory):
         self._addresses = addresses
         self.other_addresses: list[Address] = []
         """The addresses that are left to try if the attempt with the connected address fails."""
+        self._raw: socket.socket | None = None
         self._streams: tuple[_Reader, asyncio.StreamWriter] | None = None
         self._protocol: _Protocol | None = None
         self._transport: asyncio.Transport | None = None
@@ -104,23 +106,28 @@ class Sockets(TransportFactory):
         self.step = ""
         """The current step. The error of a timeout names this step."""
 
-    async def open(self) -> None:
-        """Looks up the name, connects and, with TLS, makes the handshake. aiormq does not do this, because aiormq would
-        log each failure."""
-        loop = asyncio.get_running_loop()
+    async def connect(self) -> None:
+        """Looks up the name and connects. The caller then calls `open` at once."""
         addresses = self._addresses
         if addresses is None:
             self.step = "resolving its name"
             addresses = await look_up(self._host, self._port)
         self.step = "connecting"
-        raw = await open_socket(addresses)
-        self.other_addresses = other_addresses(addresses, raw)
+        self._raw = await open_socket(addresses)
+        self.other_addresses = other_addresses(addresses, self._raw)
+
+    async def open(self) -> None:
+        """Makes the streams of the connected socket. With TLS, makes the handshake. aiormq does not do this, because
+        aiormq would log each failure."""
+        loop = asyncio.get_running_loop()
         self.step = "the TLS handshake" if self._tls else "connecting"
         reader = _Reader(loop=loop)
         reader.last_inbound = loop.time()
         self._protocol = protocol = _Protocol(reader, loop=loop)
         name = self._host if self._tls else None
-        transport, _ = await loop.create_connection(lambda: protocol, sock=raw, ssl=self._tls, server_hostname=name)
+        transport, _ = await loop.create_connection(
+            lambda: protocol, sock=self._raw, ssl=self._tls, server_hostname=name
+        )
         # asyncio's TLS transport pauses the protocol at `high`, its plain transport above `high`. With these values
         # each write that the transport cannot pass on at once pauses the protocol, and the protocol is resumed when
         # nothing is left. A plain transport passes bytes to the operating system. A TLS transport passes them to a

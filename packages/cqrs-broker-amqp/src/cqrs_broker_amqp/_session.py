@@ -124,21 +124,22 @@ class Session:
         """Connects, logs in, opens a channel and applies the option `declare` to the exchange.
 
         Args:
-            timeout: The seconds that `run` allows. If the host has further addresses, a server that sends nothing gets
-                only a share of this time for the log-in. The TLS handshake has no such limit.
+            timeout: The seconds that `run` allows. If the host has further addresses, the TLS handshake and the wait
+                for the server's first bytes of AMQP together get only a share of this time.
 
         Raises:
             ConnectError: The server has no publisher confirms, allows too few channels or sends nothing, or the
                 exchange cannot be declared or does not exist.
             Exception: Another exception of aiormq, asyncio or the operating system. `run` translates it.
         """
-        await self._sockets.open()
-        self._step = "logging in"
+        await self._sockets.connect()
         share = timeout / (1 + len(self.other_addresses))
         limit = asyncio.timeout(None)
         looking = asyncio.get_running_loop().call_later(share, self._leave_if_silent, limit)
         try:
             async with limit:
+                await self._sockets.open()
+                self._step = "logging in"
                 await self.connection.connect()
         except TimeoutError:
             if not limit.expired():
@@ -159,7 +160,8 @@ class Session:
         return await self._open_channel(declare=True)
 
     def _leave_if_silent(self, limit: asyncio.Timeout) -> None:
-        """Ends the log-in if the server has said nothing yet and the host has other addresses."""
+        """Ends the TLS handshake or the log-in if no AMQP has come from the server yet and the host has other
+        addresses."""
         if self.other_addresses and self._silent and not self.over:
             limit.reschedule(asyncio.get_running_loop().time())
 
