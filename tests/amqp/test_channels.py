@@ -223,7 +223,7 @@ async def test_writing_past_the_writer_task(rabbitmq: RabbitMQServer, exchange: 
             assert lane is not None
             lane.connection.sockets.on_drained(drained.set)
             proxy.stall("up")
-            while not lane.connection.sockets.writing:
+            while not lane.connection.sockets.must_wait():
                 some: list[Any] = [FakeDelivery() for _ in range(128)]
                 lane.send([(one, len(sent) + n, frames, b"", None, False) for n, one in enumerate(some)], 0.0)
                 sent += some

@@ -53,7 +53,7 @@ async def test_an_alarm_at_a_host_that_was_given_up_holds_for_no_other(
     """Neither for the next host, nor for the next pass."""
     hosts = ["127.0.0.1:1", "127.0.0.1:2"] if passes == 1 else ["127.0.0.1:1"]
     channel = Mock(in_flight=set(), spent=set(), alone=False, watched=True, open=True, take=list)
-    channel.connection = Mock(frame_max=2**17, sockets=Mock(writing=False))
+    channel.connection = Mock(frame_max=2**17, sockets=Mock(must_wait=lambda: False))
     sessions: list[Session] = []
 
     class Node(Session):

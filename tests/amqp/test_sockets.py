@@ -48,14 +48,13 @@ async def test_drained_is_told_when_nothing_waits(certificates: Certificates, en
     with slow_reader(serving, reads) as port:
         sockets = Sockets("127.0.0.1", port, trusting)
         await sockets.connect()
-        await sockets.open()
+        await sockets.start_tls()
         told: asyncio.Queue[bool] = asyncio.Queue()
-        sockets.on_drained(lambda: told.put_nowait(sockets.writing))
+        sockets.on_drained(lambda: told.put_nowait(sockets.must_wait()))
         for _ in range(5):
             reads.clear()
             sockets.write(b"x" * SIZE)
-            sockets.write(b"x")  # asyncio's TLS takes one write of any size, and no further one
-            assert sockets.writing
+            assert sockets.must_wait()
             sockets.write(b"heartbeat")
             assert told.empty()
             reads.set()

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import ssl
 from collections.abc import Callable, Coroutine, Sequence
 from types import SimpleNamespace
@@ -28,6 +27,7 @@ from aiormq.abc import ChannelFrame
 from aiormq.auth import AuthMechanism
 from aiormq.connection import TransportFactory
 from pamqp import commands
+from pamqp.heartbeat import Heartbeat
 from yarl import URL
 
 from cqrs_brokers.dialing import Address, BufferedReads, look_up, open_socket, other_addresses
@@ -44,6 +44,7 @@ LARGEST_FRAME = 16 * 2**20
 """A larger frame is refused, because it nearly always belongs to another protocol: RabbitMQ's default limit is 128
 KiB."""
 MOST_CHANNELS = 65_535
+_HEARTBEAT = pamqp.frame.marshal(Heartbeat(), 0)
 
 
 class _Reader(asyncio.StreamReader):
@@ -98,45 +99,46 @@ class Sockets(TransportFactory):
         self._addresses = addresses
         self.other_addresses: list[Address] = []
         """The addresses that are left to try if the attempt with the connected address fails."""
-        self._raw: socket.socket | None = None
         self._streams: tuple[_Reader, asyncio.StreamWriter] | None = None
         self._protocol: _Protocol | None = None
-        self._transport: asyncio.Transport | None = None
+        self._transport: asyncio.WriteTransport | None = None
+        self._plain: asyncio.Transport | None = None
+        """The transport of the TCP connection. Without TLS it is the same as `_transport`."""
         self._aborted = False
         self.step = ""
         """The current step. The error of a timeout names this step."""
 
     async def connect(self) -> None:
-        """Looks up the name and connects. The caller then calls `open` at once."""
+        """Looks up the name and connects. aiormq does not do this, because aiormq would log each failure."""
+        loop = asyncio.get_running_loop()
         addresses = self._addresses
         if addresses is None:
             self.step = "resolving its name"
             addresses = await look_up(self._host, self._port)
         self.step = "connecting"
-        self._raw = await open_socket(addresses)
-        self.other_addresses = other_addresses(addresses, self._raw)
-
-    async def open(self) -> None:
-        """Makes the streams of the connected socket. With TLS, makes the handshake. aiormq does not do this, because
-        aiormq would log each failure."""
-        loop = asyncio.get_running_loop()
-        self.step = "the TLS handshake" if self._tls else "connecting"
+        raw = await open_socket(addresses)
+        self.other_addresses = other_addresses(addresses, raw)
         reader = _Reader(loop=loop)
         reader.last_inbound = loop.time()
         self._protocol = protocol = _Protocol(reader, loop=loop)
-        name = self._host if self._tls else None
-        transport, _ = await loop.create_connection(
-            lambda: protocol, sock=self._raw, ssl=self._tls, server_hostname=name
-        )
-        # asyncio's TLS transport pauses the protocol at `high`, its plain transport above `high`. With these values
-        # each write that the transport cannot pass on at once pauses the protocol, and the protocol is resumed when
-        # nothing is left. A plain transport passes bytes to the operating system. A TLS transport passes them to a
-        # plain transport, which has a buffer of its own and takes no more when this buffer holds more than 64 KiB.
-        transport.set_write_buffer_limits(high=1 if self._tls else 0, low=0)
-        self._transport = transport
+        transport, _ = await loop.create_connection(lambda: protocol, sock=raw)
+        # Bytes that the operating system does not take at once pause the transport's protocol, until none is left.
+        transport.set_write_buffer_limits(high=0)
+        self._transport = self._plain = transport
         self._streams = reader, asyncio.StreamWriter(transport, protocol, reader, loop)
         if self._aborted:
             transport.abort()
+
+    async def start_tls(self) -> None:
+        """Makes the TLS handshake, if there is TLS."""
+        if self._tls is None:
+            return
+        assert self._streams is not None
+        self.step = "the TLS handshake"
+        writer = self._streams[1]
+        await writer.start_tls(self._tls, server_hostname=self._host)
+        self._transport = writer.transport
+        self._transport.set_write_buffer_limits(high=1, low=0)  # asyncio's TLS transport pauses at `high`, not above
 
     async def create(self, url: URL, **_: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """See `TransportFactory`. Returns the streams of the open socket."""
@@ -159,15 +161,24 @@ class Sockets(TransportFactory):
         return self._transport is not None and not self._transport.is_closing()
 
     def on_drained(self, drained: Callable[[], None]) -> None:
-        """Sets the function that is called when `writing` becomes False after it was True."""
+        """Sets the function that is called when no written bytes wait any more, after `must_wait` returned True."""
         if self._protocol is not None:
-            self._protocol.drained = drained
+            self._protocol.drained = lambda: None if self.must_wait() else drained()
 
-    @property
-    def writing(self) -> bool:
-        """Whether some written bytes still wait in the transport. With TLS the bytes in the buffer of the transport
-        below do not count."""
-        return self._transport is not None and bool(self._transport.get_write_buffer_size())
+    def must_wait(self) -> bool:
+        """Whether some written bytes still wait for the operating system.
+
+        With TLS they may all wait in the plain transport, and asyncio does not tell when they are gone. But the TLS
+        transport keeps further bytes until then. So this method writes a heartbeat, and asyncio tells when it is gone.
+        """
+        if self._transport is None or self._plain is None:
+            return False
+        if self._transport.get_write_buffer_size():
+            return True
+        if not self._plain.get_write_buffer_size():
+            return False
+        self._transport.write(_HEARTBEAT)
+        return True
 
     def write(self, frames: bytes) -> None:
         """Writes whole frames. aiormq's writer task also writes only whole frames, so the frames are not mixed up."""

@@ -7,9 +7,9 @@
 A *flush* writes the messages that are ready, up to about `FLUSH_BYTES`, with one write ("group commit"). Immediately
 before the write each of these messages is *handed over*: from then on it may be in RabbitMQ. Usually a flush runs in
 the next turn of the event loop. If no message is in flight, the flush runs at once. In a burst of messages a flush also
-runs at once, so that the server works while the rest of the burst is rendered. The next flush waits until the transport
-has passed on all bytes of the write (`Sockets.writing`). So while a connection stalls, no further messages are handed
-over. The messages that wait are proven not sent.
+runs at once, so that the server works while the rest of the burst is rendered. The next flush waits until the operating
+system has taken all bytes of the write (`Sockets.must_wait`). So while a connection stalls, no further messages are
+handed over. The messages that wait are proven not sent.
 
 On a new channel a single message is sent first, for this reason: if the exchange is wrong or a permission is missing,
 RabbitMQ closes the channel and does not say which message was the cause. A message is known to be the cause if no other
@@ -66,7 +66,7 @@ __all__ = ["Publisher"]
 
 FLUSH_BYTES = 512 * 1024
 """The approximate limit of one write, in bytes: the message that reaches this size is the last one of the write. So
-about this many written bytes at most wait in a stalled connection, and with TLS about twice as many."""
+about this many written bytes at most wait in a stalled connection."""
 BURST = 128
 """Each time the outbox reaches a multiple of this number of messages, `submit` runs a flush at once, instead of in the
 next turn of the event loop."""
@@ -255,7 +255,7 @@ class Publisher:
         channel, session, loop, outbox = self._channel, self._session, self._loop, self._outbox
         if channel is None or session is None or loop is None or self._state is not State.OPEN or not channel.open:
             return
-        if channel.connection.sockets.writing:  # the next flush runs when the bytes are written (`on_drained`)
+        if channel.connection.sockets.must_wait():  # the next flush runs when the bytes are written (`on_drained`)
             return
         in_flight = channel.in_flight
         if channel.alone and in_flight:

@@ -138,7 +138,7 @@ class Session:
         looking = asyncio.get_running_loop().call_later(share, self._leave_if_silent, limit)
         try:
             async with limit:
-                await self._sockets.open()
+                await self._sockets.start_tls()
                 self._step = "logging in"
                 await self.connection.connect()
         except TimeoutError:
