@@ -153,7 +153,9 @@ class WireSound(PipelinedDriver):
             self._in_flight.pop(number).release()
 
     def has_room(self) -> bool:
-        return self._writer is not None and self._writer.transport.get_write_buffer_size() < 64 * 1024
+        if self._writer is None or self._writer.transport.is_closing():  # a broken transport has an empty buffer
+            return False
+        return self._writer.transport.get_write_buffer_size() < 64 * 1024
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
         text = "the server closed the connection"
@@ -321,6 +323,23 @@ class BlocksOnTheWire(WireSound):
 
         time.sleep(4)
         await super().close(grace)
+
+
+class WritesInTheAttempt(WireSound):
+    """Writes what waits before the server's welcome, and takes answers in order, also those of the next attempt."""
+
+    caught_by = ("delivery.failed-attempt-confirms-nothing",)
+
+    async def greet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writer = writer
+        asyncio.get_running_loop().call_soon(self.flush)
+        await super().greet(reader, writer)
+
+    def understood(self, line: bytes) -> bool:
+        if line.startswith(b"OK") and self._in_flight:
+            self._in_flight.pop(next(iter(self._in_flight))).confirm()
+            return True
+        return super().understood(line)
 
 
 class ForgetsTheLate(WireSound):

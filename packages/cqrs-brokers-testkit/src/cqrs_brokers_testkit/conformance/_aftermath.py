@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from functools import partial
+from typing import Literal
 
-from cqrs_brokers import Broker, NotDeliveredError, Receipt
+from cqrs_brokers import Broker, Message, NotDeliveredError, Receipt
 from cqrs_brokers_testkit.conformance._case import (
+    CaseFailed,
     Context,
     NotApplicable,
     Unsupported,
@@ -20,6 +23,7 @@ from cqrs_brokers_testkit.conformance._case import (
     tally,
 )
 from cqrs_brokers_testkit.conformance._upkeep import deliveries
+from cqrs_brokers_testkit.proxy import FaultProxy, ProxyConnection
 
 _SETTLE = 1.0
 """Within this many seconds after a fault the bytes arrive that were in a socket."""
@@ -97,6 +101,97 @@ async def late_answers_confirm_nothing_new(ctx: Context) -> None:
     for sent, ends, where in ((early, told, topic), (late, outcomes, other)):
         received = sum(isinstance(each, Receipt) for each in ends)
         check_truth(sent, ends, await ctx.read_those_of(sent, where, 1 + received))
+
+
+_PLACES = 4
+"""In this many places the answers of an attempt to connect are cut off, beginning with the last."""
+_TRIES_WITHIN = 4.0
+
+
+def _half_way(connection: ProxyConnection, asks: int, answers: int) -> None:
+    """Lets so many bytes through in each direction, and nothing more."""
+    left = {"up": asks, "down": answers}
+
+    def let(way: Literal["up", "down"]) -> Callable[[bytes], bytes]:
+        def some(data: bytes) -> bytes:
+            passed, left[way] = data[: left[way]], max(0, left[way] - len(data))
+            return passed
+
+        return some
+
+    connection.rewrite(let("up"), "up")
+    connection.rewrite(let("down"), "down")
+
+
+async def _connected(ctx: Context) -> tuple[Broker, int, list[int]]:
+    """Connects a broker. Returns also how many bytes its connection needs upwards, and the places where the answers can
+    be cut off: how many bytes came before each of the last answers."""
+    answers: dict[ProxyConnection, list[int]] = {}
+
+    def watch(connection: ProxyConnection) -> None:
+        sizes = answers[connection] = [0]
+
+        def note(data: bytes) -> bytes:
+            sizes.append(sizes[-1] + len(data))
+            return data
+
+        connection.rewrite(note)
+
+    ctx.proxy.on_connection = watch
+    try:
+        broker = ctx.open(connect_timeout=0.7, delivery_timeout=15.0, max_in_flight_bytes=2**27)
+        await broker.connect()
+        places = max(answers.values(), key=len, default=[0])[:-1]
+    finally:
+        ctx.proxy.on_connection = None
+    await asyncio.sleep(0.1)  # the proxy counts what it has passed on
+    return broker, max((each.bytes_up for each in answers), default=0), places[-_PLACES:]
+
+
+async def _has_accepted(proxy: FaultProxy, count: int) -> bool:
+    return proxy.accepted >= count
+
+
+@case(
+    "delivery.failed-attempt-confirms-nothing",
+    "fault",
+    needs=["proxy", "read_back"],
+    capability="confirms",
+    limit=90.0,
+    waits=True,
+)
+async def failed_attempt_confirms_nothing(ctx: Context) -> None:
+    """If an attempt to connect again fails before its end, a message that was written in it is not confirmed later."""
+    broker, asks, places = await _connected(ctx)
+    proxy, topic, failed = ctx.proxy, await ctx.known_topic(broker), 0
+    messages: list[Message] = []
+    outcomes: list[object] = []
+    for place in reversed(places):
+        known = proxy.accepted
+        sent = [ctx.message(topic, bytes([n]) * 60_000) for n in range(200)]
+        for connection in list(proxy.connections):  # more than the sockets hold waits in the driver
+            await ctx.do(lambda connection=connection: connection.stall("up"))  # type: ignore[misc]
+        proxy.on_connection = partial(_half_way, asks=asks, answers=place)
+        try:
+            sends = [asyncio.ensure_future(outcome_of(broker.send_message(each))) for each in sent]
+            await asyncio.sleep(0.3)
+            await ctx.do(proxy.reset)
+            with contextlib.suppress(CaseFailed):
+                await ctx.wait_for(partial(_has_accepted, proxy, known + 2), _TRIES_WITHIN, "no second attempt")
+        finally:
+            proxy.on_connection = None
+        if await _has_accepted(proxy, known + 2):
+            failed += 1
+        else:  # what came was enough for the driver
+            await ctx.do(proxy.reset)
+        # The answers to later messages must not be taken for answers to these.
+        await ctx.works_again(broker, topic, ctx.harness.notices_within)
+        messages += sent
+        outcomes += await asyncio.gather(*sends)
+    if not failed:
+        raise NotApplicable("its broker says nothing while a client connects")
+    received = sum(isinstance(outcome, Receipt) for outcome in outcomes)
+    check_truth(messages, outcomes, await ctx.read(topic, 1 + received))
 
 
 _SMALL, _TOGETHER = 4_000, 2**24
