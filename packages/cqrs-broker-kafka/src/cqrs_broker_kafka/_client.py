@@ -1,7 +1,6 @@
 """The parts of aiokafka that the plugin uses: connections, requests and their types, errors, codecs, a checksum.
 
-The other modules get aiokafka's classes from this module. The only exception is `_options`, which imports the base
-class of token providers.
+The other modules get aiokafka's classes from this module. Only `_options` imports the base class of token providers.
 
 We use aiokafka's class `AIOKafkaConnection`, but neither aiokafka's client nor its producer. aiokafka's code negotiates
 versions and logs in. Only the messages for a login with OAUTHBEARER come from our code (`_TokenLogin`). After the first
@@ -234,6 +233,8 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
                 await self._do_version_lookup()
             if options.security_protocol.startswith("SASL_"):
                 await self._do_sasl_handshake()
+            if not self.connected():  # the broker closed it directly after its last answer
+                raise KafkaConnectionError
         except BaseException:
             self.drop()
             raise
@@ -348,8 +349,7 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
 
     async def ended(self) -> None:
         """Waits until the transport is closed, for at most 0.2 s. The caller must have called `drop()`."""
-        if self._closed_fut is not None:
-            await asyncio.wait((self._closed_fut,), timeout=0.2)
+        await asyncio.wait((self._closed_fut,), timeout=0.2)
 
 
 class _TokenLogin:
