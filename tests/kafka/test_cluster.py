@@ -2,9 +2,14 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
+from cqrs_broker_kafka import KafkaOptions
+from cqrs_broker_kafka._client import Connection
+from cqrs_broker_kafka._inspection import KafkaInspection
+from cqrs_broker_kafka._settings import KafkaSettings
 from cqrs_brokers import (
     BackpressureError,
     BrokerClosedError,
@@ -18,6 +23,7 @@ from cqrs_brokers import (
     UnreachableError,
     open_broker,
 )
+from cqrs_brokers.url import BrokerURL, Host
 from cqrs_brokers_testkit.kafka_mock import KafkaMock
 from cqrs_brokers_testkit.leaks import no_leaks
 from cqrs_brokers_testkit.readers import drain_topic
@@ -284,3 +290,26 @@ async def test_all_nodes_dead_is_said(kafka_nodes: KafkaCluster, unique_name: Na
         assert (await broker.send_message(Message("E", topic, {}, key="k"))).confirmed
         health = await broker.health()
         assert (health.ok, health.last_error) == (True, None)
+
+
+@pytest.mark.parametrize("first", [1, 2, 3])
+async def test_the_inspection_asks_a_node_about_itself(
+    kafka_nodes: KafkaCluster, unique_name: Name, monkeypatch: pytest.MonkeyPatch, first: int
+) -> None:
+    """Whether a missing topic would be created is found out, whichever node is connected first."""
+    connect = Connection.open.__func__  # type: ignore[attr-defined] # of a class method
+
+    async def in_order(cls: type[Connection], settings: KafkaSettings, host: Host, closed: Any = None) -> Connection:
+        if host.port != kafka_nodes.nodes[first - 1].ports["PLAINTEXT"]:
+            await asyncio.sleep(0.5)
+        made: Connection = await connect(cls, settings, host, closed)
+        return made
+
+    monkeypatch.setattr(Connection, "open", classmethod(in_order))
+    inspection = KafkaInspection(KafkaSettings(BrokerURL.parse(kafka_nodes.url), KafkaOptions()))
+    topic = unique_name("missing")
+    levels = {finding.level async for finding in inspection.server(inspection.endpoints())}
+    assert levels == {"ok", "unseen"}
+    (finding,) = [finding async for finding in inspection.topic(topic)]
+    await inspection.close()
+    assert finding.text == "there is no such topic"

@@ -115,8 +115,8 @@ class KafkaInspection(Inspection):
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
         self._options = settings.options
-        self._connections: list[Connection] = []
-        """Connections to the nodes that can be reached. Questions about topics use the first connection."""
+        self._connections: dict[int, Connection] = {}
+        """Connections to the nodes that can be reached, by the nodes' ids. Questions about topics use the first one."""
         self._unreachable: set[int] = set()
         """The ids of nodes that the cluster advertises, but that cannot be reached."""
 
@@ -126,7 +126,7 @@ class KafkaInspection(Inspection):
 
     async def close(self) -> None:
         """See `Inspection.close`."""
-        connections, self._connections = self._connections, []
+        connections, self._connections = self._connections.values(), {}
         for connection in connections:
             connection.drop()
         await asyncio.gather(*(connection.ended() for connection in connections))
@@ -155,7 +155,7 @@ class KafkaInspection(Inspection):
         async for finding in self._nodes({number: Host(name, port) for number, name, port, *_ in cluster.brokers}):
             yield finding
         if self._connections:
-            async for finding in self._node(self._connections[0]):
+            async for finding in self._node(next(iter(self._connections.values()))):
                 yield finding
             yield Finding("server", "unseen", "", _QUOTAS, _SEE_QUOTAS)
 
@@ -176,7 +176,7 @@ class KafkaInspection(Inspection):
     async def _nodes(self, nodes: Mapping[int, Host]) -> AsyncIterator[Finding]:
         """Checks whether the addresses that the cluster advertises can be reached. Messages go to these addresses,
         which may differ from those of the bootstrap servers."""
-        tried = await asyncio.gather(*(self._reach(host) for host in nodes.values()))
+        tried = await asyncio.gather(*(self._reach(number, host) for number, host in nodes.items()))
         for (number, host), one in zip(nodes.items(), tried, strict=True):
             subject = f"node {number} at {host}"
             if isinstance(one, Connection):
@@ -187,14 +187,14 @@ class KafkaInspection(Inspection):
                 remedy = "check the node's advertised.listeners, and DNS and network from here"
                 yield Finding("tcp", "warn" if self._connections else "fail", subject, text, remedy)
 
-    async def _reach(self, host: Host) -> Connection | ConnectError:
+    async def _reach(self, number: int, host: Host) -> Connection | ConnectError:
         try:
             async with asyncio.timeout(self._options.connect_timeout):
                 connection = await Connection.open(self._settings, host)
         except Exception as error:
             finding: ConnectError = judge_greeting(error, host, self._settings).error
             return finding
-        self._connections.append(connection)
+        self._connections[number] = connection
         return connection
 
     async def _node(self, connection: Connection) -> AsyncIterator[Finding]:
@@ -234,13 +234,13 @@ class KafkaInspection(Inspection):
 
     async def topic(self, topic: str, /) -> AsyncIterator[Finding]:
         """See `Inspection.topic`."""
-        if not self._connections or not self._connections[0].connected():
+        node, connection = next(iter(self._connections.items()), (-1, None))
+        if connection is None or not connection.connected():
             raise UnreachableError("the connection was lost")
-        connection = self._connections[0]
         answer = await _answer(connection.send(_TopicMetadata(topic)))
         code, _, _, partitions, operations = answer.topics[0]
         if code == _UNKNOWN_TOPIC:
-            yield await self._missing(connection, answer.brokers[0][0], topic)
+            yield await self._missing(connection, node, topic)
             return
         if code == _FORBIDDEN:
             text = "the user may not see the topic, or there is none"
@@ -262,6 +262,8 @@ class KafkaInspection(Inspection):
             yield finding
 
     async def _missing(self, connection: Connection, node: int, topic: str) -> Finding:
+        """Finds whether the cluster would create the topic. A node tells only its own settings, so `node` must be the
+        node of the connection."""
         names = ["auto.create.topics.enable", "num.partitions", "default.replication.factor"]
         settings = await self._describe(connection, _NODE, str(node), names)
         if settings is not None and settings.get("auto.create.topics.enable") == "true":
