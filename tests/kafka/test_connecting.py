@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -165,6 +166,20 @@ async def test_an_address_that_drops_packets(unused_tcp_port: int) -> None:
         with pytest.raises(UnreachableError, match="does not answer: check address and network"):
             await broker.connect()
         await broker.close(1)
+
+
+@pytest.mark.parametrize("options", ["", "?security_protocol=SSL"], ids=["plain", "TLS"])
+async def test_an_address_to_which_there_is_no_way(monkeypatch: pytest.MonkeyPatch, options: str) -> None:
+    """Nobody took the connection, with TLS either, and the text does not say so."""
+
+    async def no_way(addresses: object, *, timeout: float | None = None) -> socket.socket:
+        raise OSError(errno.EHOSTUNREACH, "No route to host")
+
+    monkeypatch.setattr("cqrs_broker_kafka._client.open_socket", no_way)
+    broker = open_broker(f"kafka://127.0.0.1:9092{options}", connect_timeout=1.0)
+    with pytest.raises(UnreachableError, match=r"127\.0\.0\.1:9092 cannot be reached \(No route to host\)"):
+        await broker.connect()
+    await broker.close()
 
 
 @pytest.fixture

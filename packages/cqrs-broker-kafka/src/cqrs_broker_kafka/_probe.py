@@ -301,7 +301,7 @@ def _judge(error: BaseException, host: Host, settings: KafkaSettings) -> Finding
         return Finding(ProtocolError(text, remedy="check security_protocol"), inferred=True)
     if isinstance(error, TimeoutError | errors.RequestTimedOutError):
         return Finding(UnreachableError(f"{host} does not answer", remedy="check address and network"))
-    if options.tls and isinstance(error, OSError | errors.KafkaConnectionError):
+    if options.tls and isinstance(error, ConnectionError | ssl.SSLError | errors.KafkaConnectionError):
         text = f"{host} closes the connection in the TLS handshake: is this its TLS port? Check security_protocol"
         return Finding(TLSError(text), inferred=True)
     if isinstance(error, errors.KafkaConnectionError):
