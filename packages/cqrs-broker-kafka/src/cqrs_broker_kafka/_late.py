@@ -28,9 +28,10 @@ def why(topic: Topic | None, delivery: Delivery, *, handed: bool, now: float) ->
     """
     if topic is None:
         return None
-    partition = topic.find(delivery.message.key)
+    holders = topic.holders(delivery.message.key, handed=handed)
     if handed:
-        last = None if partition is None else partition.last
+        answers = {each.last for each in holders}
+        last = answers.pop() if len(answers) == 1 else None
         if last is None:
             return None
         return DeliveryTimeoutError(
@@ -39,7 +40,9 @@ def why(topic: Topic | None, delivery: Delivery, *, handed: bool, now: float) ->
     if topic.unknown_since is not None:
         text = "the topic did not exist at the deadline: create it"
         return DestinationNotFoundError(text)
-    return None if partition is None else _why_it_waits(partition, now)
+    if len(holders) > 1 and not all(each.stuck for each in holders):
+        return None
+    return _why_it_waits(holders[0], now) if holders else None
 
 
 def _why_it_waits(partition: Partition, now: float) -> DeliveryError | None:

@@ -93,14 +93,14 @@ class Topic:
         self._sticky = partition.number
         return partition
 
-    def find(self, key: str | None) -> Partition | None:
-        """The partition that most likely holds a message with this key. Without a key this is the first stuck
-        partition. The result is None if no partition is known, or if no partition is stuck and there is no key."""
-        if not self.partitions:
-            return None
+    def holders(self, key: str | None, *, handed: bool) -> list[Partition]:
+        """The partitions that may hold a message with this key. Without a key these are all partitions with a batch, if
+        the message was handed over, else those with records that are in no batch, or all if there are none."""
         if key is not None:
-            return self.partition(key)
-        return next((each for each in self.partitions if each.stuck), None)
+            return [self.partition(key)] if self.partitions else []
+        if handed:
+            return [each for each in self.all_partitions() if each.batch is not None]
+        return [each for each in self.partitions if each.pending.parts] or self.partitions
 
     def found(self, count: int) -> None:
         """Called when an answer says that the topic has this many partitions.
