@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from cqrs_brokers import DeliveryError, Message, open_broker
-from tests.kafka.stub import SASL_AUTHENTICATE, VERSIONS, stub_kafka
+from cqrs_brokers import DeliveryError, Message, UnreachableError, open_broker
+from tests.kafka.stub import PRODUCER_ID, SASL_AUTHENTICATE, VERSIONS, stub_kafka
 
 LOGIN = "&security_protocol=SASL_PLAINTEXT&sasl_plain_username=u&sasl_plain_password=p"
 
@@ -25,3 +25,13 @@ async def test_a_node_that_hangs_up_after_its_last_answer(step: int, options: st
                 await broker.send_message(Message("n", "t", 1, key="k"))
             node.hangs_up_after = None
             assert (await broker.send_message(Message("n", "t", 1, key="k"))).offset == 5
+
+
+async def test_no_producer_id_within_the_time_of_a_request() -> None:
+    """The text names the time for which we have waited, also when a request may take less than the whole connect()."""
+    async with stub_kafka() as node:
+        node.answers[PRODUCER_ID] = lambda: None
+        broker = open_broker(f"{node.url}?request_timeout_ms=1000")
+        with pytest.raises(UnreachableError, match=r"node 1 .* gave no producer id within 1(\.\d)? s"):
+            await broker.connect()
+        await broker.close()

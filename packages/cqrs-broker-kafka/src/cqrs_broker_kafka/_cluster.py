@@ -110,7 +110,7 @@ class Cluster:
                         return
                     await asyncio.sleep(ID_PAUSE)
         except TimeoutError as error:
-            raise self._why_unreachable(reached) from error
+            raise self._why_unreachable(reached, until) from error
         except (OSError, errors.KafkaError) as error:
             text = f"the cluster answered, but gave no producer id ({type(error).__name__}): see the logs of its nodes"
             raise UnreachableError(text) from error
@@ -140,8 +140,9 @@ class Cluster:
         await asyncio.sleep(ID_PAUSE)
         return None
 
-    def _why_unreachable(self, reached: Node | None) -> UnreachableError:
+    def _why_unreachable(self, reached: Node | None, until: float) -> UnreachableError:
         timeout = self._settings.options.connect_timeout
+        timeout -= max(0.0, round(until - self._loop.time(), 1))  # `request_timeout_ms` may be shorter
         if reached is not None:
             return UnreachableError(
                 f"node {reached.number} of the cluster was reached, but gave no producer id within "
