@@ -1,11 +1,14 @@
 """What a real Kafka does only at a moment that no test can choose: a node of our own does it on demand."""
 
 import asyncio
+import itertools
+import struct
 
 import pytest
+from aiokafka.abc import AbstractTokenProvider
 
-from cqrs_brokers import DeliveryError, Message, UnreachableError, open_broker
-from tests.kafka.stub import PRODUCER_ID, SASL_AUTHENTICATE, VERSIONS, stub_kafka
+from cqrs_brokers import AuthenticationError, DeliveryError, Message, UnreachableError, open_broker
+from tests.kafka.stub import PRODUCER_ID, SASL_AUTHENTICATE, SASL_HANDSHAKE, VERSIONS, stub_kafka, text
 
 LOGIN = "&security_protocol=SASL_PLAINTEXT&sasl_plain_username=u&sasl_plain_password=p"
 
@@ -34,4 +37,38 @@ async def test_no_producer_id_within_the_time_of_a_request() -> None:
         broker = open_broker(f"{node.url}?request_timeout_ms=1000")
         with pytest.raises(UnreachableError, match=r"node 1 .* gave no producer id within 1(\.\d)? s"):
             await broker.connect()
+        await broker.close()
+
+
+async def test_a_node_that_refuses_the_password_that_the_bootstrap_server_takes() -> None:
+    """Trying again would not help, so it is told at once, and not as an address that cannot be reached."""
+    answers = itertools.chain([struct.pack(">hhi", 0, -1, 0)], itertools.repeat(struct.pack(">hhi", 58, -1, 0)))
+    async with stub_kafka() as node:
+        node.answers[SASL_AUTHENTICATE] = lambda: next(answers)
+        broker = open_broker(f"{node.url}?connect_timeout=5s{LOGIN}")
+        async with asyncio.timeout(2):
+            with pytest.raises(AuthenticationError, match="refuses the user or the password"):
+                await broker.connect()
+        await broker.close()
+
+
+class OneToken(AbstractTokenProvider):  # type: ignore[misc]
+    """Gives one token only."""
+
+    def __init__(self) -> None:
+        self.tokens = ["token"]
+
+    async def token(self) -> str:
+        return self.tokens.pop()
+
+
+async def test_no_token_for_the_node_after_one_for_the_bootstrap_server() -> None:
+    """It is told as that, at once."""
+    async with stub_kafka() as node:
+        node.answers[SASL_HANDSHAKE] = lambda: struct.pack(">hi", 0, 1) + text("OAUTHBEARER")
+        url = f"{node.url}?connect_timeout=5s&security_protocol=SASL_PLAINTEXT&sasl_mechanism=OAUTHBEARER"
+        broker = open_broker(url, sasl_oauth_token_provider=OneToken())
+        async with asyncio.timeout(2):
+            with pytest.raises(UnreachableError, match=r"there is no token .* token provider raised IndexError"):
+                await broker.connect()
         await broker.close()

@@ -24,7 +24,7 @@ from ._client import Connection, TokenError, errors, why_unsupported
 from ._metadata import Metadata
 from ._node import Node
 from ._partition import Partition, State
-from ._probe import first_that_answers
+from ._probe import first_that_answers, judge_greeting
 from ._settings import KafkaSettings
 from ._topic import Topic
 
@@ -106,7 +106,9 @@ class Cluster:
                 while reached is None:
                     reached = await self._reach_a_node()
                 while self._settings.options.enable_idempotence:
-                    if await self._ask_for_id(reached.connection or await reached.open()):
+                    if reached.connection is None:
+                        raise ConnectionResetError
+                    if await self._ask_for_id(reached.connection):
                         return
                     await asyncio.sleep(ID_PAUSE)
         except TimeoutError as error:
@@ -120,6 +122,7 @@ class Cluster:
 
         Raises:
             ProtocolError: A node is too old.
+            ConnectError: All attempts failed, and for one node a person must act, or the token provider gave no token.
         """
         attempts = {self._tasks.spawn(node.open()): node for node in self.nodes.values()}
         for attempt in attempts:
@@ -137,6 +140,12 @@ class Cluster:
         finally:
             for attempt in waiting:
                 attempt.cancel()
+        for attempt, node in attempts.items():
+            error = attempt.exception()
+            assert error is not None
+            finding = judge_greeting(error, node.host, self._settings)
+            if not finding.inferred and (finding.error.permanent or isinstance(error, TokenError)):
+                raise finding.error
         await asyncio.sleep(ID_PAUSE)
         return None
 
