@@ -17,6 +17,11 @@ def text(value: str) -> bytes:
     return struct.pack(">h", len(value)) + value.encode()
 
 
+def produced(code: int = 0) -> bytes:
+    """An answer for partition 0, as of version 8."""
+    return struct.pack(">i", 1) + text("t") + struct.pack(">iihqqqihi", 1, 0, code, 5, -1, 0, 0, -1, 0)
+
+
 class StubKafka:
     """Node 1, which leads the only partition of the topic `t`.
 
@@ -37,7 +42,7 @@ class StubKafka:
             SASL_AUTHENTICATE: lambda: struct.pack(">hhi", 0, -1, 0),
             METADATA: self.metadata,
             PRODUCER_ID: lambda: struct.pack(">ihqh", 0, 0, 7, 0),
-            PRODUCE: lambda: struct.pack(">i", 1) + text("t") + struct.pack(">iihqqqihi", 1, 0, 0, 5, -1, 0, 0, -1, 0),
+            PRODUCE: produced,
         }
         self._writers: set[asyncio.StreamWriter] = set()
         self._servers: list[asyncio.Server] = []

@@ -3,13 +3,35 @@
 import asyncio
 import itertools
 import struct
+from types import SimpleNamespace
 
 import pytest
 from aiokafka.abc import AbstractTokenProvider
 
-from cqrs_brokers import AuthenticationError, DeliveryError, Message, UnreachableError, open_broker
-from tests.kafka.stub import PRODUCER_ID, SASL_AUTHENTICATE, SASL_HANDSHAKE, VERSIONS, stub_kafka, text
+from cqrs_broker_kafka import _cluster
+from cqrs_broker_kafka._client import Connection
+from cqrs_broker_kafka._settings import KafkaSettings
+from cqrs_brokers import (
+    AuthenticationError,
+    DeliveryError,
+    DeliveryUnknownError,
+    Message,
+    UnreachableError,
+    open_broker,
+)
+from cqrs_brokers.url import Host
+from tests.kafka.stub import (
+    PRODUCE,
+    PRODUCER_ID,
+    SASL_AUTHENTICATE,
+    SASL_HANDSHAKE,
+    VERSIONS,
+    produced,
+    stub_kafka,
+    text,
+)
 
+INVALID_PRODUCER_EPOCH = 47
 LOGIN = "&security_protocol=SASL_PLAINTEXT&sasl_plain_username=u&sasl_plain_password=p"
 
 
@@ -72,3 +94,27 @@ async def test_no_token_for_the_node_after_one_for_the_bootstrap_server() -> Non
             with pytest.raises(UnreachableError, match=r"there is no token .* token provider raised IndexError"):
                 await broker.connect()
         await broker.close()
+
+
+async def test_a_log_in_that_breaks_while_a_producer_id_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """aiokafka's SCRAM code raises a ValueError for a wrong answer: the question is put again."""
+    connect = Connection.open
+    asked = 0
+
+    async def wrong_once(settings: KafkaSettings, host: Host) -> Connection:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            raise ValueError("Server sent wrong signature!")
+        return await connect(settings, host)
+
+    monkeypatch.setattr(_cluster, "Connection", SimpleNamespace(open=wrong_once))
+    async with stub_kafka() as node:
+        async with open_broker(f"{node.url}?delivery_timeout=2s") as broker:
+            node.answers[PRODUCE] = lambda: produced(INVALID_PRODUCER_EPOCH)
+            with pytest.raises(DeliveryUnknownError):
+                await broker.send_message(Message("n", "t", 1, key="k"))
+            node.answers[PRODUCE] = produced
+            node.answers[PRODUCER_ID] = lambda: struct.pack(">ihqh", 0, 0, 8, 0)
+            assert (await broker.send_message(Message("n", "t", 1, key="k"))).offset == 5
+    assert asked == 2

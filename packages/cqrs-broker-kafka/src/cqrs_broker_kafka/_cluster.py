@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -204,17 +205,13 @@ class Cluster:
 
     async def _renew_id_once(self) -> bool:
         for host in self._addresses():
-            try:
+            with contextlib.suppress(Exception):  # aiokafka's code for a log-in may raise any error
                 connection = await Connection.open(self._settings, host)
-            except (OSError, errors.KafkaError, TokenError):
-                continue
-            try:
-                if await self._ask_for_id(connection):
-                    return True
-            except (OSError, errors.KafkaError, ConnectError):
-                continue
-            finally:
-                connection.drop()
+                try:
+                    if await self._ask_for_id(connection):
+                        return True
+                finally:
+                    connection.drop()
         return False
 
     async def _ask_for_id(self, connection: Connection) -> bool:
