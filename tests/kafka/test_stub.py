@@ -30,6 +30,7 @@ from tests.kafka.stub import (
     stub_kafka,
     text,
 )
+from tests.kafka.test_requests import node_of
 
 INVALID_PRODUCER_EPOCH = 47
 LOGIN = "&security_protocol=SASL_PLAINTEXT&sasl_plain_username=u&sasl_plain_password=p"
@@ -118,3 +119,33 @@ async def test_a_log_in_that_breaks_while_a_producer_id_is_asked_for(monkeypatch
             node.answers[PRODUCER_ID] = lambda: struct.pack(">ihqh", 0, 0, 8, 0)
             assert (await broker.send_message(Message("n", "t", 1, key="k"))).offset == 5
     assert asked == 2
+
+
+async def test_a_connection_without_answers_that_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With acks=0 the end of the old connection is noticed late: the new one stays, and its messages are confirmed."""
+    noticed = asyncio.Event()
+
+    async def written() -> None:
+        await noticed.wait()
+        raise ConnectionResetError
+
+    async with stub_kafka() as node:
+        node.answers[PRODUCE] = lambda: None
+        async with open_broker(f"{node.url}?acks=0&enable_idempotence=false&allow_unsafe=true") as broker:
+            await broker.send_message(Message("n", "t", 1, key="k"))
+            ours = node_of(broker)
+            assert ours.connection is not None
+            monkeypatch.setattr(ours.connection, "written", written)
+            first = asyncio.create_task(broker.send_message(Message("n", "t", 1, key="k")))
+            await asyncio.sleep(0.01)
+            node.hang_up()
+            with pytest.raises(DeliveryUnknownError):
+                await first
+            second = asyncio.create_task(broker.send_message(Message("n", "t", 1, key="k")))
+            async with asyncio.timeout(2):
+                while ours.idle:
+                    await asyncio.sleep(0.001)
+                new = ours.connection
+                noticed.set()
+                assert not (await second).confirmed
+            assert ours.connection is new

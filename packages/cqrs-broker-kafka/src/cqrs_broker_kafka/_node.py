@@ -257,13 +257,13 @@ class Node:
             self._draining = self._owner.tasks.spawn(self._drain())
 
     async def _drain(self) -> None:
-        while self._in_flight and self.connection is not None:
+        while self._in_flight and (connection := self.connection) is not None:
             requests = list(self._in_flight)
             try:
-                await self.connection.written()
+                await connection.written()
             except OSError:
-                self._drop_connection()
-                return
+                connection.drop()
+                continue  # there may be a new connection, with requests of its own
             for request in requests:
                 if request in self._in_flight:
                     self._in_flight.remove(request)
