@@ -149,3 +149,24 @@ async def test_a_connection_without_answers_that_is_replaced(monkeypatch: pytest
                 noticed.set()
                 assert not (await second).confirmed
             assert ours.connection is new
+
+
+async def test_a_node_that_moves_while_it_is_connected_to() -> None:
+    """The attempt at its old address, which does not answer any more, is not waited for."""
+    async with stub_kafka() as node:
+        async with open_broker(f"{node.url}?delivery_timeout=2s") as broker:
+            await broker.send_message(Message("n", "t", 1, key="k"))
+            ours, old = node_of(broker), node.advertised
+            new = await node.listen()
+
+            def silent() -> None:
+                node.answers[VERSIONS] = versions
+                asyncio.get_running_loop().call_soon(ours.moved, Host("127.0.0.1", new))
+
+            versions, node.answers[VERSIONS] = node.answers[VERSIONS], silent
+            node.asked.clear()
+            node.hang_up()
+            await asyncio.sleep(0.05)  # or the message would be written to a connection that is closed already
+            await broker.send_message(Message("n", "t", 1, key="k"))
+            assert (VERSIONS, old) in node.asked
+            assert {port for key, port in node.asked if key == PRODUCE} == {new}

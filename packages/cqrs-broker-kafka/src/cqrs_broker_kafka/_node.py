@@ -335,9 +335,13 @@ class Node:
             self.connection.drop()
 
     def moved(self, host: Host) -> None:
-        """Notes that the node has another address now, and drops the connection to the old address."""
+        """Notes that the node has another address now. Drops the connection to the old address, and ends an attempt to
+        connect to it."""
         self.host = host
         self._drop_connection()
+        drop_task(self._connecting)
+        self._connecting = None
+        self.write()
 
     def abandon(self) -> None:
         """Drops the connection, and then calls `Partition.lost` for each batch in flight."""
