@@ -11,6 +11,7 @@ from aiokafka.abc import AbstractTokenProvider
 from cqrs_broker_kafka import _cluster
 from cqrs_broker_kafka._client import Connection
 from cqrs_broker_kafka._settings import KafkaSettings
+from cqrs_broker_kafka._topic import Topic
 from cqrs_brokers import (
     AuthenticationError,
     DeliveryError,
@@ -170,3 +171,24 @@ async def test_a_node_that_moves_while_it_is_connected_to() -> None:
             await broker.send_message(Message("n", "t", 1, key="k"))
             assert (VERSIONS, old) in node.asked
             assert {port for key, port in node.asked if key == PRODUCE} == {new}
+
+
+async def test_a_fault_of_ours_while_metadata_are_read(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged as what it is, and the next answer is read."""
+    learn, faults = Topic.found, iter([RuntimeError("a fault of ours")])
+
+    def found(topic: Topic, count: int) -> None:
+        for fault in faults:
+            raise fault
+        learn(topic, count)
+
+    monkeypatch.setattr(Topic, "found", found)
+    async with stub_kafka() as node:
+        async with open_broker(f"{node.url}?delivery_timeout=2s") as broker:
+            await broker.send_message(Message("n", "t", 1, key="k"))
+    (logged,) = [record for record in caplog.records if record.name == "cqrs_broker_kafka.metadata"]
+    assert logged.getMessage() == "an answer with metadata cannot be used"
+    assert logged.exc_info is not None
+    assert logged.exc_info[0] is RuntimeError

@@ -86,11 +86,15 @@ class Metadata:
                     await self._wanted.wait()
             self._wanted.clear()
             self._hurry.clear()
+            missing, answer = True, None
             try:
-                missing = self._learnt(await self.ask(self._topics()))
+                answer = await self.ask(self._topics())
+                missing = self._learnt(answer)
             except Exception as error:
-                logger.info("no metadata from any node (the last one: %s)", type(error).__name__)
-                missing = True
+                if answer is None:
+                    logger.info("no metadata from any node (the last one: %s)", type(error).__name__)
+                else:  # a fault of ours must not end this task
+                    logger.exception("an answer with metadata cannot be used")
             if missing:
                 self._wanted.set()
             else:
