@@ -96,3 +96,15 @@ def test_a_partition_that_comes_back_keeps_its_order(owner: Owner) -> None:
     gone.answered(answer(gone.batch, UNKNOWN_TOPIC))  # type: ignore[arg-type]
     gone.resume()
     assert owner.written(2)[1] == [b"first", b"second", b"third"]
+
+
+def test_a_message_that_is_over_leaves_its_place(owner: Owner) -> None:
+    """The batch for the partition that is gone has no answer yet: what was sent before its deadline is let go."""
+    (partition,) = owner.topic.gone()
+    assert partition.batch is not None
+    delivery: Any = partition.batch.records.deliveries[0]
+    owner.topic.purge()
+    assert not delivery.released
+    delivery.expire()
+    owner.topic.purge()
+    assert delivery.released

@@ -168,10 +168,10 @@ class Topic:
             self._open()
 
     def purge(self) -> None:
-        """Removes records whose messages are over (`Delivery.done`) from the topic and from its present partitions
+        """Removes records whose messages are over (`Delivery.done`) from the topic and from its partitions
         (`Partition.purge`)."""
         self.waiting.purge()
-        for partition in self.partitions:
+        for partition in self.all_partitions():
             partition.purge()
 
     def gone(self) -> list[Partition]:
