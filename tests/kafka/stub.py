@@ -55,10 +55,11 @@ class StubKafka:
     def ports(self) -> list[int]:
         return [server.sockets[0].getsockname()[1] for server in self._servers]
 
-    def metadata(self) -> bytes:
+    def metadata(self, code: int = 0) -> bytes:
+        """An answer about node and topic. With a code the topic has no partition."""
         node = struct.pack(">iii", 0, 1, 1) + text("127.0.0.1") + struct.pack(">ih", self.advertised, -1)
-        partition = struct.pack(">ihiiiiiii", 1, 0, 0, 1, 1, 1, 1, 1, 0)
-        return node + text("c") + struct.pack(">iih", 1, 1, 0) + text("t") + b"\0" + partition
+        partitions = struct.pack(">ihiiiiiii", 1, 0, 0, 1, 1, 1, 1, 1, 0) if code == 0 else struct.pack(">i", 0)
+        return node + text("c") + struct.pack(">iih", 1, 1, code) + text("t") + b"\0" + partitions
 
     async def listen(self) -> int:
         """Begins to listen at one more port, and advertises it."""

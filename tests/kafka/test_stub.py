@@ -14,14 +14,17 @@ from cqrs_broker_kafka._settings import KafkaSettings
 from cqrs_broker_kafka._topic import Topic
 from cqrs_brokers import (
     AuthenticationError,
+    BackpressureError,
     DeliveryError,
     DeliveryUnknownError,
+    DestinationNotFoundError,
     Message,
     UnreachableError,
     open_broker,
 )
 from cqrs_brokers.url import Host
 from tests.kafka.stub import (
+    METADATA,
     PRODUCE,
     PRODUCER_ID,
     SASL_AUTHENTICATE,
@@ -33,7 +36,7 @@ from tests.kafka.stub import (
 )
 from tests.kafka.test_requests import node_of
 
-INVALID_PRODUCER_EPOCH = 47
+UNKNOWN_TOPIC, REQUEST_TIMED_OUT, INVALID_PRODUCER_EPOCH = 3, 7, 47
 LOGIN = "&security_protocol=SASL_PLAINTEXT&sasl_plain_username=u&sasl_plain_password=p"
 
 
@@ -192,3 +195,13 @@ async def test_a_fault_of_ours_while_metadata_are_read(
     assert logged.getMessage() == "an answer with metadata cannot be used"
     assert logged.exc_info is not None
     assert logged.exc_info[0] is RuntimeError
+
+
+@pytest.mark.parametrize("code", [UNKNOWN_TOPIC, REQUEST_TIMED_OUT])
+async def test_a_topic_about_which_the_cluster_says_nothing(code: int) -> None:
+    """Only an answer that the topic is not there ends its messages. After another they wait until the deadline."""
+    async with stub_kafka() as node:
+        node.answers[METADATA] = lambda: node.metadata(code)
+        async with open_broker(f"{node.url}?delivery_timeout=4s") as broker:
+            with pytest.raises(DestinationNotFoundError if code == UNKNOWN_TOPIC else BackpressureError):
+                await broker.send_message(Message("n", "t", 1, key="k"))

@@ -46,6 +46,9 @@ ID_PAUSE = 0.1
 _TOPIC_MISSING = "the topic does not exist, and the cluster has not created it: create it"
 
 _TOPIC_FORBIDDEN = "the user may not use the topic: grant it WRITE and DESCRIBE on the topic"
+_NO_PARTITIONS = frozenset({0, 3, 5, 38})
+"""Codes of a topic without partitions in a metadata response: no error, unknown, being created, and not created because
+there are too few nodes. After any other code messages wait, because the topic may exist."""
 _ID_COMES_LATER = frozenset({7, 13, 14, 15, 16, 51})
 """Error codes of InitProducerId for states that pass by themselves: the coordinator is loading, moving or busy, or does
 not answer."""
@@ -247,7 +250,7 @@ class Cluster:
                 self._missing(topic, PublishForbiddenError(_TOPIC_FORBIDDEN))
             elif code == 17:
                 self._missing(topic, InvalidMessageError("the broker refuses the topic's name: use another name"))
-            elif topic.busy:
+            elif topic.busy and code in _NO_PARTITIONS:
                 self._look_for(topic)
         self._owner.flush()
         # Some partitions have nothing to send now: the topic is gone, or the deadlines of the records have passed.
