@@ -157,6 +157,23 @@ def test_dsn_is_bootstrap_servers_as_text(arguments: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("dsn", "says"),
+    [
+        ("", "dsn must name at least one host:port"),
+        ("h1:9092,,h2:9092", "dsn must name at least one host:port"),
+        ("app:c4nary@h1:9092", "dsn has a user"),
+        (b"h1:9092", "dsn must name at least one host:port, each as text"),
+        (9092, "dsn must be text"),
+    ],
+)
+def test_a_wrong_dsn_is_named(dsn: object, says: str) -> None:
+    """The text names the argument that was given, and not the other one for the same hosts."""
+    with pytest.raises(ConfigError, match=says) as caught:
+        KafkaProducerAdapter(dsn=dsn)  # type: ignore[arg-type]
+    assert "bootstrap_servers" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("servers", "says"),
     [
         (["SASL_SSL://h1:9092", "SASL_SSL://h2:9092"], "leave it out, and give security_protocol=SASL_SSL"),

@@ -104,29 +104,29 @@ class KafkaProducerAdapter(ConnectionAdapter[KafkaOptions, KafkaSettings]):
     ) -> None:
         if (bootstrap_servers is None) == (dsn is None):
             raise ConfigError("give exactly one of bootstrap_servers and dsn (the same hosts as one text)")
-        if dsn is not None and "://" in dsn:
+        if isinstance(dsn, str) and "://" in dsn:
             url = BrokerURL.parse(dsn, source="dsn")
             if url.scheme != "kafka":
                 raise ConfigError(f"dsn: it must start with kafka://, not {url.scheme}://")
         else:
-            servers = dsn if bootstrap_servers is None else bootstrap_servers
-            url = BrokerURL.build("kafka", hosts=_hosts(servers))
+            hosts = _hosts("bootstrap_servers", bootstrap_servers) if dsn is None else _hosts("dsn", dsn)
+            url = BrokerURL.build("kafka", hosts=hosts)
         super().__init__(KafkaOptions, KafkaSettings, url, options, value_serializer, "" if dsn is None else "dsn")
 
 
-def _hosts(servers: object) -> list[str]:
+def _hosts(name: str, servers: object) -> list[str]:
     if isinstance(servers, str):
         servers = servers.split(",")
     if not isinstance(servers, Iterable):
-        raise ConfigError("bootstrap_servers must be text or a list of texts")
+        raise ConfigError(f"{name} must be text or a list of texts")
     hosts = list(servers)
     if not hosts or not all(isinstance(host, str) and host for host in hosts):
-        raise ConfigError("bootstrap_servers must name at least one host:port, each as text")
+        raise ConfigError(f"{name} must name at least one host:port, each as text")
     protocols = {host.partition("://")[0].strip().upper() for host in hosts if "://" in host}
     if protocols:
         named = sorted(protocols & {"SASL_PLAINTEXT", "SASL_SSL", "SSL"})
         instead = f", and give security_protocol={named[0]}" if named else ""
-        raise ConfigError(f"bootstrap_servers has a scheme in front of a host: leave it out{instead}")
+        raise ConfigError(f"{name} has a scheme in front of a host: leave it out{instead}")
     if any("@" in host for host in hosts):
-        raise ConfigError("bootstrap_servers has a user: give sasl_plain_username= and sasl_plain_password= instead")
+        raise ConfigError(f"{name} has a user: give sasl_plain_username= and sasl_plain_password= instead")
     return [host.strip() for host in hosts]
