@@ -30,7 +30,9 @@ HELD = {
     "docs/brokers/amqp.md: amqp://[user:password@]host[:port][,host[:port]…][/vhost][?option=value&…]": "a grammar",
     "docs/brokers/amqp.md: pip install cqrs-brokers-core cqrs-broker-amqp": INSTALL,
     "docs/brokers/kafka.md: pip install cqrs-brokers-core cqrs-broker-kafka": INSTALL,
-    "docs/brokers/kafka.md: records                     written by the node": "a drawing",
+    "docs/brokers/kafka.md: records                     written by the node": (
+        "tests/docs_reference/test_tables.py::test_the_figure_of_a_partition_is_that_of_the_code"
+    ),
     "docs/explanation/design.md: application ──Message──▶ Broker (core) ──Delivery──▶ driver (plugin) "
     "──▶ client library ──▶ Kafka, RabbitMQ, …": "a drawing",
     "docs/explanation/soak.md: nox -s soak -- amqp                # 1 000 000 receipts, 200 faults, about an hour": (

@@ -4,6 +4,7 @@ import importlib
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,10 @@ def test_the_event_on_the_wire_page_looks_as_it_is_shown():
     command = [sys.executable, "-W", "error", "-c", example[1]]
     printed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     assert printed.splitlines() == ["OrderPlaced 7", example[2].replace("\n ", "")]  # one line, broken on the page
+
+
+def test_the_figure_of_a_partition_is_that_of_the_code():
+    """Kafka's page shows the state machine as the docstring of its module does."""
+    figure = re.search(r"### The state machine.*?```text\n(.*?)```", (DOCS / "brokers" / "kafka.md").read_text(), re.S)
+    assert figure[1].count("\n") > 10
+    assert textwrap.indent(figure[1], "    ") in importlib.import_module("cqrs_broker_kafka._partition").__doc__
