@@ -50,8 +50,8 @@ class Taken(NamedTuple, Generic[O, S]):
 
 
 class ConnectionAdapter(Generic[O, S]):
-    """Connection settings for one broker. An adapter can be made without an event loop. The only I/O is the reading of
-    the files that options name.
+    """Connection settings for one broker. An adapter can be made without an event loop. Making an adapter reads the
+    files that options name, and does no network I/O.
 
     Args:
         options_type: The class of the plugin's options.

@@ -81,7 +81,8 @@ class Event(BaseModel, Generic[P]):
     def to_dict(self) -> EventBody:
         """The body of the message, ready for JSON. The body has every field except `key`, `headers` and the fields that
         the class excludes. The body also has the computed fields of the class. The keys of the body are the names of
-        the fields, or their aliases if the class has `serialize_by_alias`. `event_timestamp` has the form of RFC 3339.
+        the fields, or their aliases if the class has `serialize_by_alias`. If the class has a `model_serializer`, the
+        body is the result of that serializer. `event_timestamp` has the form of RFC 3339.
 
         If the event was made with `ECSTEvent.deleted`, the body also has `deleted` and `key`, and the payload in the
         body is None. `Broker` does not send this body: an outbox stores the body.
@@ -106,14 +107,14 @@ class Event(BaseModel, Generic[P]):
 
     @classmethod
     def from_dict(cls, **body: Any) -> Self:
-        """Makes an event again from the result of `to_dict`. An outbox calls this method for the events that it has
-        stored.
+        """Makes an event again from the result of `to_dict`. The outbox of python-cqrs calls this method for the events
+        that it has stored.
 
-        The body has no `headers`, and it has a `key` only for a deletion. So if an event goes through an outbox and
-        must keep its order, its class must override `ordering_key()`. The keys of the body may be the names of the
-        fields or their aliases. For the fields of a payload that is a pydantic model, this is true only with pydantic
-        2.14 or newer. With an older pydantic, the class of the payload decides whether names or aliases are accepted.
-        Computed fields are computed again.
+        The body has no `headers`, and it has a `key` only for a deletion. So an event that goes through this outbox
+        loses the headers that it was made with. If the event must keep its order, its class must override
+        `ordering_key()`. The keys of the body may be the names of the fields or their aliases. For the fields of a
+        payload that is a pydantic model, this is true only with pydantic 2.14 or newer. With an older pydantic, the
+        class of the payload decides whether names or aliases are accepted. Computed fields are computed again.
 
         Raises:
             pydantic.ValidationError: A field is missing, wrong or unknown.
@@ -182,8 +183,8 @@ class ECSTEvent(Event[P], Generic[P]):
         """Makes an event that reports the deletion of the object with this key. The message of the event has the key
         and no body.
 
-        In a compacted topic, Kafka then removes the earlier messages with this key. Only a broker with the capability
-        `tombstones` takes such a message. With every other broker, publishing the event raises an
+        In a compacted topic, Kafka removes the earlier messages with this key some time later. Only a broker with the
+        capability `tombstones` takes such a message. With every other broker, publishing the event raises an
         `InvalidMessageError`: publish an ordinary event about the deletion instead.
 
         Args:

@@ -172,8 +172,8 @@ class BrokerStateError(BrokerError):
     another process, or no asyncio event loop is running. Or `SyncBroker.close` was called in the thread of that
     `SyncBroker`.
 
-    `connect()`, `async with`, `flush()` and `close()` raise this error. A send raises `BrokerClosedError` or
-    `WrongLoopError` instead.
+    `connect()`, `async with`, `flush()` and `close()` raise this error. But closing a closed broker raises no error. A
+    send raises `BrokerClosedError` or `WrongLoopError` instead.
     """
 
 
@@ -349,9 +349,9 @@ _LONG_WORD = r"\w{8,}"
 
 
 def _texts(content: object) -> set[str]:
-    """The texts and numbers in a payload, or in an object that contains a payload, and the long words in these texts.
-    Texts shorter than `_SHORTEST` are left out, and so are keys that are identifiers. At most `_MOST` values are
-    read."""
+    """The texts, bytes, ints and floats in a payload, or in an object that contains a payload, as texts, and the long
+    words in these texts. The text of a `Decimal`, a `UUID` or a date is not among them. Texts shorter than `_SHORTEST`
+    are left out, and so are keys that are identifiers. At most `_MOST` values are read."""
     found: set[str] = set()
     todo, seen = [content], set[int]()
     while todo and len(seen) < _MOST:
@@ -455,7 +455,8 @@ class NackedError(DeliveryUnknownError):
 
 
 class ReturnedError(DeliveryUnknownError):
-    """The broker returned the message, but an exchange of this type may return a message and also keep it."""
+    """The broker returned the message, but the exchange may have kept the message all the same. Some exchange types of
+    RabbitMQ's plugins do both."""
 
 
 class ClosedWhilePendingError(DeliveryUnknownError):

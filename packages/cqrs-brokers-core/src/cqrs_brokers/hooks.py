@@ -25,8 +25,9 @@ An implementation of a hook may take fewer arguments than the specification of t
 version of core can add arguments without breaking today's plugins. If an implementation takes an argument that the
 specification does not have, loading the plugin raises a `PluginContractError` that names the plugin.
 
-`register_plugin` registers a plugin in the running process, without a distribution. This function is for tests and
-frameworks. `load_plugin` is for tools: it loads the plugin of a scheme without opening a broker.
+`register_plugin` registers a plugin in the running process, without a distribution. This function is for tests, for
+frameworks, and for applications that are bundled without the metadata of distributions. `load_plugin` is for tools: it
+loads the plugin of a scheme without opening a broker.
 """
 
 from ._discovery.hookspecs import BrokerHooks, hookimpl

@@ -61,7 +61,8 @@ class Secret:
 
         Raises:
             ValueError: The file cannot be read, is not a regular file, is empty, has more than 65 536 bytes, or is not
-                one line of UTF-8 text. The error quotes neither the path nor the text of the file.
+                one line of UTF-8 text without control characters. The error quotes neither the path nor the text of the
+                file.
         """
         try:
             # Without O_NONBLOCK the call would wait for the other end of a pipe.
@@ -87,7 +88,7 @@ class Secret:
         """Makes a secret from the value of an environment variable.
 
         Raises:
-            ValueError: The variable is empty, is not set, or is not one line of UTF-8 text.
+            ValueError: The variable is empty, is not set, or is not one line of UTF-8 text without control characters.
         """
         value = os.environ.get(os.fsdecode(name))
         if value is None:

@@ -1,7 +1,7 @@
 """TLS for plugins: declares the TLS options, makes the TLS context from them, and explains why a handshake failed.
 
     class AcmeOptions(TLSOptions):
-        url_parts = frozenset({"hosts"})
+        url_parts = frozenset({"userinfo", "hosts"})
 
     @hookimpl
     def open_message_broker(url, options):
@@ -90,7 +90,8 @@ class TLSOptions(BrokerOptions):
 
 class TLSContext:
     """Gives the `ssl.SSLContext` for the next connection. `current` reads the files of the options `ssl_cafile`,
-    `ssl_certfile` and `ssl_keyfile` again when these files have changed.
+    `ssl_certfile` and `ssl_keyfile` again when these files have changed. The password of the private key stays the
+    same.
 
     Args:
         options: The TLS options. If `ssl_context` is set, that object is the context. If not, the context is made from
@@ -149,7 +150,8 @@ class TLSContext:
 
     def current(self) -> ssl.SSLContext:
         """The context for a new connection. If certificate files have changed and cannot be used, the result is the
-        previous context, and a warning is logged once for each change."""
+        previous context, and a warning is logged once for each change. A file has changed if its modification time,
+        size or inode is another one."""
         stamps = self._read_stamps()
         if stamps != self._stamps:
             self._stamps = stamps

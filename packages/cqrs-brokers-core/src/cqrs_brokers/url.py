@@ -3,8 +3,8 @@
 This module parses and makes such strings. `options` interprets the options, and `_discovery` finds the plugin.
 
 The module has its own parser, because general URL parsers cannot read a list of hosts, accept ambiguous strings, and
-put passwords into their errors. The errors of this module quote only known schemes and separators (see
-`common_mistakes`) and the names of options. The errors do not quote a name that comes after a secret: if the secret
+put passwords into their errors. A `ConfigError` of this module quotes only known schemes and separators (see
+`common_mistakes`) and the names of options. The error does not quote a name that comes after a secret: if the secret
 contains an unencoded `&`, this name may be a part of the secret.
 """
 

@@ -114,7 +114,7 @@ def resolve_options(
 
     `open_broker` and the adapters (`cqrs_brokers.adapters`) use this function, so all of them give the same error for
     the same mistake. The function reads the files and environment variables that options such as `password_file=` name,
-    and does no other I/O. If there is a URL and the plugin reads the userinfo (`user:password@`), the user's password
+    and does no network I/O. If there is a URL and the plugin reads the userinfo (`user:password@`), the user's password
     may also be given as `password=` (keyword only), `password_file=` or `password_env=`.
 
     Args:

@@ -87,7 +87,7 @@ def installed(distribution: str | None = None) -> Installed:
 
 
 def _first(several: list[Distribution]) -> Distribution:
-    """The distribution that comes first on `sys.path`, of several with the same name. Python cannot import the others.
+    """The distribution that comes first on `sys.path`, of several with the same name.
 
     An interrupted upgrade may leave a folder without metadata behind. Such a folder counts only if all folders are like
     this.
