@@ -1,6 +1,9 @@
 """What is passed to a broker: message-likes with code of their own, encoders, and what is mistaken for something."""
 
 import asyncio
+from collections.abc import Callable
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
@@ -162,12 +165,20 @@ async def test_open_broker_takes_an_encoder() -> None:
         open_broker("memory://encoders", encoder="json")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("content", ["hunter2-hunter2", "it's \"hunter2hunter2\"", b"hunter2hunter2", 4711471147])
-async def test_a_cause_that_quotes_the_payload_is_left_out(content: Any) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("hunter2-hunter2", "it's \"hunter2hunter2\"", b"hunter2hunter2", 4711471147, Decimal("4711.50")),
+        *(UUID(int=4711), date(1971, 4, 7), datetime(1971, 4, 7, 11, tzinfo=UTC)),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("conversion", [str, repr])
+async def test_a_cause_that_quotes_the_payload_is_left_out(content: Any, conversion: Callable[[Any], str]) -> None:
     """Whatever class it has, and also when a repr escaped it, or the error before it quotes it."""
 
-    def quotes(payload: object) -> bytes:
-        raise ValueError(f"cannot encode {payload}")
+    def quotes(payload: Any) -> bytes:
+        raise ValueError(f"cannot encode {conversion(payload['a'][0])}")
 
     def quotes_before(payload: object) -> bytes:
         try:

@@ -349,9 +349,12 @@ _LONG_WORD = r"\w{8,}"
 
 
 def _texts(content: object) -> set[str]:
-    """The texts, bytes, ints and floats in a payload, or in an object that contains a payload, as texts, and the long
-    words in these texts. The text of a `Decimal`, a `UUID` or a date is not among them. Texts shorter than `_SHORTEST`
-    are left out, and so are keys that are identifiers. At most `_MOST` values are read."""
+    """The texts, bytes, numbers, UUIDs and dates in a payload, or in an object that contains a payload, as texts, and
+    the long words in these texts. Texts shorter than `_SHORTEST` are left out, and so are keys that are identifiers. At
+    most `_MOST` values are read."""
+    from datetime import date  # only an error needs them
+    from decimal import Decimal
+
     found: set[str] = set()
     todo, seen = [content], set[int]()
     while todo and len(seen) < _MOST:
@@ -363,8 +366,10 @@ def _texts(content: object) -> set[str]:
             found.add(str.__str__(value))
         elif isinstance(value, bytes | bytearray):
             found.add(bytes(value).decode(errors="replace"))
-        elif isinstance(value, int | float):
+        elif isinstance(value, int | float | Decimal | UUID):
             found.add(str(value))
+        elif isinstance(value, date):  # as in its text, and as in its repr
+            found |= {value.isoformat()[:10], f"({value.year}, {value.month}, {value.day}"}
         elif isinstance(value, Mapping):
             todo += [key for key in value if not (isinstance(key, str) and key.isidentifier())]
             todo += value.values()
