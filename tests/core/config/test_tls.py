@@ -6,6 +6,7 @@ import socket
 import ssl
 import subprocess
 import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -170,6 +171,21 @@ def test_a_half_written_file_does_not_end_what_works(
     shutil.copy(certificates.ca, trusted)
     assert client.current() is not first
     assert handshake(client, certificates) is None
+
+
+def test_a_file_that_becomes_readable_is_used(certificates: Certificates, tmp_path: Path) -> None:
+    """A new file lands unreadable, and only its mode changes then."""
+    new = make_certificates(tmp_path / "new")
+    trusted = tmp_path / "trusted.pem"
+    shutil.copy(certificates.ca, trusted)
+    client = context(ssl_cafile=trusted)
+    shutil.copy(new.ca, trusted)
+    trusted.chmod(0o000)
+    before = client.current()  # root can read the file all the same
+    time.sleep(0.05)  # the file system may count its times in steps
+    trusted.chmod(0o600)
+    assert client.current() is not before
+    assert handshake(client, new) is None
 
 
 @pytest.mark.parametrize(

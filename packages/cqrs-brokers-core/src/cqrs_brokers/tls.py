@@ -151,7 +151,7 @@ class TLSContext:
     def current(self) -> ssl.SSLContext:
         """The context for a new connection. If certificate files have changed and cannot be used, the result is the
         previous context, and a warning is logged once for each change. A file has changed if its modification time,
-        size or inode is another one."""
+        size, inode or change time is another one. A new mode of the file (`chmod`) changes the change time."""
         stamps = self._read_stamps()
         if stamps != self._stamps:
             self._stamps = stamps
@@ -183,19 +183,19 @@ class TLSContext:
     def __repr__(self) -> str:
         return "<TLSContext>"
 
-    def _read_stamps(self) -> list[tuple[int, int, int] | None]:
+    def _read_stamps(self) -> list[tuple[int, ...] | None]:
         options = self._options
         return [_stamp(file) for file in (options.ssl_cafile, options.ssl_certfile, options.ssl_keyfile)]
 
 
-def _stamp(file: str | None) -> tuple[int, int, int] | None:
+def _stamp(file: str | None) -> tuple[int, ...] | None:
     if file is None:
         return None
     try:
         status = os.stat(file)
     except OSError:
         return None
-    return status.st_mtime_ns, status.st_size, status.st_ino
+    return status.st_mtime_ns, status.st_size, status.st_ino, status.st_ctime_ns
 
 
 def _build(options: TLSOptions, problems: list[str]) -> ssl.SSLContext:
