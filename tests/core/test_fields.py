@@ -9,7 +9,7 @@ import pytest
 from cqrs_brokers import Broker, InvalidMessageError, Message, MessageTooLargeError
 from cqrs_brokers.driver import Capabilities
 
-from .drivers import Scripted
+from .drivers import Scripted, message
 
 TYPED = Capabilities(
     confirms=True, ordering_key=True, headers=True, header_types=frozenset({str, bytes, int, float, bool, type(None)})
@@ -78,9 +78,9 @@ async def test_a_name_and_a_topic_that_are_swapped_are_told() -> None:
         def refuse_topic(self, topic: str) -> str | None:
             return "topics are in lower case here" if topic != topic.lower() else None
 
-    for message, told in ((Message("orders", "OrderPlaced", {}), True), (Message("OrderPlaced", "Orders", {}), False)):
+    for swapped, told in ((Message("orders", "OrderPlaced", {}), True), (Message("OrderPlaced", "Orders", {}), False)):
         with pytest.raises(InvalidMessageError, match="topics are in lower case here") as caught:
-            await Broker(Strict()).send_message(message)
+            await Broker(Strict()).send_message(swapped)
         assert ("if the two are swapped" in caught.value.text) is told
 
 
@@ -96,6 +96,21 @@ async def test_a_driver_is_asked_about_topics_before_their_form_is_checked() -> 
     async with Broker(Asked(automatic=True)) as broker:
         await broker.send_messages(Message("name", topic, {}) for topic in ("t", "t", "\t", "x" * 256, "", "refused"))
     assert asked == ["t", "\t", "x" * 256, "refused", "name"]
+
+
+async def test_a_driver_that_raises_when_it_is_asked_about_a_topic_breaks_its_contract() -> None:
+    """The message is refused, and the error blames the driver, not the message."""
+
+    class Fails(Scripted):
+        def refuse_topic(self, topic: str) -> str | None:
+            raise KeyError(topic)
+
+    broker, sent = Broker(Fails()), message()
+    with pytest.raises(InvalidMessageError, match=r"the driver's refuse_topic\(\) raised KeyError") as caught:
+        await broker.send_message(sent)
+    assert (caught.value.message_id, caught.value.topic) == (sent.message_id, sent.topic)
+    assert isinstance(caught.value.__cause__, KeyError)
+    assert [breach[:2] for breach in broker.contract_breaches] == [("refuse_topic", "raised KeyError")]
 
 
 async def test_headers_arrive_with_their_types() -> None:

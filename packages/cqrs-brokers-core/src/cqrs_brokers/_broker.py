@@ -173,7 +173,7 @@ class Broker(MessageBroker):
         self._validator = Validator(
             address=self._address,
             capabilities=self._capabilities if simple is None else simple.declared,
-            refuse_topic=self._sender.refuse_topic,
+            refuse_topic=self._why_not_topic,
             max_message_bytes=self.max_message_bytes,
         )
         self._observers = Observers(observers, self._validator.add_headers)
@@ -453,6 +453,13 @@ class Broker(MessageBroker):
             error = error.about(message_id, error.topic if topic is None else topic, self._address)
         self._observers.refused(message, error)
         return error
+
+    def _why_not_topic(self, topic: str) -> str | None:
+        try:
+            return self._sender.refuse_topic(topic)
+        except Exception as error:
+            self._breaches.add("refuse_topic", f"raised {type(error).__name__}", error=error)
+            raise
 
     def _checked_timeout(self, timeout: float, *messages: object) -> float:
         """Returns the timeout of a call if it is valid. If not, tells the observers that the messages are refused.

@@ -264,7 +264,10 @@ class Validator:
         topic = self._plain(message, topic, "topic")
         refuse = self._refuse_topic
         if refuse is not None and topic:
-            reason = refuse(topic)
+            try:
+                reason = refuse(topic)
+            except Exception as error:
+                self._refuse(message, f"the driver's refuse_topic() raised {type(error).__name__}", error)
             if reason is not None:
                 name = message.message_name
                 if isinstance(name, str) and name and refuse(name) is None:
