@@ -10,7 +10,7 @@ from uuid import UUID
 
 import pydantic
 import pytest
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field, model_serializer
 
 from cqrs_brokers import TOMBSTONE, Broker, ECSTEvent, InvalidMessageError, Message, NotificationEvent
 from cqrs_brokers.driver import Capabilities
@@ -230,6 +230,21 @@ class TestUserCode:
             assert type(caught.value.__cause__) is cause
             assert caught.value.__context__ is None
             assert caught.value.broker == "Scripted"
+
+    def test_a_serializer_that_makes_no_object_is_an_invalid_message(self) -> None:
+        """The body of an event is a JSON object, also the body of a deletion."""
+
+        class Listed(ECSTEvent[dict[str, Any]]):
+            topic: str = "t"
+
+            @model_serializer
+            def _listed(self) -> list[str]:
+                return ["hunter2"]
+
+        for event in (Listed(payload={}), Listed.deleted("k")):
+            with pytest.raises(InvalidMessageError, match="must be written as an object, not as a list") as caught:
+                event.to_dict()
+            assert caught.value.message_id == event.event_id
 
     @pytest.mark.parametrize("error", [asyncio.CancelledError, KeyboardInterrupt, SystemExit])
     async def test_what_is_no_ordinary_exception_passes(self, error: type[BaseException]) -> None:

@@ -89,19 +89,20 @@ class Event(BaseModel, Generic[P]):
 
         Raises:
             InvalidMessageError: A value in the event has no JSON form, or code of the event or of a value in the event
-                raised an exception.
+                raised an exception. Or a `model_serializer` made something else than a dict.
         """
         key = self._message_key()
         deleted = self.payload is TOMBSTONE
         try:
-            if deleted:
-                body = jsonable(self.model_copy(update={"payload": None}), "") | {"key": key, "deleted": True}
-            else:
-                body = jsonable(self, "")
+            body = jsonable(self.model_copy(update={"payload": None}) if deleted else self, "")
+            if not isinstance(body, dict):
+                raise UnencodableError(f"the event must be written as an object, not as a {type(body).__name__}")
         except UnencodableError as error:
             refused = InvalidMessageError(str(error), message_id=self.event_id, topic=self.topic)
             refused.__cause__ = safe_cause(error.__cause__, self)
         else:
+            if deleted:
+                body |= {"key": key, "deleted": True}
             return EventBody(body, event_name=self.event_name, ordering_key=key, headers=self.headers, deleted=deleted)
         raise refused  # raised outside the `except` block, so that `error` is not its __context__
 
