@@ -257,6 +257,16 @@ def test_pins(install, monkeypatch):
     )
 
 
+def test_an_empty_distribution_is_no_missing_one(install, monkeypatch):
+    """An argument that a variable left empty must not lift a pin, nor choose the owner of a reserved scheme."""
+    install("one", "1", GROUP + "acme = one_mod")
+    install("cqrs-broker-kafka", "1", GROUP + "kafka = kafka_mod")
+    monkeypatch.setenv("CQRS_BROKERS_PIN", "acme=two")
+    for scheme in ("acme", "kafka"):
+        with pytest.raises(PluginNotFoundError, match="is pinned to the distribution '', which is not installed"):
+            find_owner(scheme, "")
+
+
 @pytest.mark.parametrize("pin", ["acme", "acme=", "=x", "acme=a b", "acme=one,acme=two", "Ac me=x"])
 def test_a_malformed_pin_is_an_error(install, monkeypatch, pin):
     """A pin that is not understood must not be no pin."""

@@ -85,7 +85,7 @@ def find_owner(scheme: str, distribution: str | None = None) -> Claim:
             core.
     """
     pin = distribution if distribution is not None else _pins().get(scheme)
-    owner = pin or OFFICIAL.get(scheme)
+    owner = OFFICIAL.get(scheme) if pin is None else pin
     # If only one distribution can be the owner, the others are not read: there may be hundreds.
     table = installed(canonical(owner)) if owner else installed()
     allowed = _allowed(table.claims, scheme, pin)
@@ -114,7 +114,7 @@ def find_owner(scheme: str, distribution: str | None = None) -> Claim:
 def _allowed(claims: Iterable[Claim], scheme: str, pin: str | None) -> list[Claim]:
     """The claims on the scheme. If the scheme is pinned to a distribution, or is not pinned but reserved for a
     distribution, only the claims of that distribution are returned."""
-    owner = pin or OFFICIAL.get(scheme)
+    owner = OFFICIAL.get(scheme) if pin is None else pin
     found = [claim for claim in claims if claim.scheme == scheme]
     return [claim for claim in found if owner is None or canonical(claim.distribution) == canonical(owner)]
 
