@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +11,16 @@ import pytest
 from cqrs_broker_amqp import AMQPMessageBroker, AMQPPublisherAdapter
 from cqrs_broker_kafka import KafkaMessageBroker, KafkaProducerAdapter
 from cqrs_brokers import Broker, ConfigError, InsecureTransportWarning
+from cqrs_brokers.adapters import ConnectionAdapter
+from cqrs_brokers.options import BrokerOptions
+from cqrs_brokers.url import BrokerURL
 
 Make = Callable[..., Any]
+
+
+class UserOptions(BrokerOptions):
+    url_parts = frozenset({"userinfo", "hosts"})
+
 
 ADAPTERS: dict[str, tuple[Make, Make, str, str]] = {
     "amqp": (
@@ -49,6 +58,17 @@ def test_a_second_broker(plugin: tuple[Make, Make, str, str]) -> None:
     broker(shared)
     with pytest.raises(ConfigError, match="serves one broker, and this one is in use already: make another"):
         broker(shared)
+
+
+def test_a_problem_of_the_url_names_its_source_when_the_adapter_is_taken(tmp_path: Path) -> None:
+    """A file that the URL names may be gone by then."""
+    password = tmp_path / "password"
+    password.write_text("x")
+    url = BrokerURL.parse(f"amqp://u@h?password_file={password}")
+    adapter = ConnectionAdapter(UserOptions, lambda url, options: None, url, {}, source="dsn")
+    password.unlink()
+    with pytest.raises(ConfigError, match=r"^dsn: password_file: the file cannot be read"):
+        adapter.take(connect_timeout=5)
 
 
 @pytest.mark.parametrize("serializer", ["json", 5])

@@ -89,6 +89,7 @@ class ConnectionAdapter(Generic[O, S]):
             for name, value in options.items()
         }
         self._value_serializer = value_serializer
+        self._source = source
         self._taken = False
         self._resolved = resolve_options(options_type, url=url, keywords=options, source=source)
 
@@ -107,7 +108,8 @@ class ConnectionAdapter(Generic[O, S]):
             raise ConfigError(f"{_article(type(self))} serves one broker, and this one is in use already: make another")
         resolved = self._resolved
         if overrides:
-            resolved = resolve_options(self._options_type, url=self._url, keywords=self._keywords | overrides)
+            keywords = self._keywords | overrides
+            resolved = resolve_options(self._options_type, url=self._url, keywords=keywords, source=self._source)
         settings = self._settings_type(resolved.url or self._url, resolved.options)
         self._taken = True
         return Taken(settings, resolved, self._value_serializer)
