@@ -172,6 +172,20 @@ def test_a_rule_over_several_options_is_not_asked_when_one_could_not_be_read():
     )
 
 
+def test_a_value_that_is_masked_because_of_its_name_is_converted():
+    """`pwd` and the like are masked before the plugin is known, whatever type its option has."""
+
+    class Masked(BrokerOptions):
+        max_pass: int = option(1, description="A number.")
+        pwd: str = option("", description="A text.")
+
+    url = BrokerURL.parse("x://?max_pass=4&pwd=a")
+    assert resolve_options(Masked, url=url).options.model_dump(include={"max_pass", "pwd"}) == {
+        "max_pass": 4,
+        "pwd": "a",
+    }
+
+
 def test_an_unknown_option_after_a_secret_is_not_named():
     """It may be the second half of a password with an unencoded `&`."""
     (problem,) = problems_of(f"x://h?key_password=a&{CANARY}=b")

@@ -313,7 +313,7 @@ def _read(item: _Given, spec: _Spec) -> Any:
         return value
     if isinstance(value, Secret) and not spec.secret:
         value = value.reveal()
-    elif isinstance(value, str):
+    if isinstance(value, str):
         if spec.secret and not value:
             raise ValueError("is empty")
         value = spec.convert(value)
