@@ -319,6 +319,22 @@ def test_a_model_made_directly_raises_config_error():
         Options().acks = 1
 
 
+def test_a_model_made_directly_masks_a_secret_that_is_plain_text():
+    """A validator that runs before pydantic's own sees the text, and may quote it."""
+
+    class Quoting(BrokerOptions):
+        token: Secret | None = option(None, description="A token.")
+
+        @field_validator("token", mode="before")
+        @classmethod
+        def _quotes(cls, value: object) -> object:
+            raise ValueError(f"cannot use {value}")
+
+    with pytest.raises(ConfigError) as caught:
+        Quoting(token=CANARY)
+    assert caught.value.problems == (f"token: cannot use {MASK}",)
+
+
 def test_the_listing_is_made_from_the_model():
     """Documentation and `describe` cannot drift from validation."""
     listed = {item.name: item for item in describe_options(Options)}

@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Literal, NoReturn
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cqrs_brokers.exceptions import ConfigError
-from cqrs_brokers.secret import masked, secrets_in
+from cqrs_brokers.secret import Secret, masked, secrets_in
+from cqrs_brokers.url import names_a_secret
 
 from .did_you_mean import did_you_mean
 from .settings import bounds
@@ -103,7 +104,9 @@ class BrokerOptions(BaseModel):
         except ValidationError as error:
             problems = _problems_of(type(self), error)
         if problems:  # raised here, where the ValidationError is no longer its context
-            raise ConfigError(without_secrets(problems, values.values()))
+            # Without `resolve_options`, a secret may still be a plain text.
+            secrets = [Secret(text) for name, text in values.items() if names_a_secret(name) and isinstance(text, str)]
+            raise ConfigError(without_secrets(problems, [*values.values(), *secrets]))
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError("options cannot be changed")  # pydantic would raise its ValidationError
