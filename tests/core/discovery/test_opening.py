@@ -20,7 +20,7 @@ from cqrs_brokers.exceptions import (
 )
 from cqrs_brokers.hooks import hookimpl, load_plugin, register_plugin, unregister_plugin
 from cqrs_brokers.options import BrokerOptions, option
-from cqrs_brokers.secret import Secret
+from cqrs_brokers.secret import MASK, Secret
 
 from .conftest import GOOD
 
@@ -256,6 +256,22 @@ def test_what_a_hook_raises_shows_no_secret(plugin, where, chained, error):
     printed = "".join(traceback.format_exception(caught.value)).replace(where, "")
     assert CANARY not in printed + repr(caught.value.__context__) + repr(caught.value.__cause__)
     assert CANARY.encode() not in pickle.dumps(caught.value)
+
+
+def test_a_plugins_own_error_class_may_take_other_arguments(plugin):
+    """If the error shows a secret, an error of the class's nearest base in core takes its place."""
+
+    class OwnError(PluginLoadError):
+        def __init__(self, code: int, detail: str) -> None:
+            super().__init__(f"{code}: {detail}")
+
+    def opening(url, options):
+        raise OwnError(5, f"could not use {url.password.reveal()}")
+
+    plugin(broker_options=hookimpl(lambda: SecretOptions), open_message_broker=hookimpl(opening))
+    with pytest.raises(PluginLoadError) as caught:
+        open_broker(f"acme://u:{CANARY}@h")
+    assert caught.value.text == f"5: could not use {MASK}"
 
 
 @pytest.mark.parametrize(

@@ -157,9 +157,11 @@ class Plugin(NamedTuple):
             if clean:
                 raise error
             error.__cause__ = error.__context__ = None
-            problems = error.problems if isinstance(error, ConfigError) else (error.text,)
-            problems = tuple(masked(problem, secrets) for problem in problems)
-            raise ConfigError(problems) if isinstance(error, ConfigError) else type(error)(*problems)
+            if isinstance(error, ConfigError):
+                raise ConfigError(masked(problem, secrets) for problem in error.problems)
+            # The nearest class of core: a plugin's own class may take other arguments.
+            kind: Any = next(base for base in type(error).__mro__ if base.__module__ == BrokerError.__module__)
+            raise kind(masked(error.text, secrets))
         if isinstance(error, ImportError) and clean:
             raise PluginLoadError(f"{self.title} cannot be used: {_what_is_missing(error)}") from error
         text = f"{hook} of {self.title} raised {type(error).__name__}; it may raise only a ConfigError"
