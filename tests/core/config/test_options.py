@@ -299,6 +299,13 @@ def test_credentials_of_the_url():
     )
 
 
+@pytest.mark.parametrize("password", [Secret(""), "a\nb", Secret(f"{CANARY}\n"), MASK])
+def test_a_password_that_a_config_string_cannot_have_is_refused(password):
+    """Given as a keyword, too, so that the URL with the password can be read again."""
+    (problem,) = problems_of("x://u@h", password=password)
+    assert problem.startswith("the password ")
+
+
 def test_parts_of_the_url_that_the_plugin_does_not_read_are_refused():
     """Nothing in a config string is silently ignored."""
     assert problems_of("x://h/vhost") == ("x:// takes no path",)

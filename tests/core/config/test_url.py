@@ -243,6 +243,8 @@ def test_build_follows_the_same_rules():
     for bad in (["h/x"], ["u@h"], ["h?a=1"], ["h1,h2"], ["h:x"], [""], ["h 1"]):
         with pytest.raises(ConfigError):
             BrokerURL.build("kafka", hosts=[*bad])
+    with pytest.raises(ConfigError, match="hosts must be a list"):
+        BrokerURL.build("kafka", hosts="localhost")
     with pytest.raises(ConfigError, match="without a user name"):
         BrokerURL.build("kafka", hosts=["h"], password=CANARY)
 
@@ -251,6 +253,9 @@ def test_replace_changes_only_the_named_parts():
     """How a password from a file gets in."""
     url = parse("amqp://u@h/v?x=1").replace(password=Secret("p"))
     assert url == parse("amqp://u:p@h/v?x=1")
+    for bad, why in (("", "is empty"), ("a\nb", "a control character"), ("\ud800", "not UTF-8"), (MASK, "is the mask")):
+        with pytest.raises(ConfigError, match=f"the password .*{why}"):
+            url.replace(password=bad)
 
 
 @pytest.mark.parametrize("url", ["kafka://h1,h1:9092", "amqp://u:p@h1:5672,H1", "amqps://u:p@h1,h2,h1:5671"])

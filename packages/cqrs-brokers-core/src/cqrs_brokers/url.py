@@ -94,8 +94,7 @@ class BrokerURL:
     `str` and `repr` show the options only up to the first secret, and mask the rest. The reason: if a secret contains
     an unencoded `&`, the text after the `&` looks like further options.
 
-    Make an object with `BrokerURL.parse`, `BrokerURL.build` or `replace`. `parse` and `build` check all parts.
-    `replace` checks new hosts, but not a new password. An object can be pickled only if it contains no secret.
+    Make an object with `parse`, `build` or `replace`, which check the parts. An object with a secret cannot be pickled.
 
     Attributes:
         scheme: The scheme, in lower case.
@@ -157,8 +156,8 @@ class BrokerURL:
             ConfigError: A part is invalid. The error lists the problems.
         """
         listed = [str(host) for host in hosts]
-        if any(not host or re.search(r"[@/?#,]", host) for host in listed):
-            raise ConfigError("a host is a name or an address, with an optional port, and nothing else")
+        if isinstance(hosts, str) or any(not host or re.search(r"[@/?#,]", host) for host in listed):
+            raise ConfigError("hosts must be a list, and a host a name or an address, with an optional port")
         if password is not None and username is None:
             raise ConfigError("there is a password without a user name")
         userinfo = "" if username is None else _encode(username)
@@ -173,19 +172,20 @@ class BrokerURL:
         return [f"host {n} is listed twice" for n, host in enumerate(hosts, 1) if host in hosts[: n - 1]]
 
     def replace(self, *, hosts: Iterable[str | Host] | None = None, password: str | Secret | None = None) -> BrokerURL:
-        """A copy with other hosts, another password, or both. An argument that is None changes nothing.
-
-        Args:
-            hosts: The hosts, as in `build`.
+        """A copy with other hosts (as in `build`), another password, or both. An argument that is None changes nothing.
 
         Raises:
-            ConfigError: A host is invalid. The error lists the problems.
+            ConfigError: A host or the password is invalid. The error lists the problems.
         """
         changes: dict[str, Any] = {}
         if hosts is not None:
             changes["hosts"] = BrokerURL.build(self.scheme, hosts=hosts).hosts
         if password is not None:
-            changes["password"] = Secret(password)
+            problems: list[str] = []
+            text = _decode(_encode(Secret(password).reveal()), "the password", problems)
+            changes["password"] = _secret(text, "the password", problems)
+            if problems:
+                raise ConfigError(problems)
         return replace(self, **changes)
 
     def render(self, *, reveal: bool = False) -> str:

@@ -162,7 +162,10 @@ def resolve_options(
             missing = "a user without a password: write user:password@, or use password_file=, password_env="
             problems.append(prefix + missing)
         elif password is not None:
-            url = url.replace(password=password)
+            try:
+                url = url.replace(password=password)
+            except ConfigError as error:
+                problems += error.problems
 
     options, more = _validate(options_type, values, bad, only_fields=bool(problems))
     for text in more:
