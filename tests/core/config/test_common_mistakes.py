@@ -179,6 +179,7 @@ def test_a_weaker_value_is_never_suggested(query: str, not_suggested: str) -> No
         ("kafka://h?sasl.username=x", "sasl_plain_username"),
         ("kafka://h?sasl.mechanisms=PLAIN", "sasl_mechanism"),
         ("kafka://h?ssl=true", "security_protocol"),
+        ("kafka://h?use_ssl=true", "security_protocol"),
         ("kafka://h?ssl.ca.location=/x", "ssl_cafile"),
         ("kafka://h?compression=gzip", "compression_type"),
         ("amqps://u:p@h?cacertfile=/x", "ssl_cafile"),
@@ -212,6 +213,9 @@ def test_a_connection_string_of_event_hubs() -> None:
         ("amqps://u:p@h?ssl_options=x", "write amqps://, and give ssl_cafile="),
         ("amqp://u:p@h?blocked_connection_timeout=300", "delivery_timeout bounds a send"),
         ("amqp://u:p@h?virtual_host=v", "the virtual host is the path"),
+        ("kafka://h?vhost=v", "with RabbitMQ, the virtual host is the path"),
+        ("kafka://h?ssl_options=x", "with RabbitMQ, TLS comes with the scheme"),
+        ("amqp://u:p@h?use_ssl=true", "write amqps://"),
         ("amqp://u:p@h?frame_max=131072", "leave it out"),
     ],
 )

@@ -283,6 +283,8 @@ def test_what_is_not_there_is_told_apart(install):
         "amqps": "amqps:// is not installed: pip install cqrs-broker-amqp",
         "kafak": "unknown scheme 'kafak'; did you mean 'kafka'?",
         "acne": "unknown scheme 'acne'; did you mean 'acme'?",
+        "vhost": "unknown scheme 'vhost'; installed: acme. A scheme comes with a distribution that has an entry point "
+        "of that name in the group 'cqrs_brokers'",
         "nats": "unknown scheme 'nats'; installed: acme. A scheme comes with a distribution that has an entry point of "
         "that name in the group 'cqrs_brokers'",
     }.items():

@@ -80,6 +80,7 @@ FOREIGN_OPTIONS: Final[Mapping[str, str]] = {
     "ssl_keystore_location": "ssl_certfile",
     "ssl_truststore_location": "ssl_cafile",
     "tls": "security_protocol",
+    "use_ssl": "security_protocol",
     "username": "sasl_plain_username",
     "verify": "ssl_verify",
 }
@@ -87,7 +88,8 @@ FOREIGN_OPTIONS: Final[Mapping[str, str]] = {
 that is nearest in meaning. A name is suggested only if the plugin has that option."""
 
 _JAAS = "give its username and password as sasl_plain_username= and sasl_plain_password= (or sasl_plain_password_env=)"
-_SCHEME_IS_TLS = "TLS comes with the scheme: write amqps://"
+_SCHEME_IS_TLS = "with RabbitMQ, TLS comes with the scheme: write amqps://"
+_VIRTUAL_HOST = "with RabbitMQ, the virtual host is the path: amqp://user:password@host/vhost"
 
 NO_OPTIONS: Final[Mapping[str, str]] = {
     "auth_mechanism": "the plugin takes PLAIN, or SCRAM-SHA-256 where PLAIN is not offered: leave it out",
@@ -100,8 +102,8 @@ NO_OPTIONS: Final[Mapping[str, str]] = {
     "ssl_options": f"{_SCHEME_IS_TLS}, and give ssl_cafile=, ssl_certfile=, ssl_keyfile=",
     "tls": _SCHEME_IS_TLS,
     "use_ssl": _SCHEME_IS_TLS,
-    "vhost": "the virtual host is the path: amqp://user:password@host/vhost",
-    "virtual_host": "the virtual host is the path: amqp://user:password@host/vhost",
+    "vhost": _VIRTUAL_HOST,
+    "virtual_host": _VIRTUAL_HOST,
 }
 """Names of options in other clients (in lower case, with `_` in place of `-` and `.`) that plugins here do not have,
 and what to do instead."""

@@ -11,7 +11,7 @@ from cqrs_brokers.exceptions import ConfigError
 from cqrs_brokers.secret import Secret, masked, secrets_in
 from cqrs_brokers.url import names_a_secret
 
-from .did_you_mean import did_you_mean
+from .did_you_mean import what_instead
 from .settings import bounds
 from .values import Duration, Size
 
@@ -123,7 +123,7 @@ def _problems_of(options_type: type[BaseModel], error: ValidationError) -> list[
         if item["type"] == "missing":
             text = "is required"
         elif item["type"] == "extra_forbidden":
-            text = f"is not an option{did_you_mean(str(name), options_type.model_fields)}"
+            text = f"is not an option{what_instead(str(name), options_type.model_fields)}"
         elif text.startswith("Input should be "):
             text = f"must be {text.removeprefix('Input should be ')}"
         problems[text if name is None else f"{name}: {text}"] = None

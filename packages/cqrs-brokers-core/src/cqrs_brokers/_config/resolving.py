@@ -14,7 +14,7 @@ from cqrs_brokers.exceptions import ConfigError, PluginContractError
 from cqrs_brokers.secret import Secret
 from cqrs_brokers.url import BrokerURL, names_a_secret
 
-from .did_you_mean import did_you_mean
+from .did_you_mean import what_instead
 from .model import BrokerOptions, UrlPart, without_secrets
 from .values import Quantity, converter, quantity, show
 
@@ -271,7 +271,7 @@ def _layer(
     for key, value in layer.items():
         name, suffix = known.get(key, ("", ""))
         if not name and after_secret is None:
-            problems.append(f"unknown option {key!r}{did_you_mean(key, known)}")
+            problems.append(f"unknown option {key!r}{what_instead(key, known)}")
         elif not name:
             problems.append(
                 f"unknown option after {after_secret!r}; its name is not shown, because it may be a part of the "
