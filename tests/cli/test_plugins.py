@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from cqrs_brokers import open_broker
+
 from .conftest import Install, run
 
 PLUGIN = """
@@ -56,7 +58,10 @@ def test_describe_shows_type_unit_default_and_secrecy_of_each_option() -> None:
     assert options["acks"]["type"] == "one of all, -1, 1, 0"
     assert options["sasl_plain_password"]["secret"] is True
     assert options["delivery_timeout"]["type"].startswith("duration")
-    assert options["max_message_bytes"]["type"].startswith("size")
+    shown = options["max_message_bytes"]["type"]
+    assert shown.startswith("size")
+    for example in shown[shown.index("(") + 1 : shown.index(")")].split(", "):
+        open_broker(f"kafka://h?max_message_bytes={example}")  # the parser takes what the listing shows
     assert options["ssl_context"]["type"] == "object, in code only"
     assert options["retry_count"]["type"] == "whole number"
     assert all(option["description"] for option in options.values())

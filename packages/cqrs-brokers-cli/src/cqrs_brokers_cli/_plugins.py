@@ -114,7 +114,7 @@ def _kind(option: EffectiveOption, options_type: type[BrokerOptions]) -> str:
     if option.unit == "s" and "number" in words and float in (annotation, *_members(annotation)):
         return words.replace("number", "duration (30s, 500ms, 5m)")
     if option.unit == "B":
-        return words.replace("whole number", "size (100KB, 1MiB)")
+        return words.replace("whole number", "size (100kB, 1MiB)")
     return words
 
 
