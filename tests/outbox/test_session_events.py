@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Column, Engine, Integer, MetaData, String, Table, create_engine, event, select, text
+from sqlalchemy import Column, Engine, Integer, MetaData, String, Table, create_engine, event, func, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, object_session, registry
 
@@ -163,6 +163,52 @@ def test_savepoints_of_a_listener_after_ours(application: Application) -> None:
     with application.session(application.engine) as session:
         application.add(session, 1)
         session.add(Order(1, "new"))
+        session.commit()
+    assert application.stored == [1]
+
+
+@pytest.mark.parametrize("mode", ["", "rollback_only", "create_savepoint"])
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_commit_while_savepoints_are_open(application: Application, mode: Any, depth: int) -> None:
+    """SQLAlchemy releases them, and does not say again that the transaction around them commits."""
+    with application.engine.connect() as connection:
+        connection.begin()
+        options = {"bind": connection, "join_transaction_mode": mode} if mode else {"bind": application.engine}
+        with application.session(**options) as session:
+            outer = session.begin()
+            application.add(session, 1)
+            for number in range(depth):
+                session.begin_nested()
+                session.add(Order(number, "new"))
+                application.add(session, 2 + number)
+            outer.commit()
+            application.add(session, 9)
+        connection.commit()
+    assert application.stored == [1, *range(2, 2 + depth)]
+
+
+def test_a_message_of_the_last_flush_of_a_commit_while_a_savepoint_is_open(application: Application) -> None:
+    """Nothing was added before, so that nothing waits for the commit when it begins."""
+    event.listen(application.session, "after_flush", once(lambda session, _: application.add(session, 1)))
+    with application.session(application.engine) as session:
+        outer = session.begin()
+        event.listen(session, "after_transaction_end", once(lambda session, _: session.add(Order(1, "late"))))
+        session.begin_nested()
+        outer.commit()
+    assert application.stored == [1]
+
+
+def test_a_savepoint_that_is_released_with_one_inside_writes_nothing_yet(application: Application) -> None:
+    with application.session(application.engine) as session:
+        outer = session.begin_nested()
+        application.add(session, 1)
+        session.begin_nested()
+        outer.commit()
+        count = select(func.count()).select_from(application.outbox.tables.messages)
+        assert session.scalar(count) == 0
+        with session.begin_nested() as inner:
+            application.add(session, 2)
+            inner.rollback()
         session.commit()
     assert application.stored == [1]
 

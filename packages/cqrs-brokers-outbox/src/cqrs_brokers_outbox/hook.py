@@ -4,13 +4,17 @@ The order in the outbox must be the order of the changes. It may differ if a row
 locked the aggregate that the row is about. So the rows of a transaction are written at its commit, after the last
 flush.
 
-SQLAlchemy calls `before_commit` before the last flush, and also when a savepoint is released. `_Pending.before_commit`
-does nothing for a savepoint. At the commit it flushes, then inserts. Where another listener was registered after ours
-and may still change something, the rows wait for the connection's own commit (or prepare, or release of the outermost
-savepoint). So do rows that are added once the commit has begun: by such a listener, or by a listener of the last flush.
+SQLAlchemy calls `before_commit` before the last flush, and also when a savepoint is released. For a savepoint
+`_before_commit` only counts. At the commit it flushes, then inserts. In three cases the rows wait for the connection's
+own commit (or prepare, or release of the outermost savepoint):
+
+* Another listener was registered after ours, and may still change something.
+* The rows are added once the commit has begun: by such a listener, or by a listener of the last flush.
+* The commit begins while a savepoint is open. SQLAlchemy then releases the savepoint, and does not call `before_commit`
+  again.
 
 The listeners are registered on the class `Session`, with the first `Outbox`. To register them on each session would
-cost more than all the rest of `add`. For sessions without rows they only note that the commit has begun.
+cost more than all the rest of `add`. For sessions without rows they only note which commits have begun.
 """
 
 from __future__ import annotations
@@ -46,6 +50,8 @@ def add_row(session: Session, table: Table, row: dict[str, Any], write: Write) -
 _KEY = "cqrs_brokers_outbox"
 _COMMITTING = f"{_KEY}.committing"
 """In `Session.info` from our `before_commit` on, until the transaction has ended."""
+_BEGUN = f"{_KEY}.begun"
+"""In `Session.info`: how many commits have begun and not ended, since a savepoint was open."""
 _listening = False
 
 
@@ -62,7 +68,8 @@ def listen() -> None:
 
 
 def _before_commit(session: Session) -> None:
-    if session.in_nested_transaction():  # a savepoint is released
+    if session.in_nested_transaction():  # a savepoint is released, perhaps because a transaction around it commits
+        session.info[_BEGUN] = session.info.get(_BEGUN, 0) + 1
         return
     of_session = session.info.get(_KEY)
     if of_session:
@@ -74,12 +81,15 @@ def _before_commit(session: Session) -> None:
 
 
 def _after_commit(session: Session) -> None:
-    if not session.in_nested_transaction():
-        for pending in session.info.get(_KEY, {}).values():
-            pending.after_commit()
+    if session.in_nested_transaction():
+        session.info[_BEGUN] = session.info.get(_BEGUN, 1) - 1
+        return
+    for pending in session.info.get(_KEY, {}).values():
+        pending.after_commit()
 
 
 def _after_rollback(session: Session, transaction: SessionTransaction) -> None:
+    session.info.pop(_BEGUN, None)
     for pending in session.info.get(_KEY, {}).values():
         pending.after_rollback(transaction)
 
@@ -87,8 +97,13 @@ def _after_rollback(session: Session, transaction: SessionTransaction) -> None:
 def _after_end(session: Session, transaction: SessionTransaction) -> None:
     if transaction.parent is None:
         session.info.pop(_COMMITTING, None)
+        session.info.pop(_BEGUN, None)
         for pending in session.info.get(_KEY, {}).values():
             pending.after_end()
+    elif session.info.get(_BEGUN) and not session.in_nested_transaction():  # the commit began with this savepoint open
+        session.info[_COMMITTING] = True
+        for pending in session.info.get(_KEY, {}).values():
+            pending.committing()
 
 
 def check_transactional(bind: Engine | Connection) -> None:
@@ -144,16 +159,18 @@ class _Pending:
 
     def before_commit(self) -> None:
         """The session commits, and is flushed."""
-        if self._write_failed:  # some of the rows may be there, and perhaps the database let the transaction live
-            raise OutboxSessionError(
-                "the transaction's messages could not be written, so it must not commit: call session.rollback(), and "
-                "repeat the whole transaction"
-            )
+        self._check_written()
         if not self._rows:
             return
         if self._is_last():
             self._insert(self._connection())
         else:
+            self._insert_at_the_end()
+
+    def committing(self) -> None:
+        """The session commits, and the savepoint that was open is released."""
+        self._check_written()
+        if self._rows:
             self._insert_at_the_end()
 
     def after_commit(self) -> None:
@@ -173,6 +190,13 @@ class _Pending:
         self._write_failed = False
 
     # -- parts --------------------------------------------------------------------------------------------------------
+
+    def _check_written(self) -> None:
+        if self._write_failed:  # some of the rows may be there, and perhaps the database let the transaction live
+            raise OutboxSessionError(
+                "the transaction's messages could not be written, so it must not commit: call session.rollback(), and "
+                "repeat the whole transaction"
+            )
 
     def _insert(self, connection: Connection) -> None:
         check_transactional(connection)
