@@ -1,6 +1,7 @@
 """What a relay tells its observers, the writer's trace context on its way to the broker, and the relay's purge."""
 
 import asyncio
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,9 +23,10 @@ from cqrs_brokers import (
     Receipt,
     RejectedError,
 )
+from cqrs_brokers.messages import MessageValidator
 from cqrs_brokers_outbox import Lag, RelayObserver, State
 from cqrs_brokers_outbox._relay import upkeep
-from cqrs_brokers_outbox.rows import RESERVED_BYTES
+from cqrs_brokers_outbox.rows import RESERVED_BYTES, row_of
 
 from .brokers import ScriptedBroker, lost
 from .conftest import Database
@@ -242,6 +244,14 @@ async def test_baggage_makes_no_message_too_large(postgresql_database: Database)
     assert headers["large"]["traceparent"] == traceparent
     assert "baggage" not in headers["large"]
     assert len(str(headers["t/k/1"]["baggage"])) > 3_000
+
+
+def test_a_long_key_is_counted_in_bytes() -> None:
+    """The key has three bytes for each of its characters, and the trace context must fit beside it."""
+    trace_context = {"traceparent": "00-x-y-01", "baggage": "x" * 5_000}
+    message = MessageValidator().ready(Message("m", "t", b"x" * 8_000, key="\u20ac" * 10_000))
+    assert json.loads(row_of(message, trace_context, 44_000)["trace"]) == trace_context
+    assert list(json.loads(row_of(message, trace_context, 40_000)["trace"])) == ["traceparent"]
 
 
 async def test_a_damaged_trace_context_parks_the_row(postgresql_database: Database) -> None:

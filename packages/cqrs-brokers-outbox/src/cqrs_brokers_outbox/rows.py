@@ -115,20 +115,20 @@ def row_of(message: Message, trace: Mapping[str, str] | None, most: int) -> dict
                 f"{len(headers)} headers, and {MAX_HEADERS} are allowed: the relay adds some of its own"
             ).about(message.message_id, message.topic, "")
     identity = id_text(message)
-    key = message.key
+    key = None if message.key is None else message.key.encode()
     content_type = message.content_type
     body = message.body
     headers_text = _headers_text(headers) if headers else None
     if trace:
-        size = sum(map(len, (body or b"", key or "", headers_text or "", *trace, *trace.values())))
+        size = sum(map(len, (body or b"", key or b"", headers_text or "", *trace, *trace.values())))
         if size > most - _OWN_BYTES:
             trace = {name: value for name, value in trace.items() if name == "traceparent"}
     if content_type is None and body is not None and type(message.payload) is not bytes:
         content_type = "application/json"  # the row has only the bytes of it
     values = (
-        key_hash(message.topic, key, identity),
+        key_hash(message.topic, message.key, identity),
         message.topic,
-        None if key is None else key.encode(),
+        key,
         message.message_name,
         identity.decode(),
         body,
