@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, text
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from cqrs_brokers import ConfigError, Message
 from cqrs_brokers_outbox import Outbox, Relay, RelayObserver
+from cqrs_brokers_outbox._relay.store import Store
+from cqrs_brokers_outbox.opening import make_statements
 
 from .brokers import ScriptedBroker, opened
+from .conftest import Database
 
 
 class File:
@@ -89,6 +93,39 @@ async def test_any_error_of_the_log_in_is_one_of_the_database(file: File) -> Non
     async with file.relay(engine, Observer()):
         await file.arrived(1)
     assert "claim: the database failed: LookupError" in reasons
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("database", ["asyncpg", "psycopg", "asyncmy"], indirect=True)
+async def test_a_connection_that_the_server_has_ended_is_an_error_of_the_database(database: Database) -> None:
+    """It waits in the application's pool, and AUTOCOMMIT is the first thing that it is asked for."""
+    engine = database.engine(pool_size=1)
+    async with engine.connect() as connection:
+        is_mariadb = database.kind == "asyncmy"
+        number = (
+            await connection.execute(text(f"SELECT {'connection_id()' if is_mariadb else 'pg_backend_pid()'}"))
+        ).scalar()
+    async with database.main.connect() as connection:
+        end = f"KILL {number}" if is_mariadb else f"SELECT pg_terminate_backend({number})"
+        await connection.execute(text(end))
+        await asyncio.sleep(0.5)
+    store = Store(engine, make_statements(engine, database.outbox.tables))
+    with pytest.raises(SQLAlchemyError):
+        await store.rows(("SELECT 1", {}))
+    assert await store.rows(("SELECT 1", {}))
+    await store.close()
+
+
+async def test_the_application_s_connections_keep_their_settings(file: File) -> None:
+    """A relay commits to a file of SQLite without waiting for the disk. The application does not, unless it says so."""
+    engine = create_async_engine(file.url, pool_size=1)
+    settings = []
+    for _ in range(2):
+        async with engine.connect() as connection:
+            settings.append((await connection.execute(text("PRAGMA synchronous"))).scalar())
+        await Relay(engine, opened(file.broker), file.outbox).health()
+    await engine.dispose()
+    assert settings == [2, 2]
 
 
 async def test_a_relay_starts_while_others_write_to_a_file(file: File) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -89,13 +89,16 @@ class Store:
         if connection is not None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(FAREWELL):
+                    if self.statements.dialect == "sqlite":  # the pool does not reset its PRAGMAs
+                        await connection.invalidate()
                     await connection.close()
 
     async def _open(self) -> AsyncConnection:
         if self._connection is None:
-            connection = await self._connect()
+            connection = await _as_database_error(self._engine.connect())
             try:
-                await connection.execution_options(isolation_level="AUTOCOMMIT", compiled_cache=self._cache())
+                options = connection.execution_options(isolation_level="AUTOCOMMIT", compiled_cache=self._cache())
+                await _as_database_error(options)
                 for statement in self.statements.session:
                     await _set_up(connection, statement)
             except BaseException:
@@ -104,16 +107,6 @@ class Store:
                 raise
             self._connection = connection
         return self._connection
-
-    async def _connect(self) -> AsyncConnection:
-        try:
-            return await self._engine.connect()
-        except (SQLAlchemyError, OSError):
-            raise
-        except Exception as error:
-            # SQLAlchemy 2.0 passes on asyncpg's own errors of the log-in, such as that there are too many clients.
-            failure = OperationalError(None, None, error)
-        raise failure from failure.orig
 
     def _cache(self) -> dict[Any, Any] | None:
         # Texts with numbers in them never come again: they would only push the others out of the engine's cache.
@@ -125,6 +118,19 @@ class Store:
             with contextlib.suppress(Exception):
                 await connection.invalidate()
                 await connection.close()
+
+
+async def _as_database_error(opening: Awaitable[AsyncConnection]) -> AsyncConnection:
+    """Waits for a connection. SQLAlchemy 2.0 passes on some errors of the driver as they are: errors of asyncpg's
+    log-in, such as that there are too many clients, and errors of AUTOCOMMIT on a connection that the server has
+    ended."""
+    try:
+        return await opening
+    except (SQLAlchemyError, OSError):
+        raise
+    except Exception as error:
+        failure = OperationalError(None, None, error)
+    raise failure from failure.orig
 
 
 async def _set_up(connection: AsyncConnection, statement: str) -> None:
