@@ -15,6 +15,7 @@ from cqrs_brokers import (
 )
 from cqrs_brokers.driver import Delivery
 from cqrs_brokers_outbox import OutboxAdmin, Relay, State
+from cqrs_brokers_outbox._relay.keys import Keys
 
 from .brokers import ScriptedBroker, opened
 from .conftest import Database
@@ -132,6 +133,28 @@ async def test_health_says_what_waits(database: Database) -> None:
 async def _health(relay: Relay, *, ok: bool, reason: str) -> bool:
     health = await relay.health()
     return health.ok is ok and health.reason.startswith(reason)
+
+
+async def test_health_says_how_a_relay_ended(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped: no error. Otherwise the error, without the text of the database, which may quote messages."""
+
+    def fail(_: object) -> None:
+        raise LookupError("a secret")
+
+    async with opened(ScriptedBroker()) as broker:
+        relay = Relay(database.engine(), broker, database.outbox)
+        async with relay:
+            await until(lambda: _health(relay, ok=True, reason="ok"))
+            relay.stop()
+            await until(lambda: _health(relay, ok=False, reason="the relay does not run"))
+            assert (await relay.health()).reason == "the relay does not run"
+        monkeypatch.setattr(Keys, "claim_begins", fail)
+        await relay.__aenter__()
+        await store(database, numbered(1))
+        await until(lambda: _health(relay, ok=False, reason="the relay does not run; the relay ended: LookupError"))
+        assert "secret" not in (await relay.health()).reason
+        with pytest.raises(LookupError):
+            await relay.__aexit__(None, None, None)
 
 
 async def test_a_topic_whose_node_is_away_stops_no_other(postgresql_database: Database) -> None:

@@ -145,7 +145,7 @@ class Relay:
             OutboxSchemaError: The tables are missing, of another version, or not accessible.
             OutboxError: The relay runs already, or another one sends the same topics.
         """
-        if self._worker is not None:
+        if self._worker is not None or self._starting is not None:
             raise OutboxError("this relay runs already: make another one")
         stores = [Store(self._engine, self._statements) for _ in range(4)]
         leasing, claims, marks, beside = stores
@@ -171,9 +171,11 @@ class Relay:
                 await _shielded(leases.leave(worker.in_use), self._close_timeout)
         finally:
             self._worker = None
-            self._stopped = False
             self._observers.ended()
-            await asyncio.gather(*(store.close() for store in stores))
+            try:
+                await asyncio.gather(*(store.close() for store in stores))
+            finally:
+                self._stopped = False
 
     async def _started(self, leasing: Store) -> Leases | None:
         """Begins, in a task of its own that `stop()` can cancel: a database may take a connection and not answer.
@@ -229,7 +231,7 @@ class Relay:
             self.stop()
             await asyncio.wait([running], timeout=CANCEL_STEP)
         self._running = None
-        if not running.cancelled() and (error := running.exception()) is not None:
+        if (error := _error_of(running)) is not None:
             raise error
 
     async def health(self) -> RelayHealth:
@@ -246,8 +248,8 @@ class Relay:
                 f"topic {topic!r} has given no receipt for {seconds:.0f} s"
                 for topic, seconds in sorted(self._worker.unanswered(LONG).items())
             ]
-        if self._running is not None and self._running.done() and not self._running.cancelled():
-            reasons.append(f"the relay ended: {self._running.exception()}")
+        if (error := _error_of(self._running)) is not None:
+            reasons.append(f"the relay ended: {_said(error)}")
         store = Store(self._engine, self._statements)
         status = None
         try:
@@ -275,9 +277,18 @@ class Relay:
 
 def _tell_of_an_early_end(running: asyncio.Task[None]) -> None:
     """Logs the error of a relay that ended by itself: the block that it runs in may last for weeks."""
-    if not running.cancelled() and (error := running.exception()) is not None:
-        text = error.text if isinstance(error, BrokerError) else type(error).__name__
-        logger.error("outbox relay: it has ended, and sends nothing any more: %s", text)
+    if (error := _error_of(running)) is not None:
+        logger.error("outbox relay: it has ended, and sends nothing any more: %s", _said(error))
+
+
+def _error_of(running: asyncio.Task[None] | None) -> BaseException | None:
+    """The error with which the relay ended by itself, if it did."""
+    return running.exception() if running is not None and running.done() and not running.cancelled() else None
+
+
+def _said(error: BaseException) -> str:
+    """What an error says to a person. The text of a database's error may quote messages."""
+    return error.text if isinstance(error, BrokerError) else type(error).__name__
 
 
 def _for_a_person(status: OutboxStatus) -> list[str]:
@@ -304,7 +315,6 @@ async def _shielded(leaving: object, timeout: float) -> None:
     task = asyncio.ensure_future(leaving)  # type: ignore[call-overload]
     await asyncio.wait([task], timeout=max(1.0, min(timeout, 5.0)))
     if not task.done():
-        task.cancel()
-        await asyncio.wait([task])
+        await cancelled([task])
     elif not task.cancelled():
         task.exception()  # without them the leases end by themselves
