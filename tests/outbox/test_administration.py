@@ -8,6 +8,11 @@ from sqlalchemy import make_url, select, text, update
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from cqrs_brokers_outbox import OutboxAdmin, OutboxSchemaError, Relay, State
+from cqrs_brokers_outbox._relay.keys import Item
+from cqrs_brokers_outbox._relay.leases import Leases
+from cqrs_brokers_outbox._relay.outcomes import Marker, Outcome, Verdict
+from cqrs_brokers_outbox._relay.store import Store
+from cqrs_brokers_outbox.opening import make_statements
 
 from .brokers import ScriptedBroker, opened
 from .conftest import Database
@@ -32,6 +37,30 @@ async def test_a_row_that_somebody_else_releases_meanwhile_is_not_discarded(data
             await asyncio.sleep(0.5)
         assert await discarding == 0
     assert [row.state for row in await rows(database)] == [State.READY]
+
+
+async def test_a_row_whose_predecessor_is_released_meanwhile_is_not_held_up(postgresql_database: Database) -> None:
+    """Also where the database's default is REPEATABLE READ, in which a transaction would see old data after a lock."""
+    database = postgresql_database
+    await store(database, numbered(1), numbered(2))
+    tables = database.outbox.tables
+    settings = {"default_transaction_isolation": "repeatable read"}
+    engine = database.engine(connect_args={"server_settings": settings})
+    relays = Store(engine, make_statements(engine, tables))
+    await Leases(relays, owner="", topics=None, lease=60.0, partitions=1, broker="").join()
+    first, second = await rows(database)
+    async with database.main.begin() as connection:
+        parked = update(tables.messages).where(tables.messages.c.id == first.id)
+        await connection.execute(parked.values(state=State.PARKED))
+    held_up = [Outcome(Item(second, 0, 0), Verdict.HELD)]
+    async with database.main.begin() as connection:  # as release() does it
+        await connection.execute(select(tables.lease).with_for_update())
+        marking = asyncio.create_task(Marker(relays, scope="*", sent_to="", keep=True).mark(held_up, 1, {}))
+        await asyncio.sleep(0.5)
+        await connection.execute(parked.values(state=State.READY))
+    await marking
+    await relays.close()
+    assert [row.state for row in await rows(database)] == [State.READY, State.READY]
 
 
 async def test_an_interrupted_change_of_partitions_stops_no_relay(postgresql_database: Database) -> None:

@@ -1,18 +1,21 @@
 """Several relays, a relay that stops, one that is gone: partitions, leases, tokens. The broker is scripted."""
 
 import asyncio
+import contextlib
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from sqlalchemy import make_url, text, update
+from sqlalchemy import make_url, select, text, update
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from cqrs_brokers import DeliveryError, RejectedError
-from cqrs_brokers_outbox import Relay, State
+from cqrs_brokers_outbox import OutboxError, Relay, State
 from cqrs_brokers_outbox._relay.store import Store
 from cqrs_brokers_outbox.opening import check_schema
+from cqrs_brokers_outbox.relay import _shielded
 from cqrs_brokers_testkit.proxy import FaultProxy
 
 from .brokers import ScriptedBroker, opened
@@ -166,6 +169,62 @@ async def test_stop_before_and_while_a_relay_starts(database: Database) -> None:
             await task
 
 
+async def test_a_relay_runs_once_at_a_time(database: Database) -> None:
+    """Also while it starts: stop() would end one of two runs only."""
+    driver = ScriptedBroker()
+    async with opened(driver) as broker:
+        running = Relay(database.engine(), broker, database.outbox, lease=15.0)
+        first = asyncio.create_task(running.run())
+        await asyncio.sleep(0)
+        with pytest.raises(OutboxError, match="this relay runs already"):
+            async with asyncio.timeout(5):
+                await running.run()
+        await store(database, numbered(1))
+        await until(lambda: driver.names == ["t/k/1"])
+        running.stop()
+        async with asyncio.timeout(10):
+            await first
+
+
+async def test_a_relay_that_is_left_slowly_can_run_again(
+    postgresql_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its block calls stop() once a second: the last call must not end the next run."""
+    database, driver = postgresql_database, ScriptedBroker()
+    close = Store.close
+
+    async def slowly(store: Store) -> None:
+        await asyncio.sleep(1.5)
+        await close(store)
+
+    async with opened(driver) as broker:
+        running = Relay(database.engine(), broker, database.outbox, lease=15.0)
+        async with running:
+            await until(lambda: _holds(running, 16))
+            monkeypatch.setattr(Store, "close", slowly)
+        monkeypatch.setattr(Store, "close", close)
+        async with running:
+            await store(database, numbered(1))
+            await until(lambda: driver.names == ["t/k/1"], within=5)
+
+
+async def test_leaving_ends_although_a_driver_swallows_a_cancellation() -> None:
+    """asyncio.wait_for does that in Python 3.11."""
+    swallowed = 0
+
+    async def leaving() -> None:
+        nonlocal swallowed
+        for _ in range(2):
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(20)
+            swallowed += 1
+        await asyncio.sleep(20)
+
+    async with asyncio.timeout(10):
+        await _shielded(leaving(), 0.0)
+    assert swallowed == 2
+
+
 @pytest.mark.parametrize("scheme", ["postgresql+asyncpg", "postgresql+psycopg", "mysql+asyncmy"])
 @pytest.mark.parametrize("way", ["stop", "cancel", "leave"])
 async def test_a_relay_stops_while_its_database_does_not_answer(scheme: str, way: str) -> None:
@@ -239,6 +298,99 @@ async def test_a_lease_that_was_lost_fences_every_mark_but_receipts(database: Da
         await until(marked)
         health = await running.health()
     assert health.fenced == 1
+
+
+async def test_a_receipt_for_a_partition_that_was_lost_frees_the_rows_behind(database: Database) -> None:
+    """The other relay has tried the row too, and has put the next row of the key behind it. Nobody else frees it."""
+    driver = ScriptedBroker()
+    driver.gate.clear()
+    await store(database, numbered(1, "a"), numbered(2, "a"))
+    tables = database.outbox.tables
+    async with relay(database, driver) as running:
+        await until(lambda: _has_in_flight(running, 2))
+        first, second = [row.id for row in await rows(database)]
+        async with database.main.begin() as connection:
+            far = text("9999999999999999")
+            lease = tables.lease
+            await connection.execute(update(lease).values(owner="other", token=lease.c.token + 1, until=far))
+            for number, state in ((first, State.WAITING), (second, State.BEHIND)):
+                await connection.execute(
+                    update(tables.messages).where(tables.messages.c.id == number).values(state=state, not_before=far)
+                )
+        await until(lambda: _holds(running, 0))
+        driver.gate.set()
+
+        async def marked() -> bool:
+            return [row.state for row in await rows(database)] == [State.SENT, State.READY]
+
+        await until(marked, within=5)
+
+
+@pytest.mark.parametrize("database", ["asyncpg", "psycopg", "asyncmy"], indirect=True)
+async def test_a_partition_that_is_given_back_during_a_claim_costs_no_other(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The claim meets the next owner. The relay keeps its other partitions."""
+    change, waiting, go_on = Store.change, asyncio.Event(), asyncio.Event()
+
+    async def slowly(store: Store, statement: Any) -> int:
+        if "SET claimed_to = CASE" in statement[0] and not waiting.is_set():
+            waiting.set()
+            await go_on.wait()
+        return await change(store, statement)
+
+    monkeypatch.setattr(Store, "change", slowly)
+    driver = ScriptedBroker()
+    async with relay(database, driver) as first:
+        await until(lambda: _holds(first, 16))
+        await store(database, *[numbered(n, f"k{n}") for n in range(50)])
+        await asyncio.wait_for(waiting.wait(), 10)
+        async with relay(database, driver) as second:
+            await until(lambda: _holds(second, 8))
+            go_on.set()
+            await until(all_in(State.SENT, database), within=6)
+            assert await _holds(first, 8)
+    assert {row.attempts_unknown for row in await rows(database)} == {0}
+
+
+async def test_partitions_whose_take_over_was_not_answered_are_taken_again(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database has them as this relay's. It need not wait for the end of a lease that it does not use."""
+    query, failures = Store.rows, 1
+
+    async def rows_failing(store: Store, statement: Any) -> Any:
+        nonlocal failures
+        if "SELECT DISTINCT topics" in statement[0] and failures < 3:
+            failures += 1
+            if failures == 3:  # the first one is in join(); this one is after the commit of the take-over
+                raise OperationalError("", None, Exception("gone"))
+        return await query(store, statement)
+
+    monkeypatch.setattr(Store, "rows", rows_failing)
+    driver = ScriptedBroker()
+    await store(database, numbered(1))
+    async with relay(database, driver):
+        await until(lambda: driver.names == ["t/k/1"], within=6)
+
+
+async def test_a_relay_that_gets_work_sees_soon_that_a_lease_has_ended(postgresql_database: Database) -> None:
+    """It was idle when it last looked, and its probes stop while it has work."""
+    database, driver = postgresql_database, ScriptedBroker(lambda message, times: 0.05)
+    lease = database.outbox.tables.lease
+    async with opened(driver) as broker:
+        async with Relay(database.engine(), broker, database.outbox, lease=60.0) as running:
+            await until(lambda: _holds(running, 16))
+            await asyncio.sleep(2.5)
+            await store(database, *[numbered(n) for n in range(200)])
+            await until(lambda: driver.names)
+            async with database.main.begin() as connection:
+                dead = update(lease).where(lease.c.number == 3)
+                await connection.execute(dead.values(owner="dead", token=lease.c.token + 1, until=1))
+            await asyncio.sleep(2.5)
+            async with database.main.connect() as connection:
+                owner = (await connection.execute(select(lease.c.owner).where(lease.c.number == 3))).scalar()
+    assert owner == running.name
 
 
 async def test_who_takes_over_counts_what_may_have_been_sent(database: Database) -> None:

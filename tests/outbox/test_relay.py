@@ -203,6 +203,21 @@ async def test_when_parked_continue_lets_the_key_go_on(database: Database) -> No
         await until(lambda: driver.names == ["t/a/0", "t/a/2", "t/a/3", "t/a/4"])
 
 
+async def test_when_parked_continue_lets_the_key_go_on_after_a_second_try(database: Database) -> None:
+    """The row has waited, so that rows are behind it, before it is parked."""
+
+    def script(message: Message, times: int) -> DeliveryError | None:
+        if message.message_name != "t/a/0":
+            return None
+        return RejectedError("full") if times < 2 else InvalidMessageError("no")
+
+    await store(database, *[numbered(n, "a") for n in range(4)])
+    driver = ScriptedBroker(script)
+    async with relay(database, driver, when_parked="continue"):
+        await until(lambda: driver.names == ["t/a/1", "t/a/2", "t/a/3"], within=10)
+    assert [row.state for row in await rows(database)] == [State.PARKED] + [State.SENT] * 3
+
+
 async def test_a_refused_topic_waits_as_a_whole_and_comes_back(database: Database) -> None:
     """One row in each partition stands for the topic: the others are not tried, whatever their keys."""
     refused = True

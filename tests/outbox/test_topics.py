@@ -109,6 +109,16 @@ async def test_several_scopes_share_a_table(database: Database) -> None:
         assert mine(other, topic, key) == []
 
 
+async def test_a_topic_that_is_named_twice_is_one(database: Database) -> None:
+    """Each message is sent once, and the relay has the scope of those that name the topic once."""
+    await store(database, *[numbered(n) for n in range(3)])
+    driver, other = ScriptedBroker(), ScriptedBroker()
+    async with relay(database, driver, topics=["t", "t"]), relay(database, other, topics=["t"]):
+        await until(all_in(State.SENT, database))
+        await asyncio.sleep(0.3)
+    assert driver.names + other.names == [f"t/k/{n}" for n in range(3)]
+
+
 async def test_scopes_do_not_touch_each_other_s_failures(database: Database) -> None:
     """A refused topic and an unknown outcome in one scope; a parked row's release in it wakes nobody else's."""
     gone = True

@@ -39,7 +39,7 @@ def monotonic() -> float:
 
 def _scope_of(topics: Sequence[str] | None) -> str:
     """The scope of a relay: relays with the same topics have the same scope, and share its partitions."""
-    return "*" if topics is None else hashlib.sha256(json.dumps(sorted(topics)).encode()).hexdigest()[:32]
+    return "*" if topics is None else hashlib.sha256(json.dumps(sorted(set(topics))).encode()).hexdigest()[:32]
 
 
 class Leases:
@@ -66,7 +66,7 @@ class Leases:
         self._store = store
         self._statements = store.statements
         self._owner = owner
-        self._topics = None if topics is None else sorted(topics)
+        self._topics = None if topics is None else sorted(set(topics))
         self._lease = int(lease * 1_000_000)
         self._partitions = partitions
         self._broker = broker
@@ -148,14 +148,16 @@ class Leases:
         self.count, self.living = len(rows), len(living)
         held = {row.number: row.token for row in rows if row.owner == self._owner}
         self.tokens = {number: token for number, token in self.tokens.items() if held.get(number) == token}
+        # After an error of the database, or a claim that met another owner, this relay may not know what it has.
+        forgotten = [row for row in rows if row.owner == self._owner and row.number not in self.tokens]
         self._held_until = before + self.lease
         share = 0 if any(name.startswith(REPARTITION) for name in living) else -(-self.count // max(1, len(living)))
         too_many = sorted(self.tokens, reverse=True)[: max(0, len(self.tokens) - share)]
         self.leaving = set(too_many)
         await self._release(too_many, in_use)
-        free = [row for row in rows if row.free and row.number not in self.tokens]
+        free = [row for row in rows if row.free and row.owner != self._owner]
         random.shuffle(free)
-        await self.take(free[: max(0, share - len(self.tokens))])
+        await self.take([*forgotten, *free[: max(0, share - len(self.tokens) - len(forgotten))]])
 
     async def _renew(self) -> tuple[Sequence[Any], list[str]]:
         """Runs each statement by itself, not in one transaction, because none needs the others. So an idle relay costs
@@ -189,7 +191,8 @@ class Leases:
         return partitions, [row.owner for row in rows if row.number is None]
 
     async def take(self, free: Sequence[Any]) -> None:
-        """Takes over those of the partitions that no other relay has taken meanwhile."""
+        """Takes over those of the partitions that no other relay has taken meanwhile. They are free, or this relay has
+        them and does not know their tokens."""
         if not free:
             return
         s = self._statements
@@ -200,7 +203,7 @@ class Leases:
             await self._store.change(
                 (
                     f"UPDATE {s.lease} SET owner = :owner, token = token + 1, until = {s.now} + :lease "
-                    f"WHERE scope = :scope AND until < {s.now} AND {condition}",
+                    f"WHERE scope = :scope AND (until < {s.now} OR owner = :owner) AND {condition}",
                     {"lease": self._lease, **mine, **tokens},
                 )
             )
@@ -257,7 +260,8 @@ class Leases:
         held, parameters = s.leases(tokens)
         await self._store.change(
             (
-                f"UPDATE {s.lease} SET owner = NULL, until = 0, claimed_to = 0 WHERE scope = :scope AND {held}",
+                f"UPDATE {s.lease} SET owner = NULL, token = token + 1, until = 0, claimed_to = 0 "
+                f"WHERE scope = :scope AND {held}",
                 {"scope": self.scope, **parameters},
             )
         )

@@ -18,7 +18,7 @@ from __future__ import annotations
 import enum
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cqrs_brokers import (
@@ -111,12 +111,14 @@ class Marker:
         self._sent_to = sent_to
         self._keep = keep
 
-    async def mark(self, outcomes: Sequence[Outcome], count: int) -> Marked:
+    async def mark(self, outcomes: Sequence[Outcome], count: int, held: Mapping[int, int]) -> Marked:
         """Marks rows. May be repeated as a whole after an error.
 
         Args:
             outcomes: What happened to them.
             count: How many partitions there are.
+            held: The partitions that certainly are this relay's now, with their tokens. Another relay may have marked
+                rows of the others, and may have put rows behind them.
         """
         plain: list[Outcome] = []
         freeing: list[Outcome] = []
@@ -124,7 +126,9 @@ class Marker:
         ready, sent = int(State.READY), Verdict.SENT
         for outcome in outcomes:
             if outcome.verdict is sent:
-                (plain if outcome.item.row.state == ready else freeing).append(outcome)
+                item = outcome.item
+                is_plain = item.row.state == ready and held.get(item.partition) == item.token
+                (plain if is_plain else freeing).append(outcome)
             elif outcome.verdict is not Verdict.UNTOUCHED:
                 others.append(outcome)
         if plain:
@@ -176,6 +180,10 @@ class Marker:
             changes = [_failure(outcome, state) for outcome, state in failures]
             await self._store.change((self._statements.failure(), changes))
         await self._free_topics([outcome for outcome in outcomes if outcome.verdict is not Verdict.REFUSED], count)
+        if not self._statements.holds_up(State.PARKED):
+            let_go = {outcome.item.row.hash for outcome, state in failures if state is State.PARKED}
+            if let_go:  # they were behind a row that waited; the next claim sees which still have to wait
+                await change_all(self._store, await self._store.rows(self._statements.behind(let_go)), State.READY)
         held = [outcome.item.row.id for outcome in outcomes if outcome.verdict is Verdict.HELD]
         if held:  # asked again, under the lock: what held them may be gone
             rows = await self._store.rows(self._statements.held_now(held, count))

@@ -48,10 +48,12 @@ class Statements(ABC):
         self.tables = tables
         self.messages, self.lease, self.relay, self.version = names
         self.now = DATABASE_TIME[self.dialect]
-        self._topics = None if topics is None else {f"topic{place}": topic for place, topic in enumerate(topics)}
+        self._topics = None if topics is None else {
+            f"topic{place}": topic for place, topic in enumerate(dict.fromkeys(topics))
+        }
         """Name of a parameter → the topic it stands for."""
-        holding = (State.WAITING,) if continue_past_parked else (State.WAITING, State.PARKED)
-        self._holding = ", ".join(str(int(state)) for state in holding)
+        self._holding_states = (State.WAITING,) if continue_past_parked else (State.WAITING, State.PARKED)
+        self._holding = ", ".join(str(int(state)) for state in self._holding_states)
 
     # -- what the dialects say differently ----------------------------------------------------------------------------
 
@@ -93,6 +95,10 @@ class Statements(ABC):
     @abstractmethod
     def insert_or_ignore(self, table: str, columns: str, values: str) -> str:
         """An insert that does nothing if the row exists."""
+
+    def holds_up(self, state: State) -> bool:
+        """Whether a row in this state holds up the rows of its key behind it."""
+        return state in self._holding_states
 
     # -- claiming -----------------------------------------------------------------------------------------------------
 
@@ -302,6 +308,7 @@ class _PostgreSQL(Statements):
     """
 
     dialect = "postgresql"
+    begin = "BEGIN ISOLATION LEVEL READ COMMITTED"  # a database may have another default, with old data after a lock
 
     def among(self, column: str, name: str, numbers: Collection[int]) -> Statement:
         return f"{column} = ANY((SELECT {_array(name, 'bigint')})::bigint[])", {name: _array_text(numbers)}

@@ -225,8 +225,9 @@ class Worker:
         touched = {row.hash % count: tokens[row.hash % count] for row in rows}
         position = statements.position(leases.scope, touched, max(row.id for row in rows))
         if await self._claims.change(position) != len(touched):
-            self._to_lease.set()  # somebody else has one of them: the leases are asked before the next claim
-            leases.tokens.clear()
+            if touched.items() <= leases.tokens.items():  # else this relay has given one back meanwhile
+                leases.tokens.clear()  # somebody else has one of them: the leases are asked before the next claim
+            self._to_lease.set()
             return False
         return self._take_in(rows, touched, count)
 
@@ -400,7 +401,8 @@ class Worker:
                 self._claim_if_useful()
 
     async def _mark(self, batch: Sequence[Outcome]) -> bool:
-        marked = await self._marker.mark(batch, self._leases.count)
+        held = self._leases.tokens if self._leases.left() > 0 else {}
+        marked = await self._marker.mark(batch, self._leases.count, held)
         if marked.fenced:
             self.fenced += marked.fenced
             self._observers.fenced(marked.fenced)
@@ -426,11 +428,14 @@ class Worker:
             self._keys.forget_waiting(self.in_use() - set(self._leases.claimable()))
             self._send_what_may_go()
             self._to_lease.clear()
-            # An idle relay learns from its probes that something changed; a busy one looks itself.
-            watchful = self._keys.busy or self._leases.leaving or not self._leases.tokens
-            started = monotonic()
-            await _set_within(self._to_lease, min(LEASE_STEP, renew) if watchful else renew)
+            started, step = monotonic(), min(LEASE_STEP, renew)
+            while not self._to_lease.is_set() and monotonic() - started < (step if self._is_watchful() else renew):
+                await _set_within(self._to_lease, step)
             await asyncio.sleep(max(0.0, min(LEASE_STEP, renew / 2) - (monotonic() - started)))
+
+    def _is_watchful(self) -> bool:
+        """Whether the relay asks for its leases often. An idle relay learns from its probes that something changed."""
+        return bool(self._keys.busy or self._leases.leaving or not self._leases.tokens)
 
     async def _step(self) -> bool:
         await self._leases.step(self.in_use)
