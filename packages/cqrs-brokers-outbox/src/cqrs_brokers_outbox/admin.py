@@ -25,7 +25,8 @@ _LAST_POSITION = 2**63 - 1
 
 
 class OutboxAdmin:
-    """Shows what an outbox holds, and releases or deletes parked rows. It works beside running relays.
+    """Shows what an outbox holds, releases or deletes parked rows, deletes sent rows, and changes the number of
+    partitions. It works beside running relays.
 
         async with OutboxAdmin(engine) as admin:
             for row in await admin.parked():
@@ -34,6 +35,10 @@ class OutboxAdmin:
     Args:
         engine: The database.
         outbox: The tables. Default: `Outbox()`.
+
+    Raises:
+        ConfigError: The outbox does not know this kind of database.
+        OutboxSchemaError: At the beginning of the block: the tables are missing, of another version, or not accessible.
     """
 
     def __init__(self, engine: AsyncEngine, outbox: Outbox | None = None) -> None:
@@ -97,7 +102,8 @@ class OutboxAdmin:
         return await self._unpark(positions, delete=True) if positions else 0
 
     async def purge(self, keep: float = 0.0) -> int:
-        """Deletes rows that were sent. A relay does the same by itself, for rows that are older than its `keep`.
+        """Deletes rows that were sent. A relay does the same by itself, for rows that are older than its `keep`, unless
+        that is 0.
 
         Args:
             keep: Rows that were sent in the last `keep` seconds stay.
@@ -125,7 +131,8 @@ class OutboxAdmin:
             timeout: Seconds in which the relays must give back their partitions. Above 0.
 
         Raises:
-            OutboxError: A number is out of range, or the relays did not give back their partitions in time.
+            OutboxError: A number is out of range, or the relays did not give back their partitions in time. Or a relay
+                with other topics is at work on some of these topics, or a relay took a partition meanwhile.
         """
         if not 1 <= count <= 1024:
             raise OutboxError(f"the number of partitions must be 1 to 1024, not {count}")

@@ -44,8 +44,12 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "python -m cq
         program: The program's name.
 
     Returns:
-        The exit code: 0, or 1 when it failed; `status` returns 2 when somebody must look:
-        rows are parked, a topic is refused, or rows could be sent and no relay works on them. 130: interrupted.
+        The exit code: 0, or 1 when the command failed, or did not find all rows that it was given. `status` returns 2
+        when somebody must look: rows are parked, a topic is refused, or rows could be sent and no relay works on them.
+        130: interrupted; a relay that works ends with 0 then.
+
+    Raises:
+        SystemExit: The command line is wrong (2), or asks for help (0).
     """
     options = _parser(program).parse_args(arguments)
     database = options.database or os.environ.get(DATABASE)

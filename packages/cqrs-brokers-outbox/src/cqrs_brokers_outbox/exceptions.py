@@ -10,7 +10,8 @@ class OutboxError(BrokerError):
 
 
 class OutboxSessionError(OutboxError):
-    """The session or the connection cannot hold outbox rows: no transaction, several databases, another event loop."""
+    """A session or a connection cannot hold outbox rows: it is in AUTOCOMMIT, or bound to several engines, or has no
+    transaction, or its transaction is over, or its messages could not be written. Or the object is no session."""
 
 
 class OutboxSchemaError(OutboxError):

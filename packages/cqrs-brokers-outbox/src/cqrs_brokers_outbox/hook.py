@@ -107,7 +107,8 @@ def _after_end(session: Session, transaction: SessionTransaction) -> None:
 
 
 def check_transactional(bind: Engine | Connection) -> None:
-    """Refuses an engine or a connection that commits each statement by itself.
+    """Refuses an engine or a connection that commits each statement by itself, as far as SQLAlchemy knows: an option of
+    the driver for that is not seen.
 
     Raises:
         OutboxSessionError: The bind is in AUTOCOMMIT.
@@ -175,7 +176,7 @@ class _Pending:
 
     def after_commit(self) -> None:
         """The session has committed. If it is on a connection whose transaction is somebody else's, the connection has
-        not: the rows are written now."""
+        not: the rows that wait are written now."""
         if self._last_connection is not None:
             self._ending(self._last_connection)
 

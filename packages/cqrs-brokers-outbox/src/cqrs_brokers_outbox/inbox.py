@@ -59,7 +59,8 @@ class Inbox:
         """Tells whether a message is new to a consumer. The message counts as handled when the session's transaction
         commits.
 
-        A second consumer of the same message waits here until the first one's transaction has ended.
+        A second transaction with the same consumer and message waits here until the first one has ended. On SQLite any
+        second transaction waits, for at most the driver's `timeout`.
 
         Args:
             session: The consumer's session; its transaction holds the work too.

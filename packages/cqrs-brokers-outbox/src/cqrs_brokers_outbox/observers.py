@@ -20,14 +20,14 @@ class RelayObserver:
     """An object that is told what a relay does. Override the methods that you need. An exception in an observer is
     logged and changes nothing.
 
-    The methods are called in the relay's event loop, between its statements and sends: they must not wait.
+    The methods are called in the relay's event loop: they must not block it.
 
     If there was a trace context when the message was stored, it is in the headers of the message (`traceparent`,
     `tracestate`, `baggage`). So a span of the send can be a child of the writer's span, or have a link to it.
     """
 
     def claimed(self, count: int) -> None:
-        """This many rows were claimed."""
+        """This many rows were claimed to be sent. Rows that another row holds up, and damaged rows, are not counted."""
 
     def sent(self, position: int, message: Message, outcome: Receipt | DeliveryError) -> None:
         """A send has its outcome: confirmed, not delivered, or unknown.
@@ -49,7 +49,8 @@ class RelayObserver:
         """
 
     def refused(self, topic: str, error_class: str, error_text: str) -> None:
-        """A topic is refused as a whole. Called again each time the row that stands for the topic is tried and refused.
+        """A topic is refused as a whole. Called for each partition, and again each time the row that stands for the
+        topic there is tried and refused.
 
         Args:
             topic: The topic.
@@ -58,10 +59,11 @@ class RelayObserver:
         """
 
     def fenced(self, count: int) -> None:
-        """This many marks were refused, because another relay has the partition."""
+        """This many marks were refused, because this relay has no longer the partition, or not with the same token."""
 
     def lag(self, lag: Sequence[Lag]) -> None:
-        """The unsent rows of the whole outbox, by topic and partition, the oldest first. Called every 10 s.
+        """The unsent rows of the whole outbox, by topic and partition, the oldest first. Called about every 10 s, while
+        the database answers.
 
         Every relay of an outbox reports the same numbers. Take the largest of them, not the sum.
         """
@@ -70,10 +72,15 @@ class RelayObserver:
         """The relay has these partitions now."""
 
     def ended(self) -> None:
-        """`Relay.run()` has ended. The relay has no partitions, and calls no method any more."""
+        """`Relay.run()` has ended. The relay works on no partition, and calls no method until it runs again."""
 
     def trouble(self, what: str, reason: str) -> None:
-        """The relay cannot claim, send, mark, lease, purge or read the lag; it tries again."""
+        """The relay cannot do something now; it tries again.
+
+        Args:
+            what: "claim", "send", "mark", "lease", "purge" or "lag".
+            reason: Why not. A reason is told once, until another reason comes or the relay can do it again.
+        """
 
 
 class RelayObservers(RelayObserver):

@@ -60,7 +60,7 @@ async def check_schema(store: Store, tables: Tables) -> None:
 
     Raises:
         OutboxSchemaError: A table is missing, has another version, or cannot be used. The text says what to do.
-        Exception: The database cannot be reached. It is the driver's error, as SQLAlchemy passes it on.
+        SQLAlchemyError, OSError: The database cannot be reached.
     """
     name = tables.messages.fullname
     s = store.statements

@@ -69,8 +69,11 @@ class Outbox:
         return f"<{type(self).__name__} {self.tables.messages.fullname}>"
 
     def add(self, session: AnySession, *messages: MessageLike | Event[Any]) -> None:
-        """Adds messages to the session's transaction. This does no I/O: the messages are written when the transaction
-        commits, as its last statement.
+        """Adds messages to the session's transaction. The messages are written when the transaction commits, as its
+        last statement. Before that, this method does no I/O. In a listener of the commit it may open the connection.
+
+        If the database refuses the messages, `session.commit()` raises its error. The transaction must then be rolled
+        back: a second `commit()` raises `OutboxSessionError`.
 
         Messages are validated and encoded now, so later changes of the objects have no effect. The messages of a
         transaction keep the order of the calls. If the transaction or the savepoint is rolled back, its messages are
@@ -83,8 +86,9 @@ class Outbox:
         Raises:
             InvalidMessageError: A message cannot be sent as it is. No message of the call is added.
             MessageTooLargeError: A message is larger than allowed. No message of the call is added.
-            OutboxSessionError: The session is bound to several engines, or to one in AUTOCOMMIT, or its transaction
-                is over: it is called in `after_commit`, or after an error that ended the transaction.
+            OutboxSessionError: The object is no session. Or the session is bound to several engines, or to one in
+                AUTOCOMMIT. Or it begins no transaction by itself, and has none. Or its transaction is over: `add` is
+                called in `after_commit`, or after an error that ended the transaction.
         """
         rows = self._rows(messages)
         synchronous = _synchronous(session)
@@ -104,13 +108,15 @@ class Outbox:
         object that the row is about, messages may be sent in another order than the changes were made.
 
         Args:
-            connection: A `Connection`, or an `AsyncConnection`. With the latter, await what this method returns.
+            connection: A `Connection`, or an `AsyncConnection`. With the latter, this method validates the messages,
+                and what it returns inserts them when it is awaited.
             messages: The messages, in the forms that `add` takes.
 
         Raises:
             InvalidMessageError: A message cannot be sent as it is. No message is inserted.
             MessageTooLargeError: A message is larger than allowed. No message is inserted.
             OutboxSessionError: The connection is in AUTOCOMMIT.
+            SQLAlchemyError: The database refuses the messages. The error does not quote them.
         """
         rows = self._rows(messages)
         if isinstance(connection, AsyncConnection):
@@ -125,7 +131,8 @@ class Outbox:
     @overload
     def create_table(self, engine: AsyncEngine) -> Coroutine[Any, Any, None]: ...
     def create_table(self, engine: Engine | Connection | AsyncEngine) -> Coroutine[Any, Any, None] | None:
-        """Creates the tables that are missing: for demonstrations and tests. Applications use a migration.
+        """Creates the tables that are missing, and the row with their version: for demonstrations and tests.
+        Applications use a migration.
 
         Args:
             engine: An engine or a connection. With an `AsyncEngine`, await what this method returns.
@@ -196,7 +203,7 @@ def _synchronous(session: AnySession) -> Session:
 
 
 def _trace_context() -> dict[str, str] | None:
-    """The current trace context, if the application uses OpenTelemetry. It is stored in the row."""
+    """The current trace context. None: the process has not imported OpenTelemetry's tracing."""
     if "opentelemetry.trace" not in sys.modules:  # whoever has a span has imported it
         return None
     carrier: dict[str, str] = {}

@@ -65,6 +65,8 @@ class OutboxRepository(cqrs.OutboxedEventRepository):
 
         Raises:
             InvalidMessageError: The event cannot be sent as it is.
+            MessageTooLargeError: The event is larger than the outbox allows.
+            OutboxSessionError: The session cannot hold the event: see `Outbox.add`.
         """
         if hasattr(event, "to_message"):
             self._outbox.add(self.session, event)

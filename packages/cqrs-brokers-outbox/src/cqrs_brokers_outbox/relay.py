@@ -46,29 +46,33 @@ class Relay:
         async with Relay(engine, broker, outbox):
             ...                                    # in the application; or: await relay.run()
 
-    Rows with the same topic and key are sent in the order of their transactions. Each is sent when the row before it
-    has its receipt. Any number of relays, in any number of processes, share the work by partitions.
+    Rows with the same topic and key are sent in the order in which their transactions wrote them. Each is sent when the
+    row before it has its receipt, unless `pipeline_keys` or `when_parked` says otherwise. Any number of relays, in any
+    number of processes, share the work by partitions.
 
     Args:
         engine: The database. The relay uses up to four of its connections, and `health()` one more.
         broker: Where messages go. The relay does not close it.
         outbox: The tables. Default: `Outbox()`.
         topics: Only these topics: two relays can serve two brokers from one table. Default: all.
-        pipeline_keys: Sends the rows of a key together. This is much faster for a single busy key. But a row that is
-            refused, returned or nacked is then overtaken by the rows behind it that are in flight.
+        pipeline_keys: Sends the rows of a key together. This is much faster for a single busy key. But a row that fails
+            is then overtaken by the rows behind it that are in flight.
         when_parked: What happens to the rows behind a parked row of the same key: "stop" (they wait for a person) or
             "continue" (they are sent).
-        keep: Seconds for which sent rows are kept, with their partition and offset in the broker. 0: they are deleted
-            at once.
-        batch: How many rows a claim brings, at most.
+        keep: Seconds for which sent rows are kept, with their partition and offset in the broker. Older rows are
+            deleted, also those that another relay sent. 0: the relay deletes each row when it has its receipt, and no
+            row that is kept already.
+        batch: How many ready rows a claim brings, at most. It brings as many that have waited.
         lease: Seconds for which a relay takes a partition. If the relay dies, another one takes the partition over at
-            most 2 s after the lease has ended. Default: the broker's `delivery_timeout` plus 30 s.
-        close_timeout: Seconds for which a relay that stops waits for what is in flight.
+            most 2 s after the lease has ended, while the other one's database and broker work. Default: the broker's
+            `delivery_timeout` plus 30 s.
+        close_timeout: Seconds for which a relay that stops waits for what is in flight. Giving back its leases may take
+            5 s more, and closing its connections 2 s.
         observers: The objects that are told what happens.
 
     Raises:
-        ConfigError: A number is out of range, the outbox does not know this kind of database, or the engine has only
-            one connection for everybody, as for SQLite in memory.
+        ConfigError: An option has a value that it cannot have, the outbox does not know this kind of database, or the
+            engine has only one connection for everybody, as for SQLite in memory.
     """
 
     def __init__(
@@ -141,9 +145,13 @@ class Relay:
     async def run(self) -> None:
         """Works until `stop()` or a cancellation; then finishes what is in flight, marks it and gives back its leases.
 
+        If that takes longer than `close_timeout`, the relay keeps the leases of the rows that it has. The next relay
+        takes these partitions when the leases end, and counts their rows as possibly sent.
+
         Raises:
             OutboxSchemaError: The tables are missing, of another version, or not accessible.
-            OutboxError: The relay runs already, or another one sends the same topics.
+            OutboxError: The relay runs already, or another one with other topics sends some of the same topics.
+            SQLAlchemyError, OSError: The database failed before the work began. Later the relay tries again.
         """
         if self._worker is not None or self._starting is not None:
             raise OutboxError("this relay runs already: make another one")
@@ -209,8 +217,8 @@ class Relay:
         return leases
 
     def stop(self) -> None:
-        """Lets `run()` finish what is in flight and end. A relay that is still starting ends at once. May be called in
-        a signal handler of the event loop."""
+        """Lets `run()` finish what is in flight and end. A relay that is still starting ends at once, and so does the
+        next `run()` of a relay that does not run. May be called in a signal handler of the event loop."""
         self._stopped = True
         if self._worker is not None:
             self._worker.stop()
@@ -311,7 +319,8 @@ async def check_schema_once(engine: AsyncEngine, statements: Statements, outbox:
 
 
 async def _shielded(leaving: object, timeout: float) -> None:
-    """Waits until the leases are given back, also in a cancelled task, but not longer than the timeout."""
+    """Waits until the leases are given back, also in a task that was cancelled before. It waits for the timeout, but at
+    least 1 s and at most 5 s."""
     task = asyncio.ensure_future(leaving)  # type: ignore[call-overload]
     await asyncio.wait([task], timeout=max(1.0, min(timeout, 5.0)))
     if not task.done():

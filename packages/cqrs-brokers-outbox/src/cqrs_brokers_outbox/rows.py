@@ -35,7 +35,8 @@ __all__ = [
 POSITION = "outbox-position"
 EVENT_TIME = "event-time"
 OWN_HEADERS = frozenset({POSITION, EVENT_TIME})
-"""The headers that the relay adds."""
+"""The headers that the relay adds to every message, if the broker carries headers. It also adds the writer's trace
+context, if there is one."""
 
 TRACE_HEADERS = frozenset({"traceparent", "tracestate", "baggage"})
 RESERVED_BYTES = 1_024
@@ -58,7 +59,8 @@ _ID_FOLLOWS = UUID(int=0)
 
 
 class ClaimedRow(NamedTuple):
-    """The columns that a claim reads. Reading a column of SQLAlchemy's own rows takes ten times as long."""
+    """The columns that a claim reads, and whether another row holds this one up. Reading a column of SQLAlchemy's own
+    rows takes ten times as long."""
 
     id: int
     state: int
@@ -184,7 +186,12 @@ def message_of(row: Any, *, headers: bool, stamped: bool) -> Message:
 
 
 def _microseconds(message: Message) -> int:
-    """The message's time. The last hours of the year 9999 in a zone west of Greenwich are no time in UTC."""
+    """The message's time, in microseconds since 1970 in UTC.
+
+    Raises:
+        InvalidMessageError: The time is in the last hours of the year 9999 in a zone west of Greenwich. UTC has no such
+            time.
+    """
     time = (message.timestamp - _EPOCH) // _MICROSECOND
     if time > _LAST_TIME:
         raise InvalidMessageError("timestamp is after the year 9999 in UTC, which no row can hold").about(

@@ -39,17 +39,18 @@ class State(enum.IntEnum):
     """The state of a row: what it waits for."""
 
     READY = 0
-    """Waits to be claimed."""
+    """Waits to be claimed, or is claimed and has no mark yet."""
     WAITING = 1
-    """Waits until `not_before`, after a failure that may pass. The rows of its key behind it wait too."""
+    """Waits until `not_before`, after a failure that may pass or an unknown outcome. The rows of its key behind it wait
+    too."""
     PARKED = 2
     """Waits for a person: it cannot be delivered as it is."""
     BEHIND = 3
-    """Waits for an earlier row: a row of its key that waits or is parked, or the row that stands for its refused
+    """Waits for another row: an earlier row of its key that waits or is parked, or the row that stands for its refused
     topic."""
     REFUSED = 4
-    """Waits until `not_before`. Its topic is refused as a whole, and this row will be tried for all rows of the
-    topic."""
+    """Waits until `not_before`. Its topic is refused as a whole, and this row will be tried for all rows of the topic
+    in its partition."""
     SENT = 5
     """Waits for nothing: it has its receipt, and is kept for a while."""
 
@@ -114,8 +115,8 @@ class Tables:
 
     Attributes:
         messages: A row for each message.
-        lease: A row for each partition: who works on it, and until when.
-        relay: A row for each running relay.
+        lease: A row for each partition of each set of topics: which relay works on it, and until when.
+        relay: A row for each relay that runs, and for each that ended without deleting its row.
         version: One row, the schema's version.
     """
 
@@ -154,7 +155,7 @@ class Tables:
             Column("made_at", BigInteger, nullable=False, comment="the event's own time"),
             Column("trace", _on_mysql(Text(), mysql.TEXT()), comment="JSON: the writer's trace context"),
             Column("created_at", BigInteger, nullable=False, default=database_time()),
-            Column("attempts", Integer, nullable=False, default=0, comment="sends that ended without a receipt"),
+            Column("attempts", Integer, nullable=False, default=0, comment="failures that were marked"),
             Column("attempts_unknown", Integer, nullable=False, default=0, comment="sends that may have arrived"),
             Column("not_before", BigInteger, comment="when a waiting row is tried again"),
             Column("error_class", String(100)),

@@ -19,9 +19,9 @@ class Lag:
 
     Attributes:
         topic: The topic.
-        partition: The partition, in the scope of relays that serve all topics.
+        partition: The partition, in the scope of relays that serve all topics. 0 if there were no such relays.
         rows: How many rows.
-        oldest: The age of the oldest row, in seconds.
+        oldest: The time since the oldest row was written, in seconds.
         parked: How many of them wait for a person.
         refused: How many of them stand for a topic that is refused as a whole; more rows may wait behind each.
     """
@@ -61,8 +61,9 @@ class OutboxStatus:
         waiting: Rows that wait for another attempt, or behind another row.
         parked: Rows that wait for a person.
         refused_topics: Topics that are refused as a whole.
-        unattended: Rows that could be sent now, but no relay has their partition: start a relay.
-        possible_duplicates: Rows that may be in the broker twice. Sent rows are counted for as long as they are kept.
+        unattended: Rows that are ready, or have waited long enough, and no relay has their partition: start a relay.
+        possible_duplicates: Rows that may have been sent without a receipt, so that they may be in the broker twice, or
+            will be. Sent rows are counted for as long as they are kept.
         lag: The unsent rows by topic and partition, the oldest first.
         leases: The partitions.
     """
@@ -83,15 +84,15 @@ class RelayHealth:
     """The state of a relay, for alerts. A probe that restarts the process must look at `running`, not at `ok`.
 
     Attributes:
-        ok: Whether the relay runs, the database and the broker answer, and no row waits for a person. `ok` is False if
+        ok: Whether the relay runs, the database and the broker work, and no row waits for a person. `ok` is False if
             a row is parked or a topic is refused; a restart does not help then. It stays True while rows wait for
             another attempt, or a topic gives no receipt: the relay goes on by itself.
         reason: Why the relay is not ok, and after that what waits. "ok": there is nothing of either kind.
         running: Whether the relay runs. If not, only a new start helps.
         partitions: The partitions that it has.
         in_flight: How many rows it has claimed and not marked yet.
-        sent: How many rows it has sent since it was started.
-        fenced: How many marks were refused because another relay has the partition.
+        sent: How many receipts it has had since it was started. 0 if it does not run.
+        fenced: How many marks were refused because this relay has no longer the partition, or not with the same token.
         status: What the outbox holds; None: the database does not answer.
     """
 
@@ -115,7 +116,7 @@ class ParkedRow:
         message_id: Its message's id.
         error_class: Why it was parked: the error's class.
         error_text: The error's text.
-        behind: How many rows wait behind it.
+        behind: How many rows of its key wait behind another row.
     """
 
     position: int

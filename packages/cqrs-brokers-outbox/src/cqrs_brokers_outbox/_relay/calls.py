@@ -20,8 +20,8 @@ __all__ = ["Calls"]
 LATE = 1.0
 """A topic is slow when one of its calls has been without an outcome for longer than this, in seconds."""
 LINGER = LONGEST_DELAY + 30.0
-"""How long the topic stays slow, in seconds, after such a call has failed while calls of other topics got receipts. In
-this time the failed rows become due again, after their delay."""
+"""How long the topic stays slow, in seconds, after such a call has failed while other calls got receipts. In this time
+the failed rows become due again, after their delay."""
 
 
 class Calls:
@@ -73,7 +73,7 @@ class Calls:
             failed: Whether a row has to be sent again for another reason than a refused topic.
 
         Returns:
-            Whether other calls got receipts meanwhile. If so, the broker works, and only this topic does not.
+            Whether other calls got receipts meanwhile. If so, the broker works, and not all of this topic does.
         """
         now = monotonic()
         began = self._open[topic].pop(number)
@@ -96,7 +96,8 @@ class Calls:
         return others
 
     def pause(self, topic: str) -> None:
-        """Begins a pause in which the topic is not claimed. The pauses get longer until the topic has a receipt."""
+        """Begins a pause in which the topic is not claimed. The pauses get longer, up to `LONGEST_PAUSE`,
+        until the topic has a receipt."""
         length = min(LONGEST_PAUSE, max(FIRST_PAUSE, self._pauses.get(topic, (0.0, 0.0))[0] * 2))
         self._pauses[topic] = length, monotonic() + length
 

@@ -49,7 +49,7 @@ class Keys:
         pipeline: Whether all waiting rows of a key are sent together.
 
     Attributes:
-        busy: The numbers of all rows that the relay has, until they are marked.
+        busy: The numbers of all rows that the relay has, until they are marked or forgotten.
     """
 
     def __init__(self, *, pipeline: bool) -> None:
@@ -119,7 +119,8 @@ class Keys:
             self._settling.add(lane)
 
     def take(self) -> list[Item]:
-        """Takes out all rows that may go now. Their keys are in flight until `landed`."""
+        """Takes out all rows that may go now. Without `pipeline` their keys are in flight until `landed`, and no
+        further row of them may go."""
         items: list[Item] = []
         while self._ready:
             lane = self._ready.popleft()
@@ -178,8 +179,8 @@ class Keys:
                     del self._of_topics[topic]
 
     def let_go(self, item: Item) -> None:
-        """Drops a row that was about to be sent, and the rows behind it, because another relay has the partition
-        now."""
+        """Drops a row that was about to be sent, and the rows behind it, because this relay has the partition no
+        longer."""
         self.marked([item, *self.landed(item, sent=False)])
         self._settle(item.lane)
 
@@ -189,5 +190,5 @@ class Keys:
 
     @property
     def waiting(self) -> bool:
-        """Whether a row may go now."""
+        """Whether there may be a row that may go now. Its key may have been forgotten."""
         return bool(self._ready)

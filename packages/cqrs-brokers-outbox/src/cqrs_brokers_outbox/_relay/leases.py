@@ -1,11 +1,11 @@
 """Which partitions this relay works on, and until when.
 
 A lease ends by the database's clock. This relay counts on a clock of its own, which goes on while the machine sleeps,
-and counts from the moment before it asked the database. So for the relay a lease always ends a little earlier than for
-the database.
+and counts from the moment before it asked the database. So for the relay a lease ends a little earlier than for the
+database, unless the database's clock is set forward.
 
-The relays share the partitions evenly. A relay that takes over a partition counts rows as possibly sent: all unmarked
-rows up to the last position that the previous relay had claimed.
+The relays with the same topics share the partitions evenly. A relay that takes over a partition counts rows of it as
+possibly sent: all rows that are ready, waiting or refused, up to the last position that the previous relay had claimed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["Leases", "REPARTITION", "monotonic"]
 
 REPARTITION = "partitions:"
 """The name of an owner that changes the number of partitions begins with this. While such an owner has a row in the
-relay table, relays give back all their partitions."""
+relay table, the relays with its topics give back all their partitions."""
 
 
 InUse = Callable[[], Collection[int]]
@@ -55,7 +55,7 @@ class Leases:
 
     Attributes:
         tokens: The partitions that are held, with their tokens.
-        leaving: The partitions that are to be released as soon as none of their rows is in flight.
+        leaving: The partitions that are to be released as soon as the relay has none of their rows.
         count: How many partitions there are.
         living: How many relays there were at the last `step()`.
     """
@@ -105,7 +105,8 @@ class Leases:
         """Looks whether relays with other topics are at work on some of this relay's topics.
 
         It looks when it begins, and again when its own leases are there, because two relays may begin at the same
-        time: whichever is second sees the first. A relay whose leases had ended, because it stood still, begins anew.
+        time: whichever is second sees the first, and each may see the other. A relay whose leases had ended, because it
+        stood still, begins anew.
 
         Raises:
             OutboxError: There is such a relay.
@@ -135,10 +136,13 @@ class Leases:
         )
 
     async def step(self, in_use: InUse) -> None:
-        """Renews what is held, releases what is too much, takes what is free.
+        """Renews what is held, releases what is too much, takes what is free, up to this relay's share.
 
         Args:
-            in_use: Says which partitions have rows that are in flight or not marked yet.
+            in_use: Says which partitions have rows that the relay has.
+
+        Raises:
+            OutboxError: A relay with other topics is at work, and some topics are common to both.
         """
         before = monotonic()
         had_ended = bool(self.tokens) and self.left() < 0
@@ -192,7 +196,11 @@ class Leases:
 
     async def take(self, free: Sequence[Any]) -> None:
         """Takes over those of the partitions that no other relay has taken meanwhile. They are free, or this relay has
-        them and does not know their tokens."""
+        them and does not know their tokens.
+
+        Raises:
+            OutboxError: A relay with other topics is at work, and some topics are common to both.
+        """
         if not free:
             return
         s = self._statements
@@ -242,7 +250,7 @@ class Leases:
         await change_all(self._store, await self._store.rows(s.behind_nobody(list(numbers), self.count)), State.READY)
 
     async def _release(self, numbers: Collection[int], in_use: InUse) -> None:
-        """Gives back those of the partitions that have no rows in flight.
+        """Gives back those of the partitions of which the relay has no rows.
 
         Each partition is looked at in the turn of the event loop in which its token is dropped. A claim may have
         brought rows of it while an earlier statement ran. The next relay does not count rows of a released partition as
@@ -267,7 +275,7 @@ class Leases:
         )
 
     async def leave(self, in_use: InUse) -> None:
-        """Gives back the partitions without rows in flight. The leases of the others end by themselves."""
+        """Gives back the partitions of which the relay has no rows. The leases of the others end by themselves."""
         s = self._statements
         await self._release(list(self.tokens), in_use)
         await self._store.change((f"DELETE FROM {s.relay} WHERE owner = :owner", {"owner": self._owner}))

@@ -3,7 +3,7 @@
 | outcome | the row |
 |---|---|
 | a receipt | is sent |
-| not delivered, because of the broker (no connection, blocked, closed) | stays as it is; the relay waits |
+| not delivered, because of the broker (no connection, blocked, closed) or its loop | stays as it is; the relay waits |
 | not delivered, because of its topic | waits, and its topic with it |
 | not delivered, retryable | waits, and its key with it |
 | not delivered, not retryable | is parked |
@@ -86,7 +86,7 @@ class Marked:
     """What was marked.
 
     Attributes:
-        fenced: Rows whose mark was refused: another relay has their partition.
+        fenced: Rows whose mark was refused: the relay does not have the current token of their partition.
         failures: Rows that were not sent, with their new states.
     """
 

@@ -122,8 +122,8 @@ class Statements(ABC):
         return f" AND o.topic NOT IN ({', '.join(f':{name}' for name in names)})", names
 
     def _held(self, count: int) -> str:
-        """A condition: the row `o` is held up by an earlier row, either a row of its key or the row that stands for its
-        refused topic."""
+        """A condition: the row `o` is held up by another row, either an earlier row of its key or the row that stands
+        for its refused topic in its partition."""
         return (
             f"(EXISTS (SELECT 1 FROM {self.messages} b WHERE b.state IN ({self._holding}) AND b.hash = o.hash "
             f"AND b.topic = o.topic AND b.message_key = o.message_key AND b.id < o.id) "
@@ -155,7 +155,7 @@ class Statements(ABC):
         limit: int,
         without: Sequence[str] = (),
     ) -> Statement:
-        """Rows that are ready, in their order, and for each whether an earlier row holds it up.
+        """Rows that are ready, in their order, and for each whether another row holds it up.
 
         Args:
             partitions: The relay's own partitions.
@@ -193,7 +193,7 @@ class Statements(ABC):
         limit: int,
         without: Sequence[str] = (),
     ) -> Statement:
-        """Rows that have waited long enough, and for each whether an earlier row still holds it up."""
+        """Rows that have waited long enough, and for each whether another row still holds it up."""
         mine, parameters = self._mine(partitions, count)
         left_out, more = self._without_topics(without)
         parameters |= more
@@ -239,7 +239,7 @@ class Statements(ABC):
         )
 
     def held_now(self, ids: Collection[int], count: int) -> Statement:
-        """Those of the rows that an earlier row holds up now."""
+        """Those of the rows that another row holds up now."""
         condition, parameters = self.among("o.id", "ids", ids)
         return (
             f"SELECT o.id FROM {self.messages} o WHERE {condition} AND {self._held(count)}",
@@ -254,7 +254,7 @@ class Statements(ABC):
         )
 
     def behind(self, hashes: Collection[int]) -> Statement:
-        """Ids of rows behind one of these keys."""
+        """Ids of rows behind another row whose keys have one of these hashes."""
         condition, parameters = self.among("hash", "hashes", hashes)
         return f"SELECT id FROM {self.messages} WHERE state = {State.BEHIND} AND {condition}", parameters
 
@@ -267,8 +267,8 @@ class Statements(ABC):
         )
 
     def behind_nobody(self, partitions: Collection[int], count: int) -> Statement:
-        """Ids of rows that wait although no earlier row holds them up any more. That happens when `when_parked` was
-        changed."""
+        """Ids of rows that wait although no other row holds them up any more. That happens, for example, when
+        `when_parked` was changed."""
         mine, parameters = self._mine(partitions, count)
         return (
             f"SELECT o.id FROM {self.messages} o WHERE o.state = {State.BEHIND}{mine} AND NOT {self._held(count)}",
@@ -293,7 +293,7 @@ class Statements(ABC):
         )
 
     def old(self, keep: float, limit: int) -> Statement:
-        """Ids of rows that were kept long enough."""
+        """Ids of sent rows that were kept long enough, of any relay."""
         return (
             f"SELECT id FROM {self.messages} WHERE state = {State.SENT} AND sent_at < {self.now} - :keep "
             f"LIMIT {int(limit)}",

@@ -47,7 +47,7 @@ class Trouble:
 
     async def tried(self, what: str, call: Callable[[], Awaitable[bool]]) -> bool:
         """Calls the function. After an error of the database it waits and returns False. The wait is longer after each
-        further failure."""
+        further failure, up to `LONGEST_PAUSE`."""
         try:
             done = await call()
         except _DATABASE_ERRORS as error:
@@ -60,7 +60,8 @@ class Trouble:
         return done
 
     def began(self, what: str, reason: str) -> None:
-        """Notes that something cannot be done. Observers are told the same reason only once."""
+        """Notes that something cannot be done. Observers are told a reason once, until another
+        reason or an end comes."""
         if self.reasons.get(what) != reason:
             self.reasons[what] = reason
             logger.warning("outbox relay: cannot %s: %s", what, reason)

@@ -20,7 +20,7 @@ class Upkeep:
 
     Args:
         store: A connection.
-        keep: Seconds for which sent rows are kept. 0: sent rows are not kept.
+        keep: Seconds for which sent rows are kept. 0: nothing is purged, because receipts delete rows.
         observers: The objects that are told the lag.
         trouble: Notes errors of the database.
     """

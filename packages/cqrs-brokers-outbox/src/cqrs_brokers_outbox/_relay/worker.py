@@ -7,7 +7,8 @@ another.
     leasing    renews, takes and gives back partitions
 
 Every loop goes on after an error of the database or the broker. It waits, longer each time, and tells the observers. A
-row stays in `Keys.busy` from its claim until its mark is committed, so that no claim brings it twice.
+row stays in `Keys.busy` from its claim until its mark is committed, or until it is dropped unsent. So no claim brings
+it twice.
 
 This file is longer than 400 lines because the loops share one state: which keys are busy, and what waits to be marked.
 """
@@ -39,8 +40,8 @@ MARGIN = 5.0
 """Sends must end this many seconds before the lease ends."""
 SHORTEST_POLL, LONGEST_POLL = 0.01, 0.28
 MOST_BATCHES, MOST_QUICK_BATCHES = 8, 3
-"""The most batches that a relay has at a time, and the most of topics that are not slow: one is at the broker, one is
-being marked, one is being claimed."""
+"""A relay that has this many batches claims no more, and neither does one that has so many of topics that are not slow:
+one is at the broker, one is being marked, one is being claimed."""
 DUE_STEP = 0.05
 """Seconds before the relay asks again for rows that wait."""
 MARK_STEP = 0.05
@@ -148,7 +149,7 @@ class Worker:
         self._stopping.set()
 
     def in_use(self) -> set[int]:
-        """Partitions with rows that are in flight or not marked yet."""
+        """Partitions with rows that the relay has: they wait here, are in flight, or are not marked yet."""
         return set(self._keys.busy.values())
 
     @property
@@ -238,7 +239,8 @@ class Worker:
         return busy < most or (busy < self._most and busy - sum(map(self._keys.of_topic, self._calls.slow())) < most)
 
     def _topics_left_out(self) -> list[str]:
-        """The topics whose rows the next claim leaves out. All slow topics together have at most two batches."""
+        """The topics whose rows the next claim leaves out: a slow topic that has its share of two batches, and a topic
+        in its pause."""
         slow = self._calls.slow()
         full = {topic for topic in slow if self._keys.of_topic(topic) * len(slow) >= 2 * self._batch}
         return sorted(full | self._calls.paused())
@@ -354,7 +356,8 @@ class Worker:
                 self._observers.sent(outcome.item.row.id, outcome.item.message, cause)
 
     def _look_at(self, topic: str, without: Iterable[Outcome], *, others_go_on: bool) -> None:
-        """Checks whether the broker is down, by the outcomes of a call that are not receipts."""
+        """Checks whether the broker is down, by the outcomes of a call that are not receipts. If it is down, nothing is
+        claimed for a while; if other calls get receipts, only nothing of this topic."""
         broker_down = None
         for outcome in without:
             if outcome.verdict is Verdict.UNTOUCHED and isinstance(outcome.cause, DeliveryError):
