@@ -18,8 +18,8 @@ __all__ = ["look_at_tls", "speaks_tls"]
 FEW_DAYS = 14
 """A certificate that ends within this many days should have been renewed."""
 AFTERTHOUGHT = 0.3
-"""With TLS 1.3 a server refuses a client's certificate only after the handshake. It does so within this many
-seconds."""
+"""With TLS 1.3 a server refuses a client's certificate only after the handshake. The refusal is waited for so many
+seconds. One that comes later is not seen."""
 _IGNORE_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME
 _NOT_TLS = {
     "WRONG_VERSION_NUMBER",
@@ -69,8 +69,8 @@ async def look_at_tls(
 
 
 async def speaks_tls(endpoint: Endpoint, timeout: float) -> bool:
-    """Whether the port certainly speaks TLS: the server completes a handshake, or sends a TLS alert that says why it
-    does not.
+    """Whether the port certainly speaks TLS: at the host's first address the server completes a handshake, or sends a
+    TLS alert that says why it does not.
 
     Args:
         endpoint: Where to connect to.
@@ -181,8 +181,8 @@ def _context(mode: ssl.VerifyMode) -> ssl.SSLContext:
 
 
 def _facts(certificate: Certificate) -> str:
-    """A text that says whom the certificate is for, who signed it, and until when it is valid. It begins with a
-    colon."""
+    """A text that says whom the certificate is for, who signed it, and for how many days it is valid, as far as the
+    certificate says these things. It begins with a colon. Empty if the certificate says nothing of them."""
     facts = []
     names = [name for _, name in certificate.get("subjectAltName", ())]
     if names:

@@ -91,7 +91,8 @@ class Check:
         return ExitCode.UNKNOWN if failed[0] == "send" and self._unknown else code_of_step(failed[0])
 
     async def run(self) -> AsyncIterator[Finding]:
-        """Runs every step. Stops if a step fails that the next steps need."""
+        """Runs every step, and masks the string's secrets in what is found. Stops if a step fails that the next steps
+        need."""
         async with contextlib.aclosing(self._steps()) as steps:
             async for finding in steps:
                 # What a server or a plugin says may quote what it was given.
@@ -217,7 +218,7 @@ class Check:
     async def _bounded(
         self, findings: AsyncIterator[Finding], step: Step, subject: str, plugin: Plugin
     ) -> AsyncIterator[Finding]:
-        """The plugin's findings. An exception or a timeout of the plugin becomes a finding, too."""
+        """The plugin's findings. An exception or a timeout of the plugin becomes a finding, too, and ends them."""
         while True:
             limit = asyncio.timeout(self._timeout)
             try:

@@ -45,7 +45,8 @@ class _Tried(NamedTuple):
 
 
 async def look_at(endpoint: Endpoint, options: BrokerOptions, timeout: float) -> Looked:
-    """Looks up the name, connects to each of its addresses, and makes the TLS handshake if the driver would.
+    """Looks up the name, connects to each of its addresses, and makes the TLS handshake with the first address that
+    takes connections, if the driver would.
 
     Args:
         endpoint: The endpoint. Its host has a port.

@@ -21,7 +21,8 @@ class Line(NamedTuple):
 
     Attributes:
         number: The number of the line, from 1.
-        content: The line without its line break. None: it has more bytes than the limit, and is not kept.
+        content: The line without its line break, and the first one without its byte order mark. None: it has more bytes
+            than the limit, and is not kept.
         end: How many bytes of the source have been read with it.
     """
 

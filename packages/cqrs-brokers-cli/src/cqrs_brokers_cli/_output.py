@@ -4,7 +4,7 @@ Stdout may take nothing (a full disk, a pipe that nobody reads any more). A comm
 fail then: its whole output goes to stderr instead.
 
 rich obeys `NO_COLOR`. Texts of servers and plugins are shown as they are: rich's markup in them has no effect, and
-control characters are left out.
+a space is in the place of each control character.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _STEP_WIDTH = 7
 
 
 def printable(text: str) -> str:
-    """The text in one line, without characters that could control a terminal."""
+    """The text in one line, with a space in the place of each character that is not printable."""
     return "".join(character if character.isprintable() else " " for character in text)
 
 
@@ -105,7 +105,7 @@ class Output:
         self._put(printable(text), Text(printable(text), style=style))
 
     def finding(self, finding: Finding) -> None:
-        """Prints a finding as soon as it is known."""
+        """Prints a finding as soon as it is known. With JSON it prints nothing."""
         if self._as_json:
             return
         about = "" if _names_its_subject(finding) else f"{finding.subject}: "

@@ -49,7 +49,8 @@ def describe(scheme: str, output: Output) -> ExitCode:
         output: Where to print.
 
     Raises:
-        BrokerError: There is no such scheme, or its plugin is broken.
+        ConfigError: The text cannot be a scheme.
+        PluginError: No plugin that is installed provides the scheme, or the plugin is broken.
     """
     scheme = scheme.removesuffix("://").lower()
     if not re.fullmatch(r"[a-z0-9+.-]+", scheme):  # it may be a config string, and is not shown

@@ -13,7 +13,8 @@ from ._output import Output
 __all__ = ["Report", "place_of", "reason_of"]
 
 SHOWN = 10
-"""How many lines that were not delivered are listed for people. Lines with an unknown outcome are all listed."""
+"""How many of the lines that were not delivered, or not sent, for one reason are listed for people. Lines with an
+unknown outcome are all listed."""
 
 
 class _Unknown(NamedTuple):
@@ -37,7 +38,7 @@ class Report:
     Attributes:
         interrupted: Whether the command was stopped before the end of the input.
         seconds: How long the command took.
-        failure: What ended the command although messages had been sent. None: nothing did.
+        failure: What ended the command after the first outcome. None: nothing did.
     """
 
     def __init__(self) -> None:
@@ -52,7 +53,7 @@ class Report:
 
     @property
     def count(self) -> int:
-        """How many messages have an outcome."""
+        """How many messages have an outcome, together with the lines that are not messages."""
         refused = sum(len(group.lines) for group in (*self._refused.values(), *self._invalid.values()))
         return self._confirmed + self._handed_over + len(self._unknown) + refused
 
@@ -71,7 +72,7 @@ class Report:
         return ExitCode.NOT_DELIVERED if self._refused or self._invalid else ExitCode.OK
 
     def invalid(self, line: int, why: str) -> None:
-        """Counts a line that is not a message."""
+        """Counts a line of which no message can be made."""
         self._invalid.setdefault(why, _Refused(why)).lines.append(line)
 
     def lost(self, line: int, message: Message, error: Exception) -> None:

@@ -112,7 +112,7 @@ async def send_body(broker: Broker, made: Input, body: bytes) -> Report:
 
     Raises:
         ConnectError: The broker cannot be connected to.
-        ValueError: A field is missing in the body, or has a wrong value.
+        ValueError: No message can be made of the body: see `Input.message`.
     """
     message = made.message(body, lines=False)
     async with _sending(broker, made) as sending:
@@ -132,7 +132,7 @@ async def send_lines(broker: Broker, made: Input, descriptor: int, *, progress: 
 
     Raises:
         ConnectError: The broker cannot be connected to.
-        OSError: Nothing of the input can be read.
+        OSError: The input cannot be read, and no message has an outcome. If one has, the report has the error.
     """
     async with _sending(broker, made) as sending:
         with _bar(sending, descriptor, wanted=progress):

@@ -19,11 +19,12 @@ __all__ = ["Batch"]
 
 
 class Batch:
-    """The span of the call, with a link to the span of each message. It ends when all messages have their outcomes.
+    """The span of the call, with a link to the span of each message. It ends when the call has made its messages ready,
+    and all messages with spans have their outcomes. Messages that were refused before have no spans.
 
-    The sampler is asked once for the batch. If it drops the batch, the messages get no spans of their own. They carry
-    the context of the batch, as the conventions say for messages without spans. For a message that carries a context
-    already, the sampler is asked again, because the message belongs to another trace.
+    If the sampler drops the batch, the messages get no spans of their own. They carry the context of the batch, as the
+    conventions say for messages without spans. If it records the batch, it is asked for each message too. For a message
+    that carries a context already, it is asked in any case, because the message belongs to another trace.
 
     Args:
         tracing: Starts spans.
@@ -84,7 +85,7 @@ class Batch:
             self._end()
 
     def sent(self, message: Message, series: Series, outcome: Receipt | DeliveryError, elapsed: float) -> None:
-        """One of the batch's messages has its outcome."""
+        """One of the messages that the batch follows has its outcome."""
         self._took[series] = elapsed  # all of them began together: the last one is the longest
         if self._recording:
             self._of_batch += 1

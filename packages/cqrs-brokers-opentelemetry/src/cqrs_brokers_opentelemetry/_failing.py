@@ -1,5 +1,5 @@
-"""How long a destination has confirmed nothing. The time also runs between a failed message and the outcome of the next
-one."""
+"""How long a destination has been without a receipt. The time begins with a message that fails. It also runs between
+its outcome and the outcome of the next one."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ OF_THE_MESSAGE = (InvalidMessageError, MessageTooLargeError)
 
 
 class Failing:
-    """The destinations of one broker for which a message failed and none was confirmed since.
+    """The destinations of one broker for which a message failed and no receipt came after that: `MOST_TOPICS` at most.
 
     Attributes:
-        topics: When the first message that failed was sent, by topic.
+        topics: When the message was sent whose failure came first since the last receipt, by topic.
     """
 
     def __init__(self) -> None:
         self.topics: dict[str, float] = {}
 
     def confirmed(self, topic: str) -> None:
-        """A message was confirmed."""
+        """A message has its receipt."""
         self.topics.pop(topic, None)
 
     def failed(self, topic: str, error: DeliveryError, elapsed: float) -> None:

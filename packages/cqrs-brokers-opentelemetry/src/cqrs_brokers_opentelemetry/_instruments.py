@@ -1,7 +1,7 @@
 """The instruments of one meter provider: they read all brokers that are observed with it.
 
 Brokers with the same attributes (system and server) are reported together: a count is the sum, an age is the largest. A
-closed broker disappears from the gauges. The messages that it has sent stay counted.
+closed broker disappears from the gauges. Its outcomes stay counted.
 """
 
 from __future__ import annotations
@@ -125,7 +125,8 @@ class Instruments:
             self._observed.append(_Observed(ref(broker), where, failing))
 
     def series(self, where: Attributes, topic: str, error_type: str) -> Series:
-        """The series of an outcome. All brokers with these attributes share it."""
+        """The series of an outcome. All brokers with these attributes share it. Topics beyond `MOST_TOPICS` have one
+        series together."""
         with self.lock:
             topic = self._told_apart(topic)
             attributes = {**where, names.OPERATION_NAME: names.SEND}

@@ -1,7 +1,7 @@
 """`OpenTelemetryObserver`: one broker's spans and metrics.
 
-    before_send   starts a message's span and returns its context as headers
-    before_batch  starts the span of a `send_messages`
+    before_send   starts a message's span, unless it is known to be dropped, and returns its context as headers
+    before_batch  starts the span of a `send_messages` with several messages
     sent          counts, measures, and ends spans
     attached      lets gauges read the broker's state when metrics are collected: see `_instruments`
 
@@ -35,7 +35,8 @@ __all__ = ["OpenTelemetryObserver"]
 
 
 class OpenTelemetryObserver(Observer):
-    """Makes a PRODUCER span for each message, puts its context into the message's headers, and keeps metrics.
+    """Makes a PRODUCER span for each message that is sent, puts its context into the message's headers, and keeps
+    metrics. Messages of a batch that the sampler drops carry the context of the batch instead.
 
     Make one for each broker. The brokers that use one meter provider share its instruments. Names follow
     OpenTelemetry's messaging conventions.
@@ -95,7 +96,7 @@ class OpenTelemetryObserver(Observer):
         return headers
 
     def before_batch(self, count: int) -> Batch | None:
-        """See `Observer`. For one message there is no batch."""
+        """See `Observer`. For one message there is no `Batch`: it has the same span as with `send_message`."""
         return Batch(self._tracing, self._outcomes, self._pending, count) if count > 1 else None
 
     def sent(self, message: Message, outcome: Receipt | DeliveryError, elapsed: float) -> None:
@@ -116,7 +117,8 @@ class OpenTelemetryObserver(Observer):
 
 
 def _server(url: str | None) -> Attributes:
-    """The attributes for the host and its port, or for all hosts. No attributes for a broker in the process."""
+    """The attributes for the host and its port, or for all hosts. Without a host in the string there are none. The name
+    in `memory://name` counts as a host."""
     if url is None:
         return {}
     scheme, _, rest = url.partition("://")

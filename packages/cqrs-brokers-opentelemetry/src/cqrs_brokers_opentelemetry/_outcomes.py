@@ -30,7 +30,7 @@ class Outcomes:
 
     Attributes:
         common: The attributes that all outcomes have.
-        failing: The destinations that confirm nothing.
+        failing: The destinations where a message failed and no receipt came since.
         measures: Whether `took` does anything.
     """
 

@@ -27,7 +27,7 @@ PROXY = "_ProxyMeterProvider"
 
 
 class PerProvider(Generic[T]):
-    """Makes an object once for each meter provider, and keeps it as long as the provider exists.
+    """Makes an object once for each meter provider, and keeps it at least as long as the provider exists.
 
     Args:
         scope: The name of the meter.

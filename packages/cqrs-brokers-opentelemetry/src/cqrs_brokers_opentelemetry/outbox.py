@@ -106,7 +106,8 @@ class _Instruments:
         return self._rows(lambda lag: lag.refused)
 
     def _rows(self, number: Callable[[Lag], int]) -> list[Observation]:
-        """Relays of one outbox report the same rows. So the largest number of each partition counts."""
+        """Relays of one outbox report the same rows, at different times. So the largest number of each partition
+        counts."""
         rows: dict[tuple[str, int], int] = {}
         for told in self._all():
             for lag in told.lag:
