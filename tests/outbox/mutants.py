@@ -53,8 +53,8 @@ MUTANTS = [
     Mutant(
         "lets a failed row fall behind",
         "_relay/statements.py",
-        "holding = (State.WAITING,) if continue_past_parked else (State.WAITING, State.PARKED)",
-        "holding = (State.PARKED,)",
+        "_holding_states = (State.WAITING,) if continue_past_parked else (State.WAITING, State.PARKED)",
+        "_holding_states = (State.PARKED,)",
         "test_relay.py::test_a_row_that_fails_holds_its_key_up_and_nobody_else[asyncpg]",
     ),
     Mutant(
@@ -146,8 +146,8 @@ MUTANTS = [
     Mutant(
         "the hook writes at a savepoint's release",
         "hook.py",
-        "    if session.in_nested_transaction():  # a savepoint is released\n        return\n",
-        "",
+        "        session.info[_BEGUN] = session.info.get(_BEGUN, 0) + 1\n        return\n",
+        "        pass\n",
         "test_adding.py::test_the_release_of_a_savepoint_writes_nothing",
     ),
     Mutant(

@@ -51,12 +51,16 @@ NOT_REACHED = {
     "_relay/leases.py:step: await self._look_for_others": "the leases did not end",
     "_relay/leases.py:take: await self._give_back": "no relay has other topics",
     "_relay/outcomes.py:mark: await self._store.change(lock)": "MariaDB's locks",
+    "_relay/outcomes.py:_fail: await change_all(self._store, await self._store.rows(self._statements.behind": (
+        "the relay stops at parked rows"
+    ),
+    "_relay/store.py:close: await connection.invalidate": "PostgreSQL's connections go back into the pool",
     "_relay/outcomes.py:_record: await self._store.change(self._statements.delete": "sent rows are kept",
     "relay.py:__aenter__": "run() is what is killed",
     "relay.py:__aexit__": "run() is what is killed",
     "relay.py:health": "run() is what is killed",
     "relay.py:check_schema_once": "run() is what is killed",
-    "relay.py:_shielded: await asyncio.wait([task])": "giving the leases back took no longer than its limit",
+    "relay.py:_shielded: await cancelled([task])": "giving the leases back took no longer than its limit",
 }
 """Beginnings of points that this run does not reach, and why."""
 
