@@ -213,6 +213,22 @@ def test_a_savepoint_that_is_released_with_one_inside_writes_nothing_yet(applica
     assert application.stored == [1]
 
 
+def test_a_savepoint_that_is_closed_takes_its_messages_with_it(application: Application) -> None:
+    """Its changes are rolled back, and SQLAlchemy calls no event of a rollback."""
+    with application.session(application.engine) as session:
+        application.add(session, 1)
+        with session.begin_nested():
+            application.add(session, 2)
+        outer = session.begin_nested()
+        application.add(session, 3)
+        with session.begin_nested():
+            application.add(session, 4)
+        outer.close()
+        application.add(session, 5)
+        session.commit()
+    assert application.stored == [1, 2, 5]
+
+
 def test_two_outbox_objects_for_one_table_keep_the_order_of_the_calls(application: Application) -> None:
     """Such as those of several repositories of python-cqrs on one session."""
     other = Outbox()

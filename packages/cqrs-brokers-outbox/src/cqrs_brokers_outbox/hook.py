@@ -52,6 +52,8 @@ _COMMITTING = f"{_KEY}.committing"
 """In `Session.info` from our `before_commit` on, until the transaction has ended."""
 _BEGUN = f"{_KEY}.begun"
 """In `Session.info`: how many commits have begun and not ended, since a savepoint was open."""
+_RELEASED = f"{_KEY}.released"
+"""In `Session.info`: the savepoint that was released last, until it has ended."""
 _listening = False
 
 
@@ -83,6 +85,7 @@ def _before_commit(session: Session) -> None:
 def _after_commit(session: Session) -> None:
     if session.in_nested_transaction():
         session.info[_BEGUN] = session.info.get(_BEGUN, 1) - 1
+        session.info[_RELEASED] = session.get_nested_transaction()
         return
     for pending in session.info.get(_KEY, {}).values():
         pending.after_commit()
@@ -95,6 +98,9 @@ def _after_rollback(session: Session, transaction: SessionTransaction) -> None:
 
 
 def _after_end(session: Session, transaction: SessionTransaction) -> None:
+    if transaction.nested and session.info.pop(_RELEASED, None) is not transaction:  # closed: there is no other event
+        for pending in session.info.get(_KEY, {}).values():
+            pending.after_rollback(transaction)
     if transaction.parent is None:
         session.info.pop(_COMMITTING, None)
         session.info.pop(_BEGUN, None)
