@@ -96,6 +96,21 @@ def test_rows_that_are_parked_and_refused_now() -> None:
     assert [read.get(gauge, []) for gauge in gauges] == [[], []]
 
 
+def test_topics_of_an_outbox_without_end() -> None:
+    """As those of a broker: routing keys with ids cost no memory."""
+    recording = Recording()
+    observer = OutboxObserver(meter_provider=recording.meters)
+    for number in range(1_010):
+        observer.sent(number, Message("n", f"t{number}", b""), UnroutableError("no queue"))
+    observer.lag([Lag("t1", 0, 5, 90.0), Lag("another", 0, 2, 120.0), Lag("one more", 0, 1, 3.0)])
+    topic, read = "messaging.destination.name", recording.metrics()
+    sent = {attributes[topic]: count for attributes, count in read["cqrs_brokers.outbox.sent"]}
+    assert len(sent) == 1_001
+    assert sent["_OTHER"] == 10
+    assert read["cqrs_brokers.outbox.unsent"] == [({topic: "t1"}, 5), ({topic: "_OTHER"}, 3)]
+    assert read["cqrs_brokers.outbox.lag"] == [({topic: "t1"}, 90.0), ({topic: "_OTHER"}, 120.0)]
+
+
 def test_the_metrics_of_an_outbox() -> None:
     """Lag and rows by topic, what was parked and refused and why, and what keeps the relay from working."""
     recording = Recording()

@@ -58,8 +58,8 @@ OTHER: Final = "_OTHER"
 """The destination that stands for topics beyond `MOST_TOPICS`, and the error type of a batch with several error
 types."""
 MOST_TOPICS: Final = 1_000
-"""How many destinations have their own metrics of brokers. There is a limit because routing keys may contain ids, and a
-series is never removed. The metrics of an outbox have no limit."""
+"""How many destinations have metrics of their own, of brokers and again of outboxes. There is a limit because routing
+keys may contain ids, and a series is never removed."""
 SYSTEMS: Final = {"amqp": "rabbitmq"}
 """The conventions' name for the broker of a scheme, if it is not the scheme's own name."""
 STATES: Final = (

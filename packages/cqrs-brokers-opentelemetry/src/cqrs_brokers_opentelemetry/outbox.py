@@ -43,6 +43,8 @@ class _Instruments:
 
     def __init__(self, meter: Meter) -> None:
         self._relays: WeakSet[_Told] = WeakSet()
+        self._topics: set[str] = set()
+        """The topics that have metrics of their own."""
         self._lock = Lock()
         self.sent = meter.create_counter(
             names.OUTBOX_SENT, unit="{message}", description="Rows that were sent, by outcome."
@@ -89,12 +91,22 @@ class _Instruments:
         with self._lock:
             self._relays.add(told)
 
+    def at(self, topic: str) -> dict[str, str]:
+        """The attributes of a topic. Topics beyond the limit have the same attributes."""
+        with self._lock:
+            if topic not in self._topics:
+                if len(self._topics) >= names.MOST_TOPICS:
+                    topic = names.OTHER
+                else:
+                    self._topics.add(topic)
+        return {names.DESTINATION: topic}
+
     def _all(self) -> list[_Told]:
         with self._lock:
             return list(self._relays)
 
     def _oldest(self, _: CallbackOptions) -> list[Observation]:
-        return largest((lag.oldest, {names.DESTINATION: lag.topic}) for told in self._all() for lag in told.lag)
+        return largest((lag.oldest, self.at(lag.topic)) for told in self._all() for lag in told.lag)
 
     def _unsent(self, _: CallbackOptions) -> list[Observation]:
         return self._rows(lambda lag: lag.rows)
@@ -113,7 +125,7 @@ class _Instruments:
             for lag in told.lag:
                 if number(lag):
                     rows[lag.topic, lag.partition] = max(number(lag), rows.get((lag.topic, lag.partition), 0))
-        return total((count, {names.DESTINATION: topic}) for (topic, _), count in rows.items())
+        return total((count, self.at(topic)) for (topic, _), count in rows.items())
 
 
 _instruments = PerProvider("cqrs_brokers_outbox", _Instruments)
@@ -137,16 +149,16 @@ class OutboxObserver(RelayObserver):
         self._instruments.observe(self._told)
 
     def sent(self, position: int, message: Message, outcome: Receipt | DeliveryError) -> None:
-        attributes = {names.DESTINATION: message.topic}
+        attributes = self._instruments.at(message.topic)
         if isinstance(outcome, DeliveryError):
             attributes[names.ERROR_TYPE] = type(outcome).__name__
         self._instruments.sent.add(1, attributes)
 
     def parked(self, position: int, topic: str, error_class: str, error_text: str) -> None:
-        self._instruments.parked.add(1, {names.DESTINATION: topic, names.ERROR_TYPE: error_class})
+        self._instruments.parked.add(1, {**self._instruments.at(topic), names.ERROR_TYPE: error_class})
 
     def refused(self, topic: str, error_class: str, error_text: str) -> None:
-        self._instruments.refused.add(1, {names.DESTINATION: topic, names.ERROR_TYPE: error_class})
+        self._instruments.refused.add(1, {**self._instruments.at(topic), names.ERROR_TYPE: error_class})
 
     def fenced(self, count: int) -> None:
         self._instruments.fenced.add(count)
