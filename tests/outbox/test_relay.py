@@ -343,6 +343,22 @@ async def test_an_error_s_text_that_no_database_stores(database: Database, said:
     assert (await rows(database))[0].error_text == "a b"
 
 
+async def test_a_broker_that_raises_what_is_no_outcome_ends_the_relay(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as a wrapper around one, with a mistake. The rows would be kept from everybody, without a word."""
+
+    async def fail(*_: Any) -> None:
+        raise LookupError("a mistake")
+
+    await store(database, numbered(1))
+    async with opened(ScriptedBroker()) as broker:
+        monkeypatch.setattr(broker, "send_message", fail)
+        async with asyncio.timeout(10):
+            with pytest.raises(LookupError, match="a mistake"):
+                await Relay(database.engine(), broker, database.outbox, lease=15.0, close_timeout=0.5).run()
+
+
 async def test_a_row_that_commits_late_is_found(database: Database) -> None:
     """A row with a lower number that became visible after higher ones were sent."""
     if database.kind == "aiosqlite":

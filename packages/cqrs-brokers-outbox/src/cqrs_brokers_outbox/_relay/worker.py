@@ -6,9 +6,9 @@ another.
     marking    writes what happened, many rows at a time
     leasing    renews, takes and gives back partitions
 
-Every loop goes on after an error of the database or the broker. It waits, longer each time, and tells the observers. A
-row stays in `Keys.busy` from its claim until its mark is committed, or until it is dropped unsent. So no claim brings
-it twice.
+Every loop goes on after an error of the database or the broker. It waits, longer each time, and tells the observers.
+Any other error ends the relay. A row stays in `Keys.busy` from its claim until its mark is committed, or until it is
+dropped unsent. So no claim brings it twice.
 
 This file is longer than 400 lines because the loops share one state: which keys are busy, and what waits to be marked.
 """
@@ -99,6 +99,7 @@ class Worker:
         self._to_lease = asyncio.Event()
         self._stopping = asyncio.Event()
         self._sending: set[asyncio.Task[None]] = set()
+        self._failure: BaseException | None = None
         self._held_back_until = 0.0
         self._pause = 0.0
         self._due_asked = 0.0
@@ -141,6 +142,8 @@ class Worker:
         for loop in loops:
             if not loop.cancelled() and (error := loop.exception()) is not None:
                 raise error
+        if self._failure is not None:
+            raise self._failure
         if cancellation is not None:
             raise cancellation
 
@@ -287,7 +290,14 @@ class Worker:
         for items in calls:
             task = asyncio.create_task(self._send(items))
             self._sending.add(task)
-            task.add_done_callback(self._sending.discard)
+            task.add_done_callback(self._end_of_sending)
+
+    def _end_of_sending(self, task: asyncio.Task[None]) -> None:
+        """Ends the relay if the broker raised what is no outcome: nobody would send the call's rows again."""
+        self._sending.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._failure = self._failure or error
+            self._stopping.set()
 
     def _what_may_go(self) -> list[Item]:
         if not self._keys.waiting or self._stopping.is_set():
