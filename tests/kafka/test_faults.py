@@ -111,7 +111,10 @@ async def test_weaker_settings_and_a_broker_that_is_away(
     async with open_broker(f"{kafka_node.url}?{unsafe}&request_timeout_ms=1000&delivery_timeout=3s") as broker:
         async with publishing(broker, topic, pause=0.05) as publishers:
             await publishers.recovered(5)
-            await asyncio.to_thread(getattr(kafka_node, fate))
+            await asyncio.to_thread(kafka_node.pause)
+            await asyncio.sleep(0.2)  # requests are without an answer now
+            if fate == "kill":
+                await asyncio.to_thread(kafka_node.kill)
             try:
                 await asyncio.sleep(1.5 if fate == "kill" else 5)
             finally:
