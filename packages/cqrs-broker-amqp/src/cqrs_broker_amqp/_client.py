@@ -161,7 +161,8 @@ class Sockets(TransportFactory):
         return self._transport is not None and not self._transport.is_closing()
 
     def on_drained(self, drained: Callable[[], None]) -> None:
-        """Sets the function that is called when no written bytes wait any more, after `must_wait` returned True."""
+        """Sets the function `drained`. If `must_wait` has returned True, `drained` is called when no written bytes wait
+        any more."""
         if self._protocol is not None:
             self._protocol.drained = lambda: None if self.must_wait() else drained()
 

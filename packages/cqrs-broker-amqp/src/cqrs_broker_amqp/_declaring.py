@@ -70,8 +70,8 @@ class Declarations:
         """Channels that are free for another declaration."""
         self._waiting: dict[str, _Waiting] = {}
         self._todo: collections.deque[str] = collections.deque()
-        """Topics whose queue must be declared if messages still wait for it, and which no channel has begun to
-        declare."""
+        """The topics whose queues no channel has begun to declare. A queue is declared only if messages still
+        wait for it when a channel comes to its topic."""
         self._declared: set[str] = set()
 
     def use(self, session: Session, unsent: Iterable[Entry]) -> None:

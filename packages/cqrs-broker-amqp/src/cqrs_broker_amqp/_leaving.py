@@ -26,7 +26,8 @@ class Leaving:
         tasks: Owns the task that opens a fresh channel.
         current: Returns the channel on which messages are published.
         use: Called with the fresh channel. From then on messages are published on it.
-        ready: Called with messages that may now be sent, in this order, before all messages that wait.
+        ready: Called with a list of messages that may be sent now. The owner sends them in the order of the list, and
+            before the messages that wait in its own queue.
         expect: Called with the time by which `look` must be called again, in the event loop's time.
         lost: Called when the current channel is stuck, and the server allows no further channel.
     """

@@ -20,8 +20,8 @@ SILENCE = 2.0
 connection is checked. The connection counts as dead if the server has sent nothing since the wait began, or nothing for
 a heartbeat and one second."""
 FIRST_LOOK = 0.05
-"""We wait this many seconds, so that the event loop reads what has come in: when a timer is late, and before a send
-after a silence."""
+"""We wait this many seconds when a timer is late, and before the first send after a silence. Meanwhile the event loop
+reads the data that have come in."""
 STANDSTILL = 0.5
 """If a timer is late by more than this many seconds, the event loop stood still."""
 

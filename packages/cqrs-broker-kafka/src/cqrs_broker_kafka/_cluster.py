@@ -126,7 +126,8 @@ class Cluster:
 
         Raises:
             ProtocolError: A node is too old.
-            ConnectError: All attempts failed, and for one node a person must act, or the token provider gave no token.
+            ConnectError: All attempts failed, and at least one of the errors is certain (see `Finding.inferred`). This
+                error is permanent, or it says that the token provider gave no token.
         """
         attempts = {self._tasks.spawn(node.open()): node for node in self.nodes.values()}
         for attempt in attempts:

@@ -28,8 +28,8 @@ logger = logging.getLogger("cqrs_broker_kafka.metadata")
 PATIENCE = 0.3
 """If a node has not answered after this many seconds, we also ask another node."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 0.5
-"""The least time between two questions, in seconds. While no node answers, or a leader or a topic is missing, this time
-doubles with each question, up to `LONGEST_PAUSE`."""
+"""The pause after a question, in seconds. While no node answers, or a leader or a topic is missing, the pause doubles
+with each question, up to `LONGEST_PAUSE`. `request(at_once=True)` ends the pause early. `ask` does not wait for it."""
 
 
 class Metadata:

@@ -69,7 +69,8 @@ class Node:
         host: The address that the node advertises.
 
     Attributes:
-        ready: Partitions that this node leads and that became READY, in this order. Some may have nothing to send now.
+        ready: The READY partitions that this node leads, in the order in which the driver queued them. Some may have
+            nothing to send now.
         failure: The error of the last attempt that `connect` made. None: that attempt or a later one succeeded, or
             there was none.
         connection: The connection for produce requests. None: there is no connection now.

@@ -114,7 +114,9 @@ _VARIABLE = (
     r"|(?:^|:)\$[A-Z][A-Z0-9_]+(?=[:@])"
 )
 """Matches a placeholder that was not replaced: `${NAME}`, `{{ name }}`, `%(name)s`, `<name>` or `$NAME`. `<name>` is
-matched only as a whole part of the string, and `$NAME` only as a whole user name or password."""
+matched only as a whole part of the string. `$NAME` is matched only before a `:` or an `@`, and only at the start of the
+string or after a `:`. The string is the text after `://`. So `$NAME` is usually a user name, a password, or the first
+host with a port."""
 _INVISIBLE = "\u00a0\u00ad\u200b\u200c\u200d\u2060\ufeff"
 _QUOTES = "\"'`\u2018\u2019\u201c\u201d"
 _SPACE = " \t\r\n"

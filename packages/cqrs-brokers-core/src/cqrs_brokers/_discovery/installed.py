@@ -57,7 +57,7 @@ class Claim(NamedTuple):
 
 
 class Installed(NamedTuple):
-    """The table.
+    """The table of installed plugins: the claims of the distributions, and the version of core.
 
     Attributes:
         claims: The claims, in the order in which the finders give the distributions (usually the order of `sys.path`).

@@ -48,7 +48,8 @@ class _Field(NamedTuple):
     Attributes:
         name: The field's name in Python.
         key: The field's name in JSON.
-        function: The field's own serializer, as pydantic's schema describes it. None: no serializer is called here.
+        function: The field's own serializer, as pydantic's schema describes it. None: this module calls no
+            serializer for the field.
         by_pydantic: Whether pydantic's serializers are used for the field.
         skip: Says whether a value is left out. None: no value is left out.
     """
